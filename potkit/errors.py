@@ -1,0 +1,23 @@
+"""What potkit raises when the user (not the code) is at fault: always one line, naming the culprit."""
+
+from __future__ import annotations
+
+
+class PotkitError(Exception):
+    """A mistake that one line can explain; the command line prints that line and exits with 1."""
+
+
+class DataError(PotkitError, ValueError):
+    """A file, an array or a structure is not what it should be."""
+
+
+class ConfigError(PotkitError, ValueError):
+    """A setting is unknown, misspelt or outside its range."""
+
+
+class CheckpointError(PotkitError, ValueError):
+    """A checkpoint is missing, broken, or belongs to another network."""
+
+
+class TrainingError(PotkitError, RuntimeError):
+    """Training cannot go on, for instance because the loss is not a number."""
