@@ -1,15 +1,18 @@
 """Neighbour lists for packed batches: every pair closer than the cutoff, all periodic images counted, none cut off silently.
 
-Two ways to the same edges, both plain tensor code that runs where the batch lies (CPU or GPU). Small free molecules: each atom
-against all atoms of its structure. Otherwise a sorted cell list, linear in the number of atoms, which also handles boxes smaller
-than the cutoff (several images of one pair) and slabs and wires (periodic along one or two vectors only).
+Three ways to the same edges, chosen by what is cheapest where the batch lies. Small free molecules: each atom against all atoms of
+its structure, in one tensor operation. Large or periodic structures on the CPU: vesin, structure by structure. The same on a GPU:
+a sorted cell list in tensor code, linear in the number of atoms. The last two also handle boxes smaller than the cutoff (several
+images of one pair) and slabs and wires (periodic along one or two vectors only).
 Edges run from a sender j to a receiver i and are sorted by receiver; edge vectors are x_j + shift − x_i.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+from vesin import NeighborList
 
 from .errors import ConfigError, DataError
 from .structures import Batch, Structures
@@ -39,7 +42,8 @@ def neighbor_list(
     periodic = cell is not None and pbc is not None
     if not periodic and max_atoms <= DENSE_LIMIT:
         return _all_pairs(pos, batch, ptr, cutoff, max_atoms), None
-    edges, shifts = _cell_list(pos, batch, ptr, cutoff, cell if periodic else None, pbc if periodic else None)
+    search = _by_vesin if pos.device.type == "cpu" else _cell_list
+    edges, shifts = search(pos, batch, ptr, cutoff, cell if periodic else None, pbc if periodic else None)
     return edges, shifts if periodic else None
 
 
@@ -54,7 +58,24 @@ def _all_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, cutoff: float, max_atoms
     return torch.stack([start[receiver] + slot, receiver])
 
 
-def _complete_cells(frac_origin: Tensor, cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _by_vesin(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
+    finder = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    bounds, points = ptr.tolist(), pos.double().numpy()
+    parts, shifts = [np.zeros((0, 2), np.int64)], [np.zeros((0, 3), np.int64)]
+    for s, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
+        box = np.zeros((3, 3)) if cell is None else cell[s].double().numpy()
+        along = [False] * 3 if pbc is None else pbc[s].tolist()
+        if all(along) and abs(np.linalg.det(box)) < 1e-6:
+            raise DataError(f"structure {s} of the batch is periodic but its cell has no volume: {box.tolist()}")
+        if b > a:
+            pair, shift = finder.compute(points[a:b], box, along, "PS")
+            parts.append(pair.astype(np.int64) + a)
+            shifts.append(shift)
+    receiver, sender = np.concatenate(parts).T
+    return torch.from_numpy(np.stack([sender, receiver])), torch.from_numpy(np.concatenate(shifts).astype(np.int64))
+
+
+def _complete_cells(cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cells with three independent vectors: those that are not periodic are replaced by unit vectors normal to the rest."""
     eye = torch.eye(3, dtype=like.dtype, device=like.device).expand(n, 3, 3)
     if cell is None or pbc is None:
@@ -72,7 +93,7 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     n_structures, device = len(ptr) - 1, pos.device
     if not len(pos):
         return torch.zeros(2, 0, dtype=torch.long, device=device), torch.zeros(0, 3, dtype=torch.long, device=device)
-    box, periodic = _complete_cells(pos, cell, pbc, n_structures, pos)
+    box, periodic = _complete_cells(cell, pbc, n_structures, pos)
     volume = torch.linalg.det(box.double()).abs()
     if bool((volume < 1e-6).any()):
         bad = int(torch.nonzero(volume < 1e-6)[0])
@@ -144,8 +165,6 @@ def attach(batch: Batch, cutoff: float) -> Batch:
 
 def check_overlaps(structures: Structures, limit: float = OVERLAP, chunk_atoms: int = 20_000) -> None:
     """Raise DataError that names the first two atoms closer than ``limit`` Å (periodic images included)."""
-    import numpy as np
-
     edges_at = np.searchsorted(structures.ptr, np.arange(0, int(structures.ptr[-1]) + chunk_atoms, chunk_atoms), "left")
     bounds = np.unique(np.clip(edges_at, 0, len(structures)))
     for a, b in zip(bounds[:-1], bounds[1:]):

@@ -1,0 +1,62 @@
+"""Networks by name. A new network is one file with a backbone class and PRESETS, and one line in MODELS."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from ..errors import ConfigError
+from .base import Features, Graph, Potential, Prediction
+
+MODELS = {
+    "egnn": "egnn:EGNN",
+}
+READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled")
+
+__all__ = ["MODELS", "Features", "Graph", "Potential", "Prediction", "build", "names", "presets"]
+
+
+def names() -> list[str]:
+    """The registered networks."""
+    return list(MODELS)
+
+
+def _find(name: str) -> tuple[type, dict[str, dict[str, Any]]]:
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+    file, cls = MODELS[name].split(":")
+    module = importlib.import_module(f".{file}", __package__)
+    return getattr(module, cls), module.PRESETS
+
+
+def presets(name: str) -> dict[str, dict[str, Any]]:
+    """The presets of a network: preset -> options."""
+    return {k: dict(v) for k, v in _find(name)[1].items()}
+
+
+def build(name: str, preset: str = "small", **overrides: Any) -> Potential:
+    """A network with its read-outs, at ``preset`` ("denoise-paper", "masked-paper", "small") with single options replaced.
+
+    Options are the backbone's constructor arguments and the read-outs' ``vector``, ``forces``, ``head_norm``, ``pooled``.
+    Raises ConfigError naming what is unknown or out of range.
+    """
+    cls, table = _find(name)
+    if preset not in table:
+        raise ConfigError(f"unknown preset {preset!r} of {name}; there are {', '.join(table)}")
+    own = list(inspect.signature(cls).parameters)
+    unknown = [k for k in overrides if k not in own and k not in READOUT_OPTIONS]
+    if unknown:
+        raise ConfigError(f"{name} has no option {', '.join(map(repr, unknown))}; it has {', '.join((*own, *READOUT_OPTIONS))}")
+    options = {**table[preset], **overrides}
+    if not options.get("cutoff", 1.0) > 0:
+        raise ConfigError(f"cutoff must be positive, got {options['cutoff']}")
+    if options.get("faithful") and "pooled" not in options:
+        options["pooled"] = getattr(cls, "faithful_pooled", False)
+    readout = {k: options.pop(k) for k in READOUT_OPTIONS if k in options}
+    try:
+        model = Potential(cls(**options), **readout)
+    except TypeError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    model.recipe = {"name": name, "preset": preset, "options": {**options, **readout}}  # what a checkpoint needs to build it again
+    return model

@@ -1,0 +1,91 @@
+"""Parts that several networks share: sums over neighbours, smooth cutoffs, radial bases, embeddings, small MLPs."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.utils import scatter
+
+from ..structures import MAX_Z
+
+MAX_CHARGE = 10  # e; total charges from −10 to 10 have an embedding of their own
+
+
+def sum_over(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sum the rows of ``values`` [E, …] that share an ``index`` [E] into [size, …]."""
+    return scatter(values, index, dim=0, dim_size=size, reduce="sum")
+
+
+def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU, last: bool = False, norm: bool = False) -> nn.Sequential:
+    """Linear layers of the given widths with ``activation`` between (and after, if ``last``); ``norm`` ends with LayerNorm."""
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(zip(widths[:-1], widths[1:])):
+        layers.append(nn.Linear(a, b))
+        if last or i < len(widths) - 2:
+            layers.append(activation())
+    if norm:
+        layers.append(nn.LayerNorm(widths[-1]))
+    return nn.Sequential(*layers)
+
+
+def polynomial_envelope(distance: Tensor, cutoff: float, power: int = 6) -> Tensor:
+    """Smooth step from 1 at 0 to 0 at ``cutoff`` with two vanishing derivatives there (Gasteiger et al. 2020, DimeNet eq. 8)."""
+    x = distance / cutoff
+    p = float(power)
+    value = 1 - (p + 1) * (p + 2) / 2 * x**power + p * (p + 2) * x ** (power + 1) - p * (p + 1) / 2 * x ** (power + 2)
+    return value * (x < 1).to(distance.dtype)
+
+
+def cosine_envelope(distance: Tensor, cutoff: float) -> Tensor:
+    """½(1 + cos(π d / cutoff)) inside, 0 outside (Behler 2011); its second derivative jumps at the cutoff."""
+    return 0.5 * (torch.cos(distance * (math.pi / cutoff)) + 1.0) * (distance < cutoff).to(distance.dtype)
+
+
+class GaussianBasis(nn.Module):
+    """exp(−(d − μ_k)² / 2Δ²) with ``size`` centres from 0 to ``cutoff`` (Schütt et al. 2018, SchNet). [E] Å -> [E, size]."""
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.linspace(0.0, cutoff, size))
+        self.coefficient = -0.5 / (cutoff / (size - 1)) ** 2
+
+    def forward(self, distance: Tensor) -> Tensor:
+        return torch.exp(self.coefficient * (distance[:, None] - self.centers) ** 2)
+
+
+class BesselBasis(nn.Module):
+    """√(2/c) sin(kπ d / c) / d, k = 1 … size (Gasteiger et al. 2020, DimeNet eq. 7). [E] Å -> [E, size]."""
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.register_buffer("frequencies", torch.arange(1, size + 1) * (math.pi / cutoff))
+
+    def forward(self, distance: Tensor) -> Tensor:
+        d = distance[:, None]
+        return math.sqrt(2.0 / self.cutoff) * torch.sin(self.frequencies * d) / d
+
+
+class AtomEmbedding(nn.Module):
+    """A learned vector per element (the whole periodic table), plus one for flagged atoms and, if asked for, one per total charge.
+
+    The flag's vector is added where ``mask`` is 1 only, so a network that never sees a flag does not depend on it.
+    """
+
+    def __init__(self, hidden: int, charge: bool = False) -> None:
+        super().__init__()
+        self.element = nn.Embedding(MAX_Z + 1, hidden)
+        self.flag = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
+        self.charge = nn.Embedding(2 * MAX_CHARGE + 1, hidden) if charge else None
+
+    def forward(self, graph) -> Tensor:
+        h = self.element(graph.z)  # [N, hidden]
+        if graph.mask is not None:
+            h = h + graph.mask.to(h.dtype)[:, None] * self.flag
+        if self.charge is not None:
+            level = graph.charge.round().long().clamp(-MAX_CHARGE, MAX_CHARGE) + MAX_CHARGE
+            h = h + self.charge(level)[graph.batch]
+        return h
