@@ -6,6 +6,10 @@ from __future__ import annotations
 class PotkitError(Exception):
     """A mistake that one line can explain; the command line prints that line and exits with 1."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class DataError(PotkitError, ValueError):
     """A file, an array or a structure is not what it should be."""

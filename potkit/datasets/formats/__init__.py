@@ -1,0 +1,86 @@
+"""One reader per file format. A reader is a module with NAME, DESCRIPTION, ``sniff(path)`` and ``read(path, dtype, **options)``.
+
+A new format is one new file and its name in FORMATS. ``sniff`` judges by content, never by the file's name; the first that says
+yes reads. Readers return `Structures` in Å, eV and eV/Å, or raise DataError naming file and place.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ...errors import ConfigError, DataError
+from ...structures import Structures, concatenate
+from . import ani1, extxyz, packed
+
+FORMATS: dict[str, ModuleType] = {m.NAME: m for m in (packed, ani1, extxyz)}
+SKIPPED = {".md", ".txt", ".yaml", ".yml", ".json", ".py", ".pdf", ".license", ".bib"}
+
+
+def guess(path: Path) -> str | None:
+    """The name of the format ``path`` (a file or a folder) is written in, judged by its content; None if none fits."""
+    return next((name for name, module in FORMATS.items() if module.sniff(path)), None)
+
+
+def read(path: str | Path, format: str | None = None, dtype: Any = None, **options: Any) -> Structures:
+    """`Structures` from a file or folder in any format of FORMATS; ``format`` forces one.
+
+    Positions and forces are kept as ``dtype`` (default float32; energies are float64 always). ``options`` go to the reader. A
+    folder of files that only make sense one by one is read file by file, in name order, and joined.
+    Raises DataError for a missing file, an unknown content, or whatever is wrong inside; ConfigError for an unknown option.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    if format is not None and format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}: known are {', '.join(FORMATS)}")
+    name = format or guess(path)
+    if name is None and path.is_dir():
+        return _read_each(path, dtype, options)
+    if name is None:
+        raise DataError(f"{path}: {_what(path)}; known formats are {', '.join(FORMATS)} (format= forces one)")
+    reader = FORMATS[name].read
+    known = [p for p in inspect.signature(reader).parameters if p not in ("path", "dtype")]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"format {name} has no option {unknown[0]!r} (it has: {', '.join(known) or 'none'})")
+    if dtype is not None:
+        options["dtype"] = dtype
+    try:
+        return reader(path, **options)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file (byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read_each(folder: Path, dtype: Any, options: dict[str, Any]) -> Structures:
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() not in SKIPPED and f.name[0] != "."]
+    formats = {f: guess(f) for f in files}
+    foreign = [f.name for f, name in formats.items() if name is None]
+    if not files or foreign:
+        what = f"{foreign[0]} is in no known format" if foreign else "no data file in this folder"
+        raise DataError(f"{folder}: {what}; known formats are {', '.join(FORMATS)}")
+    out = concatenate([read(f, formats[f], dtype, **options) for f in files])
+    out.info["name"] = folder.name
+    return out
+
+
+def _what(path: Path) -> str:
+    """One clause on why the content was not recognised."""
+    from .hdf5 import first_keys, is_hdf5
+
+    if is_hdf5(path):
+        import h5py
+
+        try:
+            with h5py.File(path, "r"):
+                pass
+        except OSError as error:
+            return f"HDF5 file is truncated or damaged ({str(error).splitlines()[0]})"
+        keys = sorted(first_keys(path))
+        return f"HDF5 file of unknown layout (its groups have: {', '.join(keys[:12]) or 'nothing'})"
+    return "content is in no known format"

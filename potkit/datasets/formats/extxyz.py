@@ -193,17 +193,15 @@ def _pack(
         raise DataError(f"{where}: has no {forces_key or 'forces'!r} column (it has: {', '.join(layout)})")
     width = max(s.stop for _, s in layout.values())
     symbols = layout[kind][0] == "S"
-    wanted = list(range(3)) if not symbols else []
     numeric = [*range(layout["pos"][1].start, layout["pos"][1].stop)]
     numeric += [] if forces_name is None else [*range(layout[forces_name][1].start, layout[forces_name][1].stop)]
     wanted = numeric + ([] if symbols else [layout[kind][1].start])
     names, numbers = parse_lines(block, layout[kind][1].start if symbols else None, wanted, width, path)
-    known = {} if names is None else {s: s for s in set(names)}
     start = 0
     for frame in block:
         rows, where = slice(start, start + frame.n), f"{path}: frame {frame.index}"
         start = rows.stop
-        z = numbers_of([known[s] for s in names[rows]], where) if symbols else checked_numbers(numbers[rows, -1], where)
+        z = numbers_of(names[rows], where) if symbols else checked_numbers(numbers[rows, -1], where)
         pos = numbers[rows, :3]
         require_finite(pos, "position", where, row="atom")
         forces = None

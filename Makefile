@@ -1,0 +1,81 @@
+# potkit: `make reproduce` (set-up + all notebooks), `make test` (set-up + tests + notebook check), `make lab`, `make clean`.
+#
+# The set-up goes into .venv and nowhere else. Each of its steps leaves a stamp file, so a second run starts at once, an
+# interrupted one goes on where it stopped, and a changed pyproject.toml repeats what depends on it.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+WORKERS ?= 2
+NOTEBOOKS ?= $(wildcard notebooks/0*.ipynb)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+
+# One thread a process: the tests and notebooks run $(WORKERS) processes side by side, and small tensors gain nothing from more.
+CHECK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+.PHONY: help setup peers reproduce test lab clean
+
+help:
+	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
+	@echo "make test        set up, then run the tests and check the notebooks' stored numbers"
+	@echo "make lab         set up, then open JupyterLab on notebooks/"
+	@echo "make peers       add the other implementations that some tests compare with (optional)"
+	@echo "make clean       remove the set-up and caches; runs/ stays"
+
+setup: $(VENV)/.stamp-package $(VENV)/.stamp-scatter
+
+$(VENV)/.stamp-venv:
+	@command -v $(PYTHON) >/dev/null || { echo "potkit needs Python 3.11 or newer, but there is no '$(PYTHON)'; name one: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "potkit needs Python 3.11 or newer, found $$($(PYTHON) --version); name another: make PYTHON=python3.11"; exit 1; }
+	@echo "set-up 1/4: virtual environment in $(VENV)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch goes first and alone: everything after it finds it there, and nothing can bring another build of it.
+$(VENV)/.stamp-$(subst ==,-,$(TORCH)): | $(VENV)/.stamp-venv
+	@echo "set-up 2/4: $(TORCH)"
+	@$(PIP) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.stamp-package: pyproject.toml $(VENV)/.stamp-$(subst ==,-,$(TORCH))
+	@echo "set-up 3/4: potkit and what it needs (a few minutes)"
+	@$(PIP) -e ".[notebooks,generate,test]"
+	@touch $@
+
+# Compiled against the torch above, hence no build isolation.
+$(VENV)/.stamp-scatter: $(VENV)/.stamp-$(subst ==,-,$(TORCH)) | $(VENV)/.stamp-package
+	@echo "set-up 4/4: torch-scatter, compiled here (some minutes)"
+	@if $(PIP) "setuptools>=77,<82" wheel ninja && $(PIP) --no-build-isolation torch-scatter >$(VENV)/torch-scatter.log 2>&1; then :; else \
+	    echo "WARNING: torch-scatter could not be built (see $(VENV)/torch-scatter.log); potkit runs without it, torch-geometric's own scatter takes its place"; fi
+	@touch $@
+
+peers: $(VENV)/.stamp-peers
+
+$(VENV)/.stamp-peers: pyproject.toml | setup
+	@$(PIP) -e ".[peers]"
+	@touch $@
+
+reproduce: setup
+	@$(BIN)/potkit run --profile quick $(NOTEBOOKS)
+
+test: setup
+	@$(CHECK)
+	@if [ -n "$(NOTEBOOKS)" ]; then \
+	    echo "notebooks: executing them in profile smoke and comparing the marked cells with what is stored"; \
+	    POTKIT_PROFILE=smoke POTKIT_FIGURES='$(CURDIR)/runs/nbval/figures' \
+	        $(CHECK) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider $(NOTEBOOKS); \
+	else echo "notebooks: none to check"; fi
+
+lab: setup
+	@$(BIN)/jupyter lab notebooks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path ./runs -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
+	@echo "left alone: runs/ (trained models and executed notebooks)"

@@ -1,0 +1,29 @@
+"""Recipes: how the embedded data sets are made. A new recipe is one file and one line here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+from ...structures import Structures
+from . import ani_mini, tip3p_mini
+from .common import Recipe, generate
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (ani_mini.RECIPE, tip3p_mini.RECIPE)}
+
+
+def make(
+    name: str,
+    out: str | Path,
+    *,
+    scale: float | str = 1.0,
+    seed: int = 0,
+    jobs: int = 1,
+    progress: bool = True,
+    **options: Any,
+) -> Structures:
+    """Make the data set ``name`` and save it to ``out``; see `common.generate`. Raises DataError for an unknown name."""
+    if name not in RECIPES:
+        raise DataError(f"no recipe called {name!r}; there are {', '.join(RECIPES)}")
+    return generate(RECIPES[name], out, scale=scale, seed=seed, jobs=jobs, progress=progress, **options)

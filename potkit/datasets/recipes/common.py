@@ -1,0 +1,196 @@
+"""What all recipes share: cutting the work into parts, running them in parallel, resuming, storing, and the data sheet.
+
+A recipe cuts a data set into independent tasks (a molecule, a trajectory). Each finished task lies as a small packed file in
+``<out>.parts/`` until the whole set is written, so a killed generation goes on where it stopped. What a task yields depends
+on its own settings only, never on the other tasks, their order or the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ...errors import DataError
+from ...structures import SYMBOLS, Structures, concatenate
+
+GRID = 2.0**-14  # Å and eV/Å: 6.1e-5, finer than 1e-4, exact in float32 below 512, and its zero bits compress well
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENMM_CPU_THREADS")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one embedded data set is made.
+
+    ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``; ``scale`` is a number or "paper".
+    ``work(task)`` makes the structures of one task; what it leaves in ``info`` is handed to ``describe``.
+    ``describe(tasks, infos)`` gives the set's ``info`` (level of theory, references, ...); plain sentences under "notes" reach
+    the data sheet. ``revision`` rises whenever the same settings would give other data.
+    """
+
+    name: str
+    title: str
+    story: str  # the recipe in prose, for the data sheet
+    packages: tuple[str, ...]
+    plan: Callable[..., list[dict[str, Any]]]
+    work: Callable[[dict[str, Any]], Structures]
+    describe: Callable[[list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any]]
+    revision: int = 1
+
+
+def on_grid(values: np.ndarray) -> np.ndarray:
+    """``values`` rounded to multiples of `GRID`, as float32 (exactly: what is stored is what was labelled)."""
+    return (np.round(np.asarray(values, np.float64) / GRID) * GRID).astype(np.float32)
+
+
+def parse_scale(name: str, scale: float | str) -> float | str:
+    """A positive number, or "paper". Raises DataError."""
+    if scale == "paper":
+        return scale
+    try:
+        number = float(scale)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise DataError(f"{name}: scale must be a positive number or 'paper', got {scale!r}")
+    return number
+
+
+def require(recipe: Recipe) -> None:
+    """Raise DataError if a package that the recipe runs on is not installed."""
+    missing = [p for p in recipe.packages if importlib.util.find_spec(p) is None]
+    if missing:
+        raise DataError(
+            f"{recipe.name}: {', '.join(missing)} is not installed; generators need the extra potkit[generate] "
+            "(pip install 'potkit[generate]')"
+        )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread per process while the block runs: sums keep their order, so results do not depend on the machine's load."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update({name: "1" for name in THREADS})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _part_path(folder: Path, recipe: Recipe, task: dict[str, Any]) -> Path:
+    text = json.dumps([recipe.name, recipe.revision, task], sort_keys=True)
+    return folder / f"{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}.h5"
+
+
+def _run_part(work: Callable[[dict[str, Any]], Structures], task: dict[str, Any], path: Path) -> None:
+    start = time.perf_counter()
+    part = work(task)
+    part.info["seconds"] = time.perf_counter() - start
+    part.save(path)
+
+
+def _open_part(path: Path) -> Structures | None:
+    """A finished part, or None if there is none that can be read (then it is made again)."""
+    try:
+        return Structures.open(path) if path.exists() else None
+    except DataError:
+        return None
+
+
+def _run_all(recipe: Recipe, tasks: list[dict[str, Any]], paths: list[Path], jobs: int, progress: bool) -> None:
+    todo = [i for i, path in enumerate(paths) if _open_part(path) is None]
+    bar = tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=recipe.name, unit="part", disable=not progress)
+    with one_thread(), bar:
+        if jobs == 1 or len(todo) <= 1:
+            for i in todo:
+                _run_part(recipe.work, tasks[i], paths[i])
+                bar.update()
+            return
+        # spawn, not fork: forked children would inherit thread pools that numpy, torch and OpenMM have already started
+        pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn"))
+        try:
+            futures = [pool.submit(_run_part, recipe.work, tasks[i], paths[i]) for i in todo]
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def generate(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    scale: float | str = 1.0,
+    seed: int = 0,
+    jobs: int = 1,
+    progress: bool = True,
+    **options: Any,
+) -> Structures:
+    """Make the set, save it to ``out`` (a ``.h5`` file, else a folder) with a data sheet ``<out>.md`` beside it, and return it.
+
+    ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own number. ``jobs`` processes
+    share the tasks. The same scale, seed, options and package versions give the same file, whatever ``jobs``.
+    Raises DataError for a bad argument, a missing package, or when nothing could be made.
+    """
+    out = Path(out)
+    scale = parse_scale(recipe.name, scale)
+    if jobs < 1:
+        raise DataError(f"{recipe.name}: jobs must be at least 1, got {jobs}")
+    if seed < 0:
+        raise DataError(f"{recipe.name}: seed must not be negative, got {seed}")
+    require(recipe)
+    start = time.perf_counter()
+    try:
+        tasks = recipe.plan(scale, seed, **options)
+    except TypeError as error:
+        raise DataError(f"{recipe.name}: unknown or ill-typed option ({error})") from error
+    folder = out.with_name(out.name + ".parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [_part_path(folder, recipe, task) for task in tasks]
+    _run_all(recipe, tasks, paths, jobs, progress)
+    parts = [Structures.open(path) for path in paths]
+    infos = [dict(part.info) for part in parts]
+    seconds = [info.pop("seconds") for info in infos]
+    kept = [part for part in parts if len(part)]
+    if not kept:
+        raise DataError(f"{recipe.name}: none of the {len(tasks)} parts gave a structure")
+    made = concatenate(kept)
+    made.info = {
+        "name": recipe.name,
+        "title": recipe.title,
+        "recipe": {"name": recipe.name, "revision": recipe.revision, "scale": scale, "seed": seed, "options": options},
+        "units": {"pos": "Å", "cell": "Å", "energy": "eV", "forces": "eV/Å"},
+        "grid": GRID,
+        "versions": {package: version(package) for package in (*recipe.packages, "numpy")},
+        "licence": "MIT",
+        "systems": made.info["systems"],
+        **recipe.describe(tasks, infos),
+    }
+    made.validate().save(out)
+    cost = {"wall": time.perf_counter() - start, "work": sum(seconds), "jobs": jobs}
+    from .sheet import write_sheet
+
+    write_sheet(out.with_suffix(".md") if out.suffix == ".h5" else out.with_name(out.name + ".md"), recipe, made, out, cost)
+    shutil.rmtree(folder)
+    return made
+
+
+def symbols_of(structures: Structures) -> str:
+    """The elements of a set as text, such as "H C N O"."""
+    return " ".join(SYMBOLS[z] for z in structures.elements)

@@ -1,0 +1,223 @@
+"""The data sets potkit knows: one record each. Adding a set is adding a record here; nothing else changes.
+
+Facts (counts, levels of theory, licences, addresses, checksums) come from the papers, the sets' own pages and widely used loaders. None
+means that it is not published or could not be confirmed: the first download's checksum is then recorded and verified afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+CITATIONS: dict[str, str] = {
+    "ani1": """@article{Smith2017ANI1, author = {Smith, Justin S. and Isayev, Olexandr and Roitberg, Adrian E.},
+  title = {{ANI-1}, A data set of 20 million calculated off-equilibrium conformations for organic molecules},
+  journal = {Scientific Data}, volume = {4}, pages = {170193}, year = {2017}, doi = {10.1038/sdata.2017.193}}""",
+    "ani1x": """@article{Smith2020ANI1x, author = {Smith, Justin S. and Zubatyuk, Roman and Nebgen, Benjamin and Lubbers, Nicholas and Barros,
+  Kipton and Roitberg, Adrian E. and Isayev, Olexandr and Tretiak, Sergei}, title = {The {ANI-1ccx} and {ANI-1x} data sets,
+  coupled-cluster and density functional theory properties for molecules}, journal = {Scientific Data}, volume = {7},
+  pages = {134}, year = {2020}, doi = {10.1038/s41597-020-0473-z}}""",
+    "schnet": """@inproceedings{Schuett2017SchNet, author = {Sch{\\"u}tt, Kristof T. and Kindermans, Pieter-Jan and Sauceda, Huziel E. and
+  Chmiela, Stefan and Tkatchenko, Alexandre and M{\\"u}ller, Klaus-Robert}, title = {{SchNet}: A continuous-filter convolutional
+  neural network for modeling quantum interactions}, booktitle = {Advances in Neural Information Processing Systems 30}, year = {2017}}""",
+    "spice": """@article{Eastman2023SPICE, author = {Eastman, Peter and Behara, Pavan Kumar and Dotson, David L. and Galvelis, Raimondas and
+  Herr, John E. and Horton, Josh T. and Mao, Yuezhi and Chodera, John D. and Pritchard, Benjamin P. and Wang, Yuanqing and
+  De Fabritiis, Gianni and Markland, Thomas E.}, title = {{SPICE}, A Dataset of Drug-like Molecules and Peptides for Training Machine
+  Learning Potentials}, journal = {Scientific Data}, volume = {10}, pages = {11}, year = {2023}, doi = {10.1038/s41597-022-01882-6}}""",
+    "md22": """@article{Chmiela2023MD22, author = {Chmiela, Stefan and Vassilev-Galindo, Valentin and Unke, Oliver T. and Kabylda, Adil and
+  Sauceda, Huziel E. and Tkatchenko, Alexandre and M{\\"u}ller, Klaus-Robert}, title = {Accurate global machine learning force fields
+  for molecules with hundreds of atoms}, journal = {Science Advances}, volume = {9}, pages = {eadf0873}, year = {2023},
+  doi = {10.1126/sciadv.adf0873}}""",
+    "rmd17": """@article{Christensen2020rMD17, author = {Christensen, Anders S. and von Lilienfeld, O. Anatole}, title = {On the role of
+  gradients for machine learning of molecular energies and forces}, journal = {Machine Learning: Science and Technology},
+  volume = {1}, pages = {045018}, year = {2020}, doi = {10.1088/2632-2153/abba6f}}""",
+    "rpbe": """@article{Morawietz2016water, author = {Morawietz, Tobias and Singraber, Andreas and Dellago, Christoph and Behler, J{\\"o}rg},
+  title = {How van der {Waals} interactions determine the unique properties of water}, journal = {Proceedings of the National Academy of
+  Sciences}, volume = {113}, pages = {8368--8373}, year = {2016}, doi = {10.1073/pnas.1602375113}}""",
+    "3bpa": """@article{Kovacs2021linearACE, author = {Kov{\\'a}cs, D{\\'a}vid P{\\'e}ter and van der Oord, Cas and Kucera, Jiri and
+  Allen, Alice E. A. and Cole, Daniel J. and Ortner, Christoph and Cs{\\'a}nyi, G{\\'a}bor}, title = {Linear Atomic Cluster Expansion
+  Force Fields for Organic Molecules: Beyond {RMSE}}, journal = {Journal of Chemical Theory and Computation}, volume = {17},
+  pages = {7696--7711}, year = {2021}, doi = {10.1021/acs.jctc.1c00647}}""",
+    "alkanes": """@misc{AlkaneDataset, author = {{Goodpaster Group}}, title = {Alkane-Dataset}, howpublished = {GitHub,
+  GoodpasterGroup/Alkane-Dataset}, year = {2023}, doi = {10.26434/chemrxiv-2023-13cv6}}""",
+    "denoise": """@article{Wang2023denoise, author = {Wang, Yuyang and Xu, Changwen and Li, Zijie and Barati Farimani, Amir}, title = {Denoise
+  Pretraining on Nonequilibrium Molecules for Accurate and Transferable Neural Potentials}, year = {2023},
+  eprint = {2303.02216}, archivePrefix = {arXiv}}""",
+    "masked": """@misc{masked2024, title = {Masked Pretraining Strategy for Neural Potentials}, year = {2024},
+  eprint = {2402.15921}, archivePrefix = {arXiv}}""",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file of a set: its place below the set's folder, where it comes from, and what it must hash to ("sha256:…", "md5:…")."""
+
+    path: str
+    url: str | None = None
+    checksum: str | None = None
+    unpack: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that is known about one data set. ``kind``: "embedded" (in the checkout), "reference" (a folder of files beside the
+    project), "public" (downloaded). ``elements`` as symbols; ``atoms`` the smallest and largest structure."""
+
+    name: str
+    kind: str
+    title: str
+    level: str
+    citation: tuple[str, ...]
+    elements: str
+    atoms: tuple[int, int] | None = None
+    molecules: int | None = None
+    structures: int | None = None
+    forces: bool = True
+    periodic: bool = False
+    licence: str | None = None
+    source: str | None = None
+    files: tuple[Remote, ...] = ()
+    read_from: str = ""
+    format: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    split: str = ""
+    used_for: str = ""
+    note: str = ""
+
+
+def _reference(folder: str, pairs: dict[str, str], base: str | None = None) -> tuple[Remote, ...]:
+    return tuple(Remote(p, base and f"{base}/{p.rsplit('/', 1)[-1]}", f"sha256:{c}") for p, c in pairs.items())
+
+
+_GDML = "http://www.quantum-machine.org/gdml/repo/datasets"
+_MD22 = ("Ac-Ala3-NHMe", "DHA", "stachyose", "AT-AT", "AT-AT-CG-CG", "buckyball-catcher", "double-walled_nanotube")
+_ZENODO = "https://zenodo.org/records"
+_BOTNET = "https://raw.githubusercontent.com/davkovacs/BOTNet-datasets/4a5ea06c3f514f24164428823ba1f5e2d2233b58/dataset_3BPA"
+_BY_MOLECULE = "80/10/10 of each molecule's conformations"
+
+RECORDS: tuple[Record, ...] = (
+    Record(
+        "ani-mini", "embedded", "small HCNO molecules sampled along normal modes, the embedded stand-in for ANI-1",
+        "GFN2-xTB", ("denoise",), "H C N O", licence="MIT", files=(Remote("ani-mini.h5"),), read_from="ani-mini.h5",
+        split=_BY_MOLECULE, used_for="notebooks: denoise pretraining and fine-tuning",
+    ),
+    Record(
+        "tip3p-mini", "embedded", "258 TIP3P waters in a 20 Å cube, NVT 300 K, several seeds", "TIP3P (PME)", ("masked",), "H O",
+        atoms=(774, 774), periodic=True, licence="MIT", files=(Remote("tip3p-mini.h5"),), read_from="tip3p-mini.h5",
+        split="by seed (a system is a seed)", used_for="notebooks: masked pretraining and fine-tuning",
+    ),
+    Record(
+        "ani1-alkanes", "reference", "alkanes in ANI-1's layout: ANI-1's own C1–C2, normal modes up to bond breaking, dynamics",
+        "wB97X/6-31G(d)", ("alkanes", "ani1"), "H C", (4, 23), 9, 97_629, forces=False,
+        source="https://github.com/GoodpasterGroup/Alkane-Dataset", format="ani1", options={"systems": "composition"},
+        read_from=".", split=_BY_MOLECULE, used_for="denoise pretraining on real data",
+        note="a few conformations lie > 1000 kcal/mol above the minimum: filter with max_energy=; nms/C2H6_DFT+Force_NMS.h5 alone has "
+        "forces; n-alkanes only, so a composition is a molecule",
+        files=_reference("ani1-alkanes", {
+            "core/gdb_HC_s01.h5": "53ff2ca5a5d6e3f6493592d328f8b9191c3525167c7c67731b67c18c1f894eed",
+            "core/gdb_HC_s02.h5": "efde882e5f5678fe79a9d603d47d550eef9dd97fa74f23595afc15c459fb28fd",
+            "md/C2H6_DFT_aseMD.h5": "4278a5eb669436c2429a8815911caed35018f071a0ead22d3e72b4112cc3fa7b",
+            "md/C3H8_DFT_aseMD.h5": "695ac0b75d058a49377e65ba974197bf27c2dc869a5769e495375faa7e53b483",
+            "md/C4H10_12_DFT_aseMD.h5": "82d944da58815c6f191793c7935df385b761be227bba2f5a3db2729aa7003e77",
+            "md/C4H10_23_DFT_aseMD.h5": "56acd6cdeffc40276bbfc6421a1b89b6138bc58d70e63f5535a3b974745a1af8",
+            "md/C5H12_12_DFT_aseMD.h5": "693b48d102c2c5467a19316be5c83a21f1f7f7caea80c68b1221b30c2161cb1b",
+            "md/C5H12_23_DFT_aseMD.h5": "ef3346c4efe203e09c79f59800b6d0196902ac09bfab3a35ee028442ae391e0f",
+            "md/C6H14_12_DFT_aseMD.h5": "ad60c56bce894bc8eac7a43288a257151f1279da1f75724527beec24373f175a",
+            "md/C6H14_23_DFT_aseMD.h5": "d82dc0cb4802b5aa52c948f5654b4f61fce2b2d666f634d84e2840a96df432e8",
+            "md/C6H14_34_DFT_aseMD.h5": "66b9a4b011d4c8a242cd72e53cf7dfd5aadfc1d6f5df6b58d3d697d686582781",
+            "md/C7H16_12_DFT_aseMD.h5": "9afae4258cb2d5d475cabcee7e23741a00ddbd55aa5b019e824b397018a8cc7e",
+            "md/C7H16_23_DFT_aseMD.h5": "5a9eb19b68872936beff01329599f371604934ab2b980719072ff3df2d676138",
+            "md/C7H16_34_DFT_aseMD.h5": "96848d7648fb29c3f5aa9f0a8b57963f3a62d7c2f70666cf50466e7c3b7e7c2f",
+            "nms/C2H6_DFT+Force_NMS.h5": "81414988b274432f82ffed2706fb9a672d35bb40d656f1003065a835b22d4fc6",
+            "nms/C2H6_DFT_NMS.h5": "2537568080a6e01044abf6794149c51c92f85102611203254d3883f7e143de24",
+            "nms/C3H8_DFT_NMS.h5": "47a98e64d4e5f3027255e9f80cc1885379c1e146cbb226173804cb92576af164",
+            "nms/C4H10_12_DFT_NMS.h5": "e030b7d494a75aa90cd01d58548dd7aa7e4aa3cf263b66e2574d23ebfec8f4f6",
+            "nms/C4H10_23_DFT_NMS.h5": "ac108291989b6ae1f1b8a73f53c7549339e1d9fddd2f4cf7b7e5bf5983792ee3",
+        }),
+    ),
+    Record(
+        "spice-dipeptides", "reference", "dipeptides of SPICE with energies relative to free atoms", "wB97M-D3(BJ)/def2-TZVPPD",
+        ("spice",), "H C N O", (42, 51), 6, 600, licence="CC BY-NC 4.0", source="https://github.com/BingqingCheng/cace-lr-fit",
+        format="extxyz", read_from=".", split="its own train / val / test files", used_for="fine-tuning on real data",
+        files=_reference("spice-dipeptides", {
+            "spice-dipep-dipolar_train.xyz": "17a66d7c3a26fd40ddd664b7724476f2e42a6fd1bd4c5c47b020531036696621",
+            "spice-dipep-dipolar_val.xyz": "6fa1e34400e7df53ae309c0fdf28112dad4b904591633f4c54d9031f04f8e389",
+            "spice-dipep-dipolar_test.xyz": "f1e378d2dba06147844c9977b2dae960cf6354c92c874fa7c05d2fb19c512dec",
+        }),
+    ),
+    Record(
+        "3bpa", "reference", "3-(benzyloxy)pyridin-2-amine, 500 frames at 300 K and 500 at mixed temperature", "wB97X/6-31G(d)",
+        ("3bpa",), "H C N O", (27, 27), 1, 1000, licence="MIT", source="https://github.com/davkovacs/BOTNet-datasets",
+        format="extxyz", read_from=".", split="train_300K.xyz to train, train_mixedT.xyz to test",
+        used_for="fine-tuning on real data", note="iso_atoms.xyz holds the isolated atoms of this level and program",
+        files=_reference("3bpa", {
+            "train_300K.xyz": "d109971fab90e2231ad931a83eb704c8d940f5c7d7a8de27fe3b84ea18634c0a",
+            "train_mixedT.xyz": "bc108532964b2ed259eaaabf82e5dfaffa5bda9ac384fc2afabcce192a49250b",
+        }, _BOTNET) + (
+            Remote("iso_atoms.xyz", f"{_BOTNET}/iso_atoms.xyz", "sha256:e12a2465a2612bf38fd5dabdf64d4b57fc58ce9610a858c54ea1142d517c053f"),
+        ),
+    ),
+    Record(
+        "rpbe-water-sample", "reference", "20 structures of the RPBE-D3 water set", "RPBE-D3", ("rpbe",), "H O",
+        None, 1, 20, periodic=True, source="https://github.com/CompPhysVienna/n2p2", format="runner", read_from=".",
+        split="by structure", used_for="checking the RuNNer reader and periodic models",
+        files=_reference("rpbe-water", {"input.data": "107d72ef4c1d55d5b8a7cf565c79e2050c6c2787c886b4852fff7097811eb526"}),
+    ),
+    Record(
+        "ani-1", "public", "off-equilibrium conformations of the GDB molecules with up to 8 heavy atoms", "wB97X/6-31G(d)",
+        ("ani1",), "H C N O", (2, 26), 57_462, 24_687_809, forces=False, source="https://doi.org/10.6084/m9.figshare.c.3846712",
+        files=(Remote("ani-1_dataset.tar.gz", "https://ndownloader.figshare.com/files/9057631", None, unpack=True),),
+        format="ani1", read_from="ANI-1_release", split="pretrain 95/5, finetune " + _BY_MOLECULE,
+        used_for="denoise paper: pretraining and fine-tuning", note="eight files ani_gdb_s01.h5 … s08.h5; `smiles` cannot be trusted",
+    ),
+    Record(
+        "ani-1x", "public", "actively learned conformations of organic molecules", "wB97X/6-31G(d)", ("ani1x",), "H C N O", (2, 63),
+        63_865, 5_496_771, licence="CC0", source="https://doi.org/10.6084/m9.figshare.10047041.v1",
+        files=(Remote("ani1x-release.h5", "https://springernature.figshare.com/ndownloader/files/18112775",
+                      "sha256:fe0ba06198ee72cf1003deebab2652097f6ab518337784dc811fa7da0c3bf5ac"),),
+        format="ani1x", read_from="ani1x-release.h5", split="pretrain 95/5, finetune " + _BY_MOLECULE,
+        used_for="denoise paper: pretraining and fine-tuning",
+    ),
+    Record(
+        "iso17", "public", "isomers of C7O2H10, molecular dynamics", "PBE+vdW(TS)", ("schnet",), "H C O", (19, 19), 129, 645_000,
+        source="http://quantum-machine.org/datasets", read_from="iso17", format="iso17", split="its own id files",
+        files=(Remote("iso17.tar.gz", "http://quantum-machine.org/datasets/iso17.tar.gz", None, unpack=True),),
+        used_for="denoise paper: fine-tuning, unseen isomers",
+    ),
+    Record(
+        "spice-1", "public", "SPICE 1.1.3: drug-like molecules, dimers, dipeptides, solvated amino acids, ion pairs",
+        "wB97M-D3(BJ)/def2-TZVPPD", ("spice",), "H Li C N O F Na Mg P S Cl K Ca Br I", (2, 350), 19_238, 1_132_808, licence="CC0",
+        source="https://github.com/openmm/spice-dataset", format="spice", read_from="SPICE-1.1.3.hdf5",
+        files=(Remote("SPICE-1.1.3.hdf5", f"{_ZENODO}/7606550/files/SPICE-1.1.3.hdf5", "md5:be93706b3bb2b2e327b690b185905856"),),
+        split=_BY_MOLECULE, used_for="denoise paper: fine-tuning",
+    ),
+    Record(
+        "spice-2", "public", "SPICE 2.0.1: SPICE with more molecules, ligands and water clusters", "wB97M-D3(BJ)/def2-TZVPPD",
+        ("spice",), "H Li B C N O F Na Mg Si P S Cl K Ca Br I", None, None, None, licence="CC0",
+        source="https://github.com/openmm/spice-dataset", format="spice", read_from="SPICE-2.0.1.hdf5",
+        files=(Remote("SPICE-2.0.1.hdf5", f"{_ZENODO}/10975225/files/SPICE-2.0.1.hdf5", "md5:bfba2224b6540e1390a579569b475510"),),
+        split=_BY_MOLECULE, used_for="not in the papers",
+    ),
+    Record(
+        "md22", "public", "molecular dynamics of seven large molecules", "PBE+MBD", ("md22",), "H C N O", (42, 370), 7, 223_422,
+        source="http://www.sgdml.org", format="md17", read_from=".",
+        files=tuple(Remote(f"md22_{m}.npz", f"{_GDML}/md22_{m}.npz", None) for m in _MD22),
+        split="80/10/10, per molecule", used_for="denoise paper: fine-tuning",
+    ),
+    Record(
+        "rmd17", "public", "MD17 recomputed: ten small molecules, molecular dynamics at 500 K", "PBE/def2-SVP", ("rmd17",), "H C N O",
+        (9, 24), 10, 1_000_000, licence="CC0", source="https://doi.org/10.6084/m9.figshare.12672038.v3", format="md17",
+        files=(Remote("rmd17.tar.bz2", "https://figshare.com/ndownloader/files/23950376",
+                      "sha256:cddeea2ec2c4b22a9de16a9a65a3eeedac5b29da9c99c20bbff0153912bf922b", unpack=True),),
+        read_from="rmd17/npz_data", split="50 000 / 1 000 / rest of each molecule (masked paper); the set's own index files",
+        used_for="masked paper: pretraining and fine-tuning",
+        note="about 100 000 per molecule, counted as stored; azobenzene has fewer",
+    ),
+    Record(
+        "rpbe-water", "public", "liquid water and ice", "RPBE-D3", ("rpbe",), "H O", None, 1, 7_241, periodic=True,
+        source="https://doi.org/10.5281/zenodo.2634098", format="runner", read_from=".",
+        files=(Remote("training-data_H2O.tar.gz", f"{_ZENODO}/2634098/files/training-data_H2O.tar.gz", None, unpack=True),),
+        split="81/9/10", used_for="masked paper: pretraining and fine-tuning",
+        note="the archive holds several functionals: read the RPBE-D3 input.data with potkit.read",
+    ),
+)  # fmt: skip

@@ -1,0 +1,188 @@
+"""Finding a data set by name: what there is, where its files are, and how they become `Structures`.
+
+Embedded sets lie in the checkout's data/ folder. Reference sets are used from the folder that POTKIT_REFERENCE_DATA names. Everything
+downloaded or converted goes below the folder that POTKIT_DATA names (default: the user's cache). Downloading is `fetch.py`'s work.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DataError
+from ..structures import Structures
+from . import fetch as fetching
+from .formats import read
+from .records import CITATIONS, RECORDS, Record
+
+
+def record(name: str) -> Record:
+    """The record of a data set. Raises ConfigError that lists the known names."""
+    found = next((r for r in RECORDS if r.name == name), None)
+    if found is None:
+        raise ConfigError(f"unknown data set {name!r}: known are {', '.join(r.name for r in RECORDS)}")
+    return found
+
+
+def names():
+    """A DataFrame with a row per registered set: kind, size, elements, atoms, level of theory, licence, citation, where it is now."""
+    import pandas as pd
+
+    rows = []
+    for r in RECORDS:
+        molecules, structures, atoms = r.molecules, r.structures, r.atoms
+        place = _place(r)
+        if r.kind == "embedded" and place is not None:  # made by recipes at any size: the file knows, not the record
+            molecules, structures, atoms = _size(place)
+        rows.append({
+            "name": r.name, "kind": r.kind, "title": r.title, "molecules": molecules, "structures": structures,
+            "elements": r.elements, "atoms": f"{atoms[0]}–{atoms[1]}" if atoms else None, "level": r.level,
+            "forces": r.forces, "periodic": r.periodic, "licence": r.licence or "not stated", "split": r.split,
+            "used for": r.used_for, "citation": ", ".join(r.citation), "source": r.source,
+            "state": "missing" if place is None else "ready",
+        })  # fmt: skip
+    return pd.DataFrame(rows).astype({"molecules": "Int64", "structures": "Int64"})
+
+
+def bibtex(name: str) -> str:
+    """The BibTeX entries to cite when a data set is used."""
+    return "\n\n".join(CITATIONS[key] for key in record(name).citation)
+
+
+def cache_dir() -> Path:
+    """Where downloads and converted stores go: POTKIT_DATA, or the user's cache folder."""
+    if chosen := os.environ.get("POTKIT_DATA"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "potkit"
+
+
+def embedded_path(r: Record) -> Path | None:
+    """The file of an embedded set: in the checkout's data/ (beside the package), else below POTKIT_DATA; None if in neither."""
+    candidates = [Path(__file__).resolve().parents[2] / "data", cache_dir()]
+    return next((c / r.read_from for c in candidates if (c / r.read_from).exists()), None)
+
+
+def reference_path(r: Record) -> Path | None:
+    """The folder of a reference set below POTKIT_REFERENCE_DATA; None if the variable is not set or files are missing there."""
+    root = os.environ.get("POTKIT_REFERENCE_DATA")
+    if not root:
+        return None
+    folders = [p for p in (Path(root) / r.name, Path(root) / r.name.removesuffix("-sample"))]
+    return next((f for f in folders if all((f / file.path).is_file() for file in r.files)), None)
+
+
+def packed_path(r: Record) -> Path:
+    """Where `convert` puts the memory-mapped store of a set."""
+    return cache_dir() / r.name / "packed"
+
+
+def _place(r: Record) -> Path | None:
+    if r.kind == "embedded":
+        return embedded_path(r)
+    if packed_path(r).exists():
+        return packed_path(r)
+    found = reference_path(r)
+    raw = cache_dir() / r.name / "raw"
+    return found or (raw if r.files and all((raw / f.path).is_file() for f in r.files) else None)
+
+
+def _size(path: Path) -> tuple[int, int, tuple[int, int]]:
+    s = Structures.open(path)
+    return len(set(s.system.tolist())), len(s), (int(s.n_atoms.min()), int(s.n_atoms.max()))
+
+
+def load(name: str, verify: bool = True, **options: Any) -> Structures:
+    """The data set ``name`` as `Structures`.
+
+    Embedded: opened from the checkout. Reference: read from POTKIT_REFERENCE_DATA (checked against the recorded sha256 unless
+    ``verify=False``) or downloaded where an address is known. Public: the packed store if there is one, else what was
+    downloaded is converted once; nothing large is downloaded unasked: `fetch` does that. ``options`` go to the reader and
+    bypass the packed store. Raises DataError that says what is missing and how to get it.
+    """
+    r = record(name)
+    if r.kind == "embedded":
+        path = embedded_path(r)
+        if path is None:
+            raise DataError(f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor in {cache_dir()}; "
+                            f"make it with `potkit data make {name}`")  # fmt: skip
+        return _named(read(path, **options), r)
+    if packed_path(r).exists() and not options:
+        return Structures.open(packed_path(r))
+    folder = raw_path(r)
+    if verify:
+        fetching.verify(folder, r.files)
+    settings = dict(r.options) | options
+    only = [f.path for f in r.files if not f.unpack and f.path != "iso_atoms.xyz"]
+    if r.kind == "public" and not options:
+        convert(name, verify=False)
+        return Structures.open(packed_path(r))
+    if r.format == "extxyz":
+        from ..structures import concatenate
+
+        return _named(concatenate([read(folder / f, "extxyz", **settings) for f in only]), r)
+    return _named(read(_inside(folder, r), r.format, **settings), r)
+
+
+def raw_path(r: Record) -> Path:
+    """The folder with the files of a set, as they were published. Raises DataError if they are not on this machine."""
+    found = reference_path(r)
+    raw = cache_dir() / r.name / "raw"
+    if found is not None:
+        return found
+    if r.files and all((raw / f.path).is_file() for f in r.files):
+        return raw
+    root = os.environ.get("POTKIT_REFERENCE_DATA")
+    if r.kind == "reference" and not any(f.url for f in r.files):
+        where = f"not in POTKIT_REFERENCE_DATA={root}" if root else "POTKIT_REFERENCE_DATA is not set"
+        raise DataError(f"data set {r.name!r}: {where}; it needs {len(r.files)} files from {r.source}, such as {r.files[0].path}")
+    raise DataError(f"data set {r.name!r} is not on this machine: `potkit data fetch {r.name}` downloads it from {r.source}")
+
+
+def _inside(folder: Path, r: Record) -> Path:
+    path = folder / r.read_from if r.read_from != "." else folder
+    if not path.exists():
+        raise DataError(f"{path}: not in the downloaded files of {r.name!r}; `potkit data fetch {r.name}` unpacks it")
+    inputs = [f for f in r.files if not f.unpack]
+    return path / inputs[0].path if path.is_dir() and len(inputs) == 1 and len(r.files) == 1 else path
+
+
+def _named(s: Structures, r: Record) -> Structures:
+    s.info |= {"name": r.name, "level": s.info.get("level", r.level)}
+    s.info.setdefault("citation", list(r.citation))
+    s.info.setdefault("licence", r.licence or "not stated")
+    return s
+
+
+def fetch(name: str, files: list[str] | None = None, progress: bool = True) -> Path:
+    """Download a public set (or the ``files`` of it) into the cache and unpack it; what is already there is kept. Returns the folder.
+
+    Interrupted downloads go on where they stopped; checksums are verified, or recorded where none was published. Raises DataError.
+    """
+    r = record(name)
+    if r.kind == "embedded":
+        raise ConfigError(f"data set {name!r} is embedded: it is made by `potkit data make {name}`, not downloaded")
+    chosen = r.files if files is None else tuple(f for f in r.files if f.path in files)
+    if files is not None and len(chosen) < len(files):
+        missing = sorted(set(files) - {f.path for f in r.files})
+        raise ConfigError(f"data set {name!r} has no file {missing[0]!r} (it has: {', '.join(f.path for f in r.files)})")
+    without = [f.path for f in chosen if f.url is None]
+    if without:
+        raise DataError(f"data set {name!r}: no address is known for {without[0]}; get it from {r.source} and set POTKIT_REFERENCE_DATA")
+    folder = cache_dir() / r.name / "raw"
+    fetching.fetch(folder, chosen, progress)
+    return folder
+
+
+def convert(name: str, verify: bool = True) -> Path:
+    """Pack a set once into a memory-mapped store in the cache, so that the next `load` opens it at once. Returns its path."""
+    r = record(name)
+    if r.kind == "embedded":
+        raise ConfigError(f"data set {name!r} is embedded and packed already")
+    folder = raw_path(r)
+    if verify:
+        fetching.verify(folder, r.files)
+    out = packed_path(r)
+    s = load(name, verify=False, **r.options) if r.kind == "reference" else read(_inside(folder, r), r.format, **r.options)
+    _named(s, r).save(out)
+    return out

@@ -1,0 +1,35 @@
+"""Objectives by name. A new objective is one file with a frozen dataclass, and one line in OBJECTIVES."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..errors import ConfigError
+from .base import Objective, Term, total
+from .denoise import Denoise
+from .masked import Masked
+from .mixed import MaskedDenoise
+from .supervised import Supervised
+
+OBJECTIVES: dict[str, type[Objective]] = {c.name: c for c in (Denoise, Masked, MaskedDenoise, Supervised)}
+
+__all__ = ["OBJECTIVES", "Denoise", "Masked", "MaskedDenoise", "Objective", "Supervised", "Term", "from_dict", "names", "total"]
+
+
+def names() -> list[str]:
+    """The registered objectives."""
+    return list(OBJECTIVES)
+
+
+def from_dict(settings: dict[str, Any]) -> Objective:
+    """The objective that ``to_dict`` described: {"objective": name, **settings}. Raises ConfigError for unknown words."""
+    settings = dict(settings)
+    name = settings.pop("objective", None)
+    if name not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {name!r}; there are {', '.join(OBJECTIVES)}")
+    fields = [f.name for f in dataclasses.fields(OBJECTIVES[name])]
+    unknown = [k for k in settings if k not in fields]
+    if unknown:
+        raise ConfigError(f"{name} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(fields)}")
+    return OBJECTIVES[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})

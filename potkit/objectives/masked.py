@@ -1,0 +1,137 @@
+"""Masked: remove some atoms (hydrogens) and predict in which direction they were.
+
+Zhang, Li, Barati Farimani 2024 (arXiv 2402.15921), §2.2, eq. 4–5.  L = 1 − mean over target atoms of cos(d̂, d).
+By molecule (their water setting): in a share ρ of the molecules of each structure one removable atom, drawn at random, is taken
+out. What is left of such a molecule is flagged (``mask`` = 1, a learned embedding); each flagged atom's target is the
+minimum-image displacement d from that atom to the removed one.
+By atom (their rMD17 setting): every removable atom is taken out with probability ρ; the target of each remaining atom is the
+displacement to the FARTHEST removed atom of its structure; nothing is flagged. The removed set may be empty: then no target.
+For both d points from the remaining atom to the removed one (the authors' rMD17 code has the opposite sign).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from ..models.base import Prediction
+from ..structures import MAX_Z, SYMBOLS, Batch
+from .base import Objective, Term, keep_atoms, minimum_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked(Objective):
+    """Mask atoms of ``elements`` (atomic numbers) with ``ratio`` ρ in (0, 1], ``by`` "molecule" or "atom" (see the module).
+
+    Raises ConfigError for settings out of range, DataError for a batch that holds none of the elements.
+    """
+
+    name: ClassVar[str] = "masked"
+    outputs: ClassVar[tuple[str, ...]] = ("vector",)
+
+    ratio: float = 0.5
+    elements: tuple[int, ...] = (1,)
+    by: str = "molecule"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.ratio, (int, float)) and 0 < self.ratio <= 1):
+            raise ConfigError(f"masked: ratio must be in (0, 1], got {self.ratio!r}")
+        elements = [self.elements] if isinstance(self.elements, (int, str)) else list(self.elements)
+        numbers = tuple(SYMBOLS.index(e) if e in SYMBOLS else e for e in elements)  # symbols are welcome too
+        if not numbers or not all(isinstance(e, int) and 1 <= e <= MAX_Z for e in numbers):
+            raise ConfigError(f"masked: elements must be atomic numbers or symbols, got {self.elements!r}")
+        object.__setattr__(self, "elements", numbers)
+        if self.by not in ("molecule", "atom"):
+            raise ConfigError(f"masked: by must be 'molecule' or 'atom', got {self.by!r}")
+
+    # -- corruption ----------------------------------------------------------------------------------------------------------
+    def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        eligible = torch.isin(batch.z, torch.tensor(self.elements, device=batch.z.device))
+        draw = torch.rand(len(batch.z), generator=generator, device=batch.z.device, dtype=torch.float64)
+        choice = torch.rand(len(batch.z), generator=generator, device=batch.z.device, dtype=torch.float64)
+        return (self._by_molecule if self.by == "molecule" else self._by_atom)(batch, eligible, draw, choice)
+
+    def _by_molecule(self, batch: Batch, eligible: Tensor, draw: Tensor, choice: Tensor) -> Batch:
+        n_structures = batch.ptr.shape[0] - 1
+        key = batch.batch * (int(batch.molecule.max()) + 1 if len(batch.z) else 1) + batch.molecule
+        _, group = torch.unique(key, return_inverse=True)  # [N] molecule of each atom, numbered through the batch
+        n_molecules = int(group.max()) + 1 if len(group) else 0
+        size = torch.bincount(group, minlength=n_molecules)
+        # the atom a molecule would lose: the eligible one with the highest draw; a lone atom cannot lose itself
+        score = torch.where(eligible & (size[group] > 1), draw, -1.0)
+        best = torch.full((n_molecules,), -1.0, dtype=draw.dtype, device=draw.device).scatter_reduce(0, group, score, "amax")
+        able = best >= 0
+        owner = torch.zeros(n_molecules, dtype=torch.long, device=draw.device).scatter_(0, group, batch.batch)
+        # rank the able molecules of each structure by a random number; the first round(ρ · n) of them lose an atom
+        ticket = torch.full((n_molecules,), 2.0, dtype=draw.dtype, device=draw.device).scatter_reduce(0, group, choice, "amin")
+        ticket = torch.where(able, ticket, 2.0)
+        order = torch.argsort(owner.to(draw.dtype) * 4.0 + ticket)
+        per = torch.bincount(owner, minlength=n_structures)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(n_molecules, device=order.device)
+        rank = rank - (per.cumsum(0) - per)[owner]
+        n_able = torch.zeros(n_structures, dtype=torch.long, device=order.device).index_add_(0, owner, able.long())
+        quota = (self.ratio * n_able.double()).round().clamp(min=1).long()  # a structure with any candidate gives at least one
+        chosen = able & (rank < quota[owner])
+        removed = chosen[group] & (score == best[group]) & (score >= 0)
+        if not bool(removed.any()):
+            raise DataError(self._nothing(batch))
+        lost = torch.zeros(n_molecules, 3, dtype=batch.pos.dtype, device=draw.device)
+        lost[group[removed]] = batch.pos[removed]
+        new, rows = keep_atoms(batch, ~removed)
+        kept_group = group[rows]
+        flagged = chosen[kept_group]
+        target = minimum_image(lost[kept_group] - new.pos, batch, new.batch)
+        new.target = torch.where(flagged[:, None], target, 0.0)
+        new.mask = flagged.long()
+        new.has_target = flagged
+        return new
+
+    def _by_atom(self, batch: Batch, eligible: Tensor, draw: Tensor, choice: Tensor) -> Batch:
+        n_structures = batch.ptr.shape[0] - 1
+        if not bool(eligible.any()):
+            raise DataError(self._nothing(batch))
+        removed = eligible & (draw < self.ratio)
+        total = batch.ptr[1:] - batch.ptr[:-1]
+        gone = torch.zeros(n_structures, dtype=torch.long, device=draw.device).index_add_(0, batch.batch, removed.long())
+        removed = removed & (gone < total)[batch.batch]  # a structure that would lose all its atoms keeps them
+        gone = torch.where(gone < total, gone, 0)
+        lost_pos, lost_ptr = batch.pos[removed], torch.cat([gone.new_zeros(1), gone.cumsum(0)])
+        new, _ = keep_atoms(batch, ~removed)
+        # every remaining atom against every removed atom of its structure, in a rectangular table
+        widest = int(gone.max()) if n_structures else 0
+        new.has_target = (gone > 0)[new.batch]
+        if widest == 0:
+            new.target = torch.zeros_like(new.pos)
+            return new
+        slot = torch.arange(widest, device=draw.device)
+        there = slot < gone[new.batch][:, None]  # [N, W]
+        index = (lost_ptr[new.batch][:, None] + slot).clamp(max=len(lost_pos) - 1)
+        vector = lost_pos[index] - new.pos[:, None]  # [N, W, 3]
+        flat_owner = new.batch[:, None].expand(-1, widest).reshape(-1)
+        vector = minimum_image(vector.reshape(-1, 3), batch, flat_owner).reshape(vector.shape)
+        distance = torch.where(there, vector.square().sum(-1), -1.0)
+        farthest = vector.gather(1, distance.argmax(1)[:, None, None].expand(-1, 1, 3))[:, 0]
+        new.target = torch.where(new.has_target[:, None], farthest, 0.0)
+        return new
+
+    def _nothing(self, batch: Batch) -> str:
+        wanted = ", ".join(SYMBOLS[e] for e in self.elements)
+        present = ", ".join(SYMBOLS[i] for i in torch.unique(batch.z).tolist())
+        return f"masked: nothing to remove: no molecule of the batch can lose an atom of {wanted} (elements there: {present})"
+
+    # -- score ---------------------------------------------------------------------------------------------------------------
+    def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
+        cosine = cosine_to_target(prediction.vector, batch.target)
+        weight = batch.has_target.to(cosine.dtype)
+        return [Term("masked_1-cos", ((1.0 - cosine) * weight).sum(), weight.sum())]
+
+
+def cosine_to_target(vector: Tensor, target: Tensor) -> Tensor:
+    """Cosine between the rows of two [N, 3] arrays; 0 where either vanishes, with finite derivatives."""
+    length = (vector.square().sum(1) + 1e-16).sqrt() * (target.square().sum(1) + 1e-16).sqrt()
+    return (vector * target).sum(1) / length

@@ -1,0 +1,51 @@
+"""Masked and denoise together (masked paper, settings of its comparison): atoms are removed and the rest is moved by noise.
+
+L = (1 − mean cos over target atoms) + weight · mean over the other atoms of |ε̂ − ε|²/(3σ²), both on the same corrupted input and read
+from the same vector read-out. One vector cannot be two things at once, so an atom that has a masked target carries no noise target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from ..errors import ConfigError
+from ..models.base import Prediction
+from ..structures import Batch
+from .base import Term, positive
+from .masked import Masked, cosine_to_target
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDenoise(Masked):
+    """`Masked` by molecule plus Gaussian noise of ``sigma`` Å on every remaining atom; ``weight`` balances the two losses."""
+
+    name: ClassVar[str] = "masked-denoise"
+
+    sigma: float = 0.2
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("masked-denoise", sigma=self.sigma, weight=self.weight)
+        if self.by != "molecule":
+            raise ConfigError("masked-denoise: by must be 'molecule': by 'atom' every atom has a masked target and none is left to denoise")
+
+    def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        new = super().corrupt(batch, generator)
+        noise = self.sigma * torch.randn(new.pos.shape, generator=generator, dtype=new.pos.dtype, device=new.pos.device)
+        new.pos = new.pos + noise
+        # the removed atom stays where it was, so the direction to it changes with the noise
+        new.target = torch.where(new.has_target[:, None], new.target - noise, noise)
+        return new
+
+    def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
+        masked = batch.has_target.to(prediction.vector.dtype)
+        cosine = cosine_to_target(prediction.vector, batch.target)
+        squared = (prediction.vector - batch.target).square().sum(1) * (1 - masked)
+        return [
+            Term("masked_1-cos", ((1.0 - cosine) * masked).sum(), masked.sum()),
+            Term("noise_mse", squared.sum(), 3 * (1 - masked).sum(), self.weight * self.sigma**-2),
+        ]

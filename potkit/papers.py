@@ -1,0 +1,92 @@
+"""The numbers the two papers print, to stand beside ours.
+
+denoise: Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 19, 5077 (2023), DOI 10.1021/acs.jctc.3c00289, arXiv 2303.02216.
+masked: Zhang, Li, Barati Farimani, AIP Advances 14(9) (2024), DOI 10.1063/5.0202647, arXiv 2402.15921.
+
+They are kept as printed (papers.csv), in the papers' own units; ``std`` is the standard deviation over the masked paper's four
+seeds, the denoise paper prints none. A row whose metric ends in "change" is a relative change in per cent against scratch, as the
+paper gives it; `changes` computes the same from the printed values.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .errors import ConfigError
+
+KEYS = ["paper", "table", "data", "model", "arm", "ratio_or_sigma", "quantity", "metric", "labels"]
+
+
+@lru_cache(maxsize=1)
+def _read() -> pd.DataFrame:
+    text = ["paper", "table", "data", "model", "arm", "quantity", "metric", "unit", "labels", "note"]
+    rows = pd.read_csv(Path(__file__).with_name("papers.csv"), dtype={name: str for name in text})
+    rows[text] = rows[text].fillna("")
+    return rows
+
+
+def table(**where: Any) -> pd.DataFrame:
+    """All printed numbers, or those whose columns equal the given values: ``table(paper="masked", data="TIP3P")``.
+
+    Columns: paper, table, data, model, arm (scratch, denoise, masked), ratio_or_sigma (mask ratio, or σ in Å), quantity (energy,
+    forces, or a count), metric, value, std, unit, labels (share of the training set), note.
+    Raises ConfigError for an unknown column or a value that occurs nowhere.
+    """
+    rows = _read()
+    chosen = pd.Series(True, index=rows.index)
+    for name, value in where.items():
+        if name not in rows.columns:
+            raise ConfigError(f"papers.table has no column {name!r}; it has {', '.join(rows.columns)}")
+        equal = rows[name] == value
+        if not equal.any():
+            known = sorted(set(rows[name].dropna()) - {""})
+            raise ConfigError(f"no paper prints {name}={value!r}; known: {', '.join(map(str, known))}")
+        chosen &= equal
+    return rows[chosen].reset_index(drop=True)
+
+
+def value(**where: Any) -> tuple[float, float]:
+    """The one printed number that ``where`` singles out, and its standard deviation (NaN where none is printed)."""
+    rows = table(**where)
+    if len(rows) != 1:
+        described = ", ".join(f"{k}={v!r}" for k, v in where.items())
+        raise ConfigError(f"{described} singles out {len(rows)} printed numbers, not one")
+    return float(rows.value[0]), float(rows["std"][0])
+
+
+def changes() -> pd.DataFrame:
+    """Relative change in per cent of each pretrained number against scratch in the same table; beside it what the paper prints
+    (NaN where it prints none). ``mean_of`` counts the rows behind a paper's average."""
+    rows = _read()
+    same = ["paper", "table", "data", "model", "quantity", "metric", "labels"]
+    numbers = rows[~rows.metric.str.endswith("change") & (rows.metric != "count")]
+    scratch = numbers[numbers.arm == "scratch"].set_index(same).value
+    arms = numbers[numbers.arm != "scratch"].set_index(same)
+    arms = arms[arms.index.isin(scratch.index)]
+    computed = 100 * (arms.value / scratch.reindex(arms.index) - 1)
+    result = arms[["arm", "ratio_or_sigma"]].assign(computed=computed, mean_of=1).reset_index()
+    printed = rows[rows.metric.str.endswith("change")].assign(metric=lambda r: r.metric.str.removesuffix(" change"))
+    averages = [_average(result, row) for _, row in printed.iterrows()]
+    result = pd.concat([result, pd.DataFrame([a for a in averages if a is not None])], ignore_index=True)
+    on = [*same, "arm"]
+    return result.merge(printed[[*on, "value"]].rename(columns={"value": "printed"}), on=on, how="left")
+
+
+def _average(single: pd.DataFrame, printed: pd.Series) -> dict[str, Any] | None:
+    """The mean that a printed average stands for, from the single rows of the same paper."""
+    rows = single[(single.paper == printed.paper) & (single.quantity == printed.quantity) & (single.metric == printed.metric)]
+    if printed.model == "average of 4":
+        rows = rows[(rows.table == printed.table) & (rows.data == printed.data)]
+    elif printed.note.startswith("mean of the two sets"):
+        rows = rows[(rows.table == "Table 1") & (rows.model == printed.model)]
+    elif printed.note.startswith("mean of the molecules"):
+        rows = rows[rows.table == "Table 2"]
+    else:
+        return None
+    if rows.empty:  # the single numbers stand only in a figure
+        return None
+    return {**printed[[*KEYS]].to_dict(), "computed": rows.computed.mean(), "mean_of": len(rows)}

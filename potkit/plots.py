@@ -1,0 +1,350 @@
+"""Figures: one plotly template, a few general plots with intervals, and their export as interactive HTML and as PNG.
+
+The colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; an arm has the same colour and the same
+marker in every figure. Tidy DataFrames come in (one row a point, with columns for the mean and the two ends of its interval).
+Axis titles carry the unit in brackets: "force MAE (meV/Å)".
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from PIL import Image
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+from .errors import ConfigError, PotkitError
+from .storage import replacing
+
+OKABE_ITO = {
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "black": "#000000",
+}
+# Arms keep their looks across figures; any other name gets the next free colour.
+ARMS = {
+    "scratch": (OKABE_ITO["black"], "circle"),
+    "scratch-longer": (OKABE_ITO["orange"], "diamond"),
+    "denoise": (OKABE_ITO["blue"], "square"),
+    "pretrained": (OKABE_ITO["blue"], "square"),
+    "masked": (OKABE_ITO["vermillion"], "triangle-up"),
+    "both": (OKABE_ITO["purple"], "star"),
+}
+SPARE = [OKABE_ITO[name] for name in ("green", "sky", "purple", "orange", "vermillion", "blue")]
+SYMBOLS = ["cross", "x", "pentagon", "hexagon", "star-diamond", "hourglass"]
+SIZE = (860, 500)  # pixels of a figure
+
+_axis = dict(
+    showline=True, linecolor="#333333", mirror=True, ticks="outside", gridcolor="#E3E3E3", zeroline=False, automargin=True
+)
+pio.templates["potkit"] = go.layout.Template(
+    layout=dict(
+        font=dict(family="Open Sans, Helvetica, Arial, sans-serif", size=15, color="#1A1A1A"),
+        title=dict(font=dict(size=18), x=0.02, xanchor="left"),
+        colorway=[OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple", "orange", "sky", "black")],
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        xaxis=_axis,
+        yaxis=_axis,
+        legend=dict(bgcolor="rgba(255,255,255,0.8)", bordercolor="#CCCCCC", borderwidth=1),
+        margin=dict(l=80, r=30, t=60, b=65),
+        width=SIZE[0],
+        height=SIZE[1],
+        hovermode="closest",
+    )
+)
+
+
+def looks(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each arm; the same arm looks the same in every figure."""
+    table, spare = {}, 0
+    for arm in arms:
+        if arm in ARMS:
+            table[arm] = ARMS[arm]
+        else:
+            table[arm] = (SPARE[spare % len(SPARE)], SYMBOLS[spare % len(SYMBOLS)])
+            spare += 1
+    return table
+
+
+def figure(x_title: str, y_title: str, title: str | None = None) -> go.Figure:
+    """An empty figure in the template, for what the plots below do not cover."""
+    return go.Figure(layout=dict(template="potkit", title=title, xaxis_title=x_title, yaxis_title=y_title))
+
+
+def _groups(table: pd.DataFrame, arm: str | None, columns: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    missing = [name for name in (*columns, *([arm] if arm else [])) if name not in table.columns]
+    if missing:
+        raise ConfigError(f"the table to plot has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, table))}")
+    if arm is None:
+        return [("", table)]
+    return [(str(name), rows) for name, rows in table.groupby(arm, sort=False)]
+
+
+def _interval(rows: pd.DataFrame, y: str, low: str, high: str, colour: str) -> dict[str, Any] | None:
+    if low not in rows or high not in rows:
+        return None
+    return dict(
+        type="data",
+        symmetric=False,
+        array=rows[high] - rows[y],
+        arrayminus=rows[y] - rows[low],
+        color=colour,
+        thickness=1.6,
+        width=5,
+    )
+
+
+def learning_curve(
+    table: pd.DataFrame,
+    x: str,
+    y: str = "mean",
+    arm: str | None = "arm",
+    low: str = "low",
+    high: str = "high",
+    x_title: str = "labelled structures",
+    y_title: str = "force MAE (meV/Å)",
+    title: str | None = None,
+    log: bool = True,
+) -> go.Figure:
+    """Error against a budget, one line an arm, with its intervals; both axes logarithmic, ticks at the budgets."""
+    groups = _groups(table, arm, (x, y))
+    style = looks([name for name, _ in groups])
+    chart = figure(x_title, y_title, title)
+    for name, rows in groups:
+        rows = rows.sort_values(x)
+        colour, symbol = style[name]
+        chart.add_scatter(
+            x=rows[x],
+            y=rows[y],
+            error_y=_interval(rows, y, low, high, colour),
+            name=name,
+            mode="lines+markers",
+            line=dict(color=colour, width=2.5),
+            marker=dict(symbol=symbol, size=10),
+            showlegend=bool(name),
+        )
+    if log:
+        ticks = sorted(table[x].unique())
+        chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+        chart.update_yaxes(type="log")
+        _plain_log_ticks(chart, table, y, low, high)
+    return chart
+
+
+def _plain_log_ticks(chart: go.Figure, table: pd.DataFrame, y: str, low: str, high: str) -> None:
+    """Ticks 1-2-5 in plain numbers: plotly's own over less than a decade are bare digits that nobody reads."""
+    values = np.concatenate([table[c].to_numpy(float) for c in (y, low, high) if c in table])
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) == 0:
+        return
+    decades = range(int(np.floor(np.log10(values.min()))), int(np.ceil(np.log10(values.max()))) + 1)
+    steps = (1, 2, 5) if len(decades) > 2 else (1, 1.5, 2, 3, 4, 5, 7)
+    ticks = [s * 10.0**d for d in decades for s in steps]
+    chart.update_yaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+
+
+def scan(
+    table: pd.DataFrame,
+    x: str,
+    y: str = "mean",
+    arm: str | None = None,
+    low: str = "low",
+    high: str = "high",
+    x_title: str = "noise scale σ (Å)",
+    y_title: str = "force MAE (meV/Å)",
+    title: str | None = None,
+    log_x: bool = True,
+    reference: tuple[float, float, float] | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> go.Figure:
+    """Error against one setting (σ, mask ratio). ``reference`` is mean, low, high without pretraining, drawn as a band;
+    ``marks`` are named values of the setting, drawn as vertical lines (the estimator's proposal, the paper's choice)."""
+    chart = learning_curve(table, x, y, arm, low, high, x_title, y_title, title, log=False)
+    if log_x:
+        ticks = sorted(table[x].unique())
+        chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    if arm is None:
+        chart.update_traces(line_color=OKABE_ITO["blue"], marker=dict(symbol="square"))
+    if reference is not None:
+        mean, bottom, top = reference
+        chart.add_hrect(y0=bottom, y1=top, fillcolor="#777777", opacity=0.2, line_width=0, layer="below")
+        chart.add_hline(y=mean, line=dict(color=OKABE_ITO["black"], dash="dash", width=2), annotation_text="scratch")
+    for position, (name, value) in enumerate((marks or {}).items()):
+        chart.add_vline(x=value, line=dict(color=OKABE_ITO["vermillion"], dash="dot", width=2))
+        chart.add_annotation(  # on a logarithmic axis an annotation is placed by its logarithm, a line by its value
+            x=float(np.log10(value)) if log_x else value,
+            y=1.0 - 0.07 * position,
+            yref="paper",
+            text=f"{name} {value:.2g}",
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
+            bgcolor="rgba(255,255,255,0.8)",
+        )
+    return chart
+
+
+def bars(
+    table: pd.DataFrame,
+    x: str,
+    y: str = "mean",
+    arm: str = "arm",
+    low: str = "low",
+    high: str = "high",
+    x_title: str = "",
+    y_title: str = "force MAE (meV/Å)",
+    title: str | None = None,
+) -> go.Figure:
+    """Arms side by side for each value of ``x`` (data set, network, molecule), with their intervals."""
+    groups = _groups(table, arm, (x, y))
+    style = looks([name for name, _ in groups])
+    chart = figure(x_title, y_title, title)
+    for name, rows in groups:
+        chart.add_bar(
+            x=rows[x].astype(str),
+            y=rows[y],
+            error_y=_interval(rows, y, low, high, "#8A8A8A"),  # seen on every bar colour and on white
+            name=name,
+            marker=dict(color=style[name][0], line=dict(color="white", width=1)),
+        )
+    chart.update_xaxes(type="category")
+    return chart
+
+
+def distribution(
+    values: Mapping[str, Any],
+    x_title: str,
+    bins: int = 80,
+    limits: tuple[float, float] | None = None,
+    y_title: str = "probability density",
+    title: str | None = None,
+) -> go.Figure:
+    """Densities of several samples (name -> numbers) as steps over common bins. ``limits`` cut the axis, not the normalisation."""
+    samples = {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
+    empty = [name for name, v in samples.items() if len(v) == 0 or not np.isfinite(v).all()]
+    if empty:
+        raise ConfigError(f"distribution: {', '.join(empty)} is empty or not finite")
+    if limits is None:
+        limits = (min(v.min() for v in samples.values()), max(v.max() for v in samples.values()))
+    edges = np.linspace(*limits, bins + 1)
+    chart = figure(x_title, y_title, title)
+    for (name, sample), colour in zip(samples.items(), _cycle(len(samples))):
+        counts, _ = np.histogram(sample, bins=edges)
+        density = counts / (len(sample) * np.diff(edges))
+        chart.add_scatter(
+            x=edges, y=np.append(density, density[-1]), name=name, mode="lines", line=dict(shape="hv", width=2, color=colour)
+        )
+    return chart
+
+
+def rdf(
+    curves: Mapping[str, tuple[Any, Any]], title: str | None = None, y_title: str = "pair distribution g(r)"
+) -> go.Figure:
+    """Pair distributions: name -> (distances in Å, values), as lines."""
+    chart = figure("distance r (Å)", y_title, title)
+    for (name, (r, g)), colour in zip(curves.items(), _cycle(len(curves))):
+        chart.add_scatter(x=np.asarray(r), y=np.asarray(g), name=name, mode="lines", line=dict(width=2, color=colour))
+    return chart
+
+
+def _cycle(count: int) -> list[str]:
+    colours = list(pio.templates["potkit"].layout.colorway)
+    return [colours[i % len(colours)] for i in range(count)]
+
+
+# --- export ----------------------------------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where figures go: POTKIT_FIGURES if set (``potkit run`` sets it), else figures/ of this repository or working directory."""
+    if os.environ.get("POTKIT_FIGURES"):
+        return Path(os.environ["POTKIT_FIGURES"])
+    above = Path(__file__).resolve().parent.parent
+    return (above if (above / "pyproject.toml").is_file() else Path.cwd()) / "figures"
+
+
+def image(chart: go.Figure, scale: float = 2, kind: str = "png") -> bytes:
+    """The figure as PNG or SVG. Raises PotkitError where the exporter (kaleido, extra `notebooks`) is missing or fails."""
+    try:
+        with warnings.catch_warnings():  # plotly 6 calls kaleido 0.2 old; the newer one needs an installed Chrome
+            warnings.simplefilter("ignore", DeprecationWarning)
+            data = chart.to_image(format=kind, scale=scale)
+        return _smaller(data) if kind == "png" else data
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PotkitError(f"no {kind} of the figure: {reason} (pip install kaleido==0.2.1)") from error
+
+
+def _smaller(png: bytes) -> bytes:
+    """The PNG with a palette of 256 colours: a quarter of the bytes in the repository, no difference to the eye."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    file = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def save(chart: go.Figure, name: str, to: str | Path | None = None, png: bytes | None = None) -> Path:
+    """Write NAME.html (interactive) and NAME.png into ``to`` (default `folder`); returns the PNG's path.
+
+    The page takes plotly.min.js from beside it, which is written here once and not committed (5 MB); where it is missing, as in a
+    fresh clone, the page loads the same version from plotly's own server. Same figure, same bytes.
+    """
+    if not name or any(c in name for c in "/\\ ") or name.startswith("."):
+        raise ConfigError(f"figure name {name!r} is not a plain file name")
+    target = Path(to) if to else folder()
+    target.mkdir(parents=True, exist_ok=True)
+    script = target / "plotly.min.js"
+    if not script.is_file():
+        with replacing(script) as temporary:
+            temporary.write_text(get_plotlyjs(), encoding="utf-8")
+    with replacing(target / f"{name}.html") as temporary:
+        temporary.write_text(_page(chart, name), encoding="utf-8")
+    with replacing(target / f"{name}.png") as temporary:
+        temporary.write_bytes(png or image(chart))
+    return target / f"{name}.png"
+
+
+def _page(chart: go.Figure, name: str) -> str:
+    body = chart.to_html(include_plotlyjs=False, full_html=False, div_id=name)
+    remote = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
+    title = html.escape(chart.layout.title.text or name)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        '<script src="plotly.min.js"></script>\n'
+        f"<script>window.Plotly || document.write('<script src=\"{remote}\"><\\/script>')</script>\n"
+        f"</head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def bundle(chart: go.Figure, png: bytes) -> dict[str, Any]:
+    """What a notebook stores for a figure: plotly's own data for where JavaScript runs, a PNG for where it does not (GitHub)."""
+    return {
+        "application/vnd.plotly.v1+json": {**json.loads(chart.to_json()), "config": {"displaylogo": False}},
+        "image/png": base64.b64encode(png).decode(),
+        "text/plain": f"figure: {chart.layout.title.text or chart.layout.yaxis.title.text or ''}",
+    }
+
+
+def show(chart: go.Figure, name: str | None = None) -> None:
+    """Show the figure in a notebook, interactive and with a PNG behind it; with ``name`` save it as well."""
+    from IPython.display import display
+
+    png = image(chart)
+    if name:
+        save(chart, name, png=png)
+    display(bundle(chart, png), raw=True)
