@@ -136,20 +136,20 @@ def _assignments(source: str, path: str | Path) -> Iterator[tuple[str, Any]]:
                     raise DataError(f"{path}: parameter {target.id} must be a literal value") from error
 
 
-def parse_parameter(name: str, text: str) -> tuple[str, Any]:
+def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
     """``text`` as YAML, so that numbers, '[0, 1]', 'true' and plain words mean what they look like; 1e-4 is a number, too."""
     import yaml
 
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"-p {name}: {text!r} is not a value YAML can read") from error
+        raise ConfigError(f"{option} {name}: {text!r} is not a value YAML can read") from error
     if isinstance(value, str):  # YAML 1.1 wants a dot in a float
         try:
-            return name, float(value)
+            return float(value)
         except ValueError:
             pass
-    return name, value
+    return value
 
 
 def find(patterns: Iterable[str | Path] = ()) -> list[Path]:
@@ -240,7 +240,10 @@ def execute(
 
 def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
     import papermill
+    from traitlets.config import Config
 
+    # sockets of the file system, not of the network: nobody else can reach the kernel, and it does not warn that they could
+    transport = Config(KernelManager={"transport": "ipc"}) if os.name == "posix" else Config()
     start, error = time.perf_counter(), ""
     try:
         papermill.execute_notebook(
@@ -251,6 +254,7 @@ def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
             kernel_name="python3",  # the interpreter that runs this, whatever the notebook was made with
             cwd=str(path.parent),
             progress_bar=False,
+            config=transport,
         )
     except papermill.PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {_first_line(failure.evalue)}"

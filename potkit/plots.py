@@ -37,6 +37,7 @@ OKABE_ITO = {
 }
 # Arms keep their looks across figures; any other name gets the next free colour.
 ARMS = {
+    "": (OKABE_ITO["blue"], "square"),  # a figure of one line only
     "scratch": (OKABE_ITO["black"], "circle"),
     "scratch-longer": (OKABE_ITO["orange"], "diamond"),
     "denoise": (OKABE_ITO["blue"], "square"),
@@ -178,8 +179,6 @@ def scan(
     if log_x:
         ticks = sorted(table[x].unique())
         chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
-    if arm is None:
-        chart.update_traces(line_color=OKABE_ITO["blue"], marker=dict(symbol="square"))
     if reference is not None:
         mean, bottom, top = reference
         chart.add_hrect(y0=bottom, y1=top, fillcolor="#777777", opacity=0.2, line_width=0, layer="below")

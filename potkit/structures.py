@@ -108,6 +108,9 @@ class Structures:
         self.info: dict[str, Any] = dict(info or {})
         self._resident: dict[str, dict[str, torch.Tensor]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resident": {}}  # copies on a device do not travel to other processes
+
     # -- size and looks ----------------------------------------------------------------------------------------------------
     def __len__(self) -> int:
         return len(self.ptr) - 1

@@ -347,7 +347,7 @@ def check_second_derivatives(model: Potential, structures: Structures, seed: int
         for _ in range(3 if double else 0):  # in float32 the differences of a loss drown in rounding
             direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
             analytic = sum((g * d).sum() for g, d in zip(gradients, direction) if g is not None)
-            estimate = sum(w * _square_moved(model, one, q, parameters, direction, k * 1e-4) for k, w in STENCIL) / 1e-4
+            estimate = sum(w * _square_moved(model, one, q, parameters, direction, k * 2e-5) for k, w in STENCIL) / 2e-5
             worst = max(worst, _relative(analytic.cpu().reshape(1), torch.tensor([estimate]), size))
         residuals[q] = worst
     return residuals

@@ -38,7 +38,7 @@ CITATIONS: dict[str, str] = {
   Allen, Alice E. A. and Cole, Daniel J. and Ortner, Christoph and Cs{\\'a}nyi, G{\\'a}bor}, title = {Linear Atomic Cluster Expansion
   Force Fields for Organic Molecules: Beyond {RMSE}}, journal = {Journal of Chemical Theory and Computation}, volume = {17},
   pages = {7696--7711}, year = {2021}, doi = {10.1021/acs.jctc.1c00647}}""",
-    "alkanes": """@misc{AlkaneDataset, author = {{Goodpaster Group}}, title = {Alkane-Dataset}, howpublished = {GitHub,
+    "alkanes": """@misc{AlkaneDataset, author = {Hu, Quin H. and Goodpaster, Jason}, title = {Alkane-Dataset}, howpublished = {GitHub,
   GoodpasterGroup/Alkane-Dataset}, year = {2023}, doi = {10.26434/chemrxiv-2023-13cv6}}""",
     "denoise": """@article{Wang2023denoise, author = {Wang, Yuyang and Xu, Changwen and Li, Zijie and Barati Farimani, Amir}, title = {Denoise
   Pretraining on Nonequilibrium Molecules for Accurate and Transferable Neural Potentials}, year = {2023},
@@ -85,7 +85,21 @@ class Record:
     note: str = ""
 
 
-def _reference(folder: str, pairs: dict[str, str], base: str | None = None) -> tuple[Remote, ...]:
+_ALKANES = "https://raw.githubusercontent.com/GoodpasterGroup/Alkane-Dataset"
+_ALKANE_FOLDERS = {  # where each part stands in that repository
+    "core": "4b0ebd0d5ab3084484d3b789e0a106611612e325/DFT/ANI-1%20Core",
+    "md": "1432de89256ecda363aa737c2e0a9093025207fe/DFT/aseMD",
+    "nms": "1432de89256ecda363aa737c2e0a9093025207fe/DFT/NMS",
+    "nms/C2H6_DFT+Force_NMS.h5": "5d99a515fa9c9dd62b692fe70e93ca51b4501559/DFT/NMS",
+}
+
+
+def _alkane(path: str, checksum: str) -> Remote:
+    folder, name = path.split("/")
+    return Remote(path, f"{_ALKANES}/{_ALKANE_FOLDERS.get(path, _ALKANE_FOLDERS[folder])}/{name}", f"sha256:{checksum}")
+
+
+def _reference(pairs: dict[str, str], base: str | None = None) -> tuple[Remote, ...]:
     return tuple(Remote(p, base and f"{base}/{p.rsplit('/', 1)[-1]}", f"sha256:{c}") for p, c in pairs.items())
 
 
@@ -113,7 +127,7 @@ RECORDS: tuple[Record, ...] = (
         read_from=".", split=_BY_MOLECULE, used_for="denoise pretraining on real data",
         note="a few conformations lie > 1000 kcal/mol above the minimum: filter with max_energy=; nms/C2H6_DFT+Force_NMS.h5 alone has "
         "forces; n-alkanes only, so a composition is a molecule",
-        files=_reference("ani1-alkanes", {
+        files=tuple(_alkane(p, c) for p, c in {
             "core/gdb_HC_s01.h5": "53ff2ca5a5d6e3f6493592d328f8b9191c3525167c7c67731b67c18c1f894eed",
             "core/gdb_HC_s02.h5": "efde882e5f5678fe79a9d603d47d550eef9dd97fa74f23595afc15c459fb28fd",
             "md/C2H6_DFT_aseMD.h5": "4278a5eb669436c2429a8815911caed35018f071a0ead22d3e72b4112cc3fa7b",
@@ -133,13 +147,13 @@ RECORDS: tuple[Record, ...] = (
             "nms/C3H8_DFT_NMS.h5": "47a98e64d4e5f3027255e9f80cc1885379c1e146cbb226173804cb92576af164",
             "nms/C4H10_12_DFT_NMS.h5": "e030b7d494a75aa90cd01d58548dd7aa7e4aa3cf263b66e2574d23ebfec8f4f6",
             "nms/C4H10_23_DFT_NMS.h5": "ac108291989b6ae1f1b8a73f53c7549339e1d9fddd2f4cf7b7e5bf5983792ee3",
-        }),
+        }.items()),
     ),
     Record(
         "spice-dipeptides", "reference", "dipeptides of SPICE with energies relative to free atoms", "wB97M-D3(BJ)/def2-TZVPPD",
         ("spice",), "H C N O", (42, 51), 6, 600, licence="CC BY-NC 4.0", source="https://github.com/BingqingCheng/cace-lr-fit",
         format="extxyz", read_from=".", split="its own train / val / test files", used_for="fine-tuning on real data",
-        files=_reference("spice-dipeptides", {
+        files=_reference({
             "spice-dipep-dipolar_train.xyz": "17a66d7c3a26fd40ddd664b7724476f2e42a6fd1bd4c5c47b020531036696621",
             "spice-dipep-dipolar_val.xyz": "6fa1e34400e7df53ae309c0fdf28112dad4b904591633f4c54d9031f04f8e389",
             "spice-dipep-dipolar_test.xyz": "f1e378d2dba06147844c9977b2dae960cf6354c92c874fa7c05d2fb19c512dec",
@@ -150,7 +164,7 @@ RECORDS: tuple[Record, ...] = (
         ("3bpa",), "H C N O", (27, 27), 1, 1000, licence="MIT", source="https://github.com/davkovacs/BOTNet-datasets",
         format="extxyz", read_from=".", split="train_300K.xyz to train, train_mixedT.xyz to test",
         used_for="fine-tuning on real data", note="iso_atoms.xyz holds the isolated atoms of this level and program",
-        files=_reference("3bpa", {
+        files=_reference({
             "train_300K.xyz": "d109971fab90e2231ad931a83eb704c8d940f5c7d7a8de27fe3b84ea18634c0a",
             "train_mixedT.xyz": "bc108532964b2ed259eaaabf82e5dfaffa5bda9ac384fc2afabcce192a49250b",
         }, _BOTNET) + (
@@ -161,7 +175,7 @@ RECORDS: tuple[Record, ...] = (
         "rpbe-water-sample", "reference", "20 structures of the RPBE-D3 water set", "RPBE-D3", ("rpbe",), "H O",
         None, 1, 20, periodic=True, source="https://github.com/CompPhysVienna/n2p2", format="runner", read_from=".",
         split="by structure", used_for="checking the RuNNer reader and periodic models",
-        files=_reference("rpbe-water", {"input.data": "107d72ef4c1d55d5b8a7cf565c79e2050c6c2787c886b4852fff7097811eb526"}),
+        files=_reference({"input.data": "107d72ef4c1d55d5b8a7cf565c79e2050c6c2787c886b4852fff7097811eb526"}),
     ),
     Record(
         "ani-1", "public", "off-equilibrium conformations of the GDB molecules with up to 8 heavy atoms", "wB97X/6-31G(d)",

@@ -11,8 +11,10 @@ import numpy as np
 from .. import storage
 from ..errors import ConfigError, DataError
 from ..structures import Structures
+from .duplicates import distinct, leakage
 from .formats.common import load_npz
 
+__all__ = ["BY", "by_system", "distinct", "label_budget", "leakage", "load_indices", "published", "save_indices", "split"]
 BY = ("structure", "system", "structure-within-system")
 Part = float | int | None
 

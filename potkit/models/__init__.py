@@ -6,11 +6,16 @@ import importlib
 import inspect
 from typing import Any
 
+import torch
+
 from ..errors import ConfigError
 from .base import Features, Graph, Potential, Prediction
 
 MODELS = {
+    "schnet": "schnet:SchNet",
     "egnn": "egnn:EGNN",
+    "torchmd_et": "torchmd_et:TorchMDET",
+    "painn": "painn:PaiNN",
 }
 READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled")
 
@@ -35,11 +40,11 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
     return {k: dict(v) for k, v in _find(name)[1].items()}
 
 
-def build(name: str, preset: str = "small", **overrides: Any) -> Potential:
+def build(name: str, preset: str = "small", *, seed: int | None = None, **overrides: Any) -> Potential:
     """A network with its read-outs, at ``preset`` ("denoise-paper", "masked-paper", "small") with single options replaced.
 
-    Options are the backbone's constructor arguments and the read-outs' ``vector``, ``forces``, ``head_norm``, ``pooled``.
-    Raises ConfigError naming what is unknown or out of range.
+    Options are the backbone's constructor arguments and the read-outs' ``vector``, ``forces``, ``head_norm``, ``pooled``. ``seed`` makes the
+    initial weights repeatable and leaves torch's generator alone. Raises ConfigError naming what is unknown or out of range.
     """
     cls, table = _find(name)
     if preset not in table:
@@ -55,7 +60,10 @@ def build(name: str, preset: str = "small", **overrides: Any) -> Potential:
         options["pooled"] = getattr(cls, "faithful_pooled", False)
     readout = {k: options.pop(k) for k in READOUT_OPTIONS if k in options}
     try:
-        model = Potential(cls(**options), **readout)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            model = Potential(cls(**options), **readout)
     except TypeError as error:
         raise ConfigError(f"{name}: {error}") from error
     model.recipe = {"name": name, "preset": preset, "options": {**options, **readout}}  # what a checkpoint needs to build it again

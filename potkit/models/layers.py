@@ -44,6 +44,16 @@ def cosine_envelope(distance: Tensor, cutoff: float) -> Tensor:
     return 0.5 * (torch.cos(distance * (math.pi / cutoff)) + 1.0) * (distance < cutoff).to(distance.dtype)
 
 
+def first_neighbors(receiver: Tensor, limit: int, size: int) -> Tensor:
+    """Which edges stay when every atom keeps its first ``limit`` neighbours only: a mask [E] for ``receiver`` [E], rising.
+
+    No network should do this; it is what the denoise paper's code did, kept for `faithful` options.
+    """
+    count = torch.bincount(receiver, minlength=size)
+    start = torch.cumsum(count, 0) - count
+    return torch.arange(len(receiver), device=receiver.device) - start[receiver] < limit
+
+
 class GaussianBasis(nn.Module):
     """exp(−(d − μ_k)² / 2Δ²) with ``size`` centres from 0 to ``cutoff`` (Schütt et al. 2018, SchNet). [E] Å -> [E, size]."""
 

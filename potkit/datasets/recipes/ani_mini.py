@@ -1,14 +1,16 @@
-"""Recipe of `ani-mini`: small H C N O molecules out of equilibrium, sampled along normal modes as ANI-1 was, at GFN2-xTB.
+"""Recipe of `ani-mini`: small H C N O molecules out of equilibrium, sampled as ANI-1 was, at GFN2-xTB.
 
-Per molecule: SMILES -> RDKit embedding (ETKDG, MMFF94 or else UFF) -> GFN2-xTB minimum (BFGS) -> Hessian by central differences
-of the gradient -> normal modes -> random displacements -> GFN2-xTB energy and forces of the stored positions.
+Per molecule: SMILES -> RDKit embedding (ETKDG, MMFF94 or else UFF) -> GFN2-xTB minimum (BFGS) -> Hessian by
+central differences of the gradient -> normal modes -> random displacements -> GFN2-xTB energy and forces of
+the stored positions.
 
-Sampling (J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193, 2017, doi:10.1038/sdata.2017.193): numbers c_i >= 0 with a
-sum uniform in [0, 1] are dealt at random to the modes; mode i is displaced by R_i = ± sqrt(3 c_i N k_B T / K_i) along its
-normalised Cartesian vector, so that the harmonic energy is at most 3/2 N k_B T (N atoms). As in ANI-1, T falls with size.
-Differences from ANI-1: force constants are floored at `K_FLOOR`, because the straight line along a soft torsion would
-stretch bonds before it turns anything; structures above `ENERGY_WINDOW` over the minimum, or with two atoms closer than
-`CLOSEST`, are dropped and counted; one conformer per molecule, as there.
+Sampling (J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193, 2017, doi:10.1038/sdata.2017.193):
+numbers c_i >= 0 with a sum uniform in [0, 1] are dealt at random to the modes; mode i is displaced by
+    R_i = ± sqrt(3 c_i N k_B T / K_i)
+along its normalised Cartesian vector, so that the harmonic energy is at most 3/2 N k_B T (N atoms). As in ANI-1,
+T falls with size and there is one conformer per molecule. Differences: force constants are floored at `K_FLOOR`,
+because the straight line along a soft torsion would stretch bonds before it turns anything; structures more than
+`ENERGY_WINDOW` above the minimum, or with two atoms closer than `CLOSEST`, are dropped and counted.
 """
 
 from __future__ import annotations
@@ -35,16 +37,16 @@ ENERGY_WINDOW = 275.0 * KCAL_MOL  # eV above the minimum
 CLOSEST = 0.5  # Å
 GRADIENT = 5e-5  # Hartree/Bohr, largest component at the minimum (2.6e-3 eV/Å)
 STEP = 5e-3  # Bohr, for the Hessian
-FLAT = 3e-4  # Hartree/Bohr²: a methyl group that turns freely may seem this negative; a tenth of K_FLOOR
+FLAT = 1e-4  # Hartree/Bohr²: what noise in a flat torsion may give
 ACCURACY = 0.05  # tblite's SCC thresholds relative to their defaults
 UNPAIRED = {  # unpaired electrons of the free atoms' ground states
-    "H": 1, "Li": 1, "B": 1, "C": 2, "N": 3, "O": 2, "F": 1, "Na": 1, "Mg": 0, "Si": 2, "P": 3, "S": 2, "Cl": 1, "K": 1,
-    "Ca": 0, "Br": 1, "I": 1,
+    "H": 1, "Li": 1, "B": 1, "C": 2, "N": 3, "O": 2, "F": 1, "Na": 1, "Mg": 0, "Si": 2, "P": 3, "S": 2, "Cl": 1,
+    "K": 1, "Ca": 0, "Br": 1, "I": 1,
 }  # fmt: skip
 
 
 class XTB:
-    """GFN2-xTB energy and gradient of one molecule; positions in Bohr, energy in Hartree (tblite's own units)."""
+    """GFN2-xTB energy and gradient of one molecule, in tblite's units: Bohr and Hartree."""
 
     def __init__(self, z: np.ndarray, positions: np.ndarray, uhf: int = 0) -> None:
         from tblite.interface import Calculator
@@ -55,7 +57,7 @@ class XTB:
         self.calls = 0
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """Energy, and its gradient [N,3]. Each call starts from the same guess: the result depends on the positions only."""
+        """Energy, and its gradient [N,3]. Each call starts afresh: the result depends on the positions only."""
         self._calculator.update(positions=np.asarray(positions, float).reshape(-1, 3))
         result = self._calculator.singlepoint()
         self.calls += 1
@@ -65,11 +67,14 @@ class XTB:
 @lru_cache
 def atomic_energies() -> dict[str, float]:
     """GFN2-xTB energies (eV) of isolated atoms in their ground-state multiplicity, by element symbol."""
-    return {s: round(XTB(np.array([SYMBOLS.index(s)]), np.zeros((1, 3)), n)(np.zeros((1, 3)))[0] * HARTREE, 6) for s, n in UNPAIRED.items()}
+    return {
+        s: round(XTB(np.array([SYMBOLS.index(s)]), np.zeros((1, 3)), n)(np.zeros((1, 3)))[0] * HARTREE, 6)
+        for s, n in UNPAIRED.items()
+    }
 
 
 def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Atomic numbers, positions (Å), masses (u) and bond matrix [N,N] of a first geometry. Raises ValueError with the reason."""
+    """A first geometry: atomic numbers, positions (Å), masses (u), bonds [N,N]. Raises ValueError with the reason."""
     from rdkit import Chem, RDLogger
     from rdkit.Chem import AllChem
 
@@ -81,7 +86,11 @@ def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     if AllChem.EmbedMolecule(molecule, randomSeed=seed) != 0:
         if AllChem.EmbedMolecule(molecule, randomSeed=seed, useRandomCoords=True) != 0:
             raise ValueError("RDKit finds no geometry")
-    optimize = AllChem.MMFFOptimizeMolecule if AllChem.MMFFHasAllMoleculeParams(molecule) else AllChem.UFFOptimizeMolecule
+    optimize = (
+        AllChem.MMFFOptimizeMolecule
+        if AllChem.MMFFHasAllMoleculeParams(molecule)
+        else AllChem.UFFOptimizeMolecule
+    )
     optimize(molecule, maxIters=2000)
     z = np.array([a.GetAtomicNum() for a in molecule.GetAtoms()])
     masses = np.array([a.GetMass() for a in molecule.GetAtoms()])
@@ -106,7 +115,7 @@ def distances(positions: np.ndarray) -> np.ndarray:
 
 
 def minimize(xtb: XTB, start: np.ndarray) -> tuple[np.ndarray, float]:
-    """Positions (Bohr) and energy (Hartree) of the minimum next to ``start``. Raises ValueError if it is not reached."""
+    """Positions (Bohr) and energy (Hartree) of the minimum near ``start``. Raises ValueError if not reached."""
     from scipy.optimize import minimize as bfgs
 
     def target(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -115,7 +124,9 @@ def minimize(xtb: XTB, start: np.ndarray) -> tuple[np.ndarray, float]:
 
     found, slope = start, np.inf
     for _ in range(3):  # a line search that stalls is started afresh
-        result = bfgs(target, found.ravel(), jac=True, method="BFGS", options={"gtol": GRADIENT, "maxiter": 500})
+        result = bfgs(
+            target, found.ravel(), jac=True, method="BFGS", options={"gtol": GRADIENT, "maxiter": 500}
+        )
         found, slope = result.x.reshape(-1, 3), np.abs(result.jac).max()
         if slope <= GRADIENT:
             return found, float(result.fun)
@@ -134,14 +145,18 @@ def hessian(xtb: XTB, positions: np.ndarray) -> np.ndarray:
     return (rows + rows.T) / 2
 
 
-def normal_modes(second: np.ndarray, positions: np.ndarray, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Force constants [M] and normalised Cartesian mode vectors [M,N,3]; M = 3N-6, or 3N-5 for a linear molecule.
+def normal_modes(
+    second: np.ndarray, positions: np.ndarray, masses: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Force constants [M] and normalised Cartesian mode vectors [M,N,3]; M = 3N-6, or 3N-5 if linear.
 
-    Translations and rotations are projected out of the mass-weighted Hessian. The force constant of mode vector e is eᵀ H e,
-    in the unit of ``second``; it may be negative at a saddle point.
+    Translations and rotations are projected out of the mass-weighted Hessian. The force constant of mode
+    vector e is eᵀ H e, in the unit of ``second``; it may be negative at a saddle point.
     """
     centred = positions - np.average(positions, axis=0, weights=masses)
-    rigid = [np.tile(axis, (len(masses), 1)) for axis in np.eye(3)] + [np.cross(axis, centred) for axis in np.eye(3)]
+    rigid = [np.tile(axis, (len(masses), 1)) for axis in np.eye(3)] + [
+        np.cross(axis, centred) for axis in np.eye(3)
+    ]
     weight = np.repeat(np.sqrt(masses), 3)
     left, sizes, _ = np.linalg.svd(np.array([v.ravel() * weight for v in rigid]).T)
     rank = int((sizes > 1e-3 * sizes[0]).sum())
@@ -152,8 +167,13 @@ def normal_modes(second: np.ndarray, positions: np.ndarray, masses: np.ndarray) 
     return np.einsum("mi,ij,mj->m", modes, second, modes), modes.reshape(len(modes), -1, 3)
 
 
-def find_minimum(xtb: XTB, start: np.ndarray, masses: np.ndarray) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
-    """Minimum (Bohr), its energy (Hartree), force constants (Hartree/Bohr²) and modes; steps off saddle points. ValueError."""
+def find_minimum(
+    xtb: XTB, start: np.ndarray, masses: np.ndarray
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+    """Positions, energy, force constants and modes (Bohr, Hartree) of a minimum; steps off saddle points.
+
+    Raises ValueError if only saddle points, or no stationary point, are found.
+    """
     positions = start
     for attempt in range(4):
         positions, energy = minimize(xtb, positions)
@@ -164,11 +184,15 @@ def find_minimum(xtb: XTB, start: np.ndarray, masses: np.ndarray) -> tuple[np.nd
     raise ValueError(f"only a saddle point, force constant {force_constants.min():.1e} Hartree/Bohr²")
 
 
-def displacements(rng: np.random.Generator, force_constants: np.ndarray, modes: np.ndarray, temperature: float) -> np.ndarray:
+def displacements(
+    rng: np.random.Generator, force_constants: np.ndarray, modes: np.ndarray, temperature: float
+) -> np.ndarray:
     """One random displacement [N,3] in Å; ``force_constants`` in eV/Å² (see the module's docstring)."""
     shares = rng.uniform() * rng.dirichlet(np.ones(len(modes)))
     signs = rng.choice([-1.0, 1.0], len(modes))
-    size = np.sqrt(3 * shares * modes.shape[1] * BOLTZMANN * temperature / np.maximum(force_constants, K_FLOOR))
+    size = np.sqrt(
+        3 * shares * modes.shape[1] * BOLTZMANN * temperature / np.maximum(force_constants, K_FLOOR)
+    )
     return np.tensordot(signs * size, modes, axes=1)
 
 
@@ -178,7 +202,9 @@ def plan(scale: float | str, seed: int, molecules: Sequence[str] = MOLECULES) ->
 
 
 def work(task: dict[str, Any]) -> Structures:
-    """All structures of one molecule; none, and the reason as ``info["failure"]``, if it has no usable minimum."""
+    """All structures of one molecule; none, and the reason as ``info["failure"]``, if it has no usable
+    minimum.
+    """
     smiles = task["smiles"]
     # seeded by the SMILES, not by its place in the list: adding a molecule changes no other one
     rng = np.random.default_rng([task["seed"], zlib.crc32(smiles.encode())])
@@ -193,8 +219,16 @@ def work(task: dict[str, Any]) -> Structures:
         return _pack(np.zeros(0, int), [], [], [], info)
     heavy = int((z > 1).sum())
     temperature = TEMPERATURES.get(heavy, TEMPERATURE)
-    wanted = PAPER_PER_MOLECULE if task["scale"] == "paper" else max(1, round(task["scale"] * PER_HEAVY_ATOM * (heavy + 1)))
-    positions, lowest, force_constants = positions * BOHR, lowest * HARTREE, force_constants * HARTREE / BOHR**2
+    wanted = (
+        PAPER_PER_MOLECULE
+        if task["scale"] == "paper"
+        else max(1, round(task["scale"] * PER_HEAVY_ATOM * (heavy + 1)))
+    )
+    positions, lowest, force_constants = (
+        positions * BOHR,
+        lowest * HARTREE,
+        force_constants * HARTREE / BOHR**2,
+    )
     kept, energies, forces = [], [], []
     dropped = {"scc": 0, "close": 0, "energy": 0}
     for _ in range(wanted):
@@ -219,11 +253,13 @@ def work(task: dict[str, Any]) -> Structures:
     return _pack(z, kept, energies, forces, info)
 
 
-def _pack(z: np.ndarray, pos: list[np.ndarray], energy: list[float], forces: list[np.ndarray], info: dict[str, Any]) -> Structures:
+def _pack(
+    z: np.ndarray, pos: list[np.ndarray], energy: list[float], forces: list[np.ndarray], info: dict[str, Any]
+) -> Structures:
     stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)  # noqa: E731
     return Structures(
-        z=np.tile(z, len(pos)), pos=stack(pos), ptr=np.arange(len(pos) + 1) * len(z), energy=np.array(energy, float),
-        forces=stack(forces), info=info,
+        z=np.tile(z, len(pos)), pos=stack(pos), ptr=np.arange(len(pos) + 1) * len(z),
+        energy=np.array(energy, float), forces=stack(forces), info=info,
     )  # fmt: skip
 
 
@@ -234,12 +270,18 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
     dropped = {reason: sum(i["dropped"][reason] for i in good) for reason in ("scc", "close", "energy")}
     floored, modes = (sum(i[key] for i in good) for key in ("floored_modes", "modes"))
     notes = [
-        f"Molecules given up: {len(failures)} of {len(tasks)}" + "".join(f"; `{s}` ({why})" for s, why in failures.items()) + ".",
-        f"Structures dropped: {dropped['scc']} without SCC convergence, {dropped['close']} with two atoms closer than {CLOSEST} Å, "
+        f"Molecules given up: {len(failures)} of {len(tasks)}"
+        + "".join(f"; `{s}` ({why})" for s, why in failures.items())
+        + ".",
+        f"Structures dropped: {dropped['scc']} without SCC convergence, {dropped['close']} with two atoms "
+        f"closer than {CLOSEST} Å, "
         f"{dropped['energy']} more than {ENERGY_WINDOW:.2f} eV (275 kcal/mol) above the minimum.",
-        f"Force constants floored at {K_FLOOR} eV/Å²: {floored} of {modes} modes, so soft torsions are sampled less than ANI-1 would.",
-        "Structures of one molecule share a system number and a minimum: a split by structure has seen every test molecule.",
-        "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
+        f"Force constants floored at {K_FLOOR} eV/Å²: {floored} of {modes} modes, so soft torsions are "
+        "sampled less than ANI-1 would.",
+        "Structures of one molecule share a system number and a minimum: a split by structure has seen every "
+        "test molecule.",
+        "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 "
+        "kcal/mol.",
     ]
     return {
         "level_of_theory": METHOD,
@@ -256,12 +298,18 @@ RECIPE = Recipe(
     name="ani-mini",
     title="small H C N O molecules out of equilibrium, sampled along normal modes, GFN2-xTB",
     story=(
-        f"Molecules from a list of {len(MOLECULES)} SMILES (1 to 8 heavy atoms) are embedded by RDKit (ETKDG, MMFF94 or UFF), relaxed "
-        f"at {METHOD} (tblite, BFGS to {GRADIENT:g} Hartree/Bohr), and their normal modes taken from a central-difference Hessian. "
-        "Random displacements along the modes follow ANI-1 (Smith, Isayev, Roitberg, Sci. Data 4, 170193, 2017): "
-        "R_i = ± sqrt(3 c_i N k_B T / K_i), the c_i summing to a number uniform in [0, 1]; T = 2000, 1500, 1000 K for 1, 2, 3 heavy atoms, "
-        f"{TEMPERATURE:g} K for more. {PER_HEAVY_ATOM} structures × (heavy atoms + 1) per molecule at scale 1; {PAPER_PER_MOLECULE} per "
-        "molecule, ANI-1's mean, at scale paper. Positions are rounded first, then labelled with total energies and forces."
+        f"Molecules from a list of {len(MOLECULES)} SMILES (1 to 8 heavy atoms) are embedded by RDKit "
+        "(ETKDG, MMFF94 or UFF), relaxed "
+        f"at {METHOD} (tblite, BFGS to {GRADIENT:g} Hartree/Bohr), and their normal modes taken from a "
+        "central-difference Hessian. "
+        "Random displacements along the modes follow ANI-1 (Smith, Isayev, Roitberg, Sci. Data 4, 170193, "
+        "2017): "
+        "R_i = ± sqrt(3 c_i N k_B T / K_i), the c_i summing to a number uniform in [0, 1]; T = 2000, 1500, "
+        "1000 K for 1, 2, 3 heavy atoms, "
+        f"{TEMPERATURE:g} K for more. {PER_HEAVY_ATOM} structures × (heavy atoms + 1) per molecule at scale "
+        f"1; {PAPER_PER_MOLECULE} per "
+        "molecule, ANI-1's mean, at scale paper. Positions are rounded first, then labelled with total "
+        "energies and forces."
     ),
     packages=("rdkit", "tblite", "scipy"),
     plan=plan,

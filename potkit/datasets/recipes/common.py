@@ -1,8 +1,10 @@
-"""What all recipes share: cutting the work into parts, running them in parallel, resuming, storing, and the data sheet.
+"""What all recipes share: cutting the work into parts, running them in parallel, resuming, storing, and the
+data sheet.
 
-A recipe cuts a data set into independent tasks (a molecule, a trajectory). Each finished task lies as a small packed file in
-``<out>.parts/`` until the whole set is written, so a killed generation goes on where it stopped. What a task yields depends
-on its own settings only, never on the other tasks, their order or the number of processes.
+A recipe cuts a data set into independent tasks (a molecule, a trajectory). Each finished task lies as a small
+packed file in ``<out>.parts/`` until the whole set is written, so a killed generation goes on where it
+stopped. What a task yields depends on its own settings only, never on the other tasks, their order or the
+number of processes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from tqdm.auto import tqdm
 from ...errors import DataError
 from ...structures import SYMBOLS, Structures, concatenate
 
-GRID = 2.0**-14  # Å and eV/Å: 6.1e-5, finer than 1e-4, exact in float32 below 512, and its zero bits compress well
+GRID = (
+    2.0**-14
+)  # Å and eV/Å: 6.1e-5, finer than 1e-4, exact in float32 below 512, and its zero bits compress well
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENMM_CPU_THREADS")
 
 
@@ -36,10 +40,11 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENMM
 class Recipe:
     """How one embedded data set is made.
 
-    ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``; ``scale`` is a number or "paper".
-    ``work(task)`` makes the structures of one task; what it leaves in ``info`` is handed to ``describe``.
-    ``describe(tasks, infos)`` gives the set's ``info`` (level of theory, references, ...); plain sentences under "notes" reach
-    the data sheet. ``revision`` rises whenever the same settings would give other data.
+    ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``; ``scale`` is a
+    number or "paper". ``work(task)`` makes the structures of one task; what it leaves in ``info`` is handed
+    to ``describe``. ``describe(tasks, infos)`` gives the set's ``info`` (level of theory, references, ...);
+    plain sentences under "notes" reach the data sheet. ``revision`` rises whenever the same settings would
+    give other data.
     """
 
     name: str
@@ -53,7 +58,7 @@ class Recipe:
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:
-    """``values`` rounded to multiples of `GRID`, as float32 (exactly: what is stored is what was labelled)."""
+    """``values`` rounded to multiples of `GRID`, as float32 (what is stored is what was labelled)."""
     return (np.round(np.asarray(values, np.float64) / GRID) * GRID).astype(np.float32)
 
 
@@ -75,14 +80,17 @@ def require(recipe: Recipe) -> None:
     missing = [p for p in recipe.packages if importlib.util.find_spec(p) is None]
     if missing:
         raise DataError(
-            f"{recipe.name}: {', '.join(missing)} is not installed; generators need the extra potkit[generate] "
+            f"{recipe.name}: {', '.join(missing)} is not installed; generators need the extra "
+            "potkit[generate] "
             "(pip install 'potkit[generate]')"
         )
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread per process while the block runs: sums keep their order, so results do not depend on the machine's load."""
+    """One thread per process while the block runs: sums keep their order, so results do not depend on the
+    machine's load.
+    """
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update({name: "1" for name in THREADS})
     try:
@@ -112,16 +120,20 @@ def _open_part(path: Path) -> Structures | None:
         return None
 
 
-def _run_all(recipe: Recipe, tasks: list[dict[str, Any]], paths: list[Path], jobs: int, progress: bool) -> None:
+def _run_all(
+    recipe: Recipe, tasks: list[dict[str, Any]], paths: list[Path], jobs: int, progress: bool
+) -> None:
     todo = [i for i, path in enumerate(paths) if _open_part(path) is None]
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=recipe.name, unit="part", disable=not progress)
+    bar = tqdm(
+        total=len(tasks), initial=len(tasks) - len(todo), desc=recipe.name, unit="part", disable=not progress
+    )
     with one_thread(), bar:
         if jobs == 1 or len(todo) <= 1:
             for i in todo:
                 _run_part(recipe.work, tasks[i], paths[i])
                 bar.update()
             return
-        # spawn, not fork: forked children would inherit thread pools that numpy, torch and OpenMM have already started
+        # spawn, not fork: forked children would inherit thread pools that torch and OpenMM have started
         pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn"))
         try:
             futures = [pool.submit(_run_part, recipe.work, tasks[i], paths[i]) for i in todo]
@@ -142,11 +154,12 @@ def generate(
     progress: bool = True,
     **options: Any,
 ) -> Structures:
-    """Make the set, save it to ``out`` (a ``.h5`` file, else a folder) with a data sheet ``<out>.md`` beside it, and return it.
+    """Make the set, save it to ``out`` (a ``.h5`` file, else a folder) with a data sheet ``<out>.md`` beside
+    it, and return it.
 
-    ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own number. ``jobs`` processes
-    share the tasks. The same scale, seed, options and package versions give the same file, whatever ``jobs``.
-    Raises DataError for a bad argument, a missing package, or when nothing could be made.
+    ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own number.
+    ``jobs`` processes share the tasks. The same scale, seed, options and package versions give the same file,
+    whatever ``jobs``. Raises DataError for a bad argument, a missing package, or when nothing could be made.
     """
     out = Path(out)
     scale = parse_scale(recipe.name, scale)
@@ -174,7 +187,13 @@ def generate(
     made.info = {
         "name": recipe.name,
         "title": recipe.title,
-        "recipe": {"name": recipe.name, "revision": recipe.revision, "scale": scale, "seed": seed, "options": options},
+        "recipe": {
+            "name": recipe.name,
+            "revision": recipe.revision,
+            "scale": scale,
+            "seed": seed,
+            "options": options,
+        },
         "units": {"pos": "Å", "cell": "Å", "energy": "eV", "forces": "eV/Å"},
         "grid": GRID,
         "versions": {package: version(package) for package in (*recipe.packages, "numpy")},
@@ -186,7 +205,13 @@ def generate(
     cost = {"wall": time.perf_counter() - start, "work": sum(seconds), "jobs": jobs}
     from .sheet import write_sheet
 
-    write_sheet(out.with_suffix(".md") if out.suffix == ".h5" else out.with_name(out.name + ".md"), recipe, made, out, cost)
+    write_sheet(
+        out.with_suffix(".md") if out.suffix == ".h5" else out.with_name(out.name + ".md"),
+        recipe,
+        made,
+        out,
+        cost,
+    )
     shutil.rmtree(folder)
     return made
 

@@ -23,7 +23,10 @@ def sha256(path: Path) -> str:
 
 def _per_element(made: Structures) -> list[str]:
     size = np.linalg.norm(made.forces.astype(np.float64), axis=1)
-    rows = ["| element | atoms | RMS of the force vector (eV/Å) | largest (eV/Å) |", "| --- | ---: | ---: | ---: |"]
+    rows = [
+        "| element | atoms | RMS of the force vector (eV/Å) | largest (eV/Å) |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     for z in made.elements:
         mine = size[made.z == z]
         rows.append(f"| {SYMBOLS[z]} | {len(mine):,} | {np.sqrt(np.mean(mine**2)):.3f} | {mine.max():.2f} |")
@@ -31,13 +34,14 @@ def _per_element(made: Structures) -> list[str]:
 
 
 def write_sheet(path: Path, recipe: Recipe, made: Structures, data: Path, cost: dict[str, float]) -> None:
-    """Write the Markdown data sheet of ``made``, stored at ``data``; ``cost``: wall and work seconds, jobs."""
+    """Write the data sheet of ``made``, stored at ``data``; ``cost``: wall and work seconds, jobs."""
     info, sizes = made.info, made.n_atoms
     settings = info["recipe"]
     options = " ".join(f"{key}={json.dumps(value)}" for key, value in settings["options"].items())
     per_atom = made.energy / sizes
     counts = np.bincount(made.system)
-    command = f"potkit data make {recipe.name} --scale {settings['scale']} --seed {settings['seed']} --jobs {cost['jobs']}"
+    command = f"potkit data make {recipe.name} --scale {settings['scale']} --seed {settings['seed']}"
+    command += f" --jobs {cost['jobs']}"
     megabytes = sum(f.stat().st_size for f in ([data] if data.is_file() else data.iterdir())) / 1e6
     lines = [
         f"# {recipe.name}: {recipe.title}",
@@ -53,13 +57,18 @@ def write_sheet(path: Path, recipe: Recipe, made: Structures, data: Path, cost: 
         f"| command | `{command} --out {data.name}`{' with options ' + options if options else ''} |",
         f"| recipe revision, seed, scale | {recipe.revision}, {settings['seed']}, {settings['scale']} |",
         f"| versions | {', '.join(f'{k} {v}' for k, v in info['versions'].items())} |",
-        f"| cost | {cost['wall'] / 60:.1f} min wall with {cost['jobs']} process(es); {cost['work'] / 60:.1f} min of work in all parts |",
+        f"| cost | {cost['wall'] / 60:.1f} min wall with {cost['jobs']} process(es); {cost['work'] / 60:.1f} "
+        "min of work in all parts |",
         f"| level of theory | {info['level_of_theory']} |",
         "| units | positions and cell Å, energy eV (total), forces eV/Å |",
-        f"| rounding | positions and forces to {info['grid']:.2e} (2⁻¹⁴), before labelling; energy to 1e-6 eV |",
-        f"| structures | {len(made):,} of {len(np.unique(made.system)):,} systems ({counts.min()} to {counts.max()} per system) |",
-        f"| atoms | {len(made.z):,}; {sizes.min()} to {sizes.max()} per structure; elements {symbols_of(made)} |",
-        f"| energy per atom (eV) | {per_atom.min():.4f} to {per_atom.max():.4f}, mean {per_atom.mean():.4f} |",
+        f"| rounding | positions and forces to {info['grid']:.2e} (2⁻¹⁴), before labelling; energy to 1e-6 "
+        "eV |",
+        f"| structures | {len(made):,} of {len(np.unique(made.system)):,} systems ({counts.min()} to "
+        f"{counts.max()} per system) |",
+        f"| atoms | {len(made.z):,}; {sizes.min()} to {sizes.max()} per structure; elements "
+        f"{symbols_of(made)} |",
+        f"| energy per atom (eV) | {per_atom.min():.4f} to {per_atom.max():.4f}, mean {per_atom.mean():.4f} "
+        "|",
         f"| licence | {info['licence']} |",
         "",
         *_per_element(made),
@@ -67,7 +76,10 @@ def write_sheet(path: Path, recipe: Recipe, made: Structures, data: Path, cost: 
     ]
     if "atomic_energies" in info:
         lines += ["Energies of isolated atoms at the same level (eV), ground-state multiplicity: "]
-        lines += [", ".join(f"{symbol} {energy:.6f}" for symbol, energy in info["atomic_energies"].items()) + ".", ""]
+        lines += [
+            ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in info["atomic_energies"].items()) + ".",
+            "",
+        ]
     lines += ["## Caveats", "", *(f"- {note}" for note in info["notes"]), ""]
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
@@ -78,8 +90,10 @@ def index_text(folder: Path) -> str:
     lines = [
         "# Embedded data sets",
         "",
-        "Made by the recipes in `potkit/datasets/recipes/`; `potkit data make NAME --scale X` makes them again at any size. The sheet of",
-        "each set says recipe, versions, seed, units, counts and caveats. This page is written by `write_index` in `sheet.py` there.",
+        "Made by the recipes in `potkit/datasets/recipes/`; `potkit data make NAME --scale X` makes them "
+        "again at any size. The sheet of",
+        "each set says recipe, versions, seed, units, counts and caveats. This page is written by "
+        "`write_index` in `sheet.py` there.",
         "",
         "| set | structures | systems | atoms per structure | elements | labels | MB | sheet |",
         "| --- | ---: | ---: | --- | --- | --- | ---: | --- |",
@@ -89,8 +103,10 @@ def index_text(folder: Path) -> str:
         sizes = made.n_atoms
         span = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()}–{sizes.max()}"
         lines.append(
-            f"| {made.info['name']}: {made.info['title']} | {len(made):,} | {len(np.unique(made.system)):,} | {span} | {symbols_of(made)} | "
-            f"{made.info['level_of_theory']} | {file.stat().st_size / 1e6:.1f} | [{file.stem}.md]({file.stem}.md) |"
+            f"| {made.info['name']}: {made.info['title']} | {len(made):,} | {len(np.unique(made.system)):,} "
+            f"| {span} | {symbols_of(made)} | "
+            f"{made.info['level_of_theory']} | {file.stat().st_size / 1e6:.1f} | "
+            f"[{file.stem}.md]({file.stem}.md) |"
         )
     return "\n".join([*lines, ""])
 

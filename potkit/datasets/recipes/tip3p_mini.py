@@ -1,18 +1,20 @@
-"""Recipe of `tip3p-mini`: the classical water of the masked paper, 258 TIP3P molecules in a 20 Å cube, by OpenMM.
+"""Recipe of `tip3p-mini`: the masked paper's classical water, 258 TIP3P molecules in a 20 Å cube, by OpenMM.
 
-The system is that of the paper (arXiv:2402.15921, §3.1): periodic, cutoff 10 Å, NVT at 300 K with a Nosé-Hoover chain, random
-initial positions, a frame every 50 steps, split by seed. What the paper leaves out is taken from the generator the same group
-published with GAMD (repository BaratiLab/GAMD, dataset/generate_tip3p_data.py): openmmtools' WaterBox with its defaults, that is
-rigid molecules, PME, Lennard-Jones switched off over the last 1.5 Å with the long-range correction; 2 fs steps; chain of 10,
+The system is that of the paper (arXiv:2402.15921, §3.1): periodic, cutoff 10 Å, NVT at 300 K with a
+Nosé-Hoover chain, random initial positions, a frame every 50 steps, split by seed. What the paper leaves out
+is taken from the generator the same group published with GAMD (repository BaratiLab/GAMD,
+dataset/generate_tip3p_data.py): openmmtools' WaterBox with its defaults, that is rigid molecules, PME,
+Lennard-Jones switched off over the last 1.5 Å with the long-range correction; 2 fs steps; chain of 10,
 friction 1/ps, 5 multiple time steps, 5 Suzuki-Yoshida weights.
 
-Rigid or flexible: rigid (`rigid=True`) is what that generator does and what TIP3P means. The labels are then the energy
-without bond and angle terms and its gradient, without constraint forces: forces inside a molecule are absent, every O-H is
-0.9572 Å and every H-O-H angle 104.52°. With `rigid=False` the bonds and angles of OpenMM's tip3p.xml are harmonic springs, are
-part of the labels, and the step is 0.5 fs.
+Rigid or flexible: rigid (`rigid=True`) is what that generator does and what TIP3P means. The labels are then
+the energy without bond and angle terms and its gradient, without constraint forces: forces inside a molecule
+are absent, every O-H is 0.9572 Å and every H-O-H angle 104.52°. With `rigid=False` the bonds and angles of
+OpenMM's tip3p.xml are harmonic springs, are part of the labels, and the step is 0.5 fs.
 
-Start: molecules on random sites of a 7 × 7 × 7 grid, randomly turned, energy-minimised, then Langevin dynamics and
-Nosé-Hoover dynamics for `equilibration_ps` each before frame 0. Frames hold whole molecules whose centres lie in the cell.
+Start: molecules on random sites of a 7 × 7 × 7 grid, randomly turned, energy-minimised, then Langevin
+dynamics and Nosé-Hoover dynamics for `equilibration_ps` each before frame 0. Frames hold whole molecules
+whose centres lie in the cell.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ FRAMES = 60  # per seed at scale 1
 PAPER_FRAMES = 1000
 SEEDS = 10
 SITES = 7  # per edge of the grid the molecules start from
-OH, HOH = 0.9572, np.deg2rad(104.52)  # Å, rad: TIP3P's geometry (Jorgensen et al. 1983, doi:10.1063/1.445869)
+OH, HOH = 0.9572, np.deg2rad(104.52)  # Å, rad (Jorgensen et al. 1983, doi:10.1063/1.445869)
 
 
 def build_system(rigid: bool, tolerance: float, dynamic: bool):
-    """The OpenMM topology and system. ``tolerance``: PME's relative force error; ``dynamic`` adds removal of drift."""
+    """OpenMM's topology and system. ``tolerance``: PME's relative force error; ``dynamic``: remove drift."""
     from openmm import NonbondedForce, app, unit
 
     topology = app.Topology()
@@ -49,7 +51,9 @@ def build_system(rigid: bool, tolerance: float, dynamic: bool):
     oxygen, hydrogen = app.Element.getByAtomicNumber(8), app.Element.getByAtomicNumber(1)
     for _ in range(WATERS):
         residue = topology.addResidue("HOH", chain)
-        o, h1, h2 = (topology.addAtom(n, e, residue) for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen)))
+        o, h1, h2 = (
+            topology.addAtom(n, e, residue) for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen))
+        )
         topology.addBond(o, h1)
         topology.addBond(o, h2)
     topology.setPeriodicBoxVectors(np.eye(3) * BOX / NM * unit.nanometer)
@@ -68,7 +72,9 @@ def random_start(rng: np.random.Generator) -> np.ndarray:
     """Positions [3·WATERS, 3] in Å, O H H per molecule: random sites of a grid, random orientation."""
     from scipy.spatial.transform import Rotation
 
-    grid = (np.stack(np.meshgrid(*[np.arange(SITES)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5) * BOX / SITES
+    grid = (
+        (np.stack(np.meshgrid(*[np.arange(SITES)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5) * BOX / SITES
+    )
     sites = grid[rng.permutation(len(grid))[:WATERS]]
     water = np.array([[0.0, 0, 0], [OH, 0, 0], [OH * np.cos(HOH), OH * np.sin(HOH), 0]])
     quaternions = rng.normal(size=(WATERS, 4))  # normalised Gaussians are uniform rotations
@@ -79,9 +85,14 @@ def random_start(rng: np.random.Generator) -> np.ndarray:
 def plan(
     scale: float | str, seed: int, rigid: bool = True, seeds: int = SEEDS, equilibration_ps: float = 10.0
 ) -> list[dict[str, Any]]:
-    """A task per trajectory. ``seeds`` trajectories; ``equilibration_ps`` of Langevin and again of Nosé-Hoover dynamics."""
+    """A task per trajectory, of ``seeds``; each equilibrates twice ``equilibration_ps`` (see the module)."""
     frames = PAPER_FRAMES if scale == "paper" else max(1, round(scale * FRAMES))
-    common = {"frames": frames, "rigid": bool(rigid), "equilibration_ps": float(equilibration_ps), "seed": seed}
+    common = {
+        "frames": frames,
+        "rigid": bool(rigid),
+        "equilibration_ps": float(equilibration_ps),
+        "seed": seed,
+    }
     return [{"label": f"seed-{k}", "trajectory": k, **common} for k in range(seeds)]
 
 
@@ -127,26 +138,33 @@ def work(task: dict[str, Any]) -> Structures:
         forces.append(on_grid(force))
     count, atoms = len(frames), 3 * WATERS
     return Structures(
-        z=np.tile([8, 1, 1], count * WATERS), pos=np.concatenate(frames), ptr=np.arange(count + 1) * atoms, energy=np.array(energies),
-        forces=np.concatenate(forces), cell=np.tile(np.eye(3) * BOX, (count, 1, 1)), pbc=np.ones((count, 3), bool),
+        z=np.tile([8, 1, 1], count * WATERS), pos=np.concatenate(frames), ptr=np.arange(count + 1) * atoms,
+        energy=np.array(energies), forces=np.concatenate(forces),
+        cell=np.tile(np.eye(3) * BOX, (count, 1, 1)), pbc=np.ones((count, 3), bool),
         molecule=np.tile(np.repeat(np.arange(WATERS), 3), count),
         info={"systems": [task["label"]], "temperatures": temperatures},
     )  # fmt: skip
 
 
 class Labeller:
-    """Energy (eV) and forces (eV/Å) of stored positions (Å) in double precision (OpenMM's Reference platform)."""
+    """Energy (eV) and forces (eV/Å) of stored positions (Å) in double precision (OpenMM's Reference
+    platform).
+    """
 
     def __init__(self, rigid: bool) -> None:
         import openmm
 
         _, system = build_system(rigid, 1e-5, dynamic=False)
-        self._context = openmm.Context(system, openmm.VerletIntegrator(1e-3), openmm.Platform.getPlatform("Reference"))
+        self._context = openmm.Context(
+            system, openmm.VerletIntegrator(1e-3), openmm.Platform.getPlatform("Reference")
+        )
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
         self._context.setPositions(positions.astype(np.float64) / NM)
         state = self._context.getState(getEnergy=True, getForces=True)
-        return state.getPotentialEnergy()._value * KJ_MOL, state.getForces(asNumpy=True)._value * (KJ_MOL / NM)
+        return state.getPotentialEnergy()._value * KJ_MOL, state.getForces(asNumpy=True)._value * (
+            KJ_MOL / NM
+        )
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
@@ -155,15 +173,19 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
     kelvin = np.array([np.mean(i["temperatures"]) for i in infos])
     step = STEP_FS[rigid]
     notes = [
-        f"{'Rigid' if rigid else 'Flexible'} molecules, steps of {step:g} fs, a frame every {EVERY} steps ({EVERY * step:g} fs): "
+        f"{'Rigid' if rigid else 'Flexible'} molecules, steps of {step:g} fs, a frame every {EVERY} steps "
+        f"({EVERY * step:g} fs): "
         "neighbouring frames are correlated.",
-        "System number k is trajectory (seed) k: split by system to test on trajectories never seen; the masked paper takes 8/1/1.",
-        f"Kinetic temperature, mean over all frames: {kelvin.mean():.1f} K; per trajectory {kelvin.min():.1f} to {kelvin.max():.1f} K.",
+        "System number k is trajectory (seed) k: split by system to test on trajectories never seen; the "
+        "masked paper takes 8/1/1.",
+        f"Kinetic temperature, mean over all frames: {kelvin.mean():.1f} K; per trajectory "
+        f"{kelvin.min():.1f} to {kelvin.max():.1f} K.",
         "Molecules are whole: their centres lie in the cell, atoms may stick out of it.",
     ]
     if rigid:
         notes.append(
-            "Energy and forces hold no intramolecular terms: a model that learns them sees nothing that keeps a molecule together."
+            "Energy and forces hold no intramolecular terms: a model that learns them sees nothing that "
+            "keeps a molecule together."
         )
     return {
         "level_of_theory": f"TIP3P ({'rigid' if rigid else 'flexible'}), PME, cutoff {CUTOFF:g} Å",
@@ -177,13 +199,20 @@ RECIPE = Recipe(
     name="tip3p-mini",
     title="258 TIP3P waters in a 20 Å cube, NVT at 300 K, OpenMM",
     story=(
-        "The classical water of the masked-pretraining paper (arXiv:2402.15921): 258 TIP3P molecules in a 20 Å periodic cube, PME, "
-        f"cutoff {CUTOFF:g} Å (Lennard-Jones switched off from {SWITCH:g} Å, with long-range correction), NVT at {TEMPERATURE:g} K by a "
-        f"Nosé-Hoover chain of 10, a frame every {EVERY} steps. Each of {SEEDS} trajectories starts from its own random positions and "
-        "orientations, minimised, then equilibrated by Langevin and by Nosé-Hoover dynamics (10 ps each) before frame 0. "
-        "Molecules are rigid, as in the generator the same group published with GAMD (openmmtools WaterBox defaults); option "
-        f"`rigid=False` makes them flexible. {FRAMES} frames per trajectory at scale 1, {PAPER_FRAMES} at scale paper. Dynamics on "
-        "OpenMM's CPU platform; labels, total potential energy and forces of the rounded positions, in double precision on its "
+        "The classical water of the masked-pretraining paper (arXiv:2402.15921): 258 TIP3P molecules in a 20 "
+        "Å periodic cube, PME, "
+        f"cutoff {CUTOFF:g} Å (Lennard-Jones switched off from {SWITCH:g} Å, with long-range correction), "
+        f"NVT at {TEMPERATURE:g} K by a "
+        f"Nosé-Hoover chain of 10, a frame every {EVERY} steps. Each of {SEEDS} trajectories starts from its "
+        "own random positions and "
+        "orientations, minimised, then equilibrated by Langevin and by Nosé-Hoover dynamics (10 ps each) "
+        "before frame 0. "
+        "Molecules are rigid, as in the generator the same group published with GAMD (openmmtools WaterBox "
+        "defaults); option "
+        f"`rigid=False` makes them flexible. {FRAMES} frames per trajectory at scale 1, {PAPER_FRAMES} at "
+        "scale paper. Dynamics on "
+        "OpenMM's CPU platform; labels, total potential energy and forces of the rounded positions, in "
+        "double precision on its "
         "Reference platform with PME tolerance 1e-5."
     ),
     packages=("openmm", "scipy"),

@@ -1,0 +1,6 @@
+"""``python -m potkit`` is the command ``potkit``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,419 @@
+"""The command ``potkit``: what the module does, from a shell. Commands import what they need when they run, so help is quick.
+
+A mistake of the user (PotkitError) is one line on stderr and exit code 1; ``potkit --debug …`` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from .errors import ConfigError, PotkitError
+
+app = typer.Typer(
+    help="Self-supervised pretraining of neural potentials.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+data_app = typer.Typer(help="Data sets: what there is, what is in them, making and splitting them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+DataArgument = Annotated[str, typer.Argument(help="a registered data set, or a file or folder in a known format", metavar="NAME|PATH")]
+DataOption = Annotated[str, typer.Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")]
+FormatOption = Annotated[Optional[str], typer.Option("--format", help="the file's format, where the content does not tell")]
+ModelSet = Annotated[Optional[list[str]], typer.Option("--set", help="one option of the network, repeatable", metavar="KEY=VALUE")]
+ObjectiveSet = Annotated[
+    Optional[list[str]], typer.Option("--objective-set", help="one setting of the objective, repeatable", metavar="KEY=VALUE")
+]
+ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="training settings as YAML; the options below go before it")]
+ConfigSet = Annotated[
+    Optional[list[str]], typer.Option("--config-set", help="any other training setting, repeatable", metavar="KEY=VALUE")
+]
+Steps = Annotated[Optional[int], typer.Option(help="optimizer steps")]
+BatchSize = Annotated[Optional[int], typer.Option(help="structures per step, over all devices together")]
+Rate = Annotated[Optional[float], typer.Option("--lr", help="learning rate after warm-up")]
+Seed = Annotated[Optional[int], typer.Option(help="seed of weights, batches and corruption")]
+Device = Annotated[Optional[str], typer.Option(help="auto, cpu or cuda")]
+Devices = Annotated[Optional[int], typer.Option(help="processes per machine, each with its own GPU (or share of the CPU)")]
+Nodes = Annotated[Optional[int], typer.Option("--num-nodes", help="machines")]
+Precision = Annotated[Optional[str], typer.Option(help="32-true, 64-true or bf16-mixed")]
+
+
+# --- small helpers ---------------------------------------------------------------------------------------------------------------
+
+
+def _say(text: object) -> None:
+    """Print once, however many processes a launcher started."""
+    if not any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        print(text, flush=True)
+
+
+def _structures(data: str, format: str | None = None):
+    """A registered set by name, else whatever lies at the path."""
+    import potkit
+    from potkit.datasets import names
+
+    known = list(names()["name"])
+    if data in known and format is None:
+        return potkit.load(data)
+    if not Path(data).exists():
+        raise ConfigError(f"{data!r} is neither a file or folder nor a data set; data sets: {', '.join(known)}")
+    return potkit.read(data, format=format)
+
+
+def _assignments(option: str, pairs: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE strings as a dict; values are read as YAML."""
+    from .notebooks import parse_parameter
+
+    result = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{option} {pair!r} is not KEY=VALUE")
+        result[key] = parse_parameter(key, text, option)
+    return result
+
+
+def _config(file: Path | None, options: list[str] | None, **overrides: Any):
+    """The training settings: defaults, then the file, then single settings."""
+    from potkit import TrainConfig
+
+    base = TrainConfig.from_yaml(file) if file else TrainConfig()
+    changes = _assignments("--config-set", options) | {name: value for name, value in overrides.items() if value is not None}
+    if "steps" in changes and "epochs" not in changes:
+        changes["epochs"] = None  # steps asked for here mean more than the file's epochs
+    return base.replace(**changes)
+
+
+def _objective(name: str, options: list[str] | None, **shortcuts: Any):
+    from potkit import objectives
+
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    return objectives.from_dict({"objective": name, **given, **_assignments("--objective-set", options)})
+
+
+def _model(name: str, preset: str, options: list[str] | None, seed: int):
+    import potkit
+    import torch
+
+    torch.manual_seed(seed)
+    return potkit.build(name, preset=preset, **_assignments("--set", options))
+
+
+def _finished(run: Any) -> None:
+    _say(run)
+    _say(f"weights: {run.checkpoint}")
+
+
+# --- data ------------------------------------------------------------------------------------------------------------------------
+
+
+@data_app.command("list")
+def data_list(cite: Annotated[bool, typer.Option("--cite", help="BibTeX entries as well")] = False) -> None:
+    """The registered data sets: size, elements, level of theory, licence, and whether they are on this machine."""
+    import pandas as pd
+
+    from potkit.datasets import names, registry
+
+    table = names()
+    columns = ["name", "kind", "structures", "molecules", "atoms", "elements", "level", "forces", "licence", "state"]
+    with pd.option_context("display.width", None):
+        print(table[columns].to_string(index=False, na_rep="?"))
+    if cite:
+        print("\n" + "\n\n".join(dict.fromkeys(registry.bibtex(name) for name in table["name"])))
+
+
+@data_app.command("info")
+def data_info(data: DataArgument, format: FormatOption = None) -> None:
+    """What is in a data set or file: a row per system."""
+    structures = _structures(data, format)
+    print(structures)
+    print(structures.summary().to_string(index=False, float_format=lambda value: f"{value:.4f}", max_rows=60))
+
+
+@data_app.command("make")
+def data_make(
+    name: Annotated[str, typer.Argument(help="a recipe: ani-mini, tip3p-mini, …")],
+    out: Annotated[Optional[Path], typer.Option(help="an .h5 file or a folder; default: NAME.h5 in data/ here")] = None,
+    scale: Annotated[str, typer.Option(help="size relative to the embedded set, or 'paper'")] = "1",
+    jobs: Annotated[int, typer.Option(help="processes")] = 1,
+    seed: Annotated[int, typer.Option(help="seed of all random numbers")] = 0,
+) -> None:
+    """Generate an embedded data set, at any size; a broken generation goes on where it stopped."""
+    from potkit.datasets import recipes
+
+    target = out or Path("data") / f"{name}.h5"
+    print(recipes.make(name, out=target, scale=scale, jobs=jobs, seed=seed))
+    print(f"written: {target}")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="a public data set")],
+    file: Annotated[Optional[list[str]], typer.Option(help="only this file of it, repeatable")] = None,
+) -> None:
+    """Download a public data set once, with its checksum."""
+    from potkit.datasets import registry
+
+    print(registry.fetch(name, file))
+
+
+@data_app.command("convert")
+def data_convert(name: Annotated[str, typer.Argument(help="a data set whose files are on this machine")]) -> None:
+    """Pack a data set into the form that opens at once (memory-mapped)."""
+    from potkit.datasets import registry
+
+    print(registry.convert(name))
+
+
+@data_app.command("check")
+def data_check(data: DataArgument, format: FormatOption = None) -> None:
+    """Read everything and stop at what is wrong: checksums, NaN, atoms on top of each other, magnitudes."""
+    import numpy as np
+
+    from potkit.neighbors import check_overlaps
+
+    structures = _structures(data, format).validate()
+    check_overlaps(structures)
+    print(structures)
+    if structures.energy is not None:
+        per_atom = structures.energy / structures.n_atoms
+        print(f"energy: {per_atom.min():.3f} … {per_atom.max():.3f} eV/atom")
+    if structures.forces is not None:
+        largest = float(np.abs(structures.forces).max())
+        print(f"forces: rms {float(np.sqrt(np.mean(np.square(structures.forces, dtype=np.float64)))):.3f}, largest {largest:.2f} eV/Å")
+    print(f"fingerprint: {structures.fingerprint()}\nno problem found")
+
+
+@data_app.command("split")
+def data_split(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="where the indices go (.npz)")],
+    fractions: Annotated[str, typer.Option(help="shares of train, valid and test")] = "0.8,0.1,0.1",
+    by: Annotated[str, typer.Option(help="structure, system, or structure-within-system")] = "structure",
+    seed: Annotated[int, typer.Option(help="seed of the permutation")] = 0,
+    format: FormatOption = None,
+) -> None:
+    """Draw a train / valid / test split and write it to a file that names the data it belongs to."""
+    from potkit.datasets import splits
+
+    try:
+        shares = [float(share) for share in fractions.split(",")]
+    except ValueError:
+        raise ConfigError(f"--fractions {fractions!r} is not a list of numbers such as 0.8,0.1,0.1") from None
+    if len(shares) != 3:
+        raise ConfigError(f"--fractions needs three shares (train, valid, test), got {len(shares)}")
+    structures = _structures(data, format)
+    parts = dict(zip(("train", "valid", "test"), splits.split(structures, shares, seed=seed, by=by)))
+    splits.save_indices(out, structures, parts, by=by, fractions=shares, seed=seed)
+    print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))
+
+
+# --- training --------------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def pretrain(
+    data: DataOption,
+    objective: Annotated[str, typer.Option(help="self-supervised objective")] = "denoise",
+    sigma: Annotated[Optional[float], typer.Option(help="noise scale in Å, for objectives with noise")] = None,
+    ratio: Annotated[Optional[float], typer.Option(help="mask ratio in (0, 1], for objectives that mask")] = None,
+    objective_set: ObjectiveSet = None,
+    model: Annotated[str, typer.Option(help="network")] = "egnn",
+    preset: Annotated[str, typer.Option(help="small, denoise-paper or masked-paper")] = "small",
+    model_set: ModelSet = None,
+    config: ConfigOption = None,
+    config_set: ConfigSet = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    device: Device = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
+    precision: Precision = None,
+    format: FormatOption = None,
+    out: Annotated[Path, typer.Option(help="folder of the run; a half-finished one goes on")] = Path("runs/pretrain"),
+) -> None:
+    """Pretrain a network on structures without looking at their labels."""
+    import potkit
+
+    settings = _config(
+        config, config_set, steps=steps, batch_size=batch_size, lr=lr, seed=seed, device=device, devices=devices, nodes=nodes,
+        precision=precision,
+    )  # fmt: skip
+    task = _objective(objective, objective_set, sigma=sigma, ratio=ratio)
+    network = _model(model, preset, model_set, settings.seed)
+    _finished(potkit.pretrain(network, _structures(data, format), task, settings, out=out))
+
+
+@app.command()
+def finetune(
+    data: DataOption,
+    init: Annotated[Optional[Path], typer.Option(help="checkpoint or run folder to start from; without it: from scratch")] = None,
+    valid: Annotated[Optional[str], typer.Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")] = None,
+    test: Annotated[Optional[str], typer.Option(help="data to evaluate on at the end", metavar="NAME|PATH")] = None,
+    split: Annotated[Optional[Path], typer.Option(help="train, valid and test of --data, made by `potkit data split`")] = None,
+    labels: Annotated[Optional[int], typer.Option(help="label budget: use only so many of the training structures")] = None,
+    parts: Annotated[str, typer.Option(help="what to take over from --init")] = "backbone",
+    references: Annotated[str, typer.Option(help="'fit', a table of isolated atoms by level of theory, or a file")] = "fit",
+    objective: Annotated[str, typer.Option(help="objective with labels")] = "supervised",
+    objective_set: ObjectiveSet = None,
+    model: Annotated[Optional[str], typer.Option(help="network; default: that of --init, else egnn")] = None,
+    preset: Annotated[str, typer.Option(help="small, denoise-paper or masked-paper")] = "small",
+    model_set: ModelSet = None,
+    config: ConfigOption = None,
+    config_set: ConfigSet = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    device: Device = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
+    precision: Precision = None,
+    format: FormatOption = None,
+    out: Annotated[Path, typer.Option(help="folder of the run; a half-finished one goes on")] = Path("runs/finetune"),
+) -> None:
+    """Train a network on labels, from scratch or from pretrained weights."""
+    import potkit
+    from potkit import checkpoints
+    from potkit.datasets import splits
+
+    settings = _config(
+        config, config_set, steps=steps, batch_size=batch_size, lr=lr, seed=seed, device=device, devices=devices, nodes=nodes,
+        precision=precision,
+    )  # fmt: skip
+    if split and valid:
+        raise ConfigError("--split brings its own validation part; leave --valid away")
+    structures = _structures(data, format)
+    # without options it is the library's choice, which leaves forces out where there are none
+    task = _objective(objective, objective_set) if objective != "supervised" or objective_set else None
+    tested = _structures(test, format) if test else None
+    if split:
+        rows = splits.load_indices(split, structures)
+        train, held = structures[rows["train"]], structures[rows["valid"]]
+        tested = tested if test else structures[rows["test"]]
+    elif valid:
+        train, held = structures, _structures(valid, format)
+    else:
+        train, held = structures.split((0.9, 0.1), seed=settings.seed)
+    if labels is not None:
+        train = train[splits.label_budget(train, [labels], seed=settings.seed)[labels]]
+    if init and not model:
+        if model_set:
+            raise ConfigError("--set changes the network of --model; without --model it is the one in --init")
+        recipe = checkpoints.read(init)[1]["recipe"]
+        model, preset = recipe["name"], recipe["preset"]
+        import torch
+
+        torch.manual_seed(settings.seed)
+        network = potkit.build(model, preset=preset, **recipe["options"])
+    else:
+        network = _model(model or "egnn", preset, model_set, settings.seed)
+    run = potkit.finetune(
+        network, train, held, settings, init=init, out=out, objective=task, references=references, parts=tuple(parts.split(","))
+    )
+    _finished(run)
+    if tested is not None and len(tested):
+        _say(f"test: {potkit.evaluate(run.model, tested)}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint or a run folder")],
+    data: DataOption,
+    split: Annotated[Optional[Path], typer.Option(help="evaluate only the test part of this split of --data")] = None,
+    batch_size: Annotated[int, typer.Option(help="structures at a time")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    out: Annotated[Optional[Path], typer.Option(help="write the errors per structure to this CSV file")] = None,
+    format: FormatOption = None,
+) -> None:
+    """Errors of a trained network, overall and per system."""
+    import potkit
+    from potkit import checkpoints
+    from potkit.datasets import splits
+    from potkit.storage import replacing
+
+    model = checkpoints.load(checkpoint)
+    structures = _structures(data, format)
+    if split:
+        structures = structures[splits.load_indices(split, structures)["test"]]
+    result = potkit.evaluate(model, structures, batch_size=batch_size, device=device)
+    print(result)
+    print("errors per system, energy in eV, forces in eV/Å")
+    print(result.systems.to_string(index=False, float_format=lambda value: f"{value:.4f}", max_rows=60))
+    if out:
+        with replacing(out) as temporary:
+            result.structures.to_csv(temporary, index=False)
+
+
+# --- notebooks -------------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    notebooks: Annotated[Optional[list[str]], typer.Argument(help="notebooks or globs; default: notebooks/0*.ipynb")] = None,
+    profile: Annotated[str, typer.Option(help="smoke (seconds), quick (minutes), paper (GPUs)")] = "quick",
+    parameter: Annotated[
+        Optional[list[str]], typer.Option("-p", "--parameter", help="set a notebook's parameter, repeatable", metavar="NAME VALUE")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="folder of the executed copies; default: runs/notebooks/PROFILE")] = None,
+    inplace: Annotated[bool, typer.Option("--inplace", help="store the outputs in the notebooks and the figures in figures/")] = False,
+) -> None:
+    """Execute notebooks one after the other, go on after a failure, and say how each ended."""
+    from . import notebooks as runner
+
+    outcomes = runner.execute(notebooks or (), profile, _assignments("-p", parameter), out, inplace)
+    failed = [o.notebook for o in outcomes if o.error]
+    if failed:
+        raise PotkitError(f"{len(failed)} of {len(outcomes)} notebooks failed: {', '.join(failed)}")
+
+
+# --- the command itself ----------------------------------------------------------------------------------------------------------
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from . import __version__
+
+        print(f"potkit {__version__} (torch {version('torch')}, Python {sys.version.split()[0]})")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show versions and stop")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+) -> None:
+    """Self-supervised pretraining of neural potentials."""
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """``-p NAME VALUE`` as ``-p NAME=VALUE``: typer knows no repeatable option of two values."""
+    result, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-p", "--parameter") and len(rest) > 1 and "=" not in rest[0]:
+            word, rest = [word, f"{rest[0]}={rest[1]}"], rest[2:]
+            result += word
+        else:
+            result.append(word)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a PotkitError ends it with one line on stderr and exit code 1."""
+    arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        app(args=arguments, prog_name="potkit")
+    except (PotkitError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(1) from None

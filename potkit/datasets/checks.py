@@ -1,0 +1,203 @@
+"""A health report for a set of structures: does it hold what it says, in the units it says?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..structures import SYMBOLS, Structures
+from .duplicates import pairs
+from .formats.common import energy_unit_from_size
+from .splits import by_system
+
+OVERLAP = 0.1  # Å
+PAIR_BUDGET = 60_000_000  # interatomic distances looked at before sampling
+SAMPLED = 200_000  # structures the duplicate search looks at
+
+
+def shortest_distances(structures: Structures, rows: np.ndarray | None = None) -> np.ndarray:
+    """The shortest distance in each structure (minimum image where periodic), [len(rows)] Å; inf for a single atom."""
+    rows = np.arange(len(structures)) if rows is None else np.asarray(rows)
+    sizes, out = structures.n_atoms[rows], np.full(len(rows), np.inf)
+    periodic = structures.pbc[rows].any(1)
+    for n in np.unique(sizes[~periodic]):
+        if n < 2:
+            continue
+        first, second = np.triu_indices(n, 1)
+        same = np.flatnonzero((sizes == n) & ~periodic)
+        for some in np.array_split(same, max(1, len(same) * len(first) // 2_000_000 + 1)):
+            pos = structures.pos[(structures.ptr[rows[some]][:, None] + np.arange(n)).reshape(-1)].reshape(-1, n, 3).astype(np.float64)
+            if len(some):
+                out[some] = np.sqrt(np.square(pos[:, first] - pos[:, second]).sum(-1).min(1))
+    for k in np.flatnonzero(periodic):
+        i = rows[k]
+        pos = np.asarray(structures.pos[structures.ptr[i] : structures.ptr[i + 1]], np.float64)
+        first, second = np.triu_indices(len(pos), 1)
+        if not len(first):
+            continue
+        cell, pbc = structures.cell[i], structures.pbc[i]
+        full = np.where(pbc[:, None], cell, np.eye(3))  # a direction without repeat needs some vector to invert
+        step = np.round((pos[first] - pos[second]) @ np.linalg.inv(full)) * pbc
+        out[k] = np.sqrt(np.square(pos[first] - pos[second] - step @ full).sum(1).min())
+    return out
+
+
+def force_slope(structures: Structures, seed: int = 0, per_system: int = 300) -> tuple[float, float, int]:
+    """How energies change along the forces: slope of ΔE over −F̄·Δx, correlation, and the number of pairs it comes from.
+
+    1 where forces are −dE/dx in the units of the energies; −1 where they are gradients; 1.889 where Bohr was taken for Å. Pairs are
+    neighbours in a system (no atom moved by more than 0.25 Å) with the same order of atoms; (nan, nan, n) if fewer than 20 exist.
+    """
+    rng, left, right = np.random.default_rng(seed), [], []
+    for _, rows in by_system(structures):
+        start = int(rng.integers(0, max(1, len(rows) - per_system)))
+        some = rows[start : start + per_system]
+        a = int(structures.n_atoms[some[0]])
+        some = some[structures.n_atoms[some] == a]
+        atoms = (structures.ptr[some][:, None] + np.arange(a)).reshape(-1)
+        z = structures.z[atoms].reshape(-1, a)
+        keep = (z == z[0]).all(1)
+        pos, forces = (np.asarray(x[atoms], np.float64).reshape(-1, a, 3)[keep] for x in (structures.pos, structures.forces))
+        energy = structures.energy[some][keep]
+        for i in range(0, len(pos), max(1, len(pos) // 100)):
+            step = pos - pos[i]
+            far = np.abs(step).max((1, 2))
+            far[far < 1e-6] = np.inf
+            j = int(np.argmin(far))
+            if far[j] < 0.25:
+                left.append(-0.5 * np.sum((forces[i] + forces[j]) * step[j]))
+                right.append(energy[j] - energy[i])
+    x, y = np.array(left), np.array(right)
+    if len(x) < 20 or x.std() == 0 or y.std() == 0:
+        return np.nan, np.nan, len(x)
+    return float((x * y).sum() / (x * x).sum()), float(np.corrcoef(x, y)[0, 1]), len(x)
+
+
+def check(structures: Structures, duplicates: bool = True):
+    """A DataFrame with a row per question: check, value, unit, verdict ("ok", "look", "bad") and where to look.
+
+    Counts, values that are not finite, overlapping atoms and bond lengths, energy per atom, force scale, net force, forces against
+    energy differences, outliers and duplicates. Nothing is raised: what is wrong is in the table (``frame.attrs["healthy"]``).
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, value: Any, unit: str = "", verdict: str = "ok", where: str = "") -> None:
+        rows.append({"check": what, "value": value, "unit": unit, "verdict": verdict, "where": where})
+
+    s, sizes = structures, structures.n_atoms
+    add("structures", len(s))
+    add("systems", len(np.unique(s.system)))
+    add("elements", " ".join(SYMBOLS[z] for z in s.elements))
+    add("atoms per structure", f"{sizes.min()}–{sizes.max()}" if len(s) else "0", "", "ok" if len(s) and sizes.min() else "bad")
+    finite = np.ones(len(s), bool)
+    for name in ("pos", "energy", "forces", "cell"):
+        array = getattr(s, name)
+        if array is None:
+            add(f"{name} present", "no", verdict="ok" if name == "cell" else "look" if name != "pos" else "bad")
+            continue
+        good = np.isfinite(np.asarray(array).reshape(len(array), -1)).all(1)
+        if name in ("pos", "forces"):
+            owner = np.searchsorted(s.ptr, np.flatnonzero(~good), "right") - 1
+            good = np.ones(len(s), bool)
+            good[owner] = False
+        finite &= good
+        add(f"{name} not finite", int((~good).sum()), "structures", "ok" if good.all() else "bad", _rows(~good))
+    s = s if finite.all() else s[finite]
+    original = np.flatnonzero(finite)
+    if not len(s):
+        return _report(pd.DataFrame(rows))
+    _distances(s, original, add)
+    if s.energy is not None:
+        _energies(s, original, add)
+    if s.forces is not None:
+        _forces(s, original, add)
+    if duplicates:
+        n = min(len(s), SAMPLED)
+        some = np.sort(np.random.default_rng(0).permutation(len(s))[:n])
+        found = pairs(s[some], limit=200_000)
+        note = "" if n == len(s) else f"of {n} structures drawn; "
+        add("duplicate pairs", len(found), "pairs", "look" if len(found) else "ok",
+            note + ", ".join(f"{original[some[i]]}={original[some[j]]}" for i, j in found[:3]))  # fmt: skip
+    return _report(pd.DataFrame(rows))
+
+
+def _report(frame):
+    frame.attrs["healthy"] = not (frame["verdict"] == "bad").any()
+    return frame
+
+
+def _rows(mask: np.ndarray) -> str:
+    found = np.flatnonzero(mask)
+    return "structures " + ", ".join(map(str, found[:3])) + (" …" if len(found) > 3 else "") if len(found) else ""
+
+
+def _distances(s: Structures, original: np.ndarray, add) -> None:
+    cost = np.cumsum(s.n_atoms.astype(np.int64) ** 2 // 2)
+    rows = np.arange(len(s))
+    if cost[-1] > PAIR_BUDGET:
+        rows = np.unique(np.linspace(0, len(s) - 1, max(1, int(len(s) * PAIR_BUDGET / cost[-1]))).astype(np.int64))
+    shortest = shortest_distances(s, rows)
+    many = np.isfinite(shortest)
+    if not many.any():
+        return
+    note = "" if len(rows) == len(s) else f" of {len(rows)} structures drawn"
+    least = int(np.argmin(shortest))
+    add("shortest distance", round(float(shortest[least]), 4), "Å", "bad" if shortest[least] < OVERLAP else "look" if shortest[least] < 0.5
+        else "ok", f"structure {original[rows[least]]}{note}")  # fmt: skip
+    close = shortest < OVERLAP
+    add("overlapping atoms (< 0.1 Å)", int(close.sum()), "structures", "bad" if close.any() else "ok", _rows(close))
+    typical = float(np.median(shortest[many]))
+    low, high = (0.65, 1.35) if 1 in s.elements and len(s.elements) > 1 else (0.6, 4.0)
+    add("typical shortest distance", round(typical, 4), "Å", "ok" if low < typical < high else "look",
+        "" if low < typical < high else f"expected {low}–{high} Å: is the length unit right?")  # fmt: skip
+
+
+def _energies(s: Structures, original: np.ndarray, add) -> None:
+    per_atom = s.energy / s.n_atoms
+    add("energy per atom", f"{per_atom.min():.3f} … {np.median(per_atom):.3f} … {per_atom.max():.3f}", "eV",
+        "look" if per_atom.max() > 0 else "ok")  # fmt: skip
+    middle = int(np.argsort(per_atom)[len(s) // 2])
+    unit = energy_unit_from_size(s.z[s.ptr[middle] : s.ptr[middle + 1]], float(s.energy[middle]))
+    if unit not in (None, "ev"):
+        add("energy unit", unit, "", "look", "total energies of this size would be that unit, not eV")
+    above, worst = 0.0, 0
+    outliers = np.zeros(len(s), bool)
+    for _, rows in by_system(s):
+        energy = s.energy[rows]
+        if np.ptp(s.n_atoms[rows]):  # several sizes in one system: compare per atom
+            energy = per_atom[rows] * s.n_atoms[rows].mean()
+        spread = np.median(np.abs(energy - np.median(energy))) * 1.4826
+        outliers[rows] = np.abs(energy - np.median(energy)) > 20 * max(spread, 1e-6)
+        top = int(np.argmax(energy))
+        if energy[top] - energy.min() > above:
+            above, worst = float(energy[top] - energy.min()), int(rows[top])
+    add("highest energy above its system's lowest", round(above, 3), "eV", "look" if above > 20 else "ok", f"structure {original[worst]}")
+    add("energy outliers (> 20 robust σ)", int(outliers.sum()), "structures", "look" if outliers.any() else "ok",
+        _rows(np.isin(np.arange(original[-1] + 1), original[outliers])))  # fmt: skip
+
+
+def _forces(s: Structures, original: np.ndarray, add) -> None:
+    forces = np.asarray(s.forces, np.float64)
+    norm = np.sqrt(np.square(forces).sum(1))
+    rms = float(np.sqrt(np.mean(np.square(forces))))
+    add("force rms (component)", round(rms, 4), "eV/Å", "ok" if 1e-3 < rms < 30 else "look")
+    top = int(np.argmax(norm))
+    owner = int(np.searchsorted(s.ptr, top, "right")) - 1
+    add("largest force", round(float(norm[top]), 3), "eV/Å", "look" if norm[top] > 100 else "ok",
+        f"structure {original[owner]}, atom {top - int(s.ptr[owner])}")  # fmt: skip
+    net = np.abs(np.add.reduceat(forces, s.ptr[:-1], axis=0)).max(1) / np.sqrt(s.n_atoms)
+    worst = int(np.argmax(net))
+    add("largest net force / √atoms", round(float(net[worst]), 5), "eV/Å", "look" if net[worst] > 0.05 * max(rms, 1e-9) else "ok",
+        f"structure {original[worst]}")  # fmt: skip
+    if s.energy is None:
+        return
+    slope, correlation, n = force_slope(s)
+    if np.isnan(slope):
+        add("ΔE over −F·Δx", "no neighbouring structures", "", "ok", f"{n} pairs")
+    else:
+        fits = abs(slope - 1) < 0.15 or correlation < 0.8
+        add("ΔE over −F·Δx", round(slope, 4), "", "ok" if abs(slope - 1) < 0.15 else "look" if fits else "bad",
+            f"{n} pairs, correlation {correlation:.3f}" + ("" if abs(slope - 1) < 0.15 else "; 1 if units and sign of the forces are right"))  # fmt: skip

@@ -1,0 +1,162 @@
+"""The same geometry twice: within a set, or in a training and a test set at once (leakage).
+
+Two structures count as the same when composition and all interatomic distances agree; order of the atoms, place, orientation and
+handedness do not matter. Candidates come from a few numbers per structure that such changes leave alone, computed in one sweep over the
+packed arrays and looked up in a tree; candidates without periodic boundaries are then compared distance by distance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..structures import MAX_Z, Structures
+
+CHUNK = 50_000  # structures at once
+# directions in which two elements weigh differently; irrational steps keep them from cancelling
+_WEIGHTS = 1.0 + np.modf(np.arange(MAX_Z + 1) * np.sqrt(2.0))[0]
+_WAVES = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [2, 1, 0], [1, 1, 1]], float)
+
+
+def invariants(structures: Structures) -> np.ndarray:
+    """[S, 8] float64 (Å): numbers that order, place and (without cell) orientation of the atoms do not change.
+
+    Without periodic boundaries: moments of the distances from the centre, plain and weighted by element. With them: structure
+    factors of the eight longest waves, which wrapping and translation leave alone (a turned box counts as another).
+    """
+    out = np.empty((len(structures), 8))
+    for start in range(0, len(structures), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(structures)))
+        ptr = structures.ptr[rows.start : rows.stop + 1]
+        atoms = slice(ptr[0], ptr[-1])
+        out[rows] = _moments(structures.z[atoms], structures.pos[atoms], ptr - ptr[0])
+    if structures.cell is not None:
+        for i in np.flatnonzero(structures.pbc.any(1)):
+            out[i] = _waves(structures, int(i))
+    return out
+
+
+def _moments(z: np.ndarray, pos: np.ndarray, ptr: np.ndarray) -> np.ndarray:
+    pos, weight = np.asarray(pos, np.float64), _WEIGHTS[z]
+    sizes = np.diff(ptr)
+    starts = ptr[:-1]
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        total = np.add.reduceat(values, starts, axis=0)
+        return total / sizes.reshape(-1, *[1] * (total.ndim - 1))
+
+    def spread(centre: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.square(pos - np.repeat(centre, sizes, axis=0)).sum(1))
+
+    plain, heavy = spread(mean(pos)), spread(mean(pos * weight[:, None]) / mean(weight)[:, None])
+    columns = [mean(plain), np.sqrt(mean(plain**2)), np.cbrt(mean(plain**3)), mean(plain * weight), mean(heavy)]
+    columns += [np.cbrt(mean(heavy**3)), mean(heavy * weight), np.maximum.reduceat(plain, starts)]
+    return np.stack(columns, axis=1)
+
+
+def _waves(structures: Structures, i: int) -> np.ndarray:
+    a, b = structures.ptr[i], structures.ptr[i + 1]
+    fractional = np.linalg.solve(structures.cell[i].T, np.asarray(structures.pos[a:b], np.float64).T).T
+    factor = np.abs(np.exp(2j * np.pi * fractional @ _WAVES.T).T @ _WEIGHTS[structures.z[a:b]])
+    lengths = np.linalg.norm(structures.cell[i], axis=1).mean()
+    return factor / (2 * np.pi * np.sqrt(b - a)) * lengths  # so that a step of d Å changes a number by about d
+
+
+def _key(structures: Structures) -> np.ndarray:
+    """A number per structure that is the same only for the same composition and cell."""
+    from .references import composition
+
+    counts = composition(structures, list(range(1, MAX_Z + 1))) if len(structures) < CHUNK else np.concatenate(
+        [composition(structures[i : i + CHUNK], list(range(1, MAX_Z + 1))) for i in range(0, len(structures), CHUNK)]
+    )  # fmt: skip
+    generator = np.random.default_rng(7)
+    key = counts @ generator.integers(1, 2**40, MAX_Z)
+    if structures.cell is not None:
+        key = key + (np.round(structures.cell.reshape(-1, 9), 3) * 1000).astype(np.int64) @ generator.integers(1, 2**30, 9)
+    return key
+
+
+def _distances(s: Structures, rows: np.ndarray) -> np.ndarray:
+    """[k, n(n-1)/2]: the distances in each of k structures of one composition, sorted within each pair of elements."""
+    n = int(s.n_atoms[rows[0]])
+    atoms = s.ptr[rows][:, None] + np.arange(n)
+    atoms = np.take_along_axis(atoms, np.argsort(s.z[atoms], axis=1, kind="stable"), axis=1)
+    z, pos = s.z[atoms[0]].astype(np.int64), np.asarray(s.pos[atoms.reshape(-1)], np.float64).reshape(-1, n, 3)
+    first, second = np.triu_indices(n, 1)
+    kind = z[first] * 200 + z[second]
+    out = np.linalg.norm(pos[:, first] - pos[:, second], axis=-1)
+    for k in np.unique(kind):
+        columns = np.flatnonzero(kind == k)
+        out[:, columns] = np.sort(out[:, columns], axis=1)
+    return out
+
+
+def _same(a: Structures, rows_a: np.ndarray, b: Structures, rows_b: np.ndarray, tol: float) -> np.ndarray:
+    """For each candidate pair, whether all distances between atoms agree within 2 tol. [P] bool."""
+    out = a.pbc[rows_a].any(1)  # with periodic boundaries the structure factors have decided
+    todo = np.flatnonzero(~out)
+    n = int(a.n_atoms[rows_a[0]]) if len(rows_a) else 0
+    if n < 2:
+        return np.ones(len(rows_a), bool)
+    for some in np.array_split(todo, len(todo) * n * n // 8_000_000 + 1):
+        if len(some):
+            unique_a, at_a = np.unique(rows_a[some], return_inverse=True)
+            unique_b, at_b = np.unique(rows_b[some], return_inverse=True)
+            difference = _distances(a, unique_a)[at_a] - _distances(b, unique_b)[at_b]
+            out[some] = np.abs(difference).max(1) <= 2 * tol
+    return out
+
+
+def pairs(a: Structures, b: Structures | None = None, tol: float = 1e-3, limit: int = 1_000_000) -> np.ndarray:
+    """Rows (i, j) of structures that are the same within ``tol`` Å: i of ``a``, j of ``b``; without ``b``, i < j of ``a``.
+
+    [P, 2] int64. At most ``limit`` pairs are returned: a set of copies of one structure has quadratically many.
+    """
+    from scipy.spatial import cKDTree
+
+    inside = b is None
+    b = a if inside else b
+    key_a, inv_a = _key(a), invariants(a)
+    key_b, inv_b = (key_a, inv_a) if inside else (_key(b), invariants(b))
+    out, n_found = [], 0
+    for key in np.intersect1d(key_a, key_b):
+        rows_a, rows_b = np.flatnonzero(key_a == key), np.flatnonzero(key_b == key)
+        tree_a, tree_b = cKDTree(inv_a[rows_a]), cKDTree(inv_b[rows_b])
+        near = 2.0 * tol * _WEIGHTS.max()  # an atom moved by tol moves the centre too
+        if inside:
+            found = tree_a.query_pairs(near, p=np.inf, output_type="ndarray").astype(np.int64)
+        else:
+            lists = tree_a.query_ball_tree(tree_b, near, p=np.inf)
+            found = np.array([(i, j) for i, js in enumerate(lists) for j in js], np.int64).reshape(-1, 2)
+        i, j = rows_a[found[:, 0]], rows_b[found[:, 1]]
+        keep = _same(a, i, b, j, tol)
+        out.append(np.stack([i[keep], j[keep]], axis=1))
+        n_found += int(keep.sum())
+        if n_found >= limit:
+            break
+    joined = np.concatenate(out)[:limit] if out else np.zeros((0, 2), np.int64)
+    return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
+
+
+def leakage(a: Structures, b: Structures, tol: float = 1e-3):
+    """A DataFrame of the structures of ``b`` (say the test set) that are also in ``a`` (say the pretraining set).
+
+    Columns: a, b (row numbers), system (its name in ``b``). ``frame.attrs["message"]`` says in one line how much leaks.
+    """
+    import pandas as pd
+
+    found = pairs(a, b, tol)
+    names = b.system_names()
+    frame = pd.DataFrame({"a": found[:, 0], "b": found[:, 1], "system": [names[b.system[j]] for j in found[:, 1]]})
+    n = len(np.unique(found[:, 1]))
+    frame.attrs["message"] = f"{n} of {len(b)} structures ({100 * n / max(len(b), 1):.2f} %) are in both sets within {tol} Å"
+    return frame
+
+
+def distinct(structures: Structures, tol: float = 1e-3) -> np.ndarray:
+    """The rows that remain (rising) when of every group of equal structures only the first is kept."""
+    found = pairs(structures, tol=tol)
+    keep = np.ones(len(structures), bool)
+    for i, j in found:  # rising in i: a structure that went does not take others with it
+        if keep[i]:
+            keep[j] = False
+    return np.flatnonzero(keep)

@@ -1,0 +1,87 @@
+"""Tables for people: stored results with the command, commit and hardware that made them, and Markdown for README and notebooks."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, Sequence
+
+import pandas as pd
+import torch
+
+from .errors import DataError
+from .runs import versions
+from .storage import replacing
+
+UNITS = {"energy_mae": ("energy MAE", "meV", 1e3), "energy_rmse": ("energy RMSE", "meV", 1e3),
+         "forces_mae": ("force MAE", "meV/Å", 1e3), "forces_rmse": ("force RMSE", "meV/Å", 1e3)}  # fmt: skip
+
+
+def hardware() -> str:
+    """The device results were made on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    import os
+
+    return f"{os.cpu_count()} cores of {model}"
+
+
+def commit(folder: str | Path = ".") -> str:
+    """The commit a result was made at ("+changes" if files differed from it), or "unknown" outside a repository."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "potkit"], cwd=folder, capture_output=True, text=True, check=True)
+        return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def store(table: pd.DataFrame, name: str, command: str, folder: str | Path = "data/results", **notes: Any) -> Path:
+    """Write ``table`` to folder/name.csv and how it was made to name.json (command, commit, hardware, versions, notes)."""
+    folder = Path(folder)
+    with replacing(folder / f"{name}.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    how = {"command": command, "commit": commit(), "hardware": hardware(), "versions": versions(), **notes}
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(how, indent=1, default=str, ensure_ascii=False) + "\n")
+    return folder / f"{name}.csv"
+
+
+def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table and the provenance that `store` wrote. Raises DataError if there is none."""
+    path = Path(folder) / f"{name}.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: no such stored result")
+    return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text())
+
+
+def wide(summary: pd.DataFrame, metrics: Sequence[str] = ("forces_mae", "energy_mae"), by: Sequence[str] = ("labels",)) -> pd.DataFrame:
+    """The summary of `statistics.summarise` as people read it: an arm per row, "mean ± half width (change)" per metric, with units."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    for _, r in summary[summary["metric"].isin(metrics)].iterrows():
+        label, unit, scale = UNITS[r["metric"]]
+        key = (*[r[b] for b in by], r["arm"])
+        row = rows.setdefault(key, {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"], "time (s)": f"{r['seconds']:.0f}"})
+        text = f"{scale * r['mean']:.1f}"
+        if pd.notna(r["low"]):
+            text += f" ± {scale * (r['high'] - r['mean']):.1f}"
+        if pd.notna(r.get("change_%")):
+            text += f" ({r['change_%']:+.0f} %)"
+        row[f"{label} ({unit})"] = text
+    return pd.DataFrame(rows.values())
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A GitHub table."""
+    head = [str(c) for c in table.columns]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    lines += ["| " + " | ".join(str(v) for v in row) + " |" for row in table.itertuples(index=False)]
+    return "\n".join(lines)
