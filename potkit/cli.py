@@ -8,40 +8,44 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from .errors import ConfigError, PotkitError
 
 app = typer.Typer(
-    help="Self-supervised pretraining of neural potentials.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    help="Self-supervised pretraining of neural potentials.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
 )
 data_app = typer.Typer(help="Data sets: what there is, what is in them, making and splitting them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-DataArgument = Annotated[str, typer.Argument(help="a registered data set, or a file or folder in a known format", metavar="NAME|PATH")]
-DataOption = Annotated[str, typer.Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")]
-FormatOption = Annotated[Optional[str], typer.Option("--format", help="the file's format, where the content does not tell")]
-ModelSet = Annotated[Optional[list[str]], typer.Option("--set", help="one option of the network, repeatable", metavar="KEY=VALUE")]
+DataArgument = Annotated[str, Argument(help="a registered data set, or a file or folder in a known format", metavar="NAME|PATH")]
+DataOption = Annotated[str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")]
+FormatOption = Annotated[str | None, Option("--format", help="the file's format, where the content does not tell")]
+ModelSet = Annotated[list[str] | None, Option("--set", help="one option of the network, repeatable", metavar="KEY=VALUE")]
 ObjectiveSet = Annotated[
-    Optional[list[str]], typer.Option("--objective-set", help="one setting of the objective, repeatable", metavar="KEY=VALUE")
+    list[str] | None, Option("--objective-set", help="one setting of the objective, repeatable", metavar="KEY=VALUE")
 ]
-ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="training settings as YAML; the options below go before it")]
+ConfigOption = Annotated[Path | None, Option("--config", help="training settings as YAML; the options below go before it")]
 ConfigSet = Annotated[
-    Optional[list[str]], typer.Option("--config-set", help="any other training setting, repeatable", metavar="KEY=VALUE")
+    list[str] | None, Option("--config-set", help="any other training setting, repeatable", metavar="KEY=VALUE")
 ]
-Steps = Annotated[Optional[int], typer.Option(help="optimizer steps")]
-BatchSize = Annotated[Optional[int], typer.Option(help="structures per step, over all devices together")]
-Rate = Annotated[Optional[float], typer.Option("--lr", help="learning rate after warm-up")]
-Seed = Annotated[Optional[int], typer.Option(help="seed of weights, batches and corruption")]
-Device = Annotated[Optional[str], typer.Option(help="auto, cpu or cuda")]
-Devices = Annotated[Optional[int], typer.Option(help="processes per machine, each with its own GPU (or share of the CPU)")]
-Nodes = Annotated[Optional[int], typer.Option("--num-nodes", help="machines")]
-Precision = Annotated[Optional[str], typer.Option(help="32-true, 64-true or bf16-mixed")]
+Steps = Annotated[int | None, Option(help="optimizer steps")]
+BatchSize = Annotated[int | None, Option(help="structures per step, over all devices together")]
+Rate = Annotated[float | None, Option("--lr", help="learning rate after warm-up")]
+Seed = Annotated[int | None, Option(help="seed of weights, batches and corruption")]
+Device = Annotated[str | None, Option(help="auto, cpu or cuda")]
+Devices = Annotated[int | None, Option(help="processes per machine, each with its own GPU (or share of the CPU)")]
+Nodes = Annotated[int | None, Option("--num-nodes", help="machines")]
+Precision = Annotated[str | None, Option(help="32-true, 64-true or bf16-mixed")]
 
 
-# --- small helpers ---------------------------------------------------------------------------------------------------------------
+# --- small helpers ------------------------------------------------------------------------------------------
 
 
 def _say(text: object) -> None:
@@ -94,12 +98,19 @@ def _objective(name: str, options: list[str] | None, **shortcuts: Any):
     return objectives.from_dict({"objective": name, **given, **_assignments("--objective-set", options)})
 
 
-def _model(name: str, preset: str, options: list[str] | None, seed: int):
-    import potkit
+def _model(name: str | None, preset: str, options: list[str] | None, seed: int, init: Path | None = None):
+    """A new network with seeded weights; without ``name`` of the architecture that ``init`` holds, else egnn."""
     import torch
 
+    import potkit
+
     torch.manual_seed(seed)
-    return potkit.build(name, preset=preset, **_assignments("--set", options))
+    if name is None and init is not None:
+        if options:
+            raise ConfigError("--set changes the network of --model; without --model it is the one in --init")
+        recipe = potkit.checkpoints.read(init)[1]["recipe"]
+        return potkit.build(recipe["name"], preset=recipe["preset"], **recipe["options"])
+    return potkit.build(name or "egnn", preset=preset, **_assignments("--set", options))
 
 
 def _finished(run: Any) -> None:
@@ -111,7 +122,7 @@ def _finished(run: Any) -> None:
 
 
 @data_app.command("list")
-def data_list(cite: Annotated[bool, typer.Option("--cite", help="BibTeX entries as well")] = False) -> None:
+def data_list(cite: Annotated[bool, Option("--cite", help="BibTeX entries as well")] = False) -> None:
     """The registered data sets: size, elements, level of theory, licence, and whether they are on this machine."""
     import pandas as pd
 
@@ -135,11 +146,11 @@ def data_info(data: DataArgument, format: FormatOption = None) -> None:
 
 @data_app.command("make")
 def data_make(
-    name: Annotated[str, typer.Argument(help="a recipe: ani-mini, tip3p-mini, …")],
-    out: Annotated[Optional[Path], typer.Option(help="an .h5 file or a folder; default: NAME.h5 in data/ here")] = None,
-    scale: Annotated[str, typer.Option(help="size relative to the embedded set, or 'paper'")] = "1",
-    jobs: Annotated[int, typer.Option(help="processes")] = 1,
-    seed: Annotated[int, typer.Option(help="seed of all random numbers")] = 0,
+    name: Annotated[str, Argument(help="a recipe: ani-mini, tip3p-mini, …")],
+    out: Annotated[Path | None, Option(help="an .h5 file or a folder; default: NAME.h5 in data/ here")] = None,
+    scale: Annotated[str, Option(help="size relative to the embedded set, or 'paper'")] = "1",
+    jobs: Annotated[int, Option(help="processes")] = 1,
+    seed: Annotated[int, Option(help="seed of all random numbers")] = 0,
 ) -> None:
     """Generate an embedded data set, at any size; a broken generation goes on where it stopped."""
     from potkit.datasets import recipes
@@ -151,8 +162,8 @@ def data_make(
 
 @data_app.command("fetch")
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="a public data set")],
-    file: Annotated[Optional[list[str]], typer.Option(help="only this file of it, repeatable")] = None,
+    name: Annotated[str, Argument(help="a public data set")],
+    file: Annotated[list[str] | None, Option(help="only this file of it, repeatable")] = None,
 ) -> None:
     """Download a public data set once, with its checksum."""
     from potkit.datasets import registry
@@ -161,7 +172,7 @@ def data_fetch(
 
 
 @data_app.command("convert")
-def data_convert(name: Annotated[str, typer.Argument(help="a data set whose files are on this machine")]) -> None:
+def data_convert(name: Annotated[str, Argument(help="a data set whose files are on this machine")]) -> None:
     """Pack a data set into the form that opens at once (memory-mapped)."""
     from potkit.datasets import registry
 
@@ -183,17 +194,19 @@ def data_check(data: DataArgument, format: FormatOption = None) -> None:
         print(f"energy: {per_atom.min():.3f} … {per_atom.max():.3f} eV/atom")
     if structures.forces is not None:
         largest = float(np.abs(structures.forces).max())
-        print(f"forces: rms {float(np.sqrt(np.mean(np.square(structures.forces, dtype=np.float64)))):.3f}, largest {largest:.2f} eV/Å")
+        print(
+            f"forces: rms {float(np.sqrt(np.mean(np.square(structures.forces, dtype=np.float64)))):.3f}, largest {largest:.2f} eV/Å"
+        )
     print(f"fingerprint: {structures.fingerprint()}\nno problem found")
 
 
 @data_app.command("split")
 def data_split(
     data: DataArgument,
-    out: Annotated[Path, typer.Option(help="where the indices go (.npz)")],
-    fractions: Annotated[str, typer.Option(help="shares of train, valid and test")] = "0.8,0.1,0.1",
-    by: Annotated[str, typer.Option(help="structure, system, or structure-within-system")] = "structure",
-    seed: Annotated[int, typer.Option(help="seed of the permutation")] = 0,
+    out: Annotated[Path, Option(help="where the indices go (.npz)")],
+    fractions: Annotated[str, Option(help="shares of train, valid and test")] = "0.8,0.1,0.1",
+    by: Annotated[str, Option(help="structure, system, or structure-within-system")] = "structure",
+    seed: Annotated[int, Option(help="seed of the permutation")] = 0,
     format: FormatOption = None,
 ) -> None:
     """Draw a train / valid / test split and write it to a file that names the data it belongs to."""
@@ -217,12 +230,12 @@ def data_split(
 @app.command()
 def pretrain(
     data: DataOption,
-    objective: Annotated[str, typer.Option(help="self-supervised objective")] = "denoise",
-    sigma: Annotated[Optional[float], typer.Option(help="noise scale in Å, for objectives with noise")] = None,
-    ratio: Annotated[Optional[float], typer.Option(help="mask ratio in (0, 1], for objectives that mask")] = None,
+    objective: Annotated[str, Option(help="self-supervised objective")] = "denoise",
+    sigma: Annotated[float | None, Option(help="noise scale in Å, for objectives with noise")] = None,
+    ratio: Annotated[float | None, Option(help="mask ratio in (0, 1], for objectives that mask")] = None,
     objective_set: ObjectiveSet = None,
-    model: Annotated[str, typer.Option(help="network")] = "egnn",
-    preset: Annotated[str, typer.Option(help="small, denoise-paper or masked-paper")] = "small",
+    model: Annotated[str, Option(help="network")] = "egnn",
+    preset: Annotated[str, Option(help="small, denoise-paper or masked-paper")] = "small",
     model_set: ModelSet = None,
     config: ConfigOption = None,
     config_set: ConfigSet = None,
@@ -235,7 +248,7 @@ def pretrain(
     nodes: Nodes = None,
     precision: Precision = None,
     format: FormatOption = None,
-    out: Annotated[Path, typer.Option(help="folder of the run; a half-finished one goes on")] = Path("runs/pretrain"),
+    out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path("runs/pretrain"),
 ) -> None:
     """Pretrain a network on structures without looking at their labels."""
     import potkit
@@ -252,17 +265,17 @@ def pretrain(
 @app.command()
 def finetune(
     data: DataOption,
-    init: Annotated[Optional[Path], typer.Option(help="checkpoint or run folder to start from; without it: from scratch")] = None,
-    valid: Annotated[Optional[str], typer.Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")] = None,
-    test: Annotated[Optional[str], typer.Option(help="data to evaluate on at the end", metavar="NAME|PATH")] = None,
-    split: Annotated[Optional[Path], typer.Option(help="train, valid and test of --data, made by `potkit data split`")] = None,
-    labels: Annotated[Optional[int], typer.Option(help="label budget: use only so many of the training structures")] = None,
-    parts: Annotated[str, typer.Option(help="what to take over from --init")] = "backbone",
-    references: Annotated[str, typer.Option(help="'fit', a table of isolated atoms by level of theory, or a file")] = "fit",
-    objective: Annotated[str, typer.Option(help="objective with labels")] = "supervised",
+    init: Annotated[Path | None, Option(help="checkpoint or run folder to start from; without it: from scratch")] = None,
+    valid: Annotated[str | None, Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")] = None,
+    test: Annotated[str | None, Option(help="data to evaluate on at the end", metavar="NAME|PATH")] = None,
+    split: Annotated[Path | None, Option(help="train, valid and test of --data, made by `potkit data split`")] = None,
+    labels: Annotated[int | None, Option(help="label budget: use only so many of the training structures")] = None,
+    parts: Annotated[str, Option(help="what to take over from --init")] = "backbone",
+    references: Annotated[str, Option(help="'fit', a table of isolated atoms by level of theory, or a file")] = "fit",
+    objective: Annotated[str | None, Option(help="objective with labels; default: supervised")] = None,
     objective_set: ObjectiveSet = None,
-    model: Annotated[Optional[str], typer.Option(help="network; default: that of --init, else egnn")] = None,
-    preset: Annotated[str, typer.Option(help="small, denoise-paper or masked-paper")] = "small",
+    model: Annotated[str | None, Option(help="network; default: that of --init, else egnn")] = None,
+    preset: Annotated[str, Option(help="small, denoise-paper or masked-paper")] = "small",
     model_set: ModelSet = None,
     config: ConfigOption = None,
     config_set: ConfigSet = None,
@@ -275,11 +288,10 @@ def finetune(
     nodes: Nodes = None,
     precision: Precision = None,
     format: FormatOption = None,
-    out: Annotated[Path, typer.Option(help="folder of the run; a half-finished one goes on")] = Path("runs/finetune"),
+    out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path("runs/finetune"),
 ) -> None:
     """Train a network on labels, from scratch or from pretrained weights."""
     import potkit
-    from potkit import checkpoints
     from potkit.datasets import splits
 
     settings = _config(
@@ -290,7 +302,7 @@ def finetune(
         raise ConfigError("--split brings its own validation part; leave --valid away")
     structures = _structures(data, format)
     # without options it is the library's choice, which leaves forces out where there are none
-    task = _objective(objective, objective_set) if objective != "supervised" or objective_set else None
+    task = _objective(objective or "supervised", objective_set) if objective or objective_set else None
     tested = _structures(test, format) if test else None
     if split:
         rows = splits.load_indices(split, structures)
@@ -302,17 +314,7 @@ def finetune(
         train, held = structures.split((0.9, 0.1), seed=settings.seed)
     if labels is not None:
         train = train[splits.label_budget(train, [labels], seed=settings.seed)[labels]]
-    if init and not model:
-        if model_set:
-            raise ConfigError("--set changes the network of --model; without --model it is the one in --init")
-        recipe = checkpoints.read(init)[1]["recipe"]
-        model, preset = recipe["name"], recipe["preset"]
-        import torch
-
-        torch.manual_seed(settings.seed)
-        network = potkit.build(model, preset=preset, **recipe["options"])
-    else:
-        network = _model(model or "egnn", preset, model_set, settings.seed)
+    network = _model(model, preset, model_set, settings.seed, init)
     run = potkit.finetune(
         network, train, held, settings, init=init, out=out, objective=task, references=references, parts=tuple(parts.split(","))
     )
@@ -323,12 +325,12 @@ def finetune(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint or a run folder")],
+    checkpoint: Annotated[Path, Argument(help="a checkpoint or a run folder")],
     data: DataOption,
-    split: Annotated[Optional[Path], typer.Option(help="evaluate only the test part of this split of --data")] = None,
-    batch_size: Annotated[int, typer.Option(help="structures at a time")] = 64,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    out: Annotated[Optional[Path], typer.Option(help="write the errors per structure to this CSV file")] = None,
+    split: Annotated[Path | None, Option(help="evaluate only the test part of this split of --data")] = None,
+    batch_size: Annotated[int, Option(help="structures at a time")] = 64,
+    device: Annotated[str, Option(help="cpu or cuda")] = "cpu",
+    out: Annotated[Path | None, Option(help="write the errors per structure to this CSV file")] = None,
     format: FormatOption = None,
 ) -> None:
     """Errors of a trained network, overall and per system."""
@@ -355,13 +357,13 @@ def evaluate(
 
 @app.command()
 def run(
-    notebooks: Annotated[Optional[list[str]], typer.Argument(help="notebooks or globs; default: notebooks/0*.ipynb")] = None,
-    profile: Annotated[str, typer.Option(help="smoke (seconds), quick (minutes), paper (GPUs)")] = "quick",
+    notebooks: Annotated[list[str] | None, Argument(help="notebooks or globs; default: notebooks/0*.ipynb")] = None,
+    profile: Annotated[str, Option(help="smoke (seconds), quick (minutes), paper (GPUs)")] = "quick",
     parameter: Annotated[
-        Optional[list[str]], typer.Option("-p", "--parameter", help="set a notebook's parameter, repeatable", metavar="NAME VALUE")
+        list[str] | None, Option("-p", "--parameter", help="set a notebook's parameter, repeatable", metavar="NAME VALUE")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="folder of the executed copies; default: runs/notebooks/PROFILE")] = None,
-    inplace: Annotated[bool, typer.Option("--inplace", help="store the outputs in the notebooks and the figures in figures/")] = False,
+    out: Annotated[Path | None, Option(help="folder of the executed copies; default: runs/notebooks/PROFILE")] = None,
+    inplace: Annotated[bool, Option("--inplace", help="store the outputs in the notebooks and the figures in figures/")] = False,
 ) -> None:
     """Execute notebooks one after the other, go on after a failure, and say how each ended."""
     from . import notebooks as runner
@@ -387,23 +389,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show versions and stop")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="show versions and stop")] = False,
+    debug: Annotated[bool, Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
     """Self-supervised pretraining of neural potentials."""
 
 
 def _joined(arguments: list[str]) -> list[str]:
     """``-p NAME VALUE`` as ``-p NAME=VALUE``: typer knows no repeatable option of two values."""
-    result, rest = [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word in ("-p", "--parameter") and len(rest) > 1 and "=" not in rest[0]:
-            word, rest = [word, f"{rest[0]}={rest[1]}"], rest[2:]
-            result += word
-        else:
-            result.append(word)
-    return result
+    words = list(arguments)
+    for i in reversed(range(len(words) - 2)):
+        if words[i] in ("-p", "--parameter") and "=" not in words[i + 1]:
+            words[i + 1 : i + 3] = [f"{words[i + 1]}={words[i + 2]}"]
+    return words
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -35,12 +35,13 @@ import copy
 import os
 import re
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 from .errors import ConfigError, DataError
 from .storage import replacing
@@ -362,4 +363,3 @@ def _write_back(executed: Path, target: Path) -> None:
     notebook = clean(read(executed), roots=[_root()])
     with replacing(target) as temporary:
         nbformat.write(notebook, temporary)
-

@@ -13,8 +13,9 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,13 @@ SYMBOLS = ["cross", "x", "pentagon", "hexagon", "star-diamond", "hourglass"]
 SIZE = (860, 500)  # pixels of a figure
 
 _axis = dict(
-    showline=True, linecolor="#333333", mirror=True, ticks="outside", gridcolor="#E3E3E3", zeroline=False, automargin=True
+    showline=True,
+    linecolor="#333333",
+    mirror=True,
+    ticks="outside",
+    gridcolor="#E3E3E3",
+    zeroline=False,
+    automargin=True,
 )
 pio.templates["potkit"] = go.layout.Template(
     layout=dict(
@@ -246,14 +253,16 @@ def distribution(
         counts, _ = np.histogram(sample, bins=edges)
         density = counts / (len(sample) * np.diff(edges))
         chart.add_scatter(
-            x=edges, y=np.append(density, density[-1]), name=name, mode="lines", line=dict(shape="hv", width=2, color=colour)
+            x=edges,
+            y=np.append(density, density[-1]),
+            name=name,
+            mode="lines",
+            line=dict(shape="hv", width=2, color=colour),
         )
     return chart
 
 
-def rdf(
-    curves: Mapping[str, tuple[Any, Any]], title: str | None = None, y_title: str = "pair distribution g(r)"
-) -> go.Figure:
+def rdf(curves: Mapping[str, tuple[Any, Any]], title: str | None = None, y_title: str = "pair distribution g(r)") -> go.Figure:
     """Pair distributions: name -> (distances in Å, values), as lines."""
     chart = figure("distance r (Å)", y_title, title)
     for (name, (r, g)), colour in zip(curves.items(), _cycle(len(curves))):

@@ -32,7 +32,8 @@ def toy_work(task: dict) -> Structures:
     rng = np.random.default_rng([task["seed"], task["k"]])
     part = Structures(
         z=np.full(4, 1), pos=common.on_grid(rng.normal(size=(4, 3))), ptr=[0, 2, 4],
-        energy=rng.normal(size=2), forces=common.on_grid(rng.normal(size=(4, 3))), info={"systems": [task["label"]]},
+        energy=rng.normal(size=2), forces=common.on_grid(rng.normal(size=(4, 3))),
+        info={"systems": [task["label"]]},
     )  # fmt: skip
     return part[:0] if task["k"] == 2 else part
 

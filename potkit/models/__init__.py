@@ -16,6 +16,10 @@ MODELS = {
     "egnn": "egnn:EGNN",
     "torchmd_et": "torchmd_et:TorchMDET",
     "painn": "painn:PaiNN",
+    "se3_transformer": "se3_transformer:SE3Transformer",
+    "gns": "gns:GNS",
+    "forcenet": "forcenet:ForceNet",
+    "nequip": "nequip:NequIP",
 }
 READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled")
 

@@ -70,7 +70,7 @@ class Interaction(nn.Module):
 
     def __init__(self, hidden: int, basis: int, norm: type[nn.Module]) -> None:
         super().__init__()
-        self.from_edge = nn.Sequential(nn.Linear(basis, hidden), nn.Linear(hidden, hidden))  # U, then its part of φ's first layer
+        self.from_edge = nn.Linear(basis, hidden)  # U and its part of φ's first layer: nothing stands between, so one matrix
         self.from_sender = nn.Linear(hidden, hidden, bias=False)
         self.from_receiver = nn.Linear(hidden, hidden, bias=False)
         self.filter = nn.Sequential(nn.SiLU(), *mlp([hidden] * 3))

@@ -102,22 +102,27 @@ def parse_lines(
     block: Sequence[Frame], species: int | None, numeric: Sequence[int], width: int, path: Path
 ) -> tuple[list[str] | None, np.ndarray]:
     """The atom lines of ``block``: the strings of column ``species`` and the numbers of the columns ``numeric`` [N, len]."""
-    text = b"".join(line for frame in block for line in frame.lines)
-    use = sorted(set(numeric) | ({species} if species is not None else set()))
-    types = {c: str if c == species else np.float64 for c in use}
-    try:
+    text, n = b"".join(line for frame in block for line in frame.lines), sum(f.n for f in block)
+    try:  # the quick way; whatever it stumbles over goes the exact way, which names the place
         table = pd.read_csv(
-            io.BytesIO(text), sep=r"\s+", header=None, names=range(width), usecols=use, dtype=types, na_filter=False, engine="c",
-            float_precision="round_trip", quoting=3, skip_blank_lines=False,
-        )  # fmt: skip
+            io.BytesIO(text), sep=r"\s+", header=None, dtype={} if species is None else {species: str}, na_filter=False, quoting=3
+        )
     except (ValueError, pd.errors.ParserError):
         table = None
-    if table is None or len(table) != sum(f.n for f in block) or b"\n\n" in text:
-        _explain(block, species, numeric, width, path)
-    return None if species is None else table[species].tolist(), table[list(numeric)].to_numpy(np.float64)
+    if table is not None and table.shape == (n, width) and all(table[c].dtype.kind in "if" for c in numeric):
+        return None if species is None else table[species].tolist(), table[list(numeric)].to_numpy(np.float64)
+    words = text.split()
+    if len(words) != n * width or any(len(line.split()) != width for frame in block for line in frame.lines):
+        _explain(block, numeric, width, path)
+    words = np.array(words).reshape(n, width)
+    try:
+        numbers = words[:, list(numeric)].astype(np.float64)
+    except ValueError:
+        _explain(block, numeric, width, path)
+    return None if species is None else [w.decode() for w in words[:, species]], numbers
 
 
-def _explain(block: Sequence[Frame], species: int | None, numeric: Sequence[int], width: int, path: Path) -> None:
+def _explain(block: Sequence[Frame], numeric: Sequence[int], width: int, path: Path) -> None:
     """Raise the DataError that names frame and atom of the first line that is not what Properties says."""
     for frame in block:
         for i, line in enumerate(frame.lines):

@@ -7,10 +7,11 @@ the stored positions.
 Sampling (J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193, 2017, doi:10.1038/sdata.2017.193):
 numbers c_i >= 0 with a sum uniform in [0, 1] are dealt at random to the modes; mode i is displaced by
     R_i = ± sqrt(3 c_i N k_B T / K_i)
-along its normalised Cartesian vector, so that the harmonic energy is at most 3/2 N k_B T (N atoms). As in ANI-1,
-T falls with size and there is one conformer per molecule. Differences: force constants are floored at `K_FLOOR`,
-because the straight line along a soft torsion would stretch bonds before it turns anything; structures more than
-`ENERGY_WINDOW` above the minimum, or with two atoms closer than `CLOSEST`, are dropped and counted.
+along its normalised Cartesian vector, so that the harmonic energy is at most 3/2 N k_B T (N atoms). As in
+ANI-1, T falls with size and there is one conformer per molecule. Differences: force constants are floored at
+`K_FLOOR`, because the straight line along a soft torsion would stretch bonds before it turns anything;
+structures more than `ENERGY_WINDOW` above the minimum, or with two atoms closer than `CLOSEST`, are dropped
+and counted.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ STEP = 5e-3  # Bohr, for the Hessian
 FLAT = 1e-4  # Hartree/Bohr²: what noise in a flat torsion may give
 ACCURACY = 0.05  # tblite's SCC thresholds relative to their defaults
 UNPAIRED = {  # unpaired electrons of the free atoms' ground states
-    "H": 1, "Li": 1, "B": 1, "C": 2, "N": 3, "O": 2, "F": 1, "Na": 1, "Mg": 0, "Si": 2, "P": 3, "S": 2, "Cl": 1,
-    "K": 1, "Ca": 0, "Br": 1, "I": 1,
+    "H": 1, "Li": 1, "B": 1, "C": 2, "N": 3, "O": 2, "F": 1, "Na": 1, "Mg": 0, "Si": 2, "P": 3, "S": 2,
+    "Cl": 1, "K": 1, "Ca": 0, "Br": 1, "I": 1,
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ class XTB:
         self.calls = 0
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """Energy, and its gradient [N,3]. Each call starts afresh: the result depends on the positions only."""
+        """Energy, and its gradient [N,3]. Each call starts afresh, so only the positions matter."""
         self._calculator.update(positions=np.asarray(positions, float).reshape(-1, 3))
         result = self._calculator.singlepoint()
         self.calls += 1
@@ -74,7 +75,7 @@ def atomic_energies() -> dict[str, float]:
 
 
 def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A first geometry: atomic numbers, positions (Å), masses (u), bonds [N,N]. Raises ValueError with the reason."""
+    """A first geometry: atomic numbers, positions (Å), masses (u), bonds [N,N]. Raises ValueError."""
     from rdkit import Chem, RDLogger
     from rdkit.Chem import AllChem
 
@@ -115,7 +116,7 @@ def distances(positions: np.ndarray) -> np.ndarray:
 
 
 def minimize(xtb: XTB, start: np.ndarray) -> tuple[np.ndarray, float]:
-    """Positions (Bohr) and energy (Hartree) of the minimum near ``start``. Raises ValueError if not reached."""
+    """Positions (Bohr) and energy (Hartree) of the minimum near ``start``. Raises ValueError."""
     from scipy.optimize import minimize as bfgs
 
     def target(x: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,0 +1,211 @@
+"""A bridge for networks that are not ours: any torch module that maps a PyG batch to energy and/or per-atom features.
+
+    from torch_geometric.nn import SchNet
+    foreign = SchNet(cutoff=5.0, interaction_graph=CurrentGraph())      # sees potkit's neighbour list, periodic images included
+    model = adapt(foreign, features="lin1")                             # features = what enters its layer `lin1`; our energy head
+    model = adapt(foreign, energy=lambda out: out)                      # or: its own energy, as it is
+
+The result is a `Potential` like any other: −∂E/∂x, denoising, masking, transfer of the backbone, the contract suite.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..structures import Batch
+from .base import Features, Graph, Potential
+from .layers import sum_over
+
+Select = str | int | Callable[[Any], Tensor]
+GIVEN = ("z", "pos", "batch", "edge_index", "edge_weight", "edge_vec", "edge_shift", "mask", "charge", "data")
+
+
+class CurrentGraph(nn.Module):
+    """Stands in for a network's own neighbour search: called as f(pos, batch), answers (edge_index, distances) of potkit's graph."""
+
+    graph: Graph | None = None
+
+    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        if self.graph is None:
+            raise RuntimeError("CurrentGraph answers only inside a network wrapped by potkit.models.adapt")
+        return torch.stack([self.graph.sender, self.graph.receiver]), self.graph.distance
+
+
+class EnergyFromFeatures(nn.Module):
+    """Energy head for networks that say the energy themselves: the last column of the features, [N, F] -> [N]."""
+
+    pooled = False
+
+    def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        return features[:, -1]
+
+
+class Adapted(nn.Module):
+    """A foreign module as a backbone; made by `adapt`."""
+
+    gives_displacement = False
+
+    def __init__(self, module: nn.Module, cutoff: float, features: Select | None, energy: Select | None, vectors: Select | None):
+        super().__init__()
+        self.module, self.cutoff = module, cutoff
+        self.n_features = self.n_vector_features = 0  # `adapt` finds them out
+        self._select = {"features": features, "energy": energy, "vectors": vectors}
+        self._arguments = _arguments(module)
+        self._stand_ins = [m for m in module.modules() if isinstance(m, CurrentGraph)]
+        layers = dict(module.named_modules())
+        self._inside = {k: s for k, s in self._select.items() if isinstance(s, str) and s in layers}
+
+    def forward(self, graph: Graph) -> Features:
+        caught: dict[str, Tensor] = {}
+        hooks = [
+            self.module.get_submodule(name).register_forward_pre_hook(lambda _, inputs, kind=kind: caught.update({kind: inputs[0]}))
+            for kind, name in self._inside.items()
+        ]
+        for stand_in in self._stand_ins:
+            stand_in.graph = graph
+        try:
+            out = self.module(*_inputs(graph, self._arguments))
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for stand_in in self._stand_ins:
+                stand_in.graph = None
+        found = {k: caught.get(k) if k in self._inside else _pick(out, s, k) for k, s in self._select.items() if s is not None}
+        n, name = graph.z.shape[0], type(self.module).__name__
+        for kind, value in found.items():
+            if not isinstance(value, Tensor):
+                raise ConfigError(f"{kind}={self._select[kind]!r} of {name} gives {type(value).__name__}, not a tensor")
+        scalar = []
+        if "features" in found:
+            scalar.append(_fit(found["features"], (n, None), "features", name))
+        if "energy" in found:
+            scalar.append(_per_atom(found["energy"], graph, name))
+        vector = _fit(found["vectors"], (n, 3, None), "vectors", name) if "vectors" in found else None
+        return Features(torch.cat(scalar, -1), vector=vector)
+
+
+def _arguments(module: nn.Module) -> list[str]:
+    """Names of the inputs ``module.forward`` takes, as far as a graph has them; ["data"] for a network that takes a whole batch."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = []
+    for p in positional:
+        if p.name in GIVEN:
+            names.append(p.name)
+        elif p.default is p.empty:
+            if len(positional) == 1 or not any(q.name in GIVEN for q in positional):
+                return ["data"]
+            raise ConfigError(
+                f"{type(module).__name__}.forward needs {p.name!r}, which the bridge cannot give; it can give {', '.join(GIVEN)}"
+            )
+        else:
+            break  # an optional input the bridge does not know, and all after it: left to their defaults
+    return names
+
+
+def _inputs(graph: Graph, names: list[str]) -> list[Any]:
+    values = {
+        "z": graph.z, "pos": graph.pos, "batch": graph.batch, "edge_weight": graph.distance, "edge_vec": graph.vector,
+        "edge_shift": graph.shift, "mask": graph.mask, "charge": graph.charge,
+    }  # fmt: skip
+    if "edge_index" in names or "data" in names:
+        values["edge_index"] = torch.stack([graph.sender, graph.receiver])
+    if "data" in names:
+        counts = torch.bincount(graph.batch, minlength=graph.n_structures)
+        data = Batch(ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]), **{k: v for k, v in values.items() if v is not None})
+        data.edge_attr, data.x = graph.distance[:, None], graph.z[:, None]
+        data.num_nodes = graph.z.shape[0]
+        values["data"] = data
+    return [values[n] for n in names]
+
+
+def _pick(out: Any, select: Select, kind: str) -> Any:
+    if callable(select):
+        return select(out)
+    try:
+        return getattr(out, select) if isinstance(select, str) and not isinstance(out, dict) else out[select]
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise ConfigError(f"{kind}={select!r}: neither a part of the network's answer ({type(out).__name__}) nor a layer of it") from None
+
+
+def _fit(value: Tensor, shape: tuple[int | None, ...], kind: str, name: str) -> Tensor:
+    if value.ndim != len(shape) or any(b is not None and a != b for a, b in zip(value.shape, shape)):
+        wanted = ", ".join("any" if b is None else str(b) for b in shape)
+        raise ConfigError(f"{kind} of {name} must have shape ({wanted}), got {tuple(value.shape)}")
+    return value
+
+
+def _per_atom(energy: Tensor, graph: Graph, name: str) -> Tensor:
+    """[N, 1] energies of atoms; an energy of the structure is shared out evenly, which leaves its sum and derivative as they are."""
+    flat = energy.flatten()
+    n, s = graph.z.shape[0], graph.n_structures
+    if energy.shape[0] == n and flat.shape == (n,) and n != s:
+        return flat[:, None]
+    if flat.shape != (s,):
+        raise ConfigError(f"energy of {name} must have shape ({s},) or ({n},), got {tuple(energy.shape)}")
+    counts = sum_over(torch.ones_like(graph.z, dtype=flat.dtype), graph.batch, s)
+    return (flat / counts.clamp(min=1))[graph.batch][:, None]
+
+
+def adapt(
+    module: nn.Module,
+    *,
+    features: Select | None = None,
+    energy: Select | None = None,
+    vectors: Select | None = None,
+    cutoff: float | None = None,
+    symmetries: Iterable[str] | None = None,
+    **readouts: Any,
+) -> Potential:
+    """Wrap ``module`` as a `Potential`.
+
+    ``features`` [N, F], ``energy`` ([S], [S, 1], [N] or [N, 1], in units of the potential's scale) and ``vectors`` [N, 3, F'] each say where
+    the quantity is found: the name of a layer (what enters it), a key, attribute or index of the module's answer, or a function
+    of the answer. With ``energy`` the network's own energy is used, else our energy head acts on ``features``.
+    The module is called with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift, mask, charge that its forward
+    names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute; ``symmetries`` are those it claims (default all);
+    ``readouts`` are those of `Potential` (vector, forces, head_norm). Sizes are found by one call on a water molecule.
+    Raises ConfigError where something is missing or has the wrong shape.
+    """
+    name = type(module).__name__
+    if features is None and energy is None:
+        raise ConfigError(f"adapting {name} needs features= or energy=: say where they are found in its answer")
+    if cutoff is None and not isinstance(cutoff := getattr(module, "cutoff", None), (int, float)):
+        raise ConfigError(f"{name} has no attribute cutoff: give cutoff= in Å")
+    if not cutoff > 0:
+        raise ConfigError(f"cutoff must be positive, got {cutoff}")
+    backbone = Adapted(module, float(cutoff), features, energy, vectors)
+    if symmetries is not None:
+        backbone.symmetries = frozenset(symmetries)
+    probe = _water(module, float(cutoff))
+    with torch.no_grad():
+        seen = backbone(probe)
+    backbone.n_features = seen.scalar.shape[1]
+    backbone.n_vector_features = 0 if seen.vector is None else seen.vector.shape[2]
+    model = Potential(backbone, **readouts)
+    if energy is not None:
+        model.energy_head = EnergyFromFeatures()
+    model.to(probe.pos.device, probe.pos.dtype)
+    model.references, model.scale = model.references.double(), model.scale.double()
+    model.recipe = {"name": f"adapted {name}", "preset": "", "options": {}}  # saved and transferred; `load` cannot build foreign code
+    return model
+
+
+def _water(module: nn.Module, cutoff: float) -> Graph:
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    device = like.device
+    pos = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], dtype=like.dtype, device=device)
+    sender, receiver = torch.tensor([[1, 2, 0, 2, 0, 1], [0, 0, 1, 1, 2, 2]], device=device)
+    vector = pos[sender] - pos[receiver]
+    distance = vector.norm(dim=1)
+    kept = distance < cutoff
+    zeros = torch.zeros(3, dtype=torch.long, device=device)
+    return Graph(
+        torch.tensor([8, 1, 1], device=device), pos, zeros, 1, sender[kept], receiver[kept], vector[kept], distance[kept],
+        None, zeros, torch.zeros(1, dtype=like.dtype, device=device),
+    )  # fmt: skip

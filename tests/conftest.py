@@ -1,0 +1,49 @@
+"""What all tests share: one thread a process, the reference data, and which marked tests this machine can run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """The folder with pieces of the public sets in their original formats; skips where POTKIT_REFERENCE_DATA is not set."""
+    folder = os.environ.get("POTKIT_REFERENCE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("POTKIT_REFERENCE_DATA does not name a folder with the reference data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout that is being tested."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user may have set in the shell must not decide a test."""
+    for name in ("POTKIT_PROFILE", "POTKIT_FIGURES"):
+        monkeypatch.delenv(name, raising=False)
