@@ -13,7 +13,7 @@ WORKERS ?= 2
 NOTEBOOKS ?= $(wildcard notebooks/0*.ipynb)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 # One thread a process: the tests and notebooks run $(WORKERS) processes side by side, and small tensors gain nothing from more.

@@ -20,8 +20,8 @@ _WHERE = {
     "compare": "experiments",
 }  # fmt: skip
 _MODULES = (
-    "checkpoints", "datasets", "errors", "evaluation", "experiments", "models", "neighbors", "notebooks", "objectives", "papers",
-    "plots", "report", "testing", "training", "units",
+    "analysis", "checkpoints", "datasets", "errors", "evaluation", "experiments", "models", "neighbors", "notebooks", "objectives",
+    "papers", "plots", "report", "runs", "specs", "statistics", "testing", "training", "units",
 )  # fmt: skip
 
 __all__ = [*_WHERE, "__version__"]

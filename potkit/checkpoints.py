@@ -34,7 +34,10 @@ def save(path: str | Path, model: Potential, header: dict[str, Any] | None = Non
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     head = {"format_version": FORMAT_VERSION, "recipe": model.recipe, "units": UNITS, **(header or {})}
     with replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={"potkit": json.dumps(head, default=str)})
+        try:
+            save_file(tensors, temporary, metadata={"potkit": json.dumps(head, default=str)})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(str(error).splitlines()[0]) from error
     return Path(path)
 
 
@@ -118,7 +121,7 @@ class TransferReport:
 def transfer(model: Potential, path: str | Path, parts: Sequence[str] = ("backbone",), allow: Sequence[str] = ()) -> TransferReport:
     """Copy ``parts`` of a checkpoint into ``model`` in place; everything else stays as it was initialised.
 
-    Every tensor of the parts must be in the checkpoint and fit, unless its name starts with one of ``allow``. Raises
+    The parts must have the same tensors in both, of the same shapes, except those whose name starts with one of ``allow``. Raises
     CheckpointError naming the network or the first tensor that does not fit; then nothing has been copied.
     """
     for part in parts:
@@ -137,11 +140,13 @@ def transfer(model: Potential, path: str | Path, parts: Sequence[str] = ("backbo
             copied.append(key)
         else:
             mismatched.append(key)
-    stop = [k for k in mismatched if not k.startswith(tuple(allow))] if allow else mismatched
+    extra = [k for k in state if k.startswith(tuple(f"{p}." for p in parts)) and k not in own]  # say, a checkpoint with more layers
+    stop = [k for k in mismatched + extra if not k.startswith(tuple(allow))] if allow else mismatched + extra
     if stop:
         key = stop[0]
         found = f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
-        raise CheckpointError(f"{source}: {key} {found}, the network's has shape {tuple(own[key].shape)}")
+        wanted = f"the network's has shape {tuple(own[key].shape)}" if key in own else "the network has no such tensor"
+        raise CheckpointError(f"{source}: {key} {found}, {wanted}")
     with torch.no_grad():
         for key in copied:
             own[key].copy_(state[key])

@@ -55,16 +55,20 @@ def _say(text: object) -> None:
 
 
 def _structures(data: str, format: str | None = None):
-    """A registered set by name, else whatever lies at the path."""
+    """A registered set by name, else whatever lies at the path; a user's own file is checked before anything is cut out of it,
+    so that an error names the structure by its place in the file."""
     import potkit
     from potkit.datasets import names
+    from potkit.neighbors import check_overlaps
 
     known = list(names()["name"])
     if data in known and format is None:
         return potkit.load(data)
     if not Path(data).exists():
         raise ConfigError(f"{data!r} is neither a file or folder nor a data set; data sets: {', '.join(known)}")
-    return potkit.read(data, format=format)
+    structures = potkit.read(data, format=format).validate()
+    check_overlaps(structures)
+    return structures
 
 
 def _assignments(option: str, pairs: list[str] | None) -> dict[str, Any]:

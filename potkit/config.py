@@ -85,6 +85,8 @@ class TrainConfig(BaseModel):
             values = yaml.safe_load(Path(path).read_text())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: not a text file") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict | None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,16 @@ def predict(
             for name in outputs:
                 parts[name].append(getattr(prediction, name).cpu().numpy())
     model.train(was_training)
-    return {name: np.concatenate(p) if p else np.zeros(0) for name, p in parts.items()}
+    got = {name: np.concatenate(p) if p else np.zeros(0) for name, p in parts.items()}
+    for name, values in got.items():
+        if not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(1)))
+            owner = row if name == "energy" else int(np.searchsorted(structures.ptr, row, "right")) - 1
+            raise DataError(
+                f"{structures.info.get('name', 'structures')}: the predicted {name} of structure {owner} is not a finite number; "
+                "are its positions finite and its atoms apart?"
+            )
+    return got
 
 
 def evaluate(
@@ -67,6 +77,7 @@ def evaluate(
         model = checkpoints.load(model)
     if structures.energy is None or not len(structures):
         raise DataError(f"{structures.info.get('name', 'structures')}: no labelled structures to evaluate on")
+    structures.validate()
     with_forces = structures.forces is not None
     got = predict(model, structures, batch_size, device, ("energy", "forces") if with_forces else ("energy",))
     error = got["energy"] - structures.energy
@@ -99,9 +110,8 @@ def calculator(checkpoint: str | Path | Potential, device: str | torch.device = 
     """An ASE Calculator (energy in eV, forces in eV/Å) of a checkpoint or a model; float64 keeps dynamics conservative."""
     from ase.calculators.calculator import Calculator, all_changes
 
-    model = checkpoint if isinstance(checkpoint, torch.nn.Module) else checkpoints.load(checkpoint)
+    model = copy.deepcopy(checkpoint) if isinstance(checkpoint, torch.nn.Module) else checkpoints.load(checkpoint)
     model = model.to(device, dtype).eval()
-    model.references.data, model.scale.data = model.references.double(), model.scale.double()
 
     class PotkitCalculator(Calculator):
         implemented_properties = ["energy", "forces"]
@@ -113,6 +123,8 @@ def calculator(checkpoint: str | Path | Potential, device: str | torch.device = 
             structures = Structures.from_ase([bare])
             model.check_elements(structures.elements)
             energy, forces = model.energy_and_forces(structures.batch(device=device, dtype=dtype))
+            if not (bool(energy.isfinite().all()) and bool(forces.isfinite().all())):
+                raise DataError("the predicted energy or forces are not finite numbers; are all atoms apart?")
             self.results = {"energy": float(energy[0]), "forces": forces.cpu().numpy()}
 
     return PotkitCalculator()

@@ -123,11 +123,11 @@ def run(experiment: Experiment, progress: bool = True) -> pd.DataFrame:
         done |= workers.all(second, bar)
         bar.close()
     rows = [row for task, row in done.items() if task.kind == "finetune"]
-    cost = {(t.arm, t.seed): r.get("seconds") for t, r in done.items() if t.kind == "pretrain"}
+    before = {(t.arm, t.seed): r for t, r in done.items() if t.kind == "pretrain" and r["status"] == "ok"}
     for row in rows:
-        row["pretrain_seconds"] = cost.get((row["arm"], row["seed"]), 0.0)
-        if row["status"] == "ok" and row["arm"] in experiment.objectives and row["pretrain_seconds"] is None:
-            row["pretrain_seconds"] = float("nan")
+        source = before.get((row["arm"], row["seed"]), {})
+        row["pretrain_seconds"] = source.get("seconds", float("nan") if row["arm"] in experiment.objectives else 0.0)
+        row["pretrain_loss"] = source.get("best", float("nan"))  # best validation loss of the pretraining
     order = [SCRATCH, LONGER, *experiment.objectives]
     table = pd.DataFrame(rows)
     table["arm"] = pd.Categorical(table["arm"], [a for a in order if a in set(table["arm"])], ordered=True)

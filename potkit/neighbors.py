@@ -75,7 +75,7 @@ def _by_vesin(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack([sender, receiver])), torch.from_numpy(np.concatenate(shifts).astype(np.int64))
 
 
-def _complete_cells(cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def complete_cells(cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cells with three independent vectors: those that are not periodic are replaced by unit vectors normal to the rest."""
     eye = torch.eye(3, dtype=like.dtype, device=like.device).expand(n, 3, 3)
     if cell is None or pbc is None:
@@ -93,7 +93,7 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     n_structures, device = len(ptr) - 1, pos.device
     if not len(pos):
         return torch.zeros(2, 0, dtype=torch.long, device=device), torch.zeros(0, 3, dtype=torch.long, device=device)
-    box, periodic = _complete_cells(cell, pbc, n_structures, pos)
+    box, periodic = complete_cells(cell, pbc, n_structures, pos)
     volume = torch.linalg.det(box.double()).abs()
     if bool((volume < 1e-6).any()):
         bad = int(torch.nonzero(volume < 1e-6)[0])

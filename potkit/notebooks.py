@@ -363,3 +363,8 @@ def _write_back(executed: Path, target: Path) -> None:
     notebook = clean(read(executed), roots=[_root()])
     with replacing(target) as temporary:
         nbformat.write(notebook, temporary)
+
+
+def store() -> Path:
+    """Where notebooks keep their training runs, shared by all of them: POTKIT_RUNS if set, else runs/store of the repository."""
+    return Path(os.environ["POTKIT_RUNS"]) if os.environ.get("POTKIT_RUNS") else _root() / "runs" / "store"

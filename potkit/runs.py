@@ -22,7 +22,7 @@ from typing import Any
 
 from . import checkpoints
 from .config import TrainConfig
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, DataError
 from .models import Potential
 from .storage import replacing
 
@@ -48,7 +48,8 @@ class Run:
         return pd.read_json(self.path / "metrics.jsonl", lines=True)
 
     def __repr__(self) -> str:
-        return f"Run({self.path}: {self.summary['steps']} steps in {self.summary['seconds']:.1f} s, best loss {self.summary['best']:.4g})"
+        best = "" if self.summary["best"] is None else f", best loss {self.summary['best']:.4g}"
+        return f"Run({self.path}: {self.summary['steps']} steps in {self.summary['seconds']:.1f} s{best})"
 
 
 def _write(path: Path, value: Any) -> None:
@@ -80,6 +81,7 @@ class RunFolder:
         self.path, self.identity, self.config = path, json.loads(json.dumps(identity, default=str)), config
         self.best, self.last, self.previous = (path / f"{n}.safetensors" for n in ("best", "last", "previous"))
         self.metrics, self.summary, self.run = path / "metrics.jsonl", path / "summary.json", path / "run.json"
+        self.broken: set[Path] = set()
         if self.run.is_file():
             try:
                 theirs = json.loads(self.run.read_text())["identity"]
@@ -94,7 +96,8 @@ class RunFolder:
         return self.summary.is_file() and self.best.is_file()
 
     def begin(self, header: dict[str, Any], resumed_at: int) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(".*.tmp"):  # half a file of a process that was killed
+            leftover.unlink(missing_ok=True)
         if not self.run.is_file():
             _write(self.run, {"identity": self.identity, "hash": identity_hash(self.identity), "versions": versions(), "header": header})
             self.config.to_yaml(self.path / "config.yaml")
@@ -111,14 +114,18 @@ class RunFolder:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def log(self, row: dict[str, float]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise DataError(f"{self.metrics}: cannot be written ({error.strerror or error})") from error
 
     def checkpoint(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
         """Write the full state as last.safetensors; what was there becomes previous.safetensors."""
-        if self.last.is_file():
+        if self.last.is_file() and self.last not in self.broken:
             os.replace(self.last, self.previous)
         checkpoints.save(self.last, model, header | {"state": state.header()}, state.tensors())
+        self.broken.clear()
 
     def resume(self, state: Any) -> int:
         """Take up the last good state, if there is one; returns its step."""
@@ -130,6 +137,7 @@ class RunFolder:
                 tensors, header = checkpoints.read(path)
             except CheckpointError as error:
                 problems.append(str(error))
+                self.broken.add(path)
                 continue
             state.restore(tensors, header["state"], str(path))
             if problems:

@@ -89,8 +89,8 @@ def prepared(model: nn.Module, dtype: torch.dtype = torch.float64, perturb: floa
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         if perturb and p.ndim == 1 and p.is_floating_point():
-            noise = perturb * torch.randn(p.shape, generator=generator, dtype=dtype)
-            p.data += noise.to(p.device)
+            noise = perturb * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.data += noise.to(p)
     model.references = torch.zeros(MAX_Z + 1, dtype=torch.float64, device=model.references.device)
     model.scale = torch.ones((), dtype=torch.float64, device=model.scale.device)
     return model
@@ -257,7 +257,8 @@ def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0)
 
     A direct vector read-out may give a lone atom any vector; it only has to be finite.
     """
-    alone = Structures(np.arange(1, MAX_Z + 1), np.zeros((MAX_Z, 3)), np.arange(MAX_Z + 1))
+    top = getattr(model.backbone, "max_element", MAX_Z)
+    alone = Structures(np.arange(1, top + 1), np.zeros((top, 3)), np.arange(top + 1))
     out = evaluate(model, alone)
     residuals = {q: 0.0 if bool(torch.isfinite(out[q]).all()) else float("inf") for q in QUANTITIES}
     for q in ("forces", "vector"):

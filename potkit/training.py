@@ -34,7 +34,7 @@ from .datasets.references import ReferenceEnergies
 from .errors import ConfigError, DataError, TrainingError
 from .models import Potential
 from .neighbors import check_overlaps
-from .objectives import Objective, Supervised, total
+from .objectives import Objective, Supervised, Term, total
 from .runs import Run, RunFolder
 from .structures import Structures
 
@@ -61,7 +61,7 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Rate of step ``step`` (from 0): linear warm-up, flat, then cosine to ``min_lr`` (denoise paper §2.5) or constant."""
     warm, flat = config.warmup * steps, config.flat * steps
     if step < warm:
-        return config.lr * (step + 1) / max(warm, 1.0)
+        return config.lr * min((step + 1) / warm, 1.0)
     if step < warm + flat or config.schedule == "constant":
         return config.lr
     done = (step - warm - flat) / max(steps - warm - flat, 1.0)
@@ -93,14 +93,28 @@ class _State:
         self.optimizer = torch.optim.AdamW(
             list(self.trained.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if config.ema else {}
         if fabric.world_size > 1:
             for tensor in model.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
+        self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if config.ema else {}
+        self.window: dict[str, list] = {}  # sum and count of the loss and every term since the last row of metrics
 
     def averaged(self):
         """A context in which the model holds the averaged weights (if there are any)."""
         return _Swap(self.trained, self.ema) if self.ema else nullcontext()
+
+    def note(self, loss: Tensor, terms: list[Term]) -> None:
+        """Add a step to the window, without waiting for the device."""
+        for name, value, count in [("loss", loss, 1), *((t.name, t.total, t.count) for t in terms)]:
+            entry = self.window.setdefault(name, [0.0, 0])
+            entry[0] = entry[0] + value.double()
+            entry[1] = entry[1] + (count.double() if isinstance(count, Tensor) else count)
+
+    def row(self, terms: list[Term]) -> dict[str, float]:
+        """Means over the window, which starts anew."""
+        row = {name: float(value) / max(float(count), 1.0) for name, (value, count) in self.window.items()}
+        self.window = {}
+        return row | {t.name: t.finish(row[t.name]) for t in terms if t.finish}
 
     def tensors(self) -> dict[str, Tensor]:
         out = {f"ema.{n}": t for n, t in self.ema.items()}
@@ -110,7 +124,8 @@ class _State:
         return out
 
     def header(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "best": self.best}
+        window = {name: [float(value), float(count)] for name, (value, count) in self.window.items()}
+        return {"step": self.step, "seconds": self.seconds, "best": self.best, "window": window}
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any], source: str) -> None:
         checkpoints.restore(self.model, checkpoints.weights(tensors), source)
@@ -121,6 +136,7 @@ class _State:
             name, slot = key.rsplit("/", 1)
             self.optimizer.state[self.trained[name]][slot] = value.to(device)
         self.step, self.seconds, self.best = header["step"], header["seconds"], header["best"]
+        self.window = {name: list(entry) for name, entry in header["window"].items()}
 
 
 class _Swap:
@@ -163,7 +179,7 @@ class _Stop:
             signal.signal(number, handler)
 
 
-def _sum_counts(fabric: Fabric, terms: list) -> list:
+def _sum_counts(fabric: Fabric, terms: list[Term]) -> list[Term]:
     """Terms with their counts summed over all processes."""
     if fabric.world_size == 1:
         return terms
@@ -172,8 +188,8 @@ def _sum_counts(fabric: Fabric, terms: list) -> list:
     return [t._replace(count=c.to(t.total.dtype)) for t, c in zip(terms, counts)]
 
 
-def _step(fabric, state, structures, objective, config, steps, dtype, generator) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """One optimizer step; returns loss, metrics and gradient norm as device tensors (nothing here waits for a GPU but the
+def _step(fabric, state, structures, objective, config, steps, dtype, generator) -> tuple[Tensor, list[Term], Tensor]:
+    """One optimizer step; returns loss, terms and gradient norm as device tensors (nothing here waits for a GPU but the
     neighbour list and the removal of atoms, whose sizes the host must know)."""
     rows = batch_indices(state.step, config.batch_size, len(structures), config.seed)[fabric.global_rank :: fabric.world_size]
     batch = structures.batch(rows, fabric.device, dtype)
@@ -181,17 +197,19 @@ def _step(fabric, state, structures, objective, config, steps, dtype, generator)
     with fabric.autocast():
         prediction = state.model(batch, objective.needed())
     terms = _sum_counts(fabric, objective.terms(prediction, batch))
-    loss, metrics = total(terms)
+    loss, _ = total(terms)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = list(state.trained.values())
     if fabric.world_size > 1:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([g.flatten() for g in grads] + [loss.detach().reshape(1).to(grads[0].dtype)])
-        flat = fabric.all_reduce(flat, reduce_op="sum")
-        for p, g in zip(parameters, flat[:-1].split([p.numel() for p in parameters])):
-            p.grad = g.view_as(p)
-        loss = flat[-1]
+        used = torch.tensor([p.grad is not None for p in parameters], device=fabric.device)
+        scores = torch.stack([loss.detach(), *(t.total.detach() for t in terms)])
+        flat = torch.cat([g.flatten() for g in [*grads, used.to(grads[0].dtype), scores.to(grads[0].dtype)]])
+        *grads, used, scores = fabric.all_reduce(flat, reduce_op="sum").split([*(g.numel() for g in grads), len(used), len(scores)])
+        for p, g, anywhere in zip(parameters, grads, used.tolist()):
+            p.grad = g.view_as(p) if anywhere else None  # weight decay must not touch what no process used
+        loss, terms = scores[0], [t._replace(total=s) for t, s in zip(terms, scores[1:])]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, steps, config)
@@ -199,7 +217,7 @@ def _step(fabric, state, structures, objective, config, steps, dtype, generator)
     if state.ema:
         torch._foreach_lerp_(list(state.ema.values()), [p.detach() for p in parameters], 1.0 - config.ema)
     state.step += 1
-    return loss.detach(), metrics, norm.detach()
+    return loss.detach(), [t._replace(total=t.total.detach()) for t in terms], norm.detach()
 
 
 def validate(fabric, model, structures, objective, config, dtype) -> dict[str, float]:
@@ -251,6 +269,7 @@ def fit(
     """
     if not len(structures):
         raise DataError("no structures to train on")
+    valid = valid if valid is not None and len(valid) else None
     steps = config.total_steps(len(structures))
     folder = RunFolder(Path(out), _identity(model, structures, valid, objective, config, notes), config)
     if folder.finished:
@@ -260,9 +279,10 @@ def fit(
             model.check_elements(part.elements)
             check_overlaps(part.validate())
     fabric = make_fabric(config)
+    if fabric.world_size > min(config.batch_size, len(structures)):
+        raise ConfigError(f"config: a batch of {min(config.batch_size, len(structures))} cannot be shared by {fabric.world_size} processes")
     dtype = torch.float64 if config.precision == "64-true" else torch.float32
     model.to(fabric.device, dtype=dtype)
-    model.references.data, model.scale.data = model.references.double(), model.scale.double()
     model.train()
     if config.resident:
         structures.to(fabric.device)
@@ -277,7 +297,6 @@ def fit(
     if writer:
         folder.begin(header, resumed)
     first_bad = torch.full((), -1, dtype=torch.long, device=fabric.device)
-    window: list[tuple[Tensor, dict[str, Tensor], Tensor]] = []
     clock = time.perf_counter()
     bar = tqdm(total=steps, initial=state.step, desc=folder.path.name, disable=not (config.progress and writer), leave=False)
 
@@ -288,24 +307,22 @@ def fit(
         if bad >= 0:
             rows = batch_indices(bad, config.batch_size, len(structures), config.seed)
             raise TrainingError(
-                f"{folder.path}: the loss of step {bad} is not a finite number; its structures: {rows.tolist()}; "
+                f"{folder.path}: the loss of step {bad} or its gradient is not a finite number; its structures: {rows.tolist()}; "
                 f"the last good state is {folder.last if folder.last.exists() else 'the initial one'}"
             )
 
     try:
         while state.step < steps:
-            loss, metrics, norm = _step(fabric, state, structures, objective, config, steps, dtype, generator)
-            first_bad = torch.where((first_bad < 0) & ~torch.isfinite(loss), state.step - 1, first_bad)
-            window.append((loss, metrics, norm))
+            loss, terms, norm = _step(fabric, state, structures, objective, config, steps, dtype, generator)
+            first_bad = torch.where((first_bad < 0) & ~(torch.isfinite(loss) & torch.isfinite(norm)), state.step - 1, first_bad)
+            state.note(loss, terms)
             bar.update()
             at_end = state.step == steps
             if state.step % config.log_every == 0 or at_end or state.step % validate_every == 0:
                 stop_if_broken()
-                row = {"step": state.step, "loss": float(torch.stack([w[0] for w in window]).mean())}
-                row |= {k: float(torch.stack([w[1][k] for w in window]).mean()) for k in metrics}
-                row |= {"gradient_norm": float(window[-1][2]), "lr": state.optimizer.param_groups[0]["lr"]}
+                row = {"step": state.step, **state.row(terms)}
+                row |= {"gradient_norm": float(norm), "lr": state.optimizer.param_groups[0]["lr"]}
                 row["seconds"] = state.seconds + time.perf_counter() - clock
-                window.clear()
                 if valid is not None and (state.step % validate_every == 0 or at_end):
                     with state.averaged():
                         scores = validate(fabric, model, valid, objective, config, dtype)
@@ -335,8 +352,8 @@ def fit(
         bar.close()
     state.seconds += time.perf_counter() - clock
     if writer:
-        with state.averaged():  # a run without validation ends with (and keeps) the averaged weights
-            if valid is None:
+        if valid is None:
+            with state.averaged():  # a run without validation ends with (and keeps) the averaged weights
                 checkpoints.save(folder.best, model, header | {"step": state.step})
         folder.finish(model, state, header)
     fabric.barrier()
@@ -379,17 +396,19 @@ def finetune(
     where there are no forces). Validation and test labels are never used for either.
     """
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
-    if train.energy is None:
-        raise DataError(f"{train.info.get('name', 'train')}: no energies, nothing to fine-tune on")
+    for part, role in ((train, "train"), (valid, "valid")):
+        missing = [label for label in ("energy", *objective.needed()) if part is not None and getattr(part, label) is None]
+        if missing:
+            raise DataError(f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})")
     if isinstance(references, str):
         references = ReferenceEnergies.fit(train) if references == "fit" else ReferenceEnergies.from_isolated(references)
     residual = train.energy - references.energy(train)
     spread = float(np.std(residual / train.n_atoms)) if train.forces is None else float(np.sqrt(np.mean(np.square(train.forces, dtype=np.float64))))
-    model.set_references(references.table, max(spread, 1e-3))
     notes: dict[str, Any] = {"task": "finetune", "init": None}
     if init is not None:
         source = init.checkpoint if isinstance(init, Run) else init
         report = checkpoints.transfer(model, source, parts)
         tqdm.write(str(report)) if (config or TrainConfig()).progress else None
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
+    model.set_references(references.table, max(spread, 1e-3))
     return fit(model, train, objective, config or TrainConfig(), out, valid, notes)

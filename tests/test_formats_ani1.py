@@ -48,7 +48,9 @@ def methane() -> dict:
 
 
 def test_known_values(tmp_path):
-    path = write(tmp_path / "a", {"gdb11_s01/gdb11_s01-2": water(), "gdb11_s01/gdb11_s01-0": methane()})  # no .h5: content decides
+    path = write(
+        tmp_path / "a", {"gdb11_s01/gdb11_s01-2": water(), "gdb11_s01/gdb11_s01-0": methane()}
+    )  # no .h5: content decides
     s = read(path)
     assert len(s) == 6 and s.system_names() == ["gdb11_s01-0", "gdb11_s01-2"]
     assert s.n_atoms.tolist() == [5, 5, 3, 3, 3, 3] and s.system.tolist() == [0, 0, 1, 1, 1, 1]

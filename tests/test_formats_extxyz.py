@@ -51,7 +51,9 @@ def test_agrees_with_ase(tmp_path):
     rng, frames = np.random.default_rng(0), []
     for i in range(30):
         n = int(rng.integers(1, 9))
-        atoms = Atoms(rng.choice(["H", "C", "Br", "U"], n), rng.normal(size=(n, 3)) * 5, cell=[9, 10, 11], pbc=[True, i % 2 == 0, True])
+        atoms = Atoms(
+            rng.choice(["H", "C", "Br", "U"], n), rng.normal(size=(n, 3)) * 5, cell=[9, 10, 11], pbc=[True, i % 2 == 0, True]
+        )
         energy, forces = float(rng.normal()), rng.normal(size=(n, 3))
         if i % 3:
             atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)

@@ -125,7 +125,9 @@ def test_old_python_is_named(repository, tmp_path):
     fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1 && exit 0\nexit 1\n')
     fake.chmod(0o755)
     venv = tmp_path / "venv"
-    done = subprocess.run(["make", "-s", "setup", f"PYTHON={fake}", f"VENV={venv}"], cwd=repository, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-s", "setup", f"PYTHON={fake}", f"VENV={venv}"], cwd=repository, capture_output=True, text=True
+    )
     assert done.returncode != 0
     assert "potkit needs Python 3.11 or newer, found Python 3.9.1" in done.stdout + done.stderr
     assert not venv.exists()

@@ -29,7 +29,9 @@ def test_isolated_atoms_by_level():
 
 def test_isolated_atoms_from_file(tmp_path):
     path = tmp_path / "atoms.xyz"
-    path.write_text("1\nProperties=species:S:1:pos:R:3 energy=-13.6\nH 0 0 0\n1\nProperties=species:S:1:pos:R:3 energy=-1029.5\nC 0 0 0\n")
+    path.write_text(
+        "1\nProperties=species:S:1:pos:R:3 energy=-13.6\nH 0 0 0\n1\nProperties=species:S:1:pos:R:3 energy=-1029.5\nC 0 0 0\n"
+    )
     assert isolated_atoms(path) == {1: -13.6, 6: -1029.5}
     path.write_text("2\nProperties=species:S:1:pos:R:3 energy=-27\nH 0 0 0\nH 0 0 1\n")
     with pytest.raises(DataError, match="structure 0 has 2 atoms"):

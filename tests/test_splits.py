@@ -37,7 +37,9 @@ def test_by_system_keeps_systems_whole():
     s = make((50, 30, 20, 10, 5, 7, 8, 9, 10, 11))
     parts = splits.split(s, (0.8, 0.1, 0.1), seed=0, by="system")
     systems = [set(s.system[p]) for p in parts]
-    assert [len(x) for x in systems] == [8, 1, 1] and not (systems[0] & systems[1] | systems[0] & systems[2] | systems[1] & systems[2])
+    assert [len(x) for x in systems] == [8, 1, 1] and not (
+        systems[0] & systems[1] | systems[0] & systems[2] | systems[1] & systems[2]
+    )
 
 
 def test_within_system_keeps_shares_and_ignores_other_systems():

@@ -27,7 +27,11 @@ def shortest_distances(structures: Structures, rows: np.ndarray | None = None) -
         first, second = np.triu_indices(n, 1)
         same = np.flatnonzero((sizes == n) & ~periodic)
         for some in np.array_split(same, max(1, len(same) * len(first) // 2_000_000 + 1)):
-            pos = structures.pos[(structures.ptr[rows[some]][:, None] + np.arange(n)).reshape(-1)].reshape(-1, n, 3).astype(np.float64)
+            pos = (
+                structures.pos[(structures.ptr[rows[some]][:, None] + np.arange(n)).reshape(-1)]
+                .reshape(-1, n, 3)
+                .astype(np.float64)
+            )
             if len(some):
                 out[some] = np.sqrt(np.square(pos[:, first] - pos[:, second]).sum(-1).min(1))
     for k in np.flatnonzero(periodic):
@@ -174,7 +178,13 @@ def _energies(s: Structures, original: np.ndarray, add) -> None:
         top = int(np.argmax(energy))
         if energy[top] - energy.min() > above:
             above, worst = float(energy[top] - energy.min()), int(rows[top])
-    add("highest energy above its system's lowest", round(above, 3), "eV", "look" if above > 20 else "ok", f"structure {original[worst]}")
+    add(
+        "highest energy above its system's lowest",
+        round(above, 3),
+        "eV",
+        "look" if above > 20 else "ok",
+        f"structure {original[worst]}",
+    )
     add("energy outliers (> 20 robust σ)", int(outliers.sum()), "structures", "look" if outliers.any() else "ok",
         _rows(np.isin(np.arange(original[-1] + 1), original[outliers])))  # fmt: skip
 
@@ -198,6 +208,12 @@ def _forces(s: Structures, original: np.ndarray, add) -> None:
     if np.isnan(slope):
         add("ΔE over −F·Δx", "no neighbouring structures", "", "ok", f"{n} pairs")
     else:
-        fits = abs(slope - 1) < 0.15 or correlation < 0.8
-        add("ΔE over −F·Δx", round(slope, 4), "", "ok" if abs(slope - 1) < 0.15 else "look" if fits else "bad",
-            f"{n} pairs, correlation {correlation:.3f}" + ("" if abs(slope - 1) < 0.15 else "; 1 if units and sign of the forces are right"))  # fmt: skip
+        right, clear = abs(slope - 1) < 0.15, abs(correlation) > 0.8
+        note = "" if right else "; 1 if units and sign of the forces are right"
+        add(
+            "ΔE over −F·Δx",
+            round(slope, 4),
+            "",
+            "ok" if right else "bad" if clear else "look",
+            f"{n} pairs, correlation {correlation:.3f}{note}",
+        )

@@ -69,9 +69,17 @@ class _Resuming:
                     if reply.status_code != 206:  # the server starts over
                         have = 0
                     total = have + int(reply.headers.get("content-length", 0))
-                    with open(self.part, "ab" if have else "wb") as file, tqdm(
-                        total=total or None, initial=have, unit="B", unit_scale=True, desc=self.part.stem, disable=not self.progress
-                    ) as bar:
+                    with (
+                        open(self.part, "ab" if have else "wb") as file,
+                        tqdm(
+                            total=total or None,
+                            initial=have,
+                            unit="B",
+                            unit_scale=True,
+                            desc=self.part.stem,
+                            disable=not self.progress,
+                        ) as bar,
+                    ):
                         for chunk in reply.iter_content(CHUNK):
                             file.write(chunk)
                             bar.update(len(chunk))
@@ -98,7 +106,9 @@ def fetch(folder: Path, files: Sequence[Remote], progress: bool = True) -> None:
             for file in files:
                 _fetch_one(folder, file, progress)
     except Timeout as error:
-        raise DataError(f"{folder}: another process has been fetching for a day; remove {folder / '.lock'} if there is none") from error
+        raise DataError(
+            f"{folder}: another process has been fetching for a day; remove {folder / '.lock'} if there is none"
+        ) from error
     except requests.RequestException as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{folder}: download failed ({type(error).__name__}: {first}); fetch again to resume") from error

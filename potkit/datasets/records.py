@@ -173,7 +173,7 @@ RECORDS: tuple[Record, ...] = (
     ),
     Record(
         "rpbe-water-sample", "reference", "20 structures of the RPBE-D3 water set", "RPBE-D3", ("rpbe",), "H O",
-        None, 1, 20, periodic=True, source="https://github.com/CompPhysVienna/n2p2", format="runner", read_from=".",
+        (48, 192), 1, 20, periodic=True, source="https://github.com/CompPhysVienna/n2p2", format="runner", read_from=".",
         split="by structure", used_for="checking the RuNNer reader and periodic models",
         files=_reference({"input.data": "107d72ef4c1d55d5b8a7cf565c79e2050c6c2787c886b4852fff7097811eb526"}),
     ),

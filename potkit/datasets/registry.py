@@ -168,7 +168,9 @@ def fetch(name: str, files: list[str] | None = None, progress: bool = True) -> P
         raise ConfigError(f"data set {name!r} has no file {missing[0]!r} (it has: {', '.join(f.path for f in r.files)})")
     without = [f.path for f in chosen if f.url is None]
     if without:
-        raise DataError(f"data set {name!r}: no address is known for {without[0]}; get it from {r.source} and set POTKIT_REFERENCE_DATA")
+        raise DataError(
+            f"data set {name!r}: no address is known for {without[0]}; get it from {r.source} and set POTKIT_REFERENCE_DATA"
+        )
     folder = cache_dir() / r.name / "raw"
     fetching.fetch(folder, chosen, progress)
     return folder

@@ -111,7 +111,9 @@ def save_indices(path: str | Path, structures: Structures, parts: Mapping[str, n
     header |= {"fingerprint": structures.fingerprint(), "about": about}
     with storage.replacing(path) as temporary:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, header=np.array(json.dumps(header, default=str)), **{k: np.asarray(v) for k, v in parts.items()})
+            np.savez_compressed(
+                file, header=np.array(json.dumps(header, default=str)), **{k: np.asarray(v) for k, v in parts.items()}
+            )
     return path
 
 
@@ -146,7 +148,9 @@ def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
     for line, text in enumerate(path.read_text().splitlines(), start=1):
         for word in text.replace(",", " ").split():
             try:
-                rows.append(int(word) if word.lstrip("+-").isdigit() else int(float(word)) if float(word).is_integer() else _no(word))
+                rows.append(
+                    int(word) if word.lstrip("+-").isdigit() else int(float(word)) if float(word).is_integer() else _no(word)
+                )
             except (ValueError, OverflowError):
                 raise DataError(f"{path}: line {line}: {word!r} is not a whole number") from None
             lines.append(line)

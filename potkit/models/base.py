@@ -167,6 +167,14 @@ class Potential(nn.Module):
         self.register_buffer("known", torch.zeros(MAX_Z + 1, dtype=torch.bool))  # elements that have a reference
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
 
+    def _apply(self, fn, recurse: bool = True) -> Potential:
+        # what moves or casts a model ends here; reference energies of 10³ eV would be rounded by 1e-4 eV in float32
+        exact = {name: getattr(self, name) for name in ("references", "scale")}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            setattr(self, name, value.to(self.known.device))
+        return self
+
     # -- normalisation -------------------------------------------------------------------------------------------------------
     def set_references(self, energies: dict[int, float], scale: float = 1.0) -> Potential:
         """Reference energies in eV per atomic number, and the unit (eV) in which the head speaks. Returns self."""

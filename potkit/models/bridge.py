@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..structures import Batch
+from ..structures import MAX_Z, Batch
 from .base import Features, Graph, Potential
 from .layers import sum_over
 
@@ -160,6 +160,7 @@ def adapt(
     vectors: Select | None = None,
     cutoff: float | None = None,
     symmetries: Iterable[str] | None = None,
+    max_element: int = MAX_Z,
     **readouts: Any,
 ) -> Potential:
     """Wrap ``module`` as a `Potential`.
@@ -169,7 +170,7 @@ def adapt(
     of the answer. With ``energy`` the network's own energy is used, else our energy head acts on ``features``.
     The module is called with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift, mask, charge that its forward
     names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute; ``symmetries`` are those it claims (default all);
-    ``readouts`` are those of `Potential` (vector, forces, head_norm). Sizes are found by one call on a water molecule.
+    ``max_element`` is the largest atomic number it knows; ``readouts`` are those of `Potential` (vector, forces, head_norm). Sizes are found by one call on a water molecule.
     Raises ConfigError where something is missing or has the wrong shape.
     """
     name = type(module).__name__
@@ -180,6 +181,7 @@ def adapt(
     if not cutoff > 0:
         raise ConfigError(f"cutoff must be positive, got {cutoff}")
     backbone = Adapted(module, float(cutoff), features, energy, vectors)
+    backbone.max_element = max_element
     if symmetries is not None:
         backbone.symmetries = frozenset(symmetries)
     probe = _water(module, float(cutoff))

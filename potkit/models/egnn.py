@@ -39,6 +39,9 @@ class Layer(nn.Module):
         self.from_receiver = nn.Linear(hidden, hidden, bias=False)
         self.from_sender = nn.Linear(hidden, hidden, bias=False)
         self.from_distance = nn.Linear(max(radial, 1), hidden)
+        if radial:  # Bessel functions are about 0.35 in size: without this, distances start out as a whisper among the atoms' terms
+            with torch.no_grad():
+                self.from_distance.weight.mul_(5.0)
         self.message = mlp([hidden, hidden], last=True)
         self.gate = nn.Linear(hidden, 1) if attention else None
         self.coordinate = mlp([hidden, hidden, 1])

@@ -10,6 +10,8 @@ network has to learn that from data. Translation and permutation hold exactly.
 What differs from the authors' codes: f_c, a smooth cutoff on the messages, makes the output continuous where a neighbour enters;
 SiLU replaces ReLU, so that −∂E/∂x, should one ask for it, is smooth; the energy MLP acts per atom, so the energy is extensive.
 ``faithful=True`` undoes the first two and brings back the masked paper's fault: positions as they are stored are a node input.
+``radial`` > 0 adds that many Bessel functions of |r| to the edge input (ours; the paper has 0): a bond that is 0.05 Å too long changes
+|r_ij| / r_c by 0.01 only, which costs a network without them many epochs to tell.
 The first layer of φ_e is linear in (e, v_i, v_j), so its products with v are taken per atom, not per edge: the same numbers.
 
 Parameters: masked-paper 1 422 340, small 139 204 (counted by a test).
@@ -22,11 +24,11 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Features, Graph
-from .layers import AtomEmbedding, mlp, polynomial_envelope, sum_over
+from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
     "masked-paper": dict(hidden=128, layers=10, cutoff=3.4, vector="direct", forces="vector"),
-    "small": dict(hidden=64, layers=4, cutoff=5.0, vector="direct", forces="vector"),
+    "small": dict(hidden=64, layers=4, radial=16, cutoff=5.0, vector="direct", forces="vector"),
 }
 
 
@@ -58,16 +60,23 @@ class GNS(nn.Module):
     symmetries = frozenset({"translation", "permutation"})
 
     def __init__(
-        self, hidden: int = 128, layers: int = 10, cutoff: float = 3.4, charge: bool = False, faithful: bool = False
+        self,
+        hidden: int = 128,
+        layers: int = 10,
+        radial: int = 0,
+        cutoff: float = 3.4,
+        charge: bool = False,
+        faithful: bool = False,
     ) -> None:
         super().__init__()
-        if hidden < 1 or layers < 1:
-            raise ConfigError(f"GNS needs hidden ≥ 1 and layers ≥ 1, got {hidden}, {layers}")
+        if hidden < 1 or layers < 1 or radial < 0:
+            raise ConfigError(f"GNS needs hidden ≥ 1, layers ≥ 1, radial ≥ 0, got {hidden}, {layers}, {radial}")
         self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
         activation = nn.ReLU if faithful else nn.SiLU
         self.embedding = AtomEmbedding(hidden, charge)
         self.encode_node = mlp([hidden + 3 * faithful, hidden, hidden, hidden], activation, norm=True)
-        self.encode_edge = mlp([4, hidden, hidden, hidden], activation, norm=True)
+        self.basis = BesselBasis(radial, cutoff) if radial else None
+        self.encode_edge = mlp([4 + radial, hidden, hidden, hidden], activation, norm=True)
         self.steps = nn.ModuleList(Step(hidden, activation) for _ in range(layers))
         self.decode = mlp([hidden, hidden], activation, last=True)
         if faithful:
@@ -78,7 +87,8 @@ class GNS(nn.Module):
         if self.faithful:
             v = torch.cat([v, graph.pos / self.cutoff], -1)
         v = self.encode_node(v)  # [N, F]
-        e = self.encode_edge(torch.cat([graph.vector, graph.distance[:, None]], -1) / self.cutoff)  # [E, F]
+        edge = torch.cat([graph.vector, graph.distance[:, None]], -1) / self.cutoff  # [E, 4]
+        e = self.encode_edge(edge if self.basis is None else torch.cat([edge, self.basis(graph.distance)], -1))  # [E, F]
         envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
         for step in self.steps:
             v, e = step(v, e, envelope, graph.sender, graph.receiver)

@@ -8,9 +8,9 @@ Each atom carries scalars s_i and vectors v_i of the same width F. Per layer (eq
              (10) Δv_i = a_vv(s_i, |V v_i|) ⊙ U v_i
 The radial basis is √(2/c) sin(kπd/c)/d, the cutoff function the cosine one or (``envelope="polynomial"``) one with continuous
 second derivatives. |·| is √(|·|² + 10⁻⁶), which has a derivative where a vector vanishes, as it does on isolated or symmetric atoms.
-Neither paper uses PaiNN; ``published`` is the size of its own paper. The vector read-out is "gated" or, through −∂E/∂x, "gradient".
+Neither paper uses PaiNN; ``paper`` is the size of its own paper. The vector read-out is "gated" or, through −∂E/∂x, "gradient".
 
-Parameters: published 686 467, small 182 467 (counted by a test).
+Parameters: paper 686 467, small 182 467 (counted by a test).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .base import Features, Graph
 from .layers import AtomEmbedding, BesselBasis, cosine_envelope, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
-    "published": dict(hidden=128, layers=3, radial=20, cutoff=5.0, envelope="cosine", vector="gated"),
+    "paper": dict(hidden=128, layers=3, radial=20, cutoff=5.0, envelope="cosine", vector="gated"),
     "small": dict(hidden=64, layers=3, radial=20, cutoff=5.0, envelope="polynomial", vector="gated"),
 }
 ENVELOPES = {"cosine": cosine_envelope, "polynomial": polynomial_envelope}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.base import Prediction
+from ..neighbors import complete_cells
 from ..structures import Batch
 
 
@@ -24,7 +25,7 @@ class Term(NamedTuple):
     total: Tensor  # scalar
     count: int | Tensor
     weight: float = 1.0
-    finish: Callable[[float], float] | None = None  # applied to the mean when reported, such as a square root
+    finish: Callable[[Any], Any] | None = None  # applied to the mean (number or tensor) when reported, such as a square root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Objective:
         raise NotImplementedError
 
     def loss(self, prediction: Prediction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to be minimised, and every term's mean by name (detached)."""
+        """The scalar to be minimised, and every term's finished mean by name (detached)."""
         return total(self.terms(prediction, batch))
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, Tensor]]:
     loss, metrics = 0.0, {}
     for term in terms:
         mean = term.total / (max(term.count, 1) if isinstance(term.count, int) else term.count.clamp(min=1))
-        metrics[term.name] = mean.detach()
+        metrics[term.name] = term.finish(mean.detach()) if term.finish else mean.detach()
         if term.weight:
             loss = loss + term.weight * mean
     return loss, metrics
@@ -98,8 +99,7 @@ def minimum_image(vector: Tensor, batch: Batch, owner: Tensor) -> Tensor:
     """
     if batch.cell is None or not getattr(batch, "periodic", True):
         return vector
-    eye = torch.eye(3, dtype=vector.dtype, device=vector.device)
-    cell = torch.where(batch.pbc[:, :, None], batch.cell.to(vector.dtype), eye)
+    cell, _ = complete_cells(batch.cell, batch.pbc, batch.ptr.shape[0] - 1, vector)
     fraction = (vector[:, None] @ torch.linalg.inv(cell)[owner])[:, 0]
     image = torch.where(batch.pbc[owner], fraction.round(), torch.zeros_like(fraction))
     return vector - (image[:, None] @ cell[owner])[:, 0]

@@ -67,8 +67,8 @@ class Masked(Objective):
         able = best >= 0
         owner = torch.zeros(n_molecules, dtype=torch.long, device=draw.device).scatter_(0, group, batch.batch)
         # rank the able molecules of each structure by a random number; the first round(ρ · n) of them lose an atom
-        ticket = torch.full((n_molecules,), 2.0, dtype=draw.dtype, device=draw.device).scatter_reduce(0, group, choice, "amin")
-        ticket = torch.where(able, ticket, 2.0)
+        # (one number per molecule: the smallest of its atoms' would favour large molecules)
+        ticket = torch.where(able, choice[:n_molecules], 2.0)
         order = torch.argsort(owner.to(draw.dtype) * 4.0 + ticket)
         per = torch.bincount(owner, minlength=n_structures)
         rank = torch.empty_like(order)

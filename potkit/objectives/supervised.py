@@ -8,7 +8,6 @@ energies alone with the square, the masked paper on both with the absolute value
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import torch
@@ -70,5 +69,5 @@ class Supervised(Objective):
         return [
             Term(f"{name}_loss", shape(trained).sum(), n, weight),
             Term(f"{name}_mae", error.detach().abs().sum(), n, 0.0),
-            Term(f"{name}_rmse", error.detach().square().sum(), n, 0.0, math.sqrt),
+            Term(f"{name}_rmse", error.detach().square().sum(), n, 0.0, lambda mean: mean**0.5),
         ]

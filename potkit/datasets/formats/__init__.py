@@ -13,9 +13,12 @@ from typing import Any
 
 from ...errors import ConfigError, DataError
 from ...structures import Structures, concatenate
-from . import ani1, extxyz, packed
+from . import ani1, ani1x, ase_db, deepmd, extxyz, iso17, md17, packed, runner, spice, tip3p_npz
 
-FORMATS: dict[str, ModuleType] = {m.NAME: m for m in (packed, ani1, extxyz)}
+FORMATS: dict[str, ModuleType] = {m.NAME: m for m in (
+    packed, ani1, ani1x, spice, md17, extxyz, runner, iso17, deepmd, ase_db, tip3p_npz,
+)}  # fmt: skip
+# order matters only where one content is a special case of another: md17 (kcal/mol by the size of the energy) before extxyz
 SKIPPED = {".md", ".txt", ".yaml", ".yml", ".json", ".py", ".pdf", ".license", ".bib"}
 
 

@@ -61,7 +61,11 @@ def read(
             for group in groups:
                 _read_group(group, file, packer, systems, high_energy, forces_unit)
     out = packer.finish(str(path), name=path.stem, source_format=NAME)
-    return out if max_energy is None else below(out, max_energy)
+    if max_energy is None:
+        return out
+    from ..filters import near_minimum
+
+    return near_minimum(out, max_energy)
 
 
 def _read_group(group: h5py.Group, file: Path, packer: Packer, systems: str, high_energy: bool, forces_unit: str) -> None:
@@ -89,7 +93,9 @@ def _read_group(group: h5py.Group, file: Path, packer: Packer, systems: str, hig
         if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
             raise DataError(f"{where}: coordinates{suffix} have shape {pos.shape}, {len(z)} species ask for (n, {len(z)}, 3)")
         if energy.shape != (len(pos),):
-            raise DataError(f"{where}: energies{suffix} have shape {energy.shape}, {len(pos)} conformations ask for ({len(pos)},)")
+            raise DataError(
+                f"{where}: energies{suffix} have shape {energy.shape}, {len(pos)} conformations ask for ({len(pos)},)"
+            )
         if not len(pos):
             if suffix:
                 continue
@@ -104,14 +110,3 @@ def _read_group(group: h5py.Group, file: Path, packer: Packer, systems: str, hig
             require_finite(forces, "forces", where)
             forces = forces.astype(np.float64) * units.factor(forces_unit)
         packer.add(z, pos, system, energy.astype(np.float64) * units.HARTREE, forces)
-
-
-def below(structures: Structures, max_energy: float) -> Structures:
-    """The structures at most ``max_energy`` (eV) above the lowest energy of the same composition."""
-    counts = np.zeros((len(structures), 119), np.int32)
-    owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
-    np.add.at(counts, (owner, structures.z), 1)
-    _, group = np.unique(counts, axis=0, return_inverse=True)
-    lowest = np.full(group.max() + 1, np.inf)
-    np.minimum.at(lowest, group, structures.energy)
-    return structures[structures.energy - lowest[group] <= max_energy]

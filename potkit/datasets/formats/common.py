@@ -188,7 +188,10 @@ class Packer:
         self._atoms["z"][t].reshape(n, a)[:] = z
         self._atoms["pos"][t].reshape(n, a, 3)[:] = pos
         self._atoms["molecule"][t].reshape(n, a)[:] = molecule
-        for name, value, target in (("energy", energy, self._structures["energy"][s]), ("forces", forces, self._atoms["forces"][t])):
+        for name, value, target in (
+            ("energy", energy, self._structures["energy"][s]),
+            ("forces", forces, self._atoms["forces"][t]),
+        ):
             if value is None:
                 target[:] = np.nan
                 self._without[name] = self._without.get(name, 0) + n

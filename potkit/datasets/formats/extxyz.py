@@ -236,7 +236,9 @@ def _energy(
     # more binding than all electrons have: such a number cannot be eV. (Less is common: pseudopotentials, formation energies.)
     unit = energy_unit_from_size(z, energy)
     if unit in ("kcal/mol", "kj/mol"):
-        raise DataError(f"{where}: {name}={info[name]} is the size of {unit}, not eV; give energy_unit= and forces_unit= of the file")
+        raise DataError(
+            f"{where}: {name}={info[name]} is the size of {unit}, not eV; give energy_unit= and forces_unit= of the file"
+        )
     return energy
 
 

@@ -1,0 +1,107 @@
+"""DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force}.npy; several below one folder are read together.
+
+Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a] eV/Å; type.raw holds one index per atom
+into type_map.raw. A file ``nopbc`` beside type.raw says that there are no periodic boundaries. Mixed-type systems (real_atom_types.npy)
+are understood too. Pure water gets its molecules from the geometry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import DataError
+from ...structures import Structures, formula
+from ..bonding import water_molecules
+from .common import NUMBERS, Packer, require_finite
+
+NAME = "deepmd"
+DESCRIPTION = "DeePMD folder(s) with type.raw and set.*/: Å, eV, eV/Å"
+
+
+def _systems(path: Path) -> list[Path]:
+    return sorted({f.parent for f in path.rglob("type.raw")}) if path.is_dir() else []
+
+
+def sniff(path: Path) -> bool:
+    """Whether it is a folder with type.raw somewhere below, beside folders set.*."""
+    return any(any(s.glob("set.*")) for s in _systems(path))
+
+
+def read(path: Path, dtype: Any = np.float32, type_map: list[str] | None = None) -> Structures:
+    """Read every system below ``path``. ``type_map`` gives the elements where type_map.raw is missing.
+
+    Raises DataError naming the folder and the array that does not fit.
+    """
+    systems = _systems(path)
+    if not systems:
+        raise DataError(f"{path}: no type.raw in this folder or below")
+    packer = Packer(dtype)
+    for system in systems:
+        _read_system(system, packer, type_map, system.relative_to(path).as_posix())
+    return packer.finish(str(path), name=path.name, source_format=NAME)
+
+
+def _array(file: Path, shape: tuple[int, ...] | None, optional: bool = False) -> np.ndarray | None:
+    if not file.exists():
+        if optional:
+            return None
+        raise DataError(f"{file}: missing")
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read ({(str(error).splitlines() or ['truncated'])[0]})") from error
+    if shape is not None:
+        if array.size != int(np.prod(shape)) or len(array) != shape[0]:
+            raise DataError(f"{file}: has shape {array.shape}, expected {shape}")
+        array = array.reshape(shape)
+    return array
+
+
+def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label: str) -> None:
+    try:
+        types = np.array((folder / "type.raw").read_text().split(), np.int64)
+    except ValueError as error:
+        raise DataError(f"{folder / 'type.raw'}: not a list of whole numbers ({error})") from error
+    names = (folder / "type_map.raw").read_text().split() if (folder / "type_map.raw").exists() else type_map
+    if names is None:
+        raise DataError(f"{folder}: has no type_map.raw; give type_map=[…] with the elements in the order of the types")
+    unknown = [n for n in names if n not in NUMBERS]
+    if unknown:
+        raise DataError(f"{folder / 'type_map.raw'}: unknown element {unknown[0]!r}")
+    numbers, sets = np.array([NUMBERS[n] for n in names]), sorted(folder.glob("set.*"))
+    if not sets:
+        raise DataError(f"{folder}: no set.* folder beside type.raw")
+    periodic, a = not (folder / "nopbc").exists(), len(types)
+    for part in sets:
+        coord = _array(part / "coord.npy", None)
+        n = len(coord)
+        if not n:
+            raise DataError(f"{part / 'coord.npy'}: holds no frames")
+        pos = _array(part / "coord.npy", (n, a, 3))
+        energy = _array(part / "energy.npy", (n,), optional=True)
+        forces = _array(part / "force.npy", (n, a, 3), optional=True)
+        box = _array(part / "box.npy", (n, 3, 3)) if periodic else None
+        mixed = _array(part / "real_atom_types.npy", (n, a), optional=True)
+        for what, array in (("coord", pos), ("energy", energy), ("force", forces), ("box", box)):
+            if array is not None:
+                require_finite(array, what, str(part), "frame")
+        _check_types(types if mixed is None else mixed, len(names), folder)
+        kinds = np.broadcast_to(types, (n, a)) if mixed is None else mixed.astype(np.int64)
+        for k in range(n):
+            z = numbers[kinds[k]].astype(np.uint8)
+            flags = np.full(3, periodic)
+            molecule = water_molecules(z, pos[k], None if box is None else box[k], flags)
+            packer.add(
+                z, pos[k : k + 1], packer.system((label, formula(z)), label if label != "." else formula(z)),
+                None if energy is None else energy[k : k + 1], None if forces is None else forces[k : k + 1],
+                None if box is None else box[k], periodic, molecule=0 if molecule is None else molecule,
+            )  # fmt: skip
+
+
+def _check_types(types: np.ndarray, known: int, folder: Path) -> None:
+    bad = (types < 0) | (types >= known)
+    if bad.any():
+        raise DataError(f"{folder}: type {int(types[bad][0])} is not in the type map of {known} elements")

@@ -1,0 +1,108 @@
+"""RuNNer and n2p2 ``input.data``: blocks begin … lattice ×3 … atom … energy … charge … end, in Bohr, Hartree and Hartree/Bohr.
+
+An atom line is ``atom x y z element charge n fx fy fz`` (charge: of the atom, n: unused). Three lattice lines or none. Described by J. Behler,
+RuNNer, and by n2p2's documentation (A. Singraber et al., 10.1021/acs.jctc.8b00770). Pure water gets its molecules from the geometry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import units
+from ...errors import DataError
+from ...structures import Structures, formula
+from ..bonding import water_molecules
+from .common import Packer, numbers_of, require_finite
+from .extxyz import first_lines
+
+NAME = "runner"
+DESCRIPTION = "RuNNer / n2p2 input.data (file or folder with input.data): Bohr, Hartree, Hartree/Bohr"
+KEYWORDS = {"lattice", "atom", "energy", "charge", "comment", "end"}
+
+
+def _file(path: Path) -> Path:
+    return path / "input.data" if path.is_dir() else path
+
+
+def sniff(path: Path) -> bool:
+    """Whether the first line that is not empty says begin, and the next is a keyword of the format."""
+    lines = [line.split() for line in first_lines(_file(path), 6) if line.split() and line.lstrip()[0] != "#"]
+    return len(lines) > 1 and lines[0] == ["begin"] and lines[1][0] in KEYWORDS
+
+
+def read(path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_unit: str = "hartree") -> Structures:
+    """Read every block. Raises DataError naming file and line."""
+    path, packer = _file(path), Packer(dtype)
+    length, energy_factor = units.factor(length_unit), units.factor(energy_unit)
+    block: dict[str, Any] | None = None
+    with open(path) as file:
+        for number, line in enumerate(file, start=1):
+            words = line.split()
+            if not words or words[0][0] == "#":
+                continue
+            where = f"{path}: line {number}"
+            if words[0] == "begin":
+                if block is not None:
+                    raise DataError(f"{where}: begin inside the block that began at line {block['line']}")
+                block = {"line": number, "lattice": [], "atoms": [], "symbols": [], "energy": None, "charge": 0.0}
+            elif block is None:
+                raise DataError(f"{where}: {words[0]!r} outside begin … end")
+            elif words[0] == "atom":
+                if len(words) < 10:
+                    raise DataError(f"{where}: an atom line has 10 entries, found {len(words)}")
+                block["symbols"].append(words[4])
+                block["atoms"].append(_floats(words[1:4] + words[7:10], where))
+            elif words[0] == "lattice":
+                block["lattice"].append(_floats(words[1:], where, 3))
+            elif words[0] in ("energy", "charge"):
+                block[words[0]] = _floats(words[1:2], where, 1)[0]
+            elif words[0] == "end":
+                _add(block, f"{path}: block at line {block['line']}", packer, length, energy_factor)
+                block = None
+            elif words[0] != "comment":
+                raise DataError(f"{where}: unknown keyword {words[0]!r} (known: begin, {', '.join(sorted(KEYWORDS))})")
+    if block is not None:
+        raise DataError(f"{path}: the file ends inside the block that began at line {block['line']}")
+    return packer.finish(str(path), name=path.parent.name if path.name == "input.data" else path.stem, source_format=NAME)
+
+
+def _floats(words: list[str], where: str, count: int | None = None) -> list[float]:
+    if count is not None and len(words) != count:
+        raise DataError(f"{where}: expected {count} numbers, found {len(words)}")
+    try:
+        return [float(w) for w in words]
+    except ValueError:
+        bad = next(w for w in words if not _is_number(w))
+        raise DataError(f"{where}: {bad!r} is not a number") from None
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _add(block: dict[str, Any], where: str, packer: Packer, length: float, energy_factor: float) -> None:
+    if not block["atoms"]:
+        raise DataError(f"{where}: has no atoms")
+    if block["energy"] is None:
+        raise DataError(f"{where}: has no energy")
+    if len(block["lattice"]) not in (0, 3):
+        raise DataError(f"{where}: has {len(block['lattice'])} lattice lines, expected 3 or none")
+    z, numbers = numbers_of(block["symbols"], where), np.array(block["atoms"])
+    require_finite(numbers, "position or force", where, "atom")
+    require_finite(np.array([block["energy"]]), "energy", where, "block")
+    periodic = len(block["lattice"]) == 3
+    cell = np.array(block["lattice"]) * length if periodic else None
+    pos = numbers[:, :3] * length
+    molecule = water_molecules(z, pos, cell, np.full(3, periodic))
+    packer.add(
+        z, pos[None], packer.system(formula(z)), np.array([block["energy"]]) * energy_factor,
+        numbers[None, :, 3:] * (energy_factor / length), cell, periodic, round(block["charge"]),
+        0 if molecule is None else molecule,
+    )  # fmt: skip

@@ -1,0 +1,140 @@
+"""Figures: what they show, that they can be read, and that their export is complete and repeatable."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from potkit import plots
+from potkit.errors import ConfigError, PotkitError
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rows = [(arm, n, 100.0 * k / n**0.5) for arm, k in (("scratch", 3), ("denoise", 2), ("mine", 2.5)) for n in (50, 25, 100)]
+    table = pd.DataFrame(rows, columns=["arm", "labels", "mean"])
+    return table.assign(low=table["mean"] * 0.9, high=table["mean"] * 1.2)
+
+
+def test_template_is_readable():
+    layout = plots.pio.templates["potkit"].layout
+    assert layout.font.size >= 14
+    assert layout.paper_bgcolor == layout.plot_bgcolor == "white"
+    assert len(set(layout.colorway)) == 7
+
+
+def test_arms_keep_their_looks_and_differ():
+    some, more = plots.looks(["scratch", "denoise"]), plots.looks(["mine", "denoise", "scratch", "other"])
+    assert all(more[arm] == some[arm] for arm in some)
+    assert len({colour for colour, _ in more.values()}) == len({symbol for _, symbol in more.values()}) == 4
+
+
+def test_learning_curve_shows_points_and_intervals(table):
+    chart = plots.learning_curve(table, "labels")
+    assert [trace.name for trace in chart.data] == ["scratch", "denoise", "mine"]
+    scratch = table[table.arm == "scratch"].sort_values("labels")
+    np.testing.assert_allclose(chart.data[0].x, [25, 50, 100])
+    np.testing.assert_allclose(chart.data[0].y, scratch["mean"])
+    np.testing.assert_allclose(chart.data[0].y + chart.data[0].error_y.array, scratch["high"])
+    np.testing.assert_allclose(chart.data[0].y - chart.data[0].error_y.arrayminus, scratch["low"])
+    assert chart.layout.xaxis.type == chart.layout.yaxis.type == "log"
+    assert list(chart.layout.xaxis.ticktext) == ["25", "50", "100"]
+    assert "(meV/Å)" in chart.layout.yaxis.title.text
+
+
+def test_missing_column_is_named(table):
+    with pytest.raises(ConfigError, match="no column 'budget'; it has arm, labels, mean"):
+        plots.learning_curve(table, "budget")
+
+
+def test_scan_draws_reference_and_marks(table):
+    one = table[table.arm == "denoise"].rename(columns={"labels": "sigma"})
+    chart = plots.scan(one, "sigma", reference=(30.0, 25.0, 35.0), marks={"paper": 50.0})
+    shapes = {s.type: s for s in chart.layout.shapes}
+    assert (shapes["rect"].y0, shapes["rect"].y1) == (25.0, 35.0)
+    vertical = next(s for s in chart.layout.shapes if s.type == "line" and s.x0 == s.x1)
+    assert vertical.x0 == 50.0  # plotly places a line by its value even on a logarithmic axis
+    label = next(a for a in chart.layout.annotations if "paper" in a.text)
+    assert label.x == pytest.approx(np.log10(50.0))  # but an annotation by its logarithm
+
+
+def test_bars_have_a_group_per_arm(table):
+    chart = plots.bars(table, "labels", x_title="label budget")
+    assert [trace.type for trace in chart.data] == ["bar"] * 3
+    assert list(chart.data[0].x) == ["50", "25", "100"]
+
+
+def test_distribution_is_normalised_and_refuses_nonsense(rng):
+    chart = plots.distribution({"a": rng.normal(size=2000), "b": rng.uniform(size=500)}, "energy per atom (eV)", bins=40)
+    for trace in chart.data:
+        assert np.sum(np.asarray(trace.y)[:-1] * np.diff(trace.x)) == pytest.approx(1.0)
+    cut = plots.distribution({"a": np.linspace(0, 10, 1001)}, "x (eV)", limits=(0, 5), bins=10)
+    assert np.sum(np.asarray(cut.data[0].y)[:-1] * np.diff(cut.data[0].x)) == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(ConfigError, match="bad is empty or not finite"):
+        plots.distribution({"bad": [1.0, np.nan]}, "x (eV)")
+
+
+def test_rdf_has_a_line_per_curve():
+    chart = plots.rdf({"O–O": ([1.0, 2.0], [0.0, 1.0]), "O–H": ([1.0, 2.0], [0.5, 1.0])})
+    assert [trace.name for trace in chart.data] == ["O–O", "O–H"]
+    assert "(Å)" in chart.layout.xaxis.title.text
+
+
+def test_save_writes_page_and_picture_twice_the_same(table, tmp_path):
+    chart = plots.learning_curve(table, "labels", title="a < b")
+    first, second = tmp_path / "one", tmp_path / "two"
+    path = plots.save(chart, "curve", first)
+    plots.save(chart, "curve", second)
+    assert path == first / "curve.png"
+    assert sorted(p.name for p in first.iterdir()) == ["curve.html", "curve.png", "plotly.min.js"]
+    for name in ("curve.html", "curve.png"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    page = (first / "curve.html").read_text()
+    assert '<script src="plotly.min.js"></script>' in page and "a &lt; b" in page
+    assert len(page) < 20_000  # the library stands beside the page, not in it
+    picture = Image.open(path)
+    assert picture.size == (2 * plots.SIZE[0], 2 * plots.SIZE[1])
+    pixels = np.asarray(picture.convert("RGB"), int)
+    wanted = np.array([int(plots.OKABE_ITO["blue"][i : i + 2], 16) for i in (1, 3, 5)])
+    assert (np.abs(pixels - wanted).sum(-1) < 12).sum() > 500  # the curve is there, in its colour
+
+
+def test_folder_can_be_redirected(table, tmp_path, monkeypatch):
+    assert plots.folder().name == "figures"
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "elsewhere"))
+    assert plots.folder() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "with space", ".hidden"])
+def test_figure_names_are_plain(table, name, tmp_path):
+    with pytest.raises(ConfigError, match="not a plain file name"):
+        plots.save(plots.learning_curve(table, "labels"), name, tmp_path)
+
+
+def test_show_stores_interactive_and_static_form(table, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path))
+    plots.show(plots.learning_curve(table, "labels"), "curve")
+    assert set(shown[0]) == {"application/vnd.plotly.v1+json", "image/png", "text/plain"}
+    assert shown[0]["application/vnd.plotly.v1+json"]["data"][0]["name"] == "scratch"
+    import base64
+
+    stored = base64.b64decode(shown[0]["image/png"])
+    assert Image.open(io.BytesIO(stored)).format == "PNG"
+    assert (tmp_path / "curve.png").read_bytes() == stored
+
+
+def test_missing_exporter_is_one_line(table, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("\nImage export needs kaleido\nand much more text")
+
+    chart = plots.learning_curve(table, "labels")
+    monkeypatch.setattr(type(chart), "to_image", broken)
+    with pytest.raises(PotkitError, match="^no png of the figure: Image export needs kaleido .pip install") as caught:
+        plots.image(chart)
+    assert "\n" not in str(caught.value)
