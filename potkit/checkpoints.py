@@ -131,7 +131,7 @@ def transfer(model: Potential, path: str | Path, parts: Sequence[str] = ("backbo
     source, theirs, mine = str(find(path)), header["recipe"]["name"], getattr(model, "recipe", {}).get("name")
     if mine != theirs:
         raise CheckpointError(f"{source} holds {theirs}, the model is {mine}: weights of one network do not fit another")
-    state, own = weights(tensors), dict(model.named_parameters()) | dict(model.named_buffers())
+    state, own = weights(tensors), model.state_dict(keep_vars=True)  # keep_vars: shared tensors keep all their names
     copied, new, mismatched = [], [], []
     for key, value in own.items():
         if not key.startswith(tuple(f"{p}." for p in parts)):

@@ -89,7 +89,7 @@ class Experiment:
     def labelled(self, count: int, seed: int) -> tuple[Structures, Structures]:
         """Training and validation structures of a label budget: nested in the budget, disjoint from each other."""
         n_valid = max(1, round(self.valid_fraction * count))
-        rows = splits.label_budget(self.train, [count], seed=seed)[0]
+        rows = splits.label_budget(self.train, [count], seed=seed)[count]
         drawn = np.random.default_rng((seed, count)).permutation(rows)
         return self.train[np.sort(drawn[n_valid:])], self.train[np.sort(drawn[:n_valid])]
 

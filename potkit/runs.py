@@ -45,7 +45,7 @@ class Run:
         """The metrics as a DataFrame, a row per log step."""
         import pandas as pd
 
-        return pd.read_json(self.path / "metrics.jsonl", lines=True)
+        return pd.read_json(self.path / "metrics.jsonl", lines=True, precise_float=True)  # every digit that was written
 
     def __repr__(self) -> str:
         best = "" if self.summary["best"] is None else f", best loss {self.summary['best']:.4g}"

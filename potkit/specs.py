@@ -4,7 +4,7 @@
     model: {name: egnn, preset: small}
     pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}        # a registered set or a file; limit in eV, optional
     train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
-    test: {data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz}
+    test: {data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz, without: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
     labels: [50, 200]
     seeds: [0, 1, 2]
     arms:                                                       # name: objective and its settings
@@ -21,15 +21,27 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import datasets, objectives
 from .config import TrainConfig
+from .datasets import splits
 from .datasets.filters import near_minimum
 from .errors import ConfigError, DataError
 from .experiments import Experiment
 from .structures import Structures
+
+
+def named_or_file(data: str) -> Structures:
+    """A registered set by its name, else the structures at a path; $VARIABLES of the environment are filled in."""
+    path = os.path.expandvars(data)
+    if "$" in path:
+        raise DataError(f"{data}: set the environment variable it names")
+    if path in set(datasets.names()["name"]):
+        return datasets.load(path)
+    return datasets.read(path)
 
 
 class DataSpec(BaseModel):
@@ -40,13 +52,11 @@ class DataSpec(BaseModel):
     near_minimum: float | None = None  # eV
     systems: list[str] | None = None
     limit: int | None = None  # at most so many structures, drawn with seed 0
+    without: str | None = None  # leave out what is also in this set (same system and geometry): a test set must be unseen
 
     def load(self) -> Structures:
         """The structures. Raises DataError where a variable is not set, nothing is found or nothing is left."""
-        path = os.path.expandvars(self.data)
-        if "$" in path:
-            raise DataError(f"{self.data}: set the environment variable it names")
-        found = datasets.read(path) if os.sep in path or Path(path).exists() else datasets.load(path)
+        found = named_or_file(self.data)
         if self.near_minimum is not None:
             found = near_minimum(found, self.near_minimum)
         if self.systems is not None:
@@ -55,6 +65,9 @@ class DataSpec(BaseModel):
             if missing:
                 raise DataError(f"{self.data}: no system {missing[0]!r}; there are {', '.join(names[:10])} …")
             found = found[[names[i] in self.systems for i in found.system]]
+        if self.without is not None:
+            leaked = splits.leakage(named_or_file(self.without), found)["b"]
+            found = found[np.setdiff1d(np.arange(len(found)), leaked)]
         if self.limit is not None and self.limit < len(found):
             found = found.split((self.limit,), seed=0)[0]
         if not len(found):

@@ -229,7 +229,7 @@ class Structures:
             array = getattr(self, name)
             if array is None:
                 continue
-            bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
+            bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
             if bad.any():
                 row = int(np.flatnonzero(bad)[0])
                 atomwise = name in PER_ATOM

@@ -104,10 +104,11 @@ def test_contract_at_full_size(preset):
 
 
 def test_faithful_jumps_at_the_cutoff_and_is_not_extensive():
+    torch.manual_seed(0)
     model = models.build("egnn", "denoise-paper", hidden=32, faithful=True)
     report = testing.check_model(model, checks=["cutoff_continuity", "extensivity"])
     energy = report[(report.structures == "free") & (report.quantity == "energy")].set_index("check").residual
-    assert energy["cutoff_continuity"] > 0.05 and energy["extensivity"] > 1e-3  # 60 % of the neighbour's effect, 3 % of the energy
+    assert energy["cutoff_continuity"] > 0.01 and energy["extensivity"] > 1e-3  # some per cent, against 1e-14 without `faithful`
     assert not report[report.check == "cutoff_continuity"].claimed.any()
 
 

@@ -71,6 +71,17 @@ def test_runner_errors(tmp_path, old, new, words):
         assert word in str(error.value)
 
 
+def test_runner_folder(tmp_path):
+    with pytest.raises(DataError, match="needs one input.data, found none"):
+        read(tmp_path, format="runner")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/input.data").write_text(BLOCK)
+    assert guess(tmp_path) == "runner" and len(read(tmp_path)) == 1
+    (tmp_path / "input.data.2").write_text(BLOCK)
+    with pytest.raises(DataError, match="found a/input.data, input.data.2"):
+        read(tmp_path, format="runner")
+
+
 def test_real_runner(reference_data):
     s = read(reference_data / "rpbe-water", dtype=np.float64)
     assert len(s) == 20 and s.pbc.all() and set(s.n_atoms.tolist()) == {48, 96, 192}
@@ -170,7 +181,7 @@ def test_tip3p_frames(tmp_path):
     [
         ({"forces": np.zeros((3, 3))}, ["forces have shape (3, 3)"]), ({"energy": np.zeros(2)}, ["energy has shape (2,)"]),
         ({"pos": np.zeros((5, 3))}, ["(5, 3)", "3 m"]), ({"forces": None}, ["has no 'forces'"]),
-        ({"energy": np.array(np.nan)}, ["energy of entry 0"]), ({"pos": np.arange(18.0).reshape(6, 3)}, ["not O H H"]),
+        ({"energy": np.array(np.nan)}, ["energy of entry 0"]), ({"pos": np.arange(18.0).reshape(6, 3)}, ["order is not O H H"]),
     ],
 )  # fmt: skip
 def test_tip3p_errors(tmp_path, changes, words):

@@ -82,8 +82,10 @@ def test_noise_is_normal_with_the_width_asked_for(sigma):
     structures = potkit.Structures(np.ones(n), np.random.default_rng(0).normal(size=(n, 3)), np.array([0, n]))
     batch = structures.batch(dtype=torch.float64)
     new = potkit.Denoise(sigma=sigma).corrupt(batch, generator(1))
-    assert torch.equal(new.target, (new.pos - batch.pos)) or torch.allclose(new.target, new.pos - batch.pos, atol=1e-14, rtol=0)
-    noise = new.target.numpy() / sigma
+    assert torch.allclose(new.target, batch.pos - new.pos, atol=1e-14, rtol=0)  # the way back, as a force would point
+    published = potkit.Denoise(sigma=sigma, faithful=True).corrupt(batch, generator(1))
+    assert torch.equal(published.pos, new.pos) and torch.equal(published.target, -new.target)
+    noise = -new.target.numpy() / sigma
     assert (abs(noise.mean(0)) < Z / math.sqrt(n)).all()
     assert (abs(noise.var(0) - 1) < Z * math.sqrt(2 / n)).all()
     assert (abs((noise**4).mean(0) - 3) < Z * math.sqrt(96 / n)).all()  # var(x⁴) = 105 − 9
@@ -117,7 +119,7 @@ def test_trained_denoiser_is_the_posterior_mean():
     """Diatomics of one bond length L: given the noisy difference y the clean one has mean L·(coth κ − 1/κ)·ŷ, κ = L|y|/2σ².
 
     (The direction of the bond follows a von Mises–Fisher law around ŷ; the noise of the difference has variance 2σ².) Half of
-    y − that mean is the best guess for the noise of each atom.
+    y − that mean is the best guess for the noise of each atom, and with its sign turned for the way back.
     """
     length, sigma, n = 1.0, 0.2, 256
     rng = np.random.default_rng(0)
@@ -142,7 +144,7 @@ def test_trained_denoiser_is_the_posterior_mean():
     r = y.norm(dim=1, keepdim=True)
     kappa = length * r / (2 * sigma**2)
     best = 0.5 * (y - length * (1 / torch.tanh(kappa) - 1 / kappa) * y / r)
-    expected = torch.stack([-best, best], 1).reshape(-1, 3)
+    expected = torch.stack([best, -best], 1).reshape(-1, 3)
     error = (found - expected).square().mean() / expected.square().mean()
     assert error < 0.03, f"{float(error):.4f} of the posterior mean's variance is not explained"
 
@@ -330,7 +332,7 @@ def test_masked_by_atom_never_empties_a_structure():
 
 # -- masked and denoise together -------------------------------------------------------------------------------------------------
 def test_masked_denoise_targets_and_loss():
-    """Flagged atoms point from where they are now to where the hydrogen was, the others carry their noise."""
+    """Flagged atoms point from where they are now to where the hydrogen was, the others to where they were themselves."""
     sigma, weight = 0.1, 0.7
     objective, structures = potkit.MaskedDenoise(ratio=0.5, sigma=sigma, weight=weight), water(200)
     batch = structures.batch(dtype=torch.float64)
@@ -338,7 +340,7 @@ def test_masked_denoise_targets_and_loss():
     new = objective.corrupt(batch, generator(7))
     assert torch.equal(new.z, clean.z) and torch.equal(new.mask, clean.mask)
     noise, flag = new.pos - clean.pos, new.mask.bool()
-    torch.testing.assert_close(new.target[~flag], noise[~flag], atol=1e-12, rtol=0)
+    torch.testing.assert_close(new.target[~flag], -noise[~flag], atol=1e-12, rtol=0)
     torch.testing.assert_close(new.pos[flag] + new.target[flag], clean.pos[flag] + clean.target[flag], atol=1e-12, rtol=0)
     assert abs(float(noise.square().mean()) / sigma**2 - 1) < Z * math.sqrt(2 / noise.numel())
     guess = torch.randn_like(new.pos)

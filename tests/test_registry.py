@@ -1,4 +1,5 @@
-"""The registry: records that hold together, sets found by name, downloads from a local server, and what can go wrong with them."""
+"""The registry: records that hold together, sets found by name, downloads from a local server, and what can go wrong with
+them."""
 
 from __future__ import annotations
 
@@ -83,6 +84,9 @@ def test_real_sets_by_name(reference_data, monkeypatch, tmp_path):
             assert (int(s.n_atoms.min()), int(s.n_atoms.max())) == r.atoms
             assert (s.forces is not None) == r.forces and (s.cell is not None) == r.periodic
             assert s.info["name"] == r.name and s.info["level"] == r.level
+    assert len(load("3bpa", files=["train_mixedT.xyz"])) == 500
+    with pytest.raises(ConfigError, match="no file 'test.xyz' to read alone .it has: train_300K.xyz"):
+        load("3bpa", files=["test.xyz"])
     near = load("ani1-alkanes", max_energy=5.0)
     assert 0 < len(near) < 97_629
     registry.convert("3bpa")

@@ -50,8 +50,9 @@ def shortest_distances(structures: Structures, rows: np.ndarray | None = None) -
 def force_slope(structures: Structures, seed: int = 0, per_system: int = 300) -> tuple[float, float, int]:
     """How energies change along the forces: slope of ΔE over −F̄·Δx, correlation, and the number of pairs it comes from.
 
-    1 where forces are −dE/dx in the units of the energies; −1 where they are gradients; 1.889 where Bohr was taken for Å. Pairs are
-    neighbours in a system (no atom moved by more than 0.25 Å) with the same order of atoms; (nan, nan, n) if fewer than 20 exist.
+    1 where forces are −dE/dx in the units of the energies; −1 where they are gradients; 1.889 where Bohr was taken for Å. Pairs
+    are neighbours in a system (no atom moved by more than 0.25 Å) with the same order of atoms; (nan, nan, n) if fewer than 20
+    exist.
     """
     rng, left, right = np.random.default_rng(seed), [], []
     for _, rows in by_system(structures):
@@ -81,8 +82,9 @@ def force_slope(structures: Structures, seed: int = 0, per_system: int = 300) ->
 def check(structures: Structures, duplicates: bool = True):
     """A DataFrame with a row per question: check, value, unit, verdict ("ok", "look", "bad") and where to look.
 
-    Counts, values that are not finite, overlapping atoms and bond lengths, energy per atom, force scale, net force, forces against
-    energy differences, outliers and duplicates. Nothing is raised: what is wrong is in the table (``frame.attrs["healthy"]``).
+    Counts, values that are not finite, overlapping atoms and bond lengths, energy per atom, force scale, net force, forces
+    against energy differences, outliers and duplicates. Nothing is raised: what is wrong is in the table
+    (``frame.attrs["healthy"]``).
     """
     import pandas as pd
 
@@ -149,8 +151,8 @@ def _distances(s: Structures, original: np.ndarray, add) -> None:
         return
     note = "" if len(rows) == len(s) else f" of {len(rows)} structures drawn"
     least = int(np.argmin(shortest))
-    add("shortest distance", round(float(shortest[least]), 4), "Å", "bad" if shortest[least] < OVERLAP else "look" if shortest[least] < 0.5
-        else "ok", f"structure {original[rows[least]]}{note}")  # fmt: skip
+    verdict = "bad" if shortest[least] < OVERLAP else "look" if shortest[least] < 0.5 else "ok"
+    add("shortest distance", round(float(shortest[least]), 4), "Å", verdict, f"structure {original[rows[least]]}{note}")
     close = shortest < OVERLAP
     add("overlapping atoms (< 0.1 Å)", int(close.sum()), "structures", "bad" if close.any() else "ok", _rows(close))
     typical = float(np.median(shortest[many]))

@@ -1,8 +1,8 @@
 """The same geometry twice: within a set, or in a training and a test set at once (leakage).
 
 Two structures count as the same when composition and all interatomic distances agree; order of the atoms, place, orientation and
-handedness do not matter. Candidates come from a few numbers per structure that such changes leave alone, computed in one sweep over the
-packed arrays and looked up in a tree; candidates without periodic boundaries are then compared distance by distance.
+handedness do not matter. Candidates come from a few numbers per structure that such changes leave alone, computed in one sweep
+over the packed arrays and looked up in a tree; candidates without periodic boundaries are then compared distance by distance.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ class _Resuming:
 def fetch(folder: Path, files: Sequence[Remote], progress: bool = True) -> None:
     """Bring ``files`` into ``folder``: download what is missing, verify, unpack archives.
 
-    Two processes may ask at once: the second waits for the first. Raises DataError for a server that fails, a checksum that does not
-    match (the file is removed) and a full disk; a later call resumes.
+    Two processes may ask at once: the second waits for the first. Raises DataError for a server that fails, a checksum that
+    does not match (the file is removed) and a full disk; a later call resumes.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +123,7 @@ def _fetch_one(folder: Path, file: Remote, progress: bool) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
+        pooch.get_logger().setLevel("WARNING")  # the bar says enough
         try:
             pooch.retrieve(file.url, expected, fname=path.name, path=path.parent, downloader=_Resuming(part, progress))
         except ValueError as error:

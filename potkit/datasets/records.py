@@ -1,7 +1,8 @@
 """The data sets potkit knows: one record each. Adding a set is adding a record here; nothing else changes.
 
-Facts (counts, levels of theory, licences, addresses, checksums) come from the papers, the sets' own pages and widely used loaders. None
-means that it is not published or could not be confirmed: the first download's checksum is then recorded and verified afterwards.
+Facts (counts, levels of theory, licences, addresses, checksums) come from the papers, the sets' own pages and widely used
+loaders. None means that it is not published or could not be confirmed: the first download's checksum is then recorded and
+verified afterwards.
 """
 
 from __future__ import annotations
@@ -13,35 +14,38 @@ CITATIONS: dict[str, str] = {
     "ani1": """@article{Smith2017ANI1, author = {Smith, Justin S. and Isayev, Olexandr and Roitberg, Adrian E.},
   title = {{ANI-1}, A data set of 20 million calculated off-equilibrium conformations for organic molecules},
   journal = {Scientific Data}, volume = {4}, pages = {170193}, year = {2017}, doi = {10.1038/sdata.2017.193}}""",
-    "ani1x": """@article{Smith2020ANI1x, author = {Smith, Justin S. and Zubatyuk, Roman and Nebgen, Benjamin and Lubbers, Nicholas and Barros,
-  Kipton and Roitberg, Adrian E. and Isayev, Olexandr and Tretiak, Sergei}, title = {The {ANI-1ccx} and {ANI-1x} data sets,
-  coupled-cluster and density functional theory properties for molecules}, journal = {Scientific Data}, volume = {7},
-  pages = {134}, year = {2020}, doi = {10.1038/s41597-020-0473-z}}""",
-    "schnet": """@inproceedings{Schuett2017SchNet, author = {Sch{\\"u}tt, Kristof T. and Kindermans, Pieter-Jan and Sauceda, Huziel E. and
-  Chmiela, Stefan and Tkatchenko, Alexandre and M{\\"u}ller, Klaus-Robert}, title = {{SchNet}: A continuous-filter convolutional
-  neural network for modeling quantum interactions}, booktitle = {Advances in Neural Information Processing Systems 30}, year = {2017}}""",
-    "spice": """@article{Eastman2023SPICE, author = {Eastman, Peter and Behara, Pavan Kumar and Dotson, David L. and Galvelis, Raimondas and
-  Herr, John E. and Horton, Josh T. and Mao, Yuezhi and Chodera, John D. and Pritchard, Benjamin P. and Wang, Yuanqing and
-  De Fabritiis, Gianni and Markland, Thomas E.}, title = {{SPICE}, A Dataset of Drug-like Molecules and Peptides for Training Machine
-  Learning Potentials}, journal = {Scientific Data}, volume = {10}, pages = {11}, year = {2023}, doi = {10.1038/s41597-022-01882-6}}""",
-    "md22": """@article{Chmiela2023MD22, author = {Chmiela, Stefan and Vassilev-Galindo, Valentin and Unke, Oliver T. and Kabylda, Adil and
-  Sauceda, Huziel E. and Tkatchenko, Alexandre and M{\\"u}ller, Klaus-Robert}, title = {Accurate global machine learning force fields
-  for molecules with hundreds of atoms}, journal = {Science Advances}, volume = {9}, pages = {eadf0873}, year = {2023},
-  doi = {10.1126/sciadv.adf0873}}""",
-    "rmd17": """@article{Christensen2020rMD17, author = {Christensen, Anders S. and von Lilienfeld, O. Anatole}, title = {On the role of
-  gradients for machine learning of molecular energies and forces}, journal = {Machine Learning: Science and Technology},
+    "ani1x": """@article{Smith2020ANI1x, author = {Smith, Justin S. and Zubatyuk, Roman and Nebgen, Benjamin and Lubbers,
+  Nicholas and Barros, Kipton and Roitberg, Adrian E. and Isayev, Olexandr and Tretiak, Sergei}, title = {The {ANI-1ccx} and
+  {ANI-1x} data sets, coupled-cluster and density functional theory properties for molecules}, journal = {Scientific Data},
+  volume = {7}, pages = {134}, year = {2020}, doi = {10.1038/s41597-020-0473-z}}""",
+    "schnet": """@inproceedings{Schuett2017SchNet, author = {Sch{\\"u}tt, Kristof T. and Kindermans, Pieter-Jan and Sauceda,
+  Huziel E. and Chmiela, Stefan and Tkatchenko, Alexandre and M{\\"u}ller, Klaus-Robert}, title = {{SchNet}: A continuous-filter
+  convolutional neural network for modeling quantum interactions}, booktitle = {Advances in Neural Information Processing
+  Systems 30}, year = {2017}}""",
+    "spice": """@article{Eastman2023SPICE, author = {Eastman, Peter and Behara, Pavan Kumar and Dotson, David L. and Galvelis,
+  Raimondas and Herr, John E. and Horton, Josh T. and Mao, Yuezhi and Chodera, John D. and Pritchard, Benjamin P. and Wang,
+  Yuanqing and De Fabritiis, Gianni and Markland, Thomas E.}, title = {{SPICE}, A Dataset of Drug-like Molecules and Peptides
+  for Training Machine Learning Potentials}, journal = {Scientific Data}, volume = {10}, pages = {11}, year = {2023}, doi =
+  {10.1038/s41597-022-01882-6}}""",
+    "md22": """@article{Chmiela2023MD22, author = {Chmiela, Stefan and Vassilev-Galindo, Valentin and Unke, Oliver T. and
+  Kabylda, Adil and Sauceda, Huziel E. and Tkatchenko, Alexandre and M{\\"u}ller, Klaus-Robert}, title = {Accurate global
+  machine learning force fields for molecules with hundreds of atoms}, journal = {Science Advances}, volume = {9}, pages =
+  {eadf0873}, year = {2023}, doi = {10.1126/sciadv.adf0873}}""",
+    "rmd17": """@article{Christensen2020rMD17, author = {Christensen, Anders S. and von Lilienfeld, O. Anatole}, title = {On the
+  role of gradients for machine learning of molecular energies and forces}, journal = {Machine Learning: Science and Technology},
   volume = {1}, pages = {045018}, year = {2020}, doi = {10.1088/2632-2153/abba6f}}""",
-    "rpbe": """@article{Morawietz2016water, author = {Morawietz, Tobias and Singraber, Andreas and Dellago, Christoph and Behler, J{\\"o}rg},
-  title = {How van der {Waals} interactions determine the unique properties of water}, journal = {Proceedings of the National Academy of
-  Sciences}, volume = {113}, pages = {8368--8373}, year = {2016}, doi = {10.1073/pnas.1602375113}}""",
-    "3bpa": """@article{Kovacs2021linearACE, author = {Kov{\\'a}cs, D{\\'a}vid P{\\'e}ter and van der Oord, Cas and Kucera, Jiri and
-  Allen, Alice E. A. and Cole, Daniel J. and Ortner, Christoph and Cs{\\'a}nyi, G{\\'a}bor}, title = {Linear Atomic Cluster Expansion
-  Force Fields for Organic Molecules: Beyond {RMSE}}, journal = {Journal of Chemical Theory and Computation}, volume = {17},
-  pages = {7696--7711}, year = {2021}, doi = {10.1021/acs.jctc.1c00647}}""",
-    "alkanes": """@misc{AlkaneDataset, author = {Hu, Quin H. and Goodpaster, Jason}, title = {Alkane-Dataset}, howpublished = {GitHub,
-  GoodpasterGroup/Alkane-Dataset}, year = {2023}, doi = {10.26434/chemrxiv-2023-13cv6}}""",
-    "denoise": """@article{Wang2023denoise, author = {Wang, Yuyang and Xu, Changwen and Li, Zijie and Barati Farimani, Amir}, title = {Denoise
-  Pretraining on Nonequilibrium Molecules for Accurate and Transferable Neural Potentials}, year = {2023},
+    "rpbe": """@article{Morawietz2016water, author = {Morawietz, Tobias and Singraber, Andreas and Dellago, Christoph and
+  Behler, J{\\"o}rg}, title = {How van der {Waals} interactions determine the unique properties of water}, journal =
+  {Proceedings of the National Academy of Sciences}, volume = {113}, pages = {8368--8373}, year = {2016}, doi =
+  {10.1073/pnas.1602375113}}""",
+    "3bpa": """@article{Kovacs2021linearACE, author = {Kov{\\'a}cs, D{\\'a}vid P{\\'e}ter and van der Oord, Cas and Kucera, Jiri
+  and Allen, Alice E. A. and Cole, Daniel J. and Ortner, Christoph and Cs{\\'a}nyi, G{\\'a}bor}, title = {Linear Atomic Cluster
+  Expansion Force Fields for Organic Molecules: Beyond {RMSE}}, journal = {Journal of Chemical Theory and Computation}, volume =
+  {17}, pages = {7696--7711}, year = {2021}, doi = {10.1021/acs.jctc.1c00647}}""",
+    "alkanes": """@misc{AlkaneDataset, author = {Hu, Quin H. and Goodpaster, Jason}, title = {Alkane-Dataset}, howpublished =
+  {GitHub, GoodpasterGroup/Alkane-Dataset}, year = {2023}, doi = {10.26434/chemrxiv-2023-13cv6}}""",
+    "denoise": """@article{Wang2023denoise, author = {Wang, Yuyang and Xu, Changwen and Li, Zijie and Barati Farimani, Amir},
+  title = {Denoise Pretraining on Nonequilibrium Molecules for Accurate and Transferable Neural Potentials}, year = {2023},
   eprint = {2303.02216}, archivePrefix = {arXiv}}""",
     "masked": """@misc{masked2024, title = {Masked Pretraining Strategy for Neural Potentials}, year = {2024},
   eprint = {2402.15921}, archivePrefix = {arXiv}}""",
@@ -125,8 +129,9 @@ RECORDS: tuple[Record, ...] = (
         "wB97X/6-31G(d)", ("alkanes", "ani1"), "H C", (4, 23), 9, 97_629, forces=False,
         source="https://github.com/GoodpasterGroup/Alkane-Dataset", format="ani1", options={"systems": "composition"},
         read_from=".", split=_BY_MOLECULE, used_for="denoise pretraining on real data",
-        note="a few conformations lie > 1000 kcal/mol above the minimum: filter with max_energy=; nms/C2H6_DFT+Force_NMS.h5 alone has "
-        "forces; n-alkanes only, so a composition is a molecule",
+        note="a few conformations lie > 1000 kcal/mol above the minimum: filter with max_energy=; of all files only "
+        "nms/C2H6_DFT+Force_NMS.h5 has forces, and its geometries are those of nms/C2H6_DFT_NMS.h5 (splits.distinct keeps one of "
+        "each); n-alkanes only, so a composition is a molecule",
         files=tuple(_alkane(p, c) for p, c in {
             "core/gdb_HC_s01.h5": "53ff2ca5a5d6e3f6493592d328f8b9191c3525167c7c67731b67c18c1f894eed",
             "core/gdb_HC_s02.h5": "efde882e5f5678fe79a9d603d47d550eef9dd97fa74f23595afc15c459fb28fd",
@@ -163,12 +168,15 @@ RECORDS: tuple[Record, ...] = (
         "3bpa", "reference", "3-(benzyloxy)pyridin-2-amine, 500 frames at 300 K and 500 at mixed temperature", "wB97X/6-31G(d)",
         ("3bpa",), "H C N O", (27, 27), 1, 1000, licence="MIT", source="https://github.com/davkovacs/BOTNet-datasets",
         format="extxyz", read_from=".", split="train_300K.xyz to train, train_mixedT.xyz to test",
-        used_for="fine-tuning on real data", note="iso_atoms.xyz holds the isolated atoms of this level and program",
+        used_for="fine-tuning on real data",
+        note="iso_atoms.xyz holds the isolated atoms of this level and program; 31 of the 500 mixed-temperature frames are frames "
+        "of train_300K.xyz (within 1e-3 Å): leave them out of the test",
         files=_reference({
             "train_300K.xyz": "d109971fab90e2231ad931a83eb704c8d940f5c7d7a8de27fe3b84ea18634c0a",
             "train_mixedT.xyz": "bc108532964b2ed259eaaabf82e5dfaffa5bda9ac384fc2afabcce192a49250b",
         }, _BOTNET) + (
-            Remote("iso_atoms.xyz", f"{_BOTNET}/iso_atoms.xyz", "sha256:e12a2465a2612bf38fd5dabdf64d4b57fc58ce9610a858c54ea1142d517c053f"),
+            Remote("iso_atoms.xyz", f"{_BOTNET}/iso_atoms.xyz",
+                   "sha256:e12a2465a2612bf38fd5dabdf64d4b57fc58ce9610a858c54ea1142d517c053f"),
         ),
     ),
     Record(
@@ -182,11 +190,12 @@ RECORDS: tuple[Record, ...] = (
         ("ani1",), "H C N O", (2, 26), 57_462, 24_687_809, forces=False, source="https://doi.org/10.6084/m9.figshare.c.3846712",
         files=(Remote("ani-1_dataset.tar.gz", "https://ndownloader.figshare.com/files/9057631", None, unpack=True),),
         format="ani1", read_from="ANI-1_release", split="pretrain 95/5, finetune " + _BY_MOLECULE,
-        used_for="denoise paper: pretraining and fine-tuning", note="eight files ani_gdb_s01.h5 … s08.h5; `smiles` cannot be trusted",
+        used_for="denoise paper: pretraining and fine-tuning",
+        note="eight files ani_gdb_s01.h5 … s08.h5; `smiles` cannot be trusted",
     ),
     Record(
-        "ani-1x", "public", "actively learned conformations of organic molecules", "wB97X/6-31G(d)", ("ani1x",), "H C N O", (2, 63),
-        63_865, 5_496_771, licence="CC0", source="https://doi.org/10.6084/m9.figshare.10047041.v1",
+        "ani-1x", "public", "actively learned conformations of organic molecules", "wB97X/6-31G(d)", ("ani1x",), "H C N O",
+        (2, 63), 63_865, 5_496_771, licence="CC0", source="https://doi.org/10.6084/m9.figshare.10047041.v1",
         files=(Remote("ani1x-release.h5", "https://springernature.figshare.com/ndownloader/files/18112775",
                       "sha256:fe0ba06198ee72cf1003deebab2652097f6ab518337784dc811fa7da0c3bf5ac"),),
         format="ani1x", read_from="ani1x-release.h5", split="pretrain 95/5, finetune " + _BY_MOLECULE,
@@ -219,8 +228,8 @@ RECORDS: tuple[Record, ...] = (
         split="80/10/10, per molecule", used_for="denoise paper: fine-tuning",
     ),
     Record(
-        "rmd17", "public", "MD17 recomputed: ten small molecules, molecular dynamics at 500 K", "PBE/def2-SVP", ("rmd17",), "H C N O",
-        (9, 24), 10, 1_000_000, licence="CC0", source="https://doi.org/10.6084/m9.figshare.12672038.v3", format="md17",
+        "rmd17", "public", "MD17 recomputed: ten small molecules, molecular dynamics at 500 K", "PBE/def2-SVP", ("rmd17",),
+        "H C N O", (9, 24), 10, 1_000_000, licence="CC0", source="https://doi.org/10.6084/m9.figshare.12672038.v3", format="md17",
         files=(Remote("rmd17.tar.bz2", "https://figshare.com/ndownloader/files/23950376",
                       "sha256:cddeea2ec2c4b22a9de16a9a65a3eeedac5b29da9c99c20bbff0153912bf922b", unpack=True),),
         read_from="rmd17/npz_data", split="50 000 / 1 000 / rest of each molecule (masked paper); the set's own index files",

@@ -1,17 +1,18 @@
 """Finding a data set by name: what there is, where its files are, and how they become `Structures`.
 
-Embedded sets lie in the checkout's data/ folder. Reference sets are used from the folder that POTKIT_REFERENCE_DATA names. Everything
-downloaded or converted goes below the folder that POTKIT_DATA names (default: the user's cache). Downloading is `fetch.py`'s work.
+Embedded sets lie in the checkout's data/ folder. Reference sets are used from the folder that POTKIT_REFERENCE_DATA names.
+Everything downloaded or converted goes below the folder that POTKIT_DATA names (default: the user's cache). Downloading is
+`fetch.py`'s work.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from ..errors import ConfigError, DataError
-from ..structures import Structures
+from ..structures import Structures, concatenate
 from . import fetch as fetching
 from .formats import read
 from .records import CITATIONS, RECORDS, Record
@@ -26,7 +27,8 @@ def record(name: str) -> Record:
 
 
 def names():
-    """A DataFrame with a row per registered set: kind, size, elements, atoms, level of theory, licence, citation, where it is now."""
+    """A DataFrame with a row per registered set: kind, size, elements, atoms, level of theory, licence, citation, where it is
+    now."""
     import pandas as pd
 
     rows = []
@@ -92,34 +94,39 @@ def _size(path: Path) -> tuple[int, int, tuple[int, int]]:
     return len(set(s.system.tolist())), len(s), (int(s.n_atoms.min()), int(s.n_atoms.max()))
 
 
-def load(name: str, verify: bool = True, **options: Any) -> Structures:
+def load(name: str, verify: bool = True, files: Sequence[str] | None = None, **options: Any) -> Structures:
     """The data set ``name`` as `Structures`.
 
     Embedded: opened from the checkout. Reference: read from POTKIT_REFERENCE_DATA (checked against the recorded sha256 unless
-    ``verify=False``) or downloaded where an address is known. Public: the packed store if there is one, else what was
+    ``verify=False``), all of it or only the ``files`` named. Public: the packed store if there is one, else what was
     downloaded is converted once; nothing large is downloaded unasked: `fetch` does that. ``options`` go to the reader and
     bypass the packed store. Raises DataError that says what is missing and how to get it.
     """
     r = record(name)
+    if files is not None:
+        unknown = [f for f in files if f not in {x.path for x in r.files}]
+        if unknown or r.kind == "embedded":
+            has = ", ".join(x.path for x in r.files)
+            raise ConfigError(f"data set {name!r} has no file {(unknown or list(files))[0]!r} to read alone (it has: {has})")
     if r.kind == "embedded":
         path = embedded_path(r)
         if path is None:
             raise DataError(f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor in {cache_dir()}; "
                             f"make it with `potkit data make {name}`")  # fmt: skip
         return _named(read(path, **options), r)
-    if packed_path(r).exists() and not options:
+    if packed_path(r).exists() and not options and files is None:
         return Structures.open(packed_path(r))
     folder = raw_path(r)
     if verify:
         fetching.verify(folder, r.files)
     settings = dict(r.options) | options
     only = [f.path for f in r.files if not f.unpack and f.path != "iso_atoms.xyz"]
+    if files is not None:
+        return _named(concatenate([read(folder / f, r.format, **settings) for f in files]), r)
     if r.kind == "public" and not options:
         convert(name, verify=False)
         return Structures.open(packed_path(r))
     if r.format == "extxyz":
-        from ..structures import concatenate
-
         return _named(concatenate([read(folder / f, "extxyz", **settings) for f in only]), r)
     return _named(read(_inside(folder, r), r.format, **settings), r)
 
@@ -155,9 +162,11 @@ def _named(s: Structures, r: Record) -> Structures:
 
 
 def fetch(name: str, files: list[str] | None = None, progress: bool = True) -> Path:
-    """Download a public set (or the ``files`` of it) into the cache and unpack it; what is already there is kept. Returns the folder.
+    """Download a public set (or the ``files`` of it) into the cache and unpack it; what is already there is kept. Returns the
+    folder.
 
-    Interrupted downloads go on where they stopped; checksums are verified, or recorded where none was published. Raises DataError.
+    Interrupted downloads go on where they stopped; checksums are verified, or recorded where none was published. Raises
+    DataError.
     """
     r = record(name)
     if r.kind == "embedded":

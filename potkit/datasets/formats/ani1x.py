@@ -1,7 +1,8 @@
-"""ANI-1x HDF5: a group per formula with atomic_numbers [a], coordinates [n,a,3] Å and one data set per property and level of theory.
+"""ANI-1x HDF5: a group per formula with atomic_numbers [a], coordinates [n,a,3] Å and one data set per property and level of
+theory.
 
-J. S. Smith et al., Sci. Data 7, 134 (2020), 10.1038/s41597-020-0473-z. Energies in Hartree, forces in Hartree/Å; a property that was not
-computed for a conformation is NaN there. Groups are formulas: isomers share one.
+J. S. Smith et al., Sci. Data 7, 134 (2020), 10.1038/s41597-020-0473-z. Energies in Hartree, forces in Hartree/Å; a property
+that was not computed for a conformation is NaN there. Groups are formulas: isomers share one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, dtype: Any = np.float32, level: str = "wb97x_dz", forces: bool = True) -> Structures:
-    """Read the conformations that have energy (and forces, where the level has them) at ``level``; the others are dropped and counted.
+    """Read the conformations that have energy (and forces, where the level has them) at ``level``; the others are dropped and
+    counted.
 
     ``level``: the part before ".energy" (wb97x_dz, wb97x_tz, ccsd(t)_cbs …). ``info["notes"]`` says how many rows were dropped.
     Raises ConfigError for a level the file does not have, DataError naming file and group for shapes that do not fit.

@@ -9,8 +9,8 @@ from typing import Any, Sequence
 import numpy as np
 
 from ...errors import DataError
-from ...structures import Structures, formula
-from .common import Packer, checked_numbers, require_finite
+from ...structures import Structures
+from .common import Packer, checked_numbers, require_finite, system_name
 
 NAME = "ase-db"
 DESCRIPTION = "ASE database (SQLite or JSON): Å, eV, eV/Å"
@@ -56,7 +56,8 @@ def rows(path: Path):
 
 
 def add_row(row: Any, where: str, packer: Packer, system: Any = None, require: Sequence[str] = ("energy",)) -> None:
-    """Append an `ase.db` row to ``packer``. ``system``: key of its system (default: the row's ``system`` or ``name``, or formula)."""
+    """Append an `ase.db` row to ``packer``. ``system``: key of its system (default: the row's ``system`` or ``name``, or
+    formula)."""
     z = checked_numbers(row.numbers, where)
     data = row.data if row.data else {}
     pairs = row.key_value_pairs
@@ -87,7 +88,7 @@ def add_row(row: Any, where: str, packer: Packer, system: Any = None, require: S
             raise DataError(f"{where}: forces have shape {forces.shape}, expected ({len(z)}, 3)")
         require_finite(forces, "force", where, "atom")
         forces = forces[None]
-    key = system if system is not None else pairs.get("system", pairs.get("name", formula(z)))
+    key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     packer.add(
         z, row.positions[None], packer.system(key), energy, forces, row.cell if np.any(row.pbc) else None, row.pbc,
         int(round(pairs.get("charge", data.get("charge", row.get("charge") or 0)) or 0)),

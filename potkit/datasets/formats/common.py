@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -22,6 +23,9 @@ TOTAL_ENERGY_UNITS = ("hartree", "ev", "kcal/mol", "kj/mol")
 
 def numbers_of(symbols: Sequence[str | bytes], where: str) -> np.ndarray:
     """Atomic numbers [a] of element symbols ("C", b"C", " cl "). Raises DataError that names the first unknown one."""
+    known = [NUMBERS.get(symbol) for symbol in symbols]
+    if None not in known:
+        return np.array(known, np.uint8)
     out = np.empty(len(symbols), np.uint8)
     for i, symbol in enumerate(symbols):
         text = (symbol.decode("latin-1") if isinstance(symbol, bytes) else str(symbol)).strip()
@@ -123,8 +127,8 @@ def _first_line(error: BaseException) -> str:
 class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
-    ``energy`` and ``forces`` survive only if every block brought them; what was dropped is told in ``info["notes"]``. Positions and
-    forces are kept as ``dtype``, energies as float64. Growing uses realloc, so that memory stays near the packed result.
+    ``energy`` and ``forces`` survive only if every block brought them; what was dropped is told in ``info["notes"]``. Positions
+    and forces are kept as ``dtype``, energies as float64. Growing uses realloc, so that memory stays near the packed result.
     """
 
     def __init__(self, dtype: Any = np.float32) -> None:
@@ -226,4 +230,9 @@ class Packer:
 
 def system_name(z: np.ndarray) -> str:
     """The name a system gets when the file gives none: its formula."""
-    return formula(z)
+    return _formula(np.sort(z).astype(np.uint8).tobytes())
+
+
+@lru_cache(maxsize=100_000)
+def _formula(z: bytes) -> str:
+    return formula(np.frombuffer(z, np.uint8))

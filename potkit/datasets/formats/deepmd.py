@@ -1,8 +1,8 @@
 """DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force}.npy; several below one folder are read together.
 
-Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a] eV/Å; type.raw holds one index per atom
-into type_map.raw. A file ``nopbc`` beside type.raw says that there are no periodic boundaries. Mixed-type systems (real_atom_types.npy)
-are understood too. Pure water gets its molecules from the geometry.
+Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a] eV/Å; type.raw holds one
+index per atom into type_map.raw. A file ``nopbc`` beside type.raw says that there are no periodic boundaries. Mixed-type
+systems (real_atom_types.npy) are understood too. Pure water gets its molecules from the geometry.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures import Structures, formula
+from ...structures import Structures
 from ..bonding import water_molecules
-from .common import NUMBERS, Packer, require_finite
+from .common import NUMBERS, Packer, require_finite, system_name
 
 NAME = "deepmd"
 DESCRIPTION = "DeePMD folder(s) with type.raw and set.*/: Å, eV, eV/Å"
@@ -95,7 +95,7 @@ def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label
             flags = np.full(3, periodic)
             molecule = water_molecules(z, pos[k], None if box is None else box[k], flags)
             packer.add(
-                z, pos[k : k + 1], packer.system((label, formula(z)), label if label != "." else formula(z)),
+                z, pos[k : k + 1], packer.system((label, system_name(z)), label if label != "." else system_name(z)),
                 None if energy is None else energy[k : k + 1], None if forces is None else forces[k : k + 1],
                 None if box is None else box[k], periodic, molecule=0 if molecule is None else molecule,
             )  # fmt: skip

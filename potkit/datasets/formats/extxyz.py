@@ -1,8 +1,8 @@
 """Extended XYZ: a count, a comment of key=value pairs with Properties=…, then a line per atom. Energies in eV, forces in eV/Å.
 
-The layout is that of libAtoms and ASE. Read here without per-frame objects: the atom lines of many frames go through one C parser.
-Understood: Properties, Lattice, pbc, energy, forces (or ``force``, ``REF_forces`` …), charge, system. Everything else, the virial
-among it, is ignored. A frame with a Lattice and no pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped.
+The layout is that of libAtoms and ASE. Read here without per-frame objects: the atom lines of many frames go through one C
+parser. Understood: Properties, Lattice, pbc, energy, forces (or ``force``, ``REF_forces`` …), charge, system. Everything else,
+the virial among it, is ignored. A frame with a Lattice and no pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pandas as pd
 
 from ... import units
 from ...errors import ConfigError, DataError
-from ...structures import Structures, formula
-from .common import Packer, checked_numbers, energy_unit_from_size, numbers_of, require_finite
+from ...structures import Structures
+from .common import Packer, checked_numbers, energy_unit_from_size, numbers_of, require_finite, system_name
 
 NAME = "extxyz"
 DESCRIPTION = "extended XYZ: Properties=…, energy eV, forces (or force) eV/Å"
@@ -159,8 +159,9 @@ def read(
     """Read a file of frames.
 
     ``energy_key``/``forces_key`` force a name where the usual ones are not meant. ``require``: what every frame must have, of
-    "energy" and "forces"; a label that only some frames have is otherwise left out and told in ``info["notes"]``. Raises DataError
-    naming file, frame and atom: no energy, unknown element, NaN, a wrong number of columns, an early end, energies that are not eV.
+    "energy" and "forces"; a label that only some frames have is otherwise left out and told in ``info["notes"]``. Raises
+    DataError naming file, frame and atom: no energy, unknown element, NaN, a wrong number of columns, an early end, energies
+    that are not eV.
     """
     required = tuple(require or ())
     if unknown := set(required) - {"energy", "forces"}:
@@ -219,7 +220,7 @@ def _pack(
         system = _first(frame.info, SYSTEM_KEYS, None)
         charge = _first(frame.info, CHARGE_KEYS, None)
         packer.add(
-            z, pos[None], packer.system(frame.info[system] if system else formula(z)), energy, forces, cell, pbc,
+            z, pos[None], packer.system(frame.info[system] if system else system_name(z)), energy, forces, cell, pbc,
             number(frame.info, charge, where) if charge else 0,
         )  # fmt: skip
 

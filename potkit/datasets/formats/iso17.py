@@ -1,7 +1,9 @@
-"""ISO17: ASE databases of C7O2H10 isomers with ``total_energy`` (eV) and ``atomic_forces`` (eV/Å), and id files for its own split.
+"""ISO17: ASE databases of C7O2H10 isomers with ``total_energy`` (eV) and ``atomic_forces`` (eV/Å), and id files for its own
+split.
 
-K. T. Schütt et al., NeurIPS 30 (2017). A folder with reference.db (80 % of the steps of 80 % of the trajectories), test_within.db (their other
-steps), test_other.db (unseen trajectories), train_ids.txt and validation_ids.txt (rows of reference.db, counted from 1).
+K. T. Schütt et al., NeurIPS 30 (2017). A folder with reference.db (80 % of the steps of 80 % of the trajectories),
+test_within.db (their other steps), test_other.db (unseen trajectories), train_ids.txt and validation_ids.txt (rows of
+reference.db, counted from 1).
 """
 
 from __future__ import annotations

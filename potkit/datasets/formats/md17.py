@@ -1,8 +1,10 @@
-"""MD17, revised MD17 and MD22: one molecule, many frames, kcal/mol and Å. As .npz (two sets of names) and as .xyz (two header styles).
+"""MD17, revised MD17 and MD22: one molecule, many frames, kcal/mol and Å. As .npz (two sets of names) and as .xyz (two header
+styles).
 
-sGDML's .npz: R [n,a,3], E [n] or [n,1], F [n,a,3], z [a] (S. Chmiela et al., 10.1126/sciadv.1603015 and 10.1126/sciadv.adf0873); the
-revised set: coords, energies, forces, nuclear_charges (10.1088/2632-2153/abba6f). sGDML's .xyz: the comment line is the energy alone, or
-says Energy=…; the atom lines are element x y z fx fy fz. An .npz that names its units (r_unit, e_unit) is believed.
+sGDML's .npz: R [n,a,3], E [n] or [n,1], F [n,a,3], z [a] (S. Chmiela et al., 10.1126/sciadv.1603015 and
+10.1126/sciadv.adf0873); the revised set: coords, energies, forces, nuclear_charges (10.1088/2632-2153/abba6f). sGDML's .xyz:
+the comment line is the energy alone, or says Energy=…; the atom lines are element x y z fx fy fz. An .npz that names its units
+(r_unit, e_unit) is believed.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures import Structures, formula
+from ...structures import Structures
 from . import extxyz
-from .common import Packer, checked_numbers, energy_unit_from_size, load_npz, npz_names, numbers_of, require_finite
+from .common import Packer, checked_numbers, energy_unit_from_size, load_npz, npz_names, numbers_of, require_finite, system_name
 
 NAME = "md17"
 DESCRIPTION = "MD17, rMD17, MD22 (.npz or sGDML .xyz, or a folder of them): Å, kcal/mol, kcal/mol/Å"
@@ -27,7 +29,8 @@ SPELLINGS = (
 
 
 def sniff(path: Path) -> bool:
-    """Whether it is an .npz with one of the two sets of names, or an .xyz whose energy is the size of kcal/mol; or a folder of them."""
+    """Whether it is an .npz with one of the two sets of names, or an .xyz whose energy is the size of kcal/mol; or a folder of
+    them."""
     if path.is_dir():
         files = _files(path)
         return bool(files) and all(sniff(f) for f in files)
@@ -153,5 +156,5 @@ def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str)
         z = numbers_of(names[rows], where)
         require_finite(numbers[rows, :3], "position", where, "atom")
         require_finite(numbers[rows, 3:], "force", where, "atom")
-        system = packer.system((label, formula(z)), label)
+        system = packer.system((label, system_name(z)), label)
         packer.add(z, numbers[rows, :3][None], system, np.array([energy]) * factor, numbers[rows, 3:][None] * factor)

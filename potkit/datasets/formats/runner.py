@@ -1,7 +1,8 @@
 """RuNNer and n2p2 ``input.data``: blocks begin … lattice ×3 … atom … energy … charge … end, in Bohr, Hartree and Hartree/Bohr.
 
-An atom line is ``atom x y z element charge n fx fy fz`` (charge: of the atom, n: unused). Three lattice lines or none. Described by J. Behler,
-RuNNer, and by n2p2's documentation (A. Singraber et al., 10.1021/acs.jctc.8b00770). Pure water gets its molecules from the geometry.
+An atom line is ``atom x y z element charge n fx fy fz`` (charge: of the atom, n: unused). Three lattice lines or none.
+Described by J. Behler, RuNNer, and by n2p2's documentation (A. Singraber et al., 10.1021/acs.jctc.8b00770). Pure water gets its
+molecules from the geometry.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures import Structures, formula
+from ...structures import Structures
 from ..bonding import water_molecules
-from .common import Packer, numbers_of, require_finite
+from .common import Packer, numbers_of, require_finite, system_name
 from .extxyz import first_lines
 
 NAME = "runner"
@@ -24,7 +25,9 @@ KEYWORDS = {"lattice", "atom", "energy", "charge", "comment", "end"}
 
 
 def _file(path: Path) -> Path:
-    return path / "input.data" if path.is_dir() else path
+    """``path``, or the one input.data at or below a folder; the folder itself if there is none or more than one."""
+    found = sorted(path.rglob("input.data*")) if path.is_dir() else [path]
+    return found[0] if len(found) == 1 else path
 
 
 def sniff(path: Path) -> bool:
@@ -35,7 +38,10 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_unit: str = "hartree") -> Structures:
     """Read every block. Raises DataError naming file and line."""
-    path, packer = _file(path), Packer(dtype)
+    folder, path, packer = path, _file(path), Packer(dtype)
+    if path.is_dir():
+        found = ", ".join(f.relative_to(folder).as_posix() for f in sorted(folder.rglob("input.data*"))[:8])
+        raise DataError(f"{folder}: needs one input.data, found {found or 'none'}: read one of them by its path")
     length, energy_factor = units.factor(length_unit), units.factor(energy_unit)
     block: dict[str, Any] | None = None
     with open(path) as file:
@@ -102,7 +108,7 @@ def _add(block: dict[str, Any], where: str, packer: Packer, length: float, energ
     pos = numbers[:, :3] * length
     molecule = water_molecules(z, pos, cell, np.full(3, periodic))
     packer.add(
-        z, pos[None], packer.system(formula(z)), np.array([block["energy"]]) * energy_factor,
+        z, pos[None], packer.system(system_name(z)), np.array([block["energy"]]) * energy_factor,
         numbers[None, :, 3:] * (energy_factor / length), cell, periodic, round(block["charge"]),
         0 if molecule is None else molecule,
     )  # fmt: skip

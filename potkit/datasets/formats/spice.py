@@ -1,8 +1,8 @@
 """SPICE HDF5, versions 1 and 2: a group per molecule with atomic_numbers [a], conformations [n,a,3] Bohr, energies Hartree.
 
-P. Eastman et al., Sci. Data 10, 11 (2023), 10.1038/s41597-022-01882-6. ``dft_total_gradient`` [n,a,3] Hartree/Bohr is minus the force;
-``formation_energy`` is relative to free atoms or ions, ``dft_total_energy`` is not. A data set's ``units`` attribute, where there is one,
-is believed. The elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order.
+P. Eastman et al., Sci. Data 10, 11 (2023), 10.1038/s41597-022-01882-6. ``dft_total_gradient`` [n,a,3] Hartree/Bohr is minus the
+force; ``formation_energy`` is relative to free atoms or ions, ``dft_total_energy`` is not. A data set's ``units`` attribute,
+where there is one, is believed. The elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order.
 """
 
 from __future__ import annotations

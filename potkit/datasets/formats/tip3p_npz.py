@@ -1,7 +1,7 @@
 """Per-frame .npz of classical water, as the masked paper's code stores them: ``data_SEED_FRAME.npz`` with pos, energy, forces.
 
-pos [3m, 3] Å with atoms O H H of one molecule after another, energy kJ/mol, forces [3m, 3] kJ/mol/nm. The box is not in the files:
-a cube of 20 Å unless ``box`` says otherwise. Each seed is a system, so that "by seed" is a split by system.
+pos [3m, 3] Å with atoms O H H of one molecule after another, energy kJ/mol, forces [3m, 3] kJ/mol/nm. The box is not in the
+files: a cube of 20 Å unless ``box`` says otherwise. Each seed is a system, so that "by seed" is a split by system.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
             require_finite(arrays[what].reshape(-1, 1), what, str(file), "entry")
         bond = np.linalg.norm(pos[1::3] - pos[::3] - np.round((pos[1::3] - pos[::3]) / box) * box, axis=1)
         if bond.max() > 2.0:
+            first = 3 * int(bond.argmax())
             raise DataError(
-                f"{file}: atoms {3 * int(bond.argmax())} and the next are {bond.max():.1f} Å apart: not O H H, or box is not {box} Å"
+                f"{file}: atoms {first} and {first + 1} are {bond.max():.1f} Å apart: the order is not O H H, or box is not {box} Å"
             )
         packer.add(
             np.tile(np.array([8, 1, 1], np.uint8), len(pos) // 3), pos[None], packer.system(seed, f"seed-{seed}"),

@@ -1,0 +1,22 @@
+"""A few steps of denoising on fixed small structures: whether a network learns at all."""
+
+from __future__ import annotations
+
+import torch
+
+import potkit
+from potkit import testing
+
+
+def losses(model, steps: int = 40, rate: float = 3e-3, sigma: float = 0.1) -> list[float]:
+    """Denoising loss (1 = predicting zero) before each of ``steps`` Adam steps, always on the same noise."""
+    objective = potkit.Denoise(sigma=sigma)
+    batch = objective.corrupt(testing.examples(model.cutoff).batch(), torch.Generator().manual_seed(1))
+    optimizer, seen = torch.optim.Adam(model.parameters(), rate), []
+    for _ in range(steps):
+        loss = objective.loss(model(batch, objective.outputs), batch)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(float(loss.detach()))
+    return seen

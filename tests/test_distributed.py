@@ -1,0 +1,127 @@
+"""Two processes on the CPU (gloo, over the loopback interface only) do what one process with the whole batch does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import egnn, molecules, water
+
+import potkit
+from potkit import TrainConfig, checkpoints, training
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+import potkit
+from potkit import TrainConfig, training
+from tiny import egnn, molecules, water
+from test_distributed import runs
+
+out, rank = Path(sys.argv[2]), int(os.environ["RANK"])
+ends = {}
+for name, (model, structures, valid, objective, config) in runs().items():
+    if name == "different starts":  # a script that forgot to seed: the first process counts
+        model = egnn(seed=rank)
+    try:
+        run = training.fit(model, structures, objective, config, out / name, valid)
+    except Exception as error:
+        ends[name] = f"{type(error).__name__}: {error}"
+        continue
+    ends[name] = {k: v.tolist() for k, v in run.model.state_dict().items() if k.startswith(("backbone", "energy_head"))}
+(out / f"rank{rank}.json").write_text(json.dumps(ends))
+"""
+
+
+def runs() -> dict:
+    """Name -> model, structures, validation, objective, config; the same in every process."""
+    base = dict(batch_size=6, lr=3e-3, precision="64-true", progress=False, device="cpu", log_every=1, clip=0.5)
+    uneven = molecules(13)  # structures of 4 and 6 atoms: the shares of a batch differ in atoms
+    return {
+        "supervised": (egnn(), uneven, molecules(5, seed=1), potkit.Supervised(), TrainConfig(steps=8, **base)),
+        # decay must not touch the weights that only the coordinate read-out uses; an odd batch is shared unevenly
+        "energies": (
+            egnn(), uneven, None, potkit.Supervised(forces=0.0, loss_function="mse"),
+            TrainConfig(steps=6, ema=0.8, weight_decay=0.1, **{**base, "batch_size": 5, "clip": None}),
+        ),
+        "denoise": (egnn(), uneven, molecules(4, seed=1), potkit.Denoise(sigma=0.1), TrainConfig(steps=4, ema=0.9, **base)),
+        "masked": (egnn(), water(6), None, potkit.Masked(ratio=0.5), TrainConfig(steps=3, **base)),
+        "different starts": (egnn(), uneven, uneven, potkit.Supervised(), TrainConfig(steps=2, ema=0.9, **base)),
+        "too small a batch": (egnn(), uneven, None, potkit.Denoise(sigma=0.1), TrainConfig(steps=2, **{**base, "batch_size": 1})),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """The folder in which two processes have made all the runs."""
+    out = tmp_path_factory.mktemp("two")
+    (out / "script.py").write_text(textwrap.dedent(SCRIPT))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK", "WORLD", "MASTER", "CUDA"))}
+    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(potkit.__file__).parents[1])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "static"]
+    launch += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    command = [*launch, str(out / "script.py"), str(Path(__file__).parent), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+def both(two: Path, name: str) -> list[dict[str, torch.Tensor]]:
+    ends = [json.loads((two / f"rank{r}.json").read_text())[name] for r in (0, 1)]
+    assert all(isinstance(end, dict) for end in ends), ends
+    return [{k: torch.tensor(v, dtype=torch.float64) for k, v in end.items()} for end in ends]
+
+
+@pytest.mark.parametrize("name", ["supervised", "energies", "different starts"])
+def test_two_processes_end_with_the_weights_of_one(two, name, tmp_path):
+    model, structures, valid, objective, config = runs()[name]
+    start = {k: v.double() for k, v in model.state_dict().items()}
+    alone = training.fit(model, structures, objective, config, tmp_path, valid)
+    end = alone.model.state_dict()
+    first, second = both(two, name)
+    moved = 0.0
+    for key in first:
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], end[key], atol=1e-10, rtol=0)
+        moved = max(moved, float((end[key] - start[key]).abs().max()))
+    assert moved > 1e-3  # and they have gone somewhere
+    # every number that was written down is that of the whole batch, not of the first process's share
+    theirs = potkit.Run(two / name, alone.model, json.loads((two / name / "summary.json").read_text())).metrics
+    for column in set(alone.metrics) - {"seconds"}:
+        torch.testing.assert_close(torch.tensor(theirs[column]), torch.tensor(alone.metrics[column]), atol=1e-9, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["denoise", "masked"])
+def test_pretraining_keeps_the_processes_together(two, name):
+    first, second = both(two, name)
+    start = {k: v.double() for k, v in egnn().state_dict().items()}
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert max(float((first[k] - start[k]).abs().max()) for k in first) > 1e-4
+    best = checkpoints.load(two / name).state_dict()
+    assert all(torch.equal(first[k], best[k]) for k in first)
+
+
+def test_corruption_differs_between_the_processes(tmp_path):
+    """The noise of a step follows from (seed, step, process)."""
+    generator = torch.Generator()
+    states = {training._draw(generator, 0, step, rank).initial_seed() for step in range(50) for rank in range(8)}
+    assert len(states) == 400
+
+
+def test_a_batch_too_small_to_share_is_an_error(two):
+    for rank in (0, 1):
+        told = json.loads((two / f"rank{rank}.json").read_text())["too small a batch"]
+        assert told.startswith("ConfigError") and "batch of 1 cannot be shared by 2 processes" in told
