@@ -81,7 +81,7 @@ def open_(path: Path, mmap: bool = True) -> tuple[dict[str, np.ndarray], dict[st
             with h5py.File(path, "r") as file:
                 header = json.loads(file.attrs["potkit"])
                 arrays = {name: dataset[()] for name, dataset in file.items()}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a readable potkit store ({str(error).splitlines()[0]})") from error
     if header.get("version") != FORMAT_VERSION:
         raise DataError(f"{path}: store version {header.get('version')}, this potkit reads version {FORMAT_VERSION}")

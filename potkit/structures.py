@@ -210,7 +210,12 @@ class Structures:
     def open(cls, path: str | Path, mmap: bool = True) -> Structures:
         """Open what `save` wrote; a folder is memory-mapped unless ``mmap=False``."""
         arrays, info = storage.open_(Path(path), mmap)
-        return cls(**arrays, info=info)
+        for name in [n for n in ("ptr", "z", "pos") if n not in arrays] + [n for n in arrays if n not in ARRAYS]:
+            raise DataError(f"{path}: array {name} is {'unknown' if name in arrays else 'missing'}")
+        try:
+            return cls(**arrays, info=info)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
 
     def fingerprint(self) -> str:
         """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""

@@ -206,24 +206,23 @@ def check_batch_independence(model: Potential, structures: Structures, seed: int
     return _compare(together, evaluate(model, structures))
 
 
+def _doubled(model: Potential, cases: Iterable[tuple[Structures, np.ndarray, np.ndarray | None]]) -> Residuals:
+    """Each structure against itself and a copy moved by a step, in the given box: twice the energy, the same forces."""
+    found, expected = {q: [] for q in QUANTITIES}, {q: [] for q in QUANTITIES}
+    for one, step, cell in cases:
+        ptr = np.array([0, 2 * int(one.ptr[-1])])
+        double = Structures(np.tile(one.z, 2), np.concatenate([one.pos, one.pos + step]), ptr, cell=cell, pbc=one.pbc)
+        small, large = evaluate(model, one), evaluate(model, double)
+        for q in QUANTITIES:
+            found[q].append(large[q])
+            expected[q].append(2 * small[q] if q == "energy" else small[q].repeat(2, 1))
+    return _compare(*({q: torch.cat(v) for q, v in d.items()} for d in (found, expected))) if found["energy"] else {}
+
+
 def check_extensivity(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
     """Two copies far apart have twice the energy and the same forces (free structures only)."""
-    free = structures[~structures.pbc.any(1)]
-    if not len(free):
-        return {}
-    far = free.pos + np.array([100.0 * model.cutoff, 0.0, 0.0])
-    expected, found = evaluate(model, free), {q: [] for q in QUANTITIES}
-    for a, b in zip(free.ptr[:-1], free.ptr[1:]):
-        double = Structures(np.tile(free.z[a:b], 2), np.concatenate([free.pos[a:b], far[a:b]]), np.array([0, 2 * (b - a)]))
-        out = evaluate(model, double)
-        found["energy"].append(out["energy"] / 2)
-        halves = {q: out[q].chunk(2) for q in ("forces", "vector")}
-        for q, (first, second) in halves.items():
-            found[q].append(torch.stack([first, second]))
-    residuals = {"energy": _relative(torch.cat(found["energy"]), expected["energy"])}
-    for q in ("forces", "vector"):
-        residuals[q] = _relative(torch.cat(found[q], 1), expected[q].expand(2, -1, 3))
-    return residuals
+    step = np.array([100.0 * model.cutoff, 0.0, 0.0])
+    return _doubled(model, ((one, step, None) for one in structures if not one.pbc.any()))
 
 
 def check_periodic_image(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -238,18 +237,9 @@ def check_periodic_image(model: Potential, structures: Structures, seed: int = 0
 
 def check_supercell(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
     """A box doubled along a periodic direction has twice the energy per box and the same forces (periodic structures only)."""
-    found, expected = {q: [] for q in QUANTITIES}, {q: [] for q in QUANTITIES}
-    for one in structures:
-        for axis in np.flatnonzero(one.pbc[0]):
-            step, cell = one.cell[0, axis], one.cell.copy()
-            cell[0, axis] *= 2
-            ptr = np.array([0, 2 * int(one.ptr[-1])])
-            double = Structures(np.tile(one.z, 2), np.concatenate([one.pos, one.pos + step]), ptr, cell=cell, pbc=one.pbc)
-            small, large = evaluate(model, one), evaluate(model, double)
-            for q in QUANTITIES:
-                found[q].append(large[q])
-                expected[q].append(2 * small[q] if q == "energy" else small[q].repeat(2, 1))
-    return _compare(*({q: torch.cat(v) for q, v in d.items()} for d in (found, expected))) if found["energy"] else {}
+    axes = [(one, axis) for one in structures for axis in np.flatnonzero(one.pbc[0])]
+    stretch = 1.0 + np.eye(3)[:, :, None]  # the row of a lattice vector times two
+    return _doubled(model, ((one, one.cell[0, axis], one.cell * stretch[axis]) for one, axis in axes))
 
 
 def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0) -> Residuals:

@@ -8,7 +8,7 @@ import potkit
 from potkit import testing
 
 
-def losses(model, steps: int = 40, rate: float = 3e-3, sigma: float = 0.1) -> list[float]:
+def losses(model, steps: int = 40, rate: float = 3e-3, sigma: float = 0.3) -> list[float]:
     """Denoising loss (1 = predicting zero) before each of ``steps`` Adam steps, always on the same noise."""
     objective = potkit.Denoise(sigma=sigma)
     batch = objective.corrupt(testing.examples(model.cutoff).batch(), torch.Generator().manual_seed(1))

@@ -12,8 +12,7 @@ from torch_geometric.nn import SchNet
 from potkit import checkpoints, models, testing
 from potkit.config import TrainConfig
 from potkit.errors import CheckpointError, ConfigError
-from potkit.models import Potential
-from potkit.models.bridge import CurrentGraph, adapt
+from potkit.models import CurrentGraph, Potential, adapt
 from potkit.objectives import Denoise
 from potkit.training import pretrain
 

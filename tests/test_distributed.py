@@ -55,7 +55,7 @@ def runs() -> dict:
         ),
         "denoise": (egnn(), uneven, molecules(4, seed=1), potkit.Denoise(sigma=0.1), TrainConfig(steps=4, ema=0.9, **base)),
         "masked": (egnn(), water(6), None, potkit.Masked(ratio=0.5), TrainConfig(steps=3, **base)),
-        "different starts": (egnn(), uneven, uneven, potkit.Supervised(), TrainConfig(steps=2, ema=0.9, **base)),
+        "different starts": (egnn(), uneven, uneven, potkit.Supervised(), TrainConfig(steps=4, ema=0.9, **base)),
         "too small a batch": (egnn(), uneven, None, potkit.Denoise(sigma=0.1), TrainConfig(steps=2, **{**base, "batch_size": 1})),
     }  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_two_processes_end_with_the_weights_of_one(two, name, tmp_path):
         assert torch.equal(first[key], second[key])
         torch.testing.assert_close(first[key], end[key], atol=1e-10, rtol=0)
         moved = max(moved, float((end[key] - start[key]).abs().max()))
-    assert moved > 1e-3  # and they have gone somewhere
+    assert moved > 1e-4  # and they have gone somewhere
     # every number that was written down is that of the whole batch, not of the first process's share
     theirs = potkit.Run(two / name, alone.model, json.loads((two / name / "summary.json").read_text())).metrics
     for column in set(alone.metrics) - {"seconds"}:

@@ -51,8 +51,8 @@ def test_equations(periodic):
     torch.testing.assert_close(found, backbone.decode(v), rtol=1e-12, atol=1e-12)
 
 
-def test_what_it_has_and_lacks(capsys):
-    """Translation and permutation exactly; rotation and reflection not, by how much is measured and printed."""
+def test_what_it_has_and_lacks(record_property):
+    """Translation and permutation exactly; rotation and reflection not, by how much is measured."""
     model = build()
     assert model.backbone.symmetries == {"translation", "permutation"}
     checks = ["translation", "permutation", "rotation", "reflection"]
@@ -60,9 +60,8 @@ def test_what_it_has_and_lacks(capsys):
     worst = report.groupby(["check", "quantity"]).residual.max()
     assert worst[["translation", "permutation"]].max() < 1e-12
     assert worst["rotation"]["vector"] > 0.1 and worst["rotation"]["energy"] > 1e-5
-    with capsys.disabled():
-        rotation, reflection = worst["rotation"], worst["reflection"]
-        print(f"\nGNS, untrained: rotation {dict(rotation.round(4))}, reflection {dict(reflection.round(4))}")
+    for check in ("rotation", "reflection"):
+        record_property(check, worst[check].to_dict())  # in the JUnit report, if one is asked for
 
 
 def test_faithful_variant():
@@ -80,8 +79,8 @@ def test_forces_from_the_energy():
 
 
 def test_learns():
-    seen = losses(build(hidden=32))
-    assert 0.8 < seen[0] < 2.0 and seen[-1] < 0.3
+    seen = losses(build(hidden=64, layers=4))
+    assert seen[-1] < 0.4 < 0.7 < seen[0]  # 1 is what predicting zero gets
 
 
 def test_directions_and_lengths_are_in_the_basis():

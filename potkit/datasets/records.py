@@ -46,9 +46,11 @@ CITATIONS: dict[str, str] = {
   {GitHub, GoodpasterGroup/Alkane-Dataset}, year = {2023}, doi = {10.26434/chemrxiv-2023-13cv6}}""",
     "denoise": """@article{Wang2023denoise, author = {Wang, Yuyang and Xu, Changwen and Li, Zijie and Barati Farimani, Amir},
   title = {Denoise Pretraining on Nonequilibrium Molecules for Accurate and Transferable Neural Potentials}, year = {2023},
-  eprint = {2303.02216}, archivePrefix = {arXiv}}""",
-    "masked": """@misc{masked2024, title = {Masked Pretraining Strategy for Neural Potentials}, year = {2024},
-  eprint = {2402.15921}, archivePrefix = {arXiv}}""",
+  journal = {Journal of Chemical Theory and Computation}, volume = {19}, number = {15}, pages = {5077--5087},
+  doi = {10.1021/acs.jctc.3c00289}, eprint = {2303.02216}, archivePrefix = {arXiv}}""",
+    "masked": """@article{Zhang2024masked, author = {Zhang, Zehua and Li, Zijie and Barati Farimani, Amir},
+  title = {Masked Pretraining Strategy for Neural Potentials}, journal = {AIP Advances}, volume = {14}, number = {9}, year = {2024},
+  doi = {10.1063/5.0202647}, eprint = {2402.15921}, archivePrefix = {arXiv}}""",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from .base import Features, Graph, Potential, Prediction
+from .bridge import CurrentGraph, adapt
 
 MODELS = {
     "schnet": "schnet:SchNet",
@@ -23,7 +24,7 @@ MODELS = {
 }
 READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled")
 
-__all__ = ["MODELS", "Features", "Graph", "Potential", "Prediction", "build", "names", "presets"]
+__all__ = ["MODELS", "CurrentGraph", "Features", "Graph", "Potential", "Prediction", "adapt", "build", "names", "presets"]
 
 
 def names() -> list[str]:

@@ -43,7 +43,8 @@ class PowerSine(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("powers", 1.1 ** torch.arange(size), persistent=False)
+        powers = 1.1 ** torch.arange(size, dtype=torch.float64)
+        self.register_buffer("powers", powers.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x[:, :, None] * self.powers).flatten(1)

@@ -33,6 +33,7 @@ PRESETS = {
     "small": dict(channels=16, max_degree=2, parity=False, layers=3, radial=8, cutoff=5.0, vector="gated"),
 }
 SCALAR, VECTOR = Irrep(0, 1), Irrep(1, -1)
+SILU, TANH, SIGMOID = 1.679, 1.593, 1.847  # 1 / √⟨f(x)²⟩ for normal x: activations keep variance 1, as e3nn's do
 
 
 class Layer(nn.Module):
@@ -61,9 +62,9 @@ class Layer(nn.Module):
 
     def gate(self, x: ByIrrep) -> ByIrrep:
         scalars, *gates = x[SCALAR].chunk(1 + len(self.gated), -1)
-        out = {SCALAR: nn.functional.silu(scalars)}
-        out |= {ir: v.tanh() for ir, v in x.items() if ir.l == 0 and ir != SCALAR}  # odd, as a function of a pseudoscalar must be
-        return out | {ir: x[ir] * g.sigmoid() for ir, g in zip(self.gated, gates)}
+        out = {SCALAR: SILU * nn.functional.silu(scalars)}
+        out |= {ir: TANH * v.tanh() for ir, v in x.items() if ir.l == 0 and ir != SCALAR}  # odd, as a function of a pseudoscalar must be
+        return out | {ir: x[ir] * (SIGMOID * g.sigmoid()) for ir, g in zip(self.gated, gates)}
 
 
 class NequIP(nn.Module):
@@ -107,7 +108,9 @@ class NequIP(nn.Module):
 
     def forward(self, graph: Graph) -> Features:
         sphere = harmonics(self.degree, graph.vector)  # [E, (max_degree+1)²]
-        edge = self.basis(graph.distance) * polynomial_envelope(graph.distance, self.cutoff)[:, None]  # [E, R]
+        # √(c³/3) makes Bessel functions of mean square 1 in a uniform medium
+        envelope = math.sqrt(self.cutoff**3 / 3) * polynomial_envelope(graph.distance, self.cutoff)
+        edge = self.basis(graph.distance) * envelope[:, None]  # [E, R]
         attributes = self.attributes(graph.z)  # [N, A]
         x, kernels = {SCALAR: self.embedding(graph)[:, None]}, {}
         for layer in self.layers:

@@ -12,7 +12,7 @@ W_K and W_V act on the same products f_j ⊗ Y (see `equivariant`), so keys and 
 What differs from the authors' codes. f_c and the 1 in the denominator (an atom attends to nobody with weight 1) make everything
 continuous at the cutoff and right for an atom without neighbours; α without them jumps. Only couplings that respect parity are kept
 (l + k + J even), so that mirror images have the same energy; the paper's network distinguishes them. The norm nonlinearity
-f/|f|·MLP(|f|) is not continuous where f passes zero; here f^l·MLP(ñ) with ñ = √(|f|² + 0.01) per channel. Per-path radial networks
+f/|f|·MLP(|f|) is not continuous where f passes zero; here f^l (1 + MLP(ñ)) with ñ = √(|f|² + 0.01) per channel. Per-path radial networks
 share their hidden layers. Edges enter once. The energy is a sum over atoms, as the paper says; the published code averages, which
 `Potential` does not offer (`pooled` sums features). ``faithful=True``: no f_c, no 1, and no parity. ``radial`` > 0 feeds φ that many
 Bessel functions in place of the distance (ours; the published code has the distance).
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
 
 class NormGate(nn.Module):
-    """Scalars go through a residual MLP; channels of higher degree are scaled by an MLP of their norms."""
+    """Scalars go through a residual MLP; channels of higher degree are scaled by 1 + an MLP of their norms."""
 
     def __init__(self, coupling: Coupling, channels: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class NormGate(nn.Module):
         out = {SCALAR: f[SCALAR] + self.scalar(f[SCALAR])}
         for name, gate in self.gates.items():
             x = f[Irrep(name)]
-            out[Irrep(name)] = x * gate((x.square().sum(1, keepdim=True) + 0.01).sqrt())  # 0.01 keeps the curvature finite at 0
+            out[Irrep(name)] = x + x * gate((x.square().sum(1, keepdim=True) + 0.01).sqrt())  # 0.01 keeps the curvature finite at 0
         return out
 
 
@@ -166,7 +166,9 @@ class SE3Transformer(nn.Module):
         sender, receiver, n = graph.sender, graph.receiver, graph.z.shape[0]
         sphere = harmonics(self.degree, graph.vector)  # [E, (2·max_degree+1)²]
         kernels = {name: c.kernels(sphere) for name, c in self.couplings.items()}
-        edge = graph.distance[:, None] / self.cutoff if self.basis is None else self.basis(graph.distance)  # [E, R]
+        edge = graph.distance[:, None] / self.cutoff  # [E, R]
+        if self.basis is not None:
+            edge = self.basis(graph.distance) * math.sqrt(self.cutoff**3 / 3)  # mean square 1 in a uniform medium
         envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
         f = {SCALAR: self.embedding(graph)[:, None]}  # {l: [N, 2l+1, channels]}
         for i, (attention, gate) in enumerate(zip(self.attention, self.gates)):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Features, Graph
-from .layers import AtomEmbedding, cosine_envelope, first_neighbors, sum_over
+from .layers import AtomEmbedding, cosine_envelope, first_neighbors, silu, sum_over
 from .schnet import glorot
 
 PRESETS = {
@@ -94,9 +94,9 @@ class Layer(nn.Module):
         if edges.sender is not None:
             q, k, s = q[edges.receiver], k[edges.sender], s[edges.sender]
             v = None if v is None else v[edges.sender]
-        dk = nn.functional.silu(self.key_distance(edges.basis))  # [E, F]
-        dv = nn.functional.silu(self.value_distance(edges.basis))  # [E, 3F]
-        attention = nn.functional.silu((q * k * dk).unflatten(-1, (self.heads, -1)).sum(-1)) * edges.envelope  # (5) [E, H]
+        dk = silu(self.key_distance(edges.basis))  # [E, F]
+        dv = silu(self.value_distance(edges.basis))  # [E, 3F]
+        attention = silu((q * k * dk).unflatten(-1, (self.heads, -1)).sum(-1)) * edges.envelope  # (5) [E, H]
         s3, s1, s2 = (s * dv).chunk(3, dim=-1)  # (6)
         scalar = (s3.unflatten(-1, (self.heads, -1)) * attention[..., None]).flatten(-2)
         if self.damped:
