@@ -5,7 +5,7 @@ table of residuals; it raises AssertionError naming what fails. A network of one
 
     report = potkit.testing.check_model(potkit.Potential(MyBackbone()))
 
-Residuals are relative: the largest difference divided by the largest value of the same quantity, in float64 unless told otherwise.
+Residuals are relative: the largest difference over the largest value of the same quantity, in float64 unless told otherwise.
 Which symmetries a network has it says itself, by the class attribute ``symmetries`` (default: all four). What a network does not
 claim is measured and reported but not asserted: other symmetries, the extensivity of a pooled energy, the continuity of a
 ``faithful`` network, and everything named in ``measure``.
@@ -243,7 +243,7 @@ def check_supercell(model: Potential, structures: Structures, seed: int = 0) -> 
 
 
 def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """Every element alone: finite energy, no force; and finite gradients for training when such an atom is in the batch. 0 or inf.
+    """Every element alone: finite energy, no force; finite gradients for training with such atoms in the batch. 0 or inf.
 
     A direct vector read-out may give a lone atom any vector; it only has to be finite.
     """
@@ -423,8 +423,9 @@ def check_model(
     """Hold ``model`` (a `Potential`, or a backbone) to the contract; the model itself is left as it is.
 
     ``structures`` replace the random ones; ``periodic`` adds periodic structures; ``checks`` selects (default: all of `CHECKS`);
-    ``measure`` names checks to report without asserting; ``perturb``: see `prepared`. Returns a DataFrame: check, structures, quantity, residual, tolerance,
-    claimed, passed. Raises AssertionError that lists what fails unless ``strict`` is false, ConfigError for an unknown check.
+    ``measure`` names checks to report without asserting; ``perturb``: see `prepared`. Returns a DataFrame with the columns check,
+    structures, quantity, residual, tolerance, claimed, passed. Raises AssertionError that lists what fails unless ``strict`` is
+    false, ConfigError for an unknown check.
     """
     import pandas as pd
 

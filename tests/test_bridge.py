@@ -1,4 +1,4 @@
-"""Networks that are not ours behind the adapter: torch-geometric's SchNet, a module that takes a whole batch, torchmd-net's ET."""
+"""Foreign networks behind the adapter: torch-geometric's SchNet, a module that takes a whole batch, torchmd-net's ET."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def foreign(hidden=16):
     return SchNet(hidden, hidden, 2, 12, 5.0, interaction_graph=CurrentGraph())
 
 
-@pytest.mark.parametrize("options", [dict(features="lin1"), dict(energy=lambda out: out), dict(features="lin1", energy=lambda out: out)])
+OWN = dict(energy=lambda out: out)
+
+
+@pytest.mark.parametrize("options", [dict(features="lin1"), OWN, OWN | dict(features="lin1")])
 def test_foreign_schnet_keeps_the_contract(options):
     model = adapt(foreign(), max_element=KNOWN, **options)
     assert isinstance(model, Potential)
@@ -139,7 +142,7 @@ class Strange(nn.Module):
         (None, {}, "adapting Strange needs features= or energy="),
         (torch.zeros(5), dict(energy=lambda out: out), r"energy of Strange must have shape \(1,\) or \(3,\), got \(5,\)"),
         (torch.zeros(3), dict(features=lambda out: out), r"features of Strange must have shape \(3, any\), got \(3,\)"),
-        (torch.zeros(3, 2), dict(features=lambda out: out, vectors=lambda out: out), r"vectors of Strange must have shape \(3, 3, any\)"),
+        (torch.zeros(3, 2), dict(features=lambda out: out, vectors=lambda out: out), r"vectors of Strange must .* \(3, 3, any\)"),
         ({"e": 1}, dict(energy="energy"), "energy='energy': neither a part of the network's answer"),
         ({"energy": 1}, dict(energy="energy"), "energy='energy' of Strange gives int, not a tensor"),
         ((), dict(features=3), "features=3: neither a part"),

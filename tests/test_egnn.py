@@ -18,7 +18,7 @@ def small(preset, **options):
     return testing.prepared(models.build("egnn", preset, **{"hidden": 32, **options}))
 
 
-# -- the equations, written down again, atom by atom and with concatenated inputs -------------------------------------------------
+# -- the equations, written down again, atom by atom and with concatenated inputs -----------------------------------------------
 def silu(x):
     return x / (1 + np.exp(-x))
 

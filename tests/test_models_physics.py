@@ -102,7 +102,7 @@ def test_charge_embedding():
         assert charged[1] != neutral[1] and torch.equal(charged[[0, 2]], neutral[[0, 2]])
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", models.names())
 def test_bad_options_are_named(name):
     with pytest.raises(ConfigError, match="unknown preset 'huge' of " + name):

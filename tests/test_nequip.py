@@ -86,7 +86,7 @@ def test_layer_is_built_of_e3nn_parts(parities):
     new = second(torch.zeros(5, messages.shape[1]).index_add(0, receiver, messages))
     for part, o in zip(wanted.slices(), coupling.irreps_out):  # self-connection: x ⊗ a, then a matrix
         both = torch.einsum("nmc,na->nmca", x[o], attributes).flatten(2) @ layer.own.linear[str(o)].weight.T
-        new[:, part] += both.transpose(1, 2).flatten(1)
+        new[:, part] = (new[:, part] + both.transpose(1, 2).flatten(1)) / 2**0.5
     values = {o: new[:, part].unflatten(1, (-1, o.dim)) for part, o in zip(wanted.slices(), coupling.irreps_out)}
     scalars = values[SCALAR][..., 0]
     for o, value in found.items():
@@ -169,7 +169,7 @@ def test_vectors_are_x_y_z():
 
 def test_learns():
     torch.set_default_dtype(torch.float32)
-    seen = losses(models.build("nequip", "small", channels=8, layers=2), steps=50, rate=1e-2)
+    seen = losses(models.build("nequip", "small", channels=8, layers=2), steps=40, rate=3e-3)
     assert seen[-1] < 0.5 < 0.7 < seen[0]  # 1 is what predicting zero gets
 
 

@@ -18,9 +18,8 @@ from potkit.structures import Structures
 def copied(hidden, filters, layers, radial, cutoff, dtype, **options):
     """Ours, and torch-geometric's with our weights; its graph is given to it, as it cannot search neighbours by itself here."""
     torch.manual_seed(0)
-    ours = testing.prepared(
-        models.build("schnet", "denoise-paper", hidden=hidden, filters=filters, layers=layers, radial=radial, cutoff=cutoff, **options), dtype
-    )
+    options |= dict(hidden=hidden, filters=filters, layers=layers, radial=radial, cutoff=cutoff)
+    ours = testing.prepared(models.build("schnet", "denoise-paper", **options), dtype)
     state = {}
 
     def graph_of(pos, batch):
@@ -35,8 +34,8 @@ def copied(hidden, filters, layers, radial, cutoff, dtype, **options):
     with torch.no_grad():
         theirs.embedding.weight.copy_(backbone.embedding.element.weight[:100])
         for a, b in zip(backbone.layers, theirs.interactions):
-            pairs = [(a.filter_in, b.mlp[0]), (a.filter_out, b.mlp[2]), (a.project, b.conv.lin1), (a.mix, b.conv.lin2), (a.out, b.lin)]
-            for mine, other in pairs:
+            pairs = {a.filter_in: b.mlp[0], a.filter_out: b.mlp[2], a.project: b.conv.lin1, a.mix: b.conv.lin2, a.out: b.lin}
+            for mine, other in pairs.items():
                 other.load_state_dict(mine.state_dict())
     return ours, theirs, state
 

@@ -38,7 +38,8 @@ def water(n=4, name="water", seed=0, **options):
 
 def same(a, b):
     left, right = a.arrays(), b.arrays()
-    return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) and left[k].dtype == right[k].dtype for k in left)
+    equal = [np.array_equal(left[k], right[k]) and left[k].dtype == right[k].dtype for k in left if k in right]
+    return left.keys() == right.keys() and all(equal)
 
 
 # -- selecting and joining -------------------------------------------------------------------------------------------------------

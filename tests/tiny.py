@@ -82,3 +82,11 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     assert text and "\n" not in text, text
     return text
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())

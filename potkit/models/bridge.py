@@ -26,7 +26,7 @@ GIVEN = ("z", "pos", "batch", "edge_index", "edge_weight", "edge_vec", "edge_shi
 
 
 class CurrentGraph(nn.Module):
-    """Stands in for a network's own neighbour search: called as f(pos, batch), answers (edge_index, distances) of potkit's graph."""
+    """Stands in for a network's own neighbour search: f(pos, batch) answers (edge_index, distances) of potkit's graph."""
 
     graph: Graph | None = None
 
@@ -63,7 +63,7 @@ class Adapted(nn.Module):
     def forward(self, graph: Graph) -> Features:
         caught: dict[str, Tensor] = {}
         hooks = [
-            self.module.get_submodule(name).register_forward_pre_hook(lambda _, inputs, kind=kind: caught.update({kind: inputs[0]}))
+            self.module.get_submodule(name).register_forward_pre_hook(lambda _, args, kind=kind: caught.update({kind: args[0]}))
             for kind, name in self._inside.items()
         ]
         for stand_in in self._stand_ins:
@@ -90,11 +90,11 @@ class Adapted(nn.Module):
 
 
 def _arguments(module: nn.Module) -> list[str]:
-    """Names of the inputs ``module.forward`` takes, as far as a graph has them; ["data"] for a network that takes a whole batch."""
+    """Names of the inputs of ``module.forward``, as far as a graph has them; ["data"] if it takes a whole batch."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = []
-    if len(positional) == 1 and positional[0].name == "batch":  # by itself this is a whole batch, beside z and pos it is the owner of each atom
+    if len(positional) == 1 and positional[0].name == "batch":  # alone, a whole batch; beside z and pos, the owner of each atom
         return ["data"]
     for p in positional:
         if p.name in GIVEN:
@@ -132,7 +132,8 @@ def _pick(out: Any, select: Select, kind: str) -> Any:
     try:
         return getattr(out, select) if isinstance(select, str) and not isinstance(out, dict) else out[select]
     except (AttributeError, KeyError, IndexError, TypeError):
-        raise ConfigError(f"{kind}={select!r}: neither a part of the network's answer ({type(out).__name__}) nor a layer of it") from None
+        answer = type(out).__name__
+        raise ConfigError(f"{kind}={select!r}: neither a part of the network's answer ({answer}) nor a layer of it") from None
 
 
 def _fit(value: Tensor, shape: tuple[int | None, ...], kind: str, name: str) -> Tensor:
@@ -143,7 +144,7 @@ def _fit(value: Tensor, shape: tuple[int | None, ...], kind: str, name: str) -> 
 
 
 def _per_atom(energy: Tensor, graph: Graph, name: str) -> Tensor:
-    """[N, 1] energies of atoms; an energy of the structure is shared out evenly, which leaves its sum and derivative as they are."""
+    """[N, 1] energies of atoms; an energy of a structure is shared out evenly: its sum and derivative stay as they are."""
     flat = energy.flatten()
     n, s = graph.z.shape[0], graph.n_structures
     if energy.shape[0] == n and flat.shape == (n,) and n != s:
@@ -167,12 +168,13 @@ def adapt(
 ) -> Potential:
     """Wrap ``module`` as a `Potential`.
 
-    ``features`` [N, F], ``energy`` ([S], [S, 1], [N] or [N, 1], in units of the potential's scale) and ``vectors`` [N, 3, F'] each say where
-    the quantity is found: the name of a layer (what enters it), a key, attribute or index of the module's answer, or a function
+    ``features`` [N, F], ``energy`` ([S], [S, 1], [N] or [N, 1], in the potential's scale) and ``vectors`` [N, 3, F'] each
+    say where the quantity is found: the name of a layer (what enters it), a key, attribute or index of the answer, or a function
     of the answer. With ``energy`` the network's own energy is used, else our energy head acts on ``features``.
     The module is called with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift, mask, charge that its forward
-    names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute; ``symmetries`` are those it claims (default all);
-    ``max_element`` is the largest atomic number it knows; ``readouts`` are those of `Potential` (vector, forces, head_norm). Sizes are found by one call on a water molecule.
+    names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute; ``symmetries`` are those it claims (default:
+    all); ``max_element`` is the largest atomic number it knows; ``readouts`` are `Potential`'s (vector, forces, head_norm).
+    Sizes are found by one call on a water molecule.
     Raises ConfigError where something is missing or has the wrong shape.
     """
     name = type(module).__name__
@@ -196,7 +198,8 @@ def adapt(
         model.energy_head = EnergyFromFeatures()
     model.to(probe.pos.device, probe.pos.dtype)
     model.references, model.scale = model.references.double(), model.scale.double()
-    model.recipe = {"name": f"adapted {name}", "preset": "", "options": {}}  # saved and transferred; `load` cannot build foreign code
+    # enough to save and transfer weights; `checkpoints.load` cannot build foreign code
+    model.recipe = {"name": f"adapted {name}", "preset": "", "options": {}}
     return model
 
 

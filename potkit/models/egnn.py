@@ -12,7 +12,7 @@ true derivative. ``radial`` > 0 replaces d² as edge input by that many Bessel f
 The first layer of φ_e is linear in (h_i, h_j, d²), so W[h_i, h_j, d²] = W_i h_i + W_j h_j + w d²: two products per atom instead
 of one twice as wide per edge, the same numbers.
 
-Parameters: denoise-paper 2 400 779, masked-paper 610 182, small 132 489 (counted by a test).
+Parameters: denoise-paper 2 400 779, masked-paper 610 182, small 130 441 (counted by a test).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, silu, 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=5, attention=True, tanh=True, cutoff=5.0, vector="coordinate"),
     "masked-paper": dict(hidden=128, layers=5, attention=False, tanh=False, cutoff=3.4, vector="gradient", head_norm=True),
-    "small": dict(hidden=64, layers=4, attention=True, tanh=True, radial=16, cutoff=5.0, vector="coordinate"),
+    "small": dict(hidden=64, layers=4, attention=True, tanh=True, radial=8, cutoff=5.0, vector="coordinate"),
 }
 
 

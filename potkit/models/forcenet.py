@@ -9,9 +9,9 @@
 
 What it lacks: Y_lm enters as plain numbers, so nothing is invariant or equivariant under rotation and reflection (the paper rotates
 its training data at random instead). Translation and permutation hold exactly.
-What differs from the authors' codes: f_c is a polynomial, not ½-period cosine, so that the slope vanishes at the cutoff too; distances
-are not clipped at 10⁻³ r_c (a sine does not mind a negative argument, and a clip has a kink); BatchNorm, which makes a structure
-depend on its batch, is LayerNorm. ``faithful=True`` undoes all three and brings back the masked paper's fault: every atom is mapped
+What differs from the authors' codes: f_c is a polynomial, not cos(πd / 2r_c), whose slope does not vanish at the cutoff; D_ij is not
+clipped at 10⁻³ (a sine does not mind a negative argument, and a clip has a kink); BatchNorm, which makes a structure depend on its
+batch, is LayerNorm. ``faithful=True`` undoes all three and brings back the masked paper's fault: every atom is mapped
 to oxygen, in properties and radii.
 The first layer of φ is linear in (U b, h_i, h_j), so its products with h are taken per atom, not per edge: the same numbers.
 

@@ -2,7 +2,7 @@
 
 Features of atom i are irreps of degree l and parity p. A layer (figure 1 of the paper; equations 4 and 5) is
     m_i = n^{-1/2} Σ_j R(d_ij) ⊙ (W₁ x_j) ⊗ Y(r̂_ij)          R: an MLP of Bessel functions × envelope, one weight per channel and path
-    x_i ← gate( W₂ m_i + W₃ (x_i ⊗ a(z_i)) )                   self-connection that knows the element
+    x_i ← gate( 2^{-1/2} (W₂ m_i + W₃ (x_i ⊗ a(z_i))) )        self-connection that knows the element
 where gate is SiLU on 0e, tanh on 0o, and multiplies each other channel by a sigmoid of a scalar made for it. The last layer makes
 scalars (0e) and vectors (1o) only.
 
@@ -58,7 +58,7 @@ class Layer(nn.Module):
         messages = {ir: products[ir] * w[:, None] for ir, w in zip(self.widths, weights)}
         new = self.collect(sum_edges(messages, receiver, n))
         own = self.own({ir: (v[..., None] * attributes[:, None, None]).flatten(2) for ir, v in x.items()})
-        return self.gate({ir: v + own[ir] if ir in own else v for ir, v in new.items()})
+        return self.gate({ir: (v + own[ir]) * 0.5**0.5 if ir in own else v for ir, v in new.items()})
 
     def gate(self, x: ByIrrep) -> ByIrrep:
         scalars, *gates = x[SCALAR].chunk(1 + len(self.gated), -1)
@@ -108,8 +108,8 @@ class NequIP(nn.Module):
 
     def forward(self, graph: Graph) -> Features:
         sphere = harmonics(self.degree, graph.vector)  # [E, (max_degree+1)²]
-        # √(c³/3) makes Bessel functions of mean square 1 in a uniform medium
-        envelope = math.sqrt(self.cutoff**3 / 3) * polynomial_envelope(graph.distance, self.cutoff)
+        # Bessel functions have root mean square 1/(d √c): bring them to 1 at a bond, here of 1.1 Å
+        envelope = 1.1 * math.sqrt(self.cutoff) * polynomial_envelope(graph.distance, self.cutoff)
         edge = self.basis(graph.distance) * envelope[:, None]  # [E, R]
         attributes = self.attributes(graph.z)  # [N, A]
         x, kernels = {SCALAR: self.embedding(graph)[:, None]}, {}

@@ -7,7 +7,7 @@ Each atom carries scalars s_i and vectors v_i of the same width F. Per layer (eq
     update    (9) Δs_i = a_ss(s_i, |V v_i|) + a_sv(s_i, |V v_i|) ⊙ ⟨U v_i, V v_i⟩
              (10) Δv_i = a_vv(s_i, |V v_i|) ⊙ U v_i
 The radial basis is √(2/c) sin(kπd/c)/d, the cutoff function the cosine one or (``envelope="polynomial"``) one with continuous
-second derivatives. |·| is √(|·|² + 10⁻⁶), which has a derivative where a vector vanishes, as it does on isolated or symmetric atoms.
+second derivatives. |·| is √(|·|² + 10⁻⁶), which has a derivative where a vector vanishes, as on isolated atoms.
 Neither paper uses PaiNN; ``paper`` is the size of its own paper. The vector read-out is "gated" or, through −∂E/∂x, "gradient".
 
 Parameters: paper 686 467, small 182 467 (counted by a test).

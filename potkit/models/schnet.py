@@ -87,7 +87,7 @@ class SchNet(nn.Module):
     ) -> None:
         super().__init__()
         if min(hidden, filters, layers) < 1 or radial < 2:
-            raise ConfigError(f"SchNet needs hidden, filters, layers ≥ 1, radial ≥ 2, got {hidden}, {filters}, {layers}, {radial}")
+            raise ConfigError(f"SchNet needs hidden, filters, layers ≥ 1 and radial ≥ 2, got {(hidden, filters, layers, radial)}")
         if envelope not in ENVELOPES:
             raise ConfigError(f"unknown envelope {envelope!r}; there are {', '.join(ENVELOPES)}")
         self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful

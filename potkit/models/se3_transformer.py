@@ -14,10 +14,10 @@ continuous at the cutoff and right for an atom without neighbours; α without th
 (l + k + J even), so that mirror images have the same energy; the paper's network distinguishes them. The norm nonlinearity
 f/|f|·MLP(|f|) is not continuous where f passes zero; here f^l (1 + MLP(ñ)) with ñ = √(|f|² + 0.01) per channel. Per-path radial networks
 share their hidden layers. Edges enter once. The energy is a sum over atoms, as the paper says; the published code averages, which
-`Potential` does not offer (`pooled` sums features). ``faithful=True``: no f_c, no 1, and no parity. ``radial`` > 0 feeds φ that many
-Bessel functions in place of the distance (ours; the published code has the distance).
+`Potential` does not offer (`pooled` sums features). ``faithful=True``: no f_c, no 1, and no parity. ``radial`` > 1 feeds φ that many
+Gaussians of the distance in place of the distance (ours; the published code has the distance, ``radial=0``).
 
-Parameters: denoise-paper 120 337, small 49 353 (counted by a test).
+Parameters: denoise-paper 120 337, small 50 121 (counted by a test).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .base import Features, Graph
 from .equivariant import ByIrrep, Coupling, Irrep, RadialNet, SelfInteraction, gather, harmonics, irreps, sum_edges
-from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, sum_over
+from .layers import AtomEmbedding, GaussianBasis, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
     "denoise-paper": dict(channels=8, max_degree=3, layers=3, heads=2, division=4, radial=0, cutoff=5.0),
-    "small": dict(channels=8, max_degree=2, layers=2, heads=2, division=4, radial=8, cutoff=5.0),
+    "small": dict(channels=8, max_degree=2, layers=2, heads=2, division=4, radial=16, cutoff=5.0),
 }
 SCALAR = Irrep(0, 1)
 
@@ -137,11 +137,11 @@ class SE3Transformer(nn.Module):
         faithful: bool = False,
     ) -> None:
         super().__init__()
-        if min(channels, layers, heads, division, radial_hidden) < 1 or max_degree < 1 or radial < 0:
-            raise ConfigError("SE3Transformer needs channels, max_degree, layers, heads, division, radial_hidden ≥ 1 and radial ≥ 0")
+        if min(channels, layers, heads, division, radial_hidden) < 1 or max_degree < 1 or radial < 0 or radial == 1:
+            raise ConfigError("SE3Transformer needs channels, max_degree, layers, heads, division, radial_hidden ≥ 1 and radial 0 or ≥ 2")
         if channels % (division * heads):
             raise ConfigError(f"SE3Transformer needs channels divisible by division × heads, got {channels} by {division} × {heads}")
-        self.cutoff, self.faithful = cutoff, faithful
+        self.cutoff, self.faithful, self.radial = cutoff, faithful, radial
         self.n_features, self.n_vector_features = channels * (max_degree + 1), channels
         self.symmetries = frozenset({"translation", "rotation", "permutation"} | (set() if faithful else {"reflection"}))
         kinds = irreps(max_degree, "none" if faithful else "natural")
@@ -152,7 +152,7 @@ class SE3Transformer(nn.Module):
             "last": Coupling(kinds, self.degree, [SCALAR], parity=not faithful),
         }
         self.embedding = AtomEmbedding(self.n_features, charge)
-        self.basis = BesselBasis(radial, cutoff) if radial else None
+        self.basis = GaussianBasis(radial, cutoff) if radial else None
         self.attention, self.gates = nn.ModuleList(), nn.ModuleList()
         for i in range(layers):
             coupling = self.couplings["middle" if i else "first"]
@@ -168,7 +168,7 @@ class SE3Transformer(nn.Module):
         kernels = {name: c.kernels(sphere) for name, c in self.couplings.items()}
         edge = graph.distance[:, None] / self.cutoff  # [E, R]
         if self.basis is not None:
-            edge = self.basis(graph.distance) * math.sqrt(self.cutoff**3 / 3)  # mean square 1 in a uniform medium
+            edge = self.basis(graph.distance) * (0.75 * math.sqrt(self.radial))  # mean square 1
         envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
         f = {SCALAR: self.embedding(graph)[:, None]}  # {l: [N, 2l+1, channels]}
         for i, (attention, gate) in enumerate(zip(self.attention, self.gates)):

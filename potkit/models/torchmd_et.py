@@ -13,9 +13,9 @@ Scalars x_i and vectors v_i, both of width F, mixed by attention without softmax
     (9) Δv_i      = Σ_j (s¹_ij ⊙ v_j + s²_ij ⊙ r_ij/d_ij) f_c + q³ ⊙ U₃ v_i
 Every atom also attends to itself (d = 0, no direction), as in the authors' code. After the last layer x is normalised.
 
-The f_c in (9) is not in the paper and not the authors' default: without it D^V's bias leaves a message at the cutoff and the energy
-jumps (their option ``vector_cutoff`` is the same remedy). ``faithful=True`` leaves it out, keeps at most 32 neighbours per atom, the atom
-itself among them, and sums features over atoms before the energy MLP, all as in the denoise paper's code.
+The f_c in (9) is not in the paper and not the authors' default: without it D^V's bias leaves a message at the cutoff and the
+energy jumps (their option ``vector_cutoff`` is the same remedy). ``faithful=True`` leaves it out, keeps at most 32 neighbours per
+atom, the atom itself among them, and sums features over atoms before the energy MLP, all as in the denoise paper's code.
 
 Parameters: denoise-paper 4 959 811, small 202 051 (counted by a test).
 """
