@@ -277,6 +277,7 @@ def fit(
     for part in (structures, valid):
         if part is not None:
             model.check_elements(part.elements)
+            objective.check(part)
             check_overlaps(part.validate())
     fabric = make_fabric(config)
     if fabric.world_size > min(config.batch_size, len(structures)):

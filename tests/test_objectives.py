@@ -420,12 +420,23 @@ def test_impossible_settings_are_named(make, word):
 
 
 @pytest.mark.parametrize("by", ["molecule", "atom"])
-def test_a_batch_without_any_hydrogen_is_an_error(by):
+def test_a_set_without_any_hydrogen_is_an_error_a_batch_without_is_not(by):
     structures = potkit.Structures([6, 8, 8], np.eye(3), [0, 3])
+    objective = potkit.Masked(by=by)
     with pytest.raises(DataError) as caught:
-        potkit.Masked(by=by).corrupt(structures.batch(), generator())
+        objective.check(structures)
     text = one_line(caught.value)
     assert "H" in text and "C, O" in text
+    new = objective.corrupt(structures.batch(), generator())
+    assert new.num_nodes == 3 and not new.has_target.any() and not new.mask.any()
+    loss, _ = objective.loss(Prediction(None, torch.ones(3, 3, requires_grad=True), None), new)
+    assert loss == 0
+
+
+def test_masked_denoise_needs_more_than_one_molecule():
+    with pytest.raises(DataError, match="none is left to denoise"):
+        potkit.MaskedDenoise(ratio=0.5).check(potkit.Structures([8, 1, 1], np.eye(3), [0, 3]))
+    potkit.MaskedDenoise(ratio=0.5).check(potkit.Structures([8, 1, 1], np.eye(3), [0, 3], molecule=[0, 1, 1]))
 
 
 def test_missing_labels_are_an_error():

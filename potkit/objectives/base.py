@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models.base import Prediction
 from ..neighbors import complete_cells
-from ..structures import Batch
+from ..structures import Batch, Structures
 
 
 class Term(NamedTuple):
@@ -39,6 +39,9 @@ class Objective:
     def needed(self) -> tuple[str, ...]:
         """What the model is asked for: some of "energy", "forces", "vector"."""
         return self.outputs
+
+    def check(self, structures: Structures) -> None:
+        """Raise DataError if this set as a whole gives the objective nothing to learn; called once, before training."""
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """A changed copy of ``batch`` with its ``target``; the original is left as it is."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures import MAX_Z, SYMBOLS, Batch
+from ..structures import MAX_Z, SYMBOLS, Batch, Structures
 from .base import Objective, Term, keep_atoms, minimum_image
 
 
@@ -27,7 +28,7 @@ from .base import Objective, Term, keep_atoms, minimum_image
 class Masked(Objective):
     """Mask atoms of ``elements`` (atomic numbers) with ``ratio`` ρ in (0, 1], ``by`` "molecule" or "atom" (see the module).
 
-    Raises ConfigError for settings out of range, DataError for a batch that holds none of the elements.
+    Raises ConfigError for settings out of range. A structure without such atoms is left as it is and has no target.
     """
 
     name: ClassVar[str] = "masked"
@@ -47,6 +48,13 @@ class Masked(Objective):
         object.__setattr__(self, "elements", numbers)
         if self.by not in ("molecule", "atom"):
             raise ConfigError(f"masked: by must be 'molecule' or 'atom', got {self.by!r}")
+
+    def check(self, structures: Structures) -> None:
+        """Raise DataError if no structure of the set has an atom to remove; single structures without are left as they are."""
+        if not np.isin(structures.z, self.elements).any():
+            wanted, present = (", ".join(SYMBOLS[e] for e in some) for some in (self.elements, structures.elements))
+            name = structures.info.get("name", "structures")
+            raise DataError(f"{self.name}: nothing to remove in {name}: it has no {wanted} (elements there: {present})")
 
     # -- corruption ----------------------------------------------------------------------------------------------------------
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
@@ -78,8 +86,6 @@ class Masked(Objective):
         quota = (self.ratio * n_able.double()).round().clamp(min=1).long()  # a structure with any candidate gives at least one
         chosen = able & (rank < quota[owner])
         removed = chosen[group] & (score == best[group]) & (score >= 0)
-        if not bool(removed.any()):
-            raise DataError(self._nothing(batch))
         lost = torch.zeros(n_molecules, 3, dtype=batch.pos.dtype, device=draw.device)
         lost[group[removed]] = batch.pos[removed]
         new, rows = keep_atoms(batch, ~removed)
@@ -93,8 +99,6 @@ class Masked(Objective):
 
     def _by_atom(self, batch: Batch, eligible: Tensor, draw: Tensor, choice: Tensor) -> Batch:
         n_structures = batch.ptr.shape[0] - 1
-        if not bool(eligible.any()):
-            raise DataError(self._nothing(batch))
         removed = eligible & (draw < self.ratio)
         total = batch.ptr[1:] - batch.ptr[:-1]
         gone = torch.zeros(n_structures, dtype=torch.long, device=draw.device).index_add_(0, batch.batch, removed.long())
@@ -118,11 +122,6 @@ class Masked(Objective):
         farthest = vector.gather(1, distance.argmax(1)[:, None, None].expand(-1, 1, 3))[:, 0]
         new.target = torch.where(new.has_target[:, None], farthest, 0.0)
         return new
-
-    def _nothing(self, batch: Batch) -> str:
-        wanted = ", ".join(SYMBOLS[e] for e in self.elements)
-        present = ", ".join(SYMBOLS[i] for i in torch.unique(batch.z).tolist())
-        return f"masked: nothing to remove: no molecule of the batch can lose an atom of {wanted} (elements there: {present})"
 
     # -- score ---------------------------------------------------------------------------------------------------------------
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures import Batch
+from ..structures import Batch, Structures
 from .base import Term, positive
 from .masked import Masked, cosine_to_target
 
@@ -32,6 +32,15 @@ class MaskedDenoise(Masked):
         positive("masked-denoise", sigma=self.sigma, weight=self.weight)
         if self.by != "molecule":
             raise ConfigError("masked-denoise: by must be 'molecule': by 'atom' every atom has a masked target and none is left to denoise")
+
+    def check(self, structures: Structures) -> None:
+        """As `Masked.check`; and some structure must have several molecules, or no atom would be left to denoise."""
+        super().check(structures)
+        if not (structures.molecule > 0).any():
+            raise DataError(
+                f"{self.name}: every structure of {structures.info.get('name', 'structures')} is one molecule, so all its atoms have a "
+                "masked target and none is left to denoise"
+            )
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         new = super().corrupt(batch, generator)
