@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError
-from .models import Potential, build
+from .models import Potential, backbone_options, build
 from .storage import replacing
 
 FORMAT_VERSION = 1
@@ -121,8 +121,9 @@ class TransferReport:
 def transfer(model: Potential, path: str | Path, parts: Sequence[str] = ("backbone",), allow: Sequence[str] = ()) -> TransferReport:
     """Copy ``parts`` of a checkpoint into ``model`` in place; everything else stays as it was initialised.
 
-    The parts must have the same tensors in both, of the same shapes, except those whose name starts with one of ``allow``. Raises
-    CheckpointError naming the network or the first tensor that does not fit; then nothing has been copied.
+    The parts must have the same tensors in both, of the same shapes, except those whose name starts with one of ``allow``; without
+    ``allow`` the backbones must also agree in options that leave no trace in shapes, such as the cutoff. Raises CheckpointError
+    naming the network, the option or the first tensor that does not fit; then nothing has been copied.
     """
     for part in parts:
         if part not in PARTS:
@@ -147,6 +148,11 @@ def transfer(model: Potential, path: str | Path, parts: Sequence[str] = ("backbo
         found = f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
         wanted = f"the network's has shape {tuple(own[key].shape)}" if key in own else "the network has no such tensor"
         raise CheckpointError(f"{source}: {key} {found}, {wanted}")
+    if "backbone" in parts and not allow:
+        ours, other = (backbone_options(r) for r in (model.recipe, header["recipe"]))
+        for key in sorted(ours.keys() | other.keys()):
+            if ours.get(key) != other.get(key):
+                raise CheckpointError(f"{source} was made with {key}={other.get(key)}, the model has {key}={ours.get(key)}: not the same network")
     with torch.no_grad():
         for key in copied:
             own[key].copy_(state[key])

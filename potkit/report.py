@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, Sequence
@@ -29,8 +31,6 @@ def hardware() -> str:
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    import os
-
     return f"{os.cpu_count()} cores of {model}"
 
 
@@ -85,3 +85,14 @@ def markdown(table: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     lines += ["| " + " | ".join(str(v) for v in row) + " |" for row in table.itertuples(index=False)]
     return "\n".join(lines)
+
+
+def fill(text: str, folder: str | Path = "data/results") -> str:
+    """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by the stored table NAME and its origin."""
+
+    def block(match: re.Match) -> str:
+        table, how = stored(match[1], folder)
+        origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
+        return f"<!-- results: {match[1]} -->\n{markdown(wide(table))}\n\n{origin}\n<!-- end -->"
+
+    return re.sub(r"<!-- results: (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

@@ -74,6 +74,17 @@ def identity_hash(identity: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+    out = []
+    for key in ours.keys() | theirs.keys():
+        a, b = theirs.get(key), ours.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}")
+    return sorted(out)
+
+
 class RunFolder:
     """Reads and writes the files above. Raises ConfigError when the folder holds another run."""
 
@@ -88,7 +99,7 @@ class RunFolder:
             except (ValueError, KeyError):
                 raise ConfigError(f"{self.run}: not readable; delete {path} to start anew") from None
             if theirs != self.identity:
-                differs = [k for k in self.identity if theirs.get(k) != self.identity[k]]
+                differs = _differences(theirs, self.identity)
                 raise ConfigError(f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it")
 
     @property

@@ -67,6 +67,15 @@ def test_transfer_copies_the_parts_asked_for_and_lists_the_rest(saved):
     assert all(torch.equal(v, theirs[k]) for k, v in weights(model).items() if k.startswith(("backbone.", "energy_head.")))
 
 
+@pytest.mark.parametrize("option, value", [("cutoff", 3.25), ("tanh", False)])
+def test_options_that_leave_no_trace_in_shapes_must_agree(saved, option, value):
+    model = egnn(seed=5, **{option: value})
+    before = weights(model)
+    with pytest.raises(CheckpointError, match=option) as caught:
+        checkpoints.transfer(model, saved)
+    assert str(value) in one_line(caught.value) and equal(before, weights(model))
+
+
 def test_transfer_skips_only_what_was_allowed(saved):
     model = egnn(seed=5, radial=4)  # the first layer of the edge network sees four numbers, not one
     theirs = weights(checkpoints.load(saved))

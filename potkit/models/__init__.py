@@ -24,7 +24,7 @@ MODELS = {
 }
 READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled")
 
-__all__ = ["MODELS", "CurrentGraph", "Features", "Graph", "Potential", "Prediction", "adapt", "build", "names", "presets"]
+__all__ = ["MODELS", "CurrentGraph", "Features", "Graph", "Potential", "Prediction", "adapt", "backbone_options", "build", "names", "presets"]
 
 
 def names() -> list[str]:
@@ -43,6 +43,15 @@ def _find(name: str) -> tuple[type, dict[str, dict[str, Any]]]:
 def presets(name: str) -> dict[str, dict[str, Any]]:
     """The presets of a network: preset -> options."""
     return {k: dict(v) for k, v in _find(name)[1].items()}
+
+
+def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
+    """All options of the backbone a recipe stands for, defaults filled in; the read-outs' are left out."""
+    given = {k: v for k, v in recipe["options"].items() if k not in READOUT_OPTIONS}
+    if recipe["name"] not in MODELS:  # an adapted module of the user's own
+        return given
+    parameters = inspect.signature(_find(recipe["name"])[0]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | given
 
 
 def build(name: str, preset: str = "small", *, seed: int | None = None, **overrides: Any) -> Potential:
