@@ -46,7 +46,7 @@ class Experiment:
     ``model``: {"name": …, "preset": …, option: …}. ``pretrain_on``: unlabelled structures. ``train``: pool the label budgets are drawn
     from. ``test``: never seen by any run. ``vectors``: arm -> vector read-out to pretrain that arm with (default: the preset's).
     ``longer``: measure the pretraining's cost in "time" or "steps", or None to leave that arm out. ``valid_fraction``: the share of
-    each label budget that chooses the best state. ``init``: arm -> parts that are transferred (default: the backbone).
+    each label budget that chooses the best state. ``parts``: arm -> parts that are transferred (default: the backbone only).
     """
 
     model: dict[str, Any]
@@ -62,6 +62,7 @@ class Experiment:
     longer: str | None = "time"
     valid_fraction: float = 0.1
     vectors: dict[str, str] = dataclasses.field(default_factory=dict)
+    parts: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     store: str | Path = "runs/store"
     jobs: int = 1
 
@@ -75,6 +76,9 @@ class Experiment:
         short = [n for n in self.labels if not 2 <= n <= len(self.train)]
         if short:
             raise ConfigError(f"experiment: a label budget of {short[0]} cannot be drawn from {len(self.train)} structures")
+        strange = (self.vectors.keys() | self.parts.keys()) - self.objectives.keys()
+        if strange:
+            raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(self.objectives)}")
         taken = {SCRATCH, LONGER} & set(self.objectives)
         if taken:
             raise ConfigError(f"experiment: {taken.pop()!r} is the name of an arm that is always there")
@@ -203,7 +207,9 @@ def _execute_finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
     changes = {"seed": task.seed} | ({"steps": task.steps} if task.steps else {})
     config = experiment.finetune_config.replace(**changes)
     train, valid = experiment.labelled(task.labels, task.seed)
-    folder = _folder(experiment, "finetune", {
+    parts = tuple(experiment.parts.get(task.arm, ("backbone",)))
+    more = {"parts": parts} if parts != ("backbone",) else {}
+    folder = _folder(experiment, "finetune", more | {
         "model": experiment.model, "init": init.name if init else None, "train": train.fingerprint(), "valid": valid.fingerprint(),
         "objective": experiment.supervised.to_dict(), "config": config.identity(),
     })  # fmt: skip
@@ -211,7 +217,7 @@ def _execute_finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
     if result.is_file():
         return json.loads(result.read_text())
     model = experiment.build(task.seed)
-    done = finetune(model, train, valid, config.replace(progress=False), init, folder, experiment.supervised)
+    done = finetune(model, train, valid, config.replace(progress=False), init, folder, experiment.supervised, parts=parts)
     scores = evaluate(done.model, experiment.test)
     row = _summary(done) | {k: v for k, v in scores.to_dict().items() if k != "n_structures"} | {"n_test": scores.n_structures}
     with replacing(result) as temporary:

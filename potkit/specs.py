@@ -13,6 +13,8 @@
     finetune: {steps: 600, batch_size: 8}
     supervised: {energy: 1, forces: 10}                         # optional
     longer: time                                                # optional; time, steps or null
+    vectors: {denoise 0.1 Å: gradient}                          # optional; read-out an arm is pretrained with
+    parts: {denoise 0.1 Å: [backbone, energy_head]}             # optional; what an arm takes over (default: the backbone)
 """
 
 from __future__ import annotations
@@ -93,6 +95,7 @@ class ExperimentSpec(BaseModel):
     longer: str | None = "time"
     valid_fraction: float = 0.1
     vectors: dict[str, str] = {}
+    parts: dict[str, list[str]] = {}
 
     def experiment(self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any) -> Experiment:
         """Load the data and check every setting; raises ConfigError or DataError naming what is wrong."""
@@ -100,7 +103,7 @@ class ExperimentSpec(BaseModel):
             raise ConfigError("model: give its name, such as {name: egnn, preset: small}")
         values = dict(
             model=self.model, labels=self.labels, seeds=self.seeds, longer=self.longer, valid_fraction=self.valid_fraction,
-            objectives={arm: objectives.from_dict(v) for arm, v in self.arms.items()}, vectors=self.vectors,
+            objectives={arm: objectives.from_dict(v) for arm, v in self.arms.items()}, vectors=self.vectors, parts=self.parts,
             pretrain_config=TrainConfig(**self.pretrain), finetune_config=TrainConfig(**self.finetune),
             supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
         )  # fmt: skip

@@ -89,6 +89,17 @@ def test_a_failed_run_is_reported_and_the_others_go_on(structures, tmp_path):
     assert "masked" not in set(summary["arm"])
 
 
+def test_an_arm_may_take_over_its_energy_head(structures, tmp_path):
+    arms = {"a": potkit.Denoise(0.1), "b": potkit.Denoise(0.1)}
+    both = {"a": "gradient", "b": "gradient"}
+    table = experiments.run(
+        grid(structures, tmp_path, objectives=arms, vectors=both, parts={"b": ["backbone", "energy_head"]}, labels=[10], longer=None), progress=False
+    )
+    a, b = (table[table.arm == arm].set_index("seed") for arm in "ab")
+    assert (a["pretrain_loss"] == b["pretrain_loss"]).all(), "one pretraining serves both arms"
+    assert (a["run"] != b["run"]).all() and (a["forces_mae"] != b["forces_mae"]).all()
+
+
 @pytest.mark.parametrize(
     "change, word",
     [
@@ -97,6 +108,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(structures, tmp_path):
         ({"pretrain_on": None}, "pretrain_on"),
         ({"objectives": {"scratch": potkit.Denoise(0.1)}}, "scratch"),
         ({"seeds": []}, "seeds"),
+        ({"parts": {"typo": ["backbone"]}}, "typo"),
     ],
 )
 def test_impossible_grids_are_refused_in_one_line(structures, tmp_path, change, word):
