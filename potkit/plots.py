@@ -352,7 +352,7 @@ def show(chart: go.Figure, name: str | None = None) -> None:
     """Show the figure in a notebook, interactive and with a PNG behind it; with ``name`` save it as well."""
     from IPython.display import display
 
-    png = image(chart)
     if name:
-        save(chart, name, png=png)
-    display(bundle(chart, png), raw=True)
+        save(chart, name)
+    # JupyterLab shows the picture at its own size until the mouse enters and the interactive figure takes its place: same size, then
+    display(bundle(chart, image(chart, scale=1)), raw=True)

@@ -125,8 +125,9 @@ def test_show_stores_interactive_and_static_form(table, tmp_path, monkeypatch):
     import base64
 
     stored = base64.b64decode(shown[0]["image/png"])
-    assert Image.open(io.BytesIO(stored)).format == "PNG"
-    assert (tmp_path / "curve.png").read_bytes() == stored
+    shown_picture, saved_picture = Image.open(io.BytesIO(stored)), Image.open(tmp_path / "curve.png")
+    assert shown_picture.format == saved_picture.format == "PNG"
+    assert shown_picture.size == plots.SIZE and saved_picture.size == (2 * plots.SIZE[0], 2 * plots.SIZE[1])
 
 
 def test_missing_exporter_is_one_line(table, monkeypatch):
