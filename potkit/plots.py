@@ -79,12 +79,14 @@ pio.templates["potkit"] = go.layout.Template(
 
 def looks(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm; the same arm looks the same in every figure."""
+    taken = {ARMS[arm][0] for arm in arms if arm in ARMS}
+    colours = [c for c in SPARE if c not in taken] or SPARE
     table, spare = {}, 0
     for arm in arms:
         if arm in ARMS:
             table[arm] = ARMS[arm]
         else:
-            table[arm] = (SPARE[spare % len(SPARE)], SYMBOLS[spare % len(SYMBOLS)])
+            table[arm] = (colours[spare % len(colours)], SYMBOLS[spare % len(SYMBOLS)])
             spare += 1
     return table
 
