@@ -46,7 +46,7 @@ class _SiLUBackward(torch.autograd.Function):
 
 def silu(x: Tensor) -> Tensor:
     """x σ(x). As torch's, but its second derivative (needed to train on forces) is one formula instead of a graph of products,
-    which saves a third of the time of a training step on forces. Differentiable any number of times."""
+    which saved 11 % of a force training step of EGNN small (16 molecules, one CPU thread). Differentiable any number of times."""
     return _SiLU.apply(x)
 
 
