@@ -73,7 +73,7 @@ test: setup $(VENV)/.stamp-peers
 	@$(CHECK)
 	@if [ -n "$(NOTEBOOKS)" ]; then \
 	    echo "notebooks: executing them in profile smoke and comparing the marked cells with what is stored"; \
-	    POTKIT_PROFILE=smoke POTKIT_FIGURES='$(CURDIR)/runs/nbval/figures' \
+	    POTKIT_PROFILE=smoke POTKIT_PICTURES=0 POTKIT_FIGURES='$(CURDIR)/runs/nbval/figures' \
 	        $(CHECK) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider $(NOTEBOOKS); \
 	else echo "notebooks: none to check"; fi
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-from PIL import Image
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from .errors import ConfigError, PotkitError
+from .errors import ConfigError
+from .pictures import image, wanted
 from .storage import replacing
 
 OKABE_ITO = {
@@ -288,26 +286,6 @@ def folder() -> Path:
     return (above if (above / "pyproject.toml").is_file() else Path.cwd()) / "figures"
 
 
-def image(chart: go.Figure, scale: float = 2, kind: str = "png") -> bytes:
-    """The figure as PNG or SVG. Raises PotkitError where the exporter (kaleido, extra `notebooks`) is missing or fails."""
-    try:
-        with warnings.catch_warnings():  # plotly 6 calls kaleido 0.2 old; the newer one needs an installed Chrome
-            warnings.simplefilter("ignore", DeprecationWarning)
-            data = chart.to_image(format=kind, scale=scale)
-        return _smaller(data) if kind == "png" else data
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PotkitError(f"no {kind} of the figure: {reason} (pip install kaleido==0.2.1)") from error
-
-
-def _smaller(png: bytes) -> bytes:
-    """The PNG with a palette of 256 colours: a quarter of the bytes in the repository, no difference to the eye."""
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    file = io.BytesIO()
-    picture.quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
-    return file.getvalue()
-
-
 def save(chart: go.Figure, name: str, to: str | Path | None = None, png: bytes | None = None) -> Path:
     """Write NAME.html (interactive) and NAME.png into ``to`` (default `folder`); returns the PNG's path.
 
@@ -324,8 +302,9 @@ def save(chart: go.Figure, name: str, to: str | Path | None = None, png: bytes |
             temporary.write_text(get_plotlyjs(), encoding="utf-8")
     with replacing(target / f"{name}.html") as temporary:
         temporary.write_text(_page(chart, name), encoding="utf-8")
-    with replacing(target / f"{name}.png") as temporary:
-        temporary.write_bytes(png or image(chart))
+    if png or wanted():
+        with replacing(target / f"{name}.png") as temporary:
+            temporary.write_bytes(png or image(chart))
     return target / f"{name}.png"
 
 
@@ -341,11 +320,11 @@ def _page(chart: go.Figure, name: str) -> str:
     )
 
 
-def bundle(chart: go.Figure, png: bytes) -> dict[str, Any]:
+def bundle(chart: go.Figure, png: bytes | None) -> dict[str, Any]:
     """What a notebook stores for a figure: plotly's own data for where JavaScript runs, a PNG for where it does not (GitHub)."""
     return {
         "application/vnd.plotly.v1+json": {**json.loads(chart.to_json()), "config": {"displaylogo": False}},
-        "image/png": base64.b64encode(png).decode(),
+        **({"image/png": base64.b64encode(png).decode()} if png else {}),
         "text/plain": f"figure: {chart.layout.title.text or chart.layout.yaxis.title.text or ''}",
     }
 
@@ -357,4 +336,4 @@ def show(chart: go.Figure, name: str | None = None) -> None:
     if name:
         save(chart, name)
     # JupyterLab shows the picture at its own size until the mouse enters and the interactive figure takes its place: same size, then
-    display(bundle(chart, image(chart, scale=1)), raw=True)
+    display(bundle(chart, image(chart, scale=1) if wanted() else None), raw=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from potkit import plots
+from potkit import pictures, plots
 from potkit.errors import ConfigError, PotkitError
 
 
@@ -139,3 +142,31 @@ def test_missing_exporter_is_one_line(table, monkeypatch):
     with pytest.raises(PotkitError, match="^no png of the figure: Image export needs kaleido .pip install") as caught:
         plots.image(chart)
     assert "\n" not in str(caught.value)
+
+
+def test_exporter_that_hangs_is_killed_and_started_anew(table, monkeypatch):
+    """kaleido's browser can hang at its start; here the first one is stopped in its tracks, as a hanging one is."""
+    chart = plots.learning_curve(table, "labels")
+    expected = pictures.image(chart)
+    hung = pictures._scope()._proc
+    os.kill(hung.pid, signal.SIGSTOP)
+    monkeypatch.setattr(pictures, "PATIENCE", 15.0)
+    assert pictures.image(chart) == expected
+    assert pictures._scope()._proc.pid != hung.pid
+
+
+def test_exporter_that_always_hangs_is_one_line(table, monkeypatch):
+    monkeypatch.setattr(pictures, "PATIENCE", 0.1)
+    monkeypatch.setattr(pictures, "_export", lambda *_: time.sleep(1))
+    with pytest.raises(PotkitError, match="^no png of the figure: kaleido gave no answer"):
+        pictures.image(plots.learning_curve(table, "labels"))
+
+
+def test_pictures_can_be_switched_off(table, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path))
+    monkeypatch.setenv("POTKIT_PICTURES", "0")
+    plots.show(plots.learning_curve(table, "labels"), "curve")
+    assert set(shown[0]) == {"application/vnd.plotly.v1+json", "text/plain"}
+    assert (tmp_path / "curve.html").is_file() and not (tmp_path / "curve.png").exists()
