@@ -11,12 +11,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
+import psutil
 from PIL import Image
 
 from .errors import PotkitError
 
-PATIENCE = 60.0  # seconds for one picture; the browser's start takes one or two, a picture a tenth
-ATTEMPTS = 3
+PATIENCE = 30.0  # seconds for one picture; the browser starts in one or two, a picture takes a tenth
+ATTEMPTS = 4
 
 
 def wanted() -> bool:
@@ -43,7 +44,7 @@ def _export(chart: go.Figure, scale: float, kind: str) -> bytes:
     scope = _scope()
     with warnings.catch_warnings():  # plotly 6 calls kaleido 0.2 old; the newer one needs an installed Chrome
         warnings.simplefilter("ignore", DeprecationWarning)
-        if scope is not None:
+        if scope is not None and scope.mathjax is not None:  # setting it starts the browser anew
             scope.mathjax = None  # else every start asks a server for it; no label here is set in TeX
         return chart.to_image(format=kind, scale=scale)
 
@@ -73,9 +74,19 @@ def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, Exception | N
         return outcome[0]
     process = getattr(_scope(), "_proc", None)
     if process is not None:
-        process.kill()  # its end of file ends the read that the thread waits in, and frees kaleido's lock
+        _kill(process.pid)  # the end of its output ends the read that the thread waits in, and frees kaleido's lock
     worker.join(10)
     return None, TimeoutError(f"kaleido gave no answer in {seconds:.0f} s")
+
+
+def _kill(pid: int) -> None:
+    """A process and its descendants: kaleido's browser is a grandchild, behind a shell script."""
+    try:
+        parent = psutil.Process(pid)
+        for process in [*parent.children(recursive=True), parent]:
+            process.kill()
+    except psutil.NoSuchProcess:
+        pass
 
 
 def _smaller(png: bytes) -> bytes:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -149,8 +148,9 @@ def test_exporter_that_hangs_is_killed_and_started_anew(table, monkeypatch):
     chart = plots.learning_curve(table, "labels")
     expected = pictures.image(chart)
     hung = pictures._scope()._proc
-    os.kill(hung.pid, signal.SIGSTOP)
-    monkeypatch.setattr(pictures, "PATIENCE", 15.0)
+    for process in [psutil.Process(hung.pid), *psutil.Process(hung.pid).children(recursive=True)]:
+        process.suspend()
+    monkeypatch.setattr(pictures, "PATIENCE", 12.0)
     assert pictures.image(chart) == expected
     assert pictures._scope()._proc.pid != hung.pid
 
