@@ -15,13 +15,15 @@ _WHERE = {
     "load": "datasets", "read": "datasets",
     "build": "models", "Potential": "models", "Prediction": "models",
     "Denoise": "objectives", "Masked": "objectives", "MaskedDenoise": "objectives", "Supervised": "objectives",
+    "AnisotropicDenoise": "objectives", "ForceConditionedDenoise": "objectives", "NoisyNodes": "objectives",
     "TrainConfig": "config", "pretrain": "training", "finetune": "training", "Run": "runs",
     "evaluate": "evaluation", "predict": "evaluation", "calculator": "evaluation",
     "compare": "experiments",
 }  # fmt: skip
 _MODULES = (
-    "analysis", "checkpoints", "datasets", "errors", "evaluation", "experiments", "models", "neighbors", "notebooks", "objectives",
-    "papers", "plots", "report", "runs", "specs", "statistics", "testing", "training", "units",
+    "analysis", "arms", "checkpoints", "datasets", "errors", "evaluation", "experiments", "models", "neighbors", "noise", "notebooks", "objectives",
+    "papers", "plots", "report", "runs", "specs", "scheduler", "statistics", "testing", "training", "uncertainty",
+    "units",
 )  # fmt: skip
 
 __all__ = [*_WHERE, "__version__"]

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from .cli_bench import bench_app
 from .cli_data import FormatOption, _structures, data_app
 from .errors import ConfigError, PotkitError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 DataOption = Annotated[str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")]
 ModelSet = Annotated[list[str] | None, Option("--set", help="one option of the network, repeatable", metavar="KEY=VALUE")]
@@ -40,7 +42,7 @@ Seed = Annotated[int | None, Option(help="seed of weights, batches and corruptio
 Device = Annotated[str | None, Option(help="auto, cpu or cuda")]
 Devices = Annotated[int | None, Option(help="processes per machine, each with its own GPU (or share of the CPU)")]
 Nodes = Annotated[int | None, Option("--num-nodes", help="machines")]
-Precision = Annotated[str | None, Option(help="32-true, 64-true or bf16-mixed")]
+Precision = Annotated[str | None, Option(help="32-true, 64-true, bf16-mixed or tf32")]
 
 
 # --- small helpers ------------------------------------------------------------------------------------------
@@ -235,19 +237,37 @@ def evaluate(
 def compare(
     experiment: Annotated[Path, Argument(help="an experiment in YAML; see potkit.specs")],
     store: Annotated[Path, Option(help="folder of finished runs, which are not run again")] = Path("runs/store"),
-    jobs: Annotated[int, Option(help="runs side by side")] = 1,
+    jobs: Annotated[int, Option(help="runs side by side, spread over the GPUs there are")] = 1,
+    dask: Annotated[str | None, Option(help="hand the runs to the Dask scheduler at this address", metavar="ADDRESS")] = None,
+    interval: Annotated[str, Option(help="95 % intervals by t or bootstrap")] = "t",
+    ensembles: Annotated[bool, Option("--ensembles", help="also how well the spread over seeds tells the error")] = False,
     out: Annotated[Path | None, Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)")] = None,
 ) -> None:
     """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and relative changes."""
-    from . import experiments, report, specs
+    from . import experiments, report, specs, uncertainty
 
     spec = specs.read(experiment)
-    runs = experiments.run(spec.experiment(store=store, jobs=jobs))
-    summary = experiments.compare(runs)
+    grid = spec.experiments(store=store, jobs=jobs)
+    runs = experiments.run(grid, client=dask)
+    summary = experiments.compare(runs, method=interval)
     print(report.wide(summary).to_string(index=False))
+    good, curve = runs[runs["status"] == "ok"], None
+    if good["labels"].nunique() > 2:
+        metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
+        curve = report.curves(runs, metric)
+        print(f"learning curves of {metric}: slope, and the labels training from scratch needs to do as well")
+        print(curve.to_string(index=False))
+    spread = uncertainty.of_experiments(grid, runs) if ensembles else None
+    if spread is not None:
+        print("ensembles over seeds: errors and spreads in eV and eV/Å, correlation, coverage")
+        print(spread.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     if out is not None:
-        command = f"potkit compare {experiment} --out {out}"
+        command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''} --out {out}"
         report.store(runs, f"{spec.name}-runs", command, out)
+        if spread is not None:
+            report.store(spread, f"{spec.name}-ensembles", command, out)
+        if curve is not None:
+            report.store(curve, f"{spec.name}-curves", command, out)
         print(f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump())}")
     if (runs["status"] != "ok").any():
         raise PotkitError(f"{int((runs['status'] != 'ok').sum())} runs failed; the table has only the others")

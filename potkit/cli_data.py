@@ -19,27 +19,47 @@ FormatOption = Annotated[str | None, Option("--format", help="the file's format,
 def _structures(data: str, format: str | None = None):
     """A registered set by name, else whatever lies at the path; a user's own file is checked before anything is cut out of it,
     so that an error names the structure by its place in the file."""
-    import potkit
-    from potkit.datasets import names
-    from potkit.neighbors import check_overlaps
+    structures, own = _found(data, format)
+    if own:
+        from potkit.neighbors import check_overlaps
 
-    known = list(names()["name"])
-    if data in known and format is None:
-        return potkit.load(data)
-    if not Path(data).exists():
-        raise ConfigError(f"{data!r} is neither a file or folder nor a data set; data sets: {', '.join(known)}")
-    structures = potkit.read(data, format=format).validate()
-    check_overlaps(structures)
+        check_overlaps(structures.validate())
     return structures
 
 
+def _found(data: str, format: str | None = None):
+    """The structures, and whether they are a user's own file."""
+    import potkit
+    from potkit.datasets.records import RECORDS
+
+    known = [r.name for r in RECORDS]
+    if data in known and format is None:
+        return potkit.load(data), False
+    return potkit.read(_existing(data), format=format), True
+
+
+def _existing(data: str) -> str:
+    from potkit.datasets.records import RECORDS
+
+    if not Path(data).exists():
+        names = ", ".join(r.name for r in RECORDS)
+        raise ConfigError(f"{data!r} is neither a file or folder nor a data set; data sets: {names}")
+    return data
+
+
 @data_app.command("list")
-def data_list(cite: Annotated[bool, Option("--cite", help="BibTeX entries as well")] = False) -> None:
+def data_list(
+    name: Annotated[str | None, Argument(help="tell everything about this one: files, checksums, split, use, citation")] = None,
+    cite: Annotated[bool, Option("--cite", help="BibTeX entries as well")] = False,
+) -> None:
     """The registered data sets: size, elements, level of theory, licence, and whether they are on this machine."""
     import pandas as pd
 
     from potkit.datasets import names, registry
 
+    if name is not None:
+        print(registry.describe(name))
+        return
     table = names()
     columns = ["name", "kind", "structures", "molecules", "atoms", "elements", "level", "forces", "licence", "state"]
     with pd.option_context("display.width", None):
@@ -84,25 +104,66 @@ def data_fetch(
 
 
 @data_app.command("convert")
-def data_convert(name: Annotated[str, Argument(help="a data set whose files are on this machine")]) -> None:
-    """Pack a data set into the form that opens at once (memory-mapped)."""
+def data_convert(
+    data: Annotated[str, Argument(help="a data set whose files are on this machine, or a file or folder", metavar="NAME|PATH")],
+    out: Annotated[Path | None, Option(help="the store, a folder; a registered set goes into the cache")] = None,
+    format: FormatOption = None,
+) -> None:
+    """Pack a data set into the form that opens at once (memory-mapped), in memory that does not grow with it."""
     from potkit.datasets import registry
 
-    print(registry.convert(name))
+    if data in [r.name for r in registry.RECORDS] and format is None:
+        if out is not None:
+            raise ConfigError("--out is for files of your own: a registered set is packed into the cache (POTKIT_DATA)")
+        print(registry.convert(data))
+        return
+    if out is None:
+        raise ConfigError(f"--out is needed to pack {data!r}, which is not a registered set")
+    print(registry.pack(_existing(data), out, format, progress=True))
 
 
 @data_app.command("check")
-def data_check(data: DataArgument, format: FormatOption = None) -> None:
+def data_check(
+    data: DataArgument,
+    cutoff: Annotated[float | None, Option(help="Å; boxes narrower than twice this are an error")] = None,
+    format: FormatOption = None,
+) -> None:
     """A health report: counts, magnitudes, units, NaN, atoms on top of each other, net forces, duplicates. Exit code 1 if unwell."""
     from potkit.datasets import checks
 
-    structures = _structures(data, format)
-    report = checks.check(structures)
+    if cutoff is not None and not cutoff > 0:
+        raise ConfigError(f"--cutoff must be positive, got {cutoff}")
+    structures, _ = _found(data, format)
+    report = checks.check(structures, cutoff=cutoff)
     print(structures)
     print(report.to_string(index=False))
     print(f"fingerprint: {structures.fingerprint()}")
     if not report.attrs["healthy"]:
         raise DataError(f"{data}: the report above has rows that are bad")
+    if cutoff is not None:
+        checks.require_wide_boxes(structures, cutoff, data)
+
+
+@data_app.command("leakage")
+def data_leakage(
+    first: Annotated[str, Argument(help="what is trained on, such as the pretraining set", metavar="NAME|PATH")],
+    second: Annotated[str, Argument(help="what is tested on", metavar="NAME|PATH")],
+    tolerance: Annotated[float, Option(help="Å")] = 1e-3,
+    out: Annotated[Path | None, Option(help="write the pairs to this CSV file")] = None,
+) -> None:
+    """Which structures of the second set are in the first as well, however turned, shifted or reordered. Exit code 1 if any are."""
+    from potkit.datasets import splits
+    from potkit.storage import replacing
+
+    found = splits.leakage(_found(first)[0], _found(second)[0], tolerance)
+    print(found.attrs["message"] if not len(found) else "pairs that are the same, by system of the second set:")
+    if len(found):
+        print(found["system"].value_counts().rename_axis("system").reset_index(name="pairs").to_string(index=False, max_rows=20))
+    if out is not None:
+        with replacing(out) as temporary:
+            found.to_csv(temporary, index=False)
+    if len(found):
+        raise DataError(f"{second}: {found.attrs['message']}")
 
 
 @data_app.command("split")
@@ -110,13 +171,20 @@ def data_split(
     data: DataArgument,
     out: Annotated[Path, Option(help="where the indices go (.npz)")],
     fractions: Annotated[str, Option(help="shares of train, valid and test")] = "0.8,0.1,0.1",
-    by: Annotated[str, Option(help="structure, system, or structure-within-system")] = "structure",
+    by: Annotated[str, Option(help="structure, system, structure-within-system, or published (the set's own split)")] = "structure",
     seed: Annotated[int, Option(help="seed of the permutation")] = 0,
+    fold: Annotated[int, Option(help="which of several published splits")] = 1,
     format: FormatOption = None,
 ) -> None:
     """Draw a train / valid / test split and write it to a file that names the data it belongs to."""
-    from potkit.datasets import splits
+    from potkit.datasets import registry, splits
 
+    if by == "published":
+        structures = _structures(data, format)
+        parts = registry.published_split(data, structures, fold)
+        splits.save_indices(out, structures, parts, by=by, fold=fold)
+        print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))
+        return
     try:
         shares = [float(share) for share in fractions.split(",")]
     except ValueError:

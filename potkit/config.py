@@ -13,7 +13,9 @@ from .errors import ConfigError
 from .storage import replacing
 
 # what does not change the numbers a run ends with, or only where and how often they are written down
-NOT_IDENTITY = {"device", "devices", "nodes", "log_every", "checkpoint_every", "progress", "resident"}
+NOT_IDENTITY = {"device", "devices", "nodes", "log_every", "checkpoint_every", "progress", "resident", "micro_batch"}
+# settings that came later: at their defaults they are left out of the identity, so that earlier runs are still found
+LATER = ("freeze", "layer_decay", "compile")
 
 
 class TrainConfig(BaseModel):
@@ -32,15 +34,23 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     clip: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights that is validated and kept; 0: off")
+    freeze: float = Field(0.0, ge=0, le=1, description="share of the steps, from the first, in which the backbone stays as it is")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of each layer over the next one's; read-outs have the full rate; 1: off")
     seed: int = Field(0, ge=0, description="order of batches and corruption; weights are seeded where they are made")
     validate_every: int | None = Field(None, gt=0, description="steps between validations; default: ten in a run")
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints to resume from; default: as validations")
     log_every: int = Field(50, gt=0, description="steps between rows of the metrics file")
     eval_batch_size: int | None = Field(None, gt=0, description="structures per validation batch; default: twice batch_size")
+    micro_batch: int | None = Field(
+        None, gt=0, description="structures per forward pass, their gradients added up to that of the batch; default: all at once"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     devices: int = Field(1, gt=0, description="processes per node, each with its own GPU (or share of the CPU)")
     nodes: int = Field(1, gt=0, description="machines")
-    precision: Literal["32-true", "64-true", "bf16-mixed"] = Field("32-true", description="arithmetic of the network")
+    precision: Literal["32-true", "64-true", "bf16-mixed", "tf32"] = Field(
+        "32-true", description="arithmetic of the network; tf32: float32 with products of 10-bit mantissas, on GPUs that have them"
+    )
+    compile: bool = Field(False, description="torch.compile the backbone; pays on GPUs; not for targets that are −∂E/∂x")
     resident: bool = Field(True, description="keep the packed training data on the device")
     progress: bool = Field(True, description="show a progress bar")
 
@@ -70,7 +80,8 @@ class TrainConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; two runs that share them (and data, model, objective) are the same run."""
-        return {k: v for k, v in self.model_dump().items() if k not in NOT_IDENTITY}
+        defaults = {k: type(self).model_fields[k].default for k in LATER}
+        return {k: v for k, v in self.model_dump().items() if k not in NOT_IDENTITY and not (k in LATER and v == defaults[k])}
 
     def to_yaml(self, path: str | Path) -> Path:
         """Write all settings to ``path``; `from_yaml` reads them back equal."""

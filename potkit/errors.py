@@ -25,3 +25,11 @@ class CheckpointError(PotkitError, ValueError):
 
 class TrainingError(PotkitError, RuntimeError):
     """Training cannot go on, for instance because the loss is not a number."""
+
+
+class Interrupted(TrainingError):
+    """Ctrl-C or SIGTERM: the state is written, the same call goes on from there. Ends a grid, not only its run."""
+
+
+class Busy(TrainingError):
+    """Another process trains in this folder right now."""

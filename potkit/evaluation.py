@@ -12,6 +12,7 @@ import torch
 
 from . import checkpoints
 from .errors import DataError
+from .microbatch import Limit
 from .models import Potential
 from .structures import Structures
 
@@ -39,18 +40,27 @@ class Evaluation:
 def predict(
     model: Potential, structures: Structures, batch_size: int = 64, device: str | torch.device | None = None, outputs=("energy", "forces")
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3] as asked for by ``outputs``."""
+    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3] as asked for by ``outputs``.
+
+    Where memory is short, fewer than ``batch_size`` structures go through the network at once, with a warning.
+    """
     device = torch.device(device or next(model.parameters()).device)
     model.check_elements(structures.elements)
     dtype, was_training = next(model.parameters()).dtype, model.training
     model.to(device).eval()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
+    limit, start = Limit(batch_size, "evaluation"), 0
+
+    def answer(size: int) -> int:
+        rows = np.arange(start, min(start + size, len(structures)))
+        prediction = model(structures.batch(rows, device, dtype), outputs)
+        for name, values in [(name, getattr(prediction, name).cpu().numpy()) for name in outputs]:
+            parts[name].append(values)
+        return len(rows)
+
     with torch.no_grad():
-        for start in range(0, len(structures), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(structures)))
-            prediction = model(structures.batch(rows, device, dtype), outputs)
-            for name in outputs:
-                parts[name].append(getattr(prediction, name).cpu().numpy())
+        while start < len(structures):
+            start += limit.attempt(batch_size, answer)
     model.train(was_training)
     got = {name: np.concatenate(p) if p else np.zeros(0) for name, p in parts.items()}
     for name, values in got.items():

@@ -59,9 +59,10 @@ def _all_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, cutoff: float, max_atoms
 
 
 def _by_vesin(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
-    finder = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    # up to 65 536 atoms our sort takes half the time of vesin's, which is as long as its search
+    finders = [NeighborList(cutoff=cutoff, full_list=True, sorted=theirs) for theirs in (False, True)]
     bounds, points = ptr.tolist(), pos.double().numpy()
-    parts, shifts = [np.zeros((0, 2), np.int64)], [np.zeros((0, 3), np.int64)]
+    edges, shifts = [np.zeros((2, 0), np.int64)], [np.zeros((0, 3), np.int64)]
     for s, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
         box = np.zeros((3, 3)) if cell is None else cell[s].double().numpy()
         along = [False] * 3 if pbc is None else pbc[s].tolist()
@@ -69,11 +70,20 @@ def _by_vesin(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
         if any(along) and np.linalg.det(kept @ kept.T) < 1e-12:
             raise DataError(f"structure {s} of the batch is periodic but its cell has no volume: {box.tolist()}")
         if b > a:
-            pair, shift = finder.compute(points[a:b], box, along, "PS")
-            parts.append(pair.astype(np.int64) + a)
-            shifts.append(shift)
-    receiver, sender = np.concatenate(parts).T
-    return torch.from_numpy(np.stack([sender, receiver])), torch.from_numpy(np.concatenate(shifts).astype(np.int64))
+            large = b - a > 65_536
+            found, shift = finders[large].compute(points[a:b], box, along, "PS")
+            if not large:
+                order = _order(found)
+                found, shift = np.take(found, order, 0), np.take(shift, order, 0)  # several times faster than found[order]
+            edges.append(found.astype(np.int64).T[::-1] + a)
+            shifts.append(shift.astype(np.int64))
+    return torch.from_numpy(np.concatenate(edges, 1)), torch.from_numpy(np.concatenate(shifts))
+
+
+def _order(pairs: np.ndarray) -> np.ndarray:
+    """What sorts (receiver, sender) rows [E, 2] of 16-bit numbers: NumPy's stable sort of those is a radix sort, and quick."""
+    order = np.argsort(pairs[:, 1].astype(np.uint16), kind="stable")
+    return order[np.argsort(pairs[:, 0].astype(np.uint16)[order], kind="stable")]
 
 
 def complete_cells(cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor) -> tuple[Tensor, Tensor]:

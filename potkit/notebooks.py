@@ -43,6 +43,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from . import gallery
 from .errors import ConfigError, DataError
 from .storage import replacing
 
@@ -234,6 +235,8 @@ def execute(
             outcome.path = path
         report(f"[{number}/{len(paths)}] {path.name} {outcome.status} after {outcome.seconds:.0f} s {outcome.error}".rstrip())
         outcomes.append(outcome)
+    if inplace:
+        gallery.write(figures)
     report(summary(outcomes))
     report(f"executed notebooks: {_shown(path.parent if inplace else folder)}   figures: {_shown(figures)}")
     return outcomes

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import pandas as pd
 
+from . import units
 from .errors import ConfigError
+from .statistics import grouping
 
+MODELS = {"schnet": "SchNet", "se3_transformer": "SE(3)-Transformer", "egnn": "EGNN", "torchmd_et": "TorchMD-Net", "gns": "GNS",
+          "forcenet": "ForceNet"}  # fmt: skip
 KEYS = ["paper", "table", "data", "model", "arm", "ratio_or_sigma", "quantity", "metric", "labels"]
 
 
@@ -56,6 +60,41 @@ def value(**where: Any) -> tuple[float, float]:
         described = ", ".join(f"{k}={v!r}" for k, v in where.items())
         raise ConfigError(f"{described} singles out {len(rows)} printed numbers, not one")
     return float(rows.value[0]), float(rows["std"][0])
+
+
+def beside(
+    summary: pd.DataFrame, paper: str, data: str | Mapping[str, str], model: str | Mapping[str, str] = MODELS,
+    arms: Mapping[str, str] | None = None, labels: str = "all",
+) -> pd.DataFrame:  # fmt: skip
+    """The printed numbers beside the rows of `statistics.summarise` that measured the same, all in the paper's units.
+
+    ``data`` and ``model`` are the paper's names, or mappings from ours, which then stand in the summary's columns of these names. ``arms``
+    maps our arms to scratch, denoise or masked ("denoise 0.2 Å" is taken for denoise by itself). ``labels``: the paper's share of the
+    training set. Columns: ours with its interval, ``printed`` with its std, both arms' change against scratch in %, and the table it
+    is from. Rows the paper has nothing for are left out; ConfigError if that leaves none. Whether splits, widths and training are
+    the same only the caller knows.
+    """
+    rows, printed = [], table(paper=paper)
+    printed = printed[(printed.labels == labels) & printed.metric.isin(["MAE", "RMSE"])]
+    for _, ours in summary.iterrows():
+        quantity, metric = str(ours["metric"]).rsplit("_", 1)
+        arm = (arms or {}).get(ours["arm"], str(ours["arm"]).split(" ")[0] if arms is None else None)
+        names = {"data": data, "model": model}
+        names = {k: v.get(ours.get(k)) if isinstance(v, Mapping) else v for k, v in names.items()}
+        same = printed[(printed.data == names["data"]) & (printed.model == names["model"]) & (printed.quantity == quantity)]
+        same = same[same.metric == metric.upper()]
+        for _, theirs in same[same.arm == arm].iterrows():
+            factor = units.factor(theirs.unit)
+            scratch = same[(same.arm == "scratch") & (same.table == theirs.table)].value
+            change = 100 * (theirs.value / scratch.iloc[0] - 1) if len(scratch) and arm != "scratch" else float("nan")
+            rows.append({**{b: ours[b] for b in grouping(summary)}, "arm": ours["arm"],
+                         "quantity": f"{quantity} {theirs.metric}", "unit": theirs.unit, "ours": ours["mean"] / factor,
+                         "low": ours["low"] / factor, "high": ours["high"] / factor, "printed": theirs.value, "printed_std": theirs["std"],
+                         "change_%": ours.get("change_%", float("nan")), "printed_change_%": change,
+                         "source": f"{paper} paper, {theirs.table}, {theirs.data}, {theirs.model}"})  # fmt: skip
+    if not rows:
+        raise ConfigError(f"the {paper} paper prints nothing for these rows (data {data!r}, model {model!r}, labels {labels!r})")
+    return pd.DataFrame(rows)
 
 
 def changes() -> pd.DataFrame:

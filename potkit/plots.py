@@ -24,6 +24,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from .errors import ConfigError
 from .pictures import image, wanted
 from .storage import replacing
+from .viewer import structure3d  # noqa: F401  (a figure like the others)
 
 OKABE_ITO = {
     "blue": "#0072B2",
@@ -44,8 +45,8 @@ ARMS = {
     "masked": (OKABE_ITO["vermillion"], "triangle-up"),
     "both": (OKABE_ITO["purple"], "star"),
 }
-SPARE = [OKABE_ITO[name] for name in ("green", "sky", "purple", "orange", "vermillion", "blue")]
-SYMBOLS = ["cross", "x", "pentagon", "hexagon", "star-diamond", "hourglass"]
+SPARE = [OKABE_ITO[name] for name in ("green", "sky", "purple", "orange", "vermillion", "blue", "black")]
+SYMBOLS = ["cross", "x", "pentagon", "hexagon", "star-diamond", "hourglass", "bowtie"]
 SIZE = (860, 500)  # pixels of a figure
 
 _axis = dict(
@@ -249,7 +250,7 @@ def distribution(
         limits = (min(v.min() for v in samples.values()), max(v.max() for v in samples.values()))
     edges = np.linspace(*limits, bins + 1)
     chart = figure(x_title, y_title, title)
-    for (name, sample), colour in zip(samples.items(), _cycle(len(samples))):
+    for (name, sample), colour in zip(samples.items(), colours(len(samples))):
         counts, _ = np.histogram(sample, bins=edges)
         density = counts / (len(sample) * np.diff(edges))
         chart.add_scatter(
@@ -265,14 +266,45 @@ def distribution(
 def rdf(curves: Mapping[str, tuple[Any, Any]], title: str | None = None, y_title: str = "pair distribution g(r)") -> go.Figure:
     """Pair distributions: name -> (distances in Å, values), as lines."""
     chart = figure("distance r (Å)", y_title, title)
-    for (name, (r, g)), colour in zip(curves.items(), _cycle(len(curves))):
+    for (name, (r, g)), colour in zip(curves.items(), colours(len(curves))):
         chart.add_scatter(x=np.asarray(r), y=np.asarray(g), name=name, mode="lines", line=dict(width=2, color=colour))
     return chart
 
 
-def _cycle(count: int) -> list[str]:
-    colours = list(pio.templates["potkit"].layout.colorway)
-    return [colours[i % len(colours)] for i in range(count)]
+def calibration(tables: Mapping[str, pd.DataFrame], title: str | None = None) -> go.Figure:
+    """Share of labels within an interval against the probability it claims (name -> `uncertainty.coverage`); the diagonal is perfect."""
+    chart = figure("probability the ensemble claims", "share of labels inside", title)
+    chart.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="perfect", line=dict(color="#8A8A8A", dash="dash", width=2))
+    style = looks(list(tables))
+    for name, rows in tables.items():
+        colour, symbol = style[name]
+        chart.add_scatter(
+            x=rows["expected"], y=rows["observed"], name=name, mode="lines+markers",
+            line=dict(color=colour, width=2.5), marker=dict(symbol=symbol, size=7),
+        )  # fmt: skip
+    return chart.update_xaxes(range=[0, 1]).update_yaxes(range=[0, 1])
+
+
+def error_against_spread(tables: Mapping[str, pd.DataFrame], unit: str = "eV/Å", title: str | None = None) -> go.Figure:
+    """Rms error against rms spread in bins of rising spread (name -> `uncertainty.binned`), logarithmic; on the diagonal both are equal."""
+    chart = figure(f"spread of the ensemble ({unit})", f"error of its mean ({unit})", title)
+    both = np.concatenate([rows[["spread", "error"]].to_numpy(float).ravel() for rows in tables.values()])
+    ends = [float(both[both > 0].min()), float(both.max())]
+    chart.add_scatter(x=ends, y=ends, mode="lines", name="equal", line=dict(color="#8A8A8A", dash="dash", width=2))
+    style = looks(list(tables))
+    for name, rows in tables.items():
+        colour, symbol = style[name]
+        chart.add_scatter(
+            x=rows["spread"], y=rows["error"], name=name, mode="lines+markers",
+            line=dict(color=colour, width=2.5), marker=dict(symbol=symbol, size=8),
+        )  # fmt: skip
+    return chart.update_xaxes(type="log").update_yaxes(type="log")
+
+
+def colours(count: int) -> list[str]:
+    """``count`` colours of the template, for traces added by hand; they repeat after seven."""
+    cycle = list(pio.templates["potkit"].layout.colorway)
+    return [cycle[i % len(cycle)] for i in range(count)]
 
 
 # --- export ----------------------------------------------------------------------------------------------------------------------
@@ -309,7 +341,7 @@ def save(chart: go.Figure, name: str, to: str | Path | None = None, png: bytes |
 
 
 def _page(chart: go.Figure, name: str) -> str:
-    body = chart.to_html(include_plotlyjs=False, full_html=False, div_id=name)
+    body = chart.to_html(include_plotlyjs=False, full_html=False, div_id=name, auto_play=False)
     remote = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
     title = html.escape(chart.layout.title.text or name)
     return (

@@ -13,6 +13,7 @@ from typing import Any, Sequence
 import pandas as pd
 import torch
 
+from . import statistics
 from .errors import DataError
 from .runs import versions
 from .storage import replacing
@@ -63,8 +64,9 @@ def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame
     return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text())
 
 
-def wide(summary: pd.DataFrame, metrics: Sequence[str] = ("forces_mae", "energy_mae"), by: Sequence[str] = ("labels",)) -> pd.DataFrame:
+def wide(summary: pd.DataFrame, metrics: Sequence[str] = ("forces_mae", "energy_mae"), by: Sequence[str] | None = None) -> pd.DataFrame:
     """The summary of `statistics.summarise` as people read it: an arm per row, "mean ± half width (change)" per metric, with units."""
+    by = statistics.grouping(summary) if by is None else by
     rows: dict[tuple, dict[str, Any]] = {}
     for _, r in summary[summary["metric"].isin(metrics)].iterrows():
         label, unit, scale = UNITS[r["metric"]]
@@ -77,6 +79,25 @@ def wide(summary: pd.DataFrame, metrics: Sequence[str] = ("forces_mae", "energy_
             text += f" ({r['change_%']:+.0f} %)"
         row[f"{label} ({unit})"] = text
     return pd.DataFrame(rows.values())
+
+
+def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
+    """Learning curves as people read them: an arm per row (and experiment, in a grid), its slope, and what each budget is worth.
+
+    Columns: slope with its interval, and per label budget how many labels training from scratch needs for the same error.
+    """
+    by = [b for b in statistics.grouping(runs) if b != "labels"]
+    slopes = statistics.learning_curves(runs, metric, by)
+    saved = statistics.labels_saved(runs, metric, by)
+    rows = []
+    for _, r in slopes.iterrows():
+        slope = f"{r['slope']:.2f} ({r['slope_low']:.2f} to {r['slope_high']:.2f})"
+        row = {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"], "slope": slope}
+        own = saved[(saved["arm"] == r["arm"]) & (saved[by] == r[by]).all(axis=1)] if len(saved) else saved
+        for _, s in own.iterrows():
+            row[f"worth of {s['labels']} labels"] = statistics.needs_in_words(s)
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -17,12 +17,15 @@ import json
 import os
 import platform
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
+
+from filelock import FileLock, Timeout
 
 from . import checkpoints
 from .config import TrainConfig
-from .errors import CheckpointError, ConfigError, DataError
+from .errors import Busy, CheckpointError, ConfigError, DataError
 from .models import Potential
 from .storage import replacing
 
@@ -102,6 +105,24 @@ class RunFolder:
                 differs = _differences(theirs, self.identity)
                 raise ConfigError(f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it")
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; raises Busy if another process does. The operating system lets go of it when a process dies."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / "run.lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise Busy(f"{self.path}: another process trains in this folder; wait for it or choose another") from None
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        try:
+            yield
+        finally:
+            if self.finished:  # before release: whoever comes next finds a finished run and needs no lock
+                (self.path / "run.lock").unlink(missing_ok=True)
+            lock.release()
+
     @property
     def finished(self) -> bool:
         return self.summary.is_file() and self.best.is_file()
@@ -161,7 +182,8 @@ class RunFolder:
     def finish(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
         checkpoints.save(self.last, model, header | {"state": state.header()}, state.tensors())
         self.previous.unlink(missing_ok=True)
-        _write(self.summary, {"steps": state.step, "seconds": state.seconds, "best": None if state.best == float("inf") else state.best,
+        smaller = {"micro_batch": state.limit.size} if state.limit.size else {}
+        _write(self.summary, smaller | {"steps": state.step, "seconds": state.seconds, "best": None if state.best == float("inf") else state.best,
                               "device": str(next(model.parameters()).device), "hash": identity_hash(self.identity)})  # fmt: skip
 
     def load(self, into: Potential) -> Run:

@@ -1,22 +1,29 @@
 """The packed store of structures, and the batch a network sees.
 
 All structures of a set lie end to end in a few flat arrays: structure ``i`` owns atoms ``ptr[i]:ptr[i+1]``. Nothing is held per
-structure, so a set can be memory-mapped, moved to a GPU whole, and cut into batches by index arithmetic alone.
+structure, so a set can be memory-mapped, moved to a GPU whole, and cut into batches by index arithmetic alone. Opening and cutting
+needs numpy only: torch is imported by `Structures.gather`, PyG by `Structures.batch`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
-import torch
-from torch_geometric.data import Data
 
 from . import storage
 from .errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .batches import Batch
 
 SYMBOLS = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh "
@@ -27,26 +34,25 @@ MAX_Z = len(SYMBOLS) - 1  # 118
 PER_ATOM = ("z", "pos", "forces", "molecule")
 PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
 ARRAYS = ("ptr",) + PER_ATOM + PER_STRUCTURE
+WHOLE, REAL = ("z", "system", "molecule"), ("pos", "forces", "cell", "charge")  # what a batch holds as long, and in its own precision
+RUNS = 20_000  # up to so many structures are read one by one from the large arrays of a mapped store; more go through the mapping
+MAPPED = 10_000_000  # bytes up to which an array of a mapped store is small: that much of it may become resident
 
 
-class Batch(Data):
-    """A PyG ``Data`` of several structures; what a set does not have (say ``forces``) reads as None.
+def __getattr__(name: str) -> Any:
+    if name == "Batch":  # PyG takes seconds and hundreds of MB to import: only who uses batches pays
+        from .batches import Batch
 
-    z [N] long, pos [N,3] Å, batch [N] long, ptr [S+1] long, energy [S] float64 eV, forces [N,3] eV/Å, cell [S,3,3] Å,
-    pbc [S,3] bool, charge [S], system [S], molecule [N] (numbered within its structure), mask [N] long (1 = flagged by an
-    objective). ``num_graphs`` and ``max_atoms`` are Python integers, known without asking the device.
-    """
+        return Batch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    _optional = frozenset({"energy", "forces", "cell", "molecule", "mask", "target", "edge_index", "edge_shift", "cutoff"})
 
-    def __getattr__(self, key: str) -> Any:
-        if key in Batch._optional and key not in self.__dict__.get("_store", {}):
-            return None
-        return super().__getattr__(key)
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a batch comes from: the name of its set and of each structure's system."""
 
-    @property
-    def num_graphs(self) -> int:
-        return self.ptr.shape[0] - 1
+    name: str
+    systems: tuple[str, ...]
 
 
 class Structures:
@@ -56,7 +62,8 @@ class Structures:
     cell [S,3,3] Å | None (rows are lattice vectors; zeros where a structure has none) · pbc [S,3] bool · charge [S] int16 (e) ·
     system [S] int32 (structures of one chemical species or one trajectory share a number) · molecule [A] int32 (bonded group,
     numbered from 0 in each structure). ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) …
-    Raises DataError where shapes or elements do not fit.
+    Raises DataError where shapes or elements do not fit. ``checked``: the values (not the shapes) are known to be right and are
+    not looked at, so that opening a store does not read it.
     """
 
     def __init__(
@@ -72,10 +79,12 @@ class Structures:
         system: np.ndarray | None = None,
         molecule: np.ndarray | None = None,
         info: dict[str, Any] | None = None,
+        checked: bool = False,
     ) -> None:
         self.ptr = np.asarray(ptr, np.int64)
-        n_structures, n_atoms = len(self.ptr) - 1, int(self.ptr[-1]) if len(self.ptr) else -1
-        if self.ptr.ndim != 1 or n_structures < 0 or (len(self.ptr) and self.ptr[0] != 0) or (np.diff(self.ptr) < 0).any():
+        n_structures, n_atoms = len(self.ptr) - 1, int(self.ptr[-1]) if self.ptr.ndim == 1 and len(self.ptr) else -1
+        falls = not checked and self.ptr.ndim == 1 and any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1))
+        if n_atoms < 0 or self.ptr[0] != 0 or falls:
             raise DataError(f"ptr must be a rising array that starts at 0, got shape {self.ptr.shape}")
 
         def take(name: str, value: Any, dtype: Any, shape: tuple[int, ...], default: Any = None) -> Any:
@@ -90,10 +99,8 @@ class Structures:
             return None if value is None else np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
 
         z = np.asarray(z)
-        if len(z) and (z.min() < 1 or z.max() > MAX_Z):
-            row = int(np.flatnonzero((z < 1) | (z > MAX_Z))[0])
-            owner = int(np.searchsorted(self.ptr, row, "right")) - 1
-            raise DataError(f"structure {owner}: atomic number {int(z[row])} of atom {row - int(self.ptr[owner])} is not in 1…{MAX_Z}")
+        if not checked:
+            self._check_elements(z)
         self.z = take("z", z, np.uint8, (n_atoms,))
         self.pos = take("pos", pos, floating(pos), (n_atoms, 3))
         self.energy = take("energy", energy, np.float64, (n_structures,))
@@ -103,13 +110,29 @@ class Structures:
         self.charge = take("charge", charge, np.int16, (n_structures,), 0)
         self.system = take("system", system, np.int32, (n_structures,), 0)
         self.molecule = take("molecule", molecule, np.int32, (n_atoms,), 0)
-        if self.cell is None and self.pbc.any():
+        if self.cell is None and not checked and self.pbc.any():
             raise DataError("pbc is true somewhere but no cell was given")
+        self._checked = not checked
         self.info: dict[str, Any] = dict(info or {})
         self._resident: dict[str, dict[str, torch.Tensor]] = {}
+        self._files: dict[str, storage.Rows] = {}  # of the arrays that are mapped
+
+    def _check_elements(self, z: np.ndarray) -> None:
+        for k, part in enumerate(storage.pieces(z)):
+            if part.min() < 1 or part.max() > MAX_Z:
+                at = int(np.flatnonzero((part < 1) | (part > MAX_Z))[0])
+                row = at + k * storage.SCAN
+                owner = int(np.searchsorted(self.ptr, row, "right")) - 1
+                atom = row - int(self.ptr[owner])
+                raise DataError(f"structure {owner}: atomic number {int(part[at])} of atom {atom} is not in 1…{MAX_Z}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_resident": {}}  # copies on a device do not travel to other processes
+        if self._files and self.lies_in(next(iter(self._files.values())).path.parent):
+            return {"store": next(iter(self._files.values())).path.parent, "info": self.info}  # the other process maps it as well
+        return {**self.__dict__, "_resident": {}, "_files": {}}  # copies on a device do not travel to other processes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(Structures.open(state["store"]).__dict__ | {"info": state["info"]} if "store" in state else state)
 
     # -- size and looks ----------------------------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -147,41 +170,58 @@ class Structures:
 
     def summary(self):
         """A DataFrame with a row per system: structures, atoms, formula of the first, energy (eV/atom) and forces (eV/Å)."""
-        import pandas as pd
+        from .frames import summary
 
-        order = np.argsort(self.system, kind="stable")
-        ids, first, counts = np.unique(self.system[order], return_index=True, return_counts=True)
-        names, rows = self.system_names(), []
-        for i, start, count in zip(ids, first, counts):
-            rows_of = order[start : start + count]
-            one, part = self.z[self.ptr[rows_of[0]] : self.ptr[rows_of[0] + 1]], self[rows_of]
-            row = {"system": names[i], "formula": formula(one), "structures": int(count), "atoms": int(len(one))}
-            if self.energy is not None:
-                per_atom = part.energy / part.n_atoms
-                row |= {"energy mean (eV/atom)": per_atom.mean(), "energy std (eV/atom)": per_atom.std()}
-            if self.forces is not None:
-                row |= {"forces rms (eV/Å)": float(np.sqrt(np.mean(np.square(part.forces, dtype=np.float64))))}
-            rows.append(row)
-        return pd.DataFrame(rows)
+        return summary(self)
 
     # -- selecting and joining ---------------------------------------------------------------------------------------------
-    def _atom_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        counts = self.ptr[rows + 1] - self.ptr[rows]
-        ptr = np.concatenate([[0], np.cumsum(counts)])
-        return np.repeat(self.ptr[rows] - ptr[:-1], counts) + np.arange(ptr[-1]), ptr
-
-    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> Structures:
+    def _rows(self, key: Any) -> np.ndarray:
+        """``key`` (number, slice, numbers, mask) as row numbers ≥ 0."""
         if isinstance(key, (int, np.integer)):
             if not -len(self) <= key < len(self):
                 raise IndexError(f"structure {key} of {len(self)}")
-            key = [int(key) % len(self)]
-        elif isinstance(key, torch.Tensor):
-            key = key.cpu().numpy()
-        rows = np.arange(len(self))[key]
-        atoms, ptr = self._atom_rows(rows)
-        pick = {n: None if getattr(self, n) is None else np.asarray(getattr(self, n)[atoms]) for n in PER_ATOM}
-        pick |= {n: None if getattr(self, n) is None else np.asarray(getattr(self, n)[rows]) for n in PER_STRUCTURE}
-        return Structures(ptr=ptr, info=self.info, **pick)
+            return np.array([int(key) % len(self)])
+        if isinstance(key, slice):
+            return np.arange(*key.indices(len(self)))
+        key = np.asarray(key.cpu() if hasattr(key, "cpu") else key)  # a tensor may be on a device
+        if key.dtype == bool:
+            if key.shape != (len(self),):
+                raise IndexError(f"a mask of shape {key.shape} for {len(self)} structures")
+            return np.flatnonzero(key)
+        rows = key.astype(np.int64, casting="same_kind") if key.size else np.zeros(0, np.int64)
+        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
+            raise IndexError(f"structure {int(rows.max() if rows.max() >= len(self) else rows.min())} of {len(self)}")
+        return np.where(rows < 0, rows + len(self), rows)
+
+    def _cut(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """All arrays that are there, reduced to the structures ``rows``, copied."""
+        files = self._files if len(rows) <= RUNS else {}
+
+        def source(name: str) -> storage.Rows | None:
+            found, array = files.get(name), getattr(self, name)
+            return found if found is not None and found.array is array and array.nbytes > MAPPED else None
+
+        if (ptr := source("ptr")) is not None:
+            ends = ptr.take(rows, np.full(len(rows), 2)).reshape(-1, 2)
+            starts, counts = ends[:, 0], ends[:, 1] - ends[:, 0]
+        else:
+            starts = self.ptr.take(rows)
+            counts = self.ptr.take(rows + 1) - starts
+        out, atoms = {"ptr": np.concatenate([[0], np.cumsum(counts)])}, None
+        for name in PER_ATOM + PER_STRUCTURE:
+            if (array := getattr(self, name)) is None:
+                continue
+            if (file := source(name)) is not None:
+                out[name] = file.take(starts, counts) if name in PER_ATOM else file.take(rows, np.ones(len(rows), np.int64))
+            elif name in PER_ATOM:
+                atoms = storage.spread(starts, counts) if atoms is None else atoms
+                out[name] = np.asarray(array.take(atoms, axis=0))
+            else:
+                out[name] = np.asarray(array.take(rows, axis=0))
+        return out
+
+    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray | torch.Tensor) -> Structures:
+        return Structures(info=self.info, **self._cut(self._rows(key)))
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -208,14 +248,26 @@ class Structures:
 
     @classmethod
     def open(cls, path: str | Path, mmap: bool = True) -> Structures:
-        """Open what `save` wrote; a folder is memory-mapped unless ``mmap=False``."""
+        """Open what `save` wrote; a folder is memory-mapped unless ``mmap=False``, in time and memory that do not grow with it."""
         arrays, info = storage.open_(Path(path), mmap)
         for name in [n for n in ("ptr", "z", "pos") if n not in arrays] + [n for n in arrays if n not in ARRAYS]:
             raise DataError(f"{path}: array {name} is {'unknown' if name in arrays else 'missing'}")
+        mapped = mmap and Path(path).is_dir()
         try:
-            return cls(**arrays, info=info)
+            out = cls(**arrays, info=info, checked=mapped)  # what `save` wrote was checked
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
+        if mapped and hasattr(os, "preadv"):
+            for name in arrays:
+                source = arrays[name]
+                if isinstance(source, np.memmap):
+                    out._files[name] = storage.Rows(getattr(out, name), Path(source.filename), source.offset)
+        return out
+
+    def lies_in(self, path: str | Path) -> bool:
+        """Whether this is the unchanged, memory-mapped content of the store folder ``path``."""
+        own = {n: source for n, source in self._files.items() if source.array is getattr(self, n)}
+        return own.keys() == self.arrays().keys() and {x.path.parent.resolve() for x in own.values()} == {Path(path).resolve()}
 
     def fingerprint(self) -> str:
         """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""
@@ -228,8 +280,12 @@ class Structures:
         return self._fingerprint
 
     def validate(self) -> Structures:
-        """Raise DataError that names the first structure holding NaN or infinity, or that has no atoms; return self."""
+        """Raise DataError that names the first structure holding NaN or infinity, no atoms or an unknown element; return self."""
         where = self.info.get("name", "structures")
+        if not self._checked:  # opened from a store, unseen
+            if any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1)):
+                raise DataError(f"{where}: ptr is not a rising array: the store is damaged")
+            self._check_elements(self.z)
         for name in ("pos", "forces", "energy", "cell"):
             array = getattr(self, name)
             if array is None:
@@ -247,15 +303,71 @@ class Structures:
 
     # -- batches -----------------------------------------------------------------------------------------------------------
     def to(self, device: str | torch.device) -> Structures:
-        """Keep a copy of the arrays on ``device``, so that `batch` gathers there. Returns self."""
-        self._tensors(torch.device(device))
+        """Keep a copy of the arrays on ``device``, so that `batch` gathers there; "cpu" brings a mapped store into memory. Returns
+        self."""
+        import torch
+
+        device = torch.device(device)
+        if device.type == "cpu":
+            for name, source in self._files.items():
+                if source.array is getattr(self, name):
+                    setattr(self, name, np.array(source.array))
+            self._files = {}
+        else:
+            self._tensors(device)
         return self
 
     def _tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
+        import torch
+
         if str(device) not in self._resident:
-            host = {n: torch.from_numpy(np.asarray(a)) for n, a in self.arrays().items() if n != "ptr"}
+            host = {n: torch.from_numpy(storage.writeable(a)) for n, a in self.arrays().items() if n != "ptr"}
             self._resident[str(device)] = {n: t.to(device) for n, t in host.items()}
         return self._resident[str(device)]
+
+    def gather(
+        self,
+        indices: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Any]:
+        """What `batch` makes a ``Data`` of, as a plain dict; for code that does without PyG. Arguments as there."""
+        import torch
+
+        device, dtype = torch.device(device), dtype or torch.get_default_dtype()
+        rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, np.int64))
+        if len(rows) and int(rows.view(np.uint64).max()) >= len(self):  # seen without sign, a negative number is huge
+            raise DataError(f"batch asks for structure {int(rows.min() if rows.min() < 0 else rows.max())} of {len(self)}")
+
+        def move(array: np.ndarray) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+        if str(device) in self._resident:
+            starts = self.ptr[rows]
+            counts = self.ptr[rows + 1] - starts
+            host = {"ptr": np.concatenate([[0], np.cumsum(counts)]), "pbc": self.pbc[rows], "system": self.system[rows]}
+            atom_rows, rows_t = move(storage.spread(starts, counts)), move(rows)
+            out = {n: t.index_select(0, atom_rows if n in PER_ATOM else rows_t) for n, t in self._tensors(device).items()}
+            out |= {n: out[n].long() for n in WHOLE} | {"ptr": move(host["ptr"])}
+        else:  # numpy takes and casts in a fraction of the time that torch needs for as little
+            host = self._cut(rows)
+            out = {n: move(a.astype(np.int64) if n in WHOLE else a) for n, a in host.items()}
+        out |= {n: out[n].to(dtype) for n in REAL if n in out and out[n].dtype != dtype}
+        counts, total = np.diff(host["ptr"]), int(host["ptr"][-1])
+        out["batch"] = move(np.repeat(np.arange(len(rows)), counts))
+        out["mask"] = torch.zeros(total, dtype=torch.long, device=device)
+        out["num_nodes"] = total
+        out["max_atoms"] = int(counts.max()) if len(counts) else 0
+        out["periodic"] = self.cell is not None and bool(host["pbc"].any())
+        out["indices"] = rows
+        numbers = host["system"].tolist()
+        try:
+            labels = tuple(map(self.info.get("systems", ()).__getitem__, numbers))
+        except IndexError:  # not all systems have names
+            labels = tuple(map(self.system_names().__getitem__, numbers))
+        out["origin"] = Origin(str(self.info.get("name", "")), labels)
+        return out
 
     def batch(
         self,
@@ -267,93 +379,23 @@ class Structures:
 
         Gathered on ``device`` if the set was moved there by `to`, else on the CPU and copied. Never waits for the device.
         """
-        device, dtype = torch.device(device), dtype or torch.get_default_dtype()
-        rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, np.int64))
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
-            raise DataError(f"batch asks for structure {int(rows.min() if rows.min() < 0 else rows.max())} of {len(self)}")
-        atoms, ptr = self._atom_rows(rows)
-        home = device if str(device) in self._resident else torch.device("cpu")
-        tensors = self._tensors(home)
+        from .batches import Batch
 
-        def move(array: np.ndarray, to: torch.device) -> torch.Tensor:
-            tensor = torch.from_numpy(array)
-            return tensor if to.type == "cpu" else tensor.pin_memory().to(to, non_blocking=True)
-
-        atom_rows, rows_t = move(atoms, home), move(rows, home)
-        counts = np.diff(ptr)
-        out: dict[str, torch.Tensor] = {}
-        for name, tensor in tensors.items():
-            picked = tensor.index_select(0, atom_rows if name in PER_ATOM else rows_t)
-            if name in ("pos", "forces", "cell"):
-                picked = picked.to(dtype)
-            elif name == "charge":
-                picked = picked.to(dtype)
-            elif name in ("z", "system", "molecule"):
-                picked = picked.long()
-            out[name] = picked.to(device, non_blocking=True)
-        ptr_t = move(ptr, device)
-        owner = move(np.repeat(np.arange(len(rows)), counts), device)
-        data = Batch(batch=owner, ptr=ptr_t, **out)
-        data.mask = torch.zeros(int(ptr[-1]), dtype=torch.long, device=device)
-        data.num_nodes = int(ptr[-1])
-        data.max_atoms = int(counts.max()) if len(counts) else 0
-        data.periodic = bool(self.pbc[rows].any())
-        data.indices = rows
-        return data
+        return Batch.of(self.gather(indices, device, dtype))
 
     # -- ASE ---------------------------------------------------------------------------------------------------------------
     def to_ase(self) -> list:
         """A list of `ase.Atoms` with energy and forces in a SinglePointCalculator."""
-        from ase import Atoms
-        from ase.calculators.singlepoint import SinglePointCalculator
+        from .frames import to_ase
 
-        frames, names = [], self.system_names()
-        for i in range(len(self)):
-            a, b = self.ptr[i], self.ptr[i + 1]
-            cell = None if self.cell is None else self.cell[i]
-            atoms = Atoms(self.z[a:b], self.pos[a:b].astype(float), cell=cell, pbc=self.pbc[i])
-            atoms.info |= {"charge": int(self.charge[i]), "system": names[self.system[i]]}
-            atoms.arrays["molecule"] = np.array(self.molecule[a:b])
-            results = {}
-            if self.energy is not None:
-                results["energy"] = float(self.energy[i])
-            if self.forces is not None:
-                results["forces"] = self.forces[a:b].astype(float)
-            if results:
-                atoms.calc = SinglePointCalculator(atoms, **results)
-            frames.append(atoms)
-        return frames
+        return to_ase(self)
 
     @classmethod
     def from_ase(cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64) -> Structures:
         """From `ase.Atoms`: energy and forces come from the attached calculator and must be there for all frames or for none."""
-        frames = [frames] if hasattr(frames, "get_positions") else list(frames)
-        results = [getattr(f.calc, "results", {}) if f.calc is not None else {} for f in frames]
+        from .frames import from_ase
 
-        def all_or_none(key: str) -> bool:
-            have = [key in r for r in results]
-            if any(have) and not all(have):
-                raise DataError(f"frame {have.index(False)} has no {key} while others have")
-            return bool(have) and all(have)
-
-        names: dict[str, int] = {}
-        labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
-        system = np.array([names.setdefault(n, len(names)) for n in labels], np.int32)
-        stack = lambda parts, width, kind: np.concatenate(parts).astype(kind) if parts else np.zeros(width, kind)  # noqa: E731
-        periodic = any(f.cell.rank for f in frames)
-        return cls(
-            z=stack([f.numbers for f in frames], 0, np.int64),
-            pos=stack([f.positions for f in frames], (0, 3), dtype),
-            ptr=np.cumsum([0] + [len(f) for f in frames]),
-            energy=np.array([r["energy"] for r in results]) if all_or_none("energy") else None,
-            forces=stack([r["forces"] for r in results], (0, 3), dtype) if all_or_none("forces") else None,
-            cell=np.array([f.cell.array for f in frames]) if periodic else None,
-            pbc=np.array([f.pbc for f in frames]) if frames else None,
-            charge=np.array([int(f.info.get("charge", 0)) for f in frames], np.int16),
-            system=system,
-            molecule=stack([f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames], 0, np.int32),
-            info={"systems": list(names)} | dict(info or {}),
-        ).validate()
+        return from_ase(frames, info, dtype)
 
 
 def formula(z: np.ndarray) -> str:

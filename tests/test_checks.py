@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from potkit import units
-from potkit.datasets.checks import check, force_slope, shortest_distances
+from potkit.datasets.checks import box_widths, check, force_slope, require_wide_boxes, shortest_distances
+from potkit.errors import DataError
 from potkit.structures import Structures
 
 rng = np.random.default_rng(0)
@@ -76,6 +77,21 @@ def test_shortest_distances_with_and_without_box():
     cell = np.stack([np.eye(3) * 10, np.zeros((3, 3)), np.zeros((3, 3))])
     s = Structures(np.ones(7), pos, [0, 3, 6, 7], cell=cell, pbc=[[True] * 3, [False] * 3, [False] * 3])
     np.testing.assert_allclose(shortest_distances(s), [0.3, 0.5, np.inf], atol=1e-12)
+
+
+def test_widths_of_boxes():
+    cells = np.stack([np.diag([5.0, 6, 7]), [[5, 0, 0], [4, 3, 0], [0, 0, 9]], np.diag([2.0, 8, 9]), np.zeros((3, 3))])
+    pbc = [[True] * 3, [True] * 3, [False, True, True], [False] * 3]
+    s = Structures(np.ones(4), np.zeros((4, 3)), range(5), cell=cells, pbc=pbc, info={"name": "boxes"})
+    # the sheared cell: volume 135 Å3 over its largest face, 9 × 5 Å2 -> 3 Å; the slab counts its periodic vectors only
+    np.testing.assert_allclose(box_widths(s), [5.0, 3.0, 8.0, np.inf])
+    require_wide_boxes(s, 1.5)
+    with pytest.raises(DataError, match=r"^boxes: structure 1: its periodic box is 3.00 Å wide, less than twice the cutoff of 1.6 Å .1 of 4 s"):
+        require_wide_boxes(s, 1.6)
+    with pytest.raises(DataError, match="^a.xyz: structure 0: .*2 of 4 structures"):
+        require_wide_boxes(s, 2.6, "a.xyz")
+    frame = check(s, duplicates=False, cutoff=1.6)
+    assert row(frame, "narrowest periodic box")["value"] == 3.0 and row(frame, "boxes narrower than 2 × 1.6 Å")["where"] == "structures 1"
 
 
 def test_real_sets(reference_data):

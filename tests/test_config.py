@@ -7,11 +7,12 @@ from tiny import one_line
 
 from potkit import TrainConfig
 from potkit.errors import ConfigError
+from potkit.runs import identity_hash
 
 FULL = dict(
     steps=7, epochs=1.5, batch_size=3, lr=2e-4, min_lr=1e-7, warmup=0.3, flat=0.2, schedule="constant", weight_decay=1e-4, clip=None,
     ema=0.99, seed=5, validate_every=2, checkpoint_every=3, log_every=4, eval_batch_size=6, device="cpu", devices=2, nodes=3,
-    precision="64-true", resident=False, progress=False,
+    precision="64-true", resident=False, progress=False, freeze=0.2, layer_decay=0.8, micro_batch=2, compile=True,
 )  # fmt: skip
 
 
@@ -21,6 +22,13 @@ def test_yaml_round_trip_of_every_setting(tmp_path):
     assert all(FULL[k] != getattr(defaults, k) for k in FULL if k not in ("min_lr",))
     for config in (TrainConfig(**FULL), defaults):
         assert TrainConfig.from_yaml(config.to_yaml(tmp_path / "deep" / "config.yaml")) == config
+
+
+def test_settings_that_came_later_leave_earlier_runs_where_they_are():
+    """The hash of the defaults is that of potkit 0.1.0; a stored run would not be found under another."""
+    assert identity_hash(TrainConfig().identity()) == "f57ec950d22208b5"
+    for change in ({"freeze": 0.1}, {"layer_decay": 0.9}):
+        assert identity_hash(TrainConfig(**change).identity()) != "f57ec950d22208b5"
 
 
 def test_yaml_by_hand(tmp_path):

@@ -28,7 +28,7 @@ def refused(action, *words: str, kind: type = PotkitError) -> str:
 
 def test_every_kind_is_one_that_programs_and_notebooks_understand():
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, Exception)]
-    assert set(kinds) == {PotkitError, DataError, ConfigError, CheckpointError, TrainingError}
+    assert set(kinds) == {PotkitError, DataError, ConfigError, CheckpointError, TrainingError, errors.Interrupted, errors.Busy}
     for kind in kinds:
         assert kind("what is wrong")._render_traceback_() == [f"{kind.__name__}: what is wrong"]
     assert issubclass(DataError, ValueError) and issubclass(ConfigError, ValueError) and issubclass(TrainingError, RuntimeError)

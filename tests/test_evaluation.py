@@ -215,3 +215,16 @@ def test_a_gpu_predicts_as_the_cpu_does(model, structures):
     on_gpu = potkit.predict(copy.deepcopy(model), structures, device="cuda")
     for name in on_cpu:
         np.testing.assert_allclose(on_gpu[name], on_cpu[name], rtol=1e-9, atol=1e-9)
+
+
+def test_short_memory_makes_no_other_numbers(monkeypatch):
+    from test_microbatch import Short
+
+    model, structures = egnn(), molecules(13)
+    whole = potkit.predict(model, structures)
+    short = Short(monkeypatch, room=4)
+    with pytest.warns(UserWarning, match="evaluation: out of memory with 8 structures at once, going on with 4"):
+        again = potkit.predict(model, structures, batch_size=8)
+    assert short.sizes == [8, 4, 4, 4, 1]
+    for name in whole:
+        np.testing.assert_allclose(again[name], whole[name], rtol=1e-5, atol=1e-6)

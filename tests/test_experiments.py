@@ -169,3 +169,16 @@ def test_a_test_set_can_leave_out_what_training_has(structures, tmp_path):
     kept = specs.DataSpec(data=str(tmp_path / "test.h5"), without=str(tmp_path / "train.h5")).load()
     assert len(kept) == 20
     np.testing.assert_array_equal(kept.energy, structures[40:60].energy)
+
+
+def test_every_shipped_experiment_is_sound(repository, structures, monkeypatch, tmp_path):
+    """All settings, arms and networks of data/results/*.yaml; the data are stood in for."""
+    pool = potkit.load("ani-mini")
+    monkeypatch.setattr(specs.DataSpec, "load", lambda self: pool)
+    files = [f for f in sorted((repository / "data" / "results").glob("*.yaml")) if "potkit compare" in f.read_text()]
+    assert len(files) >= 4
+    for path in files:
+        built = specs.read(path).experiments(store=tmp_path)
+        assert specs.read(path).name == path.stem and f"potkit compare data/results/{path.name}" in path.read_text()
+        for experiment in built:
+            assert len(experiment.seeds) >= 3 and "scratch" in experiment.arms

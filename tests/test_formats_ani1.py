@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import h5py
@@ -152,9 +151,7 @@ def test_missing_empty_and_unknown(tmp_path):
 
 def test_real_alkanes(reference_data):
     folder = reference_data / "ani1-alkanes"
-    start = time.perf_counter()
     s = read(folder, systems="composition")
-    assert time.perf_counter() - start < 5
     assert len(s) == 97_629 and s.elements == [1, 6]
     assert s.system_names() == ["CH4", "C2H6", "C2H4", "C2H2", "C3H8", "C4H10", "C5H12", "C6H14", "C7H16"]
     # methane at its minimum: −40.52 Hartree; nothing is 50 eV above the lowest of its kind, nothing below it by units

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -93,13 +94,37 @@ def test_flagged_atoms_are_seen(name):
 
 
 def test_charge_embedding():
-    for name in ("egnn", "schnet", "torchmd_et", "painn"):
+    for name in models.names():
         model = testing.prepared(models.build(name, charge=True))
         structures = testing.examples(model.cutoff)
         neutral = testing.evaluate(model, structures)["energy"]
         structures.charge[1] = -1
         charged = testing.evaluate(model, structures)["energy"]
         assert charged[1] != neutral[1] and torch.equal(charged[[0, 2]], neutral[[0, 2]])
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("name", models.names())
+def test_empty_batch(name, periodic):
+    """A filter may leave nothing: the answer is nothing, in the right shapes, and its derivatives are zero."""
+    model = testing.prepared(models.build(name), torch.float32)
+    prediction = model(testing.examples(model.cutoff, periodic=periodic)[:0].batch(), ("energy", "vector", "forces"))
+    assert prediction.energy.shape == (0,) and prediction.vector.shape == prediction.forces.shape == (0, 3)
+    (prediction.energy.sum() + prediction.vector.square().sum() + prediction.forces.square().sum()).backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_box_smaller_than_the_cutoff(name):
+    """One water molecule in a cube of 3.2 Å sees its own images: per molecule the same energy as eight of them in a cube twice as wide."""
+    model = testing.prepared(models.build(name))
+    water = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
+    corners = 3.2 * np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    pos = np.concatenate([water, (corners[:, None] + water).reshape(-1, 3)])
+    boxes = Structures(z=[8, 1, 1] * 9, pos=pos, ptr=[0, 3, 27], cell=[3.2 * np.eye(3), 6.4 * np.eye(3)], pbc=[[True] * 3] * 2)
+    found = testing.evaluate(model, boxes)
+    assert model.cutoff > 3.2 and abs(8 * found["energy"][0] - found["energy"][1]) < 1e-9 * abs(found["energy"][1])
+    assert (found["forces"][3:].reshape(8, 3, 3) - found["forces"][:3]).abs().max() < 1e-9
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from potkit import notebooks
-from potkit.errors import ConfigError, DataError
+from potkit import experiments, gallery, models, notebooks, profiles, tasks
+from potkit.config import TrainConfig
+from potkit.errors import ConfigError, DataError, PotkitError
+from potkit.objectives import Denoise, Masked, Supervised
 
 COMMITTED = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 PROFILES = dict(smoke=dict(steps=1, seeds=[0]), quick=dict(steps=5, seeds=[0, 1]), paper=dict(steps=9, seeds=[0, 1, 2]))
@@ -195,11 +197,115 @@ def test_nbval_sees_a_changed_number_and_not_the_profile(tmp_path):
     assert "46" in done.stdout and "45" in done.stdout
 
 
+# --- the gallery of figures ------------------------------------------------------------------------------------------------------
+
+
+def test_gallery_names_every_figure_under_its_notebook(tmp_path):
+    figures, books = tmp_path / "figures", tmp_path / "notebooks"
+    figures.mkdir(), books.mkdir()
+    for name, title in (("02_scan", "Gain &amp; loss"), ("01_first", "First"), ("extra", "Other")):
+        (figures / f"{name}.html").write_text(f"<html><head><title>{title}</title></head></html>")
+    (figures / "01_first.png").write_bytes(b"")
+    write(books / "01_a.ipynb")
+    text = gallery.write(figures).read_text()
+    assert text.index("[01_a](../notebooks/01_a.ipynb)") < text.index("[![First](01_first.png)](01_first.html)") < text.index("**Gain & loss**")
+    assert "(02_scan.png)" not in text and "extra.html" in text
+    assert gallery.write(figures).read_text() == text
+
+
+def test_gallery_in_the_repository_is_up_to_date(repository, tmp_path):
+    figures = repository / "figures"
+    listed = set(re.findall(r"\]\((\w[^)/]*\.html)\)", (figures / "README.md").read_text()))
+    assert listed == {p.name for p in figures.glob("*.html")}
+
+
 # --- the committed notebooks -----------------------------------------------------------------------------------------------------
 
 
 def test_there_are_notebooks():
-    assert {p.name[:2] for p in COMMITTED} >= {"01", "02", "03"}
+    assert [p.name[:2] for p in COMMITTED] == ["01", "02", "03", "04", "05", "06", "07"]
+
+
+def set_up(path: Path, **values) -> dict:
+    """What the notebook's names are after its first cells: parameters (with ``values`` put behind them), settings, objectives, data."""
+    code = [c.source for c in notebooks.read(path).cells if c.cell_type == "code"]
+    space: dict = {}
+    exec(code[0], space)
+    assert values.keys() <= space.keys(), f"{path.name} has no parameter {values.keys() - space.keys()}"
+    exec("\n".join(f"{k} = {v!r}" for k, v in values.items()), space)
+    for source in code[1 : 2 + (path.name[:2] in ("06", "07"))]:  # the set-up of these two is in two cells
+        exec(source, space)
+    return space
+
+
+# a wrong profile, a wrong noise scale or ratio, an unknown set, an unknown network
+WRONG = {
+    "01": [dict(sigmas=[0.1, -0.1]), dict(data="no-such-set"), dict(sets=["ani-mini", "no-such-set"])],
+    "02": [dict(sigmas=[-0.1]), dict(data="no-such-set"), dict(model="no-such-net"), dict(labels=100)],
+    "03": [dict(ratios=[1.5]), dict(sigmas=[0.0]), dict(elements=[["Xx"]]), dict(data="no-such-set"), dict(model="no-such-net")],
+    "04": [dict(sigma=-0.1), dict(sets=["no-such-set"]), dict(models=["no-such-net"])],
+    "05": [dict(sigma=-0.1), dict(sets=["no-such-set"]), dict(model="no-such-net")],
+    "06": [dict(sigma=-0.1), dict(ratio=0.0), dict(molecules=["no-such-molecule"]), dict(models=["no-such-net"])],
+    "07": [dict(sigma=-0.1), dict(along=2.0), dict(data="no-such-set"), dict(models=["no-such-net"])],
+}
+
+
+@pytest.mark.parametrize("path, values", [(p, v) for p in COMMITTED for v in [dict(profile="fast"), *WRONG[p.name[:2]]]],
+                         ids=lambda x: x.stem[:2] if isinstance(x, Path) else "-".join(map(str, x)))  # fmt: skip
+def test_a_wrong_parameter_stops_the_set_up_with_one_line(path, values, monkeypatch):
+    monkeypatch.setattr("potkit.experiments.run", lambda *_, **__: pytest.fail("training started"))
+    with pytest.raises(PotkitError) as caught:
+        set_up(path, **{"profile": "smoke"} | values)
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 400
+    wrong = next(iter(values.values()))
+    culprit = str(wrong if not isinstance(wrong, list) else wrong[-1][0] if isinstance(wrong[-1], list) else wrong[-1])
+    assert culprit in line, line
+
+
+@pytest.mark.parametrize("profile", notebooks.PROFILES)
+def test_settings_of_every_profile_fit(profile, monkeypatch):
+    """Training settings, objectives and networks of every profile are accepted, also where the data are not at hand."""
+    for path in COMMITTED:
+        code = [c.source for c in notebooks.read(path).cells if c.cell_type == "code"]
+        space: dict = {}
+        exec(code[0], space)
+        space["profile"] = profile
+        head = code[1].split("\n)\n")[0] + "\n)"  # to the end of notebooks.settings(…)
+        exec(head, space)
+        run = space["run"]
+        assert run.profile == profile
+        for name in ("pretrain", "finetune"):
+            if hasattr(run, name):
+                TrainConfig(**getattr(run, name))
+        if hasattr(run, "supervised"):
+            Supervised(**run.supervised)
+        for name in getattr(run, "networks", {}):
+            profiles.network(run, name)
+        if hasattr(run, "organic"):
+            models.build(**run.organic["network"])
+            TrainConfig(**run.organic["pretrain"]), TrainConfig(**run.organic["finetune"]), Supervised(**run.organic["supervised"])
+        if hasattr(run, "seeds") and profile != "smoke":
+            assert len(run.seeds) >= 3
+
+
+def test_notebooks_share_their_pretrained_networks():
+    """02, 04, 05 and 07 name the same pretraining, and so do 03 and 06: the store's hash of each is one."""
+    folders: dict[str, set] = {"molecules": set(), "water": set()}
+    for path in COMMITTED:
+        number = path.name[:2]
+        if number == "01":
+            continue
+        space = set_up(path, profile="quick")
+        run, group = space["run"], "water" if number in ("03", "06") else "molecules"
+        pool = space["pools"]["water-mini"][0] if number == "06" else space["pool"]
+        objective = Masked(ratio=0.5) if group == "water" else Denoise(sigma=run.sigma)
+        one = experiments.Experiment(
+            model=profiles.network(run), objectives={"one": objective}, pretrain_on=profiles.unlabelled(run, pool), train=pool, test=pool, labels=[10],
+            pretrain_config=TrainConfig(**run.pretrain), seeds=run.seeds,
+        )  # fmt: skip
+        folders[group].add(tasks.pretrain_folder(one, "one", 0).name)
+    assert [len(f) for f in folders.values()] == [1, 1], folders
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)

@@ -21,7 +21,18 @@ ALL = [
     potkit.Denoise(sigma=0.3, zero_mean=True, normalize=False),
     potkit.Masked(ratio=0.5),
     potkit.Masked(ratio=0.4, by="atom"),
+    potkit.Masked(ratio=0.4, by="atom", target="bonded", flag=True),
     potkit.MaskedDenoise(ratio=0.3, sigma=0.05),
+    potkit.MaskedDenoise(ratio=0.3, by="atom", target="bonded"),
+    potkit.Denoise(sigma=(0.05, 0.2)),
+    potkit.Denoise(sigma={"system-*": 0.1, "*": (0.1, 0.3)}),
+    potkit.AnisotropicDenoise(sigma=0.1, along=0.3, elements={"H": 0.15}),
+]
+LABELLED = [
+    potkit.ForceConditionedDenoise(sigma=(0.05, 0.2), atoms=0.7, loss_function="huber"),
+    potkit.ForceConditionedDenoise(energy=0, forces=0, probability=1.0),
+    potkit.NoisyNodes(weight=0.3),
+    potkit.NoisyNodes(beside=False, forces=0.0),
 ]
 Z = 5.0  # every statistical bound below is this many standard deviations: one false alarm in 10⁶
 
@@ -35,9 +46,9 @@ def same(a: dict, b: dict) -> bool:
 
 
 # -- every objective -------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("objective", ALL, ids=repr)
+@pytest.mark.parametrize("objective", [*ALL, *LABELLED], ids=repr)
 def test_corruption_follows_the_generator_and_leaves_the_batch(objective):
-    batch = attach(water(3).batch(dtype=torch.float64), 3.0)
+    batch = attach((molecules if objective in LABELLED else water)(3).batch(dtype=torch.float64), 3.0)
     before = snapshot(batch)
     first, again, other = (objective.corrupt(batch, generator(s)) for s in (1, 1, 2))
     assert same(before, snapshot(batch))
@@ -48,26 +59,28 @@ def test_corruption_follows_the_generator_and_leaves_the_batch(objective):
     assert len(first.z) == len(first.batch) == len(first.mask) == len(first.target) == int(first.ptr[-1]) == len(first.pos)
 
 
-@pytest.mark.parametrize("objective", [*ALL, potkit.Supervised(energy=2.0, forces=3.0, loss_function="huber", per_atom=True)], ids=repr)
+@pytest.mark.parametrize("objective", [*ALL, *LABELLED, potkit.Supervised(energy=2.0, forces=3.0, loss_function="huber", per_atom=True)], ids=repr)
 def test_settings_survive_a_dictionary(objective):
     import json
 
     assert objectives.from_dict(json.loads(json.dumps(objective.to_dict()))) == objective
 
 
-@pytest.mark.parametrize("objective", [*ALL, potkit.Supervised(forces=3.0), potkit.Supervised(per_atom=True, loss_function="mse")], ids=repr)
+@pytest.mark.parametrize("objective", [*ALL, *LABELLED, potkit.Supervised(forces=3.0), potkit.Supervised(per_atom=True, loss_function="mse")], ids=repr)
 def test_parts_of_a_batch_add_up_to_the_whole(objective):
-    structures = molecules(7) if "supervised" in objective.name or getattr(objective, "by", "") == "atom" else water(7)
+    structures = molecules(7) if objective.labels() or getattr(objective, "by", "") == "atom" else water(7)
     batch = objective.corrupt(structures.batch(dtype=torch.float64), generator(3))
     torch.manual_seed(0)
-    prediction = Prediction(torch.randn(7, dtype=torch.float64), torch.randn_like(batch.pos), torch.randn_like(batch.pos))
+    n = batch.num_graphs  # with a second copy of each structure: 14
+    prediction = Prediction(torch.randn(n, dtype=torch.float64), *(torch.randn_like(batch.pos) for _ in range(3)))
     loss, metrics = objective.loss(prediction, batch)
     sums: dict[str, list] = {}
-    for a, b in ((0, 2), (2, 3), (3, 7)):
+    for a, b in ((0, 2), (2, 3), (3, n)):
         i, j = int(batch.ptr[a]), int(batch.ptr[b])
-        atoms = {k: batch[k][i:j] for k in ("pos", "target", "has_target", "forces") if k in batch}
-        part = SimpleNamespace(**atoms, energy=None if batch.energy is None else batch.energy[a:b], ptr=batch.ptr[a : b + 1] - i)
-        for t in objective.terms(Prediction(prediction.energy[a:b], prediction.vector[i:j], prediction.forces[i:j]), part):
+        rows = {k: v for k, v in batch.to_dict().items() if isinstance(v, torch.Tensor) and k not in ("ptr", "batch")}
+        cut = {k: v[i:j] if len(v) == len(batch.pos) else v[a:b] for k, v in rows.items()}
+        part = SimpleNamespace(**cut, ptr=batch.ptr[a : b + 1] - i, batch=batch.batch[i:j] - a)
+        for t in objective.terms(Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:])), part):
             entry = sums.setdefault(t.name, [0.0, 0.0, t.weight, t.finish])
             entry[0], entry[1] = entry[0] + float(t.total), entry[1] + float(t.count)
     assert sum(w * s / n for s, n, w, _ in sums.values()) == pytest.approx(float(loss), rel=1e-12)
@@ -405,6 +418,26 @@ def test_energies_keep_their_digits_in_single_precision():
         (lambda: potkit.MaskedDenoise(sigma=0), "sigma"),
         (lambda: potkit.MaskedDenoise(weight=-1.0), "weight"),
         (lambda: potkit.MaskedDenoise(by="atom"), "by"),
+        (lambda: potkit.Masked(by="atom", target="nearest"), "nearest"),
+        (lambda: potkit.Masked(target="bonded"), "bonded"),
+        (lambda: potkit.Masked(flag="yes"), "flag"),
+        (lambda: potkit.Denoise(sigma=(0.2, 0.1)), "rise"),
+        (lambda: potkit.Denoise(sigma=(0.1, 0.2, 0.3)), "range"),
+        (lambda: potkit.Denoise(sigma=(0.0, 0.1)), "low"),
+        (lambda: potkit.Denoise(sigma={}), "empty"),
+        (lambda: potkit.Denoise(sigma={"CH4": -1}), "CH4"),
+        (lambda: potkit.AnisotropicDenoise(along=1.5), "along"),
+        (lambda: potkit.AnisotropicDenoise(along=0), "along"),
+        (lambda: potkit.AnisotropicDenoise(elements={"Xx": 0.1}), "Xx"),
+        (lambda: potkit.AnisotropicDenoise(elements={"H": 0}), "elements.H"),
+        (lambda: potkit.AnisotropicDenoise(elements=("H",)), "table"),
+        (lambda: potkit.ForceConditionedDenoise(probability=1.1), "probability"),
+        (lambda: potkit.ForceConditionedDenoise(atoms=0), "atoms"),
+        (lambda: potkit.ForceConditionedDenoise(sigma={"*": 0.1}), "sigma"),
+        (lambda: potkit.ForceConditionedDenoise(energy=-1), "energy"),
+        (lambda: potkit.ForceConditionedDenoise(energy=0, forces=0, loss_function="l3"), "loss_function"),
+        (lambda: potkit.NoisyNodes(weight=0), "weight"),
+        (lambda: potkit.NoisyNodes(energy=0, forces=0), "both"),
         (lambda: potkit.Supervised(energy=-1), "energy"),
         (lambda: potkit.Supervised(energy=0, forces=0), "both"),
         (lambda: potkit.Supervised(forces=float("nan")), "forces"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from potkit import papers
+from potkit import papers, units
 from potkit.errors import ConfigError
 
 
@@ -54,3 +55,35 @@ def test_wrong_questions_are_answered_in_one_line():
         papers.table(model="MACE")
     with pytest.raises(ConfigError, match="singles out 2 printed numbers"):
         papers.value(table="Table 2", data="ANI-1", model="SchNet", metric="RMSE")
+
+
+def summary() -> pd.DataFrame:
+    """Ours: energies in eV and forces in eV/Å, as `statistics.summarise` gives them."""
+    rows = [
+        dict(arm="scratch", metric="forces_rmse", mean=0.050, low=0.04, high=0.06), dict(arm="scratch", metric="forces_mae", mean=0.03, low=0, high=1),
+        dict(arm="masked 0.9", metric="forces_rmse", mean=0.040, low=0.03, high=0.05, **{"change_%": -20.0}),
+        dict(arm="masked 0.9", metric="energy_rmse", mean=0.3, low=0.2, high=0.4, **{"change_%": -10.0}),
+        dict(arm="scratch-longer", metric="forces_rmse", mean=0.045, low=0.04, high=0.05, **{"change_%": -10.0}),
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(model="egnn", labels=100)
+
+
+def test_ours_beside_theirs_in_their_units():
+    table = papers.beside(summary(), "masked", "TIP3P")
+    assert table[["arm", "quantity", "unit"]].values.tolist() == [
+        ["scratch", "forces RMSE", "meV/Å"], ["masked 0.9", "forces RMSE", "meV/Å"], ["masked 0.9", "energy RMSE", "meV"],
+        ["masked 0.9", "energy RMSE", "meV"],
+    ]  # fmt: skip
+    assert table["ours"].tolist() == pytest.approx([50.0, 40.0, 300.0, 300.0]) and table["low"][0] == pytest.approx(40.0)
+    assert table["printed"].tolist() == [61.5, 39.3, 241.9, 241.85] and table["printed_std"][0] == 4.0  # the last from the text, not the table
+    assert table["printed_change_%"][1] == pytest.approx(100 * (39.3 / 61.5 - 1)) and table["change_%"][1] == -20.0
+    assert np.isnan(table["printed_change_%"][0]) and "Table 1" in table["source"][0]
+
+
+def test_kilocalories_and_named_arms():
+    ours = pd.DataFrame([dict(arm="x", metric="energy_mae", mean=units.KCAL_MOL, low=0.0, high=1.0, data="small", network="q")])
+    table = papers.beside(ours, "denoise", {"small": "ANI-1x"}, "EGNN", {"x": "denoise"}, labels="5 %")
+    assert table["ours"][0] == pytest.approx(1.0) and table["printed"][0] == 10.04 and table["unit"][0] == "kcal/mol"
+    for wrong in (dict(data="ANI-2x"), dict(data={"large": "ANI-1x"}), dict(data="ANI-1x", arms={"y": "denoise"}), dict(data="ANI-1x", labels="7 %")):
+        with pytest.raises(ConfigError, match="prints nothing for these rows"):
+            papers.beside(ours, "denoise", model="EGNN", **{"arms": {"x": "denoise"}, **wrong})

@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 
 from potkit import units
 from potkit.datasets.references import ReferenceEnergies, composition, isolated_atoms
+from potkit.datasets.splits import split
 from potkit.errors import DataError
 from potkit.structures import Structures
 
@@ -76,6 +78,33 @@ def test_one_composition_is_met_exactly_and_stays_small():
     near = ReferenceEnergies.fit(s, prior)
     np.testing.assert_allclose(near.energy(s), -41.0, atol=1e-10)
     np.testing.assert_allclose([near.table[1] + 1, near.table[6] + 30], np.array([4, 1]) * -7 / 17, atol=1e-10)
+
+
+def test_validation_and_test_energies_never_reach_the_references(tmp_path):
+    """Fine-tuning twice, the second time with other energies in everything but the training part: the references are the same."""
+    import potkit
+
+    config = potkit.TrainConfig(steps=1, batch_size=2, progress=False, device="cpu")
+    train, valid = tiny.molecules(8, offset=-1000.0), tiny.molecules(4, seed=1, offset=-1000.0)
+    tables = []
+    for k, shift in enumerate((0.0, 500.0)):
+        valid.energy[:] += shift
+        model = tiny.egnn()
+        potkit.finetune(model, train, valid, config, out=tmp_path / f"run{k}")
+        tables.append((model.references.clone(), model.scale.clone()))
+    assert (tables[0][0] == tables[1][0]).all() and tables[0][1] == tables[1][1]
+    expected = ReferenceEnergies.fit(train)
+    for z, value in expected.table.items():
+        assert float(tables[0][0][z]) == pytest.approx(value, rel=1e-6)
+
+
+def test_a_split_is_fitted_on_its_first_part_only():
+    s = molecules([[6, 1, 1, 1, 1], [8, 1, 1], [6, 8], [6, 6, 1, 1], [8, 8]] * 6, np.random.default_rng(0).normal(size=30) - 500)
+    train, _, _ = s.split((0.8, 0.1, 0.1), seed=1)
+    before = ReferenceEnergies.fit(train).table
+    held = np.setdiff1d(np.arange(30), split(s, (0.8, 0.1, 0.1), seed=1)[0])
+    s.energy[held] = 1e6
+    assert ReferenceEnergies.fit(s.split((0.8, 0.1, 0.1), seed=1)[0]).table == before != ReferenceEnergies.fit(s).table
 
 
 def test_fit_needs_labels():

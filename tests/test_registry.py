@@ -9,13 +9,16 @@ import http.server
 import io
 import multiprocessing
 import re
+import shutil
 import tarfile
 import threading
+import zipfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import requests
 
 from potkit.datasets import fetch as fetching
 from potkit.datasets import formats, load, names, records, registry
@@ -39,6 +42,80 @@ def test_records_hold_together():
     assert {"ani-1", "ani-1x", "iso17", "spice-1", "md22", "rmd17", "rpbe-water", "ani-mini", "tip3p-mini"} <= known
     for entry in records.CITATIONS.values():
         assert entry.startswith("@") and entry.count("{") == entry.count("}")
+
+
+@pytest.mark.parametrize("r", [r for r in records.RECORDS if r.kind != "embedded"], ids=lambda r: r.name)
+def test_no_field_of_a_public_set_is_missing(r):
+    for name in ("title", "level", "citation", "elements", "atoms", "molecules", "structures", "licence", "source", "files", "format",
+                 "read_from", "split", "used_for"):  # fmt: skip
+        assert getattr(r, name), f"{r.name}: {name} is missing"
+    assert r.source.startswith("http") and 1 <= r.atoms[0] <= r.atoms[1] and r.structures >= r.molecules >= 1
+    assert all(f.url for f in r.files) or r.kind == "reference", r.name
+    assert all(f.checksum for f in r.files) or r.kind == "public", r.name  # public: recorded at the first download
+    assert set(r.parts) <= {f.path for f in r.files}
+    papers = ("denoise paper", "masked paper", "not in the papers", "real data", "reader")
+    assert any(word in r.used_for for word in papers), r.used_for
+    entry = registry.bibtex(r.name)
+    assert all(word in entry for word in ("author", "title", "year"))
+
+
+def test_every_set_of_both_papers_has_an_embedded_counterpart():
+    embedded = {r.name for r in records.RECORDS if r.kind == "embedded"}
+    assert {"ani-mini", "spice-mini", "md22-mini", "iso17-mini", "rmd17-mini", "tip3p-mini", "water-mini"} == embedded
+    for r in records.RECORDS:
+        assert r.kind != "embedded" or (r.title and r.level and r.split and r.used_for and r.licence == "MIT" and len(r.files) == 1)
+
+
+def rmd17(tmp_path, monkeypatch, **index):
+    """The revised MD17 in its published layout: a folder of .npz and index files that count from 0 within each molecule."""
+    raw = tmp_path / "cache/rmd17/raw"
+    (raw / "rmd17/npz_data").mkdir(parents=True)
+    (raw / "rmd17/splits").mkdir()
+    (raw / "rmd17.tar.bz2").write_bytes(b"")
+    rng = np.random.default_rng(0)
+    for name, z, n in (("ethanol", [6, 6, 8, 1, 1, 1, 1, 1, 1], 10), ("uracil", [6, 6, 7, 6, 7, 6, 8, 8, 1, 1, 1, 1], 8)):
+        arrays = {"coords": rng.normal(size=(n, len(z), 3)), "energies": rng.normal(size=n) - 1e5, "forces": rng.normal(size=(n, len(z), 3))}
+        np.savez(raw / f"rmd17/npz_data/rmd17_{name}.npz", nuclear_charges=np.array(z), **arrays)
+    for part, rows in ({"train": "0\n5\n2\n", "test": "7\n1\n"} | index).items():
+        (raw / f"rmd17/splits/index_{part}_01.csv").write_text(rows)
+    monkeypatch.setenv("POTKIT_DATA", str(tmp_path / "cache"))
+    monkeypatch.delenv("POTKIT_REFERENCE_DATA", raising=False)
+    monkeypatch.setattr(fetching, "verify", lambda *_: None)  # the archive is a stand-in
+    return registry.load("rmd17")
+
+
+def test_published_index_files_count_within_each_molecule(tmp_path, monkeypatch):
+    s = rmd17(tmp_path, monkeypatch)
+    assert s.system_names() == ["ethanol", "uracil"] and s.lies_in(tmp_path / "cache/rmd17/packed")
+    parts = registry.published_split("rmd17", s)
+    assert parts["train"].tolist() == [0, 2, 5, 10, 12, 15] and parts["test"].tolist() == [1, 7, 11, 17]
+    with pytest.raises(DataError, match="index_train_02.csv: no such index file"):
+        registry.published_split("rmd17", s, fold=2)
+    with pytest.raises(ConfigError, match="'md22' has no published split; recommended: 80/10/10, per molecule"):
+        registry.published_split("md22", s)
+
+
+def test_an_index_file_that_points_past_the_end(tmp_path, monkeypatch):
+    s = rmd17(tmp_path, monkeypatch, test="7\n9\n")
+    with pytest.raises(DataError, match=r"index_test_01.csv: line 2: index 9 points outside the 8 structures .counted from 0. of uracil"):
+        registry.published_split("rmd17", s)
+
+
+def test_of_several_functionals_the_one_of_the_set_is_read(tmp_path, monkeypatch):
+    raw = tmp_path / "rpbe-water/raw"
+    (raw / "training-data_H2O").mkdir(parents=True)
+    (raw / "training-data_H2O.tar.gz").write_bytes(b"")
+    block = "begin\natom 0 0 0 H 0 0 0 0 0\nenergy {}\ncharge 0\nend\n"
+    for k, name in enumerate(("BLYP", "BLYP-D3", "RPBE", "RPBE-D3")):
+        (raw / f"training-data_H2O/input.data.{name}").write_text(block.format(-k))
+    monkeypatch.setenv("POTKIT_DATA", str(tmp_path))
+    monkeypatch.delenv("POTKIT_REFERENCE_DATA", raising=False)
+    monkeypatch.setattr(fetching, "verify", lambda *_: None)
+    assert registry.load("rpbe-water").energy.tolist() == [pytest.approx(-3 * 27.211386, abs=1e-5)]
+    shutil.rmtree(tmp_path / "rpbe-water/packed")
+    (raw / "training-data_H2O/input.data.RPBE-D3").unlink()
+    with pytest.raises(DataError, match="0 files fit .*, expected one of training-data_H2O/input.data.BLYP, "):
+        registry.load("rpbe-water")
 
 
 def test_names_and_bibtex():
@@ -102,21 +179,31 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; understands ranges; breaks off after ``limit`` bytes the first time if asked to."""
 
     limit: dict[str, int] = {}
+    busy: dict[str, int] = {}
+    ranges = True
     seen: list[tuple[str, str | None]] = []
 
     def do_GET(self):
         path = Path(self.directory) / self.path.lstrip("/")
         Handler.seen.append((self.path, self.headers.get("Range")))
+        if Handler.busy.get(self.path):
+            Handler.busy[self.path] -= 1
+            self.send_error(503)
+            return
         if not path.is_file():
             self.send_error(404)
             return
         content = path.read_bytes()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
         start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")) else 0
+        if not Handler.ranges or self.headers.get("If-Range", tag) != tag:
+            start = 0
         if start >= len(content) and start:
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", tag)
         self.end_headers()
         stop = Handler.limit.pop(self.path, None)
         self.wfile.write(content[start : None if stop is None else start + stop])
@@ -129,10 +216,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture()
-def server(tmp_path):
+def server(tmp_path, monkeypatch):
     root = tmp_path / "served"
     root.mkdir()
-    Handler.limit, Handler.seen = {}, []
+    monkeypatch.setattr(fetching, "PAUSE", 0.01)
+    Handler.limit, Handler.seen, Handler.busy, Handler.ranges = {}, [], {}, True
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(root))) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, daemon=True)
         thread.start()
@@ -181,6 +269,60 @@ def test_a_download_cut_short_in_an_earlier_session_goes_on(server, tmp_path):
     assert Handler.seen == [("/big", "bytes=60000-")] and (tmp_path / "cache/big").read_bytes() == content
 
 
+def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path):
+    root, url = server
+    (root / "big").write_bytes(b"old" * 100_000)
+    Handler.limit["/big"] = 150_000
+    downloader = fetching._Resuming(tmp_path / "big.part", progress=False)
+    with pytest.raises(requests.RequestException):
+        downloader._some(f"{url}/big", 0)
+    assert 0 < downloader._have() <= 150_000
+    (root / "big").write_bytes(b"new" * 100_000)
+    downloader(f"{url}/big", tmp_path / "big")
+    assert (tmp_path / "big").read_bytes() == b"new" * 100_000 and sorted(p.name for p in tmp_path.iterdir()) == ["big", "served"]
+
+
+def test_a_server_without_ranges_starts_over(server, tmp_path):
+    root, url = server
+    content = np.random.default_rng(0).bytes(200_000)
+    (root / "big").write_bytes(content)
+    Handler.ranges, Handler.limit["/big"] = False, 100_000
+    fetching.fetch(tmp_path / "cache", (Remote("big", f"{url}/big", sha(content)),), progress=False)
+    assert (tmp_path / "cache/big").read_bytes() == content
+
+
+def test_a_busy_server_is_asked_again_a_dead_one_given_up(server, tmp_path):
+    root, url = server
+    (root / "a").write_bytes(b"content")
+    Handler.busy["/a"] = 2
+    fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a", sha(b"content")),), progress=False)
+    assert len(Handler.seen) == 3
+    Handler.busy["/b"], Handler.seen = 99, []
+    with pytest.raises(DataError, match="download failed .HTTPError: 503.*fetch again to resume"):
+        fetching.fetch(tmp_path / "cache", (Remote("b", f"{url}/b"),), progress=False)
+    assert len(Handler.seen) == fetching.RETRIES
+
+
+def test_a_slow_line_that_gets_on_is_not_given_up(server, tmp_path, monkeypatch):
+    root, url = server
+    content = np.random.default_rng(0).bytes(1_000_000)
+    (root / "big").write_bytes(content)
+    monkeypatch.setattr(fetching, "CHUNK", 10_000)
+    Handler.limit = Always("/big", 60_000)
+    fetching.fetch(tmp_path / "cache", (Remote("big", f"{url}/big", sha(content)),), progress=False)
+    assert (tmp_path / "cache/big").read_bytes() == content and len(Handler.seen) > fetching.RETRIES
+
+
+class Always(dict):
+    """A limit that is never used up."""
+
+    def __init__(self, path: str, size: int) -> None:
+        super().__init__({path: size})
+
+    def pop(self, path, default=None):
+        return self.get(path, default)
+
+
 def test_wrong_checksum_keeps_nothing(server, tmp_path):
     root, url = server
     (root / "a").write_bytes(b"not what was promised")
@@ -202,6 +344,32 @@ def test_first_checksum_is_recorded(server, tmp_path):
         fetching.fetch(tmp_path / "cache", files, progress=False)
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zip"])
+@pytest.mark.parametrize("how", ["cut", "garbled"])
+def test_a_damaged_archive_is_named_and_its_checksum_not_recorded(server, tmp_path, kind, how):
+    root, url = server
+    content = np.random.default_rng(0).bytes(200_000)
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "whole", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("set/data.bin", content)
+    else:
+        (tmp_path / "data.bin").write_bytes(content)
+        with tarfile.open(tmp_path / "whole", f"w:{kind}") as archive:
+            archive.add(tmp_path / "data.bin", "set/data.bin")
+    whole = (tmp_path / "whole").read_bytes()
+    name, middle = f"set.{kind}", len(whole) // 2
+    bad = whole[:middle] if how == "cut" else whole[:middle] + bytes(500) + whole[middle + 500 :]
+    (root / name).write_bytes(bad)
+    files = (Remote(name, f"{url}/{name}", unpack=True),)
+    with pytest.raises(DataError, match=f"{name}: archive is truncated or damaged .*; delete it and fetch it again") as error:
+        fetching.fetch(tmp_path / "cache", files, progress=False)
+    assert "\n" not in str(error.value) and fetching.recorded(tmp_path / "cache") == {}
+    (tmp_path / "cache" / name).unlink()
+    (root / name).write_bytes(whole)
+    fetching.fetch(tmp_path / "cache", files, progress=False)
+    assert (tmp_path / "cache/set/data.bin").read_bytes() == content and fetching.recorded(tmp_path / "cache") == {name: sha(whole)}
+
+
 def test_server_without_the_file(server, tmp_path):
     _, url = server
     with pytest.raises(DataError, match="download failed .HTTPError: 404.*fetch again to resume") as error:
@@ -209,17 +377,20 @@ def test_server_without_the_file(server, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_full_disk(server, tmp_path, monkeypatch):
+def test_full_disk(server, tmp_path):
+    """A part file that leads to /dev/full: the kernel itself says that there is no space."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
     root, url = server
     (root / "a").write_bytes(b"x" * 1000)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(fetching.os, "replace", full)
-    with pytest.raises(DataError, match="cannot be written .No space left on device"):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/a.part").symlink_to("/dev/full")
+    with pytest.raises(DataError, match="cache: cannot be written .No space left on device.; fetch again to resume") as error:
         fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a"),), progress=False)
-    assert not (tmp_path / "cache/a").exists()
+    assert "\n" not in str(error.value) and not (tmp_path / "cache/a").exists()
+    (tmp_path / "cache/a.part").unlink()  # space again
+    fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a"),), progress=False)
+    assert (tmp_path / "cache/a").read_bytes() == b"x" * 1000
 
 
 def _fetch_in_a_process(folder, url, checksum):

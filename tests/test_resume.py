@@ -63,7 +63,9 @@ def test_a_poisoned_structure_stops_the_run_and_no_checkpoint_keeps_the_damage(t
     objective = Poisoned(sigma=0.1, victim=victim, gradient_only=gradient_only)
     with pytest.raises(TrainingError, match=f"step {where} .*") as caught:
         training.fit(egnn(), molecules(9), objective, config, tmp_path / "r")
-    assert str(training.batch_indices(where, 2, 9, 0).tolist()) in one_line(caught.value)
+    rows = training.batch_indices(where, 2, 9, 0)
+    names = dict.fromkeys(("CH2O", "C2H4")[i % 2] for i in rows)
+    assert f"{rows.tolist()} ({', '.join(names)})" in one_line(caught.value)
     tensors, header = checkpoints.read(tmp_path / "r" / "last.safetensors")
     assert header["state"]["step"] == where and all(bool(t.isfinite().all()) for t in tensors.values())
 

@@ -100,7 +100,7 @@ def test_faithful_keeps_32_neighbours():
     edges = {k: getattr(graph, k)[kept] for k in ("sender", "receiver", "vector", "distance")}
     torch.testing.assert_close(cut.backbone(graph).scalar, right.backbone(graph._replace(**edges)).scalar)
     few = testing.examples(5.0).batch(dtype=torch.float64)
-    assert torch.equal(right(few).energy, cut(few).energy)
+    torch.testing.assert_close(right(few).energy, cut(few).energy)  # one by pairs, the other by edges
 
 
 def test_presets_and_options():

@@ -113,6 +113,18 @@ def test_published_index_files(tmp_path):
             splits.published(path, 10, base=1)
 
 
+def test_published_parts_are_found_again_only_in_the_set_as_it_was_read(tmp_path):
+    s = splits.mark_parts(make(), {"train": 70, "test": 30})
+    found = splits.parts(s)
+    assert found["train"].tolist() == list(range(70)) and found["test"].tolist() == list(range(70, 100))
+    assert splits.parts(Structures.open(s.save(tmp_path / "s")))["test"].tolist() == list(range(70, 100))
+    for other in (s[::-1], s[:99], s[[0, 1]]):
+        with pytest.raises(DataError, match="made: cut or reordered since it was read"):
+            splits.parts(other)
+    with pytest.raises(DataError, match="made: no published parts are known"):
+        splits.parts(make())
+
+
 def moved(s: Structures, seed: int = 0) -> Structures:
     """Every structure turned, mirrored, shifted, its atoms shuffled, and shaken by 1e-5 Å."""
     rng, pos, z = np.random.default_rng(seed), s.pos.copy(), s.z.copy()
@@ -133,6 +145,21 @@ def test_leakage_finds_moved_copies_only():
     far = s[[3]]
     far.pos[0] += 0.1
     assert len(duplicates.leakage(s, far)) == 0
+
+
+def test_leakage_is_reported_for_every_set():
+    s = make((40, 40), atoms=7)
+    test = moved(s[[3, 50, 7]]) + make((5,), atoms=7, seed=9)
+    report = splits.leakage_report(test, pretrain=s, train=s[[50, 51]], other=make((3,), atoms=5))
+    assert report["in_test"].tolist() == [3, 1, 0] and report["share"].tolist() == [0.375, 0.125, 0.0]
+    assert report["message"][0].startswith("pretrain: 3 of 8 structures")
+
+
+def test_keys_do_not_depend_on_the_chunks(monkeypatch):
+    s = make((10, 7), atoms=5) + make((4,), atoms=3, seed=3)
+    whole = duplicates._key(s)
+    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    assert np.array_equal(duplicates._key(s), whole) and len(set(whole.tolist())) >= 2
 
 
 def test_pairs_agree_with_brute_force():

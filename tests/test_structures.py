@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
 
+from potkit import storage, structures
 from potkit.errors import DataError
 from potkit.structures import SYMBOLS, Structures, concatenate, formula
 
@@ -104,15 +109,76 @@ def test_save_and_open(tmp_path, name, periodic):
     assert same(nothing, Structures.open(nothing.save(path)))
 
 
-def test_memory_map(tmp_path):
+@pytest.mark.parametrize("small", [0, 1 << 30])
+def test_memory_map(tmp_path, monkeypatch, small):
+    monkeypatch.setattr(structures, "MAPPED", small)
     s = water(5)
     path = s.save(tmp_path / "folder")
     mapped, read = Structures.open(path), Structures.open(path, mmap=False)
     assert isinstance(mapped.pos, np.memmap) and not isinstance(read.pos, np.memmap)
-    mapped.pos[:] = 0  # copy on write: the file stays
+    with pytest.raises(ValueError, match="read-only"):
+        mapped.pos[:] = 0
+    for rows in ([1, 3], [4, 0, 1, 2, 2], [], slice(1, 4), np.arange(5) % 2 == 1):
+        assert same(mapped[rows], s[rows]) and not isinstance(mapped[rows].pos, np.memmap)
+    for rows in ([1, 3], [4, 0, 1, 2, 2], [], None):
+        ours, theirs = mapped.batch(rows), s.batch(rows)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours.keys() if torch.is_tensor(ours[k]))
+    assert torch.equal(mapped.to("cpu").batch([1, 3]).pos, s.batch([1, 3]).pos)
+    mapped[[0]].pos[:] = 0  # a copy
     assert same(Structures.open(path), s)
-    assert torch.equal(read.batch([1, 3]).pos, s.batch([1, 3]).pos)
-    assert not isinstance(mapped[[1]].pos, np.memmap)
+
+
+def test_few_rows_are_read_many_are_mapped(tmp_path, monkeypatch):
+    s = water(9, periodic=True)
+    mapped = Structures.open(s.save(tmp_path / "folder"))
+    calls, take = [], storage.Rows.take
+    assert same(mapped[[3, 1]], s[[3, 1]])  # small arrays: through the mapping
+    monkeypatch.setattr(structures, "MAPPED", 0)
+    monkeypatch.setattr(storage.Rows, "take", lambda self, *a: calls.append(self.path.name) or take(self, *a))
+    assert same(mapped[[3, 1]], s[[3, 1]]) and set(calls) == {p.name for p in (tmp_path / "folder").glob("*.npy")}
+    monkeypatch.setattr(structures, "RUNS", 1)
+    calls.clear()
+    assert same(mapped[[3, 1]], s[[3, 1]]) and torch.equal(mapped.batch([3, 1]).pos, s.batch([3, 1]).pos) and not set(calls) - {"ptr.npy"}
+    mapped.pos = mapped.pos + 1  # a changed array is not read from the file any more
+    monkeypatch.undo()
+    assert np.array_equal(mapped[[3, 1]].pos, s[[3, 1]].pos + 1)
+
+
+def test_a_mapped_store_travels_by_name(tmp_path):
+    s = water(400, periodic=True)
+    mapped = Structures.open(s.save(tmp_path / "folder"))
+    text = pickle.dumps(mapped)
+    assert len(text) < 1000 < len(pickle.dumps(s)) and same(pickle.loads(text), s) and pickle.loads(text).info == s.info
+    mapped.pos = mapped.pos + 1
+    assert np.array_equal(pickle.loads(pickle.dumps(mapped)).pos, s.pos + 1)
+
+
+def test_a_store_cut_while_it_is_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(structures, "MAPPED", 0)
+    path = water(100).save(tmp_path / "folder")
+    mapped, whole = Structures.open(path), (path / "pos.npy").read_bytes()
+    (path / "pos.npy").write_bytes(whole[:2000])
+    with pytest.raises(DataError, match=r"pos.npy: ends before byte \d+: the file is truncated"):
+        mapped.batch([90])
+
+
+def test_a_store_with_foreign_values_is_found_by_validate(tmp_path):
+    path = water(3).save(tmp_path / "folder")
+    np.save(path / "z.npy", np.array([8, 1, 1, 6, 1, 0, 1, 1, 8, 1, 1], np.uint8))
+    with pytest.raises(DataError, match="structure 1: atomic number 0 of atom 2"):
+        Structures.open(path).validate()
+    np.save(path / "ptr.npy", np.array([0, 8, 3, 11]))
+    with pytest.raises(DataError, match="ptr is not a rising array"):
+        Structures.open(path).validate()
+
+
+def test_opening_and_cutting_need_no_torch_and_gathering_no_pyg(tmp_path):
+    water(5).save(tmp_path / "folder")
+    code = ("import sys, potkit; s = potkit.Structures.open('folder'); s[[4, 1]].energy; assert 'torch' not in sys.modules; "
+            "s.gather([4, 1]); assert 'torch' in sys.modules and 'torch_geometric' not in sys.modules")  # fmt: skip
+    root = str(Path(structures.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": root})
+    assert done.returncode == 0, done.stderr
 
 
 def test_broken_files_are_named(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from tiny import egnn, equal, molecules, one_line, water, weights
 
 import potkit
-from potkit import TrainConfig, checkpoints, training
+from potkit import TrainConfig, checkpoints, steps, training
 from potkit.datasets.references import ReferenceEnergies
 from potkit.errors import ConfigError, DataError
 
@@ -140,7 +140,7 @@ def test_clipping_bounds_the_gradient(tmp_path):
 def test_validation_picks_the_best_state(tmp_path, monkeypatch):
     structures = molecules(12)
     config = settings(steps=40, validate_every=2)
-    monkeypatch.setattr(training, "learning_rate", lambda step, *_: 3e-3 if step < 21 else 1.0)  # ruins what was learnt by then
+    monkeypatch.setattr(steps, "learning_rate", lambda step, *_: 3e-3 if step < 21 else 1.0)  # ruins what was learnt by then
     run = training.fit(egnn(), structures[:8], potkit.Supervised(), config, tmp_path, valid=structures[8:])
     table = run.metrics
     best = table.loc[table["valid_loss"].idxmin()]

@@ -65,13 +65,14 @@ def _key(structures: Structures) -> np.ndarray:
     """A number per structure that is the same only for the same composition and cell."""
     from .references import composition
 
-    counts = composition(structures, list(range(1, MAX_Z + 1))) if len(structures) < CHUNK else np.concatenate(
-        [composition(structures[i : i + CHUNK], list(range(1, MAX_Z + 1))) for i in range(0, len(structures), CHUNK)]
-    )  # fmt: skip
     generator = np.random.default_rng(7)
-    key = counts @ generator.integers(1, 2**40, MAX_Z)
-    if structures.cell is not None:
-        key = key + (np.round(structures.cell.reshape(-1, 9), 3) * 1000).astype(np.int64) @ generator.integers(1, 2**30, 9)
+    weights, cells = generator.integers(1, 2**40, MAX_Z), generator.integers(1, 2**30, 9)
+    key = np.empty(len(structures), np.int64)
+    for start in range(0, len(structures), CHUNK):
+        part = structures[start : start + CHUNK]
+        key[start : start + CHUNK] = composition(part, list(range(1, MAX_Z + 1))) @ weights
+        if part.cell is not None:
+            key[start : start + CHUNK] += (np.round(part.cell.reshape(-1, 9), 3) * 1000).astype(np.int64) @ cells
     return key
 
 
@@ -114,9 +115,15 @@ def pairs(a: Structures, b: Structures | None = None, tol: float = 1e-3, limit: 
     from scipy.spatial import cKDTree
 
     inside = b is None
+    if not inside:  # what is alone in its set has no partner: of a large set only few structures are looked at closely
+        key_a, key_b = _key(a), _key(b)
+        some_a, some_b = np.flatnonzero(np.isin(key_a, key_b)), np.flatnonzero(np.isin(key_b, key_a))
+        if len(some_a) < len(a) or len(some_b) < len(b):
+            found = pairs(a[some_a], b[some_b], tol, limit)
+            return np.stack([some_a[found[:, 0]], some_b[found[:, 1]]], axis=1)
     b = a if inside else b
-    key_a, inv_a = _key(a), invariants(a)
-    key_b, inv_b = (key_a, inv_a) if inside else (_key(b), invariants(b))
+    key_a, inv_a = _key(a) if inside else key_a, invariants(a)
+    key_b, inv_b = (key_a, inv_a) if inside else (key_b, invariants(b))
     out, n_found = [], 0
     for key in np.intersect1d(key_a, key_b):
         rows_a, rows_b = np.flatnonzero(key_a == key), np.flatnonzero(key_b == key)
@@ -150,6 +157,22 @@ def leakage(a: Structures, b: Structures, tol: float = 1e-3):
     n = len(np.unique(found[:, 1]))
     frame.attrs["message"] = f"{n} of {len(b)} structures ({100 * n / max(len(b), 1):.2f} %) are in both sets within {tol} Å"
     return frame
+
+
+def leakage_report(test: Structures, tol: float = 1e-3, **others: Structures):
+    """A DataFrame with a row per set in ``others`` (pretrain=…, train=…): how many structures of ``test`` are in it as well.
+
+    Columns: set, structures, in_test (structures of ``test`` found there), share (of ``test``), message.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, other in others.items():
+        found = leakage(other, test, tol)
+        n = int(found["b"].nunique())
+        rows.append({"set": name, "structures": len(other), "in_test": n, "share": n / max(len(test), 1),
+                     "message": f"{name}: {found.attrs['message']}"})  # fmt: skip
+    return pd.DataFrame(rows, columns=["set", "structures", "in_test", "share", "message"])
 
 
 def distinct(structures: Structures, tol: float = 1e-3) -> np.ndarray:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import shutil
 import tarfile
+import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -18,8 +23,11 @@ from .. import storage
 from ..errors import DataError
 from .records import Remote
 
-CHUNK = 1 << 20
-RETRIES = 5
+CHUNK = 1 << 16  # bytes; what arrived of a chunk is lost when the line breaks
+RETRIES = 5  # attempts in a row that bring nothing
+PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
+RETRIED = (408, 425, 429, 500, 502, 503, 504)  # answers that may be another one later
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 RECORDED = "checksums.json"  # what the first download of a file without a published checksum hashed to
 
 
@@ -51,47 +59,64 @@ def verify(folder: Path, files: Sequence[Remote]) -> None:
 
 
 class _Resuming:
-    """A pooch downloader that keeps what it got in ``part`` and asks the server for the rest."""
+    """A pooch downloader that keeps what it got in ``part`` and asks the server for the rest.
+
+    Beside it lies what the server said about the version of the file (ETag or date): of a file that changed in between, the server
+    sends the whole again, so that two versions are never glued together.
+    """
 
     def __init__(self, part: Path, progress: bool) -> None:
         self.part, self.progress = part, progress
+        self.version = part.with_name(part.name + ".version")
 
     def __call__(self, url: str, output_file: Any, _pooch: Any = None, check_only: bool = False) -> None:
+        failures = 0
+        while True:
+            before = self._have()
+            try:
+                self._some(url, before)
+                break
+            except requests.RequestException as error:
+                reply = error.response
+                if reply is not None and reply.status_code not in RETRIED:
+                    raise
+                failures = 1 if self._have() > before else failures + 1  # getting on is no failure
+                if failures >= RETRIES:
+                    raise
+                time.sleep(PAUSE * 2 ** (failures - 1))
+        os.replace(self.part, output_file)
+        self.version.unlink(missing_ok=True)
+
+    def _have(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _some(self, url: str, have: int) -> None:
+        """One request; what arrives goes into ``part``. Raises requests' errors if that is not all."""
         from tqdm.auto import tqdm
 
-        for attempt in range(RETRIES):
-            have = self.part.stat().st_size if self.part.exists() else 0
-            try:
-                with requests.get(url, stream=True, timeout=60, headers={"Range": f"bytes={have}-"} if have else {}) as reply:
-                    if reply.status_code == 416:  # nothing is left to ask for: it was complete
-                        break
-                    reply.raise_for_status()
-                    if reply.status_code != 206:  # the server starts over
-                        have = 0
-                    total = have + int(reply.headers.get("content-length", 0))
-                    with (
-                        open(self.part, "ab" if have else "wb") as file,
-                        tqdm(
-                            total=total or None,
-                            initial=have,
-                            unit="B",
-                            unit_scale=True,
-                            desc=self.part.stem,
-                            disable=not self.progress,
-                        ) as bar,
-                    ):
-                        for chunk in reply.iter_content(CHUNK):
-                            file.write(chunk)
-                            bar.update(len(chunk))
-                    if total and self.part.stat().st_size < total:
-                        raise requests.ConnectionError(f"ended after {self.part.stat().st_size} of {total} bytes")
-                break
-            except requests.HTTPError:
-                raise
-            except requests.RequestException:
-                if attempt == RETRIES - 1:
-                    raise
-        os.replace(self.part, output_file)
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        if have and self.version.exists():
+            headers["If-Range"] = self.version.read_text()
+        with requests.get(url, stream=True, timeout=60, headers=headers) as reply:
+            if reply.status_code == 416:  # nothing is left to ask for: it was complete
+                return
+            reply.raise_for_status()
+            have = have if reply.status_code == 206 else 0  # 200: the server starts over
+            total = have + int(reply.headers.get("content-length", 0))
+            if version := reply.headers.get("etag", reply.headers.get("last-modified", "")).removeprefix("W/"):
+                self.version.write_text(version)
+            look = {"unit": "B", "unit_scale": True, "desc": self.part.stem, "disable": not self.progress}
+            with open(self.part, "ab" if have else "wb") as file, tqdm(total=total or None, initial=have, **look) as bar:
+                for chunk in reply.iter_content(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if total > self._have():
+                raise requests.ConnectionError(f"ended after {self._have()} of {total} bytes")
+
+    def forget(self) -> None:
+        """Remove what was downloaded."""
+        self.part.unlink(missing_ok=True)
+        self.version.unlink(missing_ok=True)
 
 
 def fetch(folder: Path, files: Sequence[Remote], progress: bool = True) -> None:
@@ -124,19 +149,20 @@ def _fetch_one(folder: Path, file: Remote, progress: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         pooch.get_logger().setLevel("WARNING")  # the bar says enough
+        downloader = _Resuming(part, progress)
         try:
-            pooch.retrieve(file.url, expected, fname=path.name, path=path.parent, downloader=_Resuming(part, progress))
+            pooch.retrieve(file.url, expected, fname=path.name, path=path.parent, downloader=downloader)
         except ValueError as error:
-            part.unlink(missing_ok=True)
+            downloader.forget()
             raise DataError(f"{path}: checksum mismatch: {file.url} did not hash to {expected}; nothing was kept") from error
     elif expected and not _matches(path, expected):
         raise DataError(f"{path}: checksum mismatch: expected {expected}; delete the file and fetch it again")
-    if expected is None:
+    if file.unpack:
+        _unpack(folder, path)
+    if expected is None:  # of an archive only once it has proved whole
         known[file.path] = f"sha256:{pooch.file_hash(str(path))}"
         with storage.replacing(folder / RECORDED) as temporary:
             temporary.write_text(json.dumps(known, indent=1))
-    if file.unpack:
-        _unpack(folder, path)
 
 
 def _unpack(folder: Path, path: Path) -> None:
@@ -149,10 +175,18 @@ def _unpack(folder: Path, path: Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(folder)
         else:
-            with tarfile.open(path) as archive:
+            with open(path, "rb") as file:
+                head = file.read(6)
+            opener = next((o for magic, o in OPENERS.items() if head.startswith(magic)), open)
+            with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                 archive.extractall(folder, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path}: archive is truncated or damaged ({error})") from error
+                while stream.read(CHUNK):  # to the end, where the archive's own checksum is compared
+                    pass
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not the archive, the disk
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: archive is truncated or damaged ({reason}); delete it and fetch it again") from error
     done.touch()
 
 

@@ -44,6 +44,13 @@ CITATIONS: dict[str, str] = {
   {17}, pages = {7696--7711}, year = {2021}, doi = {10.1021/acs.jctc.1c00647}}""",
     "alkanes": """@misc{AlkaneDataset, author = {Hu, Quin H. and Goodpaster, Jason}, title = {Alkane-Dataset}, howpublished =
   {GitHub, GoodpasterGroup/Alkane-Dataset}, year = {2023}, doi = {10.26434/chemrxiv-2023-13cv6}}""",
+    "spice2": """@article{Eastman2024Nutmeg, author = {Eastman, Peter and Pritchard, Benjamin P. and Chodera, John D. and Markland,
+  Thomas E.}, title = {Nutmeg and {SPICE}: Models and Data for Biomolecular Machine Learning}, journal = {Journal of Chemical
+  Theory and Computation}, volume = {20}, number = {19}, pages = {8583--8593}, year = {2024}, doi =
+  {10.1021/acs.jctc.4c00794}}""",
+    "tip3p": """@article{Jorgensen1983TIP3P, author = {Jorgensen, William L. and Chandrasekhar, Jayaraman and Madura, Jeffry D. and
+  Impey, Roger W. and Klein, Michael L.}, title = {Comparison of simple potential functions for simulating liquid water}, journal =
+  {The Journal of Chemical Physics}, volume = {79}, pages = {926--935}, year = {1983}, doi = {10.1063/1.445869}}""",
     "denoise": """@article{Wang2023denoise, author = {Wang, Yuyang and Xu, Changwen and Li, Zijie and Barati Farimani, Amir},
   title = {Denoise Pretraining on Nonequilibrium Molecules for Accurate and Transferable Neural Potentials}, year = {2023},
   journal = {Journal of Chemical Theory and Computation}, volume = {19}, number = {15}, pages = {5077--5087},
@@ -67,7 +74,10 @@ class Remote:
 @dataclass(frozen=True)
 class Record:
     """All that is known about one data set. ``kind``: "embedded" (in the checkout), "reference" (a folder of files beside the
-    project), "public" (downloaded). ``elements`` as symbols; ``atoms`` the smallest and largest structure."""
+    project), "public" (downloaded). ``elements`` as symbols; ``atoms`` the smallest and largest structure. ``parts``: which file is
+    which published part; ``indices``: the published index files ({fold:02d} where there are several splits), rows from 0 within each
+    molecule; ``choose``: a pattern that exactly one of the unpacked files fits, the one to read. Of an embedded set
+    the file itself tells the sizes."""
 
     name: str
     kind: str
@@ -80,7 +90,7 @@ class Record:
     structures: int | None = None
     forces: bool = True
     periodic: bool = False
-    licence: str | None = None
+    licence: str = "not stated"
     source: str | None = None
     files: tuple[Remote, ...] = ()
     read_from: str = ""
@@ -89,6 +99,9 @@ class Record:
     split: str = ""
     used_for: str = ""
     note: str = ""
+    parts: dict[str, str] = field(default_factory=dict)
+    indices: dict[str, str] = field(default_factory=dict)
+    choose: str | None = None
 
 
 _ALKANES = "https://raw.githubusercontent.com/GoodpasterGroup/Alkane-Dataset"
@@ -122,9 +135,35 @@ RECORDS: tuple[Record, ...] = (
         split=_BY_MOLECULE, used_for="notebooks: denoise pretraining and fine-tuning",
     ),
     Record(
-        "tip3p-mini", "embedded", "258 TIP3P waters in a 20 Å cube, NVT 300 K, several seeds", "TIP3P (PME)", ("masked",), "H O",
-        atoms=(774, 774), periodic=True, licence="MIT", files=(Remote("tip3p-mini.h5"),), read_from="tip3p-mini.h5",
+        "tip3p-mini", "embedded", "258 TIP3P waters in a 20 Å cube, NVT 300 K, several seeds", "TIP3P (PME)",
+        ("tip3p", "masked"), "H O", atoms=(774, 774), periodic=True, licence="MIT", files=(Remote("tip3p-mini.h5"),), read_from="tip3p-mini.h5",
         split="by seed (a system is a seed)", used_for="notebooks: masked pretraining and fine-tuning",
+    ),
+    Record(
+        "spice-mini", "embedded", "small molecules, dimers, dipeptides, solvated amino acids, ions: the stand-in for SPICE",
+        "GFN2-xTB", ("spice", "denoise"), "H Li C N O F Na Mg P S Cl K Ca Br I", licence="MIT", files=(Remote("spice-mini.h5"),),
+        read_from="spice-mini.h5", split=_BY_MOLECULE, used_for="what SPICE is for in the denoise paper: fine-tuning",
+    ),
+    Record(
+        "md22-mini", "embedded", "molecular dynamics of MD22's own molecules at 500 K: the stand-in for MD22", "GFN2-xTB",
+        ("md22", "denoise"), "H C N O", licence="MIT", files=(Remote("md22-mini.h5"),), read_from="md22-mini.h5",
+        split="80/10/10, per molecule", used_for="what MD22 is for in the denoise paper: fine-tuning on large molecules",
+    ),
+    Record(
+        "iso17-mini", "embedded", "molecular dynamics of isomers of C7O2H10: the stand-in for ISO17", "GFN2-xTB",
+        ("schnet", "denoise"), "H C O", atoms=(19, 19), licence="MIT", files=(Remote("iso17-mini.h5"),), read_from="iso17-mini.h5",
+        split="its own parts: three isomers unseen (test_other)", used_for="what ISO17 is for in the denoise paper: unseen isomers",
+    ),
+    Record(
+        "rmd17-mini", "embedded", "molecular dynamics of the ten rMD17 molecules at 500 K: the stand-in for rMD17", "GFN2-xTB",
+        ("rmd17", "masked"), "H C N O", atoms=(9, 24), licence="MIT", files=(Remote("rmd17-mini.h5"),), read_from="rmd17-mini.h5",
+        split="within each molecule", used_for="what rMD17 is for in the masked paper: pretraining and fine-tuning",
+    ),
+    Record(
+        "water-mini", "embedded", "periodic boxes of 8–64 waters over densities and temperatures: the stand-in for RPBE water",
+        "AMOEBA (amoeba2018), PME", ("rpbe", "masked"), "H O", atoms=(24, 192), periodic=True, licence="MIT",
+        files=(Remote("water-mini.h5"),), read_from="water-mini.h5", split="81/9/10",
+        used_for="what RPBE-D3 water is for in the masked paper: pretraining and fine-tuning",
     ),
     Record(
         "ani1-alkanes", "reference", "alkanes in ANI-1's layout: ANI-1's own C1–C2, normal modes up to bond breaking, dynamics",
@@ -160,6 +199,9 @@ RECORDS: tuple[Record, ...] = (
         "spice-dipeptides", "reference", "dipeptides of SPICE with energies relative to free atoms", "wB97M-D3(BJ)/def2-TZVPPD",
         ("spice",), "H C N O", (42, 51), 6, 600, licence="CC BY-NC 4.0", source="https://github.com/BingqingCheng/cace-lr-fit",
         format="extxyz", read_from=".", split="its own train / val / test files", used_for="fine-tuning on real data",
+        parts={
+            "spice-dipep-dipolar_train.xyz": "train", "spice-dipep-dipolar_val.xyz": "valid", "spice-dipep-dipolar_test.xyz": "test",
+        },
         files=_reference({
             "spice-dipep-dipolar_train.xyz": "17a66d7c3a26fd40ddd664b7724476f2e42a6fd1bd4c5c47b020531036696621",
             "spice-dipep-dipolar_val.xyz": "6fa1e34400e7df53ae309c0fdf28112dad4b904591633f4c54d9031f04f8e389",
@@ -170,7 +212,7 @@ RECORDS: tuple[Record, ...] = (
         "3bpa", "reference", "3-(benzyloxy)pyridin-2-amine, 500 frames at 300 K and 500 at mixed temperature", "wB97X/6-31G(d)",
         ("3bpa",), "H C N O", (27, 27), 1, 1000, licence="MIT", source="https://github.com/davkovacs/BOTNet-datasets",
         format="extxyz", read_from=".", split="train_300K.xyz to train, train_mixedT.xyz to test",
-        used_for="fine-tuning on real data",
+        used_for="fine-tuning on real data", parts={"train_300K.xyz": "train", "train_mixedT.xyz": "test"},
         note="iso_atoms.xyz holds the isolated atoms of this level and program; 31 of the 500 mixed-temperature frames are frames "
         "of train_300K.xyz (within 1e-3 Å): leave them out of the test",
         files=_reference({
@@ -208,17 +250,19 @@ RECORDS: tuple[Record, ...] = (
         source="http://quantum-machine.org/datasets", read_from="iso17", format="iso17", split="its own id files",
         files=(Remote("iso17.tar.gz", "http://quantum-machine.org/datasets/iso17.tar.gz", None, unpack=True),),
         used_for="denoise paper: fine-tuning, unseen isomers",
+        note="the files do not name the isomer of a frame: a system is a graph of bonds, found from the geometry",
     ),
     Record(
         "spice-1", "public", "SPICE 1.1.3: drug-like molecules, dimers, dipeptides, solvated amino acids, ion pairs",
-        "wB97M-D3(BJ)/def2-TZVPPD", ("spice",), "H Li C N O F Na Mg P S Cl K Ca Br I", (2, 350), 19_238, 1_132_808, licence="CC0",
+        "wB97M-D3(BJ)/def2-TZVPPD", ("spice",), "H Li C N O F Na Mg P S Cl K Ca Br I", (2, 96), 19_238, 1_132_808, licence="CC0",
         source="https://github.com/openmm/spice-dataset", format="spice", read_from="SPICE-1.1.3.hdf5",
         files=(Remote("SPICE-1.1.3.hdf5", f"{_ZENODO}/7606550/files/SPICE-1.1.3.hdf5", "md5:be93706b3bb2b2e327b690b185905856"),),
         split=_BY_MOLECULE, used_for="denoise paper: fine-tuning",
+        note="the denoise paper's table says up to 350 atoms; no subset of SPICE 1 has more than 96",
     ),
     Record(
         "spice-2", "public", "SPICE 2.0.1: SPICE with more molecules, ligands and water clusters", "wB97M-D3(BJ)/def2-TZVPPD",
-        ("spice",), "H Li B C N O F Na Mg Si P S Cl K Ca Br I", None, None, None, licence="CC0",
+        ("spice", "spice2"), "H Li B C N O F Na Mg Si P S Cl K Ca Br I", (2, 110), 113_999, 2_008_628, licence="CC0",
         source="https://github.com/openmm/spice-dataset", format="spice", read_from="SPICE-2.0.1.hdf5",
         files=(Remote("SPICE-2.0.1.hdf5", f"{_ZENODO}/10975225/files/SPICE-2.0.1.hdf5", "md5:bfba2224b6540e1390a579569b475510"),),
         split=_BY_MOLECULE, used_for="not in the papers",
@@ -236,13 +280,16 @@ RECORDS: tuple[Record, ...] = (
                       "sha256:cddeea2ec2c4b22a9de16a9a65a3eeedac5b29da9c99c20bbff0153912bf922b", unpack=True),),
         read_from="rmd17/npz_data", split="50 000 / 1 000 / rest of each molecule (masked paper); the set's own index files",
         used_for="masked paper: pretraining and fine-tuning",
+        indices={"train": "rmd17/splits/index_train_{fold:02d}.csv", "test": "rmd17/splits/index_test_{fold:02d}.csv"},
         note="about 100 000 per molecule, counted as stored; azobenzene has fewer",
     ),
     Record(
-        "rpbe-water", "public", "liquid water and ice", "RPBE-D3", ("rpbe",), "H O", None, 1, 7_241, periodic=True,
+        "rpbe-water", "public", "liquid water and ice", "RPBE-D3", ("rpbe",), "H O", (48, 192), 1, 7_241, periodic=True,
         source="https://doi.org/10.5281/zenodo.2634098", format="runner", read_from=".",
         files=(Remote("training-data_H2O.tar.gz", f"{_ZENODO}/2634098/files/training-data_H2O.tar.gz", None, unpack=True),),
         split="81/9/10", used_for="masked paper: pretraining and fine-tuning",
-        note="the archive holds several functionals: read the RPBE-D3 input.data with potkit.read",
+        choose=r"(?i)input\.data.*rpbe.?(d3|vdw)|rpbe.?(d3|vdw).*input\.data",
+        note="the archive holds several functionals: the file of RPBE-D3 is chosen by its name; the range of atoms is that of the 20 "
+        "structures of rpbe-water-sample",
     ),
 )  # fmt: skip

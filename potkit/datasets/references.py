@@ -25,6 +25,14 @@ LEVELS: dict[str, dict[int, float]] = {
 }
 # the same level from another program (ORCA, in the 3BPA files): up to 0.08 eV per atom away, so a table of its own
 LEVELS["wB97X/6-31G(d), 3BPA"] = {1: -13.587222780835477, 6: -1029.4889999855063, 7: -1484.9814568572233, 8: -2041.9816003861047}
+# isolated atoms by tblite (GFN2-xTB, neutral, SCC accuracy 0.05, 300 K electrons) with the unpaired electrons of the ground state: H 1,
+# Li 1, B 1, C 2, N 3, O 2, F 1, Na 1, Mg 0, Si 2, P 3, S 2, Cl 1, K 1, Ca 0, Br 1, I 1; eV. GFN2-xTB has no
+# spin polarisation: that number fills the orbitals, no more. All embedded molecular sets have this level.
+LEVELS["GFN2-xTB"] = {
+    1: -10.707211, 3: -4.900000, 5: -25.917121, 6: -48.798080, 7: -70.908088, 8: -102.521808, 9: -125.698644, 11: -4.546934,
+    12: -12.679817, 14: -42.711262, 15: -64.604696, 16: -85.619453, 17: -121.975723, 19: -4.510348, 20: -10.113012, 35: -110.160926,
+    53: -102.848979,
+}  # fmt: skip
 
 
 def isolated_atoms(source: str | Path) -> dict[int, float]:

@@ -8,13 +8,20 @@ Everything downloaded or converted goes below the folder that POTKIT_DATA names 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Sequence
 
+import numpy as np
+from filelock import FileLock
+
+from .. import storage
 from ..errors import ConfigError, DataError
 from ..structures import Structures, concatenate
 from . import fetch as fetching
+from . import splits
 from .formats import read
+from .formats.packer import packing_into
 from .records import CITATIONS, RECORDS, Record
 
 
@@ -40,11 +47,26 @@ def names():
         rows.append({
             "name": r.name, "kind": r.kind, "title": r.title, "molecules": molecules, "structures": structures,
             "elements": r.elements, "atoms": f"{atoms[0]}–{atoms[1]}" if atoms else None, "level": r.level,
-            "forces": r.forces, "periodic": r.periodic, "licence": r.licence or "not stated", "split": r.split,
+            "forces": r.forces, "periodic": r.periodic, "licence": r.licence, "split": r.split,
             "used for": r.used_for, "citation": ", ".join(r.citation), "source": r.source,
-            "state": "missing" if place is None else "ready",
+            "files": ", ".join(f.path for f in r.files), "state": "missing" if place is None else "ready",
         })  # fmt: skip
     return pd.DataFrame(rows).astype({"molecules": "Int64", "structures": "Int64"})
+
+
+def describe(name: str) -> str:
+    """Everything the registry knows about one set, as text: sizes, level, licence, files with addresses and checksums, citation."""
+    r, row = record(name), names().set_index("name").loc[name]
+    known = fetching.recorded(cache_dir() / r.name / "raw")
+    show = {k: row[k] for k in ("title", "kind", "molecules", "structures", "elements", "atoms", "level", "forces", "periodic")}
+    show |= {k: row[k] for k in ("licence", "source", "split", "used for", "state")} | {"note": r.note}
+    lines = [f"{name}"] + [f"  {k}: {v}" for k, v in show.items() if v is not None and v == v and v != ""]
+    for f in r.files:
+        first = f"{known[f.path]} (of the first download)" if f.path in known else "never published: the first download's is recorded"
+        lines.append(f"  file: {f.path}" + (f"\n    from {f.url}" if f.url else ""))
+        if r.kind != "embedded":
+            lines.append(f"    checksum {f.checksum or first}")
+    return "\n".join(lines) + "\n\n" + bibtex(name)
 
 
 def bibtex(name: str) -> str:
@@ -90,8 +112,10 @@ def _place(r: Record) -> Path | None:
 
 
 def _size(path: Path) -> tuple[int, int, tuple[int, int]]:
-    s = Structures.open(path)
-    return len(set(s.system.tolist())), len(s), (int(s.n_atoms.min()), int(s.n_atoms.max()))
+    """Systems, structures and the range of atoms of a store, without reading more of it than that takes."""
+    arrays, _ = storage.open_(path, only=("ptr", "system"))
+    atoms = np.diff(arrays["ptr"])
+    return len(np.unique(arrays["system"])), len(atoms), (int(atoms.min()), int(atoms.max()))
 
 
 def load(name: str, verify: bool = True, files: Sequence[str] | None = None, **options: Any) -> Structures:
@@ -127,7 +151,8 @@ def load(name: str, verify: bool = True, files: Sequence[str] | None = None, **o
         convert(name, verify=False)
         return Structures.open(packed_path(r))
     if r.format == "extxyz":
-        return _named(concatenate([read(folder / f, "extxyz", **settings) for f in only]), r)
+        sets = [read(folder / f, "extxyz", **settings) for f in only]
+        return splits.mark_parts(_named(concatenate(sets), r), {r.parts.get(f, f): len(part) for f, part in zip(only, sets)})
     return _named(read(_inside(folder, r), r.format, **settings), r)
 
 
@@ -150,6 +175,13 @@ def _inside(folder: Path, r: Record) -> Path:
     path = folder / r.read_from if r.read_from != "." else folder
     if not path.exists():
         raise DataError(f"{path}: not in the downloaded files of {r.name!r}; `potkit data fetch {r.name}` unpacks it")
+    if r.choose is not None:
+        names = [f.relative_to(path).as_posix() for f in sorted(path.rglob("*")) if f.is_file()]
+        fitting = [n for n in names if re.search(r.choose, n)]
+        if len(fitting) != 1:
+            there = ", ".join(names[:12])
+            raise DataError(f"{path}: {len(fitting)} files fit {r.choose!r}, expected one of {there}; read the right one by its path")
+        return path / fitting[0]
     inputs = [f for f in r.files if not f.unpack]
     return path / inputs[0].path if path.is_dir() and len(inputs) == 1 and len(r.files) == 1 else path
 
@@ -157,7 +189,7 @@ def _inside(folder: Path, r: Record) -> Path:
 def _named(s: Structures, r: Record) -> Structures:
     s.info |= {"name": r.name, "level": s.info.get("level", r.level)}
     s.info.setdefault("citation", list(r.citation))
-    s.info.setdefault("licence", r.licence or "not stated")
+    s.info.setdefault("licence", r.licence)
     return s
 
 
@@ -185,15 +217,76 @@ def fetch(name: str, files: list[str] | None = None, progress: bool = True) -> P
     return folder
 
 
-def convert(name: str, verify: bool = True) -> Path:
-    """Pack a set once into a memory-mapped store in the cache, so that the next `load` opens it at once. Returns its path."""
+def convert(name: str, verify: bool = True, progress: bool = True) -> Path:
+    """Pack a set once into a memory-mapped store in the cache, so that the next `load` opens it at once. Returns its path.
+
+    Packed as it is read, in memory that does not grow with the set. A conversion that is interrupted or killed leaves no store;
+    of two processes that ask at once the second waits for the first. Raises DataError.
+    """
     r = record(name)
     if r.kind == "embedded":
         raise ConfigError(f"data set {name!r} is embedded and packed already")
-    folder = raw_path(r)
+    folder, out = raw_path(r), packed_path(r)
     if verify:
         fetching.verify(folder, r.files)
-    out = packed_path(r)
-    s = load(name, verify=False, **r.options) if r.kind == "reference" else read(_inside(folder, r), r.format, **r.options)
-    _named(s, r).save(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.parent / ".convert.lock"):
+        storage.remove_leftovers(out)
+        if r.kind == "reference":
+            _named(load(name, verify=False, **r.options), r).save(out)
+        else:
+            pack(_inside(folder, r), out, r.format, total=r.structures, progress=progress, record=r, **r.options)
+    return out
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    format: str | None = None,
+    total: int | None = None,
+    progress: bool = False,
+    record: Record | None = None,
+    **options: Any,
+) -> Path:
+    """Read ``source`` (any file or folder `read` takes) straight into the store folder ``out``, in bounded memory. Returns ``out``.
+
+    ``total``: how many structures to expect, for the progress bar. Raises DataError; nothing is left at ``out`` then.
+    """
+    out = Path(out)
+    if out.suffix == ".h5":
+        raise ConfigError(f"{out}: a store is a folder; one .h5 file is what Structures.save writes")
+    with packing_into(out, total, progress):
+        s = read(source, format, **options)
+    if record is not None:
+        _named(s, record)
+    if s.lies_in(out):
+        storage.set_info(out, s.info)
+    else:
+        s.save(out)  # several files joined, or filtered after reading: it was in memory
+    return out
+
+
+def published_split(name: str, structures: Structures | None = None, fold: int = 1) -> dict[str, np.ndarray]:
+    """The split that was published with a set: part -> rows of ``structures`` (default: of `load`).
+
+    From the set's own files (ISO17, SPICE dipeptides, 3BPA) or its index files (rMD17, ``fold`` 1 … 5, of each molecule). Raises
+    ConfigError for a set without one, DataError for an index that points past the end or a set that was cut before.
+    """
+    r = record(name)
+    s = load(name) if structures is None else structures
+    if not r.indices:
+        if "parts" not in s.info:
+            raise ConfigError(f"data set {name!r} has no published split; recommended: {r.split}")
+        return splits.parts(s)
+    folder, labels = raw_path(r), s.system_names()
+    out: dict[str, np.ndarray] = {}
+    for part, pattern in r.indices.items():
+        path = folder / pattern.format(fold=fold)
+        found = []
+        for system, rows in splits.by_system(s):
+            try:
+                found.append(rows[splits.published(path, len(rows))])
+            except DataError as error:
+                raise DataError(f"{error} of {labels[system]}") from None
+        out[part] = np.sort(np.concatenate(found))
     return out

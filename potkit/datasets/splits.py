@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -11,10 +12,13 @@ import numpy as np
 from .. import storage
 from ..errors import ConfigError, DataError
 from ..structures import Structures
-from .duplicates import distinct, leakage
+from .duplicates import distinct, leakage, leakage_report
 from .formats.common import load_npz
 
-__all__ = ["BY", "by_system", "distinct", "label_budget", "leakage", "load_indices", "published", "save_indices", "split"]
+__all__ = [
+    "BY", "by_system", "distinct", "label_budget", "leakage", "leakage_report", "load_indices", "mark_parts", "parts",
+    "published", "save_indices", "split",
+]  # fmt: skip
 BY = ("structure", "system", "structure-within-system")
 Part = float | int | None
 
@@ -133,6 +137,30 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
             f"these are {structures.info.get('name', 'unnamed')} ({len(structures)}, {structures.fingerprint()})"
         )
     return arrays
+
+
+def mark_parts(structures: Structures, counts: Mapping[str, int]) -> Structures:
+    """Note in ``structures.info`` that its first rows are one published part, the next another …; `parts` finds them again."""
+    ends = np.cumsum(list(counts.values()))
+    rows = {name: [int(end) - count, int(end)] for (name, count), end in zip(counts.items(), ends)}
+    structures.info["parts"] = {"rows": rows, "of": _order(structures)}
+    return structures
+
+
+def _order(structures: Structures) -> str:
+    """A hash of the energies in their order: another selection or order has another."""
+    source = structures.system if structures.energy is None else structures.energy
+    return f"{len(structures)}-{hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=8).hexdigest()}"
+
+
+def parts(structures: Structures) -> dict[str, np.ndarray]:
+    """The parts that were published with the set: name -> rows. Raises DataError if there are none, or the set was cut since."""
+    known, name = structures.info.get("parts"), structures.info.get("name", "structures")
+    if not known:
+        raise DataError(f"{name}: no published parts are known; draw a split of your own")
+    if known["of"] != _order(structures):
+        raise DataError(f"{name}: cut or reordered since it was read: take its published parts first, then cut")
+    return {part: np.arange(*bounds) for part, bounds in known["rows"].items()}
 
 
 def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:

@@ -22,7 +22,7 @@ MODELS = {
     "forcenet": "forcenet:ForceNet",
     "nequip": "nequip:NequIP",
 }
-READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled")
+READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled", "force_input", "noise_readout")
 
 __all__ = ["MODELS", "CurrentGraph", "Features", "Graph", "Potential", "Prediction", "adapt", "backbone_options", "build", "names", "presets"]
 

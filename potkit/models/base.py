@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .. import neighbors
 from ..errors import ConfigError, DataError
 from ..structures import MAX_Z, SYMBOLS, Batch
-from .layers import mlp, sum_over
+from .layers import AtomEmbedding, mlp, sum_over
+from .read_in import ForceEncoder
 
 
 class Graph(NamedTuple):
@@ -32,6 +33,8 @@ class Graph(NamedTuple):
     shift: Tensor | None  # [E, 3] Å, None without periodic boundaries
     mask: Tensor | None  # [N] 1 where an objective flagged the atom
     charge: Tensor  # [S] e
+    extra: Tensor | None = None  # [N, F] added to the atoms' embedding by a read-in
+    extra_vector: Tensor | None = None  # [N, 3, F'] added to the vectors that the first layer makes
 
 
 class Features(NamedTuple):
@@ -43,11 +46,15 @@ class Features(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """energy [S] float64 eV, vector [N,3] (the vector read-out), forces [N,3] eV/Å; None for what was not asked for."""
+    """energy [S] float64 eV, vector [N,3] (the vector read-out), forces [N,3] eV/Å; None for what was not asked for.
+
+    noise [N,3]: a second vector read-out, for objectives that denoise while energy and forces are trained.
+    """
 
     energy: Tensor | None
     vector: Tensor | None
     forces: Tensor | None = None
+    noise: Tensor | None = None
 
 
 class AtomicEnergy(nn.Module):
@@ -132,21 +139,39 @@ class GatedVector(nn.Module):
         return self.second(*self.first(features.scalar, features.vector))[1][..., 0]
 
 
+class NoiseReadout(nn.Module):
+    """A vector read-out beside the potential's own, of the same kind; one that is a gradient has an energy head of its own.
+
+    Where forces come from the potential's vector read-out or energy head, noise and forces would contradict each other there.
+    """
+
+    def __init__(self, readout: nn.Module, head: AtomicEnergy | None) -> None:
+        super().__init__()
+        self.readout, self.head = readout, head
+
+    def forward(self, features: Features, graph: Graph, keep_graph: bool) -> Tensor:
+        return self.readout(features, graph, None if self.head is None else self.head(features.scalar, graph), keep_graph)
+
+
 READOUTS = {"gradient": GradientVector, "coordinate": CoordinateVector, "direct": DirectVector, "gated": GatedVector}
-OUTPUTS = ("energy", "vector", "forces")
+OUTPUTS = ("energy", "vector", "forces", "noise")
 
 
 class Potential(nn.Module):
     """A backbone with its read-outs: maps a batch to `Prediction`.
 
-    ``backbone`` has attributes ``cutoff`` (Å), ``n_features`` (F), ``n_vector_features`` (F' or 0), ``gives_displacement`` (bool).
+    ``backbone`` has attributes ``cutoff`` (Å), ``n_features`` (F), ``n_vector_features`` (F' or 0), ``gives_displacement`` (bool), and
+    ``stacks`` where its layers are not in ``layers`` (see `depths`).
     ``vector`` names the read-out of the pretraining target; ``forces`` is "gradient" (−∂E/∂x) or "vector" (the vector read-out is
-    trained on forces, as in force-centric networks). Buffers: ``references`` [119] float64 eV per element, ``scale`` eV.
+    trained on forces, as in force-centric networks). ``force_input`` adds an input for forces (`read_in.ForceEncoder`),
+    ``noise_readout`` a second vector read-out; training adds both where an objective needs them (`extend`).
+    Buffers: ``references`` [119] float64 eV per element, ``scale`` eV.
     """
 
     def __init__(
-        self, backbone: nn.Module, *, vector: str = "gradient", forces: str = "gradient", head_norm: bool = False, pooled: bool = False
-    ) -> None:
+        self, backbone: nn.Module, *, vector: str = "gradient", forces: str = "gradient", head_norm: bool = False, pooled: bool = False,
+        force_input: bool = False, noise_readout: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if vector not in READOUTS:
             raise ConfigError(f"unknown vector read-out {vector!r}; there are {', '.join(READOUTS)}")
@@ -160,9 +185,10 @@ class Potential(nn.Module):
         self.backbone = backbone
         self.cutoff = float(backbone.cutoff)
         self.energy_head = AtomicEnergy(backbone.n_features, head_norm, pooled)
-        sizes = {"scalar": (backbone.n_features,), "vector": (backbone.n_features, backbone.n_vector_features), "displacement": ()}
-        self.vector_readout = readout() if readout is GradientVector else readout(*sizes[readout.needs])
         self.vector_mode, self.forces_mode = vector, forces
+        self.vector_readout = self._make_vector_readout()
+        self.force_encoder = self._make_force_encoder() if force_input else None
+        self.noise_readout = self._make_noise_readout() if noise_readout else None
         self.register_buffer("references", torch.zeros(MAX_Z + 1, dtype=torch.float64))
         self.register_buffer("known", torch.zeros(MAX_Z + 1, dtype=torch.bool))  # elements that have a reference
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
@@ -203,16 +229,22 @@ class Potential(nn.Module):
         vector = pos[sender] - pos[receiver]
         if batch.edge_shift is not None:
             vector = vector + batch.edge_shift
-        return Graph(
+        graph = Graph(
             batch.z, pos, batch.batch, batch.ptr.shape[0] - 1, sender, receiver, vector, vector.square().sum(1).sqrt(),
             batch.edge_shift, batch.mask, batch.charge,
         )  # fmt: skip
+        if batch.force_input is None:
+            return graph
+        if self.force_encoder is None:
+            raise ConfigError("the objective gives forces to a network without an input for them: build it with force_input=True")
+        extra, vectors = self.force_encoder(graph, batch.force_input / self.scale.to(pos.dtype), batch.force_given)
+        return graph._replace(extra=extra, extra_vector=vectors)
 
     def forward(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:
         """Predict ``outputs`` (default: energy and vector) for ``batch``, which is left as it is."""
         outputs = ("energy", "vector") if outputs is None else outputs
         by_gradient = ("forces" in outputs and self.forces_mode == "gradient") or (
-            "vector" in outputs and self.vector_mode == "gradient"
+            ("vector" in outputs or "noise" in outputs) and self.vector_mode == "gradient"
         )
         by_readout = "vector" in outputs or ("forces" in outputs and self.forces_mode == "vector")
         keep = torch.is_grad_enabled()  # under no_grad the derivatives are still taken, but nothing is kept for a second one
@@ -222,6 +254,7 @@ class Potential(nn.Module):
             features = self.backbone(graph)
             atomic = self.energy_head(features.scalar, graph) if "energy" in outputs or by_gradient else None
             vector = self.vector_readout(features, graph, atomic, keep) if by_readout else None
+            noise = self._noise(features, graph, keep) if "noise" in outputs else None
             energy = forces = None
             if "energy" in outputs:
                 energy = self._total(atomic, graph)
@@ -232,8 +265,8 @@ class Potential(nn.Module):
                 else:
                     forces = -torch.autograd.grad(atomic.sum(), graph.pos, create_graph=keep, retain_graph=True)[0] * scale
         if not keep:
-            energy, vector, forces = (None if t is None else t.detach() for t in (energy, vector, forces))
-        return Prediction(energy, vector if "vector" in outputs else None, forces)
+            energy, vector, forces, noise = (None if t is None else t.detach() for t in (energy, vector, forces, noise))
+        return Prediction(energy, vector if "vector" in outputs else None, forces, noise)
 
     def _total(self, atomic: Tensor, graph: Graph) -> Tensor:
         # total energies of 10⁴ eV do not fit float32 to 1e-3 eV: sum and add references in float64
@@ -254,7 +287,70 @@ class Potential(nn.Module):
             used.add("energy_head")
         if "vector" in outputs or ("forces" in outputs and self.forces_mode == "vector"):
             used.add("energy_head" if self.vector_mode == "gradient" else "vector_readout")
-        return used
+        if "noise" in outputs:
+            used.add("noise_readout")
+        return used if self.force_encoder is None else used | {"force_encoder"}  # without forces in the batch it has no gradient
+
+    # -- parts that only some objectives need ----------------------------------------------------------------------------------
+    def _make_vector_readout(self) -> nn.Module:
+        readout, backbone = READOUTS[self.vector_mode], self.backbone
+        sizes = {"scalar": (backbone.n_features,), "vector": (backbone.n_features, backbone.n_vector_features), "displacement": ()}
+        return readout() if readout is GradientVector else readout(*sizes[readout.needs])
+
+    def _make_noise_readout(self) -> nn.Module:
+        norm, pooled = isinstance(getattr(self.energy_head, "norm", None), nn.LayerNorm), self.energy_head.pooled
+        own = self.vector_mode == "gradient"
+        return NoiseReadout(self._make_vector_readout(), AtomicEnergy(self.backbone.n_features, norm, pooled) if own else None)
+
+    def _make_force_encoder(self) -> nn.Module:
+        kind = type(self.backbone).__name__
+        if not any(isinstance(m, AtomEmbedding) for m in self.backbone.modules()):
+            raise ConfigError(f"force_input needs a network whose atoms are embedded by potkit's AtomEmbedding, which {kind} does not have")
+        free = "rotation" not in getattr(self.backbone, "symmetries", ("rotation",))
+        return ForceEncoder(self.backbone.n_features, self.backbone.n_vector_features, self.cutoff, free)
+
+    def _noise(self, features: Features, graph: Graph, keep: bool) -> Tensor:
+        if self.noise_readout is None:
+            raise ConfigError("the objective asks for a second vector read-out: build the network with noise_readout=True")
+        return self.noise_readout(features, graph, keep)
+
+    def extend(self, outputs: Sequence[str], inputs: Sequence[str] = (), seed: int = 0) -> Potential:
+        """Add what an objective asks for and this model lacks: "noise" among ``outputs``, "forces" among ``inputs``.
+
+        New weights follow ``seed``, all others stay. The recipe says so too, for checkpoints. Returns self.
+        """
+        lacking = {
+            "force_input": "forces" in inputs and self.force_encoder is None,
+            "noise_readout": "noise" in outputs and self.noise_readout is None,
+        }
+        like = next(p for p in self.parameters() if p.is_floating_point())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if lacking["force_input"]:
+                self.force_encoder = self._make_force_encoder().to(like)
+            if lacking["noise_readout"]:
+                self.noise_readout = self._make_noise_readout().to(like)
+        if any(lacking.values()) and hasattr(self, "recipe"):
+            added = {name: True for name, missing in lacking.items() if missing}
+            self.recipe = {**self.recipe, "options": {**self.recipe["options"], **added}}
+        return self
+
+    def depths(self) -> dict[str, int]:
+        """How far each parameter is from the input: 0 the embedding and all else before the layers, i the i-th of the L layers (what
+        follows the last counts with it), L + 1 the read-outs.
+
+        The layers are what the backbone's attribute ``stacks`` names (default: ("layers",)): one ModuleList, or several that are walked
+        through together. Raises ConfigError for a backbone that has none of them.
+        """
+        stacks, depths, top = getattr(self.backbone, "stacks", ("layers",)), {}, 0
+        for name, _ in self.backbone.named_parameters():
+            stack = next((s for s in stacks if name.startswith(f"{s}.")), None)
+            depth = top if stack is None else int(name[len(stack) + 1 :].split(".")[0]) + 1
+            depths[f"backbone.{name}"], top = depth, max(top, depth)
+        if not top:
+            kind = type(self.backbone).__name__
+            raise ConfigError(f"{kind} does not tell where its layers are; give it an attribute stacks with the names of its ModuleLists")
+        return depths | {n: top + 1 for n, _ in self.named_parameters() if n not in depths}
 
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

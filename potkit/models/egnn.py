@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Features, Graph
-from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, silu, sum_over
+from .egnn_edges import edge_block, plain
+from .layers import AtomEmbedding, BesselBasis, in_blocks, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=5, attention=True, tanh=True, cutoff=5.0, vector="coordinate"),
@@ -60,17 +61,22 @@ class Layer(nn.Module):
         envelope: Tensor | None,  # [E, 1]
         sender: Tensor,
         receiver: Tensor,
+        blocked: bool,  # go through the edges in blocks, see `egnn_edges`
     ) -> tuple[Tensor, Tensor]:
-        m = self.from_receiver(h)[receiver] + self.from_sender(h)[sender] + self.from_distance(edge)  # [E, F]
-        m = self.message(silu(m))
-        if self.gate is not None:
-            m = m * torch.sigmoid(self.gate(m))
-        weight = self.coordinate(m)  # [E, 1]
-        weight = torch.tanh(weight) if self.tanh else weight
+        # in the whole layer only these two products are with [h_i, h_j]; the bias of the first joins the one per atom
+        p = self.from_receiver(h) + self.from_distance.bias
+        q = self.from_sender(h)
+        gate = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
+        first, last = self.coordinate[0], self.coordinate[2]
+        weights = (self.from_distance.weight, self.message[0].weight, self.message[0].bias, *gate,
+                   first.weight, first.bias, last.weight, last.bias)  # fmt: skip
+        run = edge_block if blocked else plain
+        total, weight = run(p, q, edge, envelope, weights, sender, receiver)  # [N, F], [E]
+        weight = (torch.tanh(weight) if self.tanh else weight)[:, None]
         if envelope is not None:
-            m, weight = m * envelope, weight * envelope
+            weight = weight * envelope
         x = x + sum_over(-vector / (distance[:, None] + 1e-8) * weight, receiver, x.shape[0])
-        h = h + self.update(torch.cat([h, sum_over(m, receiver, h.shape[0])], -1))
+        h = h + self.update(torch.cat([h, total], -1))
         return h, x
 
 
@@ -104,11 +110,12 @@ class EGNN(nn.Module):
         h, x = self.embedding(graph), graph.pos
         envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
         vector, distance = graph.vector, graph.distance
+        blocked = in_blocks(h, twice=self.training and graph.pos.requires_grad)
         for i, layer in enumerate(self.layers):
             if i:  # later layers see the moved atoms; the edges and their envelope stay those of the input
                 vector = x[graph.sender] - x[graph.receiver]
                 vector = vector if graph.shift is None else vector + graph.shift
                 distance = (vector.square().sum(1) + 1e-12).sqrt()
             edge = distance.square()[:, None] if self.basis is None else self.basis(distance)
-            h, x = layer(h, x, vector, distance, edge, envelope, graph.sender, graph.receiver)
+            h, x = layer(h, x, vector, distance, edge, envelope, graph.sender, graph.receiver, blocked)
         return Features(h, displacement=x - graph.pos)

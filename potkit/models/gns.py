@@ -57,6 +57,7 @@ class GNS(nn.Module):
 
     n_vector_features = 0
     gives_displacement = False
+    stacks = ("steps",)  # where the layers are
     symmetries = frozenset({"translation", "permutation"})
 
     def __init__(

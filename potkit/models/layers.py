@@ -92,6 +92,50 @@ def first_neighbors(receiver: Tensor, limit: int, size: int) -> Tensor:
     return torch.arange(len(receiver), device=receiver.device) - start[receiver] < limit
 
 
+def in_blocks(like: Tensor, twice: bool) -> bool:
+    """Whether work on edges is to go through them in blocks that stay in the cache, or an operation at a time over all of them.
+
+    The latter on a GPU, whose caches are small and whose launches are slow; under torch.compile, which fuses operations itself; and
+    where ``twice`` says that derivatives of derivatives will be wanted: blocks keep too little for them and would be computed again.
+    """
+    return like.device.type == "cpu" and not twice and not torch.compiler.is_compiling()
+
+
+def wanted_inputs(ctx) -> list[bool]:
+    """Which inputs' gradients a backward pass of an autograd function really uses; torch's own list says yes to all that could ever be.
+
+    For functions whose tensor inputs come first and are never None; other inputs after them are left out of the list.
+    """
+    known = getattr(torch._C, "_will_engine_execute_node", None)
+    if known is None:
+        return list(ctx.needs_input_grad)
+
+    def used(node) -> bool:
+        try:
+            return node is None or known(node)
+        except RuntimeError:  # not told for a leaf that autograd.grad was asked for: then it is
+            return True
+
+    return [need and used(node) for need, (node, _) in zip(ctx.needs_input_grad, ctx.next_functions)]
+
+
+def through_plain(
+    function: Callable[..., Sequence[Tensor | None]],
+    inputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The backward pass of ``function`` in differentiable operations: for autograd functions whose own is not differentiable.
+
+    ``grads`` belong to the outputs (None: not used). Inputs may depend on each other; each gets its own part only.
+    """
+    aliases = [None if x is None else x.view_as(x) for x in inputs]
+    outputs = [(o, g) for o, g in zip(function(*aliases), grads) if o is not None and g is not None]
+    asked = [a for a, w in zip(aliases, wanted) if w]
+    found = iter(torch.autograd.grad([o for o, _ in outputs], asked, [g for _, g in outputs], create_graph=True, allow_unused=True))
+    return [next(found) if w else None for w in wanted]
+
+
 class GaussianBasis(nn.Module):
     """exp(−(d − μ_k)² / 2Δ²) with ``size`` centres from 0 to ``cutoff`` (Schütt et al. 2018, SchNet). [E] Å -> [E, size]."""
 
@@ -136,4 +180,4 @@ class AtomEmbedding(nn.Module):
         if self.charge is not None:
             level = graph.charge.round().long().clamp(-MAX_CHARGE, MAX_CHARGE) + MAX_CHARGE
             h = h + self.charge(level)[graph.batch]
-        return h
+        return h if graph.extra is None else h + graph.extra

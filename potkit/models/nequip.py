@@ -113,8 +113,10 @@ class NequIP(nn.Module):
         edge = self.basis(graph.distance) * envelope[:, None]  # [E, R]
         attributes = self.attributes(graph.z)  # [N, A]
         x, kernels = {SCALAR: self.embedding(graph)[:, None]}, {}
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             if layer.coupling not in kernels:
                 kernels[layer.coupling] = layer.coupling.kernels(sphere)
             x = layer(x, attributes, kernels[layer.coupling], edge, graph.sender, graph.receiver)
+            if i == 0 and graph.extra_vector is not None:
+                x[VECTOR] = x[VECTOR] + graph.extra_vector
         return Features(x[SCALAR][:, 0], x[VECTOR])

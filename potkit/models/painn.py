@@ -74,6 +74,7 @@ class PaiNN(nn.Module):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and vectors [N, 3, hidden]."""
 
     gives_displacement = False
+    stacks = ("messages", "updates")  # where the layers are
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class PaiNN(nn.Module):
         direction = graph.vector / graph.distance[:, None]
         for message, update in zip(self.messages, self.updates):
             ds, dv = message(s, v, basis, envelope, direction, graph.sender, graph.receiver)
-            s, v = s + ds, dv if v is None else v + dv
+            s, v = s + ds, dv + (0 if graph.extra_vector is None else graph.extra_vector) if v is None else v + dv
             ds, dv = update(s, v)
             s, v = s + ds, v + dv
         return Features(s, vector=v)

@@ -15,6 +15,7 @@ Parameters: denoise-paper 1 453 569, small 86 657 (counted by a test).
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .base import Features, Graph
 from .layers import AtomEmbedding, GaussianBasis, cosine_envelope, first_neighbors, polynomial_envelope, sum_over
+from .pairs import Pairs, Radial, convolve, filters, pairs_of
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, filters=256, layers=5, radial=32, cutoff=5.0, envelope="cosine", vector="gradient"),
@@ -67,6 +69,12 @@ class Interaction(nn.Module):
         convolved = sum_over(self.project(h)[sender] * weight, receiver, h.shape[0])  # (3) [N, filters]
         return self.out(shifted_softplus(self.mix(convolved)))  # (4)
 
+    def by_pairs(self, h: Tensor, radial: Radial, pairs: Pairs) -> Tensor:
+        """The same with filters made once for both directions of a pair."""
+        weight = filters(radial, self.filter_in.weight, self.filter_in.bias, self.filter_out.weight, self.filter_out.bias)
+        convolved = convolve(self.project(h).to(weight.dtype), weight, pairs.i, pairs.j)
+        return self.out(shifted_softplus(self.mix(convolved)))
+
 
 class SchNet(nn.Module):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden]."""
@@ -102,6 +110,13 @@ class SchNet(nn.Module):
             kept = first_neighbors(receiver, FAITHFUL_NEIGHBORS, graph.z.shape[0])
             sender, receiver, distance = sender[kept], receiver[kept], distance[kept]
         h = self.embedding(graph)  # [N, F]
+        pairs = None if self.faithful or torch.compiler.is_compiling() else pairs_of(sender, receiver, graph.vector, distance)
+        if pairs is not None:
+            envelope = functools.partial(self.envelope, cutoff=self.cutoff)
+            radial = Radial(pairs.distance, self.basis, envelope, slopes=pairs.distance.requires_grad)
+            for layer in self.layers:
+                h = h + layer.by_pairs(h, radial, pairs)
+            return Features(h)
         basis = self.basis(distance)  # (1) [E, K]
         envelope = self.envelope(distance, self.cutoff)[:, None]
         for layer in self.layers:

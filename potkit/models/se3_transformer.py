@@ -122,6 +122,7 @@ class SE3Transformer(nn.Module):
     """The backbone: `Graph` -> `Features` with scalars [N, channels·(max_degree+1)] and the l = 1 channels [N, 3, channels]."""
 
     gives_displacement = False
+    stacks = ("attention", "gates")  # where the layers are
 
     def __init__(
         self,
@@ -172,7 +173,10 @@ class SE3Transformer(nn.Module):
         envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
         f = {SCALAR: self.embedding(graph)[:, None]}  # {l: [N, 2l+1, channels]}
         for i, (attention, gate) in enumerate(zip(self.attention, self.gates)):
-            f = gate(attention(f, kernels["middle" if i else "first"], edge, envelope, sender, receiver))
+            f = attention(f, kernels["middle" if i else "first"], edge, envelope, sender, receiver)
+            if i == 0 and graph.extra_vector is not None:
+                f[self.vector_irrep] = f[self.vector_irrep] + graph.extra_vector
+            f = gate(f)
         message = self.last(kernels["last"], gather(f, sender), edge)[SCALAR][:, 0]
         message = message if envelope is None else message * envelope
         scalar = self.own(f[SCALAR][:, 0]) + sum_over(message, receiver, n) / math.sqrt(n_typical(self.cutoff))

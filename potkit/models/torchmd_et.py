@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Features, Graph
-from .layers import AtomEmbedding, cosine_envelope, first_neighbors, silu, sum_over
+from .layers import AtomEmbedding, cosine_envelope, first_neighbors, in_blocks, sum_over
 from .schnet import glorot
+from .torchmd_et_edges import blocked, messages, plain
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=6, radial=32, heads=8, cutoff=5.0, vector="gated"),
@@ -77,35 +78,24 @@ class Layer(nn.Module):
         # U₁, U₂, U₃; before the first layer all vectors are zero, so there they would never learn
         self.mix = None if first else glorot(hidden, 3 * hidden, bias=False)
 
-    def forward(self, x: Tensor, v: Tensor | None, pairs: Edges, self_edges: Edges) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, v: Tensor | None, pairs: Edges, self_edges: Edges, by_blocks: bool) -> tuple[Tensor, Tensor]:
         n = x.shape[0]
         normed = self.norm(x)
         q, k, s = self.query(normed), self.key(normed), self.value(normed)
-        scalar, vector = self.message(q, k, s, v, pairs)
-        scalar, vector = sum_over(scalar, pairs.receiver, n), sum_over(vector, pairs.receiver, n)
-        own, own_vector = self.message(q, k, s, v, self_edges)
+        weight = torch.cat([self.key_distance.weight, self.value_distance.weight])  # [4F, K], all filters in one product
+        bias = torch.cat([self.key_distance.bias, self.value_distance.bias])
+        own, own_vector = messages(
+            q, k, s, v, self_edges.basis, self_edges.envelope, None, weight, bias, self.heads, self.damped
+        )
+        run = blocked if by_blocks else plain
+        scalar, vector = run(
+            q, k, s, v, pairs.basis, pairs.envelope, pairs.direction, weight, bias, pairs.sender, pairs.receiver, self.heads, self.damped
+        )
         q1, q2, q3 = self.out(scalar + own).chunk(3, dim=-1)  # (7)
         if v is None:
             return q1, vector
         u1, u2, u3 = self.mix(v).chunk(3, dim=-1)  # each [N, 3, F]
         return q1 + q2 * (u1 * u2).sum(1), vector + own_vector + q3[:, None] * u3  # (8), (9)
-
-    def message(self, q: Tensor, k: Tensor, s: Tensor, v: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor | None]:
-        if edges.sender is not None:
-            q, k, s = q[edges.receiver], k[edges.sender], s[edges.sender]
-            v = None if v is None else v[edges.sender]
-        dk = silu(self.key_distance(edges.basis))  # [E, F]
-        dv = silu(self.value_distance(edges.basis))  # [E, 3F]
-        attention = silu((q * k * dk).unflatten(-1, (self.heads, -1)).sum(-1)) * edges.envelope  # (5) [E, H]
-        s3, s1, s2 = (s * dv).chunk(3, dim=-1)  # (6)
-        scalar = (s3.unflatten(-1, (self.heads, -1)) * attention[..., None]).flatten(-2)
-        if self.damped:
-            s1, s2 = s1 * edges.envelope, s2 * edges.envelope
-        vector = None if edges.direction is None else edges.direction[:, :, None] * s2[:, None]
-        if v is not None:
-            carried = v * s1[:, None]
-            vector = carried if vector is None else vector + carried
-        return scalar, vector
 
 
 class TorchMDET(nn.Module):
@@ -152,7 +142,8 @@ class TorchMDET(nn.Module):
         near = self.neighbor_embedding(graph)[sender] * self.neighbor_filter(pairs.basis) * pairs.envelope  # (3)
         x = self.combine(torch.cat([self.embedding(graph), sum_over(near, receiver, n)], -1))  # (4)
         v = None
+        by_blocks = in_blocks(x, twice=self.training and graph.pos.requires_grad)
         for layer in self.layers:
-            dx, dv = layer(x, v, pairs, itself)
-            x, v = x + dx, dv if v is None else v + dv
+            dx, dv = layer(x, v, pairs, itself, by_blocks)
+            x, v = x + dx, dv + (0 if graph.extra_vector is None else graph.extra_vector) if v is None else v + dv
         return Features(self.norm(x), vector=v)

@@ -6,15 +6,23 @@ import dataclasses
 from typing import Any
 
 from ..errors import ConfigError
+from .anisotropic import AnisotropicDenoise
 from .base import Objective, Term, total
 from .denoise import Denoise
+from .force_conditioned import ForceConditionedDenoise
 from .masked import Masked
 from .mixed import MaskedDenoise
+from .noisy_nodes import NoisyNodes
 from .supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {c.name: c for c in (Denoise, Masked, MaskedDenoise, Supervised)}
+OBJECTIVES: dict[str, type[Objective]] = {
+    c.name: c for c in (Denoise, Masked, MaskedDenoise, AnisotropicDenoise, ForceConditionedDenoise, Supervised, NoisyNodes)
+}
 
-__all__ = ["OBJECTIVES", "Denoise", "Masked", "MaskedDenoise", "Objective", "Supervised", "Term", "from_dict", "names", "total"]
+__all__ = [
+    "OBJECTIVES", "AnisotropicDenoise", "Denoise", "ForceConditionedDenoise", "Masked", "MaskedDenoise", "NoisyNodes", "Objective", "Supervised",
+    "Term", "from_dict", "names", "total",
+]  # fmt: skip
 
 
 def names() -> list[str]:

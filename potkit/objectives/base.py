@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, ClassVar, NamedTuple, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..models.base import Prediction
 from ..neighbors import complete_cells
 from ..structures import Batch, Structures
+
+LATER = {"later": True}  # metadata of settings that came later: left out of `to_dict` at their default, so that earlier runs are still found
 
 
 class Term(NamedTuple):
@@ -34,11 +37,20 @@ class Objective:
 
     name: ClassVar[str] = ""
     outputs: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()  # what the network is told besides elements and positions: ("forces",) or nothing
     monitor: ClassVar[str] = "loss"  # the validation metric that tells the best state
 
     def needed(self) -> tuple[str, ...]:
-        """What the model is asked for: some of "energy", "forces", "vector"."""
+        """What the model is asked for: some of "energy", "forces", "vector", "noise"."""
         return self.outputs
+
+    def labels(self) -> tuple[str, ...]:
+        """What the structures must have: some of "energy", "forces"."""
+        return tuple(name for name in self.needed() if name in ("energy", "forces"))
+
+    def validation(self) -> Objective:
+        """The objective whose loss on the validation structures chooses the best state; this one unless it says otherwise."""
+        return self
 
     def check(self, structures: Structures) -> None:
         """Raise DataError if this set as a whole gives the objective nothing to learn; called once, before training."""
@@ -55,7 +67,9 @@ class Objective:
         return total(self.terms(prediction, batch))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"objective": self.name, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        unchanged = [f.name for f in dataclasses.fields(self) if f.metadata.get("later") and values[f.name] == f.default]
+        return {"objective": self.name, **{k: v for k, v in values.items() if k not in unchanged}}
 
 
 def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,6 +81,13 @@ def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, Tensor]]:
         if term.weight:
             loss = loss + term.weight * mean
     return loss, metrics
+
+
+def require(owner: str, structures: Structures, labels: Sequence[str]) -> None:
+    """Raise DataError if ``structures`` lack one of ``labels``."""
+    for label in labels:
+        if getattr(structures, label) is None:
+            raise DataError(f"{owner}: {structures.info.get('name', 'the structures')} have no {label}, which this objective needs")
 
 
 def positive(owner: str, **values: float) -> None:
@@ -92,6 +113,23 @@ def keep_atoms(batch: Batch, keep: Tensor) -> tuple[Batch, Tensor]:
     new.ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     new.num_nodes = len(rows)
     return new, rows
+
+
+def doubled(batch: Batch) -> Batch:
+    """``batch`` followed by a copy of itself: structure s + S is a second structure s. Edges are dropped."""
+    new, n_structures, n_atoms = Batch(), batch.ptr.shape[0] - 1, batch.z.shape[0]
+    for key, value in batch.to_dict().items():
+        if key in ("edge_index", "edge_shift", "cutoff", "origin"):
+            continue
+        if isinstance(value, Tensor) and value.ndim:
+            value = torch.cat([value, value])
+        elif isinstance(value, np.ndarray):
+            value = np.concatenate([value, value])
+        setattr(new, key, value)
+    new.batch = torch.cat([batch.batch, batch.batch + n_structures])
+    new.ptr = torch.cat([batch.ptr, batch.ptr[1:] + n_atoms])
+    new.num_nodes = 2 * n_atoms
+    return new
 
 
 def minimum_image(vector: Tensor, batch: Batch, owner: Tensor) -> Tensor:

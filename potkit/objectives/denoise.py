@@ -4,56 +4,132 @@ Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 2023 (arXiv 2303.02216), 
     x̃ = x + ε,  ε ~ N(0, σ² I);    L = mean over atoms and axes of (ε̂(z, x̃) − ε)²
 For Gaussian p(x̃|x) the score is −ε/σ² (Vincent 2011): the way back, −ε, is what a force would be up to a constant. So the vector
 read-out v speaks for ε̂ = −v, and the target stored in the batch is −ε = x − x̃. For a read-out −∂E/∂x this gives an energy with its
-minimum at the clean structure; the authors' code has v = +ε, a maximum there (``faithful=True`` repeats that). For read-outs that are not
-a gradient the sign is a matter of taste. Periodic structures need no wrapping back into the box: neighbour lists do not depend on
+minimum at the clean structure; the authors' code has v = +ε, a maximum there (``faithful=True`` repeats that). For read-outs that are
+not a gradient the sign is a matter of taste. Periodic structures need no wrapping back into the box: neighbour lists do not depend on
 it, and the target is never wrapped.
+
+σ need not be one number. Per structure s it may follow from its system, or be drawn log-uniformly from a range (as in DeNS,
+arXiv 2403.09549). With ``normalize`` each structure is weighted by 1/σ_s², L = mean of |v + ε|²/σ_s², which is least at
+    v = −E[ε/σ²|x̃] / E[σ⁻²|x̃] = ∇ log p(x̃) / E[σ⁻²|x̃]:
+along the score of the mixture over all σ, as for one σ; without ``normalize`` the largest σ decide alone.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import ClassVar
+import fnmatch
+import math
+from typing import Any, ClassVar, Mapping
 
 import torch
+from torch import Tensor
 
+from ..errors import ConfigError, DataError
 from ..models.base import Prediction
 from ..models.layers import sum_over
-from ..structures import Batch
+from ..structures import Batch, Origin, Structures
 from .base import Objective, Term, positive
+
+Range = float | tuple[float, float]
+Sigma = Range | Mapping[str, Range]
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoise(Objective):
     """Gaussian noise of standard deviation ``sigma`` (Å); ``zero_mean`` removes each structure's net translation from it.
 
-    The vector read-out predicts the way back, −ε in Å (``faithful``: +ε). ``normalize`` divides the loss by σ², so that 1 is what predicting zero
-    gets at any σ (the papers have False; it changes the loss scale, not the minimum). Raises ConfigError unless sigma > 0.
+    ``sigma``: a number; (low, high), drawn log-uniformly for every structure anew; or a table {pattern: either}, where patterns (as of
+    file names, "*" for the rest) are held against the name of a structure's system, then against the name of the data set; the first
+    that fits counts. The vector read-out predicts the way back, −ε in Å (``faithful``: +ε). ``normalize`` divides the loss by σ², so
+    that 1 is what predicting zero gets at any σ (the papers have False; for a single σ it changes the loss scale, not the minimum).
+    Raises ConfigError unless sigma > 0.
     """
 
     name: ClassVar[str] = "denoise"
     outputs: ClassVar[tuple[str, ...]] = ("vector",)
 
-    sigma: float = 0.2
+    sigma: Sigma = 0.2
     zero_mean: bool = False
     normalize: bool = True
     faithful: bool = False
 
     def __post_init__(self) -> None:
-        positive("denoise", sigma=self.sigma)
+        object.__setattr__(self, "sigma", checked_sigma("denoise", self.sigma))
+
+    def check(self, structures: Structures) -> None:
+        """Raise DataError naming a system that has no σ."""
+        if isinstance(self.sigma, dict):
+            names, name = structures.system_names(), str(structures.info.get("name", ""))
+            for system in dict.fromkeys(names[i] for i in structures.system):
+                look_up(self.sigma, system, name)
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        noise = self.sigma * torch.randn(batch.pos.shape, generator=generator, dtype=batch.pos.dtype, device=batch.pos.device)
-        if self.zero_mean:
-            counts = (batch.ptr[1:] - batch.ptr[:-1]).to(noise.dtype).clamp(min=1)
-            noise = noise - (sum_over(noise, batch.batch, len(counts)) / counts[:, None])[batch.batch]
+        noise = torch.randn(batch.pos.shape, generator=generator, dtype=batch.pos.dtype, device=batch.pos.device)
         new = copy.copy(batch)
         new.edge_index = new.edge_shift = new.cutoff = None
+        if isinstance(self.sigma, float):
+            noise = self.sigma * noise
+        else:
+            new.noise_scale = draw_sigma(self.sigma, batch, generator)[batch.batch]  # [N]
+            noise = new.noise_scale[:, None] * noise
+        if self.zero_mean:
+            noise = without_translation(noise, batch)
         new.pos, new.target = batch.pos + noise, noise if self.faithful else -noise
         return new
 
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
-        squared = (prediction.vector - batch.target).square().sum()
+        squared, count = (prediction.vector - batch.target).square(), batch.target.numel()
         if not self.normalize:
-            return [Term("noise_mse", squared, batch.target.numel())]
-        return [Term("noise_mse", squared, batch.target.numel(), self.sigma**-2)]
+            return [Term("noise_mse", squared.sum(), count)]
+        if isinstance(self.sigma, float):
+            return [Term("noise_mse", squared.sum(), count, self.sigma**-2)]
+        relative = squared / batch.noise_scale.square()[:, None]
+        return [Term("noise_relative", relative.sum(), count), Term("noise_mse", squared.detach().sum(), count, 0.0)]
+
+
+def checked_sigma(owner: str, sigma: Any) -> Sigma:
+    """``sigma`` as float, (low, high) or a dict of those; ConfigError where a number is not positive or a range not rising."""
+    if isinstance(sigma, Mapping):
+        if not sigma:
+            raise ConfigError(f"{owner}: the table of sigma is empty")
+        return {str(pattern): checked_sigma(f"{owner}: {pattern}", value) for pattern, value in sigma.items()}
+    if isinstance(sigma, (list, tuple)):
+        if len(sigma) != 2:
+            raise ConfigError(f"{owner}: a range of sigma is (low, high), got {sigma!r}")
+        positive(owner, **{"sigma (low)": sigma[0], "sigma (high)": sigma[1]})
+        if not sigma[0] < sigma[1]:
+            raise ConfigError(f"{owner}: a range of sigma must rise, got {sigma!r}")
+        return float(sigma[0]), float(sigma[1])
+    positive(owner, sigma=sigma)
+    return float(sigma)
+
+
+def look_up(table: Mapping[str, Range], system: str, data: str) -> Range:
+    """The entry of ``table`` for a structure of ``system`` in the set ``data``. Raises DataError if no pattern fits."""
+    for name in (system, data):
+        for pattern, value in table.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return value
+    raise DataError(f"denoise: no sigma for system {system!r} of {data or 'the structures'}; patterns: {', '.join(table)} ('*' fits all)")
+
+
+def draw_sigma(sigma: Sigma, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    """σ of every structure, [S] Å."""
+    n, like = batch.ptr.shape[0] - 1, batch.pos
+    ranges = [sigma] * n
+    if isinstance(sigma, dict):
+        origin: Origin | None = batch.origin
+        if origin is None:
+            raise ConfigError("denoise: a table of sigma needs batches made by Structures.batch, which know their systems")
+        ranges = [look_up(sigma, system, origin.name) for system in origin.systems]
+    bounds = [r if isinstance(r, tuple) else (r, r) for r in ranges]
+    low, high = torch.tensor([[math.log(a), math.log(b)] for a, b in bounds], dtype=torch.float64).reshape(-1, 2).to(like.device).unbind(1)
+    where = torch.rand(n, generator=generator, dtype=torch.float64, device=like.device)
+    return (low + where * (high - low)).exp().to(like.dtype)
+
+
+def without_translation(noise: Tensor, batch: Batch) -> Tensor:
+    """``noise`` [N, 3] less its mean over each structure."""
+    counts = (batch.ptr[1:] - batch.ptr[:-1]).to(noise.dtype).clamp(min=1)
+    return noise - (sum_over(noise, batch.batch, len(counts)) / counts[:, None])[batch.batch]

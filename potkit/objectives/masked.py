@@ -7,6 +7,10 @@ minimum-image displacement d from that atom to the removed one.
 By atom (their rMD17 setting): every removable atom is taken out with probability ρ; the target of each remaining atom is the
 displacement to the FARTHEST removed atom of its structure; nothing is flagged. The removed set may be empty: then no target.
 For both d points from the remaining atom to the removed one (the authors' rMD17 code has the opposite sign).
+Beyond the paper, by atom: ``target="bonded"`` asks only the heavy atoms that lost something, each for d = mean of the displacements to
+the atoms it lost; a removed atom belongs to the remaining heavy atom that is nearest to it (the nearest remaining atom where there is
+no heavy one). ``flag`` marks atoms by the learned embedding: by molecule the rest of a molecule that lost an atom, by atom the atoms
+that lost one, their parents in the sense above. And ``elements`` may be any, or any mix.
 """
 
 from __future__ import annotations
@@ -21,14 +25,15 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
 from ..structures import MAX_Z, SYMBOLS, Batch, Structures
-from .base import Objective, Term, keep_atoms, minimum_image
+from .base import LATER, Objective, Term, keep_atoms, minimum_image
 
 
 @dataclasses.dataclass(frozen=True)
 class Masked(Objective):
     """Mask atoms of ``elements`` (atomic numbers) with ``ratio`` ρ in (0, 1], ``by`` "molecule" or "atom" (see the module).
 
-    Raises ConfigError for settings out of range. A structure without such atoms is left as it is and has no target.
+    ``target``: "farthest" or "bonded" (by atom only). ``flag``: mark atoms for the network; None: as in the paper, by molecule yes, by
+    atom no. Raises ConfigError for settings out of range. A structure without such atoms is left as it is and has no target.
     """
 
     name: ClassVar[str] = "masked"
@@ -37,6 +42,8 @@ class Masked(Objective):
     ratio: float = 0.5
     elements: tuple[int, ...] = (1,)
     by: str = "molecule"
+    target: str = dataclasses.field(default="farthest", metadata=LATER)
+    flag: bool | None = dataclasses.field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.ratio, (int, float)) and 0 < self.ratio <= 1):
@@ -48,6 +55,12 @@ class Masked(Objective):
         object.__setattr__(self, "elements", numbers)
         if self.by not in ("molecule", "atom"):
             raise ConfigError(f"masked: by must be 'molecule' or 'atom', got {self.by!r}")
+        if self.target not in ("farthest", "bonded"):
+            raise ConfigError(f"masked: target must be 'farthest' or 'bonded', got {self.target!r}")
+        if self.target == "bonded" and self.by == "molecule":
+            raise ConfigError("masked: target='bonded' is for by='atom'; by='molecule' asks all atoms of a molecule for the one it lost")
+        if self.flag not in (None, True, False):
+            raise ConfigError(f"masked: flag must be true, false or none, got {self.flag!r}")
 
     def check(self, structures: Structures) -> None:
         """Raise DataError if no structure of the set has an atom to remove; single structures without are left as they are."""
@@ -93,7 +106,8 @@ class Masked(Objective):
         flagged = chosen[kept_group]
         target = minimum_image(lost[kept_group] - new.pos, batch, new.batch)
         new.target = torch.where(flagged[:, None], target, 0.0)
-        new.mask = flagged.long()
+        if self.flag is not False:
+            new.mask = flagged.long()
         new.has_target = flagged
         return new
 
@@ -105,7 +119,17 @@ class Masked(Objective):
         removed = removed & (gone < total)[batch.batch]  # a structure that would lose all its atoms keeps them
         gone = torch.where(gone < total, gone, 0)
         lost_pos, lost_ptr = batch.pos[removed], torch.cat([gone.new_zeros(1), gone.cumsum(0)])
+        lost_owner = batch.batch[removed]
         new, _ = keep_atoms(batch, ~removed)
+        if self.flag or self.target == "bonded":
+            parent, way = nearest_heavy(new, lost_pos, lost_owner)
+            lost = torch.zeros(len(new.z), dtype=torch.long, device=parent.device).index_add_(0, parent, torch.ones_like(parent))
+            if self.flag:
+                new.mask = (lost > 0).long()
+            if self.target == "bonded":
+                total_way = torch.zeros_like(new.pos).index_add_(0, parent, way)
+                new.target, new.has_target = total_way / lost.clamp(min=1)[:, None], lost > 0
+                return new
         # every remaining atom against every removed atom of its structure, in a rectangular table
         widest = int(gone.max()) if n_structures else 0
         new.has_target = (gone > 0)[new.batch]
@@ -128,6 +152,23 @@ class Masked(Objective):
         cosine = cosine_to_target(prediction.vector, batch.target)
         weight = batch.has_target.to(cosine.dtype)
         return [Term("masked_1-cos", ((1.0 - cosine) * weight).sum(), weight.sum())]
+
+
+def nearest_heavy(batch: Batch, points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of ``points`` [M, 3] of structures ``owner`` [M]: the nearest atom heavier than hydrogen (any atom if there is none) of
+    that structure, and the way from it to the point, [M] rows of ``batch`` and [M, 3] Å, shortest periodic image."""
+    count = batch.ptr[1:] - batch.ptr[:-1]
+    widest = int(count.max()) if len(points) else 0
+    row = (batch.ptr[owner][:, None] + torch.arange(widest, device=owner.device)).clamp(max=max(len(batch.z) - 1, 0))  # [M, W]
+    there = torch.arange(widest, device=owner.device) < count[owner][:, None]
+    way = points[:, None] - batch.pos[row]
+    way = minimum_image(way.reshape(-1, 3), batch, owner[:, None].expand(-1, widest).reshape(-1)).reshape(way.shape)
+    distance = torch.where(there, way.square().sum(-1), torch.inf)
+    # a light atom counts only where no heavy one is left: its distance is moved behind all heavy ones'
+    penalty = torch.where(batch.z[row] == 1, 1e6, 0.0)
+    best = (distance + penalty).argmin(1) if widest else owner
+    pick = best[:, None]
+    return row.gather(1, pick)[:, 0], way.gather(1, pick[:, :, None].expand(-1, -1, 3))[:, 0]
 
 
 def cosine_to_target(vector: Tensor, target: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from .masked import Masked, cosine_to_target
 
 @dataclasses.dataclass(frozen=True)
 class MaskedDenoise(Masked):
-    """`Masked` by molecule plus Gaussian noise of ``sigma`` Å on every remaining atom; ``weight`` balances the two losses."""
+    """`Masked` by molecule (or by atom with bonded targets) plus Gaussian noise of ``sigma`` Å on every remaining atom; ``weight``
+    balances the two losses."""
 
     name: ClassVar[str] = "masked-denoise"
 
@@ -30,13 +31,16 @@ class MaskedDenoise(Masked):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("masked-denoise", sigma=self.sigma, weight=self.weight)
-        if self.by != "molecule":
-            raise ConfigError("masked-denoise: by must be 'molecule': by 'atom' every atom has a masked target and none is left to denoise")
+        if self.by != "molecule" and self.target != "bonded":
+            raise ConfigError(
+                "masked-denoise: by must be 'molecule', or target 'bonded': by 'atom' with the farthest every atom has a masked target and "
+                "none is left to denoise"
+            )
 
     def check(self, structures: Structures) -> None:
         """As `Masked.check`; and some structure must have several molecules, or no atom would be left to denoise."""
         super().check(structures)
-        if not (structures.molecule > 0).any():
+        if self.by == "molecule" and not (structures.molecule > 0).any():
             raise DataError(
                 f"{self.name}: every structure of {structures.info.get('name', 'structures')} is one molecule, so all its atoms have a "
                 "masked target and none is left to denoise"

@@ -49,7 +49,10 @@ class Supervised(Objective):
     def needed(self) -> tuple[str, ...]:
         return ("energy", "forces") if self.forces else ("energy",)
 
-    def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
+    def terms(
+        self, prediction: Prediction, batch: Batch, structures: Tensor | None = None, atoms: Tensor | None = None
+    ) -> list[Term]:
+        """``structures`` [S] and ``atoms`` [N], bool, say whose energy and whose forces count (default: all)."""
         terms, shape = [], LOSSES[self.loss_function]
         for name, weight in (("energy", self.energy), ("forces", self.forces)):
             if not weight:
@@ -57,15 +60,20 @@ class Supervised(Objective):
             label = getattr(batch, name)
             if label is None:
                 raise DataError(f"supervised: the structures have no {name}; set the weight of {name} to 0 or give labels")
-            terms += self._part(name, weight, getattr(prediction, name) - label, batch, shape)
+            kept = structures if name == "energy" else atoms
+            terms += self._part(name, weight, getattr(prediction, name) - label, batch, shape, kept)
         return terms
 
-    def _part(self, name: str, weight: float, error: Tensor, batch: Batch, shape) -> list[Term]:
+    def _part(self, name: str, weight: float, error: Tensor, batch: Batch, shape, kept: Tensor | None) -> list[Term]:
         error = error.float() if batch.pos.dtype == torch.float32 else error
         trained = error
         if name == "energy" and self.per_atom:
             trained = error / (batch.ptr[1:] - batch.ptr[:-1]).to(error.dtype)
-        n = error.numel()
+        n: int | Tensor = error.numel()
+        if kept is not None:  # by zeros and a smaller count: sizes stay as they are, so nothing waits for the device
+            n = kept.sum() * (error.numel() // max(error.shape[0], 1))
+            kept = kept if error.ndim == 1 else kept[:, None]
+            trained, error = torch.where(kept, trained, 0.0), torch.where(kept, error, 0.0)
         return [
             Term(f"{name}_loss", shape(trained).sum(), n, weight),
             Term(f"{name}_mae", error.detach().abs().sum(), n, 0.0),

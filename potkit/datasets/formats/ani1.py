@@ -16,7 +16,8 @@ import numpy as np
 from ... import units
 from ...errors import ConfigError, DataError
 from ...structures import Structures, formula
-from .common import Packer, dataset, groups_with, load, numbers_of, open_hdf5, require_finite
+from .common import dataset, groups_with, load, numbers_of, open_hdf5, require_finite
+from .packer import Packer
 
 NAME = "ani1"
 DESCRIPTION = "ANI-1 HDF5 (file or folder): coordinates Å, energies Hartree, species"

@@ -15,7 +15,8 @@ import numpy as np
 from ... import units
 from ...errors import ConfigError, DataError
 from ...structures import Structures
-from .common import Packer, checked_numbers, dataset, groups_with, load, open_hdf5, require_finite
+from .common import checked_numbers, dataset, groups_with, load, open_hdf5, require_finite
+from .packer import Packer
 
 NAME = "ani1x"
 DESCRIPTION = "ANI-1x HDF5: coordinates Å, LEVEL.energy Hartree, LEVEL.forces Hartree/Å, NaN where missing"

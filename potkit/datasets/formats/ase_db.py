@@ -10,7 +10,8 @@ import numpy as np
 
 from ...errors import DataError
 from ...structures import Structures
-from .common import Packer, checked_numbers, require_finite, system_name
+from .common import checked_numbers, require_finite, system_name
+from .packer import Packer
 
 NAME = "ase-db"
 DESCRIPTION = "ASE database (SQLite or JSON): Å, eV, eV/Å"
@@ -36,6 +37,9 @@ def sniff(path: Path) -> bool:
     return head.lstrip().startswith(b'{"1"') and b'"positions"' in head
 
 
+PAGE = 1000  # rows fetched at once: ASE would bring a whole database into memory
+
+
 def rows(path: Path):
     """The rows of an ASE database in the order of their ids; sqlite's complaints become one line naming file and row."""
     import sqlite3
@@ -44,11 +48,16 @@ def rows(path: Path):
 
     last = 0
     try:
-        kind = "json" if path.read_bytes()[:1] == b"{" else "db"
+        with open(path, "rb") as file:
+            kind = "json" if file.read(1) == b"{" else "db"
         with connect(path, type=kind, use_lock_file=False) as base:
-            for row in base.select(sort="id" if kind == "db" else None):
-                last = row.id
-                yield row
+            while True:
+                page = list(base.select([("id", ">", last)], sort="id", limit=PAGE) if kind == "db" else base.select())
+                for row in page:
+                    last = row.id
+                    yield row
+                if kind == "json" or len(page) < PAGE:
+                    return
     except (sqlite3.Error, json.JSONDecodeError, KeyError, ValueError) as error:
         if isinstance(error, DataError):
             raise

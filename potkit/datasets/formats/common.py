@@ -1,8 +1,9 @@
-"""What the readers share: growing packed arrays, element names, one-line errors for HDF5 and for numbers that are not finite."""
+"""What the readers share: element names, one-line errors for HDF5 and for numbers that are not finite."""
 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures import SYMBOLS, Structures, formula
+from ...structures import SYMBOLS, formula
 
 NUMBERS: dict[str, int] = {symbol: i for i, symbol in enumerate(SYMBOLS) if i}
 # Total (all-electron) energies of atoms follow roughly −½ Z^2.4 Hartree (H −0.50, C −36.9, O −73.5, true −0.50, −37.8, −75.1):
@@ -98,8 +99,44 @@ def load_npz(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {k: file[k] for k in file.files if not keys or k in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.error) as error:  # type: ignore[misc]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: .npz file is truncated or damaged ({_first_line(error)})") from error
+
+
+class NpyRows:
+    """An array inside an .npz file, read some rows at a time: the file may be larger than the memory it is packed into."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        with self._reading():
+            self._zip = zipfile.ZipFile(path)
+            self._file = self._zip.open(f"{key}.npy")
+            version = np.lib.format.read_magic(self._file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            self.shape, fortran, self.dtype = header(self._file)
+        if fortran or self.dtype.hasobject:
+            raise DataError(f"{path}: {key} is stored as {'columns' if fortran else 'objects'}, expected rows of numbers")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{self._path}: .npz file is truncated or damaged at {self._key} ({_first_line(error)})") from error
+
+    def take(self, rows: int) -> np.ndarray:
+        """The next ``rows`` rows. Raises DataError if the file ends before."""
+        size = rows * int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        with self._reading():
+            data = self._file.read(size)
+            if len(data) < size:
+                raise EOFError(f"{len(data)} of {size} bytes")
+        return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        self._zip.close()
 
 
 def npz_names(path: Path) -> set[str]:
@@ -122,110 +159,6 @@ def energy_unit_from_size(z: np.ndarray, energy: float) -> str | None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class Packer:
-    """Packed arrays that grow block by block; a block is n structures of the same a atoms.
-
-    ``energy`` and ``forces`` survive only if every block brought them; what was dropped is told in ``info["notes"]``. Positions
-    and forces are kept as ``dtype``, energies as float64. Growing uses realloc, so that memory stays near the packed result.
-    """
-
-    def __init__(self, dtype: Any = np.float32) -> None:
-        self.dtype = np.dtype(dtype)
-        self.n_structures = self.n_atoms = 0
-        self._structures = {"energy": np.empty(0), "charge": np.empty(0, np.int16), "system": np.empty(0, np.int32)}
-        self._structures |= {"cell": np.empty((0, 3, 3)), "pbc": np.empty((0, 3), bool), "size": np.empty(0, np.int32)}
-        self._atoms = {"z": np.empty(0, np.uint8), "pos": np.empty((0, 3), self.dtype), "forces": np.empty((0, 3), self.dtype)}
-        self._atoms["molecule"] = np.empty(0, np.int32)
-        self._without: dict[str, int] = {}
-        self._systems: dict[Any, int] = {}
-        self._labels: list[str] = []
-        self._label_set: set[str] = set()
-        self.notes: list[str] = []
-
-    @staticmethod
-    def _grow(arrays: dict[str, np.ndarray], needed: int, exact: bool = False) -> None:
-        for name, array in arrays.items():
-            if len(array) < needed or exact:
-                size = needed if exact else max(needed, len(array) + len(array) // 2, 1024)
-                array.resize((size,) + array.shape[1:], refcheck=False)
-
-    def reserve(self, structures: int, atoms: int) -> None:
-        """Make room for this many more, so that nothing is moved while reading."""
-        self._grow(self._structures, self.n_structures + structures)
-        self._grow(self._atoms, self.n_atoms + atoms)
-
-    def has_system(self, key: Any) -> bool:
-        """Whether ``key`` was seen before."""
-        return key in self._systems
-
-    def has_label(self, label: str) -> bool:
-        """Whether a system already carries this name."""
-        return label in self._label_set
-
-    def system(self, key: Any, label: str | None = None) -> int:
-        """The number of the system ``key``; a new one gets the next number and ``label``."""
-        if key not in self._systems:
-            self._systems[key] = len(self._labels)
-            self._labels.append(str(key) if label is None else label)
-            self._label_set.add(self._labels[-1])
-        return self._systems[key]
-
-    def add(
-        self,
-        z: np.ndarray,  # [a]
-        pos: np.ndarray,  # [n,a,3] Å
-        system: int | np.ndarray,  # one number or [n]
-        energy: np.ndarray | None = None,  # [n] eV
-        forces: np.ndarray | None = None,  # [n,a,3] eV/Å
-        cell: np.ndarray | None = None,  # [3,3] or [n,3,3] Å
-        pbc: Any = False,  # broadcast to [n,3]
-        charge: Any = 0,  # broadcast to [n]
-        molecule: Any = 0,  # broadcast to [n,a]
-    ) -> None:
-        """Append a block."""
-        n, a = pos.shape[:2]
-        s, t = slice(self.n_structures, self.n_structures + n), slice(self.n_atoms, self.n_atoms + n * a)
-        self._grow(self._structures, s.stop)
-        self._grow(self._atoms, t.stop)
-        self._atoms["z"][t].reshape(n, a)[:] = z
-        self._atoms["pos"][t].reshape(n, a, 3)[:] = pos
-        self._atoms["molecule"][t].reshape(n, a)[:] = molecule
-        for name, value, target in (
-            ("energy", energy, self._structures["energy"][s]),
-            ("forces", forces, self._atoms["forces"][t]),
-        ):
-            if value is None:
-                target[:] = np.nan
-                self._without[name] = self._without.get(name, 0) + n
-            else:
-                target[:] = np.asarray(value).reshape(target.shape)
-        self._structures["cell"][s] = 0.0 if cell is None else cell
-        self._structures["pbc"][s] = pbc
-        self._structures["charge"][s] = charge
-        self._structures["system"][s] = system
-        self._structures["size"][s] = a
-        self.n_structures, self.n_atoms = s.stop, t.stop
-
-    def finish(self, where: str, **info: Any) -> Structures:
-        """The packed `Structures`; ``info`` goes with it. Raises DataError if there is nothing."""
-        if not self.n_structures:
-            raise DataError(f"{where}: holds no structures")
-        self._grow(self._structures, self.n_structures, exact=True)
-        self._grow(self._atoms, self.n_atoms, exact=True)
-        keep = dict(self._structures) | dict(self._atoms)
-        for name, missing in self._without.items():
-            if missing < self.n_structures:
-                self.notes.append(f"{name} left out: {missing} of {self.n_structures} structures have none")
-            keep[name] = None
-        if not keep["pbc"].any():
-            keep["cell"] = None  # a box around a molecule that does not repeat is not a property of the molecule
-        ptr = np.concatenate([[0], np.cumsum(keep.pop("size"), dtype=np.int64)])
-        info |= {"systems": self._labels, "units": {"length": "Å", "energy": "eV", "forces": "eV/Å"}}
-        if self.notes:
-            info["notes"] = self.notes
-        return Structures(ptr=ptr, info=info, **keep)
 
 
 def system_name(z: np.ndarray) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from ...errors import DataError
 from ...structures import Structures
 from ..bonding import water_molecules
-from .common import NUMBERS, Packer, require_finite, system_name
+from .common import NUMBERS, require_finite, system_name
+from .packer import Packer
 
 NAME = "deepmd"
 DESCRIPTION = "DeePMD folder(s) with type.raw and set.*/: Å, eV, eV/Å"

@@ -19,7 +19,8 @@ import pandas as pd
 from ... import units
 from ...errors import ConfigError, DataError
 from ...structures import Structures
-from .common import Packer, checked_numbers, energy_unit_from_size, numbers_of, require_finite, system_name
+from .common import checked_numbers, energy_unit_from_size, numbers_of, require_finite, system_name
+from .packer import Packer
 
 NAME = "extxyz"
 DESCRIPTION = "extended XYZ: Properties=…, energy eV, forces (or force) eV/Å"

@@ -3,7 +3,7 @@ split.
 
 K. T. Schütt et al., NeurIPS 30 (2017). A folder with reference.db (80 % of the steps of 80 % of the trajectories),
 test_within.db (their other steps), test_other.db (unseen trajectories), train_ids.txt and validation_ids.txt (rows of
-reference.db, counted from 1).
+reference.db, counted from 1). The archive's reference_eq.db and test_eq.db (one relaxed geometry per isomer) are left aside.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy as np
 
 from ...errors import ConfigError, DataError
 from ...structures import Structures
+from ..bonding import bond_graph, graph_key
 from .ase_db import add_row, rows
-from .common import Packer
+from .common import checked_numbers, system_name
+from .packer import Packer
 
 NAME = "iso17"
 DESCRIPTION = "ISO17 folder: reference.db, test_within.db, test_other.db, train_ids.txt, validation_ids.txt"
@@ -30,26 +32,59 @@ def sniff(path: Path) -> bool:
     return path.is_dir() and (path / "reference.db").is_file() and (path / "train_ids.txt").is_file()
 
 
-def read(path: Path, dtype: Any = np.float32, part: str | None = None) -> Structures:
+def read(path: Path, dtype: Any = np.float32, part: str | None = None, systems: str = "isomer") -> Structures:
     """Read one ``part`` ("train", "valid", "test_within", "test_other") or all four, one after the other.
 
-    Every part is a system of its own, so that ``structures.system`` tells the published split; `parts` gives its rows. Raises
-    DataError for a missing database, and for an id that points past the end of reference.db or comes twice.
+    ``systems``: "isomer" (the files carry no name of the molecule: isomers are told apart by the graph of their bonds, named by its
+    hash, so isomers of different stereochemistry share one) or "part". `parts` gives the rows of the published split; the isomers of
+    test_other occur nowhere else. Raises DataError for a missing database, and for an id that points past the end of reference.db or
+    comes twice.
     """
     if part is not None and part not in PARTS:
         raise ConfigError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    packer = Packer(dtype)
-    for name in PARTS if part is None else (part,):
-        database = path / _DATABASES[name]
+    if systems not in ("isomer", "part"):
+        raise ConfigError(f"systems must be 'isomer' or 'part', got {systems!r}")
+    packer, counts, isomers = Packer(dtype), {}, _Isomers()
+
+    def add(row: Any, database: Path, name: str) -> None:
+        where = f"{database}: row {row.id}"
+        key = name if systems == "part" else isomers.name(checked_numbers(row.numbers, where), row.positions)
+        add_row(row, where, packer, system=key, require=("energy", "forces"))
+        counts[name] = counts.get(name, 0) + 1
+
+    chosen = PARTS if part is None else (part,)
+    for database in dict.fromkeys(path / _DATABASES[name] for name in chosen):
+        within = [name for name in chosen if path / _DATABASES[name] == database]
         if not database.is_file():
-            if part is None and name.startswith("test"):
+            if part is None and within[0].startswith("test"):
                 continue
             raise DataError(f"{database}: missing")
-        wanted = _wanted(path / _IDS[name], database) if name in _IDS else None
+        wanted = {name: _wanted(path / _IDS[name], database) for name in within if name in _IDS}
+        later = []
         for row in rows(database):
-            if wanted is None or row.id in wanted:
-                add_row(row, f"{database}: row {row.id}", packer, system=name, require=("energy", "forces"))
-    return packer.finish(str(path), name="iso17", source_format=NAME)
+            if not wanted or row.id in wanted[within[0]]:
+                add(row, database, within[0])
+            elif len(within) > 1 and row.id in wanted[within[1]]:
+                later.append(row)  # the validation rows: 1 in 100
+        for row in later:
+            add(row, database, within[1])
+    from ..splits import mark_parts
+
+    return mark_parts(packer.finish(str(path), name="iso17", source_format=NAME), counts)
+
+
+class _Isomers:
+    """The name of the isomer a geometry shows; graphs that were seen in the same numbering of atoms are looked up."""
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, str] = {}
+
+    def name(self, z: np.ndarray, pos: np.ndarray) -> str:
+        colour, bonded = bond_graph(z, pos)
+        numbered = colour.tobytes() + bonded.tobytes()
+        if numbered not in self._seen:
+            self._seen[numbered] = f"{system_name(z)} {graph_key(colour, bonded)}"
+        return self._seen[numbered]
 
 
 def _wanted(ids: Path, database: Path) -> set[int]:
@@ -64,5 +99,6 @@ def _wanted(ids: Path, database: Path) -> set[int]:
 
 def parts(structures: Structures) -> dict[str, np.ndarray]:
     """The published split of what `read` returned: part -> rows."""
-    names = structures.system_names()
-    return {name: np.flatnonzero(structures.system == names.index(name)) for name in PARTS if name in names}
+    from ..splits import parts
+
+    return parts(structures)

@@ -9,6 +9,7 @@ the comment line is the energy alone, or says Energy=…; the atom lines are ele
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from ... import units
 from ...errors import DataError
 from ...structures import Structures
 from . import extxyz
-from .common import Packer, checked_numbers, energy_unit_from_size, load_npz, npz_names, numbers_of, require_finite, system_name
+from .common import (
+    NpyRows, checked_numbers, energy_unit_from_size, load_npz, npz_names, numbers_of, require_finite, system_name,
+)  # fmt: skip
+from .packer import Packer
 
 NAME = "md17"
 DESCRIPTION = "MD17, rMD17, MD22 (.npz or sGDML .xyz, or a folder of them): Å, kcal/mol, kcal/mol/Å"
+FRAMES = 5_000  # read at once
 SPELLINGS = (
     {"pos": "R", "energy": "E", "forces": "F", "z": "z"},
     {"pos": "coords", "energy": "energies", "forces": "forces", "z": "nuclear_charges"},
@@ -95,31 +100,30 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
         keys |= {"energy": "old_energies", "forces": "old_forces"}
         if keys["energy"] not in names or keys["forces"] not in names:
             raise DataError(f"{path}: has no old_energies and old_forces (it has: {', '.join(sorted(names))})")
-    arrays = load_npz(path, [*keys.values(), "name", "r_unit", "e_unit"])
+    arrays = load_npz(path, [keys["z"], keys["energy"], "name", "r_unit", "e_unit"])
     where = str(path)
-    z = checked_numbers(arrays[keys["z"]], where)
-    pos, energy, forces = (arrays[keys[k]] for k in ("pos", "energy", "forces"))
-    if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
-        raise DataError(f"{where}: {keys['pos']} has shape {pos.shape}, {len(z)} atomic numbers ask for (n, {len(z)}, 3)")
-    if not len(pos) or not len(z):
-        raise DataError(f"{where}: holds no frames ({keys['pos']} has shape {pos.shape})")
-    if energy.size != len(pos) or energy.shape[0] != len(pos):
-        raise DataError(f"{where}: {keys['energy']} has shape {energy.shape}, {len(pos)} frames ask for ({len(pos)},)")
-    if forces.shape != pos.shape:
-        raise DataError(f"{where}: {keys['forces']} has shape {forces.shape}, {keys['pos']} {pos.shape}")
-    length, kcal = _unit(arrays, "r_unit", "å"), _unit(arrays, "e_unit", "kcal/mol")
-    energy = energy.reshape(-1).astype(np.float64) * kcal
-    require_finite(pos, keys["pos"], where, "frame")
-    require_finite(energy, keys["energy"], where, "frame")
-    require_finite(forces, keys["forces"], where, "frame")
-    label = _label(path, arrays)
-    packer.reserve(len(pos), pos.shape[0] * pos.shape[1])
-    for start in range(0, len(pos), 10_000):  # float64 copies of a part at a time
-        rows = slice(start, start + 10_000)
-        packer.add(
-            z, pos[rows].astype(np.float64) * length, packer.system(label), energy[rows],
-            forces[rows].astype(np.float64) * (kcal / length),
-        )  # fmt: skip
+    z, energy = checked_numbers(arrays[keys["z"]], where), arrays[keys["energy"]]
+    with closing(NpyRows(path, keys["pos"])) as pos, closing(NpyRows(path, keys["forces"])) as forces:
+        n = pos.shape[0] if pos.shape else 0
+        if len(pos.shape) != 3 or pos.shape[1:] != (len(z), 3):
+            raise DataError(f"{where}: {keys['pos']} has shape {pos.shape}, {len(z)} atomic numbers ask for (n, {len(z)}, 3)")
+        if not n or not len(z):
+            raise DataError(f"{where}: holds no frames ({keys['pos']} has shape {pos.shape})")
+        if energy.size != n or energy.shape[0] != n:
+            raise DataError(f"{where}: {keys['energy']} has shape {energy.shape}, {n} frames ask for ({n},)")
+        if forces.shape != pos.shape:
+            raise DataError(f"{where}: {keys['forces']} has shape {forces.shape}, {keys['pos']} {pos.shape}")
+        length, kcal = _unit(arrays, "r_unit", "å"), _unit(arrays, "e_unit", "kcal/mol")
+        energy = energy.reshape(-1).astype(np.float64) * kcal
+        require_finite(energy, keys["energy"], where, "frame")
+        system = packer.system(_label(path, arrays))
+        packer.reserve(n, n * len(z))
+        for start in range(0, n, FRAMES):
+            count = min(FRAMES, n - start)
+            some, force = pos.take(count).astype(np.float64), forces.take(count).astype(np.float64)
+            require_finite(some, keys["pos"], where, "frame", start)
+            require_finite(force, keys["forces"], where, "frame", start)
+            packer.add(z, some * length, system, energy[start : start + count], force * (kcal / length))
 
 
 def _bare_energy(comment: str) -> float | None:

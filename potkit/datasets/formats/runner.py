@@ -16,8 +16,9 @@ from ... import units
 from ...errors import DataError
 from ...structures import Structures
 from ..bonding import water_molecules
-from .common import Packer, numbers_of, require_finite, system_name
+from .common import numbers_of, require_finite, system_name
 from .extxyz import first_lines
+from .packer import Packer
 
 NAME = "runner"
 DESCRIPTION = "RuNNer / n2p2 input.data (file or folder with input.data): Bohr, Hartree, Hartree/Bohr"

@@ -17,7 +17,8 @@ import numpy as np
 from ... import units
 from ...errors import ConfigError, DataError
 from ...structures import Structures
-from .common import Packer, checked_numbers, groups_with, load, open_hdf5, require_finite
+from .common import checked_numbers, groups_with, load, open_hdf5, require_finite
+from .packer import Packer
 
 NAME = "spice"
 DESCRIPTION = "SPICE 1 and 2 HDF5: conformations Bohr, formation_energy or dft_total_energy Hartree, gradient Hartree/Bohr"

@@ -15,7 +15,8 @@ import numpy as np
 from ... import units
 from ...errors import DataError
 from ...structures import Structures
-from .common import Packer, load_npz, npz_names, require_finite
+from .common import load_npz, npz_names, require_finite
+from .packer import Packer
 
 NAME = "tip3p-npz"
 DESCRIPTION = "folder of data_SEED_FRAME.npz (pos Å, energy kJ/mol, forces kJ/mol/nm), three-site water"

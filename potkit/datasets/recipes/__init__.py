@@ -7,10 +7,11 @@ from typing import Any
 
 from ...errors import DataError
 from ...structures import Structures
-from . import ani_mini, tip3p_mini
+from . import ani_mini, iso17_mini, md22_mini, rmd17_mini, spice_mini, tip3p_mini, water_mini
 from .common import Recipe, generate
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (ani_mini.RECIPE, tip3p_mini.RECIPE)}
+_MODULES = (ani_mini, iso17_mini, md22_mini, rmd17_mini, spice_mini, tip3p_mini, water_mini)
+RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
 
 def make(

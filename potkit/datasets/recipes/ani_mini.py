@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ...structures import SYMBOLS, Structures
+from ...structures import Structures
 from ...units import BOHR, BOLTZMANN, HARTREE, KCAL_MOL
 from .ani_molecules import MOLECULES
 from .common import Recipe, on_grid
+from .xtb import METHOD, XTB, atomic_energies
 
-METHOD = "GFN2-xTB"
 PER_HEAVY_ATOM = 10  # structures of a molecule with n heavy atoms at scale 1: 10 (n + 1)
 PAPER_PER_MOLECULE = 430  # ANI-1: 24 687 809 conformations of 57 462 molecules
 TEMPERATURES = {1: 2000.0, 2: 1500.0, 3: 1000.0}  # K, by heavy atoms
@@ -39,39 +38,6 @@ CLOSEST = 0.5  # Å
 GRADIENT = 5e-5  # Hartree/Bohr, largest component at the minimum (2.6e-3 eV/Å)
 STEP = 5e-3  # Bohr, for the Hessian
 FLAT = 1e-4  # Hartree/Bohr²: what noise in a flat torsion may give
-ACCURACY = 0.05  # tblite's SCC thresholds relative to their defaults
-UNPAIRED = {  # unpaired electrons of the free atoms' ground states
-    "H": 1, "Li": 1, "B": 1, "C": 2, "N": 3, "O": 2, "F": 1, "Na": 1, "Mg": 0, "Si": 2, "P": 3, "S": 2,
-    "Cl": 1, "K": 1, "Ca": 0, "Br": 1, "I": 1,
-}  # fmt: skip
-
-
-class XTB:
-    """GFN2-xTB energy and gradient of one molecule, in tblite's units: Bohr and Hartree."""
-
-    def __init__(self, z: np.ndarray, positions: np.ndarray, uhf: int = 0) -> None:
-        from tblite.interface import Calculator
-
-        self._calculator = Calculator(METHOD, np.asarray(z), np.asarray(positions, float), uhf=uhf)
-        self._calculator.set("verbosity", 0)
-        self._calculator.set("accuracy", ACCURACY)
-        self.calls = 0
-
-    def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """Energy, and its gradient [N,3]. Each call starts afresh, so only the positions matter."""
-        self._calculator.update(positions=np.asarray(positions, float).reshape(-1, 3))
-        result = self._calculator.singlepoint()
-        self.calls += 1
-        return float(result.get("energy")), np.array(result.get("gradient"))
-
-
-@lru_cache
-def atomic_energies() -> dict[str, float]:
-    """GFN2-xTB energies (eV) of isolated atoms in their ground-state multiplicity, by element symbol."""
-    return {
-        s: round(XTB(np.array([SYMBOLS.index(s)]), np.zeros((1, 3)), n)(np.zeros((1, 3)))[0] * HARTREE, 6)
-        for s, n in UNPAIRED.items()
-    }
 
 
 def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

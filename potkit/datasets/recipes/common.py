@@ -43,8 +43,8 @@ class Recipe:
     ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``; ``scale`` is a
     number or "paper". ``work(task)`` makes the structures of one task; what it leaves in ``info`` is handed
     to ``describe``. ``describe(tasks, infos)`` gives the set's ``info`` (level of theory, references, ...);
-    plain sentences under "notes" reach the data sheet. ``revision`` rises whenever the same settings would
-    give other data.
+    plain sentences under "notes" and Markdown under "tables" (by heading) reach the data sheet. ``arrange``, if given,
+    puts the finished set into its final order. ``revision`` rises whenever the same settings would give other data.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Recipe:
     work: Callable[[dict[str, Any]], Structures]
     describe: Callable[[list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any]]
     revision: int = 1
+    arrange: Callable[[Structures], Structures] | None = None
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:
@@ -201,6 +202,8 @@ def generate(
         "systems": made.info["systems"],
         **recipe.describe(tasks, infos),
     }
+    if recipe.arrange is not None:
+        made = recipe.arrange(made)
     made.validate().save(out)
     cost = {"wall": time.perf_counter() - start, "work": sum(seconds), "jobs": jobs}
     from .sheet import write_sheet

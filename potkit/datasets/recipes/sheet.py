@@ -80,6 +80,8 @@ def write_sheet(path: Path, recipe: Recipe, made: Structures, data: Path, cost: 
             ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in info["atomic_energies"].items()) + ".",
             "",
         ]
+    for head, table in info.get("tables", {}).items():
+        lines += [f"## {head}", "", table, ""]
     lines += ["## Caveats", "", *(f"- {note}" for note in info["notes"]), ""]
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")

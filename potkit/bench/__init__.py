@@ -1,0 +1,6 @@
+"""Benchmarks: how fast potkit is beside other implementations, measured the same way. Run by ``potkit bench``."""
+
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory here, reports its start and stop otherwise
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and that it does not know what was allocated before it

@@ -1,0 +1,222 @@
+"""What data cost: reading the public layout, opening a large store, building batches. Run by ``potkit bench data``.
+
+Rivals get the same structures with the same fields, in memory, built before the clock starts. Opening a store is measured in fresh
+processes, as a user would see them in ``top``: resident memory includes Python, torch and PyG, and the note says how much of it
+they take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+from ..errors import DataError
+from ..structures import Structures
+
+COLUMNS = ["case", "implementation", "median_s", "spread_s", "ratio", "peak_mb", "note"]
+WAYS = {  # how a few structures of a store are drawn -> what has to be imported for it
+    "s[rows]": "import potkit; potkit.Structures",
+    "s.gather(rows)": "import potkit; potkit.Structures; import torch",
+    "s.batch(rows)": "import potkit; potkit.Structures; import torch; import potkit.batches",
+}
+_PROBE = """
+import json, sys, time
+def memory():
+    with open("/proc/self/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return {k: int(lines[k].split()[0]) / 1024 for k in ("VmRSS", "RssAnon", "RssFile", "VmHWM")}
+path, count, draw, imports = sys.argv[1:]
+exec(imports)
+import numpy as np
+before, start = memory(), time.perf_counter()
+s = potkit.Structures.open(path)
+rows = np.random.default_rng(0).integers(0, len(s), int(count))
+drawn = eval(draw)
+seconds, after = time.perf_counter() - start, memory()
+print(json.dumps({"seconds": seconds, "before": before, "after": after, "structures": len(s)}))
+"""
+
+
+def run(device: str = "cpu", threads: int = 1, repeats: int = 5, **options: Any):
+    """A DataFrame with a row per case and implementation; times are medians over ``repeats``, spread is max − min.
+
+    ``ratio``: how many times faster than the first implementation of the case. ``peak_mb``: peak resident memory of a process that
+    does only this, where it was measured so. ``options``: ``structures`` (size of the large store, default 1 000 000), ``draw``
+    (structures drawn from it, 256), ``batch_sizes`` (32, 256), ``name`` (the set batches are built of, "ani-mini"), ``workdir``.
+    """
+    import pandas as pd
+    import torch
+
+    torch.set_num_threads(threads)
+    known = {"structures": 1_000_000, "draw": 256, "batch_sizes": (32, 256), "name": "ani-mini", "workdir": None}
+    if unknown := sorted(set(options) - set(known)):
+        raise DataError(f"bench data has no option {unknown[0]!r} (it has: {', '.join(known)})")
+    chosen = known | options
+    source = _source(chosen["name"])
+    rows = reading(repeats)
+    rows += opening(source, chosen["structures"], chosen["draw"], repeats, chosen["workdir"])
+    for size in chosen["batch_sizes"]:
+        rows += batches(source, int(size), repeats, device, chosen["workdir"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _source(name: str) -> Structures:
+    from ..datasets import load
+
+    mapped = load(name)
+    return mapped[np.arange(len(mapped))]
+
+
+def _timed(work: Callable[[], Any], repeats: int, warm: bool = True) -> list[float]:
+    if warm:
+        work()
+    out = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        out.append(time.perf_counter() - start)
+    return out
+
+
+def _row(case: str, implementation: str, seconds: list[float], first: float | None, peak: float = np.nan, note: str = "") -> dict:
+    median = float(np.median(seconds)) if seconds else np.nan
+    ratio = np.nan if first is None else first / median
+    spread = max(seconds) - min(seconds) if seconds else np.nan
+    return dict(zip(COLUMNS, (case, implementation, median, spread, ratio, peak, note)))
+
+
+def reading(repeats: int) -> list[dict]:
+    """The alkanes in ANI-1's HDF5 layout: h5py alone (every array loaded, nothing checked or converted), and potkit."""
+    from ..datasets import read, registry
+
+    record = registry.record("ani1-alkanes")
+    try:
+        folder = registry.raw_path(record)
+    except DataError as error:
+        return [_row("read 97 629 alkanes", "potkit", [], None, note=str(error))]
+    import h5py
+
+    def plain() -> int:
+        total = 0
+        for path in sorted(folder.rglob("*.h5")):
+            with h5py.File(path) as file:
+                file.visititems(lambda _, node: node[()] if isinstance(node, h5py.Dataset) else None)
+                total += 1
+        return total
+
+    floor = _timed(plain, repeats)
+    ours = _timed(lambda: read(folder, "ani1", **record.options), repeats)
+    first = float(np.median(floor))
+    case = f"read {len(read(folder, 'ani1', **record.options)):,} alkanes".replace(",", " ")
+    return [
+        _row(case, "h5py, arrays only", floor, first, note="nothing checked, converted or packed: the floor"),
+        _row(case, "potkit.read", ours, first, note="limit set for potkit: 5 s"),
+    ]
+
+
+def large_store(source: Structures, path: Path, structures: int) -> Path:
+    """Write a store of at least ``structures`` structures: ``source`` over and over, each copy shaken anew (0.01 Å)."""
+    from ..storage import StoreWriter
+
+    rng = np.random.default_rng(0)
+    with StoreWriter(path) as writer:
+        while writer.n_structures < structures:
+            part = source[: min(len(source), structures - writer.n_structures)]
+            arrays = part.arrays()
+            arrays["pos"] = arrays["pos"] + 0.01 * rng.standard_normal(part.pos.shape, np.float32)
+            writer.append(arrays)
+        writer.finish(source.info)
+    return path
+
+
+def opening(source: Structures, structures: int, draw: int, repeats: int, workdir: str | Path | None) -> list[dict]:
+    """Open a store of ``structures`` structures and draw ``draw`` at random, in fresh processes, in three ways."""
+    rows, case, first = [], f"open {structures:,} structures, draw {draw}".replace(",", " "), None
+    with tempfile.TemporaryDirectory(dir=workdir) as folder:
+        path = large_store(source, Path(folder) / "store", structures)
+        size = sum(f.stat().st_size for f in path.iterdir()) / 2**20
+        for way, imports in WAYS.items():
+            found = [_probe(path, draw, way, imports) for _ in range(max(1, min(repeats, 5)))]
+            last = found[-1]
+            note = (
+                f"resident {last['after']['VmRSS']:.0f} MB, of which {last['before']['VmRSS']:.0f} MB are Python and imports before "
+                f"opening; potkit adds {last['after']['VmRSS'] - last['before']['VmRSS']:.0f} MB (anonymous "
+                f"{last['after']['RssAnon'] - last['before']['RssAnon']:.0f}, file-backed "
+                f"{last['after']['RssFile'] - last['before']['RssFile']:.0f}); the store has {size:.0f} MB"
+            )
+            seconds = [f["seconds"] for f in found]
+            first = first or float(np.median(seconds))
+            rows.append(_row(case, way, seconds, first, max(f["after"]["VmHWM"] for f in found), note))
+    return rows
+
+
+def _probe(path: Path, draw: int, way: str, imports: str) -> dict[str, Any]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _PROBE, str(path), str(draw), way, imports]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise DataError(f"bench data: {way} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def batches(source: Structures, size: int, repeats: int, device: str, workdir: str | Path | None) -> list[dict]:
+    """Batches of ``size`` over one shuffled epoch: PyG's DataLoader over Data objects, potkit in memory, potkit from a store.
+
+    Seconds per batch. The Data objects hold what a potkit batch holds and are made beforehand; on a GPU the time includes the copy
+    there (the DataLoader's batches are copied, potkit gathers on the device).
+    """
+    import torch
+    from torch_geometric.data import Data
+    from torch_geometric.loader import DataLoader
+
+    def finish() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    whole = source.batch()
+    graphs, bounds = [], source.ptr.tolist()
+    per_atom, per_structure = ("z", "pos", "forces", "molecule", "mask"), ("energy", "cell", "pbc", "charge", "system")
+    for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
+        fields = {k: whole[k][a:b].clone() for k in per_atom if k in whole}
+        fields |= {k: whole[k][i : i + 1].clone() for k in per_structure if k in whole}
+        graphs.append(Data(**fields, num_nodes=b - a))
+    few = [Data(z=g.z, pos=g.pos, energy=g.energy, num_nodes=g.num_nodes) for g in graphs]
+    count = -(-len(source) // size)
+
+    def loader(data: list) -> None:
+        for batch in DataLoader(data, batch_size=size, shuffle=True):
+            batch.to(device)
+        finish()
+
+    def potkit(structures: Structures) -> None:
+        order = np.random.default_rng(0).permutation(len(structures))
+        for start in range(0, len(order), size):
+            structures.batch(order[start : start + size], device=device)
+        finish()
+
+    case = f"batch of {size} on {device}"
+    with tempfile.TemporaryDirectory(dir=workdir) as folder:
+        mapped = Structures.open(source.save(Path(folder) / "store"))
+        resident = source.to(device)
+        works = {
+            "PyG DataLoader": (lambda: loader(graphs), "the same fields as potkit's batch"),
+            "PyG DataLoader, z pos energy only": (lambda: loader(few), "fewer fields than potkit's batch"),
+            "potkit, in memory": (lambda: potkit(resident), "goal: 20 times faster than PyG with the same fields"),
+            "potkit, from a store": (lambda: potkit(mapped), "rows read from the file (page cache), nothing held in memory"),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in works}
+        for turn in range(repeats + 1):  # in turn, so that all see the same load; the first round warms up
+            for name, (work, _) in works.items():
+                (lasted,) = _timed(work, 1, warm=False)
+                if turn:
+                    seconds[name].append(lasted / count)
+    first = float(np.median(seconds["PyG DataLoader"]))
+    return [_row(case, name, seconds[name], first, note=note) for name, (_, note) in works.items()]

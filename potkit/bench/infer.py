@@ -1,0 +1,67 @@
+"""Energy and forces for given structures, as in evaluation and molecular dynamics: potkit beside others, same weights.
+
+Neighbour lists are part of it. ``per_second`` is structures per second.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from . import peers
+from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare
+
+
+def run(
+    device: str = "cpu", threads: int = 1, repeats: int = 5, cases: tuple[str, ...] = ("egnn", "torchmd_et", "schnet"), batch: int = 64,
+    hidden: int = 256, memory: bool = True, say: Callable[[str], None] = lambda text: None,
+):  # fmt: skip
+    """A DataFrame, a row per network and implementation; outputs that are compared are the forces."""
+    import pandas as pd
+
+    check_device(device, threads)
+    structures, source = alkanes(batch)
+    rows = []
+    for case in cases:
+        torch.manual_seed(0)
+        model = models.build(case, "denoise-paper", **peers.sized(case, hidden)).to(device).eval()
+        structures.to(device)
+        b = structures.batch(device=device)
+        rivals = []
+        for peer in peers.of(case, model, structures, device):
+            if peer.same:
+                head = peers.energy_of(case, model, peer)
+                work = _forces(peer.module.eval(), head, structures, device)
+                rivals.append(Rival(peer.name, work, work, note=peer.note))
+        for precision, low in [("float32", None)] + ([("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else []):
+            work = _ours(model, structures, device, low)
+            rivals.append(Rival("potkit", work, work, precision))
+        rivals[0].note = "; ".join(filter(None, [source, rivals[0].note]))
+        edges = model.graph(b, b.pos).sender
+        rows += compare(
+            f"{case} energy and forces", rivals, repeats, device, threads, tolerance=1e-4, memory=memory, say=say,
+            atoms=len(b.pos), edges=len(edges),
+        )  # fmt: skip
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
+    table["per_second"] = batch / table["median_s"]
+    return table
+
+
+def _forces(module: nn.Module, energy: Callable[[nn.Module, Any, Tensor], Tensor], structures: Any, device: str) -> Callable[[], Tensor]:
+    def work() -> Tensor:
+        batch = structures.batch(device=device)
+        batch.pos = batch.pos.detach().requires_grad_(True)
+        return -torch.autograd.grad(energy(module, batch, batch.pos).sum(), batch.pos)[0]
+
+    return work
+
+
+def _ours(model: nn.Module, structures: Any, device: str, low: torch.dtype | None) -> Callable[[], Tensor]:
+    def work() -> Tensor:
+        with torch.no_grad(), torch.autocast(device, low or torch.bfloat16, enabled=low is not None):
+            return model.energy_and_forces(structures.batch(device=device))[1].float()
+
+    return work

@@ -1,0 +1,179 @@
+"""Packed arrays that grow block by block: in memory, or, while `packing_into` says so, in a store folder on disk."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+
+from ...errors import DataError
+from ...storage import StoreWriter
+from ...structures import Structures
+
+HELD = 64 << 20  # bytes of atoms that wait in memory before they are written to a store
+_target: _Target | None = None
+
+
+class _Target:
+    """Where the next packer puts its structures. What it opened is closed, and removed unless finished, by ``stack``."""
+
+    def __init__(self, path: Path, total: int | None, progress: bool) -> None:
+        self.path, self.total, self.progress, self.taken, self.stack = path, total, progress, False, ExitStack()
+
+
+@contextmanager
+def packing_into(path: str | Path, total: int | None = None, progress: bool = False) -> Iterator[None]:
+    """Inside this block the first reader packs straight into the store folder ``path``, in memory that does not grow with the set.
+
+    What the reader returns is that store, memory-mapped. ``total``: how many structures to expect, for the progress bar. A reader
+    that gathers several files with a packer each, or filters afterwards, returns what does not lie in ``path``: compare.
+    """
+    global _target
+    before, target = _target, _Target(Path(path), total, progress)
+    _target = target
+    try:
+        with target.stack:
+            yield
+    finally:
+        _target = before
+
+
+class Packer:
+    """Packed arrays that grow block by block; a block is n structures of the same a atoms.
+
+    ``energy`` and ``forces`` survive only if every block brought them; what was dropped is told in ``info["notes"]``. Positions
+    and forces are kept as ``dtype``, energies as float64. Growing uses realloc, so that memory stays near the packed result.
+    """
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.dtype = np.dtype(dtype)
+        self.n_structures = self.n_atoms = 0  # all that were added
+        self._written_s = self._written_a = 0  # those of them that are on disk already
+        self._structures = {"energy": np.empty(0), "charge": np.empty(0, np.int16), "system": np.empty(0, np.int32)}
+        self._structures |= {"cell": np.empty((0, 3, 3)), "pbc": np.empty((0, 3), bool), "size": np.empty(0, np.int32)}
+        self._atoms = {"z": np.empty(0, np.uint8), "pos": np.empty((0, 3), self.dtype), "forces": np.empty((0, 3), self.dtype)}
+        self._atoms["molecule"] = np.empty(0, np.int32)
+        self._without: dict[str, int] = {}
+        self._systems: dict[Any, int] = {}
+        self._labels: list[str] = []
+        self._label_set: set[str] = set()
+        self._periodic = False
+        self.notes: list[str] = []
+        self._target, self._writer, self._bar = None, None, None
+        if _target is not None and not _target.taken:
+            self._to_disk(_target)
+
+    def _to_disk(self, target: _Target) -> None:
+        from tqdm.auto import tqdm
+
+        target.taken, self._target = True, target
+        self._writer = target.stack.enter_context(StoreWriter(target.path))
+        name = target.path.parent.name if target.path.name == "packed" else target.path.name
+        options = {"desc": f"packing {name}", "unit": " structures", "unit_scale": True}
+        self._bar = target.stack.enter_context(tqdm(total=target.total, disable=not target.progress, **options))
+
+    @staticmethod
+    def _grow(arrays: dict[str, np.ndarray], needed: int, exact: bool = False) -> None:
+        for name, array in arrays.items():
+            if len(array) < needed or exact:
+                size = needed if exact else max(needed, len(array) + len(array) // 2, 1024)
+                array.resize((size,) + array.shape[1:], refcheck=False)
+
+    def reserve(self, structures: int, atoms: int) -> None:
+        """Make room for this many more, so that nothing is moved while reading."""
+        if self._writer is None:
+            self._grow(self._structures, self.n_structures + structures)
+            self._grow(self._atoms, self.n_atoms + atoms)
+
+    def has_system(self, key: Any) -> bool:
+        """Whether ``key`` was seen before."""
+        return key in self._systems
+
+    def has_label(self, label: str) -> bool:
+        """Whether a system already carries this name."""
+        return label in self._label_set
+
+    def system(self, key: Any, label: str | None = None) -> int:
+        """The number of the system ``key``; a new one gets the next number and ``label``."""
+        if key not in self._systems:
+            self._systems[key] = len(self._labels)
+            self._labels.append(str(key) if label is None else label)
+            self._label_set.add(self._labels[-1])
+        return self._systems[key]
+
+    def add(
+        self,
+        z: np.ndarray,  # [a]
+        pos: np.ndarray,  # [n,a,3] Å
+        system: int | np.ndarray,  # one number or [n]
+        energy: np.ndarray | None = None,  # [n] eV
+        forces: np.ndarray | None = None,  # [n,a,3] eV/Å
+        cell: np.ndarray | None = None,  # [3,3] or [n,3,3] Å
+        pbc: Any = False,  # broadcast to [n,3]
+        charge: Any = 0,  # broadcast to [n]
+        molecule: Any = 0,  # broadcast to [n,a]
+    ) -> None:
+        """Append a block. Raises DataError if a store is being written and the disk is full."""
+        n, a = pos.shape[:2]
+        first, begin = self.n_structures - self._written_s, self.n_atoms - self._written_a
+        s, t = slice(first, first + n), slice(begin, begin + n * a)
+        self._grow(self._structures, s.stop)
+        self._grow(self._atoms, t.stop)
+        self._atoms["z"][t].reshape(n, a)[:] = z
+        self._atoms["pos"][t].reshape(n, a, 3)[:] = pos
+        self._atoms["molecule"][t].reshape(n, a)[:] = molecule
+        for name, value, target in (
+            ("energy", energy, self._structures["energy"][s]),
+            ("forces", forces, self._atoms["forces"][t]),
+        ):
+            if value is None:
+                target[:] = np.nan
+                self._without[name] = self._without.get(name, 0) + n
+            else:
+                target[:] = np.asarray(value).reshape(target.shape)
+        self._structures["cell"][s] = 0.0 if cell is None else cell
+        self._structures["pbc"][s] = pbc
+        self._periodic = self._periodic or bool(np.any(pbc))
+        self._structures["charge"][s] = charge
+        self._structures["system"][s] = system
+        self._structures["size"][s] = a
+        self.n_structures += n
+        self.n_atoms += n * a
+        if self._writer is not None:
+            self._bar.update(n)
+            if t.stop * sum(x[:1].nbytes for x in self._atoms.values()) > HELD:
+                self._write()
+
+    def _held(self) -> dict[str, np.ndarray]:
+        """Everything that is not on disk, as `Structures.arrays` names it."""
+        n, a = self.n_structures - self._written_s, self.n_atoms - self._written_a
+        out = {k: v[:n] for k, v in self._structures.items()} | {k: v[:a] for k, v in self._atoms.items()}
+        return {"ptr": np.concatenate([[0], np.cumsum(out.pop("size"), dtype=np.int64)])} | out
+
+    def _write(self) -> None:
+        self._writer.append(self._held())
+        self._written_s, self._written_a = self.n_structures, self.n_atoms
+
+    def finish(self, where: str, **info: Any) -> Structures:
+        """The packed `Structures`; ``info`` goes with it. Raises DataError if there is nothing."""
+        if not self.n_structures:
+            raise DataError(f"{where}: holds no structures")
+        drop = list(self._without)
+        for name, missing in self._without.items():
+            if missing < self.n_structures:
+                self.notes.append(f"{name} left out: {missing} of {self.n_structures} structures have none")
+        if not self._periodic:
+            drop.append("cell")  # a box around a molecule that does not repeat is not a property of the molecule
+        info |= {"systems": self._labels, "units": {"length": "Å", "energy": "eV", "forces": "eV/Å"}}
+        if self.notes:
+            info["notes"] = self.notes
+        if self._writer is None:
+            self._grow(self._structures, self.n_structures, exact=True)
+            self._grow(self._atoms, self.n_atoms, exact=True)
+            return Structures(info=info, **{k: v for k, v in self._held().items() if k not in drop})
+        self._write()
+        path = self._writer.finish(info, drop)
+        self._target.stack.close()
+        return Structures.open(path)

@@ -1,0 +1,189 @@
+"""EGNN's work on edges in one autograd function that goes through them in blocks which stay in the processor's cache.
+
+Written out operation by operation, a layer makes some thirty arrays [E, F], each larger than the cache: time goes into memory, not
+arithmetic, and autograd keeps most of them. Here a block of `BLOCK` edges goes through all operations before the next one starts.
+Kept for the backward pass are only the inputs of the two activations behind a matrix product (``a`` and ``c`` below); what costs no
+product is computed again. Notation, per edge, with P = W_i h_i + b and Q = W_j h_j per atom:
+
+    u = P_i + Q_j + W_d e_ij,   a = W₂ silu(u) + b₂,   m = silu(a) · g with gate g = σ(w_g·silu(a) + b_g)
+    c = W_c m + b_c,   t = w_x·silu(c) + b_x,   M_i = Σ_j f_ij m_ij;   returned are M [N, F] and t [E]
+
+Products run in bfloat16 under autocast; sums over edges, the gate and the gradients of all weights are float32. The derivative of the
+backward pass (to train on −∂E/∂x) is taken of `plain`, the same formulas in ordinary operations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .layers import silu, sum_over, through_plain
+
+BLOCK = 2048  # edges; × 256 channels × 4 bytes is 2 MB an array, of which a handful are in use at a time
+
+
+def plain(p, q, edge, envelope, weights, sender, receiver) -> tuple[Tensor, Tensor]:
+    """`edge_block` in ordinary operations, differentiable any number of times."""
+    w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x = weights
+    m = silu(linear(silu(p[receiver] + q[sender] + linear(edge, w_d)), w2, b2))
+    if w_g is not None:
+        m = m * torch.sigmoid(linear(m, w_g, b_g))
+    t = linear(silu(linear(m, w_c, b_c)), w_x, b_x)[:, 0]
+    return sum_over(m if envelope is None else m * envelope, receiver, p.shape[0]), t
+
+
+def edge_block(
+    p: Tensor,  # [N, F]
+    q: Tensor,  # [N, F]
+    edge: Tensor,  # [E, R]
+    envelope: Tensor | None,  # [E, 1]
+    weights: tuple[Tensor | None, ...],  # w_d [F, R], w2, b2, w_g, b_g (or None, None), w_c, b_c, w_x [1, F], b_x [1]
+    sender: Tensor,  # [E]
+    receiver: Tensor,  # [E]
+) -> tuple[Tensor, Tensor]:
+    """M [N, F] and t [E] of the module's docstring."""
+    device = p.device.type
+    full = weights[0].dtype
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
+    with torch.autocast(device, enabled=False):
+        keep = torch.is_grad_enabled()  # inside the function it never is
+        return _EdgeBlock.apply(low, keep, p.to(full), q.to(full), edge.to(full), envelope, *weights, sender, receiver)
+
+
+class _EdgeBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, low, keep, p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver):
+        n_edges, width = len(sender), p.shape[1]
+        keep = keep and any(ctx.needs_input_grad)
+        a_all = p.new_empty(n_edges if keep else BLOCK, width, dtype=low)
+        c_all = torch.empty_like(a_all)
+        t = p.new_empty(n_edges)
+        gate = None if w_g is None else p.new_empty(n_edges, 1)
+        total = torch.zeros_like(p)
+        w2t, wct, b2l, bcl, w_xl = w2.to(low).T, w_c.to(low).T, b2.to(low), b_c.to(low), w_x.to(low).T
+        w_gl = None if w_g is None else w_g.to(low).T
+        buffers, table, rows = _Buffers(p, low, 4), torch.cat([p, q]), _rows(p, sender, receiver)
+        for start in range(0, n_edges, BLOCK):
+            here = slice(start, min(start + BLOCK, n_edges))
+            size = here.stop - start
+            kept = here if keep else slice(0, size)
+            a, c = a_all[kept], c_all[kept]
+            u, s = _first(buffers, table, rows[2 * start : 2 * here.stop], edge[here], w_d, size)
+            torch.addmm(b2l, s, w2t, out=a)
+            m = torch.ops.aten.silu.out(a, out=s)
+            if gate is not None:
+                g = gate[here]
+                torch.sigmoid(torch.mm(m, w_gl).to(p.dtype).add_(b_g), out=g)
+                m.mul_(g)
+            torch.addmm(bcl, m, wct, out=c)
+            torch.mul(m, 1.0 if envelope is None else envelope[here], out=u)
+            total.index_add_(0, receiver[here], u)
+            t[here] = torch.mm(torch.ops.aten.silu.out(c, out=s), w_xl)[:, 0]  # thin products are quicker than torch.mv
+        t += b_x
+        if keep:
+            ctx.low = low
+            ctx.save_for_backward(p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver, a_all, c_all, gate)
+        return total, t
+
+    @staticmethod
+    def backward(ctx, d_total, d_t):
+        *inputs, a_all, c_all, gate = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            *tensors, sender, receiver = inputs
+
+            def formulas(p, q, edge, envelope, *weights):
+                return plain(p, q, edge, envelope, weights, sender, receiver)
+
+            return None, None, *through_plain(formulas, tensors, ctx.needs_input_grad[2:-2], (d_total, d_t)), None, None
+        p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver = inputs
+        low, full = ctx.low, p.dtype
+        dp, dq, d_edge = torch.zeros_like(p), torch.zeros_like(q), torch.empty_like(edge)
+        d_envelope = torch.empty_like(envelope) if ctx.needs_input_grad[5] else None
+        grads = [torch.zeros_like(w) if w is not None else None for w in (w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x)]
+        dw_d, dw2, db2, dw_g, db_g, dw_c, db_c, dw_x, db_x = grads
+        w2l, wcl, w_xl, d_tl = w2.to(low), w_c.to(low), w_x.to(low), d_t.to(low)
+        same = low == full
+        ones = p.new_ones(BLOCK, dtype=low)
+        buffers, table, rows = _Buffers(p, low, 6), torch.cat([p, q]), _rows(p, sender, receiver)
+        for start in range(0, len(sender), BLOCK):
+            here = slice(start, min(start + BLOCK, len(sender)))
+            size = here.stop - start
+            i, j, a, c = receiver[here], sender[here], a_all[here], c_all[here]
+            u, s = _first(buffers, table, rows[2 * start : 2 * here.stop], edge[here], w_d, size)
+            one = ones[:size]
+            x, y, m = buffers.low[1][:size], buffers.low[2][:size], buffers.low[3][:size]
+            z = buffers.full[1][:size]
+            # t = w_x·silu(c) + b_x
+            dw_x[0] += torch.mv(torch.ops.aten.silu.out(c, out=x).T, d_tl[here])
+            torch.mul(d_tl[here][:, None], w_xl, out=x)
+            dc = torch.ops.aten.silu_backward.grad_input(x, c, grad_input=y)
+            # c = W_c m + b_c and M = Σ f m, with m = silu(a) g
+            torch.ops.aten.silu.out(a, out=m)
+            gated = m if gate is None else torch.mul(m, gate[here], out=x)
+            _accumulate(dw_c, dc, gated, same)
+            db_c += torch.mv(dc.T, one)
+            dm = torch.mm(dc, wcl, out=buffers.low[4][:size])
+            torch.index_select(d_total, 0, i, out=z)
+            if d_envelope is not None:
+                d_envelope[here] = (gated * z).sum(1, keepdim=True)
+            if envelope is not None:
+                z.mul_(envelope[here])
+            z.add_(dm)
+            if gate is not None:
+                g = gate[here]
+                torch.mul(z, m, out=buffers.full[2][:size])
+                d_logit = buffers.full[2][:size].sum(1, keepdim=True) * (g * (1 - g))
+                dw_g += torch.mm(d_logit.T.to(low), m)
+                db_g += d_logit.sum()
+                z.mul_(g).addr_(d_logit[:, 0], w_g[0])
+            # a = W₂ silu(u) + b₂
+            dz = z if same else x.copy_(z)
+            da = torch.ops.aten.silu_backward.grad_input(dz, a, grad_input=y)
+            _accumulate(dw2, da, s, same)
+            db2 += torch.mv(da.T, one)
+            ds = torch.mm(da, w2l, out=z if same else x)
+            du = torch.ops.aten.silu_backward.grad_input(ds if same else z.copy_(ds), u, grad_input=z)
+            dp.index_add_(0, i, du)
+            dq.index_add_(0, j, du)
+            torch.mm(du, w_d, out=d_edge[here])
+            dw_d.addmm_(du.T, edge[here])
+        db_x += d_t.sum()
+        return (None, None, dp, dq, d_edge, d_envelope, *grads, None, None)
+
+
+class _Buffers:
+    """Room for one block, used again for every block."""
+
+    def __init__(self, like: Tensor, low: torch.dtype, n: int) -> None:
+        self.full = [like.new_empty(BLOCK, like.shape[1]) for _ in range(3)]
+        self.low = [like.new_empty(BLOCK, like.shape[1], dtype=low) for _ in range(n)]
+        self.bags = torch.arange(0, 2 * BLOCK, 2, dtype=torch.int32)
+
+
+def _rows(p: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
+    """For each edge the two rows of the table [P, Q] that make its u: [2E]."""
+    return torch.stack([receiver, sender + p.shape[0]], 1).flatten().int()
+
+
+def _first(buffers: _Buffers, table: Tensor, rows: Tensor, edge: Tensor, w_d: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """u and silu(u) of a block. A bag of two embeddings is two look-ups and their sum in one pass."""
+    s = buffers.low[0][:size]
+    u = torch.embedding_bag(table, rows, buffers.bags[:size], mode=0)[0]
+    if edge.shape[1] == 1:
+        u.addcmul_(edge, w_d.T)
+    else:
+        u.addmm_(edge, w_d.T)
+    if s.dtype == u.dtype:
+        torch.ops.aten.silu.out(u, out=s)
+    else:
+        s.copy_(torch.ops.aten.silu.out(u, out=buffers.full[1][:size]))
+    return u, s
+
+
+def _accumulate(total: Tensor, grad: Tensor, value: Tensor, same: bool) -> None:
+    """total += gradᵀ value; the sum over blocks is in float32 whatever the product's precision."""
+    if same:
+        total.addmm_(grad.T, value)
+    else:
+        total += torch.mm(grad.T, value)
