@@ -268,7 +268,7 @@ def compare(
             report.store(spread, f"{spec.name}-ensembles", command, out)
         if curve is not None:
             report.store(curve, f"{spec.name}-curves", command, out)
-        print(f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump())}")
+        print(f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump(), leakage=runs.attrs['leakage'])}")
     if (runs["status"] != "ok").any():
         raise PotkitError(f"{int((runs['status'] != 'ok').sum())} runs failed; the table has only the others")
 

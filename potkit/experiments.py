@@ -136,7 +136,26 @@ def run(
     failed = [r for r in done.values() if r["status"] != "ok"]
     if failed:
         tqdm.write(f"{len(failed)} of {len(done)} runs failed; the first: {failed[0]['error']}")
-    return _table(grid, done)
+    table = _table(grid, done)
+    table.attrs["leakage"] = leakage(grid)
+    for line in table.attrs["leakage"]:
+        tqdm.write(f"leakage: {line}")
+    return table
+
+
+def leakage(grid: Sequence[Experiment]) -> list[str]:
+    """A line for each set to pretrain on or to train on that has structures of its experiment's test set; [] where test data are unseen."""
+    lines: dict[tuple[str, str], str] = {}
+    for e in grid:
+        for name, other in (("pretraining set", e.pretrain_on), ("training pool", e.train)):
+            if other is None:
+                continue
+            key = other.fingerprint(), e.test.fingerprint()
+            if key not in lines:
+                found = splits.leakage(other, e.test)
+                where = "".join(f"{v}, " for v in e.columns.values())
+                lines[key] = f"{where}test and {name}: {found.attrs['message']}" if len(found) else ""
+    return [line for line in lines.values() if line]
 
 
 class _Progress:

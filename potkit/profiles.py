@@ -1,7 +1,8 @@
 """Settings that several notebooks share, so that one finds the other's finished runs in the run store; see `notebooks.settings`.
 
 `MOLECULES` belongs to notebooks 02, 04, 05 and 07 (denoise), `WATER` to 03 and 06 (masked), `RMD17` to 06. quick is made for minutes on two cores: a
-small network and few steps, in which a difference shows at the same fine-tuning budget. paper has the papers' networks, data sets,
+small network and few steps, in which a difference shows at the same fine-tuning budget; σ is what `noise.propose_sigma` reads from the structures
+of `ani-mini` alone (0.12 Å), rounded to the nearest value of notebook 02's scan. paper has the papers' networks, data sets,
 epochs and rates: denoise paper §2.5 and §3, masked paper §2.5 and Table 1. Entries of ``pretrain`` and ``finetune`` are those of
 `TrainConfig`; ``data`` are registered sets or files.
 """
@@ -20,7 +21,7 @@ from .structures import Structures, concatenate
 
 MOLECULES: dict[str, dict[str, Any]] = {
     "smoke": dict(
-        model="egnn", preset="small", sigma=0.2, seeds=[0, 1],
+        model="egnn", preset="small", sigma=0.1, seeds=[0, 1],
         networks=dict(egnn=dict(hidden=16, layers=2, cutoff=4.0, vector="gradient"),
                       painn=dict(hidden=8, layers=1, cutoff=3.0, vector="gradient")),
         data="ani-mini", pretrain_data=[], n_pretrain=200, n_test=40, parts=[0.8, 0.2], split="system",
@@ -28,7 +29,7 @@ MOLECULES: dict[str, dict[str, Any]] = {
         supervised=dict(energy=1, forces=100, loss_function="mse"), longer="steps", jobs=1,
     ),
     "quick": dict(
-        model="egnn", preset="small", sigma=0.2, seeds=[0, 1, 2],
+        model="egnn", preset="small", sigma=0.1, seeds=[0, 1, 2],
         networks=dict(egnn=dict(hidden=32, layers=2, cutoff=4.0, vector="gradient"),
                       painn=dict(hidden=32, layers=2, cutoff=4.0, vector="gradient")),
         data="ani-mini", pretrain_data=[], n_pretrain=8000, n_test=300, parts=[0.8, 0.2], split="system",

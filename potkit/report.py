@@ -108,12 +108,47 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+# benchmark -> column of its rows -> title, factor and format in a table for people
+BENCHES = {
+    "networks": {
+        "network": ("network", None, ""), "parameters": ("parameters", 1, ",.0f"), "supervised_ms": ("step with forces (ms)", 1, ".0f"),
+        "denoise_ms": ("denoising step (ms)", 1, ".0f"), "labels": ("structures", 1, ".0f"),
+        "energy_mae": ("energy MAE (meV)", 1e3, ".0f"), "forces_mae": ("force MAE (meV/Å)", 1e3, ".0f"),
+    },
+    "step": {
+        "case": ("case", None, ""), "implementation": ("implementation", None, ""), "precision": ("precision", None, ""),
+        "median_s": ("time (s)", 1, ".3g"), "ratio": ("times as fast", 1, ".2f"), "ratio_low": ("quartile", 1, ".2f"),
+        "ratio_high": ("quartile ", 1, ".2f"), "peak_mb": ("peak memory (MB)", 1, ".0f"),
+    },
+}  # fmt: skip
+BENCHES["infer"] = BENCHES["neighbors"] = BENCHES["data"] = BENCHES["step"]
+
+
+def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table that `potkit bench NAME --json` wrote, as people read it, and its provenance. Raises DataError if there is none."""
+    path = Path(folder) / f"bench-{name}.json"
+    if name not in BENCHES or not path.is_file():
+        raise DataError(f"{path}: no such stored benchmark")
+    how = json.loads(path.read_text())
+    rows = []
+    for row in how.pop("rows"):
+        shown = {}
+        for column, (title, factor, form) in BENCHES[name].items():
+            value = row.get(column)
+            shown[title] = "" if value is None else str(value) if factor is None else format(factor * value, form)
+        rows.append(shown)
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "").any()], how
+
+
 def fill(text: str, folder: str | Path = "data/results") -> str:
-    """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by the stored table NAME and its origin."""
+    """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by the stored table NAME and its origin;
+    likewise ``<!-- bench: NAME -->`` by the stored benchmark NAME."""
 
     def block(match: re.Match) -> str:
-        table, how = stored(match[1], folder)
+        kind, name = match[1], match[2]
+        table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
         origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
-        return f"<!-- results: {match[1]} -->\n{markdown(wide(table))}\n\n{origin}\n<!-- end -->"
+        return f"<!-- {kind}: {name} -->\n{markdown(table if kind == 'bench' else wide(table))}\n\n{origin}\n<!-- end -->"
 
-    return re.sub(r"<!-- results: (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (results|bench): (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import potkit
 from potkit import experiments, specs
 from potkit.errors import ConfigError, DataError
+from potkit.structures import concatenate
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
 
@@ -161,6 +164,16 @@ def test_mistakes_in_yaml_are_one_line(tmp_path, monkeypatch, old, new, word):
     with pytest.raises((ConfigError, DataError), match=word) as caught:
         specs.read(path).experiment(store=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_test_structures_in_the_pretraining_set_are_reported(structures, tmp_path, capsys):
+    clean = grid(structures, tmp_path)
+    assert experiments.leakage([clean]) == []
+    leaking = dataclasses.replace(clean, pretrain_on=concatenate([clean.pretrain_on, clean.test[:3]]))
+    n = len(clean.test)
+    assert experiments.leakage([clean, leaking]) == [
+        f"test and pretraining set: 3 of {n} structures ({300 / n:.2f} %) are in both sets within 0.001 Å"
+    ]
 
 
 def test_a_test_set_can_leave_out_what_training_has(structures, tmp_path):
