@@ -51,7 +51,7 @@ WATER: dict[str, dict[str, Any]] = {
     "smoke": dict(
         model="egnn", preset="small", seeds=[0, 1],
         networks=dict(egnn=dict(hidden=8, layers=1, radial=8, cutoff=2.5, vector="gradient"),
-                      gns=dict(hidden=8, layers=1, radial=4, cutoff=2.5)),
+                      gns=dict(hidden=8, layers=1, radial=4, cutoff=2.5, vector="gradient", forces="gradient")),
         data="water-mini", n_pretrain=40, n_test=6, parts=[0.8, 0.2], split="system",
         pretrain=dict(steps=2, batch_size=2, lr=2e-3), finetune=dict(steps=2, batch_size=2, lr=5e-3),
         supervised=dict(energy=1, forces=100, loss_function="mse"), longer="steps", jobs=1,
@@ -59,7 +59,7 @@ WATER: dict[str, dict[str, Any]] = {
     "quick": dict(
         model="egnn", preset="small", seeds=[0, 1, 2],
         networks=dict(egnn=dict(hidden=24, layers=2, radial=8, cutoff=3.4, vector="gradient"),
-                      gns=dict(hidden=32, layers=3, cutoff=3.4)),
+                      gns=dict(hidden=32, layers=2, cutoff=3.4, vector="gradient", forces="gradient")),
         data="water-mini", n_pretrain=None, n_test=60, parts=[0.8, 0.2], split="system",
         pretrain=dict(steps=250, batch_size=2, lr=5e-3, validate_every=125, eval_batch_size=16),
         finetune=dict(steps=150, batch_size=2, lr=5e-3, validate_every=30, eval_batch_size=16),
