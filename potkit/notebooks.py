@@ -371,3 +371,16 @@ def _write_back(executed: Path, target: Path) -> None:
 def store() -> Path:
     """Where notebooks keep their training runs, shared by all of them: POTKIT_RUNS if set, else runs/store of the repository."""
     return Path(os.environ["POTKIT_RUNS"]) if os.environ.get("POTKIT_RUNS") else _root() / "runs" / "store"
+
+
+def keep(table: Any, name: str, notebook: str, profile: str) -> Path:
+    """Store a notebook's result with its command, commit and hardware; returns the CSV's path.
+
+    In data/results where the figures go to figures/ (`potkit run --inplace`, JupyterLab), else in results/ beside them, as in profile smoke.
+    """
+    from . import plots, report
+
+    own = profile != "smoke" and plots.folder().resolve() == (_root() / "figures").resolve()
+    folder = _root() / "data" / "results" if own else (_root() / "runs" if profile == "smoke" else plots.folder().parent) / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    return report.store(table, name, f"potkit run notebooks/{notebook}.ipynb --profile {profile} --inplace", folder)

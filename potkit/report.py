@@ -13,7 +13,7 @@ from typing import Any, Sequence
 import pandas as pd
 import torch
 
-from . import statistics
+from . import papers, statistics
 from .errors import DataError
 from .runs import versions
 from .storage import replacing
@@ -117,8 +117,8 @@ BENCHES = {
     },
     "step": {
         "case": ("case", None, ""), "implementation": ("implementation", None, ""), "precision": ("precision", None, ""),
-        "median_s": ("time (s)", 1, ".3g"), "ratio": ("times as fast", 1, ".2f"), "ratio_low": ("quartile", 1, ".2f"),
-        "ratio_high": ("quartile ", 1, ".2f"), "peak_mb": ("peak memory (MB)", 1, ".0f"),
+        "median_s": ("time (s)", 1, ".3g"), "ratio": ("times as fast", 1, ".2f"), "ratio_low": ("lower quartile", 1, ".2f"),
+        "ratio_high": ("upper quartile", 1, ".2f"), "peak_mb": ("peak memory (MB)", 1, ".0f"),
     },
 }  # fmt: skip
 BENCHES["infer"] = BENCHES["neighbors"] = BENCHES["data"] = BENCHES["step"]
@@ -141,14 +141,25 @@ def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFra
     return table.loc[:, (table != "").any()], how
 
 
+def printed(network: str) -> pd.DataFrame:
+    """The papers' changes by pretraining for a network (by the papers' name for it), all labels, as people read them."""
+    rows = papers.changes()
+    rows = rows[(rows.model == network) & (rows.labels == "all") & ((rows.metric == "MAE") | (rows.paper == "masked"))]
+    rows = rows[~rows.data.str.startswith("rMD17 ") & (rows.data != "RPBE and TIP3P")]  # their averages are printed too, or follow
+    rows = rows.assign(change=[f"{v:+.0f} %" for v in rows.computed], what=rows.quantity + " " + rows.metric)
+    return rows[["paper", "table", "data", "arm", "what", "change"]].rename(columns={"arm": "pretraining", "change": "change against scratch"})
+
+
 def fill(text: str, folder: str | Path = "data/results") -> str:
     """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by the stored table NAME and its origin;
-    likewise ``<!-- bench: NAME -->`` by the stored benchmark NAME."""
+    likewise ``<!-- bench: NAME -->`` by the stored benchmark NAME, and ``<!-- papers: NETWORK -->`` by what the papers print."""
 
     def block(match: re.Match) -> str:
         kind, name = match[1], match[2]
+        if kind == "papers":
+            return f"<!-- papers: {name} -->\n{markdown(printed(name))}\n<!-- end -->"
         table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
         origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
         return f"<!-- {kind}: {name} -->\n{markdown(table if kind == 'bench' else wide(table))}\n\n{origin}\n<!-- end -->"
 
-    return re.sub(r"<!-- (results|bench): (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (results|bench|papers): (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

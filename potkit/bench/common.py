@@ -1,7 +1,7 @@
 """How `potkit bench` measures: the same structures for all, repeats in turn (A, B, A, B, …), medians with their spread, memory, roofline.
 
 Machines get slower and faster while one measures; taken in turn, all implementations see the same weather, and a ratio of medians
-holds where times do not. ``ratio_low`` and ``ratio_high`` are quartiles of the ratio within a round.
+holds where times do not: ``ratio`` is the median of the ratios within a round, ``ratio_low`` and ``ratio_high`` are their quartiles.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def compare(
     case: str, rivals: Sequence[Rival], repeats: int, device: str, threads: int, tolerance: float = 1e-5, memory: bool = True,
     say: Callable[[str], None] = lambda text: None, **sizes: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of the table for one case. ``ratio`` is the first rival's time over each one's own.
+    """Rows of the table for one case. ``ratio`` is the first rival's time over each one's own, the median over rounds.
 
     Outputs are checked before anything is timed: float32 implementations with an ``output`` must agree with the first one to
     ``tolerance`` of its largest entry, else DataError; the difference of other precisions is reported.
@@ -196,10 +196,10 @@ def compare(
     for k, rival in enumerate(rivals):
         own = seconds[~np.isnan(seconds[:, k]), k]
         median = float(np.median(own))
-        low, high = np.nanquantile(seconds[:, 0] / seconds[:, k], [0.25, 0.75])
+        low, ratio, high = np.nanquantile(seconds[:, 0] / seconds[:, k], [0.25, 0.5, 0.75])
         rows.append({
             "case": case, "implementation": rival.name, "precision": rival.precision, "median_s": median,
-            "spread_s": float(np.ptp(own)), "ratio": float(np.median(seconds[:, 0])) / median, "ratio_low": float(low),
+            "spread_s": float(np.ptp(own)), "ratio": float(ratio), "ratio_low": float(low),
             "ratio_high": float(high), "agreement": differences[k],
             "over_roofline": median / rival.roofline if rival.roofline else np.nan,
             "peak_mb": peak_memory(rival.work, device) if memory else np.nan, "device": device, "threads": threads, "note": rival.note,
