@@ -194,4 +194,5 @@ def test_every_shipped_experiment_is_sound(repository, structures, monkeypatch, 
         built = specs.read(path).experiments(store=tmp_path)
         assert specs.read(path).name == path.stem and f"potkit compare data/results/{path.name}" in path.read_text()
         for experiment in built:
-            assert len(experiment.seeds) >= 3 and "scratch" in experiment.arms
+            assert "scratch" in experiment.arms
+            assert len(experiment.seeds) >= 3 or not experiment.objectives  # whoever compares arms needs seeds
