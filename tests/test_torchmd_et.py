@@ -6,35 +6,8 @@ import pytest
 import torch
 
 from potkit import models, testing
+from potkit.bench.peers import copy_torchmd_et
 from potkit.errors import ConfigError
-
-
-def to_package(ours, theirs):
-    """Copy the weights of our backbone into the package's network; theirs keeps the three value parts together per head."""
-    heads, hidden = theirs.num_heads, theirs.hidden_channels
-    # our columns: s³ of all heads, then s¹, then s²; theirs: per head s³, s¹, s²
-    order = torch.arange(3 * hidden).reshape(3, heads, -1).transpose(0, 1).flatten()
-    with torch.no_grad():
-        theirs.embedding.weight.copy_(ours.embedding.element.weight[:100])
-        theirs.neighbor_embedding.embedding.weight.copy_(ours.neighbor_embedding.element.weight[:100])
-        theirs.neighbor_embedding.distance_proj.load_state_dict(ours.neighbor_filter.state_dict())
-        theirs.neighbor_embedding.combine.load_state_dict(ours.combine.state_dict())
-        theirs.distance_expansion.means.copy_(ours.basis.means)
-        theirs.distance_expansion.betas.copy_(ours.basis.betas)
-        theirs.out_norm.load_state_dict(ours.norm.state_dict())
-        for mine, other in zip(ours.layers, theirs.attention_layers):
-            other.layernorm.load_state_dict(mine.norm.state_dict())
-            for a, b in ((mine.query, other.q_proj), (mine.key, other.k_proj), (mine.key_distance, other.dk_proj)):
-                b.load_state_dict(a.state_dict())
-            for a, b in ((mine.value, other.v_proj), (mine.value_distance, other.dv_proj)):
-                b.weight.copy_(a.weight[order])
-                b.bias.copy_(a.bias[order])
-            q1, q2, q3 = mine.out.weight.chunk(3)  # theirs: q³, q², q¹
-            other.o_proj.weight.copy_(torch.cat([q3, q2, q1]))
-            b1, b2, b3 = mine.out.bias.chunk(3)
-            other.o_proj.bias.copy_(torch.cat([b3, b2, b1]))
-            if mine.mix is not None:  # their first layer's acts on zeros only
-                other.vec_proj.load_state_dict(mine.mix.state_dict())
 
 
 @pytest.mark.peers
@@ -49,7 +22,7 @@ def test_equals_the_package(size, faithful, dtype, tolerance):
         size["hidden"], size["layers"], size["radial"], num_heads=size["heads"], cutoff_upper=5.0,
         max_num_neighbors=64, vector_cutoff=not faithful, dtype=dtype,
     ).to(dtype)  # fmt: skip
-    to_package(model.backbone, theirs)
+    copy_torchmd_et(model.backbone, theirs)
     batch = testing.examples(5.0).batch(dtype=dtype)
     with torch.no_grad():
         ours = model.backbone(model.graph(batch, batch.pos))

@@ -233,19 +233,11 @@ class TorchMDNet(nn.Module):
         return v[..., 0]
 
 
-def torchmd_net(model: Potential, device: str) -> Peer | None:
-    """torchmd-net's ET with our weights and its own neighbour search, if it is there."""
-    package = _package("torchmdnet.models.torchmd_et")
-    if package is None:
-        return None
-    outputs = importlib.import_module("torchmdnet.models.output_modules")
-    ours = model.backbone
-    hidden, heads = ours.n_features, ours.layers[0].heads
-    theirs = package.TorchMD_ET(
-        hidden, len(ours.layers), len(ours.basis.means), num_heads=heads, cutoff_upper=model.cutoff, max_num_neighbors=64, vector_cutoff=True,
-    )  # fmt: skip
-    blocks = outputs.EquivariantVectorOutput(hidden).output_network
-    order = torch.arange(3 * hidden).reshape(3, heads, -1).transpose(0, 1).flatten()  # they keep the three parts of a head together
+def copy_torchmd_et(ours: nn.Module, theirs: nn.Module) -> None:
+    """Copy the weights of our ET backbone into torchmd-net's, which keeps the three value parts together per head."""
+    heads, hidden = theirs.num_heads, theirs.hidden_channels
+    # our columns: s³ of all heads, then s¹, then s²; theirs: per head s³, s¹, s²
+    order = torch.arange(3 * hidden).reshape(3, heads, -1).transpose(0, 1).flatten()
     with torch.no_grad():
         theirs.embedding.weight.copy_(ours.embedding.element.weight[:100])
         theirs.neighbor_embedding.embedding.weight.copy_(ours.neighbor_embedding.element.weight[:100])
@@ -263,9 +255,25 @@ def torchmd_net(model: Potential, device: str) -> Peer | None:
                 b.bias.copy_(a.bias[order])
             for name in ("weight", "bias"):
                 q1, q2, q3 = getattr(mine.out, name).chunk(3)
-                getattr(other.o_proj, name).copy_(torch.cat([q3, q2, q1]))
-            if mine.mix is not None:
+                getattr(other.o_proj, name).copy_(torch.cat([q3, q2, q1]))  # theirs: q³, q², q¹
+            if mine.mix is not None:  # their first layer's acts on zeros only
                 other.vec_proj.load_state_dict(mine.mix.state_dict())
+
+
+def torchmd_net(model: Potential, device: str) -> Peer | None:
+    """torchmd-net's ET with our weights and its own neighbour search, if it is there."""
+    package = _package("torchmdnet.models.torchmd_et")
+    if package is None:
+        return None
+    outputs = importlib.import_module("torchmdnet.models.output_modules")
+    ours = model.backbone
+    hidden, heads = ours.n_features, ours.layers[0].heads
+    theirs = package.TorchMD_ET(
+        hidden, len(ours.layers), len(ours.basis.means), num_heads=heads, cutoff_upper=model.cutoff, max_num_neighbors=64, vector_cutoff=True,
+    )  # fmt: skip
+    blocks = outputs.EquivariantVectorOutput(hidden).output_network
+    copy_torchmd_et(ours, theirs)
+    with torch.no_grad():
         for mine, other in zip((model.vector_readout.first, model.vector_readout.second), blocks):
             seen, moved = mine.mix.weight.split(mine.split)
             other.vec1_proj.weight.copy_(seen)
