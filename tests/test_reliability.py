@@ -17,13 +17,14 @@ from potkit import experiments, training
 from potkit.errors import Busy, Interrupted, TrainingError
 
 DRIVER = """
-import json, os, pickle, random, signal, sys, time, traceback
+import json, os, pickle, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import potkit
 from potkit import experiments, tasks, training
+from chores import child, wait
 from grids import grid, numbers
 base, points, pairs = Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
 
@@ -31,22 +32,6 @@ base, points, pairs = Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4
 def table(store, **changes):
     rows = numbers(experiments.run(grid(store, **changes), progress=False))
     (store / "table.pickle").write_bytes(pickle.dumps(rows))
-
-
-def child(work):
-    pid = os.fork()  # a fresh process, without paying for the imports again
-    if not pid:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return pid
-
-
-def wait(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def dying(store, after):

@@ -214,12 +214,13 @@ def test_an_unreadable_run_file_is_one_line(tmp_path):
 
 # -- SIGKILL ---------------------------------------------------------------------------------------------------------------------
 DRIVER = """
-import json, os, random, shutil, signal, sys, time, traceback
+import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import potkit
 import potkit.training as training, potkit.checkpoints as checkpoints
+from chores import child, wait
 from tiny import egnn, molecules
 torch.set_num_threads(1)
 base = Path(sys.argv[2])
@@ -234,23 +235,6 @@ def train(out):
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def child(work):
-    # a fresh process for every attempt, without paying for the imports again
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return pid
-
-
-def wait(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def killed_at(kind, number):
