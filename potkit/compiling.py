@@ -1,7 +1,9 @@
-"""torch.compile on a network's backbone, where it can be had: `TrainConfig.compile`.
+"""Compiled code for a network's backbone, where it can be had: `TrainConfig.compile`.
 
-Only the backbone is compiled (fixed code, changing sizes); batches, neighbour lists and read-outs stay as they are, and so do the names of
-all weights. torch.compile cannot be differentiated twice, so training on −∂E/∂x has no use for it, and it says so.
+On a CPU a backbone that has kernels (`potkit.kernels`) uses them; ``kernel_order`` of its class says how many derivatives they serve: 2 where
+training on −∂E/∂x goes through them too. Everything else goes through torch.compile: only the backbone is compiled (fixed code, changing
+sizes); batches, neighbour lists and read-outs stay as they are, and so do the names of all weights. torch.compile cannot be differentiated
+twice, so training on −∂E/∂x has no use for it, and it says so.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Iterator, Sequence
 
 import torch
 
+from . import kernels
 from .errors import ConfigError
 from .models.base import Potential
 
@@ -20,10 +23,7 @@ def compile_backbone(model: Potential, outputs: Sequence[str]) -> Potential:
 
     ``outputs`` are those it will be trained on. Raises ConfigError where they are derivatives of the energy.
     """
-    by_gradient = ("forces" in outputs and model.forces_mode == "gradient") or (
-        ("vector" in outputs or "noise" in outputs) and model.vector_mode == "gradient"
-    )
-    if by_gradient:
+    if by_gradient(model, outputs):
         wanted = ", ".join(o for o in outputs if o != "energy")
         raise ConfigError(
             f"config: compile does not work for {wanted} as −∂E/∂x: torch.compile cannot be differentiated twice; set compile to false"
@@ -34,13 +34,29 @@ def compile_backbone(model: Potential, outputs: Sequence[str]) -> Potential:
     return model
 
 
+def by_gradient(model: Potential, outputs: Sequence[str]) -> bool:
+    """Whether any of ``outputs`` is a derivative of the energy, so that training differentiates twice."""
+    return ("forces" in outputs and model.forces_mode == "gradient") or (
+        ("vector" in outputs or "noise" in outputs) and model.vector_mode == "gradient"
+    )
+
+
+def has_kernels(model: Potential, outputs: Sequence[str], device: str) -> bool:
+    """Whether ``model`` has kernels to be trained with on ``outputs`` on ``device`` ("cpu", "cuda")."""
+    return device == "cpu" and getattr(model.backbone, "kernel_order", 0) >= 1 + by_gradient(model, outputs)
+
+
 @contextlib.contextmanager
-def compiled(model: Potential, outputs: Sequence[str], wanted: bool) -> Iterator[Potential]:
-    """``model`` with its backbone compiled if ``wanted``; afterwards as it was."""
-    if wanted:
-        compile_backbone(model, outputs)
-    try:
+def compiled(model: Potential, outputs: Sequence[str], wanted: bool, device: str = "cpu") -> Iterator[Potential]:
+    """``model`` with compiled code for its backbone if ``wanted``; afterwards as it was. Raises ConfigError where there can be none."""
+    if not wanted:
         yield model
-    finally:
-        if wanted:
+    elif has_kernels(model, outputs, device):
+        with kernels.used():
+            yield model
+    else:
+        compile_backbone(model, outputs)
+        try:
+            yield model
+        finally:
             model.backbone._compiled_call_impl = None

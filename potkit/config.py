@@ -50,7 +50,9 @@ class TrainConfig(BaseModel):
     precision: Literal["32-true", "64-true", "bf16-mixed", "tf32"] = Field(
         "32-true", description="arithmetic of the network; tf32: float32 with products of 10-bit mantissas, on GPUs that have them"
     )
-    compile: bool = Field(False, description="torch.compile the backbone; pays on GPUs; not for targets that are −∂E/∂x")
+    compile: bool = Field(
+        False, description="on a CPU kernels for the edges of EGNN, TorchMD-Net ET and SchNet; else torch.compile, not for targets that are −∂E/∂x"
+    )
     resident: bool = Field(True, description="keep the packed training data on the device")
     progress: bool = Field(True, description="show a progress bar")
 

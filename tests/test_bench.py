@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import one_line
 
-from potkit import cli, models
+from potkit import cli, models, report
 from potkit.bench import common, infer, neighbors, peers, scaling, step
 from potkit.errors import ConfigError, DataError
 from potkit.objectives import Denoise
@@ -73,13 +73,13 @@ def test_disagreement_stops_the_benchmark():
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("case", step.CASES)
+@pytest.mark.parametrize("case", ["egnn", "torchmd_et", "schnet"])  # nequip: test_bench_nequip.py
 def test_peers_say_the_same_with_the_same_weights(case):
     """The vector read-out on corrupted structures: plain EGNN, torchmd-net's ET, PyG's SchNet."""
     if case == "torchmd_et":
         pytest.importorskip("torchmdnet", reason="the torchmd-net package is not installed")
     torch.manual_seed(0)
-    model = models.build(case, "denoise-paper", **peers.sized(case, 32))
+    model = peers.reference(case, 32)
     peers.wake(model)
     structures, _ = common.alkanes(4)
     batch = Denoise().corrupt(structures.batch(), torch.Generator().manual_seed(0))
@@ -128,10 +128,44 @@ def test_scaling_table_and_figure():
     table = scaling.run(threads=1, repeats=1, atoms=(10, 40), batches=(1, 2), widths=(8, 16), total=80)
     assert list(table.columns) == scaling.COLUMNS and list(table["sweep"]) == ["atoms"] * 2 + ["batch"] * 2 + ["width"] * 2
     assert (table[["median_s", "us_per_atom", "kb_per_atom"]] > 0).all(axis=None)
+    assert list(table["time_exponent"].notna()) == [False, True] * 3
     figure = scaling.figure(table)
-    assert len(figure.data) == 6 and list(figure.data[0].x) == [10, 40]
+    assert len(figure.data) == 6 and list(figure.data[0].x) == [10, 40] and len(figure.layout.annotations) == 6
     with pytest.raises(ConfigError, match="no sweep 'colour'"):
         scaling.run(sweeps=("colour",))
+    with pytest.raises(ConfigError, match="unknown model 'schent'"):
+        scaling.run(model="schent")
+
+
+def test_exponents_are_those_of_the_whole():
+    """Per atom n^0.2 is n^1.2 for a structure; a step at width w costs w^1.5; a sweep of one size has no exponent."""
+    import pandas as pd
+
+    rows = [{"sweep": "atoms", "value": n, "us_per_atom": 3 * n**0.2, "kb_per_atom": 5.0} for n in (10, 100, 1000)]
+    rows += [{"sweep": "width", "value": w, "us_per_atom": 7 * w**1.5, "kb_per_atom": 2 / w} for w in (16, 64)]
+    rows += [{"sweep": "batch", "value": 4, "us_per_atom": 1.0, "kb_per_atom": 1.0}]
+    found = scaling.exponents(pd.DataFrame(rows))
+    assert found["time_exponent"].dropna().tolist() == pytest.approx([1.2, 1.5])
+    assert found["memory_exponent"].dropna().tolist() == pytest.approx([1.0, -1.0])
+    assert found.index[found["time_exponent"].notna()].tolist() == [2, 4]
+
+
+def test_scaling_command_and_its_block(tmp_path, capsys, monkeypatch):
+    """The table as JSON, the figure as a picture and as a page in a gallery, and the block of the README."""
+    original = scaling.run
+    monkeypatch.setattr(scaling, "run", lambda **options: original(**options, atoms=(10, 40), total=40))
+    (tmp_path / "README.md").write_text("# Figures\n")
+    for name in ("cost.png", "cost.html"):
+        with pytest.raises(SystemExit) as done:
+            options = ["--threads", "1", "--repeats", "1", "--sweep", "atoms"]
+            cli.main(["bench", "scaling", *options, "--json", str(tmp_path / "bench-scaling.json"), "--figure", str(tmp_path / name)])
+        assert not done.value.code
+        assert f"written: {tmp_path / name}" in capsys.readouterr().out
+        assert (tmp_path / "cost.png").read_bytes()[:4] == b"\x89PNG"
+        (tmp_path / "cost.png").unlink()
+    assert "Cost of a pretraining step: egnn, 1 CPU thread" in (tmp_path / "README.md").read_text()
+    block = report.fill("<!-- bench: scaling -->\n<!-- end -->", tmp_path)
+    assert "| sweep | size | atoms in the batch |" in block and "| atoms | 40 | 40 |" in block and "\nMade by `potkit " in block
 
 
 def test_command_writes_the_table(tmp_path, capsys, monkeypatch):
@@ -156,10 +190,12 @@ def _few(options):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["bench", "step", "--case", "mace"], "error: --case 'mace' is not one of egnn, torchmd_et, schnet"),
+        (["bench", "step", "--case", "mace"], "error: --case 'mace' is not one of egnn, torchmd_et, schnet, nequip"),
         (["bench", "step", "--device", "tpu"], "error: --device must be cpu or cuda, got 'tpu'"),
         (["bench", "neighbors", "--threads", "0"], "error: --threads must be at least 1, got 0"),
         (["bench", "neighbors", "--repeats", "0"], "error: --repeats must be at least 1, got 0"),
+        (["bench", "scaling", "--figure", "a.pdf"], "error: --figure a.pdf: expected a name that ends in .png, .svg or .html"),
+        (["bench", "scaling", "--figure", "no/such/folder/x.png"], "error: --figure no/such/folder/x.png: there is no folder"),
         (["bench", "infer", "--json", "no/such/folder/x.json"], "error: --json no/such/folder/x.json: there is no folder"),
     ],
 )
@@ -177,7 +213,7 @@ def test_compile_is_refused_where_it_cannot_work(tmp_path):
     from potkit import TrainConfig, training
 
     with pytest.raises(ConfigError) as error:
-        model = models.build("schnet", "small", hidden=8, filters=8, layers=1)
+        model = models.build("egnn", "small", hidden=8, layers=1, vector="gradient")
         training.pretrain(model, molecules(4), Denoise(), TrainConfig(steps=1, compile=True, device="cpu", progress=False), tmp_path)
     assert one_line(error.value).startswith("config: compile does not work for vector as −∂E/∂x: torch.compile cannot be")
 
@@ -185,7 +221,7 @@ def test_compile_is_refused_where_it_cannot_work(tmp_path):
 def test_compiled_for_the_run_only(monkeypatch):
     from potkit.compiling import compiled
 
-    model = models.build("egnn", "small", hidden=8, layers=1)
+    model = models.build("painn", "small", hidden=8, layers=1)
     names = list(model.state_dict())
     seen = []
     monkeypatch.setattr(torch, "compile", lambda call, **options: seen.append(options) or call)

@@ -84,6 +84,7 @@ class EGNN(nn.Module):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and the displacement x_L − x [N, 3] in Å."""
 
     n_vector_features = 0
+    kernel_order = 1  # kernels serve first derivatives: see potkit.compiling
     gives_displacement = True
     faithful_pooled = True  # the denoise paper sums features over atoms before the energy MLP
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .. import kernels
 from .layers import silu, sum_over, through_plain
 
 BLOCK = 2048  # edges; × 256 channels × 4 bytes is 2 MB an array, of which a handful are in use at a time
@@ -56,6 +57,14 @@ class _EdgeBlock(torch.autograd.Function):
     def forward(ctx, low, keep, p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver):
         n_edges, width = len(sender), p.shape[1]
         keep = keep and any(ctx.needs_input_grad)
+        ctx.low, ctx.kernel = low, kernels.wanted(p)
+        saved = (p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver)
+        if ctx.kernel:
+            weights = w_d.T.contiguous(), w2.to(low), b2.to(low), w_g, b_g, w_c.to(low), b_c.to(low), w_x, b_x
+            total, t, a_all, c_all, gate = torch.ops.potkit.egnn_forward(p, q, edge, envelope, *weights, sender, receiver, keep)
+            if keep:
+                ctx.save_for_backward(*saved, a_all, c_all, gate)
+            return total, t
         a_all = p.new_empty(n_edges if keep else BLOCK, width, dtype=low)
         c_all = torch.empty_like(a_all)
         t = p.new_empty(n_edges)
@@ -82,8 +91,7 @@ class _EdgeBlock(torch.autograd.Function):
             t[here] = torch.mm(torch.ops.aten.silu.out(c, out=s), w_xl)[:, 0]  # thin products are quicker than torch.mv
         t += b_x
         if keep:
-            ctx.low = low
-            ctx.save_for_backward(p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver, a_all, c_all, gate)
+            ctx.save_for_backward(*saved, a_all, c_all, gate)
         return total, t
 
     @staticmethod
@@ -98,6 +106,14 @@ class _EdgeBlock(torch.autograd.Function):
             return None, None, *through_plain(formulas, tensors, ctx.needs_input_grad[2:-2], (d_total, d_t)), None, None
         p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver = inputs
         low, full = ctx.low, p.dtype
+        if ctx.kernel:
+            weights = w_d.T.contiguous(), w2.to(low), w_g, b_g, w_c.to(low), w_x, b_x
+            kept = sender, receiver, a_all, c_all, gate, d_total.contiguous(), d_t.contiguous()
+            dp, dq, d_edge, d_envelope, dw_d, dw2, db2, dw_g, db_g, *rest = torch.ops.potkit.egnn_backward(
+                p, q, edge, envelope, *weights, *kept, ctx.needs_input_grad[5]
+            )
+            d_gate = (None, None) if w_g is None else (dw_g, db_g)
+            return None, None, dp, dq, d_edge, d_envelope if ctx.needs_input_grad[5] else None, dw_d, dw2, db2, *d_gate, *rest, None, None
         dp, dq, d_edge = torch.zeros_like(p), torch.zeros_like(q), torch.empty_like(edge)
         d_envelope = torch.empty_like(envelope) if ctx.needs_input_grad[5] else None
         grads = [torch.zeros_like(w) if w is not None else None for w in (w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x)]

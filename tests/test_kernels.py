@@ -1,0 +1,159 @@
+"""The compiled kernels: EGNN's edges against PyTorch's operations, and what compiling them can run into."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import molecules
+
+from potkit import Denoise, TrainConfig, kernels, models, training
+from potkit.errors import ConfigError
+from potkit.models import egnn_edges
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    try:
+        kernels.load()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def inputs(n_atoms, n_edges, width, radial, gate=True, envelope=True, dtype=torch.float32):
+    """Arguments of `edge_block`, all of which want gradients, with receivers that rise."""
+    generator = torch.Generator().manual_seed(width + n_edges)
+    numbers = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    scale = width**-0.5
+    p, q, edge = numbers(n_atoms, width), numbers(n_atoms, width), numbers(n_edges, radial)
+    damp = numbers(n_edges, 1).sigmoid() if envelope else None
+    weights = [numbers(width, radial), scale * numbers(width, width), numbers(width)]
+    weights += [scale * numbers(1, width), numbers(1)] if gate else [None, None]
+    weights += [scale * numbers(width, width), numbers(width), scale * numbers(1, width), numbers(1)]
+    sender = torch.randint(n_atoms, (n_edges,), generator=generator)
+    receiver = torch.randint(n_atoms, (n_edges,), generator=generator).sort().values
+    floats = [None if x is None else x.to(dtype).requires_grad_() for x in (p, q, edge, damp, *weights)]
+    return floats, sender, receiver
+
+
+def results(floats, sender, receiver, block=egnn_edges.edge_block):
+    """Outputs and the gradients of all inputs of a sum in which every output has its own weight."""
+    p, q, edge, envelope, *weights = floats
+    total, t = block(p, q, edge, envelope, tuple(weights), sender, receiver)
+    loss = (total * torch.linspace(-1, 1, total.numel()).view_as(total)).sum() + (t * torch.linspace(1, 2, len(t))).sum()
+    wanted = [x for x in floats if x is not None]
+    return [total.detach(), t.detach(), *torch.autograd.grad(loss, wanted)]
+
+
+def assert_close(found, expected, tolerance):
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a.shape == b.shape, k
+        if b.numel():
+            assert float((a.double() - b.double()).abs().max()) <= tolerance * max(float(b.double().abs().max()), 1e-3), k
+
+
+@pytest.mark.parametrize("size", [(5, 0, 16, 1), (3, 1, 16, 1), (40, 700, 24, 1), (7, 300, 5, 3), (60, 600, 64, 8)], ids=str)
+@pytest.mark.parametrize("gate", [True, False], ids=["gate", "no gate"])
+def test_edges_agree_with_the_formulas(size, gate, threads):
+    exact = results(*inputs(*size, gate=gate, dtype=torch.float64), block=lambda p, q, e, f, w, s, r: egnn_edges.plain(p, q, e, f, w, s, r))
+    with kernels.used():
+        found = results(*inputs(*size, gate=gate))
+    assert_close(found, exact, 1e-5)
+
+
+def test_edges_without_envelope_and_with_senders_out_of_order(threads):
+    floats, sender, receiver = inputs(30, 400, 20, 2, envelope=False)
+    shuffled = receiver[torch.randperm(len(receiver), generator=torch.Generator().manual_seed(0))]  # not sorted: one thread does it all
+    for order in (receiver, shuffled):
+        with kernels.used():
+            found = results(floats, sender, order)
+        assert_close(found, results(floats, sender, order), 1e-5)
+
+
+def test_bfloat16_is_no_further_from_the_truth(threads):
+    floats, sender, receiver = inputs(60, 900, 64, 1)
+    exact = results(floats, sender, receiver)
+    errors = []
+    for kernel in (False, True):
+        with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16):
+            found = results(floats, sender, receiver)
+        errors.append([float((a - b).norm() / b.norm()) for a, b in zip(found, exact)])
+    assert 0 < max(errors[1]) < 0.02
+    assert sum(errors[1]) < 1.05 * sum(errors[0])
+
+
+def test_exponential_and_not_a_number():
+    """Activations are the kernels' own: at the ends of float32 they must not overflow, and a NaN must come out as one."""
+    p = torch.tensor([[-200.0, -88.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 88.0, 200.0, float("nan")]])
+    n = p.shape[1]
+    eye, zero = torch.eye(n), torch.zeros(n)
+    weights = (torch.zeros(n, 1), eye, zero, None, None, eye, zero, torch.ones(1, n), torch.zeros(1))
+    index = torch.zeros(1, dtype=torch.long)
+    with kernels.used(), torch.no_grad():
+        total, t = egnn_edges.edge_block(p, torch.zeros(1, n), torch.zeros(1, 1), None, weights, index, index)
+    # NaN goes through the product W₂ into every channel: the others are looked at without it
+    assert torch.isnan(total).all() and torch.isnan(t).all()
+    clean = p[:, :-1]
+    with kernels.used(), torch.no_grad():
+        weights = (torch.zeros(n - 1, 1), eye[:-1, :-1], zero[:-1], None, None, eye[:-1, :-1], zero[:-1], torch.ones(1, n - 1), torch.zeros(1))
+        total, _ = egnn_edges.edge_block(clean, torch.zeros(1, n - 1), torch.zeros(1, 1), None, weights, index, index)
+    silu = torch.nn.functional.silu
+    torch.testing.assert_close(total, silu(silu(clean.double())).float(), rtol=1e-6, atol=1e-30)
+
+
+def test_second_derivatives_go_through_the_formulas():
+    floats, sender, receiver = inputs(8, 20, 6, 1)
+
+    def curvature(kernel):
+        p, q, edge, envelope, *weights = floats
+        with kernels.used(kernel):
+            total, t = egnn_edges.edge_block(p, q, edge, envelope, tuple(weights), sender, receiver)
+            first = torch.autograd.grad(total.square().sum() + t.square().sum(), edge, create_graph=True)[0]
+            return torch.autograd.grad(first.square().sum(), [edge, weights[1]])
+
+    assert_close(curvature(True), curvature(False), 1e-5)
+
+
+@pytest.mark.parametrize("network", ["egnn", "torchmd_et", "schnet"])
+def test_training_is_the_same_run(network, tmp_path):
+    """A few steps by `TrainConfig.compile` end at the weights of the same steps without."""
+    ends = []
+    for compile in (False, True):
+        model = models.build(network, "small", seed=0)
+        config = TrainConfig(steps=4, batch_size=4, lr=1e-3, compile=compile, device="cpu", progress=False)
+        run = training.pretrain(model, molecules(8), Denoise(sigma=0.1), config, tmp_path / str(compile))
+        ends.append([w.detach().clone() for w in run.model.backbone.parameters()])
+    start = models.build(network, "small", seed=0).backbone
+    moved = max(float((a - b.detach()).abs().max()) for a, b in zip(ends[0], start.parameters()))
+    assert moved > 1e-4
+    for plain, fast in zip(*ends):
+        assert float((plain - fast).abs().max()) < 0.02 * moved
+
+
+def test_off_unless_asked_for():
+    assert not kernels.wanted(torch.zeros(1))
+    with kernels.used():
+        assert kernels.wanted(torch.zeros(1)) and not kernels.wanted(torch.zeros(1, dtype=torch.float64))
+        with kernels.used(False):
+            assert not kernels.wanted(torch.zeros(1))
+    assert not kernels.wanted(torch.zeros(1))
+
+
+@pytest.mark.parametrize("trouble", ["compiler", "folder"])
+def test_a_machine_that_cannot_compile_is_told_in_one_line(trouble, tmp_path):
+    (tmp_path / "file").touch()
+    changes = {"CXX": "false", "POTKIT_KERNELS": str(tmp_path)} if trouble == "compiler" else {"POTKIT_KERNELS": str(tmp_path / "file")}
+    code = f"import os; os.environ.update({changes!r})\nfrom potkit import kernels\ntry: kernels.load()\nexcept Exception as e: print(type(e).__name__, e)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout.strip()
+    assert said.startswith("ConfigError compile: the kernels could not be compiled") and said.endswith("set compile to false")
+    assert "\n" not in said and not list(tmp_path.rglob("*.so"))
