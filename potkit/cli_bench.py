@@ -19,11 +19,12 @@ Device = Annotated[str, Option(help="cpu or cuda")]
 Threads = Annotated[int, Option(help="threads of the CPU")]
 Repeats = Annotated[int, Option(help="rounds in which all implementations take turns")]
 Json = Annotated[Path | None, Option("--json", help="write the table and how it was made to this file", metavar="PATH")]
-Cases = Annotated[list[str] | None, Option("--case", help="one network of egnn, torchmd_et, schnet, repeatable; default: all")]
+Cases = Annotated[list[str] | None, Option("--case", help="one network of egnn, torchmd_et, schnet, nequip, repeatable; default: all")]
 SHOWN = {
     "median_s": "{:.4g}", "spread_s": "{:.2g}", "ratio": "{:.2f}", "ratio_low": "{:.2f}", "ratio_high": "{:.2f}", "agreement": "{:.0e}",
     "over_roofline": "{:.2f}", "peak_mb": "{:.0f}", "per_atom_us": "{:.3g}", "per_second": "{:.0f}", "us_per_atom": "{:.3g}",
     "supervised_ms": "{:.0f}", "denoise_ms": "{:.0f}", "us_per_edge": "{:.3g}", "kb_per_atom": "{:.3g}", "kb_per_edge": "{:.3g}",
+    "time_exponent": "{:.2f}", "memory_exponent": "{:.2f}", "gpu_busy": "{:.2f}",
 }  # fmt: skip
 
 
@@ -31,8 +32,8 @@ def _say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: int, **options: Any) -> None:
-    """Run benchmark ``name``, print its table, and write it if asked to."""
+def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: int, figure: Path | None = None, **options: Any) -> None:
+    """Run benchmark ``name``, print its table, and write it and its figure if asked to."""
     import importlib
 
     from . import bench  # noqa: F401  (quiets the profiler before torch starts it)
@@ -42,6 +43,7 @@ def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: 
         raise ConfigError(f"--repeats must be at least 1, got {repeats}")
     if json_path is not None and not json_path.resolve().parent.is_dir():
         raise ConfigError(f"--json {json_path}: there is no folder {json_path.resolve().parent}")
+    _check_figure(figure)
     check_device(device, threads)
     table = importlib.import_module(f".bench.{name}", __package__).run(device=device, threads=threads, repeats=repeats, **options)
     print(f"potkit bench {name}: {device}, {threads} thread{'s' * (threads > 1)}, {repeats} rounds")
@@ -52,6 +54,32 @@ def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: 
     if json_path is not None:
         _write(json_path, table)
         print(f"written: {json_path}")
+    if figure is not None:
+        for path in _draw(importlib.import_module(f".bench.{name}", __package__).figure(table), figure):
+            print(f"written: {path}")
+
+
+def _check_figure(path: Path | None) -> None:
+    """Raise ConfigError for a name that no figure can have, before anything is measured."""
+    if path is not None and path.suffix not in (".png", ".svg", ".html"):
+        raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .html")
+    if path is not None and not path.resolve().parent.is_dir():
+        raise ConfigError(f"--figure {path}: there is no folder {path.resolve().parent}")
+
+
+def _draw(chart: Any, path: Path) -> list[Path]:
+    """A picture; or a page with a picture beside it, and both in the gallery of the folder if it has one. The files written."""
+    from . import gallery, pictures, plots
+    from .storage import replacing
+
+    if path.suffix != ".html":
+        with replacing(path) as temporary:
+            temporary.write_bytes(pictures.image(chart, kind=path.suffix[1:]))
+        return [path]
+    plots.save(chart, path.stem, path.parent)
+    if (path.parent / "README.md").is_file():
+        gallery.write(path.parent)
+    return [path, path.with_suffix(".png")]
 
 
 def _formats(table: Any) -> dict[str, Callable[[float], str]]:
@@ -92,10 +120,10 @@ def neighbors(device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 7
 def step(
     device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 7, case: Cases = None,
     batch: Annotated[int, Option(help="structures per step")] = 64,
-    compile: Annotated[bool, Option("--compile", help="also potkit through torch.compile (minutes to compile)")] = False,
+    compile: Annotated[bool, Option("--compile", help="also potkit with `compile: true` (its first call compiles for a minute or more)")] = False,
     json: Json = None,
 ) -> None:  # fmt: skip
-    """A whole pretraining step of EGNN, TorchMD-Net ET and SchNet in the denoise paper's setting."""
+    """A whole pretraining step of EGNN, TorchMD-Net ET and SchNet in the denoise paper's setting, and of NequIP."""
     _run("step", json, device, threads, repeats, cases=_cases(case), batch=batch, compile=compile, say=_say)
 
 
@@ -111,10 +139,32 @@ def infer(
 @bench_app.command()
 def scaling(
     device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 3,
-    model: Annotated[str, Option(help="network")] = "egnn", json: Json = None,
+    model: Annotated[str, Option(help="network")] = "egnn",
+    sweep: Annotated[list[str] | None, Option(help="atoms, batch or width, repeatable; default: all")] = None,
+    figure: Annotated[Path | None, Option(help="write the figure to this .png, .svg or .html (with a .png beside it)", metavar="PATH")] = None,
+    json: Json = None,
 ) -> None:  # fmt: skip
-    """How time and memory of a step grow with atoms per structure, batch size and width."""
-    _run("scaling", json, device, threads, repeats, model=model, say=_say)
+    """How time and memory of a step grow with atoms per structure, batch size and width, and the exponents of that."""
+    given = {"sweeps": tuple(sweep)} if sweep else {}
+    _run("scaling", json, device, threads, repeats, figure, model=model, say=_say, **given)
+
+
+@bench_app.command()
+def epoch(
+    device: Device = "cpu", threads: Threads = 2, repeats: Annotated[int, Option(help="epochs of each network, in turn")] = 1,
+    case: Annotated[list[str] | None, Option(help="network, repeatable; default: egnn, torchmd_et and schnet")] = None,
+    preset: Annotated[str, Option(help="preset of the networks, such as small")] = "denoise-paper",
+    data: Annotated[str, Option(help="registered data set")] = "ani-mini",
+    batch: Annotated[int, Option(help="structures per step")] = 256,
+    steps: Annotated[int | None, Option(help="stop after so many steps; default: a whole epoch")] = None,
+    precision: Annotated[str, Option(help="32-true, bf16-mixed or tf32")] = "32-true",
+    compile: Annotated[bool, Option("--compile", help="with `compile: true`")] = False,
+    json: Json = None,
+) -> None:  # fmt: skip
+    """Structures per second of a pretraining epoch through the real loop, and the share of it in which a GPU is busy."""
+    options = {"cases": tuple(case)} if case else {}
+    options |= dict(preset=preset, data=data, batch=batch, steps=steps, precision=precision, compile=compile)
+    _run("epoch", json, device, threads, repeats, say=_say, **options)
 
 
 @bench_app.command()
@@ -132,7 +182,7 @@ def everything(
     device: Device = "cpu", threads: Threads = 2,
     json: Annotated[Path | None, Option("--json", help="folder for bench-NAME.json", metavar="FOLDER")] = None,
 ) -> None:  # fmt: skip
-    """All of them, one after the other."""
+    """Steps, inference, neighbours, scaling and data, one after the other."""
     if json is not None:
         json.mkdir(parents=True, exist_ok=True)
     for command in (step, infer, neighbors, scaling, data):

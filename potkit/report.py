@@ -120,6 +120,16 @@ BENCHES = {
         "median_s": ("time (s)", 1, ".3g"), "ratio": ("times as fast", 1, ".2f"), "ratio_low": ("lower quartile", 1, ".2f"),
         "ratio_high": ("upper quartile", 1, ".2f"), "peak_mb": ("peak memory (MB)", 1, ".0f"),
     },
+    "scaling": {
+        "sweep": ("sweep", None, ""), "value": ("size", 1, ",.0f"), "atoms": ("atoms in the batch", 1, ",.0f"), "edges": ("edges", 1, ",.0f"),
+        "median_s": ("time (s)", 1, ".3g"), "us_per_atom": ("time per atom (µs)", 1, ".3g"), "kb_per_atom": ("memory per atom (kB)", 1, ".3g"),
+        "time_exponent": ("time ∝ size^", 1, ".2f"), "memory_exponent": ("memory ∝ size^", 1, ".2f"),
+    },
+    "epoch": {
+        "case": ("network", None, ""), "preset": ("preset", None, ""), "precision": ("precision", None, ""), "batch": ("batch", 1, ".0f"),
+        "structures": ("structures", 1, ",.0f"), "median_s": ("time (s)", 1, ".3g"), "per_second": ("structures per second", 1, ",.0f"),
+        "gpu_busy": ("GPU busy (%)", 100, ".0f"),
+    },
 }  # fmt: skip
 BENCHES["infer"] = BENCHES["neighbors"] = BENCHES["data"] = BENCHES["step"]
 

@@ -7,8 +7,8 @@ Everything random in a step is drawn from a generator seeded by (seed, step, pro
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -153,7 +153,9 @@ def _sum_counts(fabric: Fabric, terms: list[Term]) -> dict[str, int | Tensor]:
     """The count of every term, summed over all processes."""
     if fabric.world_size == 1:
         return {t.name: t.count for t in terms}
-    counts = torch.stack([torch.as_tensor(t.count, dtype=torch.float64, device=fabric.device) for t in terms])
+    # a number is filled in by the device: copying it there would wait for all that is queued
+    own = [t.count.double() if isinstance(t.count, Tensor) else torch.full((), t.count, dtype=torch.float64, device=fabric.device) for t in terms]
+    counts = torch.stack(own)
     counts = fabric.all_reduce(counts, reduce_op="sum")
     return {t.name: c.to(t.total.dtype) for t, c in zip(terms, counts)}
 
@@ -207,23 +209,43 @@ def step(fabric, state, structures, objective, config, steps, dtype, generator) 
     batch = objective.corrupt(batch, draw(generator, config.seed, state.step, fabric.global_rank))
     loss, terms = gradient(fabric, state, batch, objective)
     parameters = list(state.trained.values())
+    idle: dict[torch.nn.Parameter, Tensor] = {}
     if fabric.world_size > 1:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        used = torch.tensor([p.grad is not None for p in parameters], device=fabric.device)
+        local = [p.grad is not None for p in parameters]
+        used = torch.tensor(local).to(fabric.device, non_blocking=True)
         scores = torch.stack([loss, *(t.total for t in terms)])
         flat = torch.cat([g.flatten() for g in [*grads, used.to(grads[0].dtype), scores.to(grads[0].dtype)]])
         *grads, used, scores = fabric.all_reduce(flat, reduce_op="sum").split([*(g.numel() for g in grads), len(used), len(scores)])
-        for p, g, anywhere in zip(parameters, grads, used.tolist()):
-            p.grad = g.view_as(p) if anywhere else None  # weight decay must not touch what no process used
+        for p, g in zip(parameters, grads):
+            p.grad = g.view_as(p) if p.requires_grad else None
+        idle = {p: u > 0 for p, u, here in zip(parameters, used, local) if p.requires_grad and not here}
         loss, terms = scores[0], [t._replace(total=s) for t, s in zip(terms, scores[1:])]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
     for group in state.optimizer.param_groups:
         group["lr"] = group["factor"] * learning_rate(state.step, steps, config)
-    state.optimizer.step()
+    with _unused(state.optimizer, idle):
+        state.optimizer.step()
     if state.ema:
         torch._foreach_lerp_(list(state.ema.values()), [p.detach() for p in parameters], 1.0 - config.ema)
     state.step += 1
     return loss, terms, norm.detach()
+
+
+@contextmanager
+def _unused(optimizer: torch.optim.Optimizer, idle: dict[torch.nn.Parameter, Tensor]) -> Iterator[None]:
+    """Undo what the optimizer does within to parameters that no process used: moments and weight decay must not touch them.
+
+    ``idle``: those that this process did not use -> whether another one did, a bool on the device. The host does not read it (that
+    would wait for the whole backward pass), so their old values are kept (there are few of them) and chosen from on the device.
+    """
+    before = {p: {key: value.clone() for key, value in optimizer.state[p].items()} | {"": p.detach().clone()} for p in idle}
+    yield
+    with torch.no_grad():
+        for parameter, used in idle.items():
+            for key, value in [("", parameter), *optimizer.state[parameter].items()]:
+                old = before[parameter].get(key)
+                value.copy_(torch.where(used, value, torch.zeros_like(value) if old is None else old))  # a new state starts at 0
 
 
 def validate(

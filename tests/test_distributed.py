@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import torch
 from tiny import egnn, molecules, water
 
 import potkit
-from potkit import TrainConfig, checkpoints, training
+from potkit import TrainConfig, checkpoints, steps, training
 
 SCRIPT = """
 import json, os, sys
@@ -66,6 +67,17 @@ for name, (model, structures, valid, objective, config) in runs().items():
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class NowAndThen(potkit.Supervised):
+    """Shows the flag of atoms in batches with an odd number of structures only: one process uses its weight, the other does not."""
+
+    def corrupt(self, batch, generator):
+        batch = super().corrupt(batch, generator)
+        if batch.num_graphs % 2:
+            batch.mask = torch.ones_like(batch.z)
+        return batch
+
+
 def runs() -> dict:
     """Name -> model, structures, validation, objective, config; the same in every process."""
     base = dict(batch_size=6, lr=3e-3, precision="64-true", progress=False, device="cpu", log_every=1, clip=0.5)
@@ -83,6 +95,8 @@ def runs() -> dict:
         "denoise": (egnn(), uneven, molecules(4, seed=1), potkit.Denoise(sigma=0.1), TrainConfig(steps=4, ema=0.9, **base)),
         "masked": (egnn(), water(6), None, potkit.Masked(ratio=0.5), TrainConfig(steps=3, **base)),
         "different starts": (egnn(), uneven, uneven, potkit.Supervised(), TrainConfig(steps=4, ema=0.9, **base)),
+        # batches of 5 are shared as 3 and 2: only the first process uses the flag's weight
+        "one uses": (egnn(), uneven, None, NowAndThen(loss_function="mse"), TrainConfig(steps=4, weight_decay=0.5, **{**base, "batch_size": 5})),
         "too small a batch": (egnn(), uneven, None, potkit.Denoise(sigma=0.1), TrainConfig(steps=2, **{**base, "batch_size": 1})),
     }  # fmt: skip
 
@@ -139,6 +153,34 @@ def test_pretraining_keeps_the_processes_together(two, name):
     assert max(float((first[k] - start[k]).abs().max()) for k in first) > 1e-4
     best = checkpoints.load(two / name).state_dict()
     assert all(torch.equal(first[k], best[k]) for k in first)
+
+
+def test_what_one_process_uses_is_trained_on_both(two):
+    first, second = both(two, "one uses")
+    start = {k: v.double() for k, v in egnn().state_dict().items()}
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert (first["backbone.embedding.flag"] - start["backbone.embedding.flag"]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_optimizer_leaves_alone_what_nobody_used(others):
+    """With momentum and weight decay, as if its gradient had been None, and from its next use on as if nothing had been; else trained."""
+    torch.manual_seed(0)
+    gradients = torch.randn(4, 3)
+    ends = []
+    for guarded in (True, False):
+        a, b = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in "ab")
+        optimizer = torch.optim.AdamW([a, b], lr=0.1, weight_decay=0.5, fused=True)
+        for k, gradient in enumerate(gradients.double()):
+            idle = k in (0, 2)
+            a.grad = gradient.clone()
+            b.grad = gradient if not idle or others else torch.zeros(3, dtype=torch.float64) if guarded else None
+            with steps._unused(optimizer, {b: torch.tensor(others)} if guarded and idle else {}):
+                optimizer.step()
+        ends.append([a, b, *optimizer.state[b].values()])
+    for mine, plain in zip(*ends):
+        torch.testing.assert_close(mine, plain, rtol=0, atol=0)
+    assert torch.equal(ends[0][0], ends[0][1]) == others
 
 
 def test_corruption_differs_between_the_processes(tmp_path):

@@ -167,6 +167,24 @@ def test_vectors_are_x_y_z():
     assert vectors.abs().max() > 1e-3 and across.abs().max() < 1e-12
 
 
+def test_without_vectors():
+    """Scalars alone at the end: the same energy as with vectors beside them, and no read-out that would need them."""
+    both, alone = build(vector="gradient"), build(vector="gradient", vectors=False)
+    state = both.state_dict()
+    layer = both.backbone.layers[-1]
+    kept = {k: state[k] for k in alone.state_dict() if state[k].shape == alone.state_dict()[k].shape}
+    assert set(alone.state_dict()) - set(kept) == {f"backbone.layers.1.{n}.weight" for n in ("radial.4", "collect.linear.0e", "own.linear.0e")}
+    scalar = layer.widths[SCALAR]
+    for name, weight in (("radial.4", layer.radial[4].weight[:scalar]), ("collect.linear.0e", layer.collect.linear["0e"].weight[:4]),
+                         ("own.linear.0e", layer.own.linear["0e"].weight[:4])):  # fmt: skip
+        kept[f"backbone.layers.1.{name}.weight"] = weight
+    alone.load_state_dict(kept)
+    batch = testing.examples(5.0).batch(dtype=torch.float64)
+    torch.testing.assert_close(alone(batch, ("vector",)).vector, both(batch, ("vector",)).vector)
+    with pytest.raises(ConfigError, match="equivariant features"):
+        build(vectors=False)
+
+
 def test_learns():
     torch.set_default_dtype(torch.float32)
     seen = losses(models.build("nequip", "small", channels=8, layers=2), steps=40, rate=3e-3)

@@ -10,24 +10,25 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from .. import models
 from . import peers
 from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare
+from .step import CASES
 
 
 def run(
-    device: str = "cpu", threads: int = 1, repeats: int = 5, cases: tuple[str, ...] = ("egnn", "torchmd_et", "schnet"), batch: int = 64,
+    device: str = "cpu", threads: int = 1, repeats: int = 5, cases: tuple[str, ...] = CASES, batch: int = 64,
     hidden: int = 256, memory: bool = True, say: Callable[[str], None] = lambda text: None,
 ):  # fmt: skip
     """A DataFrame, a row per network and implementation; outputs that are compared are the forces."""
     import pandas as pd
 
     check_device(device, threads)
-    structures, source = alkanes(batch)
     rows = []
     for case in cases:
+        at_once = peers.batch_of(case, batch, device)
+        structures, source = alkanes(at_once)
         torch.manual_seed(0)
-        model = models.build(case, "denoise-paper", **peers.sized(case, hidden)).to(device).eval()
+        model = peers.reference(case, hidden).to(device).eval()
         structures.to(device)
         b = structures.batch(device=device)
         rivals = []
@@ -41,13 +42,12 @@ def run(
             rivals.append(Rival("potkit", work, work, precision))
         rivals[0].note = "; ".join(filter(None, [source, rivals[0].note]))
         edges = model.graph(b, b.pos).sender
-        rows += compare(
+        found = compare(
             f"{case} energy and forces", rivals, repeats, device, threads, tolerance=1e-4, memory=memory, say=say,
             atoms=len(b.pos), edges=len(edges),
         )  # fmt: skip
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
-    table["per_second"] = batch / table["median_s"]
-    return table
+        rows += [row | {"per_second": at_once / row["median_s"]} for row in found]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
 
 
 def _forces(module: nn.Module, energy: Callable[[nn.Module, Any, Tensor], Tensor], structures: Any, device: str) -> Callable[[], Tensor]:

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from .. import neighbors
+from .. import models, neighbors
 from ..compiling import compile_backbone
 from ..models.base import Potential
 from ..models.layers import polynomial_envelope
@@ -33,9 +33,16 @@ class Peer:
     hold: Callable[[Any], None] = lambda batch: None  # gives a network that does not take edges those of the batch
 
 
-def sized(case: str, hidden: int) -> dict[str, int]:
-    """Options of the preset denoise-paper at another width."""
-    return {"hidden": hidden, "filters": hidden} if case == "schnet" else {"hidden": hidden}
+def reference(case: str, hidden: int) -> Potential:
+    """The network of a case at width ``hidden``: its preset denoise-paper; NequIP's paper setting with −∂E/∂x, a quarter as many channels."""
+    if case == "nequip":
+        return models.build("nequip", "paper", channels=max(hidden // 4, 1), vector="gradient", vectors=False)
+    return models.build(case, "denoise-paper", hidden=hidden, **({"filters": hidden} if case == "schnet" else {}))
+
+
+def batch_of(case: str, batch: int, device: str) -> int:
+    """Structures per step of a case for ``batch`` in general: on a CPU NequIP gets a sixteenth, else its step takes a minute."""
+    return max(batch // 16, 1) if case == "nequip" and device == "cpu" else batch
 
 
 def wake(model: Potential) -> None:
@@ -84,11 +91,14 @@ def least_operations(model: Potential, n_edges: int) -> float:
 
 def of(case: str, model: Potential, structures: Structures, device: str) -> list[Peer]:
     """The peers of ``case`` that are installed, the one that ratios refer to first."""
-    found = {"egnn": [plain_egnn, egnn_pytorch], "torchmd_et": [torchmd_net], "schnet": [pyg_schnet]}[case]
+    from .peers_nequip import nequip  # which imports this module
+
+    found = {"egnn": [plain_egnn, egnn_pytorch], "torchmd_et": [torchmd_net], "schnet": [pyg_schnet], "nequip": [nequip]}[case]
     return [peer for make in found if (peer := make(model, device)) is not None]
 
 
-def _edges(batch: Any, cutoff: float) -> Any:
+def edges_of(batch: Any, cutoff: float) -> Any:
+    """``batch`` with its edges, found anew."""
     return neighbors.attach(copy.copy(batch), cutoff)
 
 
@@ -141,7 +151,7 @@ class PlainEGNN(nn.Module):
 
     def features(self, batch: Any) -> tuple[Tensor, Tensor]:
         """h [N, F] and x [N, 3] after the last layer."""
-        batch = _edges(batch, self.cutoff)
+        batch = edges_of(batch, self.cutoff)
         sender, receiver = batch.edge_index
         h, x = self.embedding(batch.z), batch.pos
         envelope = polynomial_envelope((x[sender] - x[receiver]).norm(dim=1), self.cutoff)[:, None]
@@ -165,7 +175,7 @@ class LucidrainsEGNN(nn.Module):
         self.layers = nn.ModuleList(layer(hidden, m_dim=hidden, soft_edge=1, norm_coors=True) for _ in model.backbone.layers)
 
     def forward(self, batch: Any) -> Tensor:
-        edges = _edges(batch, self.cutoff).edge_index
+        edges = edges_of(batch, self.cutoff).edge_index
         x = torch.cat([batch.pos, self.embedding(batch.z)], 1)
         for layer in self.layers:
             x = layer(x, edges)
@@ -174,10 +184,10 @@ class LucidrainsEGNN(nn.Module):
 
 def egnn_pytorch(model: Potential, device: str) -> Peer | None:
     """egnn-pytorch, if it is there: the same width, depth and gate, but its edge network has 4F + 2 and 4F hidden channels."""
-    package = _package("egnn_pytorch")
-    if package is None:
+    found = package("egnn_pytorch")
+    if found is None:
         return None
-    module = LucidrainsEGNN(package.EGNN_Sparse, model).to(device)
+    module = LucidrainsEGNN(found.EGNN_Sparse, model).to(device)
     return Peer("egnn-pytorch", module, lambda m, b: m(b), same=False, note="its edge network is 4F + 2 wide where ours is F")
 
 
@@ -207,7 +217,7 @@ def pyg_schnet(model: Potential, device: str) -> Peer:
                 other.load_state_dict(ours.state_dict())
 
     def hold(batch: Any) -> None:
-        held["edges"] = _edges(batch, model.cutoff).edge_index
+        held["edges"] = edges_of(batch, model.cutoff).edge_index
 
     def predict(module: nn.Module, batch: Any) -> Tensor:
         hold(batch)
@@ -262,13 +272,13 @@ def copy_torchmd_et(ours: nn.Module, theirs: nn.Module) -> None:
 
 def torchmd_net(model: Potential, device: str) -> Peer | None:
     """torchmd-net's ET with our weights and its own neighbour search, if it is there."""
-    package = _package("torchmdnet.models.torchmd_et")
-    if package is None:
+    found = package("torchmdnet.models.torchmd_et")
+    if found is None:
         return None
     outputs = importlib.import_module("torchmdnet.models.output_modules")
     ours = model.backbone
     hidden, heads = ours.n_features, ours.layers[0].heads
-    theirs = package.TorchMD_ET(
+    theirs = found.TorchMD_ET(
         hidden, len(ours.layers), len(ours.basis.means), num_heads=heads, cutoff_upper=model.cutoff, max_num_neighbors=64, vector_cutoff=True,
     )  # fmt: skip
     blocks = outputs.EquivariantVectorOutput(hidden).output_network
@@ -283,7 +293,8 @@ def torchmd_net(model: Potential, device: str) -> Peer | None:
     return Peer("torchmd-net ET", TorchMDNet(theirs, blocks).to(device), lambda m, b: m(b), note="its own neighbour search")
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
+    """A module of another package, or None where it cannot be imported."""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # warp, which torchmd-net uses, greets
             warnings.simplefilter("ignore")

@@ -6,21 +6,21 @@ a structure changes. Flat lines are what one wants.
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
 
 from .. import models
 from ..errors import ConfigError
-from ..structures import concatenate
+from ..structures import Structures, concatenate
 from . import peers
 from .common import alkanes, check_device, in_turn, peak_memory, water_like
 from .step import potkit_vector, trainer
 
 COLUMNS = [
     "sweep", "value", "model", "atoms", "edges", "median_s", "spread_s", "us_per_atom", "us_per_edge", "peak_mb", "kb_per_atom",
-    "kb_per_edge", "device", "threads",
+    "kb_per_edge", "time_exponent", "memory_exponent", "device", "threads",
 ]  # fmt: skip
 SWEEPS = ("atoms", "batch", "width")
 
@@ -30,7 +30,7 @@ def run(
     atoms: tuple[int, ...] = (10, 30, 100, 300, 1_000, 3_000, 10_000), batches: tuple[int, ...] = (1, 4, 16, 64, 256),
     widths: tuple[int, ...] = (32, 64, 128, 256, 512), total: int = 2_000, cutoff: float = 3.4, say: Callable[[str], None] = lambda text: None,
 ):  # fmt: skip
-    """A DataFrame, a row per sweep and value: a pretraining step of the ``small`` preset (of denoise-paper in the sweep over widths).
+    """A DataFrame, a row per sweep and value: a pretraining step of the ``small`` preset (of `peers.reference` in the sweep over widths).
 
     ``total``: atoms in a batch of the sweep over structure sizes, as far as whole structures allow.
     """
@@ -40,52 +40,95 @@ def run(
     if unknown := set(sweeps) - set(SWEEPS):
         raise ConfigError(f"bench scaling has no sweep {unknown.pop()!r} (it has: {', '.join(SWEEPS)})")
     rows = []
-    if "atoms" in sweeps:
-        for n in atoms:
-            boxes = concatenate([water_like(n, seed) for seed in range(max(1, total // n))])
-            rows.append(_row("atoms", n, model, boxes, device, threads, repeats, say, preset="small", cutoff=cutoff))
-    if "batch" in sweeps:
-        for n in batches:
-            rows.append(_row("batch", n, model, alkanes(n)[0], device, threads, repeats, say, preset="small"))
-    if "width" in sweeps:
-        structures, _ = alkanes(16)
-        for width in widths:
-            rows.append(_row("width", width, model, structures, device, threads, repeats, say, preset="denoise-paper", **peers.sized(model, width)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    for sweep in sweeps:
+        torch.manual_seed(0)
+        if sweep == "atoms":
+            boxes = {n: concatenate([water_like(n, seed) for seed in range(max(1, total // n))]) for n in atoms}
+            runs = [(n, models.build(model, cutoff=cutoff), s) for n, s in boxes.items()]
+        elif sweep == "batch":
+            runs = [(n, models.build(model), alkanes(n)[0]) for n in batches]
+        else:
+            runs = [(width, peers.reference(model, width), alkanes(16)[0]) for width in widths]
+        say(f"{model}: {len(runs)} values of {sweep}, {repeats} rounds")
+        rows += _sweep(sweep, model, runs, device, threads, repeats)
+    return exponents(pd.DataFrame(rows))[COLUMNS]
 
 
-def _row(sweep, value, name, structures, device, threads, repeats, say, preset, **options) -> dict[str, Any]:
-    say(f"{name}, {sweep} = {value}")
-    torch.manual_seed(0)
-    model = models.build(name, preset, **options).to(device)
-    batch = structures.batch(device=device)
-    edges = len(model.graph(batch, batch.pos).sender)
-    step = trainer(model, structures, device, lambda m, b: potkit_vector(m, b, None, device), fused=True)
-    seconds = in_turn([step], repeats, device)[:, 0]
-    median, n = float(np.median(seconds)), len(batch.pos)
-    memory = peak_memory(step, device)
-    return {
-        "sweep": sweep, "value": value, "model": name, "atoms": n, "edges": edges, "median_s": median, "spread_s": float(np.ptp(seconds)),
-        "us_per_atom": 1e6 * median / n, "us_per_edge": 1e6 * median / max(edges, 1), "peak_mb": memory, "kb_per_atom": 1024 * memory / n,
-        "kb_per_edge": 1024 * memory / max(edges, 1), "device": device, "threads": threads,
-    }  # fmt: skip
+def _sweep(sweep: str, name: str, runs: Sequence[tuple[int, models.Potential, Structures]], device: str, threads: int, repeats: int) -> list[dict]:
+    """Rows of a sweep, whose values take turns: a machine that gets slower in the meantime must not look like growth."""
+    rows, steps = [], []
+    for value, model, structures in runs:
+        model = model.to(device)
+        batch = structures.batch(device=device)
+        edges = len(model.graph(batch, batch.pos).sender)
+        steps.append(trainer(model, structures, device, lambda m, b: potkit_vector(m, b, None, device), fused=True))
+        rows.append({"sweep": sweep, "value": value, "model": name, "atoms": len(batch.pos), "edges": edges, "device": device, "threads": threads})
+    seconds = in_turn(steps, repeats, device)
+    for row, step, own in zip(rows, steps, seconds.T):
+        row |= {"median_s": float(np.median(own)), "spread_s": float(np.ptp(own)), "peak_mb": peak_memory(step, device)}
+        for what in ("atom", "edge"):
+            row[f"us_per_{what}"] = 1e6 * row["median_s"] / max(row[f"{what}s"], 1)
+            row[f"kb_per_{what}"] = 1024 * row["peak_mb"] / max(row[f"{what}s"], 1)
+    return rows
+
+
+def exponents(table: Any) -> Any:
+    """``table`` with the columns time_exponent and memory_exponent: k of cost ∝ size^k, by least squares in logarithms over each sweep.
+
+    Size is the number of atoms of a structure (cost: that of one structure), of structures in a batch (cost: of the batch) or the
+    width (cost: of a step). Stands in the last row of each sweep; sweeps of fewer than two sizes have none.
+    """
+    table = table.assign(time_exponent=np.nan, memory_exponent=np.nan)
+    for sweep, part in table.groupby("sweep", sort=False):
+        times = part["value"] if sweep != "width" else 1.0  # from one atom's share to the cost of the whole
+        if part["value"].nunique() > 1:
+            for column, cost in (("time_exponent", part["us_per_atom"]), ("memory_exponent", part["kb_per_atom"])):
+                table.loc[part.index[-1], column] = np.polyfit(np.log(part["value"].astype(float)), np.log(cost * times), 1)[0]
+    return table
 
 
 def figure(table: Any) -> Any:
-    """A plotly figure of a table of `run`: time and memory per atom over each sweep, logarithmic in both axes."""
+    """A plotly figure of a table of `run`: time and memory per atom over each sweep, logarithmic in both axes, the same scale in a row."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
+    from .. import plots
+
     titles = {"atoms": "atoms per structure", "batch": "structures per batch", "width": "width of the network"}
     sweeps = [s for s in SWEEPS if (table["sweep"] == s).any()]
-    made = make_subplots(rows=2, cols=len(sweeps), vertical_spacing=0.12)
+    made = make_subplots(rows=2, cols=len(sweeps), vertical_spacing=0.08, horizontal_spacing=0.03, shared_xaxes=True, shared_yaxes=True)
+    rows = [(1, "us_per_atom", "time per atom (µs)", "time_exponent", "time"),
+            (2, "kb_per_atom", "memory per atom (kB)", "memory_exponent", "memory")]  # fmt: skip
     for k, sweep in enumerate(sweeps, 1):
         part = table[table["sweep"] == sweep]
-        for row, column in ((1, "us_per_atom"), (2, "kb_per_atom")):
-            made.add_trace(go.Scatter(x=part["value"], y=part[column], mode="lines+markers", showlegend=False), row=row, col=k)
+        for (row, column, title, exponent, word), colour in zip(rows, plots.colours(2)):
+            line = dict(mode="lines+markers", line_color=colour, marker_size=8, name=title, showlegend=False)
+            made.add_trace(go.Scatter(x=part["value"], y=part[column], **line), row=row, col=k)
+            slope = part[exponent].dropna()
+            if len(slope):
+                per = {"atoms": " of a structure", "batch": " of a batch", "width": ""}[sweep]
+                words = f"{word}{per} ∝ {'n' if sweep != 'width' else 'w'}<sup>{slope.iloc[0]:.2f}</sup>"
+                place = dict(xref="x domain", yref="y domain", x=0.97, y=0.97, xanchor="right", yanchor="top", showarrow=False, font_size=13)
+                made.add_annotation(text=words, row=row, col=k, **place)
+        values = [int(v) for v in part["value"]]
+        shown = values[:: -(-len(values) // 5)]  # five numbers fit
+        ticks = dict(tickvals=shown, ticktext=[_plain(v) for v in shown], tickangle=0)
+        made.update_xaxes(type="log", range=[np.log10(min(values) / 1.4), np.log10(max(values) * 1.4)], **ticks, col=k)
         made.update_xaxes(title_text=titles[sweep], row=2, col=k)
-    made.update_xaxes(type="log")
-    made.update_yaxes(type="log", rangemode="tozero")
-    made.update_yaxes(title_text="time per atom (µs)", row=1, col=1)
-    made.update_yaxes(title_text="peak memory per atom (kB)", row=2, col=1)
-    return made
+    for row, column, title, *_ in rows:
+        low, high = float(table[column].min()), float(table[column].max())
+        # a decade at least: noise is not to look like growth
+        middle, reach = np.log10(low * high) / 2, max(np.log10(high / low) / 2 + 0.15, 0.65)
+        ticks = [m * 10.0**k for k in range(-3, 9) for m in (1, 2, 5)]
+        made.update_yaxes(type="log", range=[middle - reach, middle + reach + 0.1], tickvals=ticks, ticktext=[_plain(t) for t in ticks], row=row)
+        made.update_yaxes(title_text=title, row=row, col=1)
+    name = table["model"].iloc[0]
+    threads = int(table["threads"].iloc[0])
+    where = f"{threads} CPU thread{'s' * (threads > 1)}" if table["device"].iloc[0] == "cpu" else "GPU"
+    title = f"Cost of a pretraining step: {name}, {where}"
+    return made.update_layout(template="potkit", title=title, width=1100, height=640, margin_b=80)
+
+
+def _plain(value: float) -> str:
+    """10 000 for 10000, with a thin space."""
+    return f"{value:,.10g}".replace(",", "\u2009")

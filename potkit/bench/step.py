@@ -1,7 +1,8 @@
 """One pretraining step, potkit beside others: corrupt + neighbours + forward + backward + optimizer, on the same structures.
 
-Each case is a network in the denoise paper's setting. Rivals get the same weights, and the outputs are compared before the clock
-starts; where a package computes something else (egnn-pytorch's edge network is twice as wide and wider), it says so and only times.
+Each case is a network in the denoise paper's setting (NequIP in its own paper's, with −∂E/∂x as its vector). Rivals get the same weights,
+and the outputs are compared before the clock starts; where a package computes something else (egnn-pytorch's edge network is twice as
+wide and wider), it says so and only times.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .. import models
+from .. import kernels
+from ..compiling import by_gradient, has_kernels
 from ..objectives import Denoise
 from ..structures import Structures
 from . import peers
 from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare, matmul_rate
 
-CASES = ("egnn", "torchmd_et", "schnet")
+CASES = ("egnn", "torchmd_et", "schnet", "nequip")
 
 
 def run(
@@ -26,14 +28,14 @@ def run(
 ):  # fmt: skip
     """A DataFrame, a row per case and implementation; see `common.compare` for the columns.
 
-    ``batch`` structures per step, networks of width ``hidden``; ``compile`` adds potkit with its option of that name.
+    ``batch`` structures per step (`peers.batch_of`), networks of width ``hidden``; ``compile`` adds potkit with its option of that name.
     """
     import pandas as pd
 
     check_device(device, threads)
-    structures, source = alkanes(batch)
     rows = []
     for case in cases:
+        structures, source = alkanes(peers.batch_of(case, batch, device))
         rivals, sizes = contenders(case, structures, device, hidden, compile)
         rivals[0].note = "; ".join(filter(None, [source, rivals[0].note]))
         rows += compare(f"{case} step", rivals, repeats, device, threads, memory=memory, say=say, **sizes)
@@ -43,7 +45,7 @@ def run(
 def contenders(case: str, structures: Structures, device: str, hidden: int, compile: bool) -> tuple[list[Rival], dict[str, int]]:
     """The implementations of one case, the peers first, and the numbers of atoms and edges of its batch."""
     torch.manual_seed(0)
-    model = models.build(case, "denoise-paper", **peers.sized(case, hidden)).to(device)
+    model = peers.reference(case, hidden).to(device)
     peers.wake(model)
     clean = structures.batch(device=device)
     corrupted = Denoise(sigma=0.2).corrupt(clean, torch.Generator(device).manual_seed(0))
@@ -55,22 +57,34 @@ def contenders(case: str, structures: Structures, device: str, hidden: int, comp
         step = trainer(rival.module, structures, device, rival.predict, fused=False)
         output = (lambda r=rival: r.predict(r.module, corrupted)) if rival.same else None
         rivals.append(Rival(rival.name, step, output, note=rival.note, rounds=None if rival.same else 2))
+    kernel = has_kernels(model, ("vector",), device)
     precisions = [("float32", None)] + ([("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else [])
     for precision, low in precisions:
-        for compiled in (False, True) if compile else (False,):
-            own = peers.copy_of(model, compile=compiled)
+        for compiled in (False, True) if compile and (kernel or not by_gradient(model, ("vector",))) else (False,):
+            own = peers.copy_of(model, compile=compiled and not kernel)
             predict = (lambda m, b, low=low: potkit_vector(m, b, low, device))
+            within = with_kernels if compiled and kernel else (lambda work: work)
             rate = matmul_rate(n_edges, hidden, low or torch.float32, device) if flops else None
             best = matmul_rate(1024, hidden, low or torch.float32, device) if flops else None
             rivals.append(Rival(
-                "potkit, compiled" if compiled else "potkit", trainer(own, structures, device, predict, fused=True),
-                lambda m=own, p=predict: p(m, corrupted), precision, roofline=flops / rate if flops else None,
+                "potkit, compiled" if compiled else "potkit", within(trainer(own, structures, device, predict, fused=True)),
+                within(lambda m=own, p=predict: p(m, corrupted)), precision, roofline=flops / rate if flops else None,
                 note=(
                     f"{precision} roofline: {flops / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s, as products [{n_edges}, {hidden}] × "
                     f"[{hidden}, {hidden}] run here (in cache, [1024, {hidden}]: {best / 1e9:.0f})"
                 ) if flops else "",
             ))  # fmt: skip
     return rivals, {"atoms": len(corrupted.pos), "edges": n_edges}
+
+
+def with_kernels(work: Callable[[], Any]) -> Callable[[], Any]:
+    """``work`` as under `TrainConfig.compile` on a CPU, for networks that have kernels."""
+
+    def done() -> Any:
+        with kernels.used():
+            return work()
+
+    return done
 
 
 def potkit_vector(model: torch.nn.Module, batch: Any, low: torch.dtype | None, device: str) -> Tensor:

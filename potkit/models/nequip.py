@@ -4,7 +4,7 @@ Features of atom i are irreps of degree l and parity p. A layer (figure 1 of the
     m_i = n^{-1/2} Σ_j R(d_ij) ⊙ (W₁ x_j) ⊗ Y(r̂_ij)          R: an MLP of Bessel functions × envelope, one weight per channel and path
     x_i ← gate( 2^{-1/2} (W₂ m_i + W₃ (x_i ⊗ a(z_i))) )        self-connection that knows the element
 where gate is SiLU on 0e, tanh on 0o, and multiplies each other channel by a sigmoid of a scalar made for it. The last layer makes
-scalars (0e) and vectors (1o) only.
+scalars (0e) and vectors (1o) only; with ``vectors=False`` scalars alone, which saves its time where the read-out is −∂E/∂x.
 
 What differs from the authors' code: a(z) is a learned vector of ``attributes`` numbers per element instead of a one-hot code over a
 fixed list of species, so that the whole periodic table costs no more than ``attributes`` species; the energy head is the MLP that
@@ -84,12 +84,13 @@ class NequIP(nn.Module):
         neighbors: float = 12.0,
         cutoff: float = 4.0,
         charge: bool = False,
+        vectors: bool = True,
     ) -> None:
         super().__init__()
         if min(channels, max_degree, radial, radial_hidden, attributes) < 1 or layers < 1 or not neighbors > 0:
             raise ConfigError("NequIP needs channels, max_degree, layers, radial, radial_hidden, attributes ≥ 1 and neighbors > 0")
         self.cutoff, self.degree = cutoff, max_degree
-        self.n_features = self.n_vector_features = channels
+        self.n_features, self.n_vector_features = channels, channels if vectors else 0
         self.embedding = AtomEmbedding(channels, charge)
         self.attributes = nn.Embedding(MAX_Z + 1, attributes)
         self.basis = BesselBasis(radial, cutoff)
@@ -97,7 +98,7 @@ class NequIP(nn.Module):
         self.couplings: list[Coupling] = []  # one per layer; equal ones are one object, whose kernels are computed once
         for i in range(layers):
             reached = self.couplings[-1].irreps_out if i else (SCALAR,)
-            wanted = kinds if i < layers - 1 else (SCALAR, VECTOR)
+            wanted = kinds if i < layers - 1 else (SCALAR, VECTOR) if vectors else (SCALAR,)
             last = self.couplings[-1] if i else None
             new = Coupling(reached, max_degree, wanted)
             same = last is not None and last.irreps_in == new.irreps_in and last.irreps_out == new.irreps_out
@@ -119,4 +120,4 @@ class NequIP(nn.Module):
             x = layer(x, attributes, kernels[layer.coupling], edge, graph.sender, graph.receiver)
             if i == 0 and graph.extra_vector is not None:
                 x[VECTOR] = x[VECTOR] + graph.extra_vector
-        return Features(x[SCALAR][:, 0], x[VECTOR])
+        return Features(x[SCALAR][:, 0], x.get(VECTOR))
