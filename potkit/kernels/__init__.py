@@ -1,8 +1,9 @@
 """The networks' work on edges, compiled for this machine: `TrainConfig.compile` on a CPU.
 
-`edge_block` of EGNN, `blocked` of TorchMD-Net ET and `filters` of SchNet go through their edges in blocks; in PyTorch each of the ten or
+`edge_block` of EGNN, `blocked` of TorchMD-Net ET and `filtered` of SchNet go through their edges in blocks; in PyTorch each of the ten or
 twenty operations on a block is a call of its own, and threads meet after each. The C++ here is the same loop with the operations
 between two matrix products fused, and every thread goes its own way through its own blocks. Matrix products stay PyTorch's.
+`interpolated` of SchNet does without most products.
 
 The sources are compiled at first use (about a minute, by the C++ compiler that torch-scatter is built with) and kept in the user's
 cache, or in the folder that POTKIT_KERNELS names. Nothing here is used unless asked for; PyTorch's operations remain the reference.
@@ -30,6 +31,7 @@ from ..errors import ConfigError
 
 HERE = Path(__file__).parent
 FLAGS = ["-O3", "-march=native", "-std=c++20", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
+FLAGS.append("-fno-thread-jumps")  # or GCC makes a second copy of exp_ for values it clamps, and works out both in every vector
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")  # compilers older than the processor hold back; without AVX-512 it says nothing
 

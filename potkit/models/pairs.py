@@ -108,6 +108,12 @@ class _Outer(torch.autograd.Function):
         return convolve(x, grad, i, j) if wanted[0] else None, convolve(a, grad, i, j) if wanted[1] else None, None, None
 
 
+def convolve_by(radial: Radial, pairs: Pairs, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+    """Σ_j x_j ⊙ W_ij with `filters` for the weights: [N, F] -> [N, F]."""
+    weight = filters(radial, a1, b1, a2, b2)
+    return convolve(x.to(weight.dtype), weight, pairs.i, pairs.j)
+
+
 # -- filters --------------------------------------------------------------------------------------------------------------------
 Shape = Callable[[Tensor], Tensor]  # of distances [P]
 
@@ -155,14 +161,20 @@ def filters(radial: Radial, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> T
         return _Filters.apply(radial.distance, a1, b1, a2, b2, radial, low)[0]
 
 
-def plain_filters(radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, slopes: bool) -> tuple[Tensor, Tensor | None]:
-    """W and V (None without ``slopes``) in ordinary operations."""
+def plain_outputs(radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, slopes: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """y and f, with ``slopes`` also y' and f', in ordinary operations: each [P, F] and [P, 1]."""
     e, f = radial.shapes(d, 2 if slopes else 1)
     u = linear(e[0], a1, b1)
-    y = linear(softplus(u) - math.log(2.0), a2, b2)
-    if not slopes:
-        return f[0][:, None] * y, None
-    return f[0][:, None] * y, f[1][:, None] * y + f[0][:, None] * linear(torch.sigmoid(u) * linear(e[1], a1), a2)
+    y = [linear(softplus(u) - math.log(2.0), a2, b2)]
+    if slopes:
+        y.append(linear(torch.sigmoid(u) * linear(e[1], a1), a2))
+    return y, [x[:, None] for x in f]
+
+
+def plain_filters(radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, slopes: bool) -> tuple[Tensor, Tensor | None]:
+    """W and V (None without ``slopes``) in ordinary operations."""
+    y, f = plain_outputs(radial, d, a1, b1, a2, b2, slopes)
+    return f[0] * y[0], f[1] * y[0] + f[0] * y[1] if slopes else None
 
 
 class _Filters(torch.autograd.Function):
