@@ -81,6 +81,16 @@ def wide(summary: pd.DataFrame, metrics: Sequence[str] = ("forces_mae", "energy_
     return pd.DataFrame(rows.values())
 
 
+def across(summary: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
+    """One metric of a summary with an arm per column: a row per label budget (and experiment), "mean ± half width (change)", unit in the head."""
+    label, unit, _ = UNITS[metric]
+    rows = wide(summary, [metric])
+    by = [c for c in rows.columns if c not in ("arm", "seeds", "time (s)", f"{label} ({unit})")]
+    made = rows.pivot(index=by, columns="arm", values=f"{label} ({unit})")[list(dict.fromkeys(rows["arm"]))].reset_index().fillna("")
+    made.columns.name = None
+    return made.rename(columns={by[-1]: f"{by[-1]}; {label} ({unit})"})
+
+
 def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
     """Learning curves as people read them: an arm per row (and experiment, in a grid), its slope, and what each budget is worth.
 
@@ -162,7 +172,8 @@ def printed(network: str) -> pd.DataFrame:
 
 def fill(text: str, folder: str | Path = "data/results") -> str:
     """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by the stored table NAME and its origin;
-    likewise ``<!-- bench: NAME -->`` by the stored benchmark NAME, and ``<!-- papers: NETWORK -->`` by what the papers print."""
+    likewise ``<!-- across: NAME -->`` with an arm per column (a table for forces, one for energies), ``<!-- bench: NAME -->`` by the stored
+    benchmark NAME, and ``<!-- papers: NETWORK -->`` by what the papers print."""
 
     def block(match: re.Match) -> str:
         kind, name = match[1], match[2]
@@ -170,6 +181,10 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
             return f"<!-- papers: {name} -->\n{markdown(printed(name))}\n<!-- end -->"
         table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
         origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
-        return f"<!-- {kind}: {name} -->\n{markdown(table if kind == 'bench' else wide(table))}\n\n{origin}\n<!-- end -->"
+        if kind == "across":
+            shown = "\n\n".join(markdown(across(table, metric)) for metric in ("forces_mae", "energy_mae"))
+        else:
+            shown = markdown(table if kind == "bench" else wide(table))
+        return f"<!-- {kind}: {name} -->\n{shown}\n\n{origin}\n<!-- end -->"
 
-    return re.sub(r"<!-- (results|bench|papers): (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (results|across|bench|papers): (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from potkit import report
@@ -35,3 +36,17 @@ def test_commands_exist(command):
     from potkit.cli import app
 
     assert command in get_command(app).commands
+
+
+def test_arms_side_by_side():
+    """Two budgets and three arms, one of them missing at one budget: every number stands in its arm's column."""
+    rows = [(10, "scratch", 0.5, None), (10, "pretrained", 0.4, -20.0), (20, "scratch", 0.3, None), (20, "pretrained", 0.2, -33.3),
+            (20, "longer", 0.25, -16.7)]  # fmt: skip
+    summary = pd.DataFrame([
+        {"labels": n, "arm": arm, "metric": "forces_mae", "seeds": 3, "seconds": 1.0, "mean": mean, "low": mean - 0.01, "high": mean + 0.01, "change_%": change}
+        for n, arm, mean, change in rows
+    ])  # fmt: skip
+    table = report.across(summary)
+    assert list(table.columns) == ["labels; force MAE (meV/Å)", "scratch", "pretrained", "longer"]
+    assert table.iloc[0].tolist() == [10, "500.0 ± 10.0", "400.0 ± 10.0 (-20 %)", ""]
+    assert table.iloc[1].tolist() == [20, "300.0 ± 10.0", "200.0 ± 10.0 (-33 %)", "250.0 ± 10.0 (-17 %)"]

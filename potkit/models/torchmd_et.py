@@ -27,11 +27,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .. import kernels
 from ..errors import ConfigError
 from .base import Features, Graph
 from .layers import AtomEmbedding, cosine_envelope, first_neighbors, in_blocks, sum_over
 from .schnet import glorot
 from .torchmd_et_edges import blocked, messages, plain
+from .torchmd_et_kernel import changes, neighbours, pieces, summed
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=6, radial=32, heads=8, cutoff=5.0, vector="gated"),
@@ -63,6 +65,7 @@ class Edges:
         self.envelope = envelope[:, None]  # [E, 1]
         self.direction = direction  # [E, 3]
         self.sender, self.receiver = sender, receiver
+        self.together: Tensor | None = None  # [P, 2], which edges are each other's opposite, where kernels want to know
 
 
 class Layer(nn.Module):
@@ -84,24 +87,35 @@ class Layer(nn.Module):
         q, k, s = self.query(normed), self.key(normed), self.value(normed)
         weight = torch.cat([self.key_distance.weight, self.value_distance.weight])  # [4F, K], all filters in one product
         bias = torch.cat([self.key_distance.bias, self.value_distance.bias])
-        own, own_vector = messages(
-            q, k, s, v, self_edges.basis, self_edges.envelope, None, weight, bias, self.heads, self.damped
-        )
-        run = blocked if by_blocks else plain
-        scalar, vector = run(
-            q, k, s, v, pairs.basis, pairs.envelope, pairs.direction, weight, bias, pairs.sender, pairs.receiver, self.heads, self.damped
-        )
-        q1, q2, q3 = self.out(scalar + own).chunk(3, dim=-1)  # (7)
+        if by_blocks and kernels.wanted(weight):
+            per_edge = pairs.basis, pairs.envelope, pairs.direction
+            total, vector = summed(
+                q, k, s, v, *per_edge, weight, bias, self_edges.basis, pairs.sender, pairs.receiver, pairs.together,
+                self.heads, self.damped,
+            )  # fmt: skip
+            if v is not None:
+                return changes(self.out(total), self.mix(v), vector)
+        else:
+            own, own_vector = messages(
+                q, k, s, v, self_edges.basis, self_edges.envelope, None, weight, bias, self.heads, self.damped
+            )
+            run = blocked if by_blocks else plain
+            scalar, vector = run(
+                q, k, s, v, pairs.basis, pairs.envelope, pairs.direction, weight, bias, pairs.sender, pairs.receiver, self.heads, self.damped
+            )
+            total, vector = scalar + own, vector if own_vector is None else vector + own_vector
+        q1, q2, q3 = self.out(total).chunk(3, dim=-1)  # (7)
         if v is None:
             return q1, vector
         u1, u2, u3 = self.mix(v).chunk(3, dim=-1)  # each [N, 3, F]
-        return q1 + q2 * (u1 * u2).sum(1), vector + own_vector + q3[:, None] * u3  # (8), (9)
+        return q1 + q2 * (u1 * u2).sum(1), vector + q3[:, None] * u3  # (8), (9)
 
 
 class TorchMDET(nn.Module):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and vectors [N, 3, hidden]."""
 
     gives_displacement = False
+    kernel_order = 1  # kernels serve first derivatives: see potkit.compiling
     faithful_pooled = True
 
     def __init__(
@@ -139,10 +153,15 @@ class TorchMDET(nn.Module):
         here = distance.new_zeros(1)
         itself = Edges(self.basis(here, here + 1.0), here + 1.0, None, None, None)  # broadcasts over atoms
 
-        near = self.neighbor_embedding(graph)[sender] * self.neighbor_filter(pairs.basis) * pairs.envelope  # (3)
-        x = self.combine(torch.cat([self.embedding(graph), sum_over(near, receiver, n)], -1))  # (4)
+        by_blocks = in_blocks(distance, twice=self.training and graph.pos.requires_grad)
+        near, w = self.neighbor_embedding(graph), self.neighbor_filter  # (3)
+        if by_blocks and kernels.wanted(w.weight):
+            pairs.together = pieces(pairs.basis, pairs.direction, sender, receiver, n)
+            near = neighbours(near, pairs.basis, pairs.envelope, w.weight, w.bias, sender, receiver, pairs.together)
+        else:
+            near = sum_over(near[sender] * w(pairs.basis) * pairs.envelope, receiver, n)
+        x = self.combine(torch.cat([self.embedding(graph), near], -1))  # (4)
         v = None
-        by_blocks = in_blocks(x, twice=self.training and graph.pos.requires_grad)
         for layer in self.layers:
             dx, dv = layer(x, v, pairs, itself, by_blocks)
             x, v = x + dx, dv + (0 if graph.extra_vector is None else graph.extra_vector) if v is None else v + dv
