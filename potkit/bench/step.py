@@ -60,14 +60,14 @@ def contenders(case: str, structures: Structures, device: str, hidden: int, comp
     kernel = has_kernels(model, ("vector",), device)
     precisions = [("float32", None)] + ([("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else [])
     for precision, low in precisions:
+        rate = matmul_rate(n_edges, hidden, low or torch.float32, device) if flops else None
+        best = matmul_rate(1024, hidden, low or torch.float32, device) if flops else None
         for compiled in (False, True) if compile and (kernel or not by_gradient(model, ("vector",))) else (False,):
             own = peers.copy_of(model, compile=compiled and not kernel)
             predict = (lambda m, b, low=low: potkit_vector(m, b, low, device))
             within = with_kernels if compiled and kernel else (lambda work: work)
             from_table = compiled and kernel and case == "schnet"  # its filters are interpolated: that product is not made per pair any more
             bound = flops and not from_table
-            rate = matmul_rate(n_edges, hidden, low or torch.float32, device) if bound else None
-            best = matmul_rate(1024, hidden, low or torch.float32, device) if bound else None
             rivals.append(Rival(
                 "potkit, compiled" if compiled else "potkit", within(trainer(own, structures, device, predict, fused=True)),
                 within(lambda m=own, p=predict: p(m, corrupted)), precision, roofline=flops / rate if bound else None,
