@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
 
@@ -50,3 +51,24 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user may have set in the shell must not decide a test."""
     for name in ("POTKIT_PROFILE", "POTKIT_FIGURES"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels() -> None:
+    """The kernels, compiled if they have not been; skips where that cannot be done."""
+    from potkit import kernels
+    from potkit.errors import ConfigError
+
+    try:
+        kernels.load()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request) -> Iterator[int]:
+    """The test with one thread and with two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

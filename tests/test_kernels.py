@@ -14,20 +14,7 @@ from potkit.errors import ConfigError
 from potkit.models import egnn_edges
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    try:
-        kernels.load()
-    except ConfigError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def inputs(n_atoms, n_edges, width, radial, gate=True, envelope=True, dtype=torch.float32):
@@ -138,6 +125,12 @@ def test_training_is_the_same_run(network, tmp_path):
     assert moved > 1e-4
     for plain, fast in zip(*ends):
         assert float((plain - fast).abs().max()) < 0.02 * moved
+
+
+def test_double_precision_is_refused_not_ignored(tmp_path):
+    config = TrainConfig(steps=1, compile=True, precision="64-true", device="cpu", progress=False)
+    with pytest.raises(ConfigError, match="compile has no kernels for precision 64-true on a CPU"):
+        training.pretrain(models.build("egnn", "small", seed=0), molecules(4), Denoise(), config, tmp_path)
 
 
 def test_off_unless_asked_for():

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from potkit import kernels, models, testing
-from potkit.errors import ConfigError
 from potkit.models import pairs, pairs_table
 from potkit.models.layers import BesselBasis, GaussianBasis, cosine_envelope, polynomial_envelope
 from potkit.models.pairs_kernel import filtered
@@ -19,20 +18,7 @@ MANY = [(20, 500, 40, 8), (7, 200, 5, 3)]  # so many pairs that a table pays
 SIZES = [(5, 0, 16, 4), (3, 1, 16, 4), (30, 300, 40, 8), (7, 200, 5, 3)]  # atoms, pairs, width, radial
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    try:
-        kernels.load()
-    except ConfigError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def inputs(n_atoms, n_pairs, width, radial, dtype=torch.float32, in_order=True):

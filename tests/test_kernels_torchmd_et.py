@@ -7,7 +7,6 @@ import torch
 from tiny import molecules, water
 
 from potkit import kernels, models
-from potkit.errors import ConfigError
 from potkit.models.torchmd_et_edges import blocked, messages
 from potkit.models.torchmd_et_kernel import changes, formulas, neighbours, pieces, plain_changes, plain_neighbours, summed
 from potkit.objectives import Denoise
@@ -15,15 +14,7 @@ from potkit.structures import concatenate
 
 
 FLOATS = ("pos", "centres", "q", "k", "s", "v", "weight", "bias")
-pytestmark = pytest.mark.usefixtures("compiled")
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    try:
-        kernels.load()
-    except ConfigError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 @pytest.fixture
