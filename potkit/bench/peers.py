@@ -97,6 +97,18 @@ def of(case: str, model: Potential, structures: Structures, device: str) -> list
     return [peer for make in found if (peer := make(model, device)) is not None]
 
 
+def minus_gradient(hold: Callable[[Any], None]) -> Callable[[nn.Module, Any], Tensor]:
+    """The vector −∂E/∂x of a network of (z, pos, batch) that is given its edges by ``hold``."""
+
+    def predict(module: nn.Module, batch: Any) -> Tensor:
+        hold(batch)
+        pos = batch.pos.detach().requires_grad_(True)
+        energy = module(batch.z, pos, batch.batch)
+        return -torch.autograd.grad(energy.sum(), pos, create_graph=True)[0]
+
+    return predict
+
+
 def edges_of(batch: Any, cutoff: float) -> Any:
     """``batch`` with its edges, found anew."""
     return neighbors.attach(copy.copy(batch), cutoff)
@@ -219,13 +231,7 @@ def pyg_schnet(model: Potential, device: str) -> Peer:
     def hold(batch: Any) -> None:
         held["edges"] = edges_of(batch, model.cutoff).edge_index
 
-    def predict(module: nn.Module, batch: Any) -> Tensor:
-        hold(batch)
-        pos = batch.pos.detach().requires_grad_(True)
-        energy = module(batch.z, pos, batch.batch)
-        return -torch.autograd.grad(energy.sum(), pos, create_graph=True)[0]
-
-    return Peer("PyG SchNet", theirs.to(device), predict, note="on our edges, with our energy head; −∂E/∂x", hold=hold)
+    return Peer("PyG SchNet", theirs.to(device), minus_gradient(hold), note="on our edges, with our energy head; −∂E/∂x", hold=hold)
 
 
 # -- TorchMD-Net ET -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..models.base import Potential
 from ..models.nequip import SCALAR, SIGMOID, SILU, TANH
 from ..structures import SYMBOLS
-from .peers import Peer, edges_of, package
+from .peers import Peer, edges_of, minus_gradient, package
 
 
 class NequIPPackage(nn.Module):
@@ -130,10 +130,4 @@ def nequip(model: Potential, device: str) -> Peer | None:
     def hold(batch: Any) -> None:
         network.hold(edges_of(batch, model.cutoff).edge_index)
 
-    def predict(module: nn.Module, batch: Any) -> Tensor:
-        hold(batch)
-        pos = batch.pos.detach().requires_grad_(True)
-        energy = module(batch.z, pos, batch.batch)
-        return -torch.autograd.grad(energy.sum(), pos, create_graph=True)[0]
-
-    return Peer("nequip", network.to(device), predict, note="the package's modules on our edges; edge encodings in float64, as there", hold=hold)
+    return Peer("nequip", network.to(device), minus_gradient(hold), note="the package's modules on our edges; edge encodings in float64, as there", hold=hold)

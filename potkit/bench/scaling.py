@@ -1,7 +1,7 @@
 """How the cost of a step grows: with atoms per structure, structures per batch, and width; time and peak memory per atom.
 
-Atoms per structure: periodic boxes at the density of water, about 12 000 atoms' worth of structures at most in a batch, so that only the size of
-a structure changes. Flat lines are what one wants.
+Atoms per structure: periodic boxes at the density of water, about 2 000 atoms in a batch, or one structure where that has more, so that only the size
+of a structure changes. Flat lines are what one wants.
 """
 
 from __future__ import annotations
