@@ -47,11 +47,13 @@ def has_kernels(model: Potential, outputs: Sequence[str], device: str) -> bool:
 
 
 @contextlib.contextmanager
-def compiled(model: Potential, outputs: Sequence[str], wanted: bool, device: str = "cpu") -> Iterator[Potential]:
+def compiled(model: Potential, outputs: Sequence[str], wanted: bool, device: str = "cpu", precision: str = "32-true") -> Iterator[Potential]:
     """``model`` with compiled code for its backbone if ``wanted``; afterwards as it was. Raises ConfigError where there can be none."""
     if not wanted:
         yield model
     elif has_kernels(model, outputs, device):
+        if precision == "64-true":
+            raise ConfigError("config: compile has no kernels for precision 64-true on a CPU; set compile to false")
         with kernels.used():
             yield model
     else:

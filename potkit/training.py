@@ -122,7 +122,7 @@ def fit(
     with folder.lock() if fabric.global_rank == 0 else nullcontext():
         if fabric.world_size == 1 and folder.finished:  # by another process, while we were looking
             return folder.load(into=model)
-        with compiled(model, objective.needed(), config.compile, fabric.device.type):
+        with compiled(model, objective.needed(), config.compile, fabric.device.type, config.precision):
             return _train(fabric, model, structures, objective, config, folder, valid, notes)
 
 

@@ -5,7 +5,7 @@ twenty operations on a block is a call of its own, and threads meet after each. 
 between two matrix products fused, and every thread goes its own way through its own blocks. Matrix products stay PyTorch's.
 `interpolated` of SchNet does without most products.
 
-The sources are compiled at first use (about a minute, by the C++ compiler that torch-scatter is built with) and kept in the user's
+The sources are compiled at first use (one to three minutes, by the C++ compiler that torch-scatter is built with) and kept in the user's
 cache, or in the folder that POTKIT_KERNELS names. Nothing here is used unless asked for; PyTorch's operations remain the reference.
 """
 
