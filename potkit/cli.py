@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from .cli_bench import bench_app
+from .cli_bench import FigureOption, bench_app
 from .cli_data import FormatOption, _structures, data_app
 from .errors import ConfigError, PotkitError
 
@@ -242,15 +242,21 @@ def compare(
     interval: Annotated[str, Option(help="95 % intervals by t or bootstrap")] = "t",
     ensembles: Annotated[bool, Option("--ensembles", help="also how well the spread over seeds tells the error")] = False,
     out: Annotated[Path | None, Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)")] = None,
+    figure: FigureOption = None,
 ) -> None:
     """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and relative changes."""
-    from . import experiments, report, specs, uncertainty
+    from . import experiments, gallery, report, specs, statistics, uncertainty
 
+    gallery.check(figure)
     spec = specs.read(experiment)
     grid = spec.experiments(store=store, jobs=jobs)
     runs = experiments.run(grid, client=dask)
     summary = experiments.compare(runs, method=interval)
     print(report.wide(summary).to_string(index=False))
+    effects = statistics.effects(runs, method=interval)
+    if len(effects):
+        print("over all label budgets (** the interval leaves out 0):")
+        print(report.effects(effects).to_string(index=False))
     good, curve = runs[runs["status"] == "ok"], None
     if good["labels"].nunique() > 2:
         metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
@@ -268,7 +274,14 @@ def compare(
             report.store(spread, f"{spec.name}-ensembles", command, out)
         if curve is not None:
             report.store(curve, f"{spec.name}-curves", command, out)
+        if len(effects):
+            report.store(effects, f"{spec.name}-effects", command, out)
         print(f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump(), leakage=runs.attrs['leakage'])}")
+    if figure is not None:
+        from . import plots
+
+        for path in gallery.draw(plots.learning_curves(summary, f"Error against label budget ({spec.name})"), figure):
+            print(f"written: {path}")
     if (runs["status"] != "ok").any():
         raise PotkitError(f"{int((runs['status'] != 'ok').sum())} runs failed; the table has only the others")
 

@@ -19,6 +19,9 @@ Device = Annotated[str, Option(help="cpu or cuda")]
 Threads = Annotated[int, Option(help="threads of the CPU")]
 Repeats = Annotated[int, Option(help="rounds in which all implementations take turns")]
 Json = Annotated[Path | None, Option("--json", help="write the table and how it was made to this file", metavar="PATH")]
+FigureOption = Annotated[
+    Path | None, Option("--figure", help="write the figure to this .png, .svg or .html (with a .png beside it)", metavar="PATH")
+]
 Cases = Annotated[list[str] | None, Option("--case", help="one network of egnn, torchmd_et, schnet, nequip, repeatable; default: all")]
 SHOWN = {
     "median_s": "{:.4g}", "spread_s": "{:.2g}", "ratio": "{:.2f}", "ratio_low": "{:.2f}", "ratio_high": "{:.2f}", "agreement": "{:.0e}",
@@ -36,14 +39,14 @@ def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: 
     """Run benchmark ``name``, print its table, and write it and its figure if asked to."""
     import importlib
 
-    from . import bench  # noqa: F401  (quiets the profiler before torch starts it)
+    from . import bench, gallery  # noqa: F401  (bench quiets the profiler before torch starts it)
     from .bench.common import check_device
 
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, got {repeats}")
     if json_path is not None and not json_path.resolve().parent.is_dir():
         raise ConfigError(f"--json {json_path}: there is no folder {json_path.resolve().parent}")
-    _check_figure(figure)
+    gallery.check(figure)
     check_device(device, threads)
     table = importlib.import_module(f".bench.{name}", __package__).run(device=device, threads=threads, repeats=repeats, **options)
     print(f"potkit bench {name}: {device}, {threads} thread{'s' * (threads > 1)}, {repeats} rounds")
@@ -55,31 +58,8 @@ def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: 
         _write(json_path, table)
         print(f"written: {json_path}")
     if figure is not None:
-        for path in _draw(importlib.import_module(f".bench.{name}", __package__).figure(table), figure):
+        for path in gallery.draw(importlib.import_module(f".bench.{name}", __package__).figure(table), figure):
             print(f"written: {path}")
-
-
-def _check_figure(path: Path | None) -> None:
-    """Raise ConfigError for a name that no figure can have, before anything is measured."""
-    if path is not None and path.suffix not in (".png", ".svg", ".html"):
-        raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .html")
-    if path is not None and not path.resolve().parent.is_dir():
-        raise ConfigError(f"--figure {path}: there is no folder {path.resolve().parent}")
-
-
-def _draw(chart: Any, path: Path) -> list[Path]:
-    """A picture; or a page with a picture beside it, and both in the gallery of the folder if it has one. The files written."""
-    from . import gallery, pictures, plots
-    from .storage import replacing
-
-    if path.suffix != ".html":
-        with replacing(path) as temporary:
-            temporary.write_bytes(pictures.image(chart, kind=path.suffix[1:]))
-        return [path]
-    plots.save(chart, path.stem, path.parent)
-    if (path.parent / "README.md").is_file():
-        gallery.write(path.parent)
-    return [path, path.with_suffix(".png")]
 
 
 def _formats(table: Any) -> dict[str, Callable[[float], str]]:
@@ -141,7 +121,7 @@ def scaling(
     device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 3,
     model: Annotated[str, Option(help="network")] = "egnn",
     sweep: Annotated[list[str] | None, Option(help="atoms, batch or width, repeatable; default: all")] = None,
-    figure: Annotated[Path | None, Option(help="write the figure to this .png, .svg or .html (with a .png beside it)", metavar="PATH")] = None,
+    figure: FigureOption = None,
     json: Json = None,
 ) -> None:  # fmt: skip
     """How time and memory of a step grow with atoms per structure, batch size and width, and the exponents of that."""

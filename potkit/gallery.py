@@ -1,11 +1,13 @@
-"""The page that shows every exported figure: figures/README.md, one picture after the other, by notebook."""
+"""Figures made outside notebooks, and the page that shows every exported figure: figures/README.md, one picture after the other."""
 
 from __future__ import annotations
 
 import html
 import re
 from pathlib import Path
+from typing import Any
 
+from .errors import ConfigError
 from .storage import replacing
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
@@ -47,3 +49,25 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
     with replacing(folder / "README.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "README.md"
+
+
+def check(path: Path | None) -> None:
+    """Raise ConfigError for a ``--figure`` that no figure can be written to, before anything is run."""
+    if path is not None and path.suffix not in (".png", ".svg", ".html"):
+        raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .html")
+    if path is not None and not path.resolve().parent.is_dir():
+        raise ConfigError(f"--figure {path}: there is no folder {path.resolve().parent}")
+
+
+def draw(chart: Any, path: Path) -> list[Path]:
+    """A picture; or a page with a picture beside it, and both in the gallery of the folder if it has one. The files written."""
+    from . import pictures, plots
+
+    if path.suffix != ".html":
+        with replacing(path) as temporary:
+            temporary.write_bytes(pictures.image(chart, kind=path.suffix[1:]))
+        return [path]
+    plots.save(chart, path.stem, path.parent)
+    if (path.parent / "README.md").is_file():
+        write(path.parent)
+    return [path, path.with_suffix(".png")]

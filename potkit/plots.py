@@ -20,7 +20,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
+from plotly.subplots import make_subplots
 
+from . import report, statistics
 from .errors import ConfigError
 from .pictures import image, wanted
 from .storage import replacing
@@ -153,6 +155,41 @@ def learning_curve(
         chart.update_yaxes(type="log")
         _plain_log_ticks(chart, table, y, low, high)
     return chart
+
+
+def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figure:
+    """All learning curves of a grid (a table of `statistics.summarise`): a column of panels per experiment, a row per metric (force and
+    energy MAE), one line an arm with its intervals, set apart sideways so that they can be told from each other. Logarithmic axes, shared
+    along rows."""
+    by = [b for b in statistics.grouping(summary) if b != "labels"]
+    metrics = [m for m in ("forces_mae", "energy_mae") if (summary["metric"] == m).any()]
+    groups = [(" ".join(map(str, key)), part) for key, part in summary.groupby(by, sort=False)] if by else [("", summary)]
+    arms = list(dict.fromkeys(summary["arm"]))
+    style, budgets = looks(arms), sorted(summary["labels"].unique())
+    chart = make_subplots(
+        rows=len(metrics), cols=len(groups), shared_xaxes=True, shared_yaxes="rows", vertical_spacing=0.06, horizontal_spacing=0.04,
+        column_titles=[name for name, _ in groups] if by else None,
+    )  # fmt: skip
+    for i, metric in enumerate(metrics, 1):
+        label, unit, scale = report.UNITS[metric]
+        shown = summary[summary["metric"] == metric].assign(**{c: scale * summary[c] for c in ("mean", "low", "high")})
+        shown["low"] = shown["low"].clip(lower=0.2 * shown["mean"])  # an interval to below 0 has no place on a logarithmic axis
+        for j, (_, part) in enumerate(groups, 1):
+            for k, arm in enumerate(arms):
+                rows = shown.loc[shown.index.intersection(part.index)].query("arm == @arm").sort_values("labels")
+                colour, symbol = style[arm]
+                chart.add_scatter(
+                    x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2), y=rows["mean"], error_y=_interval(rows, "mean", "low", "high", colour),
+                    name=arm, legendgroup=arm, mode="lines+markers", line=dict(color=colour, width=2), marker=dict(symbol=symbol, size=9),
+                    showlegend=i == j == 1, customdata=rows["labels"],
+                    hovertemplate=f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>", row=i, col=j,
+                )  # fmt: skip
+        ticks = [s * 10.0**d for d in range(-3, 6) for s in (1, 1.5, 2, 3, 4, 5, 7)]
+        chart.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], row=i)
+        chart.update_yaxes(title_text=f"{label} ({unit})", row=i, col=1)
+    chart.update_xaxes(type="log", tickvals=budgets, ticktext=[f"{t:g}" for t in budgets])
+    chart.update_xaxes(title_text="labelled structures", row=len(metrics))
+    return chart.update_layout(template="potkit", title=title, width=max(SIZE[0], 120 + 430 * len(groups)), height=140 + 330 * len(metrics))
 
 
 def _plain_log_ticks(chart: go.Figure, table: pd.DataFrame, y: str, low: str, high: str) -> None:

@@ -110,6 +110,20 @@ def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
+def effects(table: pd.DataFrame) -> pd.DataFrame:
+    """`statistics.effects` as people read it: an arm per row (and experiment), "change (low to high)" in % per metric and baseline; what
+    the interval tells from 0 is in bold."""
+    by = list(table.columns[: list(table.columns).index("arm")])
+    rows: dict[tuple, dict[str, Any]] = {}
+    for _, r in table.iterrows():
+        row = rows.setdefault((*[r[b] for b in by], r["arm"]), {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"]})
+        text = f"{r['change_%']:+.0f} %"
+        if pd.notna(r["change_low_%"]):
+            text += f" ({r['change_low_%']:+.0f} to {r['change_high_%']:+.0f})"
+        row[f"{UNITS[r['metric']][0]} against {r['against']}"] = f"**{text}**" if r["effect"] != "unclear" else text
+    return pd.DataFrame(rows.values()).fillna("")
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table."""
     head = [str(c) for c in table.columns]
@@ -172,8 +186,8 @@ def printed(network: str) -> pd.DataFrame:
 
 def fill(text: str, folder: str | Path = "data/results") -> str:
     """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by the stored table NAME and its origin;
-    likewise ``<!-- across: NAME -->`` with an arm per column (a table for forces, one for energies), ``<!-- bench: NAME -->`` by the stored
-    benchmark NAME, and ``<!-- papers: NETWORK -->`` by what the papers print."""
+    likewise ``<!-- across: NAME -->`` with an arm per column (a table for forces, one for energies), ``<!-- effects: NAME -->`` with the changes
+    over all label budgets, ``<!-- bench: NAME -->`` by the stored benchmark NAME, and ``<!-- papers: NETWORK -->`` by what the papers print."""
 
     def block(match: re.Match) -> str:
         kind, name = match[1], match[2]
@@ -184,7 +198,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
         if kind == "across":
             shown = "\n\n".join(markdown(across(table, metric)) for metric in ("forces_mae", "energy_mae"))
         else:
-            shown = markdown(table if kind == "bench" else wide(table))
+            shown = markdown({"bench": lambda t: t, "effects": effects, "results": wide}[kind](table))
         return f"<!-- {kind}: {name} -->\n{shown}\n\n{origin}\n<!-- end -->"
 
-    return re.sub(r"<!-- (results|across|bench|papers): (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (results|across|effects|bench|papers): (\S+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

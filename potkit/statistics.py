@@ -73,14 +73,50 @@ def summarise(
                     logs = np.log(own.loc[both, metric].to_numpy() / base.loc[both, metric].to_numpy())
                     change = interval(logs, method=method)
                     row |= {k: 100.0 * float(np.expm1(v)) for k, v in zip(("change_%", "change_low_%", "change_high_%"), change)}
-                    clear = np.isfinite(row["change_low_%"]) and row["change_low_%"] * row["change_high_%"] > 0
-                    row["effect"] = ("better" if row["change_%"] < 0 else "worse") if clear else "unclear"
+                    row["effect"] = _effect(row)
                     row["better_seeds"] = int((logs < 0).sum())
                 row["seconds"] = float(own["seconds"].mean() + own.get("pretrain_seconds", pd.Series([0.0])).mean())
                 rows.append(row)
     table = pd.DataFrame(rows)
     table.attrs["by"] = by
     return table
+
+
+# -- over all label budgets ----------------------------------------------------------------------------------------------------
+def effects(
+    runs: pd.DataFrame, metrics: Sequence[str] = ("forces_mae", "energy_mae"), against: Sequence[str] = ("scratch", "scratch-longer"),
+    by: Sequence[str] | None = None, method: str = "t",
+) -> pd.DataFrame:  # fmt: skip
+    """What each arm brings over all label budgets: a row per arm, metric and baseline of ``against`` that the table has.
+
+    The change of a seed is the mean over budgets of log(error / baseline error), where both runs are there; ``change_%`` and its interval
+    come from these numbers, one per seed. The runs of one seed share pretraining and nested labels, so they are not independent: a seed
+    counts once, however many budgets it has. ``effect`` as in `summarise`. The change against scratch-longer answers whether pretraining
+    was worth its cost. ``by``: further columns that tell experiments apart (default: what before "arm").
+    """
+    rows = []
+    for metric in metrics:
+        if metric not in runs or runs[metric].isna().all():
+            continue
+        for group, wide in _curves(runs, metric, grouping(runs) if by is None else by):
+            names = list(dict.fromkeys(wide.index.get_level_values("arm")))
+            for baseline in (b for b in against if b in names):
+                base = np.log(wide.loc[baseline])
+                for arm in (n for n in names if n not in against[: 1 + against.index(baseline)]):
+                    logs = (np.log(wide.loc[arm]) - base).mean(axis=1).dropna()
+                    row = group | {"arm": arm, "metric": metric, "against": baseline, "seeds": len(logs), "budgets": wide.shape[1]}
+                    change = interval(logs, method=method)
+                    row |= {k: 100.0 * float(np.expm1(v)) for k, v in zip(("change_%", "change_low_%", "change_high_%"), change)}
+                    row["effect"] = _effect(row)
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _effect(row: dict[str, Any]) -> str:
+    """ "better" or "worse" where the interval of the change leaves out 0, else "unclear"."""
+    if not (np.isfinite(row["change_low_%"]) and row["change_low_%"] * row["change_high_%"] > 0):
+        return "unclear"
+    return "better" if row["change_%"] < 0 else "worse"
 
 
 # -- learning curves ----------------------------------------------------------------------------------------------------------

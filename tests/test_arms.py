@@ -9,7 +9,7 @@ from grids import TINY, grid
 from tiny import egnn, equal, molecules, one_line, weights
 
 import potkit
-from potkit import TrainConfig, checkpoints, experiments, models, specs, steps, training
+from potkit import TrainConfig, checkpoints, cli, experiments, models, report, specs, steps, training
 from potkit.errors import ConfigError
 
 
@@ -200,6 +200,26 @@ def test_a_grid_in_yaml(tmp_path):
     assert built[0].train is built[3].train, "the data are loaded once"
     with pytest.raises(ConfigError, match="a grid of 4"):
         specs.read(path).experiment(store=tmp_path)
+
+
+def test_the_command_stores_tables_and_draws(tmp_path, capsys):
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID[: GRID.index("  data:\n")].replace("two networks", "networks"))
+    (tmp_path / "README.md").write_text("# Figures\n")
+    options = ["--store", str(tmp_path / "store"), "--out", str(tmp_path), "--figure", str(tmp_path / "curves.html")]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["compare", str(path), *options])
+    assert not done.value.code
+    said = capsys.readouterr().out
+    assert "over all label budgets" in said and "energy MAE against scratch-longer" in said
+    effects, how = report.stored("networks-effects", tmp_path)
+    assert how["command"] == f"potkit compare {path} --out {tmp_path}" and set(effects["network"]) == {"egnn", "painn"}
+    own = effects[(effects["network"] == "painn") & (effects["against"] == "scratch-longer")]
+    assert set(own["arm"]) == {"denoise", "frozen", "layer-wise"} and (tmp_path / "networks-runs.csv").is_file()
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG" and "(networks)" in (tmp_path / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(path), "--figure", "curves.pdf"])
+    assert "error: --figure curves.pdf: expected a name that ends in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,25 @@ def test_learning_curve_shows_points_and_intervals(table):
     assert "(meV/Å)" in chart.layout.yaxis.title.text
 
 
+def test_learning_curves_of_a_grid(table):
+    """A panel per network and metric; every arm's points stand at its budgets, moved sideways by a few per cent at most."""
+    rows = pd.concat([table.assign(network=n, metric=m) for n in ("egnn", "gns") for m in ("forces_mae", "energy_mae")], ignore_index=True)
+    rows = rows[["network", "labels", "arm", "metric", "mean", "low", "high"]]
+    rows.loc[rows["network"] == "gns", "low"] = -1.0  # a wide interval: no place for its end on a logarithmic axis
+    chart = plots.learning_curves(rows, "a grid")
+    assert [t.name for t in chart.data] == ["scratch", "denoise", "mine"] * 4 and [bool(t.showlegend) for t in chart.data] == [True] * 3 + [False] * 9
+    for trace in chart.data:
+        np.testing.assert_allclose(trace.x, [25, 50, 100], rtol=0.05)
+        own = 1000.0 * table[table["arm"] == trace.name].sort_values("labels")["mean"]
+        np.testing.assert_allclose(trace.y, own)
+        assert (np.asarray(trace.y) - np.asarray(trace.error_y.arrayminus) > 0).all()
+    assert len({tuple(t.x) for t in chart.data[:3]}) == 3
+    titles = [chart.layout[a].title.text for a in ("yaxis", "yaxis3")]
+    assert titles == ["force MAE (meV/Å)", "energy MAE (meV)"] and {a.text for a in chart.layout.annotations} == {"egnn", "gns"}
+    alone = plots.learning_curves(rows[(rows["network"] == "egnn") & (rows["metric"] == "forces_mae")].drop(columns="network"))
+    assert len(alone.data) == 3 and not alone.layout.annotations
+
+
 def test_missing_column_is_named(table):
     with pytest.raises(ConfigError, match="no column 'budget'; it has arm, labels, mean"):
         plots.learning_curve(table, "budget")

@@ -9,7 +9,7 @@ import pytest
 import potkit
 from potkit import report
 from potkit.errors import ConfigError, DataError
-from potkit.statistics import interval, labels_saved, learning_curves, saved_in_words, summarise
+from potkit.statistics import effects, interval, labels_saved, learning_curves, saved_in_words, summarise
 
 
 def test_t_interval_of_three_values():
@@ -157,3 +157,43 @@ def test_learning_curves_as_people_read_them():
     both = pd.concat([runs.assign(model="egnn"), runs.assign(model="gns")], ignore_index=True)
     both.attrs["by"] = ["model", "labels"]
     assert report.curves(both)["model"].tolist() == ["egnn", "egnn", "gns", "gns"]
+
+
+# -- over all label budgets --------------------------------------------------------------------------------------------------------
+def test_effects_pool_budgets_and_count_seeds_once():
+    runs = curves({"scratch": (1.0, -0.5), "scratch-longer": (0.8, -0.5), "denoise": (0.6, -0.5)})
+    table = effects(runs, ["forces_mae"]).set_index(["arm", "against"])
+    assert list(table.index) == [("scratch-longer", "scratch"), ("denoise", "scratch"), ("denoise", "scratch-longer")]
+    assert table["change_%"].tolist() == pytest.approx([-20.0, -40.0, -25.0])
+    assert table["seeds"].tolist() == [3, 3, 3] and table["budgets"].tolist() == [len(BUDGETS)] * 3 and set(table["effect"]) == {"better"}
+    # the interval is that of three numbers, the means of each seed's logs, however many budgets there are
+    noisy = curves({"scratch": (1.0, -0.5), "denoise": (0.9, -0.48)}, noise=0.3)
+    logs = np.log(noisy.pivot_table(index="seed", columns=["arm", "labels"], values="forces_mae"))
+    mean, low, high = interval((logs["denoise"] - logs["scratch"]).mean(axis=1))
+    row = effects(noisy, ["forces_mae"]).iloc[0]
+    assert row[["change_%", "change_low_%", "change_high_%"]].tolist() == pytest.approx([100 * np.expm1(v) for v in (mean, low, high)])
+    assert row["effect"] == "unclear" and low < 0 < high
+
+
+def test_effects_of_several_experiments_and_failed_runs():
+    one, other = curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)}), curves({"scratch": (1.0, -0.2), "denoise": (1.1, -0.2)})
+    both = pd.concat([one.assign(network="egnn"), other.assign(network="gns")], ignore_index=True)[["network", "labels", *one.columns.drop("labels")]]
+    both.loc[(both["network"] == "gns") & (both["seed"] == 2) & (both["arm"] == "denoise"), ["status", "forces_mae"]] = ["failed", np.nan]
+    table = effects(both).set_index("network")  # there are no energies, and no scratch-longer
+    assert table["change_%"].tolist() == pytest.approx([-50.0, 10.0]) and table["seeds"].tolist() == [3, 2]
+    assert table["effect"].tolist() == ["better", "worse"]
+
+
+def test_effects_as_people_read_them(tmp_path):
+    runs = curves({"scratch": (1.0, -0.5), "scratch-longer": (0.8, -0.5), "denoise": (0.6, -0.5)}, noise=0.3)
+    table = effects(runs)
+    shown = report.effects(table)
+    assert list(shown) == ["arm", "seeds", "force MAE against scratch", "force MAE against scratch-longer"]
+    assert shown["arm"].tolist() == ["scratch-longer", "denoise"] and shown.iloc[0, 3] == ""
+    for (_, row), text in zip(table[table["against"] == "scratch"].iterrows(), shown["force MAE against scratch"]):
+        assert text.startswith("**") == text.endswith("**") == (row["effect"] != "unclear") and f"{row['change_%']:+.0f} % (" in text
+    report.store(table, "grid-effects", "potkit compare grid.yaml", tmp_path)
+    block = report.fill("<!-- effects: grid-effects -->\n<!-- end -->", tmp_path)
+    assert "| arm | seeds | force MAE against scratch | force MAE against scratch-longer |" in block and "Made by `potkit compare" in block
+    alone = report.effects(effects(runs[runs["seed"] == 0]))
+    assert "(" not in alone.iloc[1, 2], "one seed has no interval"
