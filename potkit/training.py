@@ -13,6 +13,7 @@ whole batch however atoms are spread.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import threading
@@ -60,7 +61,13 @@ def make_fabric(config: TrainConfig) -> Fabric:
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")  # process-wide, so every run says which it wants
     precision = "32-true" if tf32 else config.precision
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+    log = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.WARNING)  # "Using bfloat16 …": what the config says already, once per run of a grid
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+    finally:
+        log.setLevel(level)
     fabric.launch()
     return fabric
 

@@ -333,11 +333,12 @@ def test_float64_means_float64_everywhere(tmp_path):
     assert {p.dtype for p in single.model.parameters()} == {torch.float32} and single.model.references.dtype == torch.float64
 
 
-def test_mixed_precision_learns_and_keeps_float32_weights(tmp_path):
+def test_mixed_precision_learns_and_keeps_float32_weights(tmp_path, caplog):
     config = settings(steps=60, batch_size=8, lr=1e-2, precision="bf16-mixed", validate_every=10)
     run = training.fit(egnn(), molecules(20), potkit.Supervised(), config, tmp_path, valid=molecules(20))
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     assert run.metrics["valid_loss"].min() < 0.8 * run.metrics["valid_loss"].iloc[0]
+    assert "Mixed Precision" not in caplog.text, "a grid would say it once per run"
 
 
 # -- GPU -------------------------------------------------------------------------------------------------------------------------
