@@ -211,6 +211,7 @@ def evaluate(
     split: Annotated[Path | None, Option(help="evaluate only the test part of this split of --data")] = None,
     batch_size: Annotated[int, Option(help="structures at a time")] = 64,
     device: Annotated[str, Option(help="cpu or cuda")] = "cpu",
+    compile: Annotated[bool, Option("--compile", help="by the kernels of EGNN, SchNet or TorchMD-Net ET, on a CPU")] = False,
     out: Annotated[Path | None, Option(help="write the errors per structure to this CSV file")] = None,
     format: FormatOption = None,
 ) -> None:
@@ -224,7 +225,7 @@ def evaluate(
     structures = _structures(data, format)
     if split:
         structures = structures[splits.load_indices(split, structures)["test"]]
-    result = potkit.evaluate(model, structures, batch_size=batch_size, device=device)
+    result = potkit.evaluate(model, structures, batch_size=batch_size, device=device, compile=compile)
     print(result)
     print("errors per system, energy in eV, forces in eV/Å")
     print(result.systems.to_string(index=False, float_format=lambda value: f"{value:.4f}", max_rows=60))

@@ -110,10 +110,12 @@ def step(
 @bench_app.command()
 def infer(
     device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 5, case: Cases = None,
-    batch: Annotated[int, Option(help="structures at a time")] = 64, json: Json = None,
+    batch: Annotated[int, Option(help="structures at a time")] = 64,
+    compile: Annotated[bool, Option("--compile", help="also potkit with its kernels (the first call compiles for a minute or more)")] = False,
+    json: Json = None,
 ) -> None:  # fmt: skip
     """Energy and forces of the same networks."""
-    _run("infer", json, device, threads, repeats, cases=_cases(case), batch=batch, say=_say)
+    _run("infer", json, device, threads, repeats, cases=_cases(case), batch=batch, compile=compile, say=_say)
 
 
 @bench_app.command()

@@ -1,9 +1,9 @@
-"""Compiled code for a network's backbone, where it can be had: `TrainConfig.compile`.
+"""Compiled code for a network's backbone, where it can be had: `TrainConfig.compile`, and ``compile`` of `evaluate` and `calculator`.
 
 On a CPU a backbone that has kernels (`potkit.kernels`) uses them; ``kernel_order`` of its class says how many derivatives they serve: 2 where
 training on −∂E/∂x goes through them too. Everything else goes through torch.compile: only the backbone is compiled (fixed code, changing
 sizes); batches, neighbour lists and read-outs stay as they are, and so do the names of all weights. torch.compile cannot be differentiated
-twice, so training on −∂E/∂x has no use for it, and it says so.
+twice, so training on −∂E/∂x has no use for it, and it says so. Predictions use kernels or nothing: they are over before torch.compile is.
 """
 
 from __future__ import annotations
@@ -62,3 +62,12 @@ def compiled(model: Potential, outputs: Sequence[str], wanted: bool, device: str
             yield model
         finally:
             model.backbone._compiled_call_impl = None
+
+
+def for_predictions(model: Potential, wanted: bool, device: torch.device | str, dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
+    """Within, predictions of ``model`` go through kernels if ``wanted``. Raises ConfigError where there are none for it."""
+    where = torch.device(device).type
+    if wanted and not (has_kernels(model, ("energy",), where) and dtype == torch.float32):
+        what, kind = type(model.backbone).__name__, str(dtype).removeprefix("torch.")
+        raise ConfigError(f"compile: there are kernels for EGNN, SchNet and TorchMD-Net ET in float32 on a CPU, not for {what} in {kind} on {where}")
+    return kernels.used(wanted) if wanted else contextlib.nullcontext()

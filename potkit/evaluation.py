@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from . import checkpoints
+from .compiling import for_predictions
 from .errors import DataError
 from .microbatch import Limit
 from .models import Potential
@@ -38,11 +39,13 @@ class Evaluation:
 
 
 def predict(
-    model: Potential, structures: Structures, batch_size: int = 64, device: str | torch.device | None = None, outputs=("energy", "forces")
+    model: Potential, structures: Structures, batch_size: int = 64, device: str | torch.device | None = None, outputs=("energy", "forces"),
+    compile: bool = False,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3] as asked for by ``outputs``.
 
-    Where memory is short, fewer than ``batch_size`` structures go through the network at once, with a warning.
+    Where memory is short, fewer than ``batch_size`` structures go through the network at once, with a warning. ``compile``: by the
+    kernels of EGNN, SchNet and TorchMD-Net ET on a CPU (`potkit.kernels`; the first call builds them); ConfigError where there are none.
     """
     device = torch.device(device or next(model.parameters()).device)
     model.check_elements(structures.elements)
@@ -58,7 +61,7 @@ def predict(
             parts[name].append(values)
         return len(rows)
 
-    with torch.no_grad():
+    with torch.no_grad(), for_predictions(model, compile, device, dtype):
         while start < len(structures):
             start += limit.attempt(batch_size, answer)
     model.train(was_training)
@@ -75,11 +78,12 @@ def predict(
 
 
 def evaluate(
-    model: Potential | str | Path, structures: Structures, batch_size: int = 64, device: str | torch.device | None = None
-) -> Evaluation:
+    model: Potential | str | Path, structures: Structures, batch_size: int = 64, device: str | torch.device | None = None,
+    compile: bool = False,
+) -> Evaluation:  # fmt: skip
     """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies and may have forces.
 
-    Means over structures for energy, over atoms and axes for forces. Raises DataError without labels.
+    Means over structures for energy, over atoms and axes for forces. ``compile`` as in `predict`. Raises DataError without labels.
     """
     import pandas as pd
 
@@ -89,7 +93,7 @@ def evaluate(
         raise DataError(f"{structures.info.get('name', 'structures')}: no labelled structures to evaluate on")
     structures.validate()
     with_forces = structures.forces is not None
-    got = predict(model, structures, batch_size, device, ("energy", "forces") if with_forces else ("energy",))
+    got = predict(model, structures, batch_size, device, ("energy", "forces") if with_forces else ("energy",), compile)
     error = got["energy"] - structures.energy
     names = np.array(structures.system_names())
     table = {"system": names[structures.system], "atoms": structures.n_atoms, "energy": structures.energy, "predicted_energy": got["energy"]}
@@ -116,12 +120,20 @@ def evaluate(
     )  # fmt: skip
 
 
-def calculator(checkpoint: str | Path | Potential, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64):
-    """An ASE Calculator (energy in eV, forces in eV/Å) of a checkpoint or a model; float64 keeps dynamics conservative."""
+def calculator(
+    checkpoint: str | Path | Potential, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, compile: bool = False
+):
+    """An ASE Calculator (energy in eV, forces in eV/Å) of a checkpoint or a model.
+
+    ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as in `predict`, float32.
+    """
     from ase.calculators.calculator import Calculator, all_changes
 
     model = copy.deepcopy(checkpoint) if isinstance(checkpoint, torch.nn.Module) else checkpoints.load(checkpoint)
+    dtype = dtype or (torch.float32 if compile else torch.float64)
     model = model.to(device, dtype).eval()
+    with for_predictions(model, compile, device, dtype):
+        pass  # builds the kernels, or says why not, here and not in the middle of a simulation
 
     class PotkitCalculator(Calculator):
         implemented_properties = ["energy", "forces"]
@@ -132,7 +144,8 @@ def calculator(checkpoint: str | Path | Potential, device: str | torch.device = 
             bare.calc = None
             structures = Structures.from_ase([bare])
             model.check_elements(structures.elements)
-            energy, forces = model.energy_and_forces(structures.batch(device=device, dtype=dtype))
+            with for_predictions(model, compile, device, dtype):
+                energy, forces = model.energy_and_forces(structures.batch(device=device, dtype=dtype))
             if not (bool(energy.isfinite().all()) and bool(forces.isfinite().all())):
                 raise DataError("the predicted energy or forces are not finite numbers; are all atoms apart?")
             self.results = {"energy": float(energy[0]), "forces": forces.cpu().numpy()}

@@ -117,6 +117,12 @@ def test_infer_compares_forces():
     assert len(ours) == 2 and (ours["agreement"] < 1e-4).all() and (ours["per_second"] > 0).all()
 
 
+def test_infer_with_kernels(compiled_kernels):
+    table = infer.run(threads=1, repeats=1, cases=("torchmd_et",), batch=2, hidden=16, compile=True, memory=False)
+    own = table[table["implementation"] == "potkit, compiled"]
+    assert len(own[own["precision"] == "float32"]) == 1 and (own[own["precision"] == "float32"]["agreement"] < 1e-4).all()
+
+
 @pytest.mark.parametrize("n", [300])
 def test_neighbors_finds_what_the_others_find(n):
     table = neighbors.run(threads=1, repeats=1, sizes=(n,))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from tiny import molecules
+from tiny import molecules, one_line, water
 
-from potkit import Denoise, TrainConfig, kernels, models, training
+import potkit
+from potkit import Denoise, TrainConfig, checkpoints, cli, kernels, models, training
 from potkit.errors import ConfigError
 from potkit.models import egnn_edges
 
@@ -150,3 +152,61 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line(trouble, tmp_path):
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout.strip()
     assert said.startswith("ConfigError compile: the kernels could not be compiled") and said.endswith("set compile to false")
     assert "\n" not in said and not list(tmp_path.rglob("*.so"))
+
+
+# -- predictions -----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["egnn", "schnet", "torchmd_et"])
+@pytest.mark.parametrize("structures", [molecules(3), water(2)], ids=["molecules", "boxes"])
+def test_predictions_through_kernels(name, structures):
+    model = models.build(name, hidden=16, layers=2, seed=0).set_references({1: -13.6, 6: -1029.5, 8: -2042.0}, 0.8)
+    expected, found = (potkit.predict(model, structures, outputs=("energy", "forces"), compile=c) for c in (False, True))
+    assert not kernels._active and model.training
+    assert not np.array_equal(found["forces"], expected["forces"]), "another way of computing, other roundings"
+    for what in ("energy", "forces"):
+        np.testing.assert_allclose(found[what], expected[what], rtol=1e-9 if what == "energy" else 0, atol=2e-5 * np.abs(expected["forces"]).max())
+    atoms = structures.to_ase()[0]
+    atoms.calc = potkit.calculator(model, compile=True)
+    np.testing.assert_allclose(atoms.get_forces(), found["forces"][: structures.ptr[1]], atol=2e-5 * np.abs(expected["forces"]).max())
+    assert not kernels._active and next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["egnn", "schnet", "torchmd_et"])
+def test_derivatives_within_autocast(name):
+    """Forces and weights' gradients, where the backward pass too is called under autocast: no further off than plain operations are."""
+    model, batch = models.build(name, hidden=32, layers=2, seed=0).eval(), molecules(6).batch()
+    exact, errors = model.energy_and_forces(batch)[1], []
+    for kernel in (False, True):
+        with kernels.used(kernel), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            errors.append(float((model.energy_and_forces(batch)[1] - exact).norm() / exact.norm()))
+    assert 0 < errors[1] < 1.5 * errors[0] < 0.05
+    parameters, gradients = [p for n, p in model.named_parameters() if n.startswith("backbone.layers")], []
+    for kernel in (False, True):
+        with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16):
+            loss = model(batch, ("energy",)).energy.sum()
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None]))
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 0.05
+
+
+def test_predictions_without_kernels_are_one_line():
+    double, other = models.build("egnn", hidden=16, seed=0).double(), models.build("painn", hidden=16, seed=0)
+    attempts = [
+        (lambda: potkit.predict(double, molecules(1), compile=True), "not for EGNN in float64 on cpu"),
+        (lambda: potkit.calculator(other, compile=True), "not for PaiNN in float32 on cpu"),
+        (lambda: potkit.calculator(other, "cpu", torch.float64, compile=True), "not for PaiNN in float64"),
+    ]
+    for attempt, words in attempts:
+        with pytest.raises(ConfigError, match=words) as caught:
+            attempt()
+        one_line(caught.value)
+
+
+def test_evaluate_command_through_kernels(tmp_path, capsys):
+    path = checkpoints.save(tmp_path / "m.safetensors", models.build("egnn", hidden=16, seed=0))
+    molecules(4).save(tmp_path / "data")
+    said = []
+    for more in ([], ["--compile"]):
+        with pytest.raises(SystemExit) as done:
+            cli.main(["evaluate", str(path), "--data", str(tmp_path / "data"), *more])
+        assert not done.value.code
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "forces MAE" in said[0]

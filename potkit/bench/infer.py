@@ -10,16 +10,17 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
+from ..compiling import has_kernels
 from . import peers
 from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare
-from .step import CASES
+from .step import CASES, with_kernels
 
 
 def run(
     device: str = "cpu", threads: int = 1, repeats: int = 5, cases: tuple[str, ...] = CASES, batch: int = 64,
-    hidden: int = 256, memory: bool = True, say: Callable[[str], None] = lambda text: None,
+    hidden: int = 256, compile: bool = False, memory: bool = True, say: Callable[[str], None] = lambda text: None,
 ):  # fmt: skip
-    """A DataFrame, a row per network and implementation; outputs that are compared are the forces."""
+    """A DataFrame, a row per network and implementation; outputs that are compared are the forces. ``compile`` adds potkit's kernels."""
     import pandas as pd
 
     check_device(device, threads)
@@ -40,6 +41,8 @@ def run(
         for precision, low in [("float32", None)] + ([("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else []):
             work = _ours(model, structures, device, low)
             rivals.append(Rival("potkit", work, work, precision))
+            if compile and has_kernels(model, ("energy",), device):
+                rivals.append(Rival("potkit, compiled", with_kernels(work), with_kernels(work), precision))
         rivals[0].note = "; ".join(filter(None, [source, rivals[0].note]))
         edges = model.graph(b, b.pos).sender
         found = compare(

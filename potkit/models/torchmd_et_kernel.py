@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import linear, silu
 
 from .layers import sum_over, through_plain, wanted_inputs
@@ -93,8 +94,13 @@ def formulas(q, k, s, basis, envelope, direction, weight, bias, own_basis, v, se
     return scalar + own, vector if own_vector is None else vector + own_vector
 
 
+# forward passes here run outside autocast and cast on their own; backward passes must, too, also where they are called within it
+_forward, _backward = custom_fwd(device_type="cpu"), custom_bwd(device_type="cpu")
+
+
 class _Summed(torch.autograd.Function):
     @staticmethod
+    @_forward
     def forward(ctx, q, k, s, basis, envelope, direction, weight, bias, own_basis, v, sender, receiver, together, heads, damped):
         given = q, k, s, basis, envelope, direction, weight, bias, own_basis, v, sender, receiver, together
         own = silu(linear(own_basis, weight, bias))
@@ -104,6 +110,7 @@ class _Summed(torch.autograd.Function):
         return scalar, vector
 
     @staticmethod
+    @_backward
     def backward(ctx, d_scalar, d_vector):
         *given, logits, own_logits = ctx.saved_tensors
         rest = None, None, None, None, None
@@ -141,6 +148,7 @@ def plain_neighbours(h, basis, envelope, weight, bias, sender, receiver) -> Tens
 
 class _Neighbours(torch.autograd.Function):
     @staticmethod
+    @_forward
     def forward(ctx, h, basis, envelope, weight, bias, sender, receiver, together, low):
         ctx.low = low
         given = [t.contiguous() for t in (h, basis, envelope, weight, bias, sender, receiver, together)]
@@ -149,6 +157,7 @@ class _Neighbours(torch.autograd.Function):
         return torch.ops.potkit.torchmd_et_neighbours_forward(*given)
 
     @staticmethod
+    @_backward
     def backward(ctx, grad):
         h, basis, envelope, weight, bias, sender, receiver, together = ctx.saved_tensors
         rest = None, None, None, None
@@ -174,12 +183,14 @@ def plain_changes(out, mix, vector) -> tuple[Tensor, Tensor]:
 
 class _Changes(torch.autograd.Function):
     @staticmethod
+    @_forward
     def forward(ctx, out, mix, vector):
         out, mix, vector = out.contiguous(), mix.contiguous(), vector.contiguous()
         ctx.save_for_backward(out, mix, vector)
         return torch.ops.potkit.torchmd_et_update_forward(out, mix, vector)
 
     @staticmethod
+    @_backward
     def backward(ctx, d_x, d_v):
         out, mix, vector = ctx.saved_tensors
         if torch.is_grad_enabled():
