@@ -129,3 +129,21 @@ def test_blocks_are_left_to_the_cpu_and_to_first_derivatives():
     assert layers.in_blocks(torch.zeros(1), twice=False)
     assert not layers.in_blocks(torch.zeros(1), twice=True)
     assert not layers.in_blocks(torch.zeros(1, device="meta"), twice=False)
+
+
+# -- SiLU ------------------------------------------------------------------------------------------------------------------------
+def test_silu_and_its_derivatives_are_torchs():
+    """Up to the third, and the second both as training takes it (nothing kept for a next one) and as a graph."""
+    x = torch.linspace(-30, 30, 241, dtype=torch.float64).requires_grad_()
+    weight = torch.linspace(0.5, 2, 241, dtype=torch.float64)
+    derivatives = []
+    for function in (layers.silu, torch.nn.functional.silu):
+        y = function(x)
+        (first,) = torch.autograd.grad((weight * y).sum(), x, create_graph=True)
+        (kept,) = torch.autograd.grad((weight * first).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad((weight * first).sum(), x, retain_graph=True)
+        (third,) = torch.autograd.grad((weight * kept).sum(), x)
+        derivatives.append([t.detach() for t in (y, first, kept, second, third)])
+    for own, expected in zip(*derivatives):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-13)
+    assert torch.autograd.gradgradcheck(layers.silu, (torch.linspace(-3, 3, 7, dtype=torch.float64).requires_grad_(),))

@@ -39,9 +39,11 @@ class _SiLUBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, outer: Tensor) -> tuple[Tensor, Tensor]:
         grad, x = ctx.saved_tensors
-        s = torch.sigmoid(x)
-        second = s * (1 - s) * (2 + x * (1 - 2 * s))  # d²/dx² of x σ(x)
-        return _SiLUBackward.apply(outer, x), outer * grad * second
+        s = torch.sigmoid(x)  # d²/dx² of x σ(x) = σ (1 − σ) (2 + x − 2 x σ)
+        if torch.is_grad_enabled():
+            return _SiLUBackward.apply(outer, x), outer * grad * s * (1 - s) * (2 + x - 2 * x * s)
+        second = torch.addcmul(x, x, s, value=-2.0).add_(2.0).mul_(outer).mul_(grad)
+        return torch.ops.aten.silu_backward(outer, x), torch.ops.aten.sigmoid_backward.grad_input(second, s, grad_input=second)
 
 
 def silu(x: Tensor) -> Tensor:
