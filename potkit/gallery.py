@@ -32,8 +32,9 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
     lines = [
         "# Figures",
         "",
-        "What the notebooks export, made by `potkit run --inplace` (profile quick). A picture links to its interactive page; download the",
-        "page to turn and zoom it (it loads plotly.js from beside it or from plotly's server).",
+        "What the notebooks export, made by `potkit run --inplace` (profile quick), and what `potkit compare` and `potkit bench` drew with",
+        "`--figure`. A picture links to its interactive page; download the page to turn and zoom it (it loads plotly.js from beside it or from",
+        "plotly's server).",
     ]
     last = None
     for name, title in entries(folder):
