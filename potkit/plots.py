@@ -173,7 +173,9 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
     for i, metric in enumerate(metrics, 1):
         label, unit, scale = report.UNITS[metric]
         shown = summary[summary["metric"] == metric].assign(**{c: scale * summary[c] for c in ("mean", "low", "high")})
-        shown["low"] = shown["low"].clip(lower=0.2 * shown["mean"])  # an interval to below 0 has no place on a logarithmic axis
+        ends = shown[["mean", "high"]].stack().tolist() + shown["low"][shown["low"] > 0.2 * shown["mean"]].tolist()
+        bottom, top = min(ends) / 1.1, max(ends) * 1.1
+        shown["low"] = shown["low"].clip(lower=0.1 * bottom)  # an interval to below 0 leaves the panel, whose axis is logarithmic
         for j, (_, part) in enumerate(groups, 1):
             for k, arm in enumerate(arms):
                 rows = shown.loc[shown.index.intersection(part.index)].query("arm == @arm").sort_values("labels")
@@ -185,7 +187,7 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                     hovertemplate=f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>", row=i, col=j,
                 )  # fmt: skip
         ticks = [s * 10.0**d for d in range(-3, 6) for s in (1, 1.5, 2, 3, 4, 5, 7)]
-        chart.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], row=i)
+        chart.update_yaxes(type="log", range=np.log10([bottom, top]), tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], row=i)
         chart.update_yaxes(title_text=f"{label} ({unit})", row=i, col=1)
     chart.update_xaxes(type="log", tickvals=budgets, ticktext=[f"{t:g}" for t in budgets])
     chart.update_xaxes(title_text="labelled structures", row=len(metrics))

@@ -59,7 +59,8 @@ def test_learning_curves_of_a_grid(table):
         np.testing.assert_allclose(trace.x, [25, 50, 100], rtol=0.05)
         own = 1000.0 * table[table["arm"] == trace.name].sort_values("labels")["mean"]
         np.testing.assert_allclose(trace.y, own)
-        assert (np.asarray(trace.y) - np.asarray(trace.error_y.arrayminus) > 0).all()
+        below = np.log10(np.asarray(trace.y) - np.asarray(trace.error_y.arrayminus)) < chart.layout.yaxis.range[0]
+        assert below.all() if trace.xaxis in ("x2", "x4") else not below.any()  # a whisker that leaves the panel has no end in it
     assert len({tuple(t.x) for t in chart.data[:3]}) == 3
     titles = [chart.layout[a].title.text for a in ("yaxis", "yaxis3")]
     assert titles == ["force MAE (meV/Å)", "energy MAE (meV)"] and {a.text for a in chart.layout.annotations} == {"egnn", "gns"}
