@@ -45,7 +45,7 @@ $(VENV)/.stamp-$(subst ==,-,$(TORCH)): | $(VENV)/.stamp-venv
 
 $(VENV)/.stamp-package: pyproject.toml $(VENV)/.stamp-$(subst ==,-,$(TORCH))
 	@echo "set-up 3/4: potkit and what it needs (a few minutes)"
-	@$(PIP) -e ".[notebooks,generate,test]"
+	@$(PIP) -e ".[notebooks,generate,test,cluster]"
 	@touch $@
 
 # Compiled against the torch above, hence no build isolation.

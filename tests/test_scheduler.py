@@ -127,7 +127,7 @@ def test_a_killed_grid_leaves_a_last_checkpoint(tmp_path):
 
 def test_a_dask_cluster_of_two_workers_gives_the_same_table(tmp_path):
     distributed = pytest.importorskip("dask.distributed", reason="needs the extra `cluster`")
-    with distributed.LocalCluster(2, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=None) as cluster:
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, memory_limit=None) as cluster:
         with distributed.Client(cluster) as client:
             far = experiments.run(grid(tmp_path / "dask"), progress=False, client=client)
             again = potkit.compare(grid(tmp_path / "dask"), progress=False, client=cluster.scheduler_address)
