@@ -50,6 +50,7 @@ def predict(
     device = torch.device(device or next(model.parameters()).device)
     model.check_elements(structures.elements)
     dtype, was_training = next(model.parameters()).dtype, model.training
+    quick = for_predictions(model, compile, device, dtype)  # raises before the model is moved
     model.to(device).eval()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
     limit, start = Limit(batch_size, "evaluation"), 0
@@ -61,7 +62,7 @@ def predict(
             parts[name].append(values)
         return len(rows)
 
-    with torch.no_grad(), for_predictions(model, compile, device, dtype):
+    with torch.no_grad(), quick:
         while start < len(structures):
             start += limit.attempt(batch_size, answer)
     model.train(was_training)

@@ -153,7 +153,7 @@ def learning_curve(
         ticks = sorted(table[x].unique())
         chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
         chart.update_yaxes(type="log")
-        _plain_log_ticks(chart, table, y, low, high)
+        _plain_log_ticks(chart, np.concatenate([table[c].to_numpy(float) for c in (y, low, high) if c in table]))
     return chart
 
 
@@ -175,10 +175,11 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
         shown = summary[summary["metric"] == metric].assign(**{c: scale * summary[c] for c in ("mean", "low", "high")})
         ends = shown[["mean", "high"]].stack().tolist() + shown["low"][shown["low"] > 0.2 * shown["mean"]].tolist()
         bottom, top = min(ends) / 1.1, max(ends) * 1.1
+        _plain_log_ticks(chart, ends, row=i)
         shown["low"] = shown["low"].clip(lower=0.1 * bottom)  # an interval to below 0 leaves the panel, whose axis is logarithmic
         for j, (_, part) in enumerate(groups, 1):
             for k, arm in enumerate(arms):
-                rows = shown.loc[shown.index.intersection(part.index)].query("arm == @arm").sort_values("labels")
+                rows = shown[shown.index.isin(part.index) & (shown["arm"] == arm)].sort_values("labels")
                 colour, symbol = style[arm]
                 chart.add_scatter(
                     x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2), y=rows["mean"], error_y=_interval(rows, "mean", "low", "high", colour),
@@ -186,24 +187,23 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                     showlegend=i == j == 1, customdata=rows["labels"],
                     hovertemplate=f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>", row=i, col=j,
                 )  # fmt: skip
-        ticks = [s * 10.0**d for d in range(-3, 6) for s in (1, 1.5, 2, 3, 4, 5, 7)]
-        chart.update_yaxes(type="log", range=np.log10([bottom, top]), tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], row=i)
+        chart.update_yaxes(type="log", range=np.log10([bottom, top]), row=i)
         chart.update_yaxes(title_text=f"{label} ({unit})", row=i, col=1)
     chart.update_xaxes(type="log", tickvals=budgets, ticktext=[f"{t:g}" for t in budgets])
     chart.update_xaxes(title_text="labelled structures", row=len(metrics))
     return chart.update_layout(template="potkit", title=title, width=max(SIZE[0], 120 + 430 * len(groups)), height=140 + 330 * len(metrics))
 
 
-def _plain_log_ticks(chart: go.Figure, table: pd.DataFrame, y: str, low: str, high: str) -> None:
-    """Ticks 1-2-5 in plain numbers: plotly's own over less than a decade are bare digits that nobody reads."""
-    values = np.concatenate([table[c].to_numpy(float) for c in (y, low, high) if c in table])
+def _plain_log_ticks(chart: go.Figure, values: Sequence[float], row: int | None = None) -> None:
+    """Ticks 1-2-5 in plain numbers, on all y axes or those of a row: plotly's own over less than a decade are bare digits that nobody reads."""
+    values = np.asarray(values, float)
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) == 0:
         return
     decades = range(int(np.floor(np.log10(values.min()))), int(np.ceil(np.log10(values.max()))) + 1)
     steps = (1, 2, 5) if len(decades) > 2 else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [s * 10.0**d for d in decades for s in steps]
-    chart.update_yaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    chart.update_yaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], row=row)
 
 
 def scan(

@@ -71,9 +71,7 @@ def summarise(
                 if arm != baseline:
                     both = own.index.intersection(base.index)
                     logs = np.log(own.loc[both, metric].to_numpy() / base.loc[both, metric].to_numpy())
-                    change = interval(logs, method=method)
-                    row |= {k: 100.0 * float(np.expm1(v)) for k, v in zip(("change_%", "change_low_%", "change_high_%"), change)}
-                    row["effect"] = _effect(row)
+                    row |= _change(logs, method)
                     row["better_seeds"] = int((logs < 0).sum())
                 row["seconds"] = float(own["seconds"].mean() + own.get("pretrain_seconds", pd.Series([0.0])).mean())
                 rows.append(row)
@@ -89,9 +87,9 @@ def effects(
 ) -> pd.DataFrame:  # fmt: skip
     """What each arm brings over all label budgets: a row per arm, metric and baseline of ``against`` that the table has.
 
-    The change of a seed is the mean over budgets of log(error / baseline error), where both runs are there; ``change_%`` and its interval
-    come from these numbers, one per seed. The runs of one seed share pretraining and nested labels, so they are not independent: a seed
-    counts once, however many budgets it has. ``effect`` as in `summarise`. The change against scratch-longer answers whether pretraining
+    The change of a seed is the mean over budgets of log(error / baseline error); ``change_%`` and its interval come from these numbers, one
+    per seed. The runs of one seed share pretraining and nested labels, so they are not independent: a seed counts once, however many
+    budgets there are, and only where it has all of them. ``effect`` as in `summarise`. The change against scratch-longer answers whether pretraining
     was worth its cost. ``by``: further columns that tell experiments apart (default: what before "arm").
     """
     rows = []
@@ -103,20 +101,19 @@ def effects(
             for baseline in (b for b in against if b in names):
                 base = np.log(wide.loc[baseline])
                 for arm in (n for n in names if n not in against[: 1 + against.index(baseline)]):
-                    logs = (np.log(wide.loc[arm]) - base).mean(axis=1).dropna()
+                    logs = (np.log(wide.loc[arm]) - base).dropna().mean(axis=1)
                     row = group | {"arm": arm, "metric": metric, "against": baseline, "seeds": len(logs), "budgets": wide.shape[1]}
-                    change = interval(logs, method=method)
-                    row |= {k: 100.0 * float(np.expm1(v)) for k, v in zip(("change_%", "change_low_%", "change_high_%"), change)}
-                    row["effect"] = _effect(row)
-                    rows.append(row)
+                    if len(logs):
+                        rows.append(row | _change(logs, method))
     return pd.DataFrame(rows)
 
 
-def _effect(row: dict[str, Any]) -> str:
-    """ "better" or "worse" where the interval of the change leaves out 0, else "unclear"."""
-    if not (np.isfinite(row["change_low_%"]) and row["change_low_%"] * row["change_high_%"] > 0):
-        return "unclear"
-    return "better" if row["change_%"] < 0 else "worse"
+def _change(logs: Sequence[float], method: str) -> dict[str, Any]:
+    """Mean change in % with its interval, of the seeds' log(error / baseline error); "better" or "worse" where it leaves out 0."""
+    mean, low, high = (100.0 * float(np.expm1(v)) for v in interval(logs, method=method))
+    clear = np.isfinite(low) and low * high > 0
+    effect = ("better" if mean < 0 else "worse") if clear else "unclear"
+    return {"change_%": mean, "change_low_%": low, "change_high_%": high, "effect": effect}
 
 
 # -- learning curves ----------------------------------------------------------------------------------------------------------

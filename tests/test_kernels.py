@@ -198,15 +198,17 @@ def test_predictions_without_kernels_are_one_line():
         with pytest.raises(ConfigError, match=words) as caught:
             attempt()
         one_line(caught.value)
+    assert double.training, "a model that is refused stays as it was"
 
 
 def test_evaluate_command_through_kernels(tmp_path, capsys):
     path = checkpoints.save(tmp_path / "m.safetensors", models.build("egnn", hidden=16, seed=0))
     molecules(4).save(tmp_path / "data")
-    said = []
-    for more in ([], ["--compile"]):
-        with pytest.raises(SystemExit) as done:
-            cli.main(["evaluate", str(path), "--data", str(tmp_path / "data"), *more])
-        assert not done.value.code
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1] and "forces MAE" in said[0]
+    options = ["--data", str(tmp_path / "data"), "--compile"]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["evaluate", str(path), *options])
+    assert not done.value.code and "forces MAE" in capsys.readouterr().out
+    other = checkpoints.save(tmp_path / "other.safetensors", models.build("painn", hidden=16, seed=0))
+    with pytest.raises(SystemExit) as done:
+        cli.main(["evaluate", str(other), *options])
+    assert done.value.code == 1 and capsys.readouterr().err.startswith("error: compile: there are kernels for EGNN")

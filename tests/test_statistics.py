@@ -182,6 +182,11 @@ def test_effects_of_several_experiments_and_failed_runs():
     table = effects(both).set_index("network")  # there are no energies, and no scratch-longer
     assert table["change_%"].tolist() == pytest.approx([-50.0, 10.0]) and table["seeds"].tolist() == [3, 2]
     assert table["effect"].tolist() == ["better", "worse"]
+    both.loc[(both["network"] == "gns") & (both["seed"] == 1) & (both["labels"] == 25) & (both["arm"] == "scratch"), "status"] = "failed"
+    table = effects(both).set_index("network")
+    assert table["seeds"].tolist() == [3, 1] and table["effect"].tolist() == ["better", "unclear"], "a seed without all budgets does not count"
+    both.loc[(both["network"] == "gns") & (both["labels"] == 25), "status"] = "failed"
+    assert effects(both)["network"].tolist() == ["egnn", "gns"] and effects(both)["budgets"].tolist()[1] == len(BUDGETS) - 1
 
 
 def test_effects_as_people_read_them(tmp_path):
