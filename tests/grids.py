@@ -7,13 +7,13 @@ from pathlib import Path
 from tiny import molecules
 
 import potkit
-from potkit import experiments
+from potkit.experiments import experiment
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 2, "radial": 4, "cutoff": 3.0}
 DATA = molecules(40)
 
 
-def grid(store: str | Path, **changes) -> experiments.Experiment:
+def grid(store: str | Path, **changes) -> experiment.Experiment:
     """2 seeds × (1 pretraining + 4 fine-tunings of 4 steps)."""
     config = potkit.TrainConfig(steps=4, batch_size=4, progress=False, device="cpu", checkpoint_every=2, validate_every=4)
     values = dict(
@@ -21,7 +21,7 @@ def grid(store: str | Path, **changes) -> experiments.Experiment:
         objectives={"denoise": potkit.Denoise(sigma=0.1)}, pretrain_config=config, finetune_config=config,
         variants={"frozen": {"like": "denoise", "freeze": 0.5}},
     )  # fmt: skip
-    return experiments.Experiment(**{**values, **changes})
+    return experiment.Experiment(**{**values, **changes})
 
 
 def numbers(table):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..structures import Structures, concatenate
+from ..structures.store import Structures, concatenate
 
 COLUMNS = [
     "case", "implementation", "precision", "median_s", "spread_s", "ratio", "ratio_low", "ratio_high", "agreement",

@@ -19,7 +19,7 @@ from typing import Any, Callable
 import numpy as np
 
 from ..errors import DataError
-from ..structures import Structures
+from ..structures.store import Structures
 
 COLUMNS = ["case", "implementation", "median_s", "spread_s", "ratio", "peak_mb", "note"]
 WAYS = {  # how a few structures of a store are drawn -> what has to be imported for it
@@ -124,7 +124,7 @@ def reading(repeats: int) -> list[dict]:
 
 def large_store(source: Structures, path: Path, structures: int) -> Path:
     """Write a store of at least ``structures`` structures: ``source`` over and over, each copy shaken anew (0.01 Å)."""
-    from ..storage import StoreWriter
+    from ..structures.storage import StoreWriter
 
     rng = np.random.default_rng(0)
     with StoreWriter(path) as writer:

@@ -15,11 +15,12 @@ from typing import Any, Callable, Iterable
 import numpy as np
 import torch
 
-from .. import datasets, models, training
-from ..config import TrainConfig
+from .. import datasets, models
+from ..training import loop
+from ..training.config import TrainConfig
 from ..errors import ConfigError
 from ..objectives import Denoise, Objective
-from ..structures import Structures
+from ..structures.store import Structures
 from .common import check_device
 
 COLUMNS = [
@@ -79,7 +80,7 @@ def epoch(model: models.Potential, structures: Structures, objective: Any, confi
     The loop reads the last loss before it ends, so its clock stops when the device has finished.
     """
     with tempfile.TemporaryDirectory() as folder:
-        done = training.pretrain(model, structures, objective, config, Path(folder) / "run", valid=structures[:0])
+        done = loop.pretrain(model, structures, objective, config, Path(folder) / "run", valid=structures[:0])
         return float(done.summary["seconds"])
 
 

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from ..compiling import has_kernels
+from ..kernels.compiling import has_kernels
 from . import peers
 from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare
 from .step import CASES, with_kernels

@@ -12,9 +12,9 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from .. import neighbors
+from ..structures import neighbors
 from ..errors import DataError
-from ..structures import Structures
+from ..structures.store import Structures
 from .common import COLUMNS, Rival, alkanes, check_device, compare, water_like
 
 CUTOFF = 5.0  # Å

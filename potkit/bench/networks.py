@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import models, report, specs
+from .. import models
+from ..report import tables as report
+from ..experiments import yaml_form
 from ..datasets import load
 from ..datasets.references import ReferenceEnergies
 from ..errors import ConfigError
-from ..experiments import Experiment
+from ..experiments.experiment import Experiment
 from ..objectives import Denoise, Objective, Supervised
-from ..structures import Structures
+from ..structures.store import Structures
 from .common import check_device, in_turn
 
 
@@ -51,7 +53,7 @@ def run(
     costs = pd.DataFrame(rows)
     if experiment is None:
         return costs
-    spec = specs.read(experiment)
+    spec = yaml_form.read(experiment)
     grid = spec.experiments()
     return study(costs, report.stored(spec.name, Path(experiment).parent)[0], {n: nothing(grid[0], n) for n in grid[0].labels})
 

@@ -14,11 +14,12 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from .. import models, neighbors
-from ..compiling import compile_backbone
+from .. import models
+from ..structures import neighbors
+from ..kernels.compiling import compile_backbone
 from ..models.base import Potential
 from ..models.layers import polynomial_envelope
-from ..structures import Structures
+from ..structures.store import Structures
 
 
 @dataclasses.dataclass

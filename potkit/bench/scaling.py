@@ -13,7 +13,7 @@ import torch
 
 from .. import models
 from ..errors import ConfigError
-from ..structures import Structures, concatenate
+from ..structures.store import Structures, concatenate
 from . import peers
 from .common import alkanes, check_device, in_turn, peak_memory, water_like
 from .step import potkit_vector, trainer
@@ -92,7 +92,7 @@ def figure(table: Any) -> Any:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from .. import plots
+    from ..report import figures
 
     titles = {"atoms": "atoms per structure", "batch": "structures per batch", "width": "width of the network"}
     sweeps = [s for s in SWEEPS if (table["sweep"] == s).any()]
@@ -101,7 +101,7 @@ def figure(table: Any) -> Any:
             (2, "kb_per_atom", "memory per atom (kB)", "memory_exponent", "memory")]  # fmt: skip
     for k, sweep in enumerate(sweeps, 1):
         part = table[table["sweep"] == sweep]
-        for (row, column, title, exponent, word), colour in zip(rows, plots.colours(2)):
+        for (row, column, title, exponent, word), colour in zip(rows, figures.colours(2)):
             line = dict(mode="lines+markers", line_color=colour, marker_size=8, name=title, showlegend=False)
             made.add_trace(go.Scatter(x=part["value"], y=part[column], **line), row=row, col=k)
             slope = part[exponent].dropna()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..compiling import by_gradient, has_kernels
+from ..kernels.compiling import by_gradient, has_kernels
 from ..objectives import Denoise
-from ..structures import Structures
+from ..structures.store import Structures
 from . import peers
 from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare, matmul_rate
 

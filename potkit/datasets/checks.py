@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..structures import SYMBOLS, Structures
+from ..structures.store import SYMBOLS, Structures
 from .duplicates import pairs
 from .formats.common import energy_unit_from_size
 from .splits import by_system

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..structures import MAX_Z, Structures
+from ..structures.store import MAX_Z, Structures
 
 CHUNK = 50_000  # structures at once
 # directions in which two elements weigh differently; irrational steps keep them from cancelling

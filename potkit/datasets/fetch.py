@@ -19,7 +19,7 @@ import pooch
 import requests
 from filelock import FileLock, Timeout
 
-from .. import storage
+from ..structures import storage
 from ..errors import DataError
 from .records import Remote
 

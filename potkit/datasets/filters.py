@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..structures import Structures
+from ..structures.store import Structures
 from .references import composition
 
 

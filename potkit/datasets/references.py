@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import units
 from ..errors import DataError
-from ..structures import MAX_Z, SYMBOLS, Structures
+from ..structures.store import MAX_Z, SYMBOLS, Structures
 from .formats import read
 
 # eV, from Hartree. ANI-1: isolated atoms of J. S. Smith et al., Chem. Sci. 8, 3192 (2017), as published with the ANI-1 data.

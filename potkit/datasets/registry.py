@@ -15,9 +15,9 @@ from typing import Any, Sequence
 import numpy as np
 from filelock import FileLock
 
-from .. import storage
+from ..structures import storage
 from ..errors import ConfigError, DataError
-from ..structures import Structures, concatenate
+from ..structures.store import Structures, concatenate
 from . import fetch as fetching
 from . import splits
 from .formats import read

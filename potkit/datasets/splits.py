@@ -9,9 +9,9 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from .. import storage
+from ..structures import storage
 from ..errors import ConfigError, DataError
-from ..structures import Structures
+from ..structures.store import Structures
 from .duplicates import distinct, leakage, leakage_report
 from .formats.common import load_npz
 

@@ -12,9 +12,9 @@ from typing import NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import neighbors
+from ..structures import neighbors
 from ..errors import ConfigError, DataError
-from ..structures import MAX_Z, SYMBOLS, Batch
+from ..structures.store import MAX_Z, SYMBOLS, Batch
 from .layers import AtomEmbedding, mlp, sum_over
 from .read_in import ForceEncoder
 

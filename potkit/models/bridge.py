@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..structures import MAX_Z, Batch
+from ..structures.store import MAX_Z, Batch
 from .base import Features, Graph, Potential
 from .layers import sum_over
 

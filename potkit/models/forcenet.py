@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Features, Graph
-from .elements import covalent_radii, element_properties
+from ..structures.elements import covalent_radii, element_properties
 from .layers import AtomEmbedding, mlp, polynomial_envelope, sum_over
 
 PRESETS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
-from ..structures import MAX_Z
+from ..structures.store import MAX_Z
 
 MAX_CHARGE = 10  # e; total charges from −10 to 10 have an embedding of their own
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..structures import MAX_Z
+from ..structures.store import MAX_Z
 from .base import Features, Graph
 from .equivariant import ByIrrep, Coupling, Irrep, RadialNet, SelfInteraction, gather, harmonics, irreps, sum_edges
 from .layers import AtomEmbedding, BesselBasis, polynomial_envelope

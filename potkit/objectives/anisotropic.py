@@ -28,12 +28,12 @@ from typing import Any, ClassVar, Mapping
 import torch
 from torch import Tensor
 
-from .. import neighbors
+from ..structures import neighbors
 from ..errors import ConfigError
 from ..models.base import Prediction
-from ..models.elements import covalent_radii
+from ..structures.elements import covalent_radii
 from ..models.layers import sum_over
-from ..structures import MAX_Z, SYMBOLS, Batch
+from ..structures.store import MAX_Z, SYMBOLS, Batch
 from .base import Objective, Term, positive
 
 BONDED, FREE = 1.15, 1.35  # in sums of covalent radii: a full bond below, none above

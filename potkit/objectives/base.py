@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..neighbors import complete_cells
-from ..structures import Batch, Structures
+from ..structures.neighbors import complete_cells
+from ..structures.store import Batch, Structures
 
 LATER = {"later": True}  # metadata of settings that came later: left out of `to_dict` at their default, so that earlier runs are still found
 

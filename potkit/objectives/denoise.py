@@ -28,7 +28,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
 from ..models.layers import sum_over
-from ..structures import Batch, Origin, Structures
+from ..structures.store import Batch, Origin, Structures
 from .base import Objective, Term, positive
 
 Range = float | tuple[float, float]

@@ -23,7 +23,7 @@ import torch
 
 from ..errors import ConfigError
 from ..models.base import Prediction
-from ..structures import Batch, Structures
+from ..structures.store import Batch, Structures
 from .base import Objective, Term, positive, require
 from .denoise import Range, checked_sigma, draw_sigma
 from .supervised import LOSSES, Supervised

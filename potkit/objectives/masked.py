@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures import MAX_Z, SYMBOLS, Batch, Structures
+from ..structures.store import MAX_Z, SYMBOLS, Batch, Structures
 from .base import LATER, Objective, Term, keep_atoms, minimum_image
 
 

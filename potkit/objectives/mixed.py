@@ -13,7 +13,7 @@ import torch
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures import Batch, Structures
+from ..structures.store import Batch, Structures
 from .base import Term, positive
 from .masked import Masked, cosine_to_target
 

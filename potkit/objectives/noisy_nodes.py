@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 
 from ..models.base import Prediction
-from ..structures import Batch
+from ..structures.store import Batch
 from .base import Term, doubled, positive
 from .supervised import Supervised
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures import Batch
+from ..structures.store import Batch
 from .base import Objective, Term
 
 LOSSES = {

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import ConfigError, DataError
-from ...structures import Structures, concatenate
+from ...structures.store import Structures, concatenate
 from . import ani1, ani1x, ase_db, deepmd, extxyz, iso17, md17, packed, runner, spice, tip3p_npz
 
 FORMATS: dict[str, ModuleType] = {m.NAME: m for m in (

@@ -9,7 +9,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from ...errors import DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from .common import checked_numbers, require_finite, system_name
 from .packer import Packer
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures import SYMBOLS, formula
+from ...structures.store import SYMBOLS, formula
 
 NUMBERS: dict[str, int] = {symbol: i for i, symbol in enumerate(SYMBOLS) if i}
 # Total (all-electron) energies of atoms follow roughly −½ Z^2.4 Hartree (H −0.50, C −36.9, O −73.5, true −0.50, −37.8, −75.1):

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures import Structures
-from ..bonding import water_molecules
+from ...structures.store import Structures
+from ...structures.geometry import water_molecules
 from .common import NUMBERS, require_finite, system_name
 from .packer import Packer
 

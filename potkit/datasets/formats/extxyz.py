@@ -18,7 +18,7 @@ import pandas as pd
 
 from ... import units
 from ...errors import ConfigError, DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from .common import checked_numbers, energy_unit_from_size, numbers_of, require_finite, system_name
 from .packer import Packer
 

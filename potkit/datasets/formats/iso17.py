@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, DataError
-from ...structures import Structures
-from ..bonding import bond_graph, graph_key
+from ...structures.store import Structures
+from ...structures.geometry import bond_graph, graph_key
 from .ase_db import add_row, rows
 from .common import checked_numbers, system_name
 from .packer import Packer

@@ -17,11 +17,9 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from . import extxyz
-from .common import (
-    NpyRows, checked_numbers, energy_unit_from_size, load_npz, npz_names, numbers_of, require_finite, system_name,
-)  # fmt: skip
+from .common import NpyRows, checked_numbers, energy_unit_from_size, load_npz, npz_names, numbers_of, require_finite, system_name
 from .packer import Packer
 
 NAME = "md17"

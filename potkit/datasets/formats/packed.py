@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ... import storage
-from ...structures import Structures
+from ...structures import storage
+from ...structures.store import Structures
 
 NAME = "potkit"
 DESCRIPTION = "potkit's own packed store (folder or .h5)"

@@ -9,8 +9,8 @@ from typing import Any, Iterator
 import numpy as np
 
 from ...errors import DataError
-from ...storage import StoreWriter
-from ...structures import Structures
+from ...structures.storage import StoreWriter
+from ...structures.store import Structures
 
 HELD = 64 << 20  # bytes of atoms that wait in memory before they are written to a store
 _target: _Target | None = None

@@ -14,8 +14,8 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures import Structures
-from ..bonding import water_molecules
+from ...structures.store import Structures
+from ...structures.geometry import water_molecules
 from .common import numbers_of, require_finite, system_name
 from .extxyz import first_lines
 from .packer import Packer

@@ -16,7 +16,7 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from .common import checked_numbers, groups_with, load, open_hdf5, require_finite
 from .packer import Packer
 

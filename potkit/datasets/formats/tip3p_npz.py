@@ -14,7 +14,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from .common import load_npz, npz_names, require_finite
 from .packer import Packer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from . import ani_mini, iso17_mini, md22_mini, rmd17_mini, spice_mini, tip3p_mini, water_mini
 from .common import Recipe, generate
 

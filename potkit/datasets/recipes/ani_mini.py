@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ...structures import Structures
+from ...structures.store import Structures
 from ...units import BOHR, BOLTZMANN, HARTREE, KCAL_MOL
 from .ani_molecules import MOLECULES
 from .common import Recipe, on_grid

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...errors import DataError
-from ...structures import SYMBOLS, Structures, concatenate
+from ...structures.store import SYMBOLS, Structures, concatenate
 
 GRID = (
     2.0**-14

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...structures import Structures
+from ...structures.store import Structures
 from .common import Recipe
 from .dynamics import HYDROGEN, STEP
 from .rmd17_mini import blocks

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from ...units import BOHR
 from .common import Recipe
 from .dynamics import HYDROGEN, STEP

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from .common import Recipe
 from .dynamics import HYDROGEN, STEP
 from .species import Species

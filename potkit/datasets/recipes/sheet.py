@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...storage import replacing
-from ...structures import SYMBOLS, Structures
+from ...structures.storage import replacing
+from ...structures.store import SYMBOLS, Structures
 from .common import Recipe, symbols_of
 
 

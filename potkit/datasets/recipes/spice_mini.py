@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...structures import Structures
+from ...structures.store import Structures
 from ...units import BOHR
 from .common import Recipe
 from .dynamics import HYDROGEN, STEP, quench

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ...structures import Structures
+from ...structures.store import Structures
 from ...units import KJ_MOL, NM
 from .common import Recipe, on_grid
 

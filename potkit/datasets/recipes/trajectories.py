@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...structures import Structures
+from ...structures.store import Structures
 from ...units import BOHR, BOLTZMANN
 from .common import on_grid
 from .dynamics import Langevin, heavy_masses, lag_one, pair_distances, quench

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures import Structures
+from ...structures.store import Structures
 from ...units import AVOGADRO, KJ_MOL, NM
 from .common import Recipe, on_grid
 from .dynamics import HYDROGEN, STEP, Langevin, heavy_masses, quench

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...structures import SYMBOLS
+from ...structures.store import SYMBOLS
 from ...units import BOHR, HARTREE
 
 METHOD = "GFN2-xTB"

@@ -1,0 +1,88 @@
+"""Numbers that describe a set of structures: distances, pair distributions, force norms, energies above the minimum."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..datasets.references import composition
+from ..errors import DataError
+from ..structures.neighbors import attach
+from ..structures.store import SYMBOLS, Structures
+
+
+def _number(element: int | str) -> int:
+    if isinstance(element, str):
+        if element not in SYMBOLS[1:]:
+            raise DataError(f"unknown element {element!r}")
+        return SYMBOLS.index(element)
+    return element
+
+
+def pair_distances(structures: Structures, first: int | str, second: int | str, cutoff: float, chunk: int = 200) -> np.ndarray:
+    """All distances (Å) below ``cutoff`` from an atom of element ``first`` to one of ``second``, periodic images included."""
+    a, b, out = _number(first), _number(second), [np.zeros(0)]
+    for start in range(0, len(structures), chunk):
+        batch = structures.batch(np.arange(start, min(start + chunk, len(structures))), dtype=torch.float64)
+        batch = attach(batch, cutoff)
+        sender, receiver = batch.edge_index
+        keep = (batch.z[receiver] == a) & (batch.z[sender] == b)
+        vector = batch.pos[sender[keep]] - batch.pos[receiver[keep]]
+        if batch.edge_shift is not None:
+            vector = vector + batch.edge_shift[keep]
+        out.append(vector.norm(dim=1).numpy())
+    return np.concatenate(out)
+
+
+def bonds(structures: Structures, first: int | str, second: int | str, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (i, j) of the atom arrays, i of element ``first`` and j of ``second``, closer than ``cutoff`` Å; not across a cell's faces.
+
+    Lets one follow the same bonds while positions change: ``np.linalg.norm(pos[i] - pos[j], axis=1)``.
+    """
+    batch = attach(structures.batch(dtype=torch.float64), cutoff)
+    sender, receiver = batch.edge_index
+    keep = (batch.z[receiver] == _number(first)) & (batch.z[sender] == _number(second))
+    if batch.edge_shift is not None:
+        keep &= (batch.edge_shift == 0).all(1)
+    if _number(first) == _number(second):
+        keep &= receiver < sender
+    return receiver[keep].numpy(), sender[keep].numpy()
+
+
+def radial_distribution(
+    structures: Structures, first: int | str, second: int | str, cutoff: float = 8.0, bins: int = 160
+) -> tuple[np.ndarray, np.ndarray]:
+    """g(r) of a periodic set: bin centres [bins] Å and values [bins], 1 for a structureless fluid of the same density."""
+    if structures.cell is None or not structures.pbc.all():
+        raise DataError("a radial distribution needs structures that are periodic in all directions")
+    a, b = _number(first), _number(second)
+    counts, edges = np.histogram(pair_distances(structures, a, b, cutoff), bins=bins, range=(0.0, cutoff))
+    owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
+    n_a = np.bincount(owner[structures.z == a], minlength=len(structures))
+    n_b = np.bincount(owner[structures.z == b], minlength=len(structures)) - (a == b)
+    expected = float((n_a * n_b / np.abs(np.linalg.det(structures.cell))).sum())  # pairs per Å³ without structure
+    shell = 4.0 / 3.0 * np.pi * np.diff(edges**3)
+    return 0.5 * (edges[1:] + edges[:-1]), counts / (expected * shell)
+
+
+def force_norms(structures: Structures) -> dict[str, np.ndarray]:
+    """Length of the force vector on each atom (eV/Å), by element symbol. Raises DataError without forces."""
+    if structures.forces is None:
+        raise DataError(f"{structures.info.get('name', 'structures')}: no forces")
+    norms = np.linalg.norm(structures.forces, axis=1)
+    return {SYMBOLS[z]: norms[structures.z == z] for z in structures.elements}
+
+
+def energy_above_minimum(structures: Structures) -> np.ndarray:
+    """Energy of each structure above the lowest of the same system in the set, [S] eV/atom."""
+    if structures.energy is None:
+        raise DataError(f"{structures.info.get('name', 'structures')}: no energies")
+    lowest = np.full(int(structures.system.max()) + 1, np.inf)
+    np.minimum.at(lowest, structures.system, structures.energy)
+    return (structures.energy - lowest[structures.system]) / structures.n_atoms
+
+
+def element_counts(structures: Structures) -> dict[str, int]:
+    """How many atoms of each element."""
+    totals = composition(structures).sum(0)
+    return {SYMBOLS[z]: int(n) for z, n in zip(structures.elements, totals)}

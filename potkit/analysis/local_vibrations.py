@@ -1,0 +1,193 @@
+"""Stars: how atoms move about their bonded neighbours, whatever the molecule as a whole does.
+
+Molecules turn and twist, so displacements are measured locally. A *star* is an atom with the atoms bonded to it (bonds: closer than
+1.25 sums of covalent radii in the structure of lowest energy; structures in which one of these is stretched to more than 1.5 sums,
+because it broke or because the atoms come in another order, are looked at by themselves). All copies of a star, over the structures of
+a system, are turned onto their mean (generalised Procrustes: Kabsch 1976, Gower 1975), and what is left are bond lengths and angles,
+vibrations about one shape in every conformer; turning about bonds drops out. In a box of molecules the same star of all molecules of a
+kind is one star, and bonds reach across the cell's faces. ``frame="structure"`` takes the whole molecule for one star instead, which
+is right for a single conformer only.
+
+Turning a star of k atoms takes 6 of its 3k degrees of freedom away (5 of 6 for two atoms). Amplitudes are corrected for that: with P
+the projector onto what is left, s_i² = ⟨|u_i|²⟩ / tr P_ii per axis, exact to first order where all atoms of the star move alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Iterator
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError
+from ..structures.elements import covalent_radii
+from ..structures.neighbors import attach
+from ..structures.store import Structures
+
+BOND, BROKEN = 1.25, 1.5  # in sums of covalent radii: a bond below, the bond of another structure no longer above
+FEWEST = 10  # copies of a star below which it is left out
+MOST = 200  # systems that are looked at; more are drawn from
+
+
+@dataclasses.dataclass(frozen=True)
+class Star:
+    """Displacements u [n, k, 3] (Å) of k atoms from their ``mean`` shape [k, 3] (centred) in n copies, in the frame of the mean shape.
+
+    ``own``: those of the k atoms that are counted here and in no other star (the centre, and atoms without other bonds).
+    """
+
+    system: int
+    z: np.ndarray  # [k]
+    u: np.ndarray  # [n, k, 3]
+    mean: np.ndarray  # [k, 3]
+    own: np.ndarray  # [k] bool
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom that turning and moving leave: 3k − 6, or 1 for two atoms."""
+        return max(3 * len(self.z) - 6, 1)
+
+    def left(self) -> np.ndarray:
+        """tr P_ii, [k]: of the three degrees of freedom of each atom, how many turning and moving leave."""
+        eye = np.eye(3)
+        rigid = np.concatenate([np.broadcast_to(eye, (len(self.z), 3, 3)), np.cross(eye, self.mean[:, None])], 1)  # [k, 6, 3]
+        basis, size, _ = np.linalg.svd(rigid.swapaxes(1, 2).reshape(-1, 6), full_matrices=False)
+        return 3.0 - np.square(basis[:, size > 1e-6 * size[0]].reshape(len(self.z), 3, -1)).sum((1, 2))
+
+    def variances(self) -> np.ndarray:
+        """Corrected variance per axis of every atom, [k] Å²."""
+        return np.square(self.u).sum(2).mean(0) / self.left()
+
+    def modes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vibrations: variances λ (Å²) along the eigenvectors of the covariance of all coordinates, [m], and each atom's share in
+        them, [m, k].
+
+        Of the 3k eigenvectors those are left out that turning took away. Shares of a vibration add up to 1.
+        """
+        flat = self.u.reshape(len(self.u), -1)
+        values, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
+        shares = np.square(vectors.T.reshape(len(values), -1, 3)).sum(2)
+        return np.clip(values[::-1][: self.freedom], 0.0, None), shares[::-1][: self.freedom]
+
+
+# -- stars -----------------------------------------------------------------------------------------------------------------------
+def align(copies: np.ndarray, rounds: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Turn ``copies`` [n, k, 3] of one shape onto their mean; (displacements [n, k, 3], mean [k, 3]), both Å, in the mean's frame."""
+    x = copies - copies.mean(1, keepdims=True)
+    mean = x[0]
+    for _ in range(rounds):
+        left, _, right = np.linalg.svd(x.swapaxes(1, 2) @ mean)
+        turn = left @ right
+        turn += (np.sign(np.linalg.det(turn)) - 1.0)[:, None, None] * (left[:, :, 2:] @ right[:, 2:])  # proper rotations only
+        x = x @ turn
+        mean = x.mean(0)
+    return x - mean, mean
+
+
+def stars(structures: Structures, frame: str = "local", limit: int = 500, seed: int = 0) -> Iterator[Star]:
+    """The stars of ``structures``; of more than 200 systems some are drawn (by ``seed``), and so are ``limit`` copies of each star.
+
+    Those with fewer than 10 copies are left out.
+    Raises ConfigError for an unknown ``frame`` ("local" or "structure").
+    """
+    if frame not in ("local", "structure"):
+        raise ConfigError(f"frame must be 'local' or 'structure', got {frame!r}")
+    rng = np.random.default_rng(seed)
+    found: dict[tuple, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {}
+    kinds = _same_atoms(structures)
+    for rows in [kinds[i] for i in np.sort(rng.permutation(len(kinds))[:MOST])]:
+        atoms = slice(*structures.ptr[rows[0] : rows[0] + 2])
+        z, molecule, system = structures.z[atoms], structures.molecule[atoms], int(structures.system[rows[0]])
+        several = bool(np.ptp(molecule))
+        rows = rows[np.sort(rng.permutation(len(rows))[: 4 * limit])]
+        while len(rows) >= FEWEST or (several and len(rows)):
+            reference = rows[0] if structures.energy is None else rows[np.argmin(structures.energy[rows])]
+            bonded = _bonds(structures, reference)
+            whole = _unbroken(structures, rows, bonded, z)
+            chosen, rows = rows[whole][:limit], rows[~whole]
+            for kind, members, own in _members(bonded, z, molecule, frame):
+                copies = _steps(structures, chosen, members[:1], members)
+                key = kind if several else (system, int(reference), *kind)
+                found.setdefault(key, []).append((copies, z[members].astype(int), own, system))
+    for parts in found.values():
+        copies = _one_hand(np.concatenate([p[0] for p in parts]))
+        if len(copies) >= FEWEST:
+            copies = copies[np.sort(rng.permutation(len(copies))[:limit])]
+            yield Star(parts[0][3], parts[0][1], *align(copies), parts[0][2])
+
+
+def _same_atoms(structures: Structures) -> list[np.ndarray]:
+    """Rows of structures that have the same system and the same elements in the same order."""
+    kinds: dict[tuple, list[int]] = {}
+    for i, system in enumerate(structures.system.tolist()):
+        kinds.setdefault((system, structures.z[structures.ptr[i] : structures.ptr[i + 1]].tobytes()), []).append(i)
+    return [np.array(rows) for rows in kinds.values()]
+
+
+def _steps(structures: Structures, rows: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Ways from atoms ``start`` to atoms ``end`` of structures ``rows``, [n, k, 3] Å, by the shortest periodic image."""
+    first = structures.ptr[rows][:, None]
+    steps = np.asarray(structures.pos[first + end], np.float64) - np.asarray(structures.pos[first + start], np.float64)
+    if structures.cell is None:
+        return steps
+    return _nearest_images(steps, structures.cell[rows], structures.pbc[rows])
+
+
+def _unbroken(structures: Structures, rows: np.ndarray, bonded: list[list[int]], z: np.ndarray) -> np.ndarray:
+    """Which structures have all the bonds, [n] bool."""
+    pairs = np.array([(i, j) for i, near in enumerate(bonded) for j in near if i < j], int).reshape(-1, 2)
+    radii = covalent_radii().numpy()[z]
+    length = np.linalg.norm(_steps(structures, rows, pairs[:, 0], pairs[:, 1]), axis=2)
+    return (length < BROKEN * radii[pairs].sum(1)).all(1)
+
+
+def _one_hand(copies: np.ndarray) -> np.ndarray:
+    """Without the mirror images of the majority (equal atoms in another order, or an inverted centre), where the shape has a hand."""
+    if copies.shape[1] < 4:
+        return copies
+    a, b, c = (copies[:, i] for i in (1, 2, 3))
+    volume = np.einsum("ni,ni->n", a, np.cross(b, c)) / np.prod([np.linalg.norm(v, axis=1) for v in (a, b, c)], axis=0)
+    clear = np.abs(volume) > 0.2  # a tetrahedron's is 0.77, a planar centre's 0
+    sign = 1.0 if (volume > 0.2).sum() >= (volume < -0.2).sum() else -1.0
+    return copies[volume * sign > 0.2] if clear.mean() > 0.9 else copies
+
+
+def _bonds(structures: Structures, row: int) -> list[list[int]]:
+    """The atoms bonded to each atom of structure ``row``, rising."""
+    batch = structures.batch([row], dtype=torch.float64)
+    radii = covalent_radii()[batch.z]
+    batch = attach(batch, 2 * BOND * float(radii.max()))
+    sender, receiver = batch.edge_index
+    vector = batch.pos[sender] - batch.pos[receiver]
+    if batch.edge_shift is not None:
+        vector = vector + batch.edge_shift
+    near = vector.norm(dim=1) < BOND * (radii[sender] + radii[receiver])
+    bonded: list[set[int]] = [set() for _ in radii]
+    for j, i in zip(sender[near].tolist(), receiver[near].tolist()):
+        bonded[i].add(j)
+    return [sorted(s - {i}) for i, s in enumerate(bonded)]
+
+
+def _members(bonded: list[list[int]], z: np.ndarray, molecule: np.ndarray, frame: str) -> Iterator[tuple[tuple, np.ndarray, np.ndarray]]:
+    """(kind, atoms, own) of every star: same kind, same molecule and same place in it."""
+    place, elements = np.empty(len(z), int), {}
+    for m in np.unique(molecule):
+        inside = np.flatnonzero(molecule == m)
+        place[inside], elements[m] = np.arange(len(inside)), z[inside].tobytes()
+        if frame == "structure" and len(inside) > 1:
+            yield (elements[m],), inside, np.ones(len(inside), bool)
+    if frame == "structure":
+        return
+    for i, near in enumerate(bonded):
+        if not near or (len(near) == 1 and (len(bonded[near[0]]) > 1 or near[0] < i)):
+            continue  # it is an end, and counted in its neighbour's star
+        members = np.array([i, *near])
+        own = np.array([True, *(len(bonded[j]) == 1 for j in near)])
+        yield (elements[molecule[i]], tuple(place[members])), members, own
+
+
+def _nearest_images(steps: np.ndarray, cells: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """``steps`` [n, k, 3] in ``cells`` [n, 3, 3], each brought to its shortest periodic image (by rounding: right for bonds)."""
+    full = np.where(pbc[:, :, None], cells, np.eye(3))
+    return steps - (np.round(steps @ np.linalg.inv(full)) * pbc[:, None]) @ full

@@ -1,0 +1,1 @@
+"""The command ``potkit``: one file per group of commands."""

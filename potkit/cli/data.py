@@ -1,0 +1,197 @@
+"""The commands ``potkit data …``: what data sets there are, what is in them, making, fetching, checking and splitting them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from ..errors import ConfigError, DataError
+
+data_app = typer.Typer(help="Data sets: what there is, what is in them, making and splitting them.", no_args_is_help=True)
+
+DataArgument = Annotated[str, Argument(help="a registered data set, or a file or folder in a known format", metavar="NAME|PATH")]
+FormatOption = Annotated[str | None, Option("--format", help="the file's format, where the content does not tell")]
+
+
+def _structures(data: str, format: str | None = None):
+    """A registered set by name, else whatever lies at the path; a user's own file is checked before anything is cut out of it,
+    so that an error names the structure by its place in the file."""
+    structures, own = _found(data, format)
+    if own:
+        from potkit.structures.neighbors import check_overlaps
+
+        check_overlaps(structures.validate())
+    return structures
+
+
+def _found(data: str, format: str | None = None):
+    """The structures, and whether they are a user's own file."""
+    import potkit
+    from potkit.datasets.records import RECORDS
+
+    known = [r.name for r in RECORDS]
+    if data in known and format is None:
+        return potkit.load(data), False
+    return potkit.read(_existing(data), format=format), True
+
+
+def _existing(data: str) -> str:
+    from potkit.datasets.records import RECORDS
+
+    if not Path(data).exists():
+        names = ", ".join(r.name for r in RECORDS)
+        raise ConfigError(f"{data!r} is neither a file or folder nor a data set; data sets: {names}")
+    return data
+
+
+@data_app.command("list")
+def data_list(
+    name: Annotated[str | None, Argument(help="tell everything about this one: files, checksums, split, use, citation")] = None,
+    cite: Annotated[bool, Option("--cite", help="BibTeX entries as well")] = False,
+) -> None:
+    """The registered data sets: size, elements, level of theory, licence, and whether they are on this machine."""
+    import pandas as pd
+
+    from potkit.datasets import names, registry
+
+    if name is not None:
+        print(registry.describe(name))
+        return
+    table = names()
+    columns = ["name", "kind", "structures", "molecules", "atoms", "elements", "level", "forces", "licence", "state"]
+    with pd.option_context("display.width", None):
+        print(table[columns].to_string(index=False, na_rep="?"))
+    if cite:
+        print("\n" + "\n\n".join(dict.fromkeys(registry.bibtex(name) for name in table["name"])))
+
+
+@data_app.command("info")
+def data_info(data: DataArgument, format: FormatOption = None) -> None:
+    """What is in a data set or file: a row per system."""
+    structures = _structures(data, format)
+    print(structures)
+    print(structures.summary().to_string(index=False, float_format=lambda value: f"{value:.4f}", max_rows=60))
+
+
+@data_app.command("make")
+def data_make(
+    name: Annotated[str, Argument(help="a recipe: ani-mini, tip3p-mini, …")],
+    out: Annotated[Path | None, Option(help="an .h5 file or a folder; default: NAME.h5 in data/ here")] = None,
+    scale: Annotated[str, Option(help="size relative to the embedded set, or 'paper'")] = "1",
+    jobs: Annotated[int, Option(help="processes")] = 1,
+    seed: Annotated[int, Option(help="seed of all random numbers")] = 0,
+) -> None:
+    """Generate an embedded data set, at any size; a broken generation goes on where it stopped."""
+    from potkit.datasets import recipes
+
+    target = out or Path("data") / f"{name}.h5"
+    print(recipes.make(name, out=target, scale=scale, jobs=jobs, seed=seed))
+    print(f"written: {target}")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, Argument(help="a public data set")],
+    file: Annotated[list[str] | None, Option(help="only this file of it, repeatable")] = None,
+) -> None:
+    """Download a public data set once, with its checksum."""
+    from potkit.datasets import registry
+
+    print(registry.fetch(name, file))
+
+
+@data_app.command("convert")
+def data_convert(
+    data: Annotated[str, Argument(help="a data set whose files are on this machine, or a file or folder", metavar="NAME|PATH")],
+    out: Annotated[Path | None, Option(help="the store, a folder; a registered set goes into the cache")] = None,
+    format: FormatOption = None,
+) -> None:
+    """Pack a data set into the form that opens at once (memory-mapped), in memory that does not grow with it."""
+    from potkit.datasets import registry
+
+    if data in [r.name for r in registry.RECORDS] and format is None:
+        if out is not None:
+            raise ConfigError("--out is for files of your own: a registered set is packed into the cache (POTKIT_DATA)")
+        print(registry.convert(data))
+        return
+    if out is None:
+        raise ConfigError(f"--out is needed to pack {data!r}, which is not a registered set")
+    print(registry.pack(_existing(data), out, format, progress=True))
+
+
+@data_app.command("check")
+def data_check(
+    data: DataArgument,
+    cutoff: Annotated[float | None, Option(help="Å; boxes narrower than twice this are an error")] = None,
+    format: FormatOption = None,
+) -> None:
+    """A health report: counts, magnitudes, units, NaN, atoms on top of each other, net forces, duplicates. Exit code 1 if unwell."""
+    from potkit.datasets import checks
+
+    if cutoff is not None and not cutoff > 0:
+        raise ConfigError(f"--cutoff must be positive, got {cutoff}")
+    structures, _ = _found(data, format)
+    report = checks.check(structures, cutoff=cutoff)
+    print(structures)
+    print(report.to_string(index=False))
+    print(f"fingerprint: {structures.fingerprint()}")
+    if not report.attrs["healthy"]:
+        raise DataError(f"{data}: the report above has rows that are bad")
+    if cutoff is not None:
+        checks.require_wide_boxes(structures, cutoff, data)
+
+
+@data_app.command("leakage")
+def data_leakage(
+    first: Annotated[str, Argument(help="what is trained on, such as the pretraining set", metavar="NAME|PATH")],
+    second: Annotated[str, Argument(help="what is tested on", metavar="NAME|PATH")],
+    tolerance: Annotated[float, Option(help="Å")] = 1e-3,
+    out: Annotated[Path | None, Option(help="write the pairs to this CSV file")] = None,
+) -> None:
+    """Which structures of the second set are in the first as well, however turned, shifted or reordered. Exit code 1 if any are."""
+    from potkit.datasets import splits
+    from potkit.structures.storage import replacing
+
+    found = splits.leakage(_found(first)[0], _found(second)[0], tolerance)
+    print(found.attrs["message"] if not len(found) else "pairs that are the same, by system of the second set:")
+    if len(found):
+        print(found["system"].value_counts().rename_axis("system").reset_index(name="pairs").to_string(index=False, max_rows=20))
+    if out is not None:
+        with replacing(out) as temporary:
+            found.to_csv(temporary, index=False)
+    if len(found):
+        raise DataError(f"{second}: {found.attrs['message']}")
+
+
+@data_app.command("split")
+def data_split(
+    data: DataArgument,
+    out: Annotated[Path, Option(help="where the indices go (.npz)")],
+    fractions: Annotated[str, Option(help="shares of train, valid and test")] = "0.8,0.1,0.1",
+    by: Annotated[str, Option(help="structure, system, structure-within-system, or published (the set's own split)")] = "structure",
+    seed: Annotated[int, Option(help="seed of the permutation")] = 0,
+    fold: Annotated[int, Option(help="which of several published splits")] = 1,
+    format: FormatOption = None,
+) -> None:
+    """Draw a train / valid / test split and write it to a file that names the data it belongs to."""
+    from potkit.datasets import registry, splits
+
+    if by == "published":
+        structures = _structures(data, format)
+        parts = registry.published_split(data, structures, fold)
+        splits.save_indices(out, structures, parts, by=by, fold=fold)
+        print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))
+        return
+    try:
+        shares = [float(share) for share in fractions.split(",")]
+    except ValueError:
+        raise ConfigError(f"--fractions {fractions!r} is not a list of numbers such as 0.8,0.1,0.1") from None
+    if len(shares) != 3:
+        raise ConfigError(f"--fractions needs three shares (train, valid, test), got {len(shares)}")
+    structures = _structures(data, format)
+    parts = dict(zip(("train", "valid", "test"), splits.split(structures, shares, seed=seed, by=by)))
+    splits.save_indices(out, structures, parts, by=by, fractions=shares, seed=seed)
+    print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))

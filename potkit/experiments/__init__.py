@@ -1,0 +1,17 @@
+"""Comparisons as data: experiments and their arms, the grid of runs, who runs it, what its numbers say."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "arms",
+        "experiment",
+        "scheduler",
+        "statistics",
+        "tasks",
+        "uncertainty",
+        "yaml_form",
+    ],
+    submod_attrs={"experiment": ["Experiment", "compare", "leakage", "run"]},
+)

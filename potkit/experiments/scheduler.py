@@ -1,0 +1,284 @@
+"""Where the runs of a grid are done: here one after the other, in several processes (each with its GPU), or by a Dask client.
+
+All three do the same: give every task to ``function(task)`` and collect its answer, a row with a "status". A row whose status is "busy"
+(another grid does that run right now) is asked for again later. One worker's death costs its run, not the grid. When the process
+that started a grid ends, however it ends, its workers write a checkpoint and end too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, Callable, Iterator, Sequence, TypeVar
+
+from ..errors import ConfigError, Interrupted
+
+T = TypeVar("T")
+Row = dict[str, Any]
+PAUSE = 0.5  # s before a busy run is asked for again
+PATIENCE = 30.0  # s a worker has for its last checkpoint
+
+
+class Serial:
+    """One task after the other, in this process."""
+
+    def __init__(self, function: Callable[[Any], Row]) -> None:
+        self.function = function
+
+    def __enter__(self) -> Serial:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
+        """The row of every task, in their order; ``note`` is called as each is done."""
+        queue, done, in_vain = deque(tasks), {}, 0
+        while queue:
+            task = queue.popleft()
+            row = self.function(task)
+            if row["status"] == "busy":
+                queue.append(task)
+                in_vain += 1
+                if in_vain >= len(queue):
+                    time.sleep(PAUSE)
+                continue
+            done[task], in_vain = row, 0
+            note()
+        return {task: done[task] for task in tasks}
+
+
+# -- processes ----------------------------------------------------------------------------------------------------------------
+def visible_devices(jobs: int) -> list[str] | None:
+    """The GPUs to spread ``jobs`` workers over, as CUDA_VISIBLE_DEVICES names them; None where there is nothing to choose."""
+    if jobs < 2:
+        return None
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return None
+    listed = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    return listed[:count] or [str(i) for i in range(count)]
+
+
+class Processes:
+    """``jobs`` processes that get ``function`` once; worker i sees only the GPU ``devices[i % n]`` (default: all GPUs in turn)."""
+
+    def __init__(self, function: Callable[[Any], Row], jobs: int, devices: Sequence[str] | None = None) -> None:
+        self.function, self.jobs = function, jobs
+        self.devices = visible_devices(jobs) if devices is None else [str(d) for d in devices]
+        self.workers: dict[connection.Connection, _Worker] = {}
+
+    def __enter__(self) -> Processes:
+        self.old = None
+        if threading.current_thread() is threading.main_thread():
+            self.old = signal.signal(signal.SIGTERM, _as_interrupt)  # so that `kill` ends the workers in order, as Ctrl-C does
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            for worker in self.workers.values():
+                worker.end(in_order=kind is None)
+            deadline = time.monotonic() + PATIENCE
+            for worker in self.workers.values():
+                worker.process.join(max(deadline - time.monotonic(), 0.1))
+                if worker.process.is_alive():
+                    worker.process.kill()
+        finally:
+            if self.old is not None:
+                signal.signal(signal.SIGTERM, self.old)
+
+    def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
+        """As `Serial.map`. A worker that dies (killed, out of memory) makes its run a failed one and is replaced."""
+        queue, later, done = deque(tasks), [], {}
+        while len(done) < len(tasks):
+            now = time.monotonic()
+            queue += [task for at, task in later if at <= now]
+            later = [(at, task) for at, task in later if at > now]
+            while queue and (worker := self._free()):
+                worker.give(queue.popleft())
+            working = [c for c, w in self.workers.items() if w.task is not None]
+            if not working:
+                time.sleep(PAUSE / 5)
+            for ready in connection.wait(working, PAUSE) if working else []:
+                task, row = self._collect(ready)
+                if row["status"] == "busy":
+                    later.append((time.monotonic() + PAUSE, task))
+                    continue
+                done[task] = row
+                note()
+        return {task: done[task] for task in tasks}
+
+    def _free(self) -> _Worker | None:
+        for worker in self.workers.values():
+            if worker.task is None:
+                return worker
+        if len(self.workers) >= self.jobs:
+            return None
+        slot = min(set(range(self.jobs)) - {w.slot for w in self.workers.values()})
+        worker = _Worker(self.function, slot, max(1, (os.cpu_count() or 1) // self.jobs), self.devices)
+        self.workers[worker.connection] = worker
+        return worker
+
+    def _collect(self, ready: connection.Connection) -> tuple[Any, Row]:
+        worker = self.workers[ready]
+        try:
+            row, stopped = ready.recv()
+        except (EOFError, OSError):
+            del self.workers[ready]
+            worker.process.join()
+            code = worker.process.exitcode
+            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            return worker.task, {"status": "failed", "error": f"the process of this run died ({how}); was memory short?"}
+        if stopped is not None:
+            raise Interrupted(stopped)
+        task, worker.task = worker.task, None
+        return task, row
+
+
+def _as_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class _Worker:
+    """One process, seen from the one that started it."""
+
+    def __init__(self, function: Callable[[Any], Row], slot: int, threads: int, devices: Sequence[str] | None) -> None:
+        context = get_context("spawn")  # forked children of a process that used CUDA or threads may hang
+        self.slot, self.task = slot, None
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, function, threads), daemon=True)
+        with _environment(CUDA_VISIBLE_DEVICES=devices[slot % len(devices)] if devices else None):
+            self.process.start()
+        theirs.close()
+
+    def give(self, task: Any) -> None:
+        self.task = task
+        try:
+            self.connection.send(task)
+        except OSError:
+            pass  # it has died; the next look at the connection tells
+
+    def end(self, in_order: bool) -> None:
+        if in_order:
+            self.connection.close()
+        else:
+            self.process.terminate()
+
+
+@contextmanager
+def _environment(**values: str | None) -> Iterator[None]:
+    """Environment variables for processes started inside; None leaves one as it is."""
+    old = {k: os.environ.get(k) for k, v in values.items() if v is not None}
+    os.environ.update({k: v for k, v in values.items() if v is not None})
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(tasks: connection.Connection, function: Callable[[Any], Row], threads: int) -> None:
+    """What a worker does: answer tasks until the other side closes."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C in the terminal goes to the starter alone, which then asks us once to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "torch" in sys.modules:  # unpickling the function has imported what it needs
+        sys.modules["torch"].set_num_threads(threads)
+    while True:
+        try:
+            task = tasks.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: tuple[Row | None, str | None] = function(task), None
+        except Interrupted as error:
+            answer = None, str(error)
+        try:
+            tasks.send(answer)
+        except OSError:
+            return
+        if answer[1] is not None:
+            return
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this one is gone; then write a last checkpoint and end."""
+    starter = parent_process()
+    if starter is None:
+        return
+    while not connection.wait([starter.sentinel], 2.0) and os.getppid() == starter.pid:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)  # during training: stop after this step; else: the end
+    time.sleep(PATIENCE / 2)
+    os._exit(1)
+
+
+# -- Dask ---------------------------------------------------------------------------------------------------------------------
+class Dask:
+    """Hands tasks to a `distributed.Client`. All workers must see the run store under the same path."""
+
+    def __init__(self, function: Callable[[Any], Row], client: Any) -> None:
+        self.client = connect(client) if isinstance(client, str) else client
+        self.own = isinstance(client, str)
+        self.function = function
+
+    def __enter__(self) -> Dask:
+        [self.remote] = self.client.scatter([self.function], broadcast=True, hash=False)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.own:
+            self.client.close()
+
+    def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
+        """As `Serial.map`; what a lost Dask worker did is done again by another, as Dask's settings say."""
+        from dask.distributed import as_completed
+
+        pending = {self.client.submit(_call, self.remote, task, pure=False): task for task in tasks}
+        done: dict[T, Row] = {}
+        try:
+            for future in (waiting := as_completed(list(pending))):
+                task = pending[future]
+                try:
+                    row = future.result()
+                except Exception as error:  # the worker's end, not the run's: those are rows
+                    row = {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+                if row["status"] == "busy":
+                    time.sleep(PAUSE / 5)
+                    again = self.client.submit(_call, self.remote, task, pure=False)
+                    pending[again] = task
+                    waiting.add(again)
+                    continue
+                done[task] = row
+                note()
+        except BaseException:
+            self.client.cancel(list(pending))
+            raise
+        return {task: done[task] for task in tasks}
+
+
+def _call(function: Callable[[Any], Row], task: Any) -> Row:
+    return function(task)
+
+
+def connect(address: str) -> Any:
+    """A Dask client of the scheduler at ``address``. Raises ConfigError where Dask is missing or nobody answers."""
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise ConfigError("runs over a cluster need Dask: pip install 'potkit[cluster]'") from None
+    try:
+        return Client(address, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no Dask scheduler answers at {address} ({' '.join(str(error).split())[:200]})") from None

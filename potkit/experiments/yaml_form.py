@@ -1,0 +1,215 @@
+"""An experiment written down in YAML: what `potkit compare FILE` runs and what a stored result names as its origin.
+
+    name: alkanes-to-3bpa
+    model: {name: egnn, preset: small}
+    pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}        # a registered set or a file; limit in eV, optional
+    train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
+                                  # or {data: ani-mini, part: {fractions: [0.8, 0.2], by: system, index: 0}}: see SplitPart
+    test: {data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz, without: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
+    labels: [50, 200]
+    seeds: [0, 1, 2]
+    arms:                                                       # name: objective and its settings; or a variant (see potkit.arms)
+      denoise 0.1 Å: {objective: denoise, sigma: 0.1}
+      frozen first: {like: denoise 0.1 Å, freeze: 0.3}
+      layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
+    pretrain: {steps: 4000, batch_size: 32}                     # TrainConfig
+    finetune: {steps: 600, batch_size: 8}
+    supervised: {energy: 1, forces: 10}                         # optional
+    longer: time                                                # optional; time, steps or null
+    vectors: {denoise 0.1 Å: gradient}                          # optional; read-out an arm is pretrained with
+    parts: {denoise 0.1 Å: [backbone, energy_head]}             # optional; what an arm takes over (default: the backbone)
+    grid:                                                       # optional; a column each, all combinations; what differs from above:
+      network:                                                  # settings are added to pretrain, finetune, supervised, arms, vectors and
+        egnn: {}                                                # parts, all else is replaced
+        et: {model: {name: torchmd_et, preset: small}, finetune: {lr: 1.0e-3}}
+      data:
+        3bpa: {}
+        dipeptides: {train: {data: …}, test: {data: …}, labels: [25, 100]}
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .. import datasets, objectives
+from ..training.config import TrainConfig
+from ..datasets import splits
+from ..datasets.filters import near_minimum
+from ..errors import ConfigError, DataError
+from .experiment import Experiment
+from ..structures.store import Structures
+
+
+def named_or_file(data: str) -> Structures:
+    """A registered set by its name, else the structures at a path; $VARIABLES of the environment are filled in."""
+    path = os.path.expandvars(data)
+    if "$" in path:
+        raise DataError(f"{data}: set the environment variable it names")
+    if path in set(datasets.names()["name"]):
+        return datasets.load(path)
+    return datasets.read(path)
+
+
+class SplitPart(BaseModel):
+    """Part ``index`` of a split into ``fractions``: the training half and the test half of one set name the same split."""
+
+    model_config = ConfigDict(extra="forbid")
+    fractions: list[float]
+    index: int = Field(ge=0)
+    by: Literal["structure", "system"] = "structure"
+    seed: int = 0
+
+    def of(self, structures: Structures) -> Structures:
+        """Raises ConfigError where there is no such part."""
+        parts = structures.split(self.fractions, seed=self.seed, by=self.by)
+        if self.index >= len(parts):
+            raise ConfigError(f"part: index {self.index}, but there are {len(parts)} fractions")
+        return parts[self.index]
+
+
+class DataSpec(BaseModel):
+    """A set by name or path ($VARIABLES are filled in), and which of its structures."""
+
+    model_config = ConfigDict(extra="forbid")
+    data: str
+    near_minimum: float | None = None  # eV
+    systems: list[str] | None = None
+    limit: int | None = None  # at most so many structures, drawn with seed 0
+    part: SplitPart | None = None  # one part of a split
+    without: str | None = None  # leave out what is also in this set (same system and geometry): a test set must be unseen
+
+    def load(self) -> Structures:
+        """The structures. Raises DataError where a variable is not set, nothing is found or nothing is left."""
+        found = named_or_file(self.data)
+        if self.near_minimum is not None:
+            found = near_minimum(found, self.near_minimum)
+        if self.systems is not None:
+            names = found.system_names()
+            missing = [s for s in self.systems if s not in names]
+            if missing:
+                raise DataError(f"{self.data}: no system {missing[0]!r}; there are {', '.join(names[:10])} …")
+            found = found[[names[i] in self.systems for i in found.system]]
+        if self.without is not None:
+            leaked = splits.leakage(named_or_file(self.without), found)["b"]
+            found = found[np.setdiff1d(np.arange(len(found)), leaked)]
+        if self.part is not None:
+            found = self.part.of(found)
+        if self.limit is not None and self.limit < len(found):
+            found = found.split((self.limit,), seed=0)[0]
+        if not len(found):
+            raise DataError(f"{self.data}: no structure is left after the filters")
+        return found
+
+
+ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts")  # in a grid added to, not replaced
+
+
+class ExperimentSpec(BaseModel):
+    """The fields of the module's example but ``grid``; `experiment` turns them into an `Experiment`."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    model: dict[str, Any]
+    train: DataSpec
+    test: DataSpec
+    labels: list[int]
+    arms: dict[str, dict[str, Any]] = {}
+    pretrain_on: DataSpec | None = None
+    seeds: list[int] = [0, 1, 2]
+    pretrain: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
+    supervised: dict[str, Any] = {}
+    longer: str | None = "time"
+    valid_fraction: float = 0.1
+    vectors: dict[str, str] = {}
+    parts: dict[str, list[str]] = {}
+
+    def experiment(
+        self, store: str | Path = "runs/store", jobs: int = 1, loaded: dict[str, Structures] | None = None, **changes: Any
+    ) -> Experiment:
+        """Load the data (or find it in ``loaded``) and check every setting; raises ConfigError or DataError naming what is wrong."""
+        loaded = {} if loaded is None else loaded
+
+        def load(spec: DataSpec) -> Structures:
+            key = spec.model_dump_json()
+            if key not in loaded:
+                loaded[key] = spec.load()
+            return loaded[key]
+
+        if "name" not in self.model:
+            raise ConfigError("model: give its name, such as {name: egnn, preset: small}")
+        values = dict(
+            model=self.model, labels=self.labels, seeds=self.seeds, longer=self.longer, valid_fraction=self.valid_fraction,
+            objectives={arm: objectives.from_dict(v) for arm, v in self.arms.items() if "like" not in v},
+            variants={arm: v for arm, v in self.arms.items() if "like" in v}, vectors=self.vectors, parts=self.parts,
+            pretrain_config=TrainConfig(**self.pretrain), finetune_config=TrainConfig(**self.finetune),
+            supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
+        )  # fmt: skip
+        train, test = load(self.train), load(self.test)
+        pretrain_on = load(self.pretrain_on) if self.pretrain_on else None
+        built = Experiment(train=train, test=test, pretrain_on=pretrain_on, store=store, jobs=jobs, **{**values, **changes})
+        built.build(0)  # a misspelt model option stops here, not in the first run
+        return built
+
+
+class GridSpec:
+    """An experiment per combination of the ``grid``'s columns, or a single one."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        values = dict(values)
+        grid = values.pop("grid", None) or {}
+        for column, cells in grid.items():
+            if column in ("arm", "seed", "labels", "metric") or not isinstance(cells, dict) or not cells:
+                raise ConfigError(f"grid.{column}: expected a name that is no column yet, with the settings of each of its values")
+        self.name = values.get("name", "")
+        self.specs: list[tuple[dict[str, str], ExperimentSpec]] = []
+        for cell in itertools.product(*(cells.items() for cells in grid.values())):
+            merged = dict(values)
+            for _, changes in cell:
+                for key, value in (changes or {}).items():
+                    merged[key] = {**(merged.get(key) or {}), **value} if key in ADDED and isinstance(value, dict) else value
+            columns = {column: str(name) for column, (name, _) in zip(grid, cell)}
+            try:
+                self.specs.append((columns, ExperimentSpec(**merged)))
+            except ValidationError as error:
+                where = "".join(f"grid {column} {name}: " for column, name in columns.items())
+                raise ConfigError("; ".join(f"{where}{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}" for p in error.errors())) from None
+
+    def experiments(self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any) -> list[Experiment]:
+        """The experiments, their data loaded once; raises ConfigError or DataError naming what is wrong."""
+        loaded: dict[str, Structures] = {}
+        return [spec.experiment(store, jobs, loaded, columns=columns, **changes) for columns, spec in self.specs]
+
+    def experiment(self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any) -> Experiment:
+        """The one experiment of a file without a grid."""
+        if len(self.specs) != 1:
+            raise ConfigError(f"{self.name}: a grid of {len(self.specs)} experiments; use experiments()")
+        return self.experiments(store, jobs, **changes)[0]
+
+    def model_dump(self) -> Any:
+        """All settings, for the record."""
+        dumped = [{**({"grid": columns} if columns else {}), **spec.model_dump()} for columns, spec in self.specs]
+        return dumped[0] if len(dumped) == 1 else dumped
+
+
+def read(path: str | Path) -> GridSpec:
+    """The experiment, or grid of them, in a YAML file. Raises ConfigError naming the file and everything wrong in it."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+    try:
+        return GridSpec(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,33 @@
+"""What people look at: tables and where they come from, figures, 3-D structures, published numbers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "figures",
+        "gallery",
+        "picture_export",
+        "published_numbers",
+        "structures_3d",
+        "tables",
+    ],
+    submod_attrs={
+        "tables": [
+            "BENCHES",
+            "UNITS",
+            "across",
+            "commit",
+            "curves",
+            "effects",
+            "fill",
+            "hardware",
+            "markdown",
+            "measured",
+            "printed",
+            "store",
+            "stored",
+            "wide",
+        ]
+    },
+)

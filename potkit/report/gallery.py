@@ -1,0 +1,74 @@
+"""Figures made outside notebooks, and the page that shows every exported figure: figures/README.md, one picture after the other."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..structures.storage import replacing
+
+_TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
+
+
+def entries(folder: str | Path) -> list[tuple[str, str]]:
+    """Name and title of every figure in ``folder`` (NAME.html, written by `plots.save`), sorted by name."""
+    found = []
+    for page in sorted(Path(folder).glob("*.html")):
+        title = _TITLE.search(page.read_text(encoding="utf-8")[:4000])
+        found.append((page.stem, html.unescape(title[1]).strip() if title else page.stem))
+    return found
+
+
+def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
+    """Write README.md into ``folder``: title, picture and link of each figure, under the notebook whose number its name begins with.
+
+    ``notebooks``: the folder of the notebooks, for the links (default: notebooks/ beside ``folder``). Same figures, same bytes.
+    """
+    folder = Path(folder)
+    books = {p.name[:2]: p for p in sorted(Path(notebooks or folder.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+    lines = [
+        "# Figures",
+        "",
+        "What the notebooks export, made by `potkit run --inplace` (profile quick), and what `potkit compare` and `potkit bench` drew with",
+        "`--figure`. A picture links to its interactive page; download the page to turn and zoom it (it loads plotly.js from beside it or from",
+        "plotly's server).",
+    ]
+    last = None
+    for name, title in entries(folder):
+        number = name[:2]
+        if number != last:
+            book = books.get(number)
+            head = f"[{book.stem}](../{book.parent.name}/{book.name})" if book else "Other figures"
+            lines += ["", f"## {head}"]
+            last = number
+        picture = next((f"{name}.{kind}" for kind in ("png", "svg") if (folder / f"{name}.{kind}").is_file()), None)
+        lines += ["", f"**{title}** · [`{name}.html`]({name}.html)"]
+        lines += ["", f"[![{title}]({picture})]({name}.html)"] if picture else []
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "README.md"
+
+
+def check(path: Path | None) -> None:
+    """Raise ConfigError for a ``--figure`` that no figure can be written to, before anything is run."""
+    if path is not None and path.suffix not in (".png", ".svg", ".html"):
+        raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .html")
+    if path is not None and not path.resolve().parent.is_dir():
+        raise ConfigError(f"--figure {path}: there is no folder {path.resolve().parent}")
+
+
+def draw(chart: Any, path: Path) -> list[Path]:
+    """A picture; or a page with a picture beside it, and both in the gallery of the folder if it has one. The files written."""
+    from . import picture_export, figures
+
+    if path.suffix != ".html":
+        with replacing(path) as temporary:
+            temporary.write_bytes(picture_export.image(chart, kind=path.suffix[1:]))
+        return [path]
+    figures.save(chart, path.stem, path.parent)
+    if (path.parent / "README.md").is_file():
+        write(path.parent)
+    return [path, path.with_suffix(".png")]

@@ -1,0 +1,435 @@
+"""The packed store of structures, and the batch a network sees.
+
+All structures of a set lie end to end in a few flat arrays: structure ``i`` owns atoms ``ptr[i]:ptr[i+1]``. Nothing is held per
+structure, so a set can be memory-mapped, moved to a GPU whole, and cut into batches by index arithmetic alone. Opening and cutting
+needs numpy only: torch is imported by `Structures.gather`, PyG by `Structures.batch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Sequence
+
+import numpy as np
+
+from . import storage
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .batch import Batch
+
+SYMBOLS = (
+    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh "
+    "Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr "
+    "Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+).split()
+MAX_Z = len(SYMBOLS) - 1  # 118
+PER_ATOM = ("z", "pos", "forces", "molecule")
+PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
+ARRAYS = ("ptr",) + PER_ATOM + PER_STRUCTURE
+WHOLE, REAL = ("z", "system", "molecule"), ("pos", "forces", "cell", "charge")  # what a batch holds as long, and in its own precision
+RUNS = 20_000  # up to so many structures are read one by one from the large arrays of a mapped store; more go through the mapping
+MAPPED = 10_000_000  # bytes up to which an array of a mapped store is small: that much of it may become resident
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Batch":  # PyG takes seconds and hundreds of MB to import: only who uses batches pays
+        from .batch import Batch
+
+        return Batch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a batch comes from: the name of its set and of each structure's system."""
+
+    name: str
+    systems: tuple[str, ...]
+
+
+class Structures:
+    """Many structures in flat arrays; see the contract in the module's docstring.
+
+    z [A] uint8 · pos [A,3] float Å · ptr [S+1] int64 · energy [S] float64 eV | None · forces [A,3] eV/Å | None ·
+    cell [S,3,3] Å | None (rows are lattice vectors; zeros where a structure has none) · pbc [S,3] bool · charge [S] int16 (e) ·
+    system [S] int32 (structures of one chemical species or one trajectory share a number) · molecule [A] int32 (bonded group,
+    numbered from 0 in each structure). ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) …
+    Raises DataError where shapes or elements do not fit. ``checked``: the values (not the shapes) are known to be right and are
+    not looked at, so that opening a store does not read it.
+    """
+
+    def __init__(
+        self,
+        z: np.ndarray,
+        pos: np.ndarray,
+        ptr: np.ndarray,
+        energy: np.ndarray | None = None,
+        forces: np.ndarray | None = None,
+        cell: np.ndarray | None = None,
+        pbc: np.ndarray | None = None,
+        charge: np.ndarray | None = None,
+        system: np.ndarray | None = None,
+        molecule: np.ndarray | None = None,
+        info: dict[str, Any] | None = None,
+        checked: bool = False,
+    ) -> None:
+        self.ptr = np.asarray(ptr, np.int64)
+        n_structures, n_atoms = len(self.ptr) - 1, int(self.ptr[-1]) if self.ptr.ndim == 1 and len(self.ptr) else -1
+        falls = not checked and self.ptr.ndim == 1 and any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1))
+        if n_atoms < 0 or self.ptr[0] != 0 or falls:
+            raise DataError(f"ptr must be a rising array that starts at 0, got shape {self.ptr.shape}")
+
+        def take(name: str, value: Any, dtype: Any, shape: tuple[int, ...], default: Any = None) -> Any:
+            if value is None:
+                return None if default is None else np.full(shape, default, dtype)
+            value = value if isinstance(value, np.ndarray) else np.asarray(value)
+            if value.shape != shape:
+                raise DataError(f"{name} must have shape {shape}, got {value.shape}")
+            return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+
+        def floating(value: Any) -> Any:
+            return None if value is None else np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
+
+        z = np.asarray(z)
+        if not checked:
+            self._check_elements(z)
+        self.z = take("z", z, np.uint8, (n_atoms,))
+        self.pos = take("pos", pos, floating(pos), (n_atoms, 3))
+        self.energy = take("energy", energy, np.float64, (n_structures,))
+        self.forces = take("forces", forces, floating(forces), (n_atoms, 3))
+        self.cell = take("cell", cell, np.float64, (n_structures, 3, 3))
+        self.pbc = take("pbc", pbc, np.bool_, (n_structures, 3), False)
+        self.charge = take("charge", charge, np.int16, (n_structures,), 0)
+        self.system = take("system", system, np.int32, (n_structures,), 0)
+        self.molecule = take("molecule", molecule, np.int32, (n_atoms,), 0)
+        if self.cell is None and not checked and self.pbc.any():
+            raise DataError("pbc is true somewhere but no cell was given")
+        self._checked = not checked
+        self.info: dict[str, Any] = dict(info or {})
+        self._resident: dict[str, dict[str, torch.Tensor]] = {}
+        self._files: dict[str, storage.Rows] = {}  # of the arrays that are mapped
+
+    def _check_elements(self, z: np.ndarray) -> None:
+        for k, part in enumerate(storage.pieces(z)):
+            if part.min() < 1 or part.max() > MAX_Z:
+                at = int(np.flatnonzero((part < 1) | (part > MAX_Z))[0])
+                row = at + k * storage.SCAN
+                owner = int(np.searchsorted(self.ptr, row, "right")) - 1
+                atom = row - int(self.ptr[owner])
+                raise DataError(f"structure {owner}: atomic number {int(part[at])} of atom {atom} is not in 1…{MAX_Z}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._files and self.lies_in(next(iter(self._files.values())).path.parent):
+            return {"store": next(iter(self._files.values())).path.parent, "info": self.info}  # the other process maps it as well
+        return {**self.__dict__, "_resident": {}, "_files": {}}  # copies on a device do not travel to other processes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(Structures.open(state["store"]).__dict__ | {"info": state["info"]} if "store" in state else state)
+
+    # -- size and looks ----------------------------------------------------------------------------------------------------
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    @property
+    def n_atoms(self) -> np.ndarray:
+        """Atoms per structure, [S]."""
+        return np.diff(self.ptr)
+
+    @property
+    def elements(self) -> list[int]:
+        """The atomic numbers that occur, rising."""
+        return np.flatnonzero(np.bincount(self.z, minlength=MAX_Z + 1)).tolist()
+
+    def system_names(self) -> list[str]:
+        """A name for every system number up to the largest in use."""
+        named = list(self.info.get("systems", []))
+        top = int(self.system.max()) + 1 if len(self) else 0
+        return named + [f"system-{i}" for i in range(len(named), top)]
+
+    def __repr__(self) -> str:
+        sizes = self.n_atoms
+        atoms = "no atoms" if not len(self) else f"{sizes.min()}–{sizes.max()} atoms"
+        has = [n for n in ("energy", "forces", "cell") if getattr(self, n) is not None]
+        return (
+            f"Structures({self.info.get('name', 'unnamed')}: {len(self):,} structures of {len(np.unique(self.system)):,} systems, {atoms}, "
+            f"elements {' '.join(SYMBOLS[z] for z in self.elements)}, with {', '.join(has) or 'positions only'})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.summary()
+        more = f"<p>… {len(table) - 8} more systems</p>" if len(table) > 8 else ""
+        return f"<p><b>{self!r}</b></p>{table.head(8).to_html(float_format='%.4g')}{more}"
+
+    def summary(self):
+        """A DataFrame with a row per system: structures, atoms, formula of the first, energy (eV/atom) and forces (eV/Å)."""
+        from .ase_io import summary
+
+        return summary(self)
+
+    # -- selecting and joining ---------------------------------------------------------------------------------------------
+    def _rows(self, key: Any) -> np.ndarray:
+        """``key`` (number, slice, numbers, mask) as row numbers ≥ 0."""
+        if isinstance(key, (int, np.integer)):
+            if not -len(self) <= key < len(self):
+                raise IndexError(f"structure {key} of {len(self)}")
+            return np.array([int(key) % len(self)])
+        if isinstance(key, slice):
+            return np.arange(*key.indices(len(self)))
+        key = np.asarray(key.cpu() if hasattr(key, "cpu") else key)  # a tensor may be on a device
+        if key.dtype == bool:
+            if key.shape != (len(self),):
+                raise IndexError(f"a mask of shape {key.shape} for {len(self)} structures")
+            return np.flatnonzero(key)
+        rows = key.astype(np.int64, casting="same_kind") if key.size else np.zeros(0, np.int64)
+        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
+            raise IndexError(f"structure {int(rows.max() if rows.max() >= len(self) else rows.min())} of {len(self)}")
+        return np.where(rows < 0, rows + len(self), rows)
+
+    def _cut(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """All arrays that are there, reduced to the structures ``rows``, copied."""
+        files = self._files if len(rows) <= RUNS else {}
+
+        def source(name: str) -> storage.Rows | None:
+            found, array = files.get(name), getattr(self, name)
+            return found if found is not None and found.array is array and array.nbytes > MAPPED else None
+
+        if (ptr := source("ptr")) is not None:
+            ends = ptr.take(rows, np.full(len(rows), 2)).reshape(-1, 2)
+            starts, counts = ends[:, 0], ends[:, 1] - ends[:, 0]
+        else:
+            starts = self.ptr.take(rows)
+            counts = self.ptr.take(rows + 1) - starts
+        out, atoms = {"ptr": np.concatenate([[0], np.cumsum(counts)])}, None
+        for name in PER_ATOM + PER_STRUCTURE:
+            if (array := getattr(self, name)) is None:
+                continue
+            if (file := source(name)) is not None:
+                out[name] = file.take(starts, counts) if name in PER_ATOM else file.take(rows, np.ones(len(rows), np.int64))
+            elif name in PER_ATOM:
+                atoms = storage.spread(starts, counts) if atoms is None else atoms
+                out[name] = np.asarray(array.take(atoms, axis=0))
+            else:
+                out[name] = np.asarray(array.take(rows, axis=0))
+        return out
+
+    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray | torch.Tensor) -> Structures:
+        return Structures(info=self.info, **self._cut(self._rows(key)))
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __add__(self, other: Structures) -> Structures:
+        return concatenate([self, other])
+
+    def split(
+        self, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, by: str = "structure"
+    ) -> tuple[Structures, ...]:
+        """Disjoint random parts. ``by``: "structure", "system" (no system in two parts) or "structure-within-system"."""
+        from ..datasets import splits
+
+        return tuple(self[rows] for rows in splits.split(self, fractions, seed=seed, by=by))
+
+    # -- files -------------------------------------------------------------------------------------------------------------
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by name."""
+        return {n: getattr(self, n) for n in ARRAYS if getattr(self, n) is not None}
+
+    def save(self, path: str | Path) -> Path:
+        """Write to ``path``: a folder of .npy files that can be memory-mapped, or one compressed file if it ends in ``.h5``."""
+        return storage.save(Path(path), self.arrays(), self.info)
+
+    @classmethod
+    def open(cls, path: str | Path, mmap: bool = True) -> Structures:
+        """Open what `save` wrote; a folder is memory-mapped unless ``mmap=False``, in time and memory that do not grow with it."""
+        arrays, info = storage.open_(Path(path), mmap)
+        for name in [n for n in ("ptr", "z", "pos") if n not in arrays] + [n for n in arrays if n not in ARRAYS]:
+            raise DataError(f"{path}: array {name} is {'unknown' if name in arrays else 'missing'}")
+        mapped = mmap and Path(path).is_dir()
+        try:
+            out = cls(**arrays, info=info, checked=mapped)  # what `save` wrote was checked
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        if mapped and hasattr(os, "preadv"):
+            for name in arrays:
+                source = arrays[name]
+                if isinstance(source, np.memmap):
+                    out._files[name] = storage.Rows(getattr(out, name), Path(source.filename), source.offset)
+        return out
+
+    def lies_in(self, path: str | Path) -> bool:
+        """Whether this is the unchanged, memory-mapped content of the store folder ``path``."""
+        own = {n: source for n, source in self._files.items() if source.array is getattr(self, n)}
+        return own.keys() == self.arrays().keys() and {x.path.parent.resolve() for x in own.values()} == {Path(path).resolve()}
+
+    def fingerprint(self) -> str:
+        """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""
+        if not hasattr(self, "_fingerprint"):
+            digest = hashlib.blake2b(digest_size=8)
+            for name, array in self.arrays().items():
+                digest.update(f"{name}{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def validate(self) -> Structures:
+        """Raise DataError that names the first structure holding NaN or infinity, no atoms or an unknown element; return self."""
+        where = self.info.get("name", "structures")
+        if not self._checked:  # opened from a store, unseen
+            if any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1)):
+                raise DataError(f"{where}: ptr is not a rising array: the store is damaged")
+            self._check_elements(self.z)
+        for name in ("pos", "forces", "energy", "cell"):
+            array = getattr(self, name)
+            if array is None:
+                continue
+            bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            if bad.any():
+                row = int(np.flatnonzero(bad)[0])
+                atomwise = name in PER_ATOM
+                owner = int(np.searchsorted(self.ptr, row, "right")) - 1 if atomwise else row
+                place = f", atom {row - int(self.ptr[owner])}" if atomwise else ""
+                raise DataError(f"{where}: {name} of structure {owner}{place} is not a finite number")
+        if (self.n_atoms == 0).any():
+            raise DataError(f"{where}: structure {int(np.flatnonzero(self.n_atoms == 0)[0])} has no atoms")
+        return self
+
+    # -- batches -----------------------------------------------------------------------------------------------------------
+    def to(self, device: str | torch.device) -> Structures:
+        """Keep a copy of the arrays on ``device``, so that `batch` gathers there; "cpu" brings a mapped store into memory. Returns
+        self."""
+        import torch
+
+        device = torch.device(device)
+        if device.type == "cpu":
+            for name, source in self._files.items():
+                if source.array is getattr(self, name):
+                    setattr(self, name, np.array(source.array))
+            self._files = {}
+        else:
+            self._tensors(device)
+        return self
+
+    def _tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
+        import torch
+
+        if str(device) not in self._resident:
+            host = {n: torch.from_numpy(storage.writeable(a)) for n, a in self.arrays().items() if n != "ptr"}
+            self._resident[str(device)] = {n: t.to(device) for n, t in host.items()}
+        return self._resident[str(device)]
+
+    def gather(
+        self,
+        indices: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Any]:
+        """What `batch` makes a ``Data`` of, as a plain dict; for code that does without PyG. Arguments as there."""
+        import torch
+
+        device, dtype = torch.device(device), dtype or torch.get_default_dtype()
+        rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, np.int64))
+        if len(rows) and int(rows.view(np.uint64).max()) >= len(self):  # seen without sign, a negative number is huge
+            raise DataError(f"batch asks for structure {int(rows.min() if rows.min() < 0 else rows.max())} of {len(self)}")
+
+        def move(array: np.ndarray) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+        if str(device) in self._resident:
+            starts = self.ptr[rows]
+            counts = self.ptr[rows + 1] - starts
+            host = {"ptr": np.concatenate([[0], np.cumsum(counts)]), "pbc": self.pbc[rows], "system": self.system[rows]}
+            atom_rows, rows_t = move(storage.spread(starts, counts)), move(rows)
+            out = {n: t.index_select(0, atom_rows if n in PER_ATOM else rows_t) for n, t in self._tensors(device).items()}
+            out |= {n: out[n].long() for n in WHOLE} | {"ptr": move(host["ptr"])}
+        else:  # numpy takes and casts in a fraction of the time that torch needs for as little
+            host = self._cut(rows)
+            out = {n: move(a.astype(np.int64) if n in WHOLE else a) for n, a in host.items()}
+        out |= {n: out[n].to(dtype) for n in REAL if n in out and out[n].dtype != dtype}
+        counts, total = np.diff(host["ptr"]), int(host["ptr"][-1])
+        out["batch"] = move(np.repeat(np.arange(len(rows)), counts))
+        out["mask"] = torch.zeros(total, dtype=torch.long, device=device)
+        out["num_nodes"] = total
+        out["max_atoms"] = int(counts.max()) if len(counts) else 0
+        out["periodic"] = self.cell is not None and bool(host["pbc"].any())
+        out["indices"] = rows
+        numbers = host["system"].tolist()
+        try:
+            labels = tuple(map(self.info.get("systems", ()).__getitem__, numbers))
+        except IndexError:  # not all systems have names
+            labels = tuple(map(self.system_names().__getitem__, numbers))
+        out["origin"] = Origin(str(self.info.get("name", "")), labels)
+        return out
+
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Batch:
+        """The structures at ``indices`` (default: all) as one PyG ``Data``; floats in ``dtype`` (default: torch's), energy float64.
+
+        Gathered on ``device`` if the set was moved there by `to`, else on the CPU and copied. Never waits for the device.
+        """
+        from .batch import Batch
+
+        return Batch.of(self.gather(indices, device, dtype))
+
+    # -- ASE ---------------------------------------------------------------------------------------------------------------
+    def to_ase(self) -> list:
+        """A list of `ase.Atoms` with energy and forces in a SinglePointCalculator."""
+        from .ase_io import to_ase
+
+        return to_ase(self)
+
+    @classmethod
+    def from_ase(cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64) -> Structures:
+        """From `ase.Atoms`: energy and forces come from the attached calculator and must be there for all frames or for none."""
+        from .ase_io import from_ase
+
+        return from_ase(frames, info, dtype)
+
+
+def formula(z: np.ndarray) -> str:
+    """Hill formula of atomic numbers, such as C2H6O."""
+    counts = np.bincount(np.asarray(z, np.int64), minlength=MAX_Z + 1)
+    present = [i for i in np.flatnonzero(counts)]
+    carbon_first = sorted(present, key=lambda i: (i != 6, i != 1, SYMBOLS[i]) if counts[6] else (True, True, SYMBOLS[i]))
+    return "".join(f"{SYMBOLS[i]}{counts[i] if counts[i] > 1 else ''}" for i in carbon_first)
+
+
+def concatenate(parts: Sequence[Structures]) -> Structures:
+    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems are matched by name."""
+    parts = list(parts)
+    if not parts:
+        raise DataError("nothing to join: the list of structure sets is empty")
+    names: dict[str, int] = {}
+    systems = []
+    for k, part in enumerate(parts):
+        named = bool(part.info.get("systems"))
+        local = [n if named else f"{part.info.get('name', k)}:{n}" for n in part.system_names()]
+        table = np.array([names.setdefault(n, len(names)) for n in local] or [0], np.int32)
+        systems.append(table[part.system])
+    periodic = any(p.cell is not None for p in parts)
+    joined: dict[str, Any] = {}
+    for name in ("z", "pos", "molecule", "pbc", "charge", "energy", "forces"):
+        arrays = [getattr(p, name) for p in parts]
+        joined[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
+    if periodic:
+        joined["cell"] = np.concatenate([np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts])
+    info = dict(parts[0].info) if len({json.dumps(p.info, sort_keys=True, default=str) for p in parts}) == 1 else {
+        "name": " + ".join(dict.fromkeys(str(p.info.get("name", "unnamed")) for p in parts)),
+        **{k: v for k, v in parts[0].info.items() if k != "name" and all(p.info.get(k) == v for p in parts)},
+    }
+    info["systems"] = list(names)
+    offsets = np.cumsum([0] + [int(p.ptr[-1]) for p in parts])
+    ptr = np.concatenate([[0]] + [p.ptr[1:] + o for p, o in zip(parts, offsets)])
+    return Structures(ptr=ptr, system=np.concatenate(systems), info=info, **joined)

@@ -1,0 +1,23 @@
+"""Training: one loop for every objective, the folder of a run, checkpoints, memory, evaluation."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "checkpoints",
+        "config",
+        "evaluation",
+        "loop",
+        "memory",
+        "run_folder",
+        "step",
+    ],
+    submod_attrs={
+        "config": ["TrainConfig"],
+        "evaluation": ["Evaluation", "calculator", "evaluate", "predict"],
+        "loop": ["finetune", "fit", "make_fabric", "pretrain"],
+        "run_folder": ["Run"],
+        "step": ["batch_indices", "learning_rate", "validate"],
+    },
+)

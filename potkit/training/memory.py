@@ -1,0 +1,91 @@
+"""When memory is short: a batch goes through the network in parts, and the gradients add up to that of the whole batch.
+
+A batch is corrupted as a whole and then cut between structures, so the numbers that are drawn do not depend on the parts. Each part's
+terms are divided by the counts of the whole batch: Σ_parts ∇(total_part / count) = ∇(total / count), the same gradient to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Callable, Iterator, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import TrainingError
+from ..models import Prediction
+from ..structures.store import Batch, Origin
+
+T = TypeVar("T")
+
+
+class Limit:
+    """How many structures go through a network at once (None: all); `attempt` halves it when the device runs out of memory."""
+
+    def __init__(self, size: int | None = None, what: str = "training") -> None:
+        self.size, self.what = size, what
+
+    def attempt(self, n: int, work: Callable[[int], T]) -> T:
+        """``work(size)`` with at most ``n`` structures at once, tried again with half as many while memory is short; says so.
+
+        Raises TrainingError when a single structure is too large.
+        """
+        while True:
+            size = min(self.size or n, n)
+            try:
+                return work(size)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                told = str(error).splitlines()[0][:200] if str(error) else "no further message"
+            # outside the except block: the error's traceback holds the tensors of the failed attempt
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if size <= 1:
+                raise TrainingError(f"{self.what}: a single structure does not fit the device's memory ({told})")
+            self.size = (size + 1) // 2
+            warnings.warn(f"{self.what}: out of memory with {size} structures at once, going on with {self.size} ({told})", stacklevel=3)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a device (or the CPU's allocator) has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """``batch`` cut into batches of at most ``size`` structures; edges are left out, to be made anew.
+
+    What has as many rows as there are atoms or structures is cut with them, single values are kept. Waits for the device once.
+    Raises TrainingError for anything else an objective may have put into the batch.
+    """
+    n_structures, n_atoms = batch.ptr.shape[0] - 1, batch.z.shape[0]
+    if size >= n_structures:
+        yield batch
+        return
+    ptr = batch.ptr.tolist()
+    values = {k: v for k, v in batch.to_dict().items() if k not in ("edge_index", "edge_shift", "cutoff", "ptr", "num_nodes", "max_atoms")}
+    for key, value in values.items():
+        if isinstance(value, (Tensor, np.ndarray)) and value.ndim and len(value) not in (1, n_atoms, n_structures):
+            raise TrainingError(f"{key} of the batch has {len(value)} rows for {n_atoms} atoms in {n_structures} structures: it cannot be cut")
+    for a in range(0, n_structures, size):
+        b = min(a + size, n_structures)
+        new = Batch()
+        for key, value in values.items():
+            if isinstance(value, (Tensor, np.ndarray)) and value.ndim and len(value) > 1:
+                value = value[ptr[a] : ptr[b]] if len(value) == n_atoms else value[a:b]
+            elif isinstance(value, Origin):
+                value = dataclasses.replace(value, systems=value.systems[a:b])
+            setattr(new, key, value)
+        new.batch, new.ptr = new.batch - a, batch.ptr[a : b + 1] - batch.ptr[a]
+        new.num_nodes = ptr[b] - ptr[a]
+        new.max_atoms = max(q - p for p, q in zip(ptr[a:b], ptr[a + 1 : b + 1]))
+        yield new
+
+
+def blank(batch: Batch, outputs: tuple[str, ...]) -> Prediction:
+    """Zeros in the place of a prediction: what an objective counts follows from the batch alone, and is needed before the first part."""
+    n, s = batch.z.shape[0], batch.ptr.shape[0] - 1
+    energy, vector = batch.pos.new_zeros(s, dtype=torch.float64), batch.pos.new_zeros(n, 3)
+    return Prediction(**{k: None if k not in outputs else energy if k == "energy" else vector for k in Prediction._fields})

@@ -1,0 +1,193 @@
+"""The folder of one training run: what is in it, when it counts as finished, how it is taken up again.
+
+    run.json              identity (model, weights at the start, data, objective, config) and versions
+    config.yaml           the settings
+    metrics.jsonl         a row per log step (`pandas.read_json(path, lines=True)`)
+    best.safetensors      weights that did best on validation (at the end of a run without validation: the final ones)
+    last.safetensors      full state to resume from; previous.safetensors the one before, should the last be damaged
+    summary.json          written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+from filelock import FileLock, Timeout
+
+from . import checkpoints
+from .config import TrainConfig
+from ..errors import Busy, CheckpointError, ConfigError, DataError
+from ..models import Potential
+from ..structures.storage import replacing
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, the model with its best weights, and the summary."""
+
+    path: Path
+    model: Potential
+    summary: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file with the best weights."""
+        return self.path / "best.safetensors"
+
+    @property
+    def metrics(self):
+        """The metrics as a DataFrame, a row per log step."""
+        import pandas as pd
+
+        return pd.read_json(self.path / "metrics.jsonl", lines=True, precise_float=True)  # every digit that was written
+
+    def __repr__(self) -> str:
+        best = "" if self.summary["best"] is None else f", best loss {self.summary['best']:.4g}"
+        return f"Run({self.path}: {self.summary['steps']} steps in {self.summary['seconds']:.1f} s{best})"
+
+
+def _write(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    out = {"python": platform.python_version()}
+    for name in ("potkit", "torch", "torch-geometric", "e3nn", "numpy"):
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+def identity_hash(identity: dict[str, Any]) -> str:
+    """16 hex digits that two runs share if and only if their identities are equal."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+    out = []
+    for key in ours.keys() | theirs.keys():
+        a, b = theirs.get(key), ours.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}")
+    return sorted(out)
+
+
+class RunFolder:
+    """Reads and writes the files above. Raises ConfigError when the folder holds another run."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], config: TrainConfig) -> None:
+        self.path, self.identity, self.config = path, json.loads(json.dumps(identity, default=str)), config
+        self.best, self.last, self.previous = (path / f"{n}.safetensors" for n in ("best", "last", "previous"))
+        self.metrics, self.summary, self.run = path / "metrics.jsonl", path / "summary.json", path / "run.json"
+        self.broken: set[Path] = set()
+        if self.run.is_file():
+            try:
+                theirs = json.loads(self.run.read_text())["identity"]
+            except (ValueError, KeyError):
+                raise ConfigError(f"{self.run}: not readable; delete {path} to start anew") from None
+            if theirs != self.identity:
+                differs = _differences(theirs, self.identity)
+                raise ConfigError(f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; raises Busy if another process does. The operating system lets go of it when a process dies."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / "run.lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise Busy(f"{self.path}: another process trains in this folder; wait for it or choose another") from None
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        try:
+            yield
+        finally:
+            if self.finished:  # before release: whoever comes next finds a finished run and needs no lock
+                (self.path / "run.lock").unlink(missing_ok=True)
+            lock.release()
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.is_file() and self.best.is_file()
+
+    def begin(self, header: dict[str, Any], resumed_at: int) -> None:
+        for leftover in self.path.glob(".*.tmp"):  # half a file of a process that was killed
+            leftover.unlink(missing_ok=True)
+        if not self.run.is_file():
+            _write(self.run, {"identity": self.identity, "hash": identity_hash(self.identity), "versions": versions(), "header": header})
+            self.config.to_yaml(self.path / "config.yaml")
+        # rows beyond the state we go on from will be made again; a last line cut short by a kill is dropped with them
+        kept = []
+        if self.metrics.is_file():
+            for line in self.metrics.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= resumed_at:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    continue
+        with replacing(self.metrics) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    def log(self, row: dict[str, float]) -> None:
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise DataError(f"{self.metrics}: cannot be written ({error.strerror or error})") from error
+
+    def checkpoint(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
+        """Write the full state as last.safetensors; what was there becomes previous.safetensors."""
+        if self.last.is_file() and self.last not in self.broken:
+            os.replace(self.last, self.previous)
+        checkpoints.save(self.last, model, header | {"state": state.header()}, state.tensors())
+        self.broken.clear()
+
+    def resume(self, state: Any) -> int:
+        """Take up the last good state, if there is one; returns its step."""
+        problems = []
+        for path in (self.last, self.previous):
+            if not path.is_file():
+                continue
+            try:
+                tensors, header = checkpoints.read(path)
+            except CheckpointError as error:
+                problems.append(str(error))
+                self.broken.add(path)
+                continue
+            state.restore(tensors, header["state"], str(path))
+            if problems:
+                warnings.warn(f"{problems[0]}; going on from {path.name}, step {state.step}", stacklevel=2)
+            return state.step
+        if problems:
+            warnings.warn(f"{problems[0]}; no older state, starting anew", stacklevel=2)
+        return 0
+
+    def finish(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
+        checkpoints.save(self.last, model, header | {"state": state.header()}, state.tensors())
+        self.previous.unlink(missing_ok=True)
+        smaller = {"micro_batch": state.limit.size} if state.limit.size else {}
+        _write(self.summary, smaller | {"steps": state.step, "seconds": state.seconds, "best": None if state.best == float("inf") else state.best,
+                              "device": str(next(model.parameters()).device), "hash": identity_hash(self.identity)})  # fmt: skip
+
+    def load(self, into: Potential) -> Run:
+        """The finished run, with its best weights put into ``into``."""
+        tensors, _ = checkpoints.read(self.best)
+        checkpoints.restore(into, checkpoints.weights(tensors), str(self.best))
+        return Run(self.path, into.eval(), json.loads(self.summary.read_text()))

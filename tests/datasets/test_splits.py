@@ -1,0 +1,202 @@
+"""Splits, label budgets, index files, duplicates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from potkit.datasets import duplicates, splits
+from potkit.errors import ConfigError, DataError
+from potkit.structures.store import Structures
+
+
+def make(counts=(50, 30, 20), atoms=4, seed=0) -> Structures:
+    rng, n = np.random.default_rng(seed), sum(counts)
+    z = rng.choice([1, 6, 8], (len(counts), atoms))
+    system = np.repeat(np.arange(len(counts)), counts)
+    return Structures(
+        z[system].reshape(-1), rng.normal(size=(n * atoms, 3)) * 2, np.arange(n + 1) * atoms, energy=rng.normal(size=n),
+        system=system, info={"name": "made", "systems": [f"m{i}" for i in range(len(counts))]},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("by", splits.BY)
+def test_parts_are_disjoint_rising_and_repeatable(by):
+    s = make((50, 30, 20, 10, 5, 7, 8, 9, 10, 11))
+    parts = splits.split(s, (0.8, 0.1, 0.1), seed=3, by=by)
+    joined = np.concatenate(parts)
+    assert len(joined) == len(s) and len(np.unique(joined)) == len(s)
+    assert all((np.diff(p) > 0).all() for p in parts)
+    again, other = splits.split(s, (0.8, 0.1, 0.1), seed=3, by=by), splits.split(s, (0.8, 0.1, 0.1), seed=4, by=by)
+    assert all((a == b).all() for a, b in zip(parts, again))
+    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(parts, other))
+
+
+def test_by_system_keeps_systems_whole():
+    s = make((50, 30, 20, 10, 5, 7, 8, 9, 10, 11))
+    parts = splits.split(s, (0.8, 0.1, 0.1), seed=0, by="system")
+    systems = [set(s.system[p]) for p in parts]
+    assert [len(x) for x in systems] == [8, 1, 1] and not (
+        systems[0] & systems[1] | systems[0] & systems[2] | systems[1] & systems[2]
+    )
+
+
+def test_within_system_keeps_shares_and_ignores_other_systems():
+    s = make((50, 30, 20))
+    parts = splits.split(s, (0.8, 0.1, 0.1), seed=0, by="structure-within-system")
+    assert [np.bincount(s.system[p]).tolist() for p in parts] == [[40, 24, 16], [5, 3, 2], [5, 3, 2]]
+    fewer = splits.split(s[s.system < 2], (0.8, 0.1, 0.1), seed=0, by="structure-within-system")
+    assert fewer[2].tolist() == [i for i in parts[2] if i < 80]
+
+
+def test_small_systems_lose_no_part_systematically():
+    s = make((5,) * 400, atoms=2)
+    parts = splits.split(s, (0.8, 0.1, 0.1), seed=0, by="structure-within-system")
+    assert len(parts[0]) == 1600 and 150 < len(parts[1]) < 250
+
+
+def test_counts_and_rest():
+    s = make()
+    assert [len(p) for p in splits.split(s, (50, 10, None), seed=0)] == [50, 10, 40]
+    assert [len(p) for p in s.split((0.5, 7), seed=0)] == [50, 7]
+    with pytest.raises(DataError, match="asks for 101 of 100"):
+        splits.split(s, (101, None))
+    for wrong in [(0.8, 0.3), (-0.1, 0.5), (), (None, None), ("a",), (True,)]:
+        with pytest.raises(ConfigError):
+            splits.split(s, wrong)
+    with pytest.raises(ConfigError, match="by must be one of"):
+        splits.split(s, (0.5, 0.5), by="molecule")
+
+
+@pytest.mark.parametrize("by", ["structure", "structure-within-system"])
+def test_label_budgets_are_nested(by):
+    s = make((60, 30, 10))
+    budgets = splits.label_budget(s, [0.05, 0.1, 20, 0.5, 1.0], seed=1, by=by)
+    sets = [set(rows) for rows in budgets.values()]
+    assert [len(x) for x in sets] == [5, 10, 20, 50, 100]
+    assert all(a < b for a, b in zip(sets, sets[1:]))
+    if by == "structure-within-system":
+        assert np.bincount(s.system[budgets[0.5]]).tolist() == [30, 15, 5]
+    for wrong in (0, 101, 1.5, 0.001):
+        with pytest.raises(DataError, match="label budget"):
+            splits.label_budget(s, [wrong])
+
+
+def test_index_files(tmp_path):
+    s, path = make(), tmp_path / "split.npz"
+    train, test = splits.split(s, (0.9, 0.1))
+    splits.save_indices(path, s, {"train": train, "test": test}, seed=0)
+    again = splits.load_indices(path, s)
+    assert again["train"].tolist() == train.tolist() and again["test"].tolist() == test.tolist()
+    with pytest.raises(DataError, match="made for made .100 structures.* these are made .100,"):
+        splits.load_indices(path, make(seed=1))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="truncated or damaged"):
+        splits.load_indices(path, s)
+    with pytest.raises(DataError, match="no such split file"):
+        splits.load_indices(tmp_path / "none.npz", s)
+
+
+def test_published_index_files(tmp_path):
+    path = tmp_path / "train_ids.txt"
+    path.write_text("3\n1\n10\n")
+    assert splits.published(path, 10, base=1).tolist() == [2, 0, 9]
+    path.write_text("0\n5.0\n4\n")
+    assert splits.published(path, 10).tolist() == [0, 5, 4]
+    for content, words in [
+        ("1\n2\n11\n", "line 3: index 11 points outside the 10 structures"), ("0\n1\n", "line 1: index 0 points outside"),
+        ("1\ntwo\n", "line 2: 'two'"), ("1\n2\n1\n", "line 3: index 1 comes twice"), ("1.5\n", "line 1: '1.5'"),
+    ]:  # fmt: skip
+        path.write_text(content)
+        with pytest.raises(DataError, match=words):
+            splits.published(path, 10, base=1)
+
+
+def test_published_parts_are_found_again_only_in_the_set_as_it_was_read(tmp_path):
+    s = splits.mark_parts(make(), {"train": 70, "test": 30})
+    found = splits.parts(s)
+    assert found["train"].tolist() == list(range(70)) and found["test"].tolist() == list(range(70, 100))
+    assert splits.parts(Structures.open(s.save(tmp_path / "s")))["test"].tolist() == list(range(70, 100))
+    for other in (s[::-1], s[:99], s[[0, 1]]):
+        with pytest.raises(DataError, match="made: cut or reordered since it was read"):
+            splits.parts(other)
+    with pytest.raises(DataError, match="made: no published parts are known"):
+        splits.parts(make())
+
+
+def moved(s: Structures, seed: int = 0) -> Structures:
+    """Every structure turned, mirrored, shifted, its atoms shuffled, and shaken by 1e-5 Å."""
+    rng, pos, z = np.random.default_rng(seed), s.pos.copy(), s.z.copy()
+    for i in range(len(s)):
+        a, b = s.ptr[i], s.ptr[i + 1]
+        order = rng.permutation(b - a)
+        turned = Rotation.random(random_state=rng).apply(s.pos[a:b] * [1, 1, -1 if i % 2 else 1]) + rng.normal(size=3) * 9
+        pos[a:b], z[a:b] = turned[order] + rng.normal(size=(b - a, 3)) * 1e-5, s.z[a:b][order]
+    return Structures(z, pos, s.ptr, system=s.system, info=s.info)
+
+
+def test_leakage_finds_moved_copies_only():
+    s = make((40, 40), atoms=7)
+    other = moved(s[[3, 50, 7]]) + make((5,), atoms=7, seed=9)
+    found = duplicates.leakage(s, other)
+    assert sorted(zip(found["a"], found["b"])) == [(3, 0), (7, 2), (50, 1)]
+    assert "3 of 8 structures" in found.attrs["message"]
+    far = s[[3]]
+    far.pos[0] += 0.1
+    assert len(duplicates.leakage(s, far)) == 0
+
+
+def test_leakage_is_reported_for_every_set():
+    s = make((40, 40), atoms=7)
+    test = moved(s[[3, 50, 7]]) + make((5,), atoms=7, seed=9)
+    report = splits.leakage_report(test, pretrain=s, train=s[[50, 51]], other=make((3,), atoms=5))
+    assert report["in_test"].tolist() == [3, 1, 0] and report["share"].tolist() == [0.375, 0.125, 0.0]
+    assert report["message"][0].startswith("pretrain: 3 of 8 structures")
+
+
+def test_keys_do_not_depend_on_the_chunks(monkeypatch):
+    s = make((10, 7), atoms=5) + make((4,), atoms=3, seed=3)
+    whole = duplicates._key(s)
+    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    assert np.array_equal(duplicates._key(s), whole) and len(set(whole.tolist())) >= 2
+
+
+def test_pairs_agree_with_brute_force():
+    rng = np.random.default_rng(0)
+    base = make((20,), atoms=5)
+    shaken = [moved(base, k) for k in range(2)]
+    for k, t in enumerate(shaken):
+        t.pos += rng.normal(size=t.pos.shape) * (1e-4 if k else 0.05)
+    s = base + shaken[0] + shaken[1]
+    found = {tuple(p) for p in duplicates.pairs(s)}
+    assert found == {(i, 40 + i) for i in range(20)}
+    assert duplicates.distinct(s).tolist() == list(range(40))
+
+
+def test_distance_tie_between_elements_is_told_apart():
+    pos = np.array([[0.0, 0, 0], [1, 0, 0], [3, 0, 0]])
+    s = Structures(np.array([6, 8, 1, 8, 6, 1]), np.concatenate([pos, pos]), np.array([0, 3, 6]))
+    assert len(duplicates.pairs(s)) == 0  # the same distances, C and O exchanged
+
+
+def test_periodic_copies():
+    rng = np.random.default_rng(0)
+    z, pos, cell = rng.choice([1, 8], 30), rng.uniform(0, 10, (30, 3)), np.diag([10.0, 10, 10])
+    shifted = (pos + [3.0, 4.0, 5.0]) % 10
+    order = rng.permutation(30)
+    changed = pos.copy()
+    changed[4] += 0.3
+    s = Structures(
+        np.concatenate([z, z[order], z]), np.concatenate([pos, shifted[order], changed]), np.arange(4) * 30,
+        cell=np.stack([cell] * 3), pbc=np.ones((3, 3), bool),
+    )  # fmt: skip
+    assert duplicates.pairs(s).tolist() == [[0, 1]]
+
+
+def test_real_leakage(reference_data):
+    from potkit.datasets import read
+
+    # the mixed-temperature file of 3BPA repeats frames of the 300 K file
+    found = duplicates.leakage(read(reference_data / "3bpa/train_300K.xyz"), read(reference_data / "3bpa/train_mixedT.xyz"))
+    assert len(found) == 31

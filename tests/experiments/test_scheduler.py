@@ -1,0 +1,143 @@
+"""Where runs are done: processes, GPUs, Dask; deaths of workers and of those who started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from chores import Hesitant, Square, until
+from grids import grid, numbers
+
+import potkit
+from potkit.experiments import experiment, scheduler
+from potkit.errors import ConfigError
+
+
+def test_processes_survive_the_death_of_one_and_see_a_device_each(tmp_path):
+    notes, before = [], signal.getsignal(signal.SIGTERM)
+    with scheduler.Processes(Square(tmp_path), 2, devices=["3", "5"]) as place:
+        first = place.map([1, 13, 2, 3, 4], lambda: notes.append(1))
+        second = place.map([5])
+    assert list(first) == [1, 13, 2, 3, 4] and len(notes) == 5
+    assert first[13]["status"] == "failed" and "signal 9" in first[13]["error"]
+    assert [first[t]["value"] for t in (1, 2, 3, 4)] == [1, 4, 9, 16] and second[5]["value"] == 25
+    assert {first[t]["device"] for t in (1, 2, 3, 4)} == {"3", "5"}
+    assert os.getpid() not in {r.get("pid") for r in first.values()} and "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_gpus_are_taken_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert scheduler.visible_devices(4) == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    assert scheduler.visible_devices(4) == ["2", "5", "7"]
+    assert scheduler.visible_devices(1) is None  # one process: nothing to spread
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert scheduler.visible_devices(4) is None
+
+
+@pytest.mark.parametrize("place", [scheduler.Serial, lambda function: scheduler.Processes(function, 1)], ids=["here", "processes"])
+def test_busy_runs_are_asked_for_again(tmp_path, place):
+    with place(Hesitant(tmp_path, 3)) as opened:
+        rows = opened.map([0, 1, 2])
+    assert [rows[t]["value"] for t in (0, 1, 2)] == [0, 1, 2] and len(list(tmp_path.iterdir())) == 6
+
+
+STARTER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+if __name__ == "__main__":
+    from chores import endless
+    from potkit import scheduler
+    with scheduler.Processes(endless, 1) as place:
+        place.map([sys.argv[2]])
+"""
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """However that ends: killed, asked to stop, or by Ctrl-C."""
+    script = tmp_path / "starter.py"
+    script.write_text(STARTER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    starters = {}
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        folder = tmp_path / number.name
+        folder.mkdir()
+        command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(folder)]
+        starters[number] = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    workers = {}
+    try:
+        for number, starter in starters.items():
+            mark = tmp_path / number.name / "started"
+            workers[number] = int(until(lambda: mark.is_file() and mark.read_text(), 60))
+            assert _alive(workers[number])
+            starter.send_signal(number)
+        for number, starter in starters.items():
+            assert starter.wait(30) != 0
+            assert until(lambda: not _alive(workers[number]), 20), f"the worker outlived its starter's {number.name}"
+    finally:
+        for starter in starters.values():
+            starter.kill()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False
+
+
+TRAINER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+if __name__ == "__main__":
+    import potkit
+    from grids import grid
+    from potkit import experiments
+    steps = 1_000_000
+    config = potkit.TrainConfig(steps=steps, batch_size=4, progress=False, device="cpu", checkpoint_every=steps, validate_every=steps)
+    experiments.run(grid(sys.argv[2], seeds=[0], objectives={}, variants={}, finetune_config=config, jobs=2), progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_grid_leaves_a_last_checkpoint(tmp_path):
+    """The run writes none by itself here: it is written because the process that started them is gone."""
+    script, store = tmp_path / "trainer.py", tmp_path / "store"
+    script.write_text(TRAINER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    starter = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parents[1]), str(store)], env=environment)
+    try:
+        assert until(lambda: len(list(store.glob("*/metrics.jsonl"))) == 1, 120)
+        time.sleep(0.5)
+    finally:
+        starter.kill()
+    starter.wait(30)
+    assert until(lambda: len(list(store.glob("*/last.safetensors"))) == 1, 60)
+    assert potkit.checkpoints.read(next(store.glob("*/last.safetensors")))[1]["state"]["step"] > 0
+
+
+def test_a_dask_cluster_of_two_workers_gives_the_same_table(tmp_path):
+    distributed = pytest.importorskip("dask.distributed", reason="needs the extra `cluster`")
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, memory_limit=None) as cluster:
+        with distributed.Client(cluster) as client:
+            far = experiment.run(grid(tmp_path / "dask"), progress=False, client=client)
+            again = potkit.compare(grid(tmp_path / "dask"), progress=False, client=cluster.scheduler_address)
+    here = experiment.run(grid(tmp_path / "here"), progress=False)
+    pd.testing.assert_frame_equal(numbers(far), numbers(here), rtol=1e-5)
+    pd.testing.assert_frame_equal(again, potkit.compare(far))
+
+
+def test_a_dask_scheduler_that_does_not_answer_is_one_line():
+    pytest.importorskip("dask.distributed", reason="needs the extra `cluster`")
+    with pytest.raises(ConfigError, match="no Dask scheduler") as caught:
+        scheduler.connect("not an address")
+    assert "\n" not in str(caught.value)
