@@ -1,8 +1,8 @@
 """potkit: does self-supervised pretraining help my neural potential, which kind, and by how much?
 
-The rooms, in the order of the data's journey: structures, datasets, models, kernels, objectives, testing, analysis, training,
-experiments, report, bench, notebooks, cli. A room imports only from those before it. Everything is imported when it is first
-used, so ``import potkit`` is quick.
+The rooms, in the order of the data's journey: structures, datasets, models, kernels, objectives,
+testing, analysis, training, experiments, report, bench, notebooks, cli. A room imports only from
+those before it. Everything is imported when it is first used, so ``import potkit`` is quick.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class _TopLevelNames(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = module.__spec__.loader_state  # the import system has put the short name's there
+        # the import system has put the short name's there
+        module.__spec__ = module.__spec__.loader_state
 
 
 sys.meta_path.insert(0, _TopLevelNames())

@@ -1,4 +1,6 @@
-"""What potkit raises when the user (not the code) is at fault: always one line, naming the culprit."""
+"""What potkit raises when the user (not the code) is at fault: always one line, naming the
+culprit.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class TrainingError(PotkitError, RuntimeError):
 
 
 class Interrupted(TrainingError):
-    """Ctrl-C or SIGTERM: the state is written, the same call goes on from there. Ends a grid, not only its run."""
+    """Ctrl-C or SIGTERM: the state is written, the same call goes on from there. Ends a grid,
+    not only its run.
+    """
 
 
 class Busy(TrainingError):

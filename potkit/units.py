@@ -1,7 +1,10 @@
-"""Units. Inside potkit lengths are Å, energies eV, forces eV/Å; this is the only file with conversion factors.
+"""Units. Inside potkit lengths are Å, energies eV, forces eV/Å; this is the only file with
+conversion factors.
 
-Multiply by a factor to come in, divide to go out: ``energy_eV = energy_hartree * HARTREE``. Convert in float64, before any cast.
-Source: CODATA 2022 recommended values (NIST); the calorie is the thermochemical one (4.184 J exactly).
+Multiply by a factor to come in, divide to go out: ``energy_eV = energy_hartree * HARTREE``. Convert
+in float64, before any cast.
+Source: CODATA 2022 recommended values (NIST); the calorie is the thermochemical one (4.184 J
+exactly).
 """
 
 from __future__ import annotations
@@ -20,7 +23,12 @@ AMU = 1.66053906892e-27 / ELEMENTARY_CHARGE * 1e10  # eV fs²/Å² (kg -> eV s²
 MEV = 1e-3  # eV
 
 ENERGY = {
-    "ev": 1.0, "mev": MEV, "hartree": HARTREE, "ha": HARTREE, "kcal/mol": KCAL_MOL, "kj/mol": KJ_MOL,
+    "ev": 1.0,
+    "mev": MEV,
+    "hartree": HARTREE,
+    "ha": HARTREE,
+    "kcal/mol": KCAL_MOL,
+    "kj/mol": KJ_MOL,
     "rydberg": HARTREE / 2,
 }
 LENGTH = {"angstrom": 1.0, "å": 1.0, "ang": 1.0, "bohr": BOHR, "nm": NM}
@@ -29,7 +37,8 @@ LENGTH = {"angstrom": 1.0, "å": 1.0, "ang": 1.0, "bohr": BOHR, "nm": NM}
 def factor(unit: str) -> float:
     """The factor that turns a value in ``unit`` into eV, Å or eV/Å.
 
-    ``unit`` is an energy ("kcal/mol"), a length ("bohr") or energy/length ("hartree/bohr", "kcal/mol/Å"). Raises DataError.
+    ``unit`` is an energy ("kcal/mol"), a length ("bohr") or energy/length ("hartree/bohr",
+    "kcal/mol/Å"). Raises DataError.
     """
     name = unit.strip().lower()
     if name in ENERGY:
@@ -39,4 +48,6 @@ def factor(unit: str) -> float:
     head, _, tail = name.rpartition("/")
     if head in ENERGY and tail in LENGTH:
         return ENERGY[head] / LENGTH[tail]
-    raise DataError(f"unknown unit {unit!r}: energies are {sorted(ENERGY)}, lengths {sorted(LENGTH)}, forces energy/length")
+    raise DataError(
+        f"unknown unit {unit!r}: energies are {sorted(ENERGY)}, lengths {sorted(LENGTH)}, forces energy/length"
+    )

@@ -1,4 +1,5 @@
-"""A real browser for tests: JupyterLab without a window and Chromium driven through its DevTools protocol, both shut off from the network.
+"""A real browser for tests: JupyterLab without a window and Chromium driven through its DevTools
+protocol, both shut off from the network.
 
 `python tests/browser.py NOTEBOOK OUT` runs a notebook in it and writes screenshots to OUT.
 """
@@ -15,14 +16,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WINDOW = (1500, 1100)
 SETTINGS = {  # no questions on the first start, and every cell in the page, whether in sight or not
-    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
 }
 
@@ -59,26 +64,55 @@ def _end(process: subprocess.Popen) -> None:
 
 @contextmanager
 def jupyterlab(folder: Path, home: Path, **environment: str) -> Iterator[str]:
-    """JupyterLab on ``folder``; yields its address with the token. ``home`` takes settings and logs."""
+    """JupyterLab on ``folder``; yields its address with the token. ``home`` takes settings and
+    logs.
+    """
     for name, values in SETTINGS.items():
         path = home / "settings" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
     port, token = _free_port(), secrets.token_hex(16)
-    own = {"JUPYTER_CONFIG_DIR": home / "config", "JUPYTER_RUNTIME_DIR": home / "runtime", "JUPYTERLAB_SETTINGS_DIR": home / "settings",
-           "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces", "IPYTHONDIR": home / "ipython", **environment}  # fmt: skip
-    options = [f"--ServerApp.root_dir={folder}", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1",
-               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
-               "--no-browser", "--allow-root"]  # fmt: skip
+    own = {
+        "JUPYTER_CONFIG_DIR": home / "config",
+        "JUPYTER_RUNTIME_DIR": home / "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": home / "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
+        "IPYTHONDIR": home / "ipython",
+        **environment,
+    }
+    options = [
+        f"--ServerApp.root_dir={folder}",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.ip=127.0.0.1",
+        f"--IdentityProvider.token={token}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.extension_manager=readonly",
+        "--no-browser",
+        "--allow-root",
+    ]
     with (home / "jupyterlab.log").open("w") as log:
         command = [sys.executable, "-m", "jupyterlab", *options]
-        server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **{k: str(v) for k, v in own.items()}})
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **{k: str(v) for k, v in own.items()}},
+        )
     try:
+
         def answers() -> bool:
             if server.poll() is not None:
-                raise RuntimeError(f"JupyterLab ended: {(home / 'jupyterlab.log').read_text()[-800:]}")
+                raise RuntimeError(
+                    f"JupyterLab ended: {(home / 'jupyterlab.log').read_text()[-800:]}"
+                )
             try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).status == 200
+                return (
+                    urllib.request.urlopen(
+                        f"http://127.0.0.1:{port}/api?token={token}", timeout=5
+                    ).status
+                    == 200
+                )
             except OSError:
                 return False
 
@@ -94,7 +128,10 @@ class Page:
     def __init__(self, address: str) -> None:
         import websocket  # of websocket-client, which jupyter_server brings
 
-        self.socket, self.count = websocket.create_connection(address, timeout=60, suppress_origin=True), 0
+        self.socket, self.count = (
+            websocket.create_connection(address, timeout=60, suppress_origin=True),
+            0,
+        )
         self.failed: list[str] = []  # addresses outside this machine that the page asked for
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -115,9 +152,13 @@ class Page:
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression; promises are waited for."""
-        result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         if "exceptionDetails" in result:
-            raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", str(result)))
+            raise RuntimeError(
+                result["exceptionDetails"].get("exception", {}).get("description", str(result))
+            )
         return result["result"].get("value")
 
     def wait(self, what: str, expression: str, seconds: float) -> Any:
@@ -125,28 +166,60 @@ class Page:
         return _wait(what, lambda: self.js(expression), seconds)
 
     def mouse(self, kind: str, x: float, y: float, button: str = "none") -> None:
-        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=int(button == "left"), clickCount=int(button == "left"))
+        self.call(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=x,
+            y=y,
+            button=button,
+            buttons=int(button == "left"),
+            clickCount=int(button == "left"),
+        )
 
     def screenshot(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(
+            base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        )
         return path
 
 
 @contextmanager
 def browser(home: Path) -> Iterator[Page]:
-    """Chromium without a window, a GPU or a network: every name but this machine's is unknown to it."""
+    """Chromium without a window, a GPU or a network: every name but this machine's is unknown to
+    it.
+    """
     profile = home / "chromium"
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars",
-               "--disable-background-networking", "--disable-component-update", "--no-first-run", "--disable-dev-shm-usage",
-               "--remote-debugging-port=0", f"--user-data-dir={profile}", f"--window-size={WINDOW[0]},{WINDOW[1]}",
-               "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]  # fmt: skip
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+        "--disable-dev-shm-usage",
+        "--remote-debugging-port=0",
+        f"--user-data-dir={profile}",
+        f"--window-size={WINDOW[0]},{WINDOW[1]}",
+        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+    ]
     with (home / "chromium.log").open("w") as log:
         process = subprocess.Popen([chromium(), *options, "about:blank"], stdout=log, stderr=log)
     try:
         port_file = profile / "DevToolsActivePort"
-        port = int(_wait("Chromium's start", lambda: port_file.is_file() and port_file.read_text().split()[:1], 60)[0])
-        pages = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10).read())
+        port = int(
+            _wait(
+                "Chromium's start",
+                lambda: port_file.is_file() and port_file.read_text().split()[:1],
+                60,
+            )[0]
+        )
+        pages = json.loads(
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10).read()
+        )
         page = Page(next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page"))
         for domain in ("Page", "Runtime", "Network"):
             page.call(f"{domain}.enable")
@@ -155,25 +228,37 @@ def browser(home: Path) -> Iterator[Page]:
         _end(process)
 
 
-# --- JupyterLab in the page ----------------------------------------------------------------------------------------------------
+# --- JupyterLab in the page ---------------------------------------------------------------------
 
 CELLS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]"
 PROMPTS = f"{CELLS}.map(c => c.querySelector('.jp-InputPrompt').textContent.trim())"
 FIGURE = ".jp-OutputArea-output.jp-RenderedPlotly"
 PANEL = "[...window.jupyterapp.shell.widgets('main')].find(w => w.sessionContext)"
 KERNEL = f"{PANEL}?.sessionContext.session?.kernel"
-ERRORS = "[...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.error\"], [data-mime-type=\"application/vnd.jupyter.stderr\"]')]"
+ERRORS = '[...document.querySelectorAll(\'[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]\')]'
 
 
 def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
-    """Open the notebook, run all of its cells by JupyterLab's own command, and say what came of it."""
+    """Open the notebook, run all of its cells by JupyterLab's own command, and say what came of
+    it.
+    """
     page.call("Page.navigate", url=address)
-    page.wait("the notebook in JupyterLab", f"window.jupyterapp !== undefined && {CELLS}.length > 0", 120)
-    page.wait("the kernel", f"{KERNEL}?.connectionStatus === 'connected' && {KERNEL}.status === 'idle'", 120)
+    page.wait(
+        "the notebook in JupyterLab", f"window.jupyterapp !== undefined && {CELLS}.length > 0", 120
+    )
+    page.wait(
+        "the kernel",
+        f"{KERNEL}?.connectionStatus === 'connected' && {KERNEL}.status === 'idle'",
+        120,
+    )
     page.js(f"window.jupyterapp.shell.activateById({PANEL}.id)")
     page.js("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait("the first cell", f"{PROMPTS}.some(p => p.startsWith('[*') || /\\d/.test(p))", 60)
-    page.wait("the last cell", f"{ERRORS}.some(e => e.dataset.mimeType.endsWith('error')) || !{PROMPTS}.some(p => !/\\d/.test(p))", seconds)
+    page.wait(
+        "the last cell",
+        f"{ERRORS}.some(e => e.dataset.mimeType.endsWith('error')) || !{PROMPTS}.some(p => !/\\d/.test(p))",
+        seconds,
+    )
     time.sleep(2)
     return {
         "prompts": page.js(PROMPTS),
@@ -183,16 +268,22 @@ def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
 
 
 def show(page: Page, number: int) -> dict[str, float]:
-    """Scroll figure ``number`` into sight, wake it with the mouse, and return the place of its interactive form: x, y, width, height."""
+    """Scroll figure ``number`` into sight, wake it with the mouse, and return the place of its
+    interactive form: x, y, width, height.
+    """
     where = f"document.querySelectorAll('{FIGURE}')[{number}]"
     page.js(f"{where}.scrollIntoView({{block: 'center'}})")
     time.sleep(1)
-    box = page.js(f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.getBoundingClientRect())")
+    box = page.js(
+        f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.getBoundingClientRect())"
+    )
     page.mouse("mouseMoved", box["x"] + 5, box["y"] + 5)
     page.mouse("mouseMoved", box["x"] + min(box["width"], 400) / 2, box["y"] + box["height"] / 2)
     page.wait("the interactive figure", f"{where}.querySelector('.main-svg') !== null", 60)
     time.sleep(2)
-    return page.js(f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.querySelector('.svg-container').getBoundingClientRect())")
+    return page.js(
+        f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.querySelector('.svg-container').getBoundingClientRect())"
+    )
 
 
 def drag(page: Page, box: dict[str, float], by: float = 120) -> None:
@@ -212,7 +303,11 @@ if __name__ == "__main__":
     out.mkdir(parents=True, exist_ok=True)
     (out / "lab").mkdir(exist_ok=True)
     shutil.copy(notebook, out / "lab")
-    runs = {"POTKIT_FIGURES": str(out / "figures"), "POTKIT_RUNS": str(out / "runs"), "POTKIT_PROFILE": os.environ.get("POTKIT_PROFILE", "smoke")}
+    runs = {
+        "POTKIT_FIGURES": str(out / "figures"),
+        "POTKIT_RUNS": str(out / "runs"),
+        "POTKIT_PROFILE": os.environ.get("POTKIT_PROFILE", "smoke"),
+    }
     with jupyterlab(out / "lab", out, **runs) as address, browser(out) as page:
         try:
             print(json.dumps(run_all(page, address.format(name=notebook.name)), indent=1))

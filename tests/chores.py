@@ -18,7 +18,9 @@ def until(condition, seconds: float):
 
 
 def child(work) -> int:
-    """The process that does ``work``: a fresh one, without paying for the imports again. It ends with 1 where ``work`` raises."""
+    """The process that does ``work``: a fresh one, without paying for the imports again. It ends
+    with 1 where ``work`` raises.
+    """
     pid = os.fork()
     if not pid:
         try:
@@ -36,7 +38,9 @@ def wait(pid: int) -> int:
 
 
 class Square:
-    """Squares; dies of 13; the first tasks wait for each other, so that both processes take part."""
+    """Squares; dies of 13; the first tasks wait for each other, so that both processes take
+    part.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,7 +50,12 @@ class Square:
             os.kill(os.getpid(), signal.SIGKILL)
         (self.folder / str(os.getpid())).write_text("")
         until(lambda: len(list(self.folder.iterdir())) >= 2, 60)
-        return {"status": "ok", "value": task**2, "pid": os.getpid(), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return {
+            "status": "ok",
+            "value": task**2,
+            "pid": os.getpid(),
+            "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        }
 
 
 class Hesitant:

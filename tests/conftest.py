@@ -1,20 +1,23 @@
-"""What all tests share: one thread a process, the reference data, and which marked tests this machine can run."""
+"""What all tests share: one thread a process, the reference data, and which marked tests this
+machine can run.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background job: the processes that tests interrupt would inherit it
+# as in a script's background job: the processes that tests interrupt would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -28,7 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
-    """The folder with pieces of the public sets in their original formats; skips where POTKIT_REFERENCE_DATA is not set."""
+    """The folder with pieces of the public sets in their original formats; skips where
+    POTKIT_REFERENCE_DATA is not set.
+    """
     folder = os.environ.get("POTKIT_REFERENCE_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("POTKIT_REFERENCE_DATA does not name a folder with the reference data")

@@ -15,15 +15,30 @@ DATA = molecules(40)
 
 def grid(store: str | Path, **changes) -> experiment.Experiment:
     """2 seeds × (1 pretraining + 4 fine-tunings of 4 steps)."""
-    config = potkit.TrainConfig(steps=4, batch_size=4, progress=False, device="cpu", checkpoint_every=2, validate_every=4)
+    config = potkit.TrainConfig(
+        steps=4, batch_size=4, progress=False, device="cpu", checkpoint_every=2, validate_every=4
+    )
     values = dict(
-        model=TINY, train=DATA[:24], test=DATA[24:], labels=[10], pretrain_on=DATA[:24], seeds=[0, 1], store=store, longer="steps",
-        objectives={"denoise": potkit.Denoise(sigma=0.1)}, pretrain_config=config, finetune_config=config,
+        model=TINY,
+        train=DATA[:24],
+        test=DATA[24:],
+        labels=[10],
+        pretrain_on=DATA[:24],
+        seeds=[0, 1],
+        store=store,
+        longer="steps",
+        objectives={"denoise": potkit.Denoise(sigma=0.1)},
+        pretrain_config=config,
+        finetune_config=config,
         variants={"frozen": {"like": "denoise", "freeze": 0.5}},
-    )  # fmt: skip
+    )
     return experiment.Experiment(**{**values, **changes})
 
 
 def numbers(table):
     """What must not depend on how, where and how often a grid was run: all but seconds."""
-    return table.drop(columns=["seconds", "pretrain_seconds"]).astype({"arm": str}).reset_index(drop=True)
+    return (
+        table.drop(columns=["seconds", "pretrain_seconds"])
+        .astype({"arm": str})
+        .reset_index(drop=True)
+    )

@@ -28,13 +28,25 @@ def refused(action, *words: str, kind: type = PotkitError) -> str:
 
 def test_every_kind_is_one_that_programs_and_notebooks_understand():
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, Exception)]
-    assert set(kinds) == {PotkitError, DataError, ConfigError, CheckpointError, TrainingError, errors.Interrupted, errors.Busy}
+    assert set(kinds) == {
+        PotkitError,
+        DataError,
+        ConfigError,
+        CheckpointError,
+        TrainingError,
+        errors.Interrupted,
+        errors.Busy,
+    }
     for kind in kinds:
         assert kind("what is wrong")._render_traceback_() == [f"{kind.__name__}: what is wrong"]
-    assert issubclass(DataError, ValueError) and issubclass(ConfigError, ValueError) and issubclass(TrainingError, RuntimeError)
+    assert (
+        issubclass(DataError, ValueError)
+        and issubclass(ConfigError, ValueError)
+        and issubclass(TrainingError, RuntimeError)
+    )
 
 
-# -- structures that cannot be trained on ----------------------------------------------------------------------------------------
+# -- structures that cannot be trained on --------------------------------------------------------
 def spoilt(how: str) -> potkit.Structures:
     s = molecules(6)
     at = int(s.ptr[3]) + 2  # third atom of structure 3
@@ -54,9 +66,13 @@ def spoilt(how: str) -> potkit.Structures:
 
 
 SPOILT = {
-    "NaN position": ["pos of structure 3, atom 2"], "infinite force": ["forces of structure 3, atom 2"], "empty": ["structure 3 has no atoms"],
-    "NaN energy": ["energy of structure 3"], "overlap": ["atoms 1 and 2 of structure 3", "0.1 Å"], "same place": ["atoms 1 and 2 of structure 3"],
-}  # fmt: skip
+    "NaN position": ["pos of structure 3, atom 2"],
+    "infinite force": ["forces of structure 3, atom 2"],
+    "empty": ["structure 3 has no atoms"],
+    "NaN energy": ["energy of structure 3"],
+    "overlap": ["atoms 1 and 2 of structure 3", "0.1 Å"],
+    "same place": ["atoms 1 and 2 of structure 3"],
+}
 
 
 @pytest.mark.parametrize("role", ["train", "valid"])
@@ -65,7 +81,11 @@ def test_bad_structures_are_named_before_anything_is_written(tmp_path, how, role
     bad, good, out = spoilt(how), molecules(6), tmp_path / "run"
     train, valid = (bad, good) if role == "train" else (good, bad)
     model = egnn()
-    refused(lambda: potkit.pretrain(model, train, potkit.Denoise(), TINY, out, valid), *SPOILT[how], kind=DataError)
+    refused(
+        lambda: potkit.pretrain(model, train, potkit.Denoise(), TINY, out, valid),
+        *SPOILT[how],
+        kind=DataError,
+    )
     assert not out.exists()
     if bad.energy is not None:
         refused(lambda: potkit.finetune(model, train, valid, TINY, out=out), kind=DataError)
@@ -73,35 +93,79 @@ def test_bad_structures_are_named_before_anything_is_written(tmp_path, how, role
 
 
 def test_overlap_across_a_periodic_boundary(tmp_path):
-    s = potkit.Structures([8, 1], [[0.02, 2, 2], [3.99, 2, 2]], [0, 2], cell=4 * np.eye(3)[None], pbc=[[True] * 3])
-    refused(lambda: potkit.pretrain(egnn(), s, potkit.Denoise(), TINY, tmp_path / "r"), "atoms 0 and 1 of structure 0")
+    s = potkit.Structures(
+        [8, 1], [[0.02, 2, 2], [3.99, 2, 2]], [0, 2], cell=4 * np.eye(3)[None], pbc=[[True] * 3]
+    )
+    refused(
+        lambda: potkit.pretrain(egnn(), s, potkit.Denoise(), TINY, tmp_path / "r"),
+        "atoms 0 and 1 of structure 0",
+    )
 
 
 def test_atoms_that_no_element_has():
     for z in (0, 119, -1):
-        refused(lambda: potkit.Structures([1, z], np.eye(2, 3), [0, 2]), "structure 0", f"atomic number {z}", kind=DataError)
+        refused(
+            lambda: potkit.Structures([1, z], np.eye(2, 3), [0, 2]),
+            "structure 0",
+            f"atomic number {z}",
+            kind=DataError,
+        )
 
 
 def test_arrays_that_do_not_fit():
-    refused(lambda: potkit.Structures([1, 1], np.eye(3), [0, 2]), "pos", "(2, 3)", "(3, 3)", kind=DataError)
-    refused(lambda: potkit.Structures([1, 1], np.eye(2, 3), [0, 2], energy=[1, 2]), "energy", "(1,)", "(2,)", kind=DataError)
-    refused(lambda: potkit.Structures([1, 1], np.eye(2, 3), [0, 2], pbc=[[True] * 3]), "pbc", "cell", kind=DataError)
+    refused(
+        lambda: potkit.Structures([1, 1], np.eye(3), [0, 2]),
+        "pos",
+        "(2, 3)",
+        "(3, 3)",
+        kind=DataError,
+    )
+    refused(
+        lambda: potkit.Structures([1, 1], np.eye(2, 3), [0, 2], energy=[1, 2]),
+        "energy",
+        "(1,)",
+        "(2,)",
+        kind=DataError,
+    )
+    refused(
+        lambda: potkit.Structures([1, 1], np.eye(2, 3), [0, 2], pbc=[[True] * 3]),
+        "pbc",
+        "cell",
+        kind=DataError,
+    )
     refused(lambda: molecules(3).batch([0, 7]), "7", "3", kind=DataError)
 
 
 def test_a_periodic_box_without_volume(tmp_path):
     for pbc in ([True, True, True], [True, True, False]):
-        s = potkit.Structures([8, 1], np.eye(2, 3), [0, 2], cell=np.array([[[4.0, 0, 0], [8.0, 0, 0], [0, 0, 4.0]]]), pbc=[pbc])
-        refused(lambda: potkit.pretrain(egnn(), s, potkit.Denoise(), TINY, tmp_path / "r"), "no volume", kind=DataError)
+        s = potkit.Structures(
+            [8, 1],
+            np.eye(2, 3),
+            [0, 2],
+            cell=np.array([[[4.0, 0, 0], [8.0, 0, 0], [0, 0, 4.0]]]),
+            pbc=[pbc],
+        )
+        refused(
+            lambda: potkit.pretrain(egnn(), s, potkit.Denoise(), TINY, tmp_path / "r"),
+            "no volume",
+            kind=DataError,
+        )
 
 
 def test_no_structures_at_all(tmp_path):
-    refused(lambda: potkit.pretrain(egnn(), molecules(3)[:0], potkit.Denoise(), TINY, tmp_path / "r"), "no structures", kind=DataError)
+    refused(
+        lambda: potkit.pretrain(egnn(), molecules(3)[:0], potkit.Denoise(), TINY, tmp_path / "r"),
+        "no structures",
+        kind=DataError,
+    )
 
 
-# -- files -----------------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------
 def test_a_missing_file_is_named(tmp_path):
-    for action in (lambda: potkit.read(tmp_path / "none.h5"), lambda: potkit.Structures.open(tmp_path / "none")):
+    for action in (
+        lambda: potkit.read(tmp_path / "none.h5"),
+        lambda: potkit.Structures.open(tmp_path / "none"),
+    ):
         refused(action, "none", kind=DataError)
     refused(lambda: potkit.load("anni-mini"), "anni-mini")
 
@@ -145,29 +209,44 @@ def test_a_store_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert len(potkit.Structures.open(path)) == 4
     (tmp_path / "file").write_text("")
     refused(lambda: s.save(tmp_path / "file" / "s.h5"), "cannot be written", kind=DataError)
-    assert path.read_bytes() != before and sorted(p.name for p in tmp_path.iterdir()) == ["file", "s.h5"]
+    assert path.read_bytes() != before and sorted(p.name for p in tmp_path.iterdir()) == [
+        "file",
+        "s.h5",
+    ]
 
 
 def test_extxyz_frames_with_faults_are_named(tmp_path):
-    head = 'Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n'
+    head = "Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n"
     frame = f"2\n{head}C 0 0 0 0 0 0\nO 1.1 0 0 0 0 0\n"
     faults = {
-        "energy": frame.replace(" energy=-1.0", ""), "Qq": frame.replace("O 1.1", "Qq 1.1"), "finite": frame.replace("1.1", "nan"),
+        "energy": frame.replace(" energy=-1.0", ""),
+        "Qq": frame.replace("O 1.1", "Qq 1.1"),
+        "finite": frame.replace("1.1", "nan"),
         "frame": frame[: len(frame) // 2],
-    }  # fmt: skip
+    }
     for word, text in faults.items():
         path = tmp_path / "data.xyz"
         path.write_text(frame + text)
         refused(lambda: potkit.read(path), "data.xyz", "frame 1", word, kind=DataError)
 
 
-# -- settings and networks -------------------------------------------------------------------------------------------------------
+# -- settings and networks -----------------------------------------------------------------------
 def test_networks_and_options_that_do_not_exist():
     refused(lambda: potkit.build("egn"), "'egn'", "egnn", kind=ConfigError)
-    refused(lambda: potkit.build("egnn", preset="paper"), "'paper'", "denoise-paper", kind=ConfigError)
+    refused(
+        lambda: potkit.build("egnn", preset="paper"), "'paper'", "denoise-paper", kind=ConfigError
+    )
     refused(lambda: potkit.build("egnn", hiden=3), "'hiden'", "hidden", kind=ConfigError)
-    for wrong in (dict(cutoff=0), dict(cutoff=-1.0), dict(cutoff=float("nan")), dict(layers=0), dict(hidden=0), dict(vector="gated"),
-                  dict(vector="sideways"), dict(forces="none")):  # fmt: skip
+    for wrong in (
+        dict(cutoff=0),
+        dict(cutoff=-1.0),
+        dict(cutoff=float("nan")),
+        dict(layers=0),
+        dict(hidden=0),
+        dict(vector="gated"),
+        dict(vector="sideways"),
+        dict(forces="none"),
+    ):
         refused(lambda: potkit.build("egnn", **wrong), kind=ConfigError)
 
 
@@ -175,8 +254,27 @@ def test_the_command_line_says_one_line_and_fails(tmp_path):
     """The real process, as a shell sees it: exit code 1, one line on stderr, nothing on disk."""
     root = Path(potkit.__file__).parents[1]
     molecules(4).save(tmp_path / "data.h5")
-    command = [sys.executable, "-m", "potkit", "pretrain", "--data", "data.h5", "--objective", "masked", "--ratio", "1.5", "--out", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "potkit",
+        "pretrain",
+        "--data",
+        "data.h5",
+        "--objective",
+        "masked",
+        "--ratio",
+        "1.5",
+        "--out",
+        "run",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and "ratio must be in (0, 1], got 1.5" in lines[0], done.stderr

@@ -1,4 +1,6 @@
-"""The outside of the project: dependencies agree wherever they are written down, and the entry points are there."""
+"""The outside of the project: dependencies agree wherever they are written down, and the entry
+points are there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-WANTED = "jupyterlab papermill torch torch-geometric torch-scatter e3nn numpy pandas plotly nbval".split()
+WANTED = [
+    "jupyterlab",
+    "papermill",
+    "torch",
+    "torch-geometric",
+    "torch-scatter",
+    "e3nn",
+    "numpy",
+    "pandas",
+    "plotly",
+    "nbval",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +66,8 @@ def test_environment_agrees_with_pyproject(environment, declared):
 
 def test_environment_names_every_wanted_package(environment, repository, declared):
     named = {Requirement(line).name for line in pip_part(environment) if not line.startswith("-e")}
-    # torch-scatter compiles against the installed torch, so it is a command in the file's head, not an entry of the list
+    # torch-scatter compiles against the installed torch, so it is a command in the file's head, not
+    # an entry of the list
     head = (repository / "environment.yml").read_text().split("name:")[0]
     named |= set(re.findall(r"pip install --no-build-isolation (\S+)", head))
     assert set(WANTED) <= named
@@ -63,14 +77,21 @@ def test_environment_names_every_wanted_package(environment, repository, declare
 def test_environment_python_is_allowed(environment, project):
     from packaging.specifiers import SpecifierSet
 
-    python = next(e for e in environment["dependencies"] if isinstance(e, str) and e.startswith("python="))
+    python = next(
+        e for e in environment["dependencies"] if isinstance(e, str) and e.startswith("python=")
+    )
     assert python.removeprefix("python=") in SpecifierSet(project["requires-python"])
 
 
 def test_torch_is_pinned_everywhere_alike(declared, environment, repository):
     assert str(declared["torch"].specifier) == "==2.13.0"
     assert "torch==2.13.0" in pip_part(environment)
-    shown = subprocess.run(["make", "-n", "setup", "VENV=no-such-folder"], cwd=repository, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["make", "-n", "setup", "VENV=no-such-folder"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
     assert '"torch==2.13.0"' in shown.stdout, shown.stderr
 
 
@@ -83,7 +104,10 @@ def test_installed_packages_satisfy_pyproject(project):
     """What runs here is what pyproject allows; else a fresh clone would run something else."""
     from importlib.metadata import PackageNotFoundError, version
 
-    groups = [project["dependencies"], *(project["optional-dependencies"][n] for n in ("notebooks", "generate", "test"))]
+    groups = [
+        project["dependencies"],
+        *(project["optional-dependencies"][n] for n in ("notebooks", "generate", "test")),
+    ]
     for text in [t for entries in groups for t in entries]:
         requirement = Requirement(text)
         try:
@@ -92,7 +116,9 @@ def test_installed_packages_satisfy_pyproject(project):
             if text in project["dependencies"]:
                 raise
             continue
-        assert requirement.specifier.contains(found, prereleases=True), f"{text} but {found} is installed"
+        assert requirement.specifier.contains(found, prereleases=True), (
+            f"{text} but {found} is installed"
+        )
 
 
 def test_version_stands_in_one_place(project):
@@ -126,7 +152,10 @@ def test_old_python_is_named(repository, tmp_path):
     fake.chmod(0o755)
     venv = tmp_path / "venv"
     done = subprocess.run(
-        ["make", "-s", "setup", f"PYTHON={fake}", f"VENV={venv}"], cwd=repository, capture_output=True, text=True
+        ["make", "-s", "setup", f"PYTHON={fake}", f"VENV={venv}"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode != 0
     assert "potkit needs Python 3.11 or newer, found Python 3.9.1" in done.stdout + done.stderr
@@ -134,6 +163,14 @@ def test_old_python_is_named(repository, tmp_path):
 
 
 def test_no_machine_paths_or_hosts_in_the_outside(repository):
-    files = ["pyproject.toml", "environment.yml", "Makefile", ".ci/run", "CITATION.cff", "CHANGELOG.md", ".gitignore"]
+    files = [
+        "pyproject.toml",
+        "environment.yml",
+        "Makefile",
+        ".ci/run",
+        "CITATION.cff",
+        "CHANGELOG.md",
+        ".gitignore",
+    ]
     text = "\n".join((repository / name).read_text() for name in files)
     assert not re.search(r"/(work|tmp|root|home)/|https?://", text)

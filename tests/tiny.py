@@ -24,28 +24,51 @@ def rotations(n: int, rng: np.random.Generator) -> np.ndarray:
     return q * np.sign(np.linalg.det(q))[:, None, None]
 
 
-def water(n_structures: int, per_side: int = 2, seed: int = 0, spacing: float = 3.1) -> potkit.Structures:
-    """Boxes of per_side³ rigid waters (O H H each) in ideal geometry, turned at random, every atom wrapped into the box."""
+def water(
+    n_structures: int, per_side: int = 2, seed: int = 0, spacing: float = 3.1
+) -> potkit.Structures:
+    """Boxes of per_side³ rigid waters (O H H each) in ideal geometry, turned at random, every
+    atom wrapped into the box.
+    """
     rng = np.random.default_rng(seed)
     half = np.radians(ANGLE / 2)
-    shape = BOND * np.array([[0, 0, 0], [np.sin(half), np.cos(half), 0], [-np.sin(half), np.cos(half), 0]])
+    shape = BOND * np.array(
+        [[0, 0, 0], [np.sin(half), np.cos(half), 0], [-np.sin(half), np.cos(half), 0]]
+    )
     per, side = per_side**3, per_side * spacing
-    grid = np.stack(np.meshgrid(*[np.arange(per_side) * spacing] * 3, indexing="ij"), -1).reshape(-1, 3)
+    grid = np.stack(np.meshgrid(*[np.arange(per_side) * spacing] * 3, indexing="ij"), -1).reshape(
+        -1, 3
+    )
     oxygen = grid + rng.uniform(-0.3, 0.3, (n_structures, per, 3))
-    pos = oxygen[:, :, None] + shape @ rotations(n_structures * per, rng).reshape(n_structures, per, 3, 3).swapaxes(-1, -2)
+    pos = oxygen[:, :, None] + shape @ rotations(n_structures * per, rng).reshape(
+        n_structures, per, 3, 3
+    ).swapaxes(-1, -2)
     return potkit.Structures(
-        z=np.tile([8, 1, 1], n_structures * per), pos=np.mod(pos.reshape(-1, 3), side), ptr=np.arange(n_structures + 1) * 3 * per,
-        cell=np.tile(side * np.eye(3), (n_structures, 1, 1)), pbc=np.ones((n_structures, 3), bool),
-        molecule=np.tile(np.repeat(np.arange(per), 3), n_structures), info={"name": "ideal water"},
-    )  # fmt: skip
+        z=np.tile([8, 1, 1], n_structures * per),
+        pos=np.mod(pos.reshape(-1, 3), side),
+        ptr=np.arange(n_structures + 1) * 3 * per,
+        cell=np.tile(side * np.eye(3), (n_structures, 1, 1)),
+        pbc=np.ones((n_structures, 3), bool),
+        molecule=np.tile(np.repeat(np.arange(per), 3), n_structures),
+        info={"name": "ideal water"},
+    )
 
 
 def molecules(n: int, seed: int = 0, offset: float = 0.0, dtype=np.float64) -> potkit.Structures:
-    """Distorted formaldehyde and ethylene-like frames, labelled by Morse bonds between all pairs; ``offset`` eV per carbon."""
+    """Distorted formaldehyde and ethylene-like frames, labelled by Morse bonds between all
+    pairs; ``offset`` eV per carbon.
+    """
     rng = np.random.default_rng(seed)
     frames = {
         (6, 8, 1, 1): [[0, 0, 0], [1.21, 0, 0], [-0.59, 0.94, 0], [-0.59, -0.94, 0]],
-        (6, 6, 1, 1, 1, 1): [[0, 0, 0], [1.34, 0, 0], [-0.57, 0.93, 0], [-0.57, -0.93, 0], [1.91, 0.93, 0], [1.91, -0.93, 0]],
+        (6, 6, 1, 1, 1, 1): [
+            [0, 0, 0],
+            [1.34, 0, 0],
+            [-0.57, 0.93, 0],
+            [-0.57, -0.93, 0],
+            [1.91, 0.93, 0],
+            [1.91, -0.93, 0],
+        ],
     }
     kinds = list(frames.items())
     z, pos, energy, forces, sizes = [], [], [], [], []
@@ -59,18 +82,27 @@ def molecules(n: int, seed: int = 0, offset: float = 0.0, dtype=np.float64) -> p
         forces.append(f)
         sizes.append(len(x))
     return potkit.Structures(
-        np.array(z), np.concatenate(pos).astype(dtype), np.cumsum([0, *sizes]), np.array(energy), np.concatenate(forces).astype(dtype),
-        system=np.arange(n) % 2, info={"name": "tiny molecules", "systems": ["CH2O", "C2H4"]},
-    )  # fmt: skip
+        np.array(z),
+        np.concatenate(pos).astype(dtype),
+        np.cumsum([0, *sizes]),
+        np.array(energy),
+        np.concatenate(forces).astype(dtype),
+        system=np.arange(n) % 2,
+        info={"name": "tiny molecules", "systems": ["CH2O", "C2H4"]},
+    )
 
 
-def morse(x: np.ndarray, depth: float = 1.0, stiff: float = 1.5, length: float = 1.3) -> tuple[float, np.ndarray]:
+def morse(
+    x: np.ndarray, depth: float = 1.0, stiff: float = 1.5, length: float = 1.3
+) -> tuple[float, np.ndarray]:
     """Energy (eV) and forces (eV/Å) of Morse bonds between all pairs."""
     d = x[:, None] - x[None]
     r = np.linalg.norm(d, axis=-1) + np.eye(len(x))
     w = np.exp(-stiff * (r - length)) * (1 - np.eye(len(x)))
     slope = 2 * depth * stiff * (1 - w) * w  # dE/dr per pair
-    return 0.5 * depth * float(((1 - w) ** 2 * (1 - np.eye(len(x)))).sum()), -((slope / r)[..., None] * d).sum(1)
+    return 0.5 * depth * float(((1 - w) ** 2 * (1 - np.eye(len(x)))).sum()), -(
+        (slope / r)[..., None] * d
+    ).sum(1)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,4 +1,6 @@
-"""Numbers that describe a set of structures: distances, pair distributions, force norms, energies above the minimum."""
+"""Numbers that describe a set of structures: distances, pair distributions, force norms,
+energies above the minimum.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,17 @@ def _number(element: int | str) -> int:
     return element
 
 
-def pair_distances(structures: Structures, first: int | str, second: int | str, cutoff: float, chunk: int = 200) -> np.ndarray:
-    """All distances (Å) below ``cutoff`` from an atom of element ``first`` to one of ``second``, periodic images included."""
+def pair_distances(
+    structures: Structures, first: int | str, second: int | str, cutoff: float, chunk: int = 200
+) -> np.ndarray:
+    """All distances (Å) below ``cutoff`` from an atom of element ``first`` to one of ``second``,
+    periodic images included.
+    """
     a, b, out = _number(first), _number(second), [np.zeros(0)]
     for start in range(0, len(structures), chunk):
-        batch = structures.batch(np.arange(start, min(start + chunk, len(structures))), dtype=torch.float64)
+        batch = structures.batch(
+            np.arange(start, min(start + chunk, len(structures))), dtype=torch.float64
+        )
         batch = attach(batch, cutoff)
         sender, receiver = batch.edge_index
         keep = (batch.z[receiver] == a) & (batch.z[sender] == b)
@@ -34,10 +42,14 @@ def pair_distances(structures: Structures, first: int | str, second: int | str, 
     return np.concatenate(out)
 
 
-def bonds(structures: Structures, first: int | str, second: int | str, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (i, j) of the atom arrays, i of element ``first`` and j of ``second``, closer than ``cutoff`` Å; not across a cell's faces.
+def bonds(
+    structures: Structures, first: int | str, second: int | str, cutoff: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (i, j) of the atom arrays, i of element ``first`` and j of ``second``, closer than
+    ``cutoff`` Å; not across a cell's faces.
 
-    Lets one follow the same bonds while positions change: ``np.linalg.norm(pos[i] - pos[j], axis=1)``.
+    Lets one follow the same bonds while positions change: ``np.linalg.norm(pos[i] - pos[j],
+    axis=1)``.
     """
     batch = attach(structures.batch(dtype=torch.float64), cutoff)
     sender, receiver = batch.edge_index
@@ -50,23 +62,36 @@ def bonds(structures: Structures, first: int | str, second: int | str, cutoff: f
 
 
 def radial_distribution(
-    structures: Structures, first: int | str, second: int | str, cutoff: float = 8.0, bins: int = 160
+    structures: Structures,
+    first: int | str,
+    second: int | str,
+    cutoff: float = 8.0,
+    bins: int = 160,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """g(r) of a periodic set: bin centres [bins] Å and values [bins], 1 for a structureless fluid of the same density."""
+    """g(r) of a periodic set: bin centres [bins] Å and values [bins], 1 for a structureless
+    fluid of the same density.
+    """
     if structures.cell is None or not structures.pbc.all():
-        raise DataError("a radial distribution needs structures that are periodic in all directions")
+        raise DataError(
+            "a radial distribution needs structures that are periodic in all directions"
+        )
     a, b = _number(first), _number(second)
-    counts, edges = np.histogram(pair_distances(structures, a, b, cutoff), bins=bins, range=(0.0, cutoff))
+    counts, edges = np.histogram(
+        pair_distances(structures, a, b, cutoff), bins=bins, range=(0.0, cutoff)
+    )
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     n_a = np.bincount(owner[structures.z == a], minlength=len(structures))
     n_b = np.bincount(owner[structures.z == b], minlength=len(structures)) - (a == b)
-    expected = float((n_a * n_b / np.abs(np.linalg.det(structures.cell))).sum())  # pairs per Å³ without structure
+    # pairs per Å³ without structure
+    expected = float((n_a * n_b / np.abs(np.linalg.det(structures.cell))).sum())
     shell = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     return 0.5 * (edges[1:] + edges[:-1]), counts / (expected * shell)
 
 
 def force_norms(structures: Structures) -> dict[str, np.ndarray]:
-    """Length of the force vector on each atom (eV/Å), by element symbol. Raises DataError without forces."""
+    """Length of the force vector on each atom (eV/Å), by element symbol. Raises DataError
+    without forces.
+    """
     if structures.forces is None:
         raise DataError(f"{structures.info.get('name', 'structures')}: no forces")
     norms = np.linalg.norm(structures.forces, axis=1)

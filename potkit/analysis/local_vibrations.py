@@ -1,21 +1,24 @@
 """Stars: how atoms move about their bonded neighbours, whatever the molecule as a whole does.
 
-Molecules turn and twist, so displacements are measured locally. A *star* is an atom with the atoms bonded to it (bonds: closer than
-1.25 sums of covalent radii in the structure of lowest energy; structures in which one of these is stretched to more than 1.5 sums,
-because it broke or because the atoms come in another order, are looked at by themselves). All copies of a star, over the structures of
-a system, are turned onto their mean (generalised Procrustes: Kabsch 1976, Gower 1975), and what is left are bond lengths and angles,
-vibrations about one shape in every conformer; turning about bonds drops out. In a box of molecules the same star of all molecules of a
-kind is one star, and bonds reach across the cell's faces. ``frame="structure"`` takes the whole molecule for one star instead, which
-is right for a single conformer only.
+Molecules turn and twist, so displacements are measured locally. A *star* is an atom with the atoms
+bonded to it (bonds: closer than 1.25 sums of covalent radii in the structure of lowest energy;
+structures in which one of these is stretched to more than 1.5 sums, because it broke or because the
+atoms come in another order, are looked at by themselves). All copies of a star, over the structures
+of a system, are turned onto their mean (generalised Procrustes: Kabsch 1976, Gower 1975), and what
+is left are bond lengths and angles, vibrations about one shape in every conformer; turning about
+bonds drops out. In a box of molecules the same star of all molecules of a kind is one star, and
+bonds reach across the cell's faces. ``frame="structure"`` takes the whole molecule for one star
+instead, which is right for a single conformer only.
 
-Turning a star of k atoms takes 6 of its 3k degrees of freedom away (5 of 6 for two atoms). Amplitudes are corrected for that: with P
-the projector onto what is left, s_i² = ⟨|u_i|²⟩ / tr P_ii per axis, exact to first order where all atoms of the star move alike.
+Turning a star of k atoms takes 6 of its 3k degrees of freedom away (5 of 6 for two atoms).
+Amplitudes are corrected for that: with P the projector onto what is left, s_i² = ⟨|u_i|²⟩ / tr P_ii
+per axis, exact to first order where all atoms of the star move alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -25,16 +28,19 @@ from ..structures.elements import covalent_radii
 from ..structures.neighbors import attach
 from ..structures.store import Structures
 
-BOND, BROKEN = 1.25, 1.5  # in sums of covalent radii: a bond below, the bond of another structure no longer above
+# in sums of covalent radii: a bond below, the bond of another structure no longer above
+BOND, BROKEN = 1.25, 1.5
 FEWEST = 10  # copies of a star below which it is left out
 MOST = 200  # systems that are looked at; more are drawn from
 
 
 @dataclasses.dataclass(frozen=True)
 class Star:
-    """Displacements u [n, k, 3] (Å) of k atoms from their ``mean`` shape [k, 3] (centred) in n copies, in the frame of the mean shape.
+    """Displacements u [n, k, 3] (Å) of k atoms from their ``mean`` shape [k, 3] (centred) in n
+    copies, in the frame of the mean shape.
 
-    ``own``: those of the k atoms that are counted here and in no other star (the centre, and atoms without other bonds).
+    ``own``: those of the k atoms that are counted here and in no other star (the centre, and atoms
+    without other bonds).
     """
 
     system: int
@@ -49,21 +55,29 @@ class Star:
         return max(3 * len(self.z) - 6, 1)
 
     def left(self) -> np.ndarray:
-        """tr P_ii, [k]: of the three degrees of freedom of each atom, how many turning and moving leave."""
+        """tr P_ii, [k]: of the three degrees of freedom of each atom, how many turning and
+        moving leave.
+        """
         eye = np.eye(3)
-        rigid = np.concatenate([np.broadcast_to(eye, (len(self.z), 3, 3)), np.cross(eye, self.mean[:, None])], 1)  # [k, 6, 3]
+        # [k, 6, 3]
+        rigid = np.concatenate(
+            [np.broadcast_to(eye, (len(self.z), 3, 3)), np.cross(eye, self.mean[:, None])], 1
+        )
         basis, size, _ = np.linalg.svd(rigid.swapaxes(1, 2).reshape(-1, 6), full_matrices=False)
-        return 3.0 - np.square(basis[:, size > 1e-6 * size[0]].reshape(len(self.z), 3, -1)).sum((1, 2))
+        return 3.0 - np.square(basis[:, size > 1e-6 * size[0]].reshape(len(self.z), 3, -1)).sum(
+            (1, 2)
+        )
 
     def variances(self) -> np.ndarray:
         """Corrected variance per axis of every atom, [k] Å²."""
         return np.square(self.u).sum(2).mean(0) / self.left()
 
     def modes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Vibrations: variances λ (Å²) along the eigenvectors of the covariance of all coordinates, [m], and each atom's share in
-        them, [m, k].
+        """Vibrations: variances λ (Å²) along the eigenvectors of the covariance of all coordinates,
+        [m], and each atom's share in them, [m, k].
 
-        Of the 3k eigenvectors those are left out that turning took away. Shares of a vibration add up to 1.
+        Of the 3k eigenvectors those are left out that turning took away. Shares of a vibration add
+        up to 1.
         """
         flat = self.u.reshape(len(self.u), -1)
         values, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
@@ -71,22 +85,30 @@ class Star:
         return np.clip(values[::-1][: self.freedom], 0.0, None), shares[::-1][: self.freedom]
 
 
-# -- stars -----------------------------------------------------------------------------------------------------------------------
+# -- stars ---------------------------------------------------------------------------------------
 def align(copies: np.ndarray, rounds: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Turn ``copies`` [n, k, 3] of one shape onto their mean; (displacements [n, k, 3], mean [k, 3]), both Å, in the mean's frame."""
+    """Turn ``copies`` [n, k, 3] of one shape onto their mean; (displacements [n, k, 3], mean [k,
+    3]), both Å, in the mean's frame.
+    """
     x = copies - copies.mean(1, keepdims=True)
     mean = x[0]
     for _ in range(rounds):
         left, _, right = np.linalg.svd(x.swapaxes(1, 2) @ mean)
         turn = left @ right
-        turn += (np.sign(np.linalg.det(turn)) - 1.0)[:, None, None] * (left[:, :, 2:] @ right[:, 2:])  # proper rotations only
+        # proper rotations only
+        turn += (np.sign(np.linalg.det(turn)) - 1.0)[:, None, None] * (
+            left[:, :, 2:] @ right[:, 2:]
+        )
         x = x @ turn
         mean = x.mean(0)
     return x - mean, mean
 
 
-def stars(structures: Structures, frame: str = "local", limit: int = 500, seed: int = 0) -> Iterator[Star]:
-    """The stars of ``structures``; of more than 200 systems some are drawn (by ``seed``), and so are ``limit`` copies of each star.
+def stars(
+    structures: Structures, frame: str = "local", limit: int = 500, seed: int = 0
+) -> Iterator[Star]:
+    """The stars of ``structures``; of more than 200 systems some are drawn (by ``seed``), and so
+    are ``limit`` copies of each star.
 
     Those with fewer than 10 copies are left out.
     Raises ConfigError for an unknown ``frame`` ("local" or "structure").
@@ -98,11 +120,17 @@ def stars(structures: Structures, frame: str = "local", limit: int = 500, seed: 
     kinds = _same_atoms(structures)
     for rows in [kinds[i] for i in np.sort(rng.permutation(len(kinds))[:MOST])]:
         atoms = slice(*structures.ptr[rows[0] : rows[0] + 2])
-        z, molecule, system = structures.z[atoms], structures.molecule[atoms], int(structures.system[rows[0]])
+        z, molecule, system = (
+            structures.z[atoms],
+            structures.molecule[atoms],
+            int(structures.system[rows[0]]),
+        )
         several = bool(np.ptp(molecule))
         rows = rows[np.sort(rng.permutation(len(rows))[: 4 * limit])]
         while len(rows) >= FEWEST or (several and len(rows)):
-            reference = rows[0] if structures.energy is None else rows[np.argmin(structures.energy[rows])]
+            reference = (
+                rows[0] if structures.energy is None else rows[np.argmin(structures.energy[rows])]
+            )
             bonded = _bonds(structures, reference)
             whole = _unbroken(structures, rows, bonded, z)
             chosen, rows = rows[whole][:limit], rows[~whole]
@@ -121,33 +149,49 @@ def _same_atoms(structures: Structures) -> list[np.ndarray]:
     """Rows of structures that have the same system and the same elements in the same order."""
     kinds: dict[tuple, list[int]] = {}
     for i, system in enumerate(structures.system.tolist()):
-        kinds.setdefault((system, structures.z[structures.ptr[i] : structures.ptr[i + 1]].tobytes()), []).append(i)
+        kinds.setdefault(
+            (system, structures.z[structures.ptr[i] : structures.ptr[i + 1]].tobytes()), []
+        ).append(i)
     return [np.array(rows) for rows in kinds.values()]
 
 
-def _steps(structures: Structures, rows: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Ways from atoms ``start`` to atoms ``end`` of structures ``rows``, [n, k, 3] Å, by the shortest periodic image."""
+def _steps(
+    structures: Structures, rows: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+    """Ways from atoms ``start`` to atoms ``end`` of structures ``rows``, [n, k, 3] Å, by the
+    shortest periodic image.
+    """
     first = structures.ptr[rows][:, None]
-    steps = np.asarray(structures.pos[first + end], np.float64) - np.asarray(structures.pos[first + start], np.float64)
+    steps = np.asarray(structures.pos[first + end], np.float64) - np.asarray(
+        structures.pos[first + start], np.float64
+    )
     if structures.cell is None:
         return steps
     return _nearest_images(steps, structures.cell[rows], structures.pbc[rows])
 
 
-def _unbroken(structures: Structures, rows: np.ndarray, bonded: list[list[int]], z: np.ndarray) -> np.ndarray:
+def _unbroken(
+    structures: Structures, rows: np.ndarray, bonded: list[list[int]], z: np.ndarray
+) -> np.ndarray:
     """Which structures have all the bonds, [n] bool."""
-    pairs = np.array([(i, j) for i, near in enumerate(bonded) for j in near if i < j], int).reshape(-1, 2)
+    pairs = np.array([(i, j) for i, near in enumerate(bonded) for j in near if i < j], int).reshape(
+        -1, 2
+    )
     radii = covalent_radii().numpy()[z]
     length = np.linalg.norm(_steps(structures, rows, pairs[:, 0], pairs[:, 1]), axis=2)
     return (length < BROKEN * radii[pairs].sum(1)).all(1)
 
 
 def _one_hand(copies: np.ndarray) -> np.ndarray:
-    """Without the mirror images of the majority (equal atoms in another order, or an inverted centre), where the shape has a hand."""
+    """Without the mirror images of the majority (equal atoms in another order, or an inverted
+    centre), where the shape has a hand.
+    """
     if copies.shape[1] < 4:
         return copies
     a, b, c = (copies[:, i] for i in (1, 2, 3))
-    volume = np.einsum("ni,ni->n", a, np.cross(b, c)) / np.prod([np.linalg.norm(v, axis=1) for v in (a, b, c)], axis=0)
+    volume = np.einsum("ni,ni->n", a, np.cross(b, c)) / np.prod(
+        [np.linalg.norm(v, axis=1) for v in (a, b, c)], axis=0
+    )
     clear = np.abs(volume) > 0.2  # a tetrahedron's is 0.77, a planar centre's 0
     sign = 1.0 if (volume > 0.2).sum() >= (volume < -0.2).sum() else -1.0
     return copies[volume * sign > 0.2] if clear.mean() > 0.9 else copies
@@ -169,7 +213,9 @@ def _bonds(structures: Structures, row: int) -> list[list[int]]:
     return [sorted(s - {i}) for i, s in enumerate(bonded)]
 
 
-def _members(bonded: list[list[int]], z: np.ndarray, molecule: np.ndarray, frame: str) -> Iterator[tuple[tuple, np.ndarray, np.ndarray]]:
+def _members(
+    bonded: list[list[int]], z: np.ndarray, molecule: np.ndarray, frame: str
+) -> Iterator[tuple[tuple, np.ndarray, np.ndarray]]:
     """(kind, atoms, own) of every star: same kind, same molecule and same place in it."""
     place, elements = np.empty(len(z), int), {}
     for m in np.unique(molecule):
@@ -188,6 +234,8 @@ def _members(bonded: list[list[int]], z: np.ndarray, molecule: np.ndarray, frame
 
 
 def _nearest_images(steps: np.ndarray, cells: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """``steps`` [n, k, 3] in ``cells`` [n, 3, 3], each brought to its shortest periodic image (by rounding: right for bonds)."""
+    """``steps`` [n, k, 3] in ``cells`` [n, 3, 3], each brought to its shortest periodic image
+    (by rounding: right for bonds).
+    """
     full = np.where(pbc[:, :, None], cells, np.eye(3))
     return steps - (np.round(steps @ np.linalg.inv(full)) * pbc[:, None]) @ full

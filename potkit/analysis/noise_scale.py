@@ -1,8 +1,9 @@
-"""How far atoms move by themselves: a noise scale σ from the data alone, and a test of the Gaussian assumption behind denoising.
+"""How far atoms move by themselves: a noise scale σ from the data alone, and a test of the Gaussian
+assumption behind denoising.
 
-Denoising takes a structure for the centre of a Gaussian. Whether it is one, and how wide, can be seen in the data, in the
-displacements of atoms in their `stars`. Systems with several conformers, structures with broken bonds and boxes of molecules are dealt
-with there.
+Denoising takes a structure for the centre of a Gaussian. Whether it is one, and how wide, can be
+seen in the data, in the displacements of atoms in their `stars`. Systems with several conformers,
+structures with broken bonds and boxes of molecules are dealt with there.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from scipy.special import ndtr
 from ..errors import ConfigError, DataError
 from ..structures.elements import covalent_radii
 from ..structures.neighbors import attach
-from .local_vibrations import BOND, FEWEST, Star, stars
 from ..structures.store import SYMBOLS, Structures
+from .local_vibrations import BOND, FEWEST, Star, stars
 
 RIGID = 0.005  # Å; vibrations smaller than this are not there (rigid water models)
 LINDEMANN = 0.1  # of the distance to the nearest neighbour: where solids melt (Lindemann 1910)
 
 
-# -- a noise scale -----------------------------------------------------------------------------------------------------------------
+# -- a noise scale -------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class SigmaProposal:
-    """What `propose_sigma` found: ``sigma`` (Å) by ``method``, per element, and what every method says (``table``, Å)."""
+    """What `propose_sigma` found: ``sigma`` (Å) by ``method``, per element, and what every
+    method says (``table``, Å).
+    """
 
     sigma: float
     method: str
@@ -40,19 +43,22 @@ class SigmaProposal:
     rigid: float  # share of coordinates that are a structure's translation and rotation
 
     def explained(self, sigma: float | np.ndarray) -> np.ndarray:
-        """Share of noise of ``sigma`` Å on vibrations that the best denoiser for harmonic ones explains: mean of σ²/(σ² + λ) over
-        their variances λ."""
+        """Share of noise of ``sigma`` Å on vibrations that the best denoiser for harmonic ones
+        explains: mean of σ²/(σ² + λ) over their variances λ.
+        """
         return explained(sigma, self.modes, self.weights)
 
     def unexplained(self, sigma: float | np.ndarray) -> np.ndarray:
-        """The loss (`Denoise`, normalised) of that denoiser: noise that moves or turns a structure as a whole cannot be told,
-        either."""
+        """The loss (`Denoise`, normalised) of that denoiser: noise that moves or turns a structure
+        as a whole cannot be told, either.
+        """
         return 1.0 - (1.0 - self.rigid) * self.explained(sigma)
 
     @property
     def range(self) -> tuple[float, float]:
-        """From the width of the vibrations (rigid: Lindemann's σ) to where noise hides the bonds (Å): what a scan should span. NaN
-        where the data do not tell."""
+        """From the width of the vibrations (rigid: Lindemann's σ) to where noise hides the bonds
+        (Å): what a scan should span. NaN where the data do not tell.
+        """
         column = self.table["all"]
         low = "thermal" if len(self.modes) else "neighbours"
         return float(column.get(low, np.nan)), float(column.get("ceiling", np.nan))
@@ -77,22 +83,30 @@ def explained(sigma: float | np.ndarray, modes: np.ndarray, weights: np.ndarray)
 
 
 def propose_sigma(
-    structures: Structures, method: str | None = None, share: float = 0.9, limit: int = 500, seed: int = 0
+    structures: Structures,
+    method: str | None = None,
+    share: float = 0.9,
+    limit: int = 500,
+    seed: int = 0,
 ) -> SigmaProposal:
     """A noise scale for ``structures`` without a trial run, from the data alone.
 
     thermal     root mean square displacement per axis of an atom in its star, the median over atoms: noise as wide as the vibrations
     harmonic    the σ at which a denoiser that knows all vibrations exactly explains most of the noise, a ``share`` of 0.9: for a
-                vibration of variance λ the posterior mean of the noise is σ²/(σ² + λ) of what is seen, and so is the share that it
-                explains. Smaller noise drowns in the vibrations, and there is little to learn but their mean; larger noise only leaves
-                their neighbourhood
-    neighbours  Lindemann's: root mean square displacement of a tenth of the distance to the nearest atom, σ = 0.1 d/√3. Knows no
+                vibration of variance λ the posterior mean of the noise is σ²/(σ² + λ) of what is
+                seen, and so is the share that it explains. Smaller noise drowns in the vibrations,
+                and there is little to learn but their mean; larger noise only leaves their
+                neighbourhood
+    neighbours  Lindemann's: root mean square displacement of a tenth of the distance to the nearest
+    atom, σ = 0.1 d/√3. Knows no
                 temperature; for single structures and rigid molecules
 
-    ``method=None`` takes harmonic, or neighbours where there are no vibrations to be seen (fewer than 10 structures of everything, or
-    rigid molecules); never more than the "ceiling", which is also in the table: the σ at which one standard deviation of noise lets a
-    bond seem as long as the shortest distance to an atom that is not bonded, (d_free − d_bond)/(2√2). In periodic boxes, vibrations
-    are those within molecules. Raises ConfigError for an unknown method, DataError for a method the data cannot answer.
+    ``method=None`` takes harmonic, or neighbours where there are no vibrations to be seen (fewer
+    than 10 structures of everything, or rigid molecules); never more than the "ceiling", which is
+    also in the table: the σ at which one standard deviation of noise lets a bond seem as long as
+    the shortest distance to an atom that is not bonded, (d_free − d_bond)/(2√2). In periodic boxes,
+    vibrations are those within molecules. Raises ConfigError for an unknown method, DataError for a
+    method the data cannot answer.
     """
     if method not in (None, *METHODS):
         raise ConfigError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
@@ -101,11 +115,19 @@ def propose_sigma(
     name = structures.info.get("name", "structures")
     found = list(stars(structures, "local", limit, seed))
     rows: dict[str, dict[str, float]] = {}
-    modes, weights, reason = np.zeros(0), np.zeros(0), f"fewer than {FEWEST} structures of each system"
+    modes, weights, reason = (
+        np.zeros(0),
+        np.zeros(0),
+        f"fewer than {FEWEST} structures of each system",
+    )
     if found:
         rows["thermal"] = _thermal(found)
         rows["harmonic"], modes, weights = _harmonic(found, share)
-        reason = f"no vibrations above {RIGID} Å, the molecules are rigid" if rows["thermal"]["all"] < RIGID else ""
+        reason = (
+            f"no vibrations above {RIGID} Å, the molecules are rigid"
+            if rows["thermal"]["all"] < RIGID
+            else ""
+        )
     rows |= _neighbours(structures, limit, seed)
     usable = not reason
     if not usable:
@@ -116,7 +138,10 @@ def propose_sigma(
     chosen = method or ("harmonic" if usable else "neighbours")
     if chosen not in rows or not np.isfinite(rows[chosen]["all"]):
         raise DataError(f"{name}: no atom has a neighbour, so the data say nothing about σ")
-    sigma, rigid = rows[chosen]["all"], float(np.mean(np.where(structures.pbc.any(1), 3, 6) / (3 * structures.n_atoms).clip(6)))
+    sigma, rigid = (
+        rows[chosen]["all"],
+        float(np.mean(np.where(structures.pbc.any(1), 3, 6) / (3 * structures.n_atoms).clip(6))),
+    )
     ceiling = rows.get("ceiling", {"all": np.inf})["all"]
     if method is None and sigma > ceiling:
         sigma, reason = ceiling, f"{reason}; at the ceiling, {chosen} alone says {sigma:.3f}"
@@ -128,18 +153,23 @@ def propose_sigma(
 
 
 def _by_element(z: np.ndarray, values: np.ndarray) -> dict[str, float]:
-    return {"all": float(values.mean())} | {SYMBOLS[e]: float(values[z == e].mean()) for e in np.unique(z)}
+    return {"all": float(values.mean())} | {
+        SYMBOLS[e]: float(values[z == e].mean()) for e in np.unique(z)
+    }
 
 
 def _thermal(found: list[Star]) -> dict[str, float]:
     z = np.concatenate([s.z[s.own] for s in found])
     width = np.sqrt(np.concatenate([s.variances()[s.own] for s in found]))
-    return {"all": float(np.median(width))} | {SYMBOLS[e]: float(np.median(width[z == e])) for e in np.unique(z)}
+    return {"all": float(np.median(width))} | {
+        SYMBOLS[e]: float(np.median(width[z == e])) for e in np.unique(z)
+    }
 
 
 def _harmonic(found: list[Star], share: float) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """σ at which ``share`` is explained, for all and per element, where a vibration counts by the atoms' part in it; all λ and
-    weights."""
+    """σ at which ``share`` is explained, for all and per element, where a vibration counts by the
+    atoms' part in it; all λ and weights.
+    """
     values, z, weights = [], [], []  # a row per (vibration, atom)
     for star in found:
         modes, shares = star.modes()
@@ -153,7 +183,11 @@ def _harmonic(found: list[Star], share: float) -> tuple[dict[str, float], np.nda
         low, high = -5.0, 2.0  # log₁₀ Å
         for _ in range(50):
             middle = 0.5 * (low + high)
-            low, high = (middle, high) if explained(10.0**middle, values[chosen], weights[chosen]) < share else (low, middle)
+            low, high = (
+                (middle, high)
+                if explained(10.0**middle, values[chosen], weights[chosen]) < share
+                else (low, middle)
+            )
         return 10.0**middle
 
     out = {"all": solve(np.ones(len(z), bool))} | {SYMBOLS[e]: solve(z == e) for e in np.unique(z)}
@@ -161,7 +195,9 @@ def _harmonic(found: list[Star], share: float) -> tuple[dict[str, float], np.nda
 
 
 def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict[str, float]]:
-    """Rows "neighbours" and "ceiling" of the table, from structures drawn until there are about 20 000 atoms."""
+    """Rows "neighbours" and "ceiling" of the table, from structures drawn until there are about
+    20 000 atoms.
+    """
     order = np.random.default_rng(seed).permutation(len(structures))[:limit]
     rows = np.sort(order[: 1 + int((np.cumsum(structures.n_atoms[order]) < 20_000).sum())])
     batch = attach(structures.batch(rows, dtype=torch.float64), 4.0)
@@ -173,7 +209,11 @@ def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict
     bonded = distance < BOND * (radii[sender] + radii[receiver])
 
     def per_atom(kept: torch.Tensor, how: str, start: float) -> np.ndarray:
-        return torch.full((n,), start, dtype=torch.float64).scatter_reduce(0, receiver[kept], distance[kept], how).numpy()
+        return (
+            torch.full((n,), start, dtype=torch.float64)
+            .scatter_reduce(0, receiver[kept], distance[kept], how)
+            .numpy()
+        )
 
     z, nearest = batch.z.numpy(), per_atom(distance > 0, "amin", np.inf)
     gap = per_atom(~bonded, "amin", np.inf) - per_atom(bonded, "amax", -np.inf)
@@ -187,17 +227,21 @@ def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict
     return out
 
 
-# -- the Gaussian assumption ---------------------------------------------------------------------------------------------------------
-CLOSE, FAR = 0.015, 0.04  # Kolmogorov–Smirnov distances beyond chance: a normal law for all purposes below, not one above
+# -- the Gaussian assumption ---------------------------------------------------------------------
+# Kolmogorov–Smirnov distances beyond chance: a normal law for all purposes below, not one above
+CLOSE, FAR = 0.015, 0.04
 
 
-def displacements(structures: Structures, frame: str = "local", limit: int = 500, seed: int = 0) -> pd.DataFrame:
-    """Displacements of all atoms along the axes of their own covariance, [element, axis, displacement (Å), standardised], for
-    histograms.
+def displacements(
+    structures: Structures, frame: str = "local", limit: int = 500, seed: int = 0
+) -> pd.DataFrame:
+    """Displacements of all atoms along the axes of their own covariance, [element, axis,
+    displacement (Å), standardised], for histograms.
 
-    ``axis`` numbers the axes through all atoms and stars. Directions in which turning leaves no freedom, or nothing moves, are left
-    out. Standardised means divided by the axis's standard deviation: a mixture of wide and narrow Gaussians must not pass for one law
-    with heavy tails. Raises DataError where no system has 10 structures or nothing moves.
+    ``axis`` numbers the axes through all atoms and stars. Directions in which turning leaves no
+    freedom, or nothing moves, are left out. Standardised means divided by the axis's standard
+    deviation: a mixture of wide and narrow Gaussians must not pass for one law with heavy tails.
+    Raises DataError where no system has 10 structures or nothing moves.
     """
     elements, series, widths = [], [], []
     for star in stars(structures, frame, limit, seed):
@@ -210,16 +254,28 @@ def displacements(structures: Structures, frame: str = "local", limit: int = 500
             elements += [SYMBOLS[star.z[a]]] * int(kept.sum())
     if not series:
         name = structures.info.get("name", "structures")
-        raise DataError(f"{name}: nothing to test, fewer than {FEWEST} structures of each system or rigid molecules")
+        raise DataError(
+            f"{name}: nothing to test, fewer than {FEWEST} structures of each system or rigid molecules"
+        )
     sizes = [len(x) for x in series]
     flat, width = np.concatenate(series), np.repeat(widths, sizes)
-    return pd.DataFrame({
-        "element": pd.Categorical(np.repeat(elements, sizes)), "axis": np.repeat(np.arange(len(series)), sizes),
-        "displacement (Å)": flat, "standardised": flat / width,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "element": pd.Categorical(np.repeat(elements, sizes)),
+            "axis": np.repeat(np.arange(len(series)), sizes),
+            "displacement (Å)": flat,
+            "standardised": flat / width,
+        }
+    )
 
 
-def gaussian_test(structures: Structures, frame: str = "local", limit: int = 500, subsample: int = 60, seed: int = 0) -> pd.DataFrame:
+def gaussian_test(
+    structures: Structures,
+    frame: str = "local",
+    limit: int = 500,
+    subsample: int = 60,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Whether atoms move as Gaussians do, a row per element and one for all. Columns:
 
     axes              how many directions of motion (up to three per atom), each with up to ``limit`` displacements
@@ -227,35 +283,57 @@ def gaussian_test(structures: Structures, frame: str = "local", limit: int = 500
     skew, kurtosis    mean over axes of the absolute third moment and of the excess fourth; a Gaussian has 0 (the first a little above
                       it, by chance)
     KS                mean over axes of the Kolmogorov–Smirnov distance to the normal law of the same variance, that is the largest
-                      difference between the two distribution functions: an effect size, which more data make more certain but not
-                      larger
+                      difference between the two distribution functions: an effect size, which more
+                      data make more certain but not larger
     by chance         what that mean is for Gaussian samples of the same sizes (drawn with ``seed``)
     rejected (%)      in how many axes Shapiro and Wilk's test at 5 % rejects a subsample of ``subsample`` displacements; 5 for
                       Gaussians
     verdict           "Gaussian" if KS is at most 0.015 above chance, "nearly" up to 0.04, else "no" (a uniform law is 0.045 above)
-    There is no p-value of all data: with 10⁵ numbers every test rejects every real distribution for deviations that matter to no one,
-    so the size of the deviation decides, and a test is asked only in samples of a fixed, small size, where its answers can be compared
-    between sets. What is tested is the motion in the data, of which the analogy of noise and forces speaks; the noise added in
-    training is Gaussian always. Raises as `displacements`.
+    There is no p-value of all data: with 10⁵ numbers every test rejects every real distribution for
+    deviations that matter to no one, so the size of the deviation decides, and a test is asked only
+    in samples of a fixed, small size, where its answers can be compared between sets. What is
+    tested is the motion in the data, of which the analogy of noise and forces speaks; the noise
+    added in training is Gaussian always. Raises as `displacements`.
     """
     rng = np.random.default_rng(seed)
     table = displacements(structures, frame, limit, seed)
     axis, element = table["axis"].to_numpy(), table["element"].astype(str).to_numpy()
     starts = np.flatnonzero(np.diff(axis, prepend=-1))
-    series, widths = (np.split(table[c].to_numpy(), starts[1:]) for c in ("standardised", "displacement (Å)"))
+    series, widths = (
+        np.split(table[c].to_numpy(), starts[1:]) for c in ("standardised", "displacement (Å)")
+    )
     owner, chance = element[starts], {n: _ks_by_chance(n, rng) for n in {len(x) for x in series}}
-    moments = np.array([[_ks(x), chance[len(x)], abs(np.mean(x**3)), np.mean(x**4) - 3.0, np.mean(w**2)] for x, w in zip(series, widths)])
+    moments = np.array(
+        [
+            [_ks(x), chance[len(x)], abs(np.mean(x**3)), np.mean(x**4) - 3.0, np.mean(w**2)]
+            for x, w in zip(series, widths)
+        ]
+    )
     rows = []
-    for name in (["all"] if len(set(owner)) > 1 else []) + [SYMBOLS[e] for e in structures.elements if SYMBOLS[e] in set(owner)]:
+    for name in (["all"] if len(set(owner)) > 1 else []) + [
+        SYMBOLS[e] for e in structures.elements if SYMBOLS[e] in set(owner)
+    ]:
         chosen = np.flatnonzero((owner == name) | (name == "all"))
         ks, expected, skew, kurtosis, square = moments[chosen].mean(0)
         tried = [series[i] for i in rng.permutation(chosen)[:500]]
         rejected = [stats.shapiro(rng.permutation(x)[:subsample]).pvalue < 0.05 for x in tried]
-        rows.append({
-            "element": name, "axes": len(chosen), "rms (Å)": np.sqrt(square), "skew": skew, "kurtosis": kurtosis, "KS": ks, "by chance": expected,
-            "rejected (%)": 100.0 * float(np.mean(rejected)),
-            "verdict": "Gaussian" if ks - expected <= CLOSE else "nearly" if ks - expected <= FAR else "no",
-        })  # fmt: skip
+        rows.append(
+            {
+                "element": name,
+                "axes": len(chosen),
+                "rms (Å)": np.sqrt(square),
+                "skew": skew,
+                "kurtosis": kurtosis,
+                "KS": ks,
+                "by chance": expected,
+                "rejected (%)": 100.0 * float(np.mean(rejected)),
+                "verdict": "Gaussian"
+                if ks - expected <= CLOSE
+                else "nearly"
+                if ks - expected <= FAR
+                else "no",
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -1,7 +1,9 @@
-"""How `potkit bench` measures: the same structures for all, repeats in turn (A, B, A, B, …), medians with their spread, memory, roofline.
+"""How `potkit bench` measures: the same structures for all, repeats in turn (A, B, A, B, …),
+medians with their spread, memory, roofline.
 
-Machines get slower and faster while one measures; taken in turn, all implementations see the same weather, and a ratio of medians
-holds where times do not: ``ratio`` is the median of the ratios within a round, ``ratio_low`` and ``ratio_high`` are their quartiles.
+Machines get slower and faster while one measures; taken in turn, all implementations see the same
+weather, and a ratio of medians holds where times do not: ``ratio`` is the median of the ratios
+within a round, ``ratio_low`` and ``ratio_high`` are their quartiles.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +22,31 @@ from ..errors import ConfigError, DataError
 from ..structures.store import Structures, concatenate
 
 COLUMNS = [
-    "case", "implementation", "precision", "median_s", "spread_s", "ratio", "ratio_low", "ratio_high", "agreement",
-    "over_roofline", "peak_mb", "atoms", "edges", "device", "threads", "note",
-]  # fmt: skip
+    "case",
+    "implementation",
+    "precision",
+    "median_s",
+    "spread_s",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "agreement",
+    "over_roofline",
+    "peak_mb",
+    "atoms",
+    "edges",
+    "device",
+    "threads",
+    "note",
+]
 ALKANES = "C4H10 C5H12 C6H14 C7H16"
 
 
 @dataclasses.dataclass
 class Rival:
-    """One implementation in a comparison: ``work`` does the thing once; ``output`` says what it computes, for the check."""
+    """One implementation in a comparison: ``work`` does the thing once; ``output`` says what it
+    computes, for the check.
+    """
 
     name: str
     work: Callable[[], Any]
@@ -39,12 +58,16 @@ class Rival:
 
 
 def alkanes(n: int = 64, seed: int = 0) -> tuple[Structures, str]:
-    """``n`` MD frames of C4–C7 alkanes and where they are from; without the files, frames of the embedded set, and it is said."""
+    """``n`` MD frames of C4–C7 alkanes and where they are from; without the files, frames of the
+    embedded set, and it is said.
+    """
     from ..datasets import load, read, registry
 
     try:
         folder = registry.raw_path(registry.record("ani1-alkanes"))
-        files = sorted(p for p in folder.rglob("*_DFT_aseMD.h5") if p.name.split("_")[0] in ALKANES.split())
+        files = sorted(
+            p for p in folder.rglob("*_DFT_aseMD.h5") if p.name.split("_")[0] in ALKANES.split()
+        )
         if not files:
             raise DataError(f"{folder}: no molecular dynamics of {ALKANES}")
         rng = np.random.default_rng(seed)
@@ -60,8 +83,12 @@ def alkanes(n: int = 64, seed: int = 0) -> tuple[Structures, str]:
         return frames[np.sort(rows)], f"frames of ani-mini instead of alkanes ({error})"
 
 
-def water_like(n_atoms: int, seed: int = 0, density: float = 0.1, spacing: float = 0.9) -> Structures:
-    """A periodic cube of ``n_atoms`` atoms (H and O) at ``density`` atoms/Å³, on a shaken lattice so that none come closer than ``spacing`` Å."""
+def water_like(
+    n_atoms: int, seed: int = 0, density: float = 0.1, spacing: float = 0.9
+) -> Structures:
+    """A periodic cube of ``n_atoms`` atoms (H and O) at ``density`` atoms/Å³, on a shaken
+    lattice so that none come closer than ``spacing`` Å.
+    """
     side = (n_atoms / density) ** (1 / 3)
     per = int(np.ceil(n_atoms ** (1 / 3)))
     rng = np.random.default_rng(seed)
@@ -70,7 +97,14 @@ def water_like(n_atoms: int, seed: int = 0, density: float = 0.1, spacing: float
     reach = max(side / per - spacing, 0.0) / 2
     pos = pos + rng.uniform(-reach, reach, pos.shape)
     z = np.where(np.arange(n_atoms) % 3 == 0, 8, 1)
-    return Structures(z, pos, [0, n_atoms], cell=side * np.eye(3)[None], pbc=np.ones((1, 3), bool), info={"name": "water-like box"})
+    return Structures(
+        z,
+        pos,
+        [0, n_atoms],
+        cell=side * np.eye(3)[None],
+        pbc=np.ones((1, 3), bool),
+        info={"name": "water-like box"},
+    )
 
 
 def check_device(device: str, threads: int) -> None:
@@ -102,10 +136,17 @@ def timed(work: Callable[[], Any], device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def in_turn(works: Sequence[Callable[[], Any]], repeats: int, device: str = "cpu", rounds: Sequence[int | None] = ()) -> np.ndarray:
-    """Seconds [repeats, len(works)], measured in rounds after one call each to warm up; every second round runs backwards.
+def in_turn(
+    works: Sequence[Callable[[], Any]],
+    repeats: int,
+    device: str = "cpu",
+    rounds: Sequence[int | None] = (),
+) -> np.ndarray:
+    """Seconds [repeats, len(works)], measured in rounds after one call each to warm up; every
+    second round runs backwards.
 
-    ``rounds``: the number of rounds in which each takes part (None: all); NaN stands for the others.
+    ``rounds``: the number of rounds in which each takes part (None: all); NaN stands for the
+    others.
     """
     limits = [repeats if r is None else r for r in rounds or [None] * len(works)]
     for work in works:
@@ -125,10 +166,12 @@ def in_turn(works: Sequence[Callable[[], Any]], repeats: int, device: str = "cpu
 
 
 def peak_memory(work: Callable[[], Any], device: str = "cpu") -> float:
-    """MB that one call of ``work`` has allocated through torch at its peak, beyond what was there before.
+    """MB that one call of ``work`` has allocated through torch at its peak, beyond what was there
+    before.
 
-    On a GPU from the allocator's own counter. On the CPU from the profiler's record of every allocation and release, which unlike
-    the resident memory of the process does not depend on what the C library gives back and when.
+    On a GPU from the allocator's own counter. On the CPU from the profiler's record of every
+    allocation and release, which unlike the resident memory of the process does not depend on what
+    the C library gives back and when.
     """
     gc.collect()
     if device == "cuda":
@@ -138,17 +181,23 @@ def peak_memory(work: Callable[[], Any], device: str = "cpu") -> float:
         work()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())] or [0])
     return float(max(held.max(), 0)) / 2**20
 
 
-def matmul_rate(rows: int = 1024, width: int = 256, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """Operations per second of the three products of a layer's step, [rows, width] × [width, width] and its two derivatives.
+def matmul_rate(
+    rows: int = 1024, width: int = 256, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> float:
+    """Operations per second of the three products of a layer's step, [rows, width] × [width, width]
+    and its two derivatives.
 
-    With ``rows`` the number of edges this is the rate of an operation at a time over all edges; with 1024 all stays in the cache.
+    With ``rows`` the number of edges this is the rate of an operation at a time over all edges;
+    with 1024 all stays in the cache.
     """
     x = torch.randn(rows, width, device=device).to(dtype)
     w = torch.randn(width, width, device=device).to(dtype)
@@ -175,13 +224,22 @@ def agreement(reference: Tensor, other: Tensor) -> float:
 
 
 def compare(
-    case: str, rivals: Sequence[Rival], repeats: int, device: str, threads: int, tolerance: float = 1e-5, memory: bool = True,
-    say: Callable[[str], None] = lambda text: None, **sizes: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of the table for one case. ``ratio`` is the first rival's time over each one's own, the median over rounds.
+    case: str,
+    rivals: Sequence[Rival],
+    repeats: int,
+    device: str,
+    threads: int,
+    tolerance: float = 1e-5,
+    memory: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+    **sizes: int,
+) -> list[dict[str, Any]]:
+    """Rows of the table for one case. ``ratio`` is the first rival's time over each one's own, the
+    median over rounds.
 
-    Outputs are checked before anything is timed: float32 implementations with an ``output`` must agree with the first one to
-    ``tolerance`` of its largest entry, else DataError; the difference of other precisions is reported.
+    Outputs are checked before anything is timed: float32 implementations with an ``output`` must
+    agree with the first one to ``tolerance`` of its largest entry, else DataError; the difference
+    of other precisions is reported.
     """
     reference = rivals[0].output() if rivals[0].output else None
     differences = []
@@ -189,7 +247,9 @@ def compare(
         found = rival.output() if rival.output and reference is not None else None
         differences.append(np.nan if found is None else agreement(reference, found))
         if rival.precision == "float32" and differences[-1] > tolerance:
-            raise DataError(f"{case}: {rival.name} differs from {rivals[0].name} by {differences[-1]:.1e}, more than {tolerance:.0e}")
+            raise DataError(
+                f"{case}: {rival.name} differs from {rivals[0].name} by {differences[-1]:.1e}, more than {tolerance:.0e}"
+            )
     say(f"{case}: outputs agree; {repeats} rounds of {', '.join(r.name for r in rivals)}")
     seconds = in_turn([r.work for r in rivals], repeats, device, [r.rounds for r in rivals])
     rows = []
@@ -197,12 +257,23 @@ def compare(
         own = seconds[~np.isnan(seconds[:, k]), k]
         median = float(np.median(own))
         low, ratio, high = np.nanquantile(seconds[:, 0] / seconds[:, k], [0.25, 0.5, 0.75])
-        rows.append({
-            "case": case, "implementation": rival.name, "precision": rival.precision, "median_s": median,
-            "spread_s": float(np.ptp(own)), "ratio": float(ratio), "ratio_low": float(low),
-            "ratio_high": float(high), "agreement": differences[k],
-            "over_roofline": median / rival.roofline if rival.roofline else np.nan,
-            "peak_mb": peak_memory(rival.work, device) if memory else np.nan, "device": device, "threads": threads, "note": rival.note,
-            **sizes,
-        })  # fmt: skip
+        rows.append(
+            {
+                "case": case,
+                "implementation": rival.name,
+                "precision": rival.precision,
+                "median_s": median,
+                "spread_s": float(np.ptp(own)),
+                "ratio": float(ratio),
+                "ratio_low": float(low),
+                "ratio_high": float(high),
+                "agreement": differences[k],
+                "over_roofline": median / rival.roofline if rival.roofline else np.nan,
+                "peak_mb": peak_memory(rival.work, device) if memory else np.nan,
+                "device": device,
+                "threads": threads,
+                "note": rival.note,
+                **sizes,
+            }
+        )
     return rows

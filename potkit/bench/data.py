@@ -1,8 +1,9 @@
-"""What data cost: reading the public layout, opening a large store, building batches. Run by ``potkit bench data``.
+"""What data cost: reading the public layout, opening a large store, building batches. Run by
+``potkit bench data``.
 
-Rivals get the same structures with the same fields, in memory, built before the clock starts. Opening a store is measured in fresh
-processes, as a user would see them in ``top``: resident memory includes Python, torch and PyG, and the note says how much of it
-they take.
+Rivals get the same structures with the same fields, in memory, built before the clock starts.
+Opening a store is measured in fresh processes, as a user would see them in ``top``: resident memory
+includes Python, torch and PyG, and the note says how much of it they take.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -46,17 +48,26 @@ print(json.dumps({"seconds": seconds, "before": before, "after": after, "structu
 
 
 def run(device: str = "cpu", threads: int = 1, repeats: int = 5, **options: Any):
-    """A DataFrame with a row per case and implementation; times are medians over ``repeats``, spread is max − min.
+    """A DataFrame with a row per case and implementation; times are medians over ``repeats``,
+    spread is max − min.
 
-    ``ratio``: how many times faster than the first implementation of the case. ``peak_mb``: peak resident memory of a process that
-    does only this, where it was measured so. ``options``: ``structures`` (size of the large store, default 1 000 000), ``draw``
-    (structures drawn from it, 256), ``batch_sizes`` (32, 256), ``name`` (the set batches are built of, "ani-mini"), ``workdir``.
+    ``ratio``: how many times faster than the first implementation of the case. ``peak_mb``: peak
+    resident memory of a process that does only this, where it was measured so. ``options``:
+    ``structures`` (size of the large store, default 1 000 000), ``draw`` (structures drawn from it,
+    256), ``batch_sizes`` (32, 256), ``name`` (the set batches are built of, "ani-mini"),
+    ``workdir``.
     """
     import pandas as pd
     import torch
 
     torch.set_num_threads(threads)
-    known = {"structures": 1_000_000, "draw": 256, "batch_sizes": (32, 256), "name": "ani-mini", "workdir": None}
+    known = {
+        "structures": 1_000_000,
+        "draw": 256,
+        "batch_sizes": (32, 256),
+        "name": "ani-mini",
+        "workdir": None,
+    }
     if unknown := sorted(set(options) - set(known)):
         raise DataError(f"bench data has no option {unknown[0]!r} (it has: {', '.join(known)})")
     chosen = known | options
@@ -86,7 +97,14 @@ def _timed(work: Callable[[], Any], repeats: int, warm: bool = True) -> list[flo
     return out
 
 
-def _row(case: str, implementation: str, seconds: list[float], first: float | None, peak: float = np.nan, note: str = "") -> dict:
+def _row(
+    case: str,
+    implementation: str,
+    seconds: list[float],
+    first: float | None,
+    peak: float = np.nan,
+    note: str = "",
+) -> dict:
     median = float(np.median(seconds)) if seconds else np.nan
     ratio = np.nan if first is None else first / median
     spread = max(seconds) - min(seconds) if seconds else np.nan
@@ -94,7 +112,9 @@ def _row(case: str, implementation: str, seconds: list[float], first: float | No
 
 
 def reading(repeats: int) -> list[dict]:
-    """The alkanes in ANI-1's HDF5 layout: h5py alone (every array loaded, nothing checked or converted), and potkit."""
+    """The alkanes in ANI-1's HDF5 layout: h5py alone (every array loaded, nothing checked or
+    converted), and potkit.
+    """
     from ..datasets import read, registry
 
     record = registry.record("ani1-alkanes")
@@ -108,7 +128,9 @@ def reading(repeats: int) -> list[dict]:
         total = 0
         for path in sorted(folder.rglob("*.h5")):
             with h5py.File(path) as file:
-                file.visititems(lambda _, node: node[()] if isinstance(node, h5py.Dataset) else None)
+                file.visititems(
+                    lambda _, node: node[()] if isinstance(node, h5py.Dataset) else None
+                )
                 total += 1
         return total
 
@@ -117,13 +139,21 @@ def reading(repeats: int) -> list[dict]:
     first = float(np.median(floor))
     case = f"read {len(read(folder, 'ani1', **record.options)):,} alkanes".replace(",", " ")
     return [
-        _row(case, "h5py, arrays only", floor, first, note="nothing checked, converted or packed: the floor"),
+        _row(
+            case,
+            "h5py, arrays only",
+            floor,
+            first,
+            note="nothing checked, converted or packed: the floor",
+        ),
         _row(case, "potkit.read", ours, first, note="limit set for potkit: 5 s"),
     ]
 
 
 def large_store(source: Structures, path: Path, structures: int) -> Path:
-    """Write a store of at least ``structures`` structures: ``source`` over and over, each copy shaken anew (0.01 Å)."""
+    """Write a store of at least ``structures`` structures: ``source`` over and over, each copy
+    shaken anew (0.01 Å).
+    """
     from ..structures.storage import StoreWriter
 
     rng = np.random.default_rng(0)
@@ -137,8 +167,12 @@ def large_store(source: Structures, path: Path, structures: int) -> Path:
     return path
 
 
-def opening(source: Structures, structures: int, draw: int, repeats: int, workdir: str | Path | None) -> list[dict]:
-    """Open a store of ``structures`` structures and draw ``draw`` at random, in fresh processes, in three ways."""
+def opening(
+    source: Structures, structures: int, draw: int, repeats: int, workdir: str | Path | None
+) -> list[dict]:
+    """Open a store of ``structures`` structures and draw ``draw`` at random, in fresh processes,
+    in three ways.
+    """
     rows, case, first = [], f"open {structures:,} structures, draw {draw}".replace(",", " "), None
     with tempfile.TemporaryDirectory(dir=workdir) as folder:
         path = large_store(source, Path(folder) / "store", structures)
@@ -154,12 +188,17 @@ def opening(source: Structures, structures: int, draw: int, repeats: int, workdi
             )
             seconds = [f["seconds"] for f in found]
             first = first or float(np.median(seconds))
-            rows.append(_row(case, way, seconds, first, max(f["after"]["VmHWM"] for f in found), note))
+            rows.append(
+                _row(case, way, seconds, first, max(f["after"]["VmHWM"] for f in found), note)
+            )
     return rows
 
 
 def _probe(path: Path, draw: int, way: str, imports: str) -> dict[str, Any]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", _PROBE, str(path), str(draw), way, imports]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -167,11 +206,15 @@ def _probe(path: Path, draw: int, way: str, imports: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def batches(source: Structures, size: int, repeats: int, device: str, workdir: str | Path | None) -> list[dict]:
-    """Batches of ``size`` over one shuffled epoch: PyG's DataLoader over Data objects, potkit in memory, potkit from a store.
+def batches(
+    source: Structures, size: int, repeats: int, device: str, workdir: str | Path | None
+) -> list[dict]:
+    """Batches of ``size`` over one shuffled epoch: PyG's DataLoader over Data objects, potkit in
+    memory, potkit from a store.
 
-    Seconds per batch. The Data objects hold what a potkit batch holds and are made beforehand; on a GPU the time includes the copy
-    there (the DataLoader's batches are copied, potkit gathers on the device).
+    Seconds per batch. The Data objects hold what a potkit batch holds and are made beforehand; on a
+    GPU the time includes the copy there (the DataLoader's batches are copied, potkit gathers on the
+    device).
     """
     import torch
     from torch_geometric.data import Data
@@ -183,7 +226,10 @@ def batches(source: Structures, size: int, repeats: int, device: str, workdir: s
 
     whole = source.batch()
     graphs, bounds = [], source.ptr.tolist()
-    per_atom, per_structure = ("z", "pos", "forces", "molecule", "mask"), ("energy", "cell", "pbc", "charge", "system")
+    per_atom, per_structure = (
+        ("z", "pos", "forces", "molecule", "mask"),
+        ("energy", "cell", "pbc", "charge", "system"),
+    )
     for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
         fields = {k: whole[k][a:b].clone() for k in per_atom if k in whole}
         fields |= {k: whole[k][i : i + 1].clone() for k in per_structure if k in whole}
@@ -208,12 +254,22 @@ def batches(source: Structures, size: int, repeats: int, device: str, workdir: s
         resident = source.to(device)
         works = {
             "PyG DataLoader": (lambda: loader(graphs), "the same fields as potkit's batch"),
-            "PyG DataLoader, z pos energy only": (lambda: loader(few), "fewer fields than potkit's batch"),
-            "potkit, in memory": (lambda: potkit(resident), "goal: 20 times faster than PyG with the same fields"),
-            "potkit, from a store": (lambda: potkit(mapped), "rows read from the file (page cache), nothing held in memory"),
+            "PyG DataLoader, z pos energy only": (
+                lambda: loader(few),
+                "fewer fields than potkit's batch",
+            ),
+            "potkit, in memory": (
+                lambda: potkit(resident),
+                "goal: 20 times faster than PyG with the same fields",
+            ),
+            "potkit, from a store": (
+                lambda: potkit(mapped),
+                "rows read from the file (page cache), nothing held in memory",
+            ),
         }
         seconds: dict[str, list[float]] = {name: [] for name in works}
-        for turn in range(repeats + 1):  # in turn, so that all see the same load; the first round warms up
+        # in turn, so that all see the same load; the first round warms up
+        for turn in range(repeats + 1):
             for name, (work, _) in works.items():
                 (lasted,) = _timed(work, 1, warm=False)
                 if turn:

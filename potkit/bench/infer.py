@@ -1,11 +1,13 @@
-"""Energy and forces for given structures, as in evaluation and molecular dynamics: potkit beside others, same weights.
+"""Energy and forces for given structures, as in evaluation and molecular dynamics: potkit beside
+others, same weights.
 
 Neighbour lists are part of it. ``per_second`` is structures per second.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,19 @@ from .step import CASES, with_kernels
 
 
 def run(
-    device: str = "cpu", threads: int = 1, repeats: int = 5, cases: tuple[str, ...] = CASES, batch: int = 64,
-    hidden: int = 256, compile: bool = False, memory: bool = True, say: Callable[[str], None] = lambda text: None,
-):  # fmt: skip
-    """A DataFrame, a row per network and implementation; outputs that are compared are the forces. ``compile`` adds potkit's kernels."""
+    device: str = "cpu",
+    threads: int = 1,
+    repeats: int = 5,
+    cases: tuple[str, ...] = CASES,
+    batch: int = 64,
+    hidden: int = 256,
+    compile: bool = False,
+    memory: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+):
+    """A DataFrame, a row per network and implementation; outputs that are compared are the
+    forces. ``compile`` adds potkit's kernels.
+    """
     import pandas as pd
 
     check_device(device, threads)
@@ -38,22 +49,39 @@ def run(
                 head = peers.energy_of(case, model, peer)
                 work = _forces(peer.module.eval(), head, structures, device)
                 rivals.append(Rival(peer.name, work, work, note=peer.note))
-        for precision, low in [("float32", None)] + ([("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else []):
+        for precision, low in [("float32", None)] + (
+            [("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else []
+        ):
             work = _ours(model, structures, device, low)
             rivals.append(Rival("potkit", work, work, precision))
             if compile and has_kernels(model, ("energy",), device):
-                rivals.append(Rival("potkit, compiled", with_kernels(work), with_kernels(work), precision))
+                rivals.append(
+                    Rival("potkit, compiled", with_kernels(work), with_kernels(work), precision)
+                )
         rivals[0].note = "; ".join(filter(None, [source, rivals[0].note]))
         edges = model.graph(b, b.pos).sender
         found = compare(
-            f"{case} energy and forces", rivals, repeats, device, threads, tolerance=1e-4, memory=memory, say=say,
-            atoms=len(b.pos), edges=len(edges),
-        )  # fmt: skip
+            f"{case} energy and forces",
+            rivals,
+            repeats,
+            device,
+            threads,
+            tolerance=1e-4,
+            memory=memory,
+            say=say,
+            atoms=len(b.pos),
+            edges=len(edges),
+        )
         rows += [row | {"per_second": at_once / row["median_s"]} for row in found]
     return pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
 
 
-def _forces(module: nn.Module, energy: Callable[[nn.Module, Any, Tensor], Tensor], structures: Any, device: str) -> Callable[[], Tensor]:
+def _forces(
+    module: nn.Module,
+    energy: Callable[[nn.Module, Any, Tensor], Tensor],
+    structures: Any,
+    device: str,
+) -> Callable[[], Tensor]:
     def work() -> Tensor:
         batch = structures.batch(device=device)
         batch.pos = batch.pos.detach().requires_grad_(True)
@@ -62,9 +90,14 @@ def _forces(module: nn.Module, energy: Callable[[nn.Module, Any, Tensor], Tensor
     return work
 
 
-def _ours(model: nn.Module, structures: Any, device: str, low: torch.dtype | None) -> Callable[[], Tensor]:
+def _ours(
+    model: nn.Module, structures: Any, device: str, low: torch.dtype | None
+) -> Callable[[], Tensor]:
     def work() -> Tensor:
-        with torch.no_grad(), torch.autocast(device, low or torch.bfloat16, enabled=low is not None):
+        with (
+            torch.no_grad(),
+            torch.autocast(device, low or torch.bfloat16, enabled=low is not None),
+        ):
             return model.energy_and_forces(structures.batch(device=device))[1].float()
 
     return work

@@ -1,19 +1,22 @@
-"""Neighbour lists beside vesin and matscipy: periodic boxes of rising size, and a batch of molecules.
+"""Neighbour lists beside vesin and matscipy: periodic boxes of rising size, and a batch of
+molecules.
 
-All give every pair within 5 Å with its cell shift, sorted by the receiving atom; potkit's as tensors, the others' as the NumPy arrays they
-come in. Linear growth shows in the time per atom (``per_atom_us``).
+All give every pair within 5 Å with its cell shift, sorted by the receiving atom; potkit's as
+tensors, the others' as the NumPy arrays they come in. Linear growth shows in the time per atom
+(``per_atom_us``).
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..structures import neighbors
 from ..errors import DataError
+from ..structures import neighbors
 from ..structures.store import Structures
 from .common import COLUMNS, Rival, alkanes, check_device, compare, water_like
 
@@ -21,17 +24,29 @@ CUTOFF = 5.0  # Å
 
 
 def run(
-    device: str = "cpu", threads: int = 1, repeats: int = 5, sizes: tuple[int, ...] = (1_000, 10_000, 100_000),
+    device: str = "cpu",
+    threads: int = 1,
+    repeats: int = 5,
+    sizes: tuple[int, ...] = (1_000, 10_000, 100_000),
     say: Callable[[str], None] = lambda text: None,
-):  # fmt: skip
-    """A DataFrame, a row per size and implementation; ``ratio`` is the first peer's time over each one's."""
+):
+    """A DataFrame, a row per size and implementation; ``ratio`` is the first peer's time over
+    each one's.
+    """
     import pandas as pd
 
     check_device(device, threads)
     rows = []
     for n in sizes:
         box = water_like(n)
-        rows += _rows(f"{n:,}".replace(",", " ") + " atoms, periodic, 5 Å", box, device, threads, repeats if n <= 20_000 else min(repeats, 3), say)
+        rows += _rows(
+            f"{n:,}".replace(",", " ") + " atoms, periodic, 5 Å",
+            box,
+            device,
+            threads,
+            repeats if n <= 20_000 else min(repeats, 3),
+            say,
+        )
     molecules, _ = alkanes(64)
     rows += _rows("64 molecules, 5 Å", molecules, device, threads, repeats, say)
     table = pd.DataFrame(rows, columns=[*COLUMNS, "per_atom_us"])
@@ -39,33 +54,55 @@ def run(
     return table
 
 
-def _rows(case: str, structures: Structures, device: str, threads: int, repeats: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _rows(
+    case: str,
+    structures: Structures,
+    device: str,
+    threads: int,
+    repeats: int,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
     batch = structures.batch(device=device)
-    # the others get the same rounded numbers: at 100 000 atoms some pairs lie that close to the cutoff
+    # the others get the same rounded numbers: at 100 000 atoms some pairs lie that close to the
+    # cutoff
     points = np.split(batch.pos.double().cpu().numpy(), structures.ptr[1:-1])
-    cells = [np.zeros((3, 3))] * len(points) if batch.cell is None else list(batch.cell.double().cpu().numpy())
+    cells = (
+        [np.zeros((3, 3))] * len(points)
+        if batch.cell is None
+        else list(batch.cell.double().cpu().numpy())
+    )
     inputs = list(zip(points, cells, structures.pbc.tolist()))
     cell, pbc = (batch.cell, batch.pbc) if batch.periodic else (None, None)
 
     def ours() -> tuple[torch.Tensor, torch.Tensor | None]:
-        return neighbors.neighbor_list(batch.pos, batch.batch, batch.ptr, CUTOFF, cell, pbc, batch.max_atoms)
+        return neighbors.neighbor_list(
+            batch.pos, batch.batch, batch.ptr, CUTOFF, cell, pbc, batch.max_atoms
+        )
 
     found = {"potkit": len(ours()[0][0])}
     rivals = []
     if (vesin := _module("vesin")) is not None:
+
         def by_vesin() -> list:
             finder = vesin.NeighborList(cutoff=CUTOFF, full_list=True, sorted=True)
-            return [finder.compute(points=p, box=c, periodic=along, quantities="ijS") for p, c, along in inputs]
+            return [
+                finder.compute(points=p, box=c, periodic=along, quantities="ijS")
+                for p, c, along in inputs
+            ]
 
         found["vesin"] = sum(len(i) for i, *_ in by_vesin())
         rivals.append(Rival("vesin", by_vesin))
     if (matscipy := _module("matscipy.neighbours")) is not None:
         # of structures that are not periodic it wants a cell around the atoms all the same
-        held = [c if any(along) else np.eye(3) * (np.ptp(p, 0).max() + 2 * CUTOFF) for p, c, along in inputs]
+        held = [
+            c if any(along) else np.eye(3) * (np.ptp(p, 0).max() + 2 * CUTOFF)
+            for p, c, along in inputs
+        ]
 
         def by_matscipy() -> list:
             return [
-                matscipy.neighbour_list("ijS", positions=p, cell=c, pbc=along, cutoff=CUTOFF) for (p, _, along), c in zip(inputs, held)
+                matscipy.neighbour_list("ijS", positions=p, cell=c, pbc=along, cutoff=CUTOFF)
+                for (p, _, along), c in zip(inputs, held)
             ]
 
         found["matscipy"] = sum(len(i) for i, *_ in by_matscipy())
@@ -73,7 +110,17 @@ def _rows(case: str, structures: Structures, device: str, threads: int, repeats:
     if len(set(found.values())) > 1:
         raise DataError(f"{case}: numbers of neighbours differ: {found}")
     rivals.append(Rival("potkit", ours))
-    return compare(case, rivals, repeats, device, threads, memory=False, say=say, atoms=len(batch.pos), edges=found["potkit"])
+    return compare(
+        case,
+        rivals,
+        repeats,
+        device,
+        threads,
+        memory=False,
+        say=say,
+        atoms=len(batch.pos),
+        edges=found["potkit"],
+    )
 
 
 def _module(name: str) -> Any:

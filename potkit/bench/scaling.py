@@ -1,12 +1,15 @@
-"""How the cost of a step grows: with atoms per structure, structures per batch, and width; time and peak memory per atom.
+"""How the cost of a step grows: with atoms per structure, structures per batch, and width; time and
+peak memory per atom.
 
-Atoms per structure: periodic boxes at the density of water, about 2 000 atoms in a batch, or one structure where that has more, so that only the size
-of a structure changes. Flat lines are what one wants.
+Atoms per structure: periodic boxes at the density of water, about 2 000 atoms in a batch, or one
+structure where that has more, so that only the size of a structure changes. Flat lines are what one
+wants.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +22,41 @@ from .common import alkanes, check_device, in_turn, peak_memory, water_like
 from .step import potkit_vector, trainer
 
 COLUMNS = [
-    "sweep", "value", "model", "atoms", "edges", "median_s", "spread_s", "us_per_atom", "us_per_edge", "peak_mb", "kb_per_atom",
-    "kb_per_edge", "time_exponent", "memory_exponent", "device", "threads",
-]  # fmt: skip
+    "sweep",
+    "value",
+    "model",
+    "atoms",
+    "edges",
+    "median_s",
+    "spread_s",
+    "us_per_atom",
+    "us_per_edge",
+    "peak_mb",
+    "kb_per_atom",
+    "kb_per_edge",
+    "time_exponent",
+    "memory_exponent",
+    "device",
+    "threads",
+]
 SWEEPS = ("atoms", "batch", "width")
 
 
 def run(
-    device: str = "cpu", threads: int = 1, repeats: int = 3, model: str = "egnn", sweeps: tuple[str, ...] = SWEEPS,
-    atoms: tuple[int, ...] = (10, 30, 100, 300, 1_000, 3_000, 10_000), batches: tuple[int, ...] = (1, 4, 16, 64, 256),
-    widths: tuple[int, ...] = (32, 64, 128, 256, 512), total: int = 2_000, cutoff: float = 3.4, say: Callable[[str], None] = lambda text: None,
-):  # fmt: skip
-    """A DataFrame, a row per sweep and value: a pretraining step of the ``small`` preset (of `peers.reference` in the sweep over widths).
+    device: str = "cpu",
+    threads: int = 1,
+    repeats: int = 3,
+    model: str = "egnn",
+    sweeps: tuple[str, ...] = SWEEPS,
+    atoms: tuple[int, ...] = (10, 30, 100, 300, 1_000, 3_000, 10_000),
+    batches: tuple[int, ...] = (1, 4, 16, 64, 256),
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512),
+    total: int = 2_000,
+    cutoff: float = 3.4,
+    say: Callable[[str], None] = lambda text: None,
+):
+    """A DataFrame, a row per sweep and value: a pretraining step of the ``small`` preset (of
+    `peers.reference` in the sweep over widths).
 
     ``total``: atoms in a batch of the sweep over structure sizes, as far as whole structures allow.
     """
@@ -38,12 +64,17 @@ def run(
 
     check_device(device, threads)
     if unknown := set(sweeps) - set(SWEEPS):
-        raise ConfigError(f"bench scaling has no sweep {unknown.pop()!r} (it has: {', '.join(SWEEPS)})")
+        raise ConfigError(
+            f"bench scaling has no sweep {unknown.pop()!r} (it has: {', '.join(SWEEPS)})"
+        )
     rows = []
     for sweep in sweeps:
         torch.manual_seed(0)
         if sweep == "atoms":
-            boxes = {n: concatenate([water_like(n, seed) for seed in range(max(1, total // n))]) for n in atoms}
+            boxes = {
+                n: concatenate([water_like(n, seed) for seed in range(max(1, total // n))])
+                for n in atoms
+            }
             runs = [(n, models.build(model, cutoff=cutoff), s) for n, s in boxes.items()]
         elif sweep == "batch":
             runs = [(n, models.build(model), alkanes(n)[0]) for n in batches]
@@ -54,18 +85,49 @@ def run(
     return exponents(pd.DataFrame(rows))[COLUMNS]
 
 
-def _sweep(sweep: str, name: str, runs: Sequence[tuple[int, models.Potential, Structures]], device: str, threads: int, repeats: int) -> list[dict]:
-    """Rows of a sweep, whose values take turns: a machine that gets slower in the meantime must not look like growth."""
+def _sweep(
+    sweep: str,
+    name: str,
+    runs: Sequence[tuple[int, models.Potential, Structures]],
+    device: str,
+    threads: int,
+    repeats: int,
+) -> list[dict]:
+    """Rows of a sweep, whose values take turns: a machine that gets slower in the meantime must
+    not look like growth.
+    """
     rows, steps = [], []
     for value, model, structures in runs:
         model = model.to(device)
         batch = structures.batch(device=device)
         edges = len(model.graph(batch, batch.pos).sender)
-        steps.append(trainer(model, structures, device, lambda m, b: potkit_vector(m, b, None, device), fused=True))
-        rows.append({"sweep": sweep, "value": value, "model": name, "atoms": len(batch.pos), "edges": edges, "device": device, "threads": threads})
+        steps.append(
+            trainer(
+                model,
+                structures,
+                device,
+                lambda m, b: potkit_vector(m, b, None, device),
+                fused=True,
+            )
+        )
+        rows.append(
+            {
+                "sweep": sweep,
+                "value": value,
+                "model": name,
+                "atoms": len(batch.pos),
+                "edges": edges,
+                "device": device,
+                "threads": threads,
+            }
+        )
     seconds = in_turn(steps, repeats, device)
     for row, step, own in zip(rows, steps, seconds.T):
-        row |= {"median_s": float(np.median(own)), "spread_s": float(np.ptp(own)), "peak_mb": peak_memory(step, device)}
+        row |= {
+            "median_s": float(np.median(own)),
+            "spread_s": float(np.ptp(own)),
+            "peak_mb": peak_memory(step, device),
+        }
         for what in ("atom", "edge"):
             row[f"us_per_{what}"] = 1e6 * row["median_s"] / max(row[f"{what}s"], 1)
             row[f"kb_per_{what}"] = 1024 * row["peak_mb"] / max(row[f"{what}s"], 1)
@@ -73,58 +135,105 @@ def _sweep(sweep: str, name: str, runs: Sequence[tuple[int, models.Potential, St
 
 
 def exponents(table: Any) -> Any:
-    """``table`` with the columns time_exponent and memory_exponent: k of cost ∝ size^k, by least squares in logarithms over each sweep.
+    """``table`` with the columns time_exponent and memory_exponent: k of cost ∝ size^k, by least
+    squares in logarithms over each sweep.
 
-    Size is the number of atoms of a structure (cost: that of one structure), of structures in a batch (cost: of the batch) or the
-    width (cost: of a step). Stands in the last row of each sweep; sweeps of fewer than two sizes have none.
+    Size is the number of atoms of a structure (cost: that of one structure), of structures in a
+    batch (cost: of the batch) or the width (cost: of a step). Stands in the last row of each sweep;
+    sweeps of fewer than two sizes have none.
     """
     table = table.assign(time_exponent=np.nan, memory_exponent=np.nan)
     for sweep, part in table.groupby("sweep", sort=False):
-        times = part["value"] if sweep != "width" else 1.0  # from one atom's share to the cost of the whole
+        # from one atom's share to the cost of the whole
+        times = part["value"] if sweep != "width" else 1.0
         if part["value"].nunique() > 1:
-            for column, cost in (("time_exponent", part["us_per_atom"]), ("memory_exponent", part["kb_per_atom"])):
-                table.loc[part.index[-1], column] = np.polyfit(np.log(part["value"].astype(float)), np.log(cost * times), 1)[0]
+            for column, cost in (
+                ("time_exponent", part["us_per_atom"]),
+                ("memory_exponent", part["kb_per_atom"]),
+            ):
+                table.loc[part.index[-1], column] = np.polyfit(
+                    np.log(part["value"].astype(float)), np.log(cost * times), 1
+                )[0]
     return table
 
 
 def figure(table: Any) -> Any:
-    """A plotly figure of a table of `run`: time and memory per atom over each sweep, logarithmic in both axes, the same scale in a row."""
+    """A plotly figure of a table of `run`: time and memory per atom over each sweep, logarithmic
+    in both axes, the same scale in a row.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     from ..report import figures
 
-    titles = {"atoms": "atoms per structure", "batch": "structures per batch", "width": "width of the network"}
+    titles = {
+        "atoms": "atoms per structure",
+        "batch": "structures per batch",
+        "width": "width of the network",
+    }
     sweeps = [s for s in SWEEPS if (table["sweep"] == s).any()]
-    made = make_subplots(rows=2, cols=len(sweeps), vertical_spacing=0.08, horizontal_spacing=0.03, shared_xaxes=True, shared_yaxes=True)
-    rows = [(1, "us_per_atom", "time per atom (µs)", "time_exponent", "time"),
-            (2, "kb_per_atom", "memory per atom (kB)", "memory_exponent", "memory")]  # fmt: skip
+    made = make_subplots(
+        rows=2,
+        cols=len(sweeps),
+        vertical_spacing=0.08,
+        horizontal_spacing=0.03,
+        shared_xaxes=True,
+        shared_yaxes=True,
+    )
+    rows = [
+        (1, "us_per_atom", "time per atom (µs)", "time_exponent", "time"),
+        (2, "kb_per_atom", "memory per atom (kB)", "memory_exponent", "memory"),
+    ]
     for k, sweep in enumerate(sweeps, 1):
         part = table[table["sweep"] == sweep]
         for (row, column, title, exponent, word), colour in zip(rows, figures.colours(2)):
-            line = dict(mode="lines+markers", line_color=colour, marker_size=8, name=title, showlegend=False)
+            line = dict(
+                mode="lines+markers", line_color=colour, marker_size=8, name=title, showlegend=False
+            )
             made.add_trace(go.Scatter(x=part["value"], y=part[column], **line), row=row, col=k)
             slope = part[exponent].dropna()
             if len(slope):
                 per = {"atoms": " of a structure", "batch": " of a batch", "width": ""}[sweep]
                 words = f"{word}{per} ∝ {'n' if sweep != 'width' else 'w'}<sup>{slope.iloc[0]:.2f}</sup>"
-                place = dict(xref="x domain", yref="y domain", x=0.97, y=0.97, xanchor="right", yanchor="top", showarrow=False, font_size=13)
+                place = dict(
+                    xref="x domain",
+                    yref="y domain",
+                    x=0.97,
+                    y=0.97,
+                    xanchor="right",
+                    yanchor="top",
+                    showarrow=False,
+                    font_size=13,
+                )
                 made.add_annotation(text=words, row=row, col=k, **place)
         values = [int(v) for v in part["value"]]
         shown = values[:: -(-len(values) // 5)]  # five numbers fit
         ticks = dict(tickvals=shown, ticktext=[_plain(v) for v in shown], tickangle=0)
-        made.update_xaxes(type="log", range=[np.log10(min(values) / 1.4), np.log10(max(values) * 1.4)], **ticks, col=k)
+        made.update_xaxes(
+            type="log",
+            range=[np.log10(min(values) / 1.4), np.log10(max(values) * 1.4)],
+            **ticks,
+            col=k,
+        )
         made.update_xaxes(title_text=titles[sweep], row=2, col=k)
     for row, column, title, *_ in rows:
         low, high = float(table[column].min()), float(table[column].max())
         # a decade at least: noise is not to look like growth
         middle, reach = np.log10(low * high) / 2, max(np.log10(high / low) / 2 + 0.15, 0.65)
         ticks = [m * 10.0**k for k in range(-3, 9) for m in (1, 2, 5)]
-        made.update_yaxes(type="log", range=[middle - reach, middle + reach + 0.1], tickvals=ticks, ticktext=[_plain(t) for t in ticks], row=row)
+        made.update_yaxes(
+            type="log",
+            range=[middle - reach, middle + reach + 0.1],
+            tickvals=ticks,
+            ticktext=[_plain(t) for t in ticks],
+            row=row,
+        )
         made.update_yaxes(title_text=title, row=row, col=1)
     name = table["model"].iloc[0]
     threads = int(table["threads"].iloc[0])
-    where = f"{threads} CPU thread{'s' * (threads > 1)}" if table["device"].iloc[0] == "cpu" else "GPU"
+    where = (
+        f"{threads} CPU thread{'s' * (threads > 1)}" if table["device"].iloc[0] == "cpu" else "GPU"
+    )
     title = f"Cost of a pretraining step: {name}, {where}"
     return made.update_layout(template="potkit", title=title, width=1100, height=640, margin_b=80)
 

@@ -1,47 +1,88 @@
-"""The commands ``potkit bench …``: potkit beside the code people would otherwise use, measured in one run on this machine."""
+"""The commands ``potkit bench …``: potkit beside the code people would otherwise use, measured
+in one run on this machine.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Callable
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
 from ..errors import ConfigError
 
-bench_app = typer.Typer(help="How fast potkit is beside other packages, on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="How fast potkit is beside other packages, on this machine.", no_args_is_help=True
+)
 
 Device = Annotated[str, Option(help="cpu or cuda")]
 Threads = Annotated[int, Option(help="threads of the CPU")]
 Repeats = Annotated[int, Option(help="rounds in which all implementations take turns")]
-Json = Annotated[Path | None, Option("--json", help="write the table and how it was made to this file", metavar="PATH")]
-FigureOption = Annotated[
-    Path | None, Option("--figure", help="write the figure to this .png, .svg or .html (with a .png beside it)", metavar="PATH")
+Json = Annotated[
+    Path | None,
+    Option("--json", help="write the table and how it was made to this file", metavar="PATH"),
 ]
-Cases = Annotated[list[str] | None, Option("--case", help="one network of egnn, torchmd_et, schnet, nequip, repeatable; default: all")]
+FigureOption = Annotated[
+    Path | None,
+    Option(
+        "--figure",
+        help="write the figure to this .png, .svg or .html (with a .png beside it)",
+        metavar="PATH",
+    ),
+]
+Cases = Annotated[
+    list[str] | None,
+    Option(
+        "--case", help="one network of egnn, torchmd_et, schnet, nequip, repeatable; default: all"
+    ),
+]
 SHOWN = {
-    "median_s": "{:.4g}", "spread_s": "{:.2g}", "ratio": "{:.2f}", "ratio_low": "{:.2f}", "ratio_high": "{:.2f}", "agreement": "{:.0e}",
-    "over_roofline": "{:.2f}", "peak_mb": "{:.0f}", "per_atom_us": "{:.3g}", "per_second": "{:.0f}", "us_per_atom": "{:.3g}",
-    "supervised_ms": "{:.0f}", "denoise_ms": "{:.0f}", "us_per_edge": "{:.3g}", "kb_per_atom": "{:.3g}", "kb_per_edge": "{:.3g}",
-    "time_exponent": "{:.2f}", "memory_exponent": "{:.2f}", "gpu_busy": "{:.2f}",
-}  # fmt: skip
+    "median_s": "{:.4g}",
+    "spread_s": "{:.2g}",
+    "ratio": "{:.2f}",
+    "ratio_low": "{:.2f}",
+    "ratio_high": "{:.2f}",
+    "agreement": "{:.0e}",
+    "over_roofline": "{:.2f}",
+    "peak_mb": "{:.0f}",
+    "per_atom_us": "{:.3g}",
+    "per_second": "{:.0f}",
+    "us_per_atom": "{:.3g}",
+    "supervised_ms": "{:.0f}",
+    "denoise_ms": "{:.0f}",
+    "us_per_edge": "{:.3g}",
+    "kb_per_atom": "{:.3g}",
+    "kb_per_edge": "{:.3g}",
+    "time_exponent": "{:.2f}",
+    "memory_exponent": "{:.2f}",
+    "gpu_busy": "{:.2f}",
+}
 
 
 def _say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: int, figure: Path | None = None, **options: Any) -> None:
+def _run(
+    name: str,
+    json_path: Path | None,
+    device: str,
+    threads: int,
+    repeats: int,
+    figure: Path | None = None,
+    **options: Any,
+) -> None:
     """Run benchmark ``name``, print its table, and write it and its figure if asked to."""
     import importlib
 
     from .. import bench
-    from ..report import gallery  # noqa: F401  (bench quiets the profiler before torch starts it)
     from ..bench.common import check_device
+    from ..report import gallery
 
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, got {repeats}")
@@ -49,17 +90,25 @@ def _run(name: str, json_path: Path | None, device: str, threads: int, repeats: 
         raise ConfigError(f"--json {json_path}: there is no folder {json_path.resolve().parent}")
     gallery.check(figure)
     check_device(device, threads)
-    table = importlib.import_module(f".bench.{name}", __package__).run(device=device, threads=threads, repeats=repeats, **options)
+    table = importlib.import_module(f".bench.{name}", __package__).run(
+        device=device, threads=threads, repeats=repeats, **options
+    )
     print(f"potkit bench {name}: {device}, {threads} thread{'s' * (threads > 1)}, {repeats} rounds")
     notes = dict.fromkeys(n for n in table.get("note", []) if n)
-    print(table.drop(columns=["device", "threads", "note"], errors="ignore").to_string(index=False, na_rep="", formatters=_formats(table)))
+    print(
+        table.drop(columns=["device", "threads", "note"], errors="ignore").to_string(
+            index=False, na_rep="", formatters=_formats(table)
+        )
+    )
     for note in notes:
         print(f"  {note}")
     if json_path is not None:
         _write(json_path, table)
         print(f"written: {json_path}")
     if figure is not None:
-        for path in gallery.draw(importlib.import_module(f".bench.{name}", __package__).figure(table), figure):
+        for path in gallery.draw(
+            importlib.import_module(f".bench.{name}", __package__).figure(table), figure
+        ):
             print(f"written: {path}")
 
 
@@ -73,104 +122,183 @@ def _formats(table: Any) -> dict[str, Callable[[float], str]]:
 def _write(path: Path, table: Any) -> None:
     """The rows with command, commit, hardware and versions, as JSON; missing numbers are null."""
     from ..report import tables as report
-    from ..training.run_folder import versions
     from ..structures.storage import replacing
+    from ..training.run_folder import versions
 
     command = "potkit " + shlex.join(sys.argv[1:])
     content = {
-        "command": command, "commit": report.commit(), "hardware": report.hardware(), "versions": versions(),
+        "command": command,
+        "commit": report.commit(),
+        "hardware": report.hardware(),
+        "versions": versions(),
         "rows": json.loads(table.to_json(orient="records", double_precision=10)),
-    }  # fmt: skip
+    }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @bench_app.command()
-def data(device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 5, json: Json = None) -> None:
+def data(
+    device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 5, json: Json = None
+) -> None:
     """Reading, opening and batching structures, beside h5py and PyG's DataLoader."""
     _run("data", json, device, threads, repeats)
 
 
 @bench_app.command()
-def neighbors(device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 7, json: Json = None) -> None:
+def neighbors(
+    device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 7, json: Json = None
+) -> None:
     """Neighbour lists beside vesin and matscipy."""
     _run("neighbors", json, device, threads, repeats, say=_say)
 
 
 @bench_app.command()
 def step(
-    device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 7, case: Cases = None,
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 7,
+    case: Cases = None,
     batch: Annotated[int, Option(help="structures per step")] = 64,
-    compile: Annotated[bool, Option("--compile", help="also potkit with `compile: true` (its first call compiles for a minute or more)")] = False,
+    compile: Annotated[
+        bool,
+        Option(
+            "--compile",
+            help="also potkit with `compile: true` (its first call compiles for a minute or more)",
+        ),
+    ] = False,
     json: Json = None,
-) -> None:  # fmt: skip
-    """A whole pretraining step of EGNN, TorchMD-Net ET and SchNet in the denoise paper's setting, and of NequIP."""
-    _run("step", json, device, threads, repeats, cases=_cases(case), batch=batch, compile=compile, say=_say)
+) -> None:
+    """A whole pretraining step of EGNN, TorchMD-Net ET and SchNet in the denoise paper's
+    setting, and of NequIP.
+    """
+    _run(
+        "step",
+        json,
+        device,
+        threads,
+        repeats,
+        cases=_cases(case),
+        batch=batch,
+        compile=compile,
+        say=_say,
+    )
 
 
 @bench_app.command()
 def infer(
-    device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 5, case: Cases = None,
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 5,
+    case: Cases = None,
     batch: Annotated[int, Option(help="structures at a time")] = 64,
-    compile: Annotated[bool, Option("--compile", help="also potkit with its kernels (the first call compiles for a minute or more)")] = False,
+    compile: Annotated[
+        bool,
+        Option(
+            "--compile",
+            help="also potkit with its kernels (the first call compiles for a minute or more)",
+        ),
+    ] = False,
     json: Json = None,
-) -> None:  # fmt: skip
+) -> None:
     """Energy and forces of the same networks."""
-    _run("infer", json, device, threads, repeats, cases=_cases(case), batch=batch, compile=compile, say=_say)
+    _run(
+        "infer",
+        json,
+        device,
+        threads,
+        repeats,
+        cases=_cases(case),
+        batch=batch,
+        compile=compile,
+        say=_say,
+    )
 
 
 @bench_app.command()
 def scaling(
-    device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 3,
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 3,
     model: Annotated[str, Option(help="network")] = "egnn",
-    sweep: Annotated[list[str] | None, Option(help="atoms, batch or width, repeatable; default: all")] = None,
+    sweep: Annotated[
+        list[str] | None, Option(help="atoms, batch or width, repeatable; default: all")
+    ] = None,
     figure: FigureOption = None,
     json: Json = None,
-) -> None:  # fmt: skip
-    """How time and memory of a step grow with atoms per structure, batch size and width, and the exponents of that."""
+) -> None:
+    """How time and memory of a step grow with atoms per structure, batch size and width, and the
+    exponents of that.
+    """
     given = {"sweeps": tuple(sweep)} if sweep else {}
     _run("scaling", json, device, threads, repeats, figure, model=model, say=_say, **given)
 
 
 @bench_app.command()
 def epoch(
-    device: Device = "cpu", threads: Threads = 2, repeats: Annotated[int, Option(help="epochs of each network, in turn")] = 1,
-    case: Annotated[list[str] | None, Option(help="network, repeatable; default: egnn, torchmd_et and schnet")] = None,
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Annotated[int, Option(help="epochs of each network, in turn")] = 1,
+    case: Annotated[
+        list[str] | None, Option(help="network, repeatable; default: egnn, torchmd_et and schnet")
+    ] = None,
     preset: Annotated[str, Option(help="preset of the networks, such as small")] = "denoise-paper",
     data: Annotated[str, Option(help="registered data set")] = "ani-mini",
     batch: Annotated[int, Option(help="structures per step")] = 256,
-    steps: Annotated[int | None, Option(help="stop after so many steps; default: a whole epoch")] = None,
+    steps: Annotated[
+        int | None, Option(help="stop after so many steps; default: a whole epoch")
+    ] = None,
     precision: Annotated[str, Option(help="32-true, bf16-mixed or tf32")] = "32-true",
     compile: Annotated[bool, Option("--compile", help="with `compile: true`")] = False,
     json: Json = None,
-) -> None:  # fmt: skip
-    """Structures per second of a pretraining epoch through the real loop, and the share of it in which a GPU is busy."""
+) -> None:
+    """Structures per second of a pretraining epoch through the real loop, and the share of it in
+    which a GPU is busy.
+    """
     options = {"cases": tuple(case)} if case else {}
-    options |= dict(preset=preset, data=data, batch=batch, steps=steps, precision=precision, compile=compile)
+    options |= dict(
+        preset=preset, data=data, batch=batch, steps=steps, precision=precision, compile=compile
+    )
     _run("epoch", json, device, threads, repeats, say=_say, **options)
 
 
 @bench_app.command()
 def networks(
-    device: Device = "cpu", threads: Threads = 1, repeats: Repeats = 9,
-    experiment: Annotated[Path | None, Option(help="YAML of compared networks, whose NAME.csv lies beside it: errors beside costs")] = None,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    repeats: Repeats = 9,
+    experiment: Annotated[
+        Path | None,
+        Option(
+            help="YAML of compared networks, whose NAME.csv lies beside it: errors beside costs"
+        ),
+    ] = None,
     json: Json = None,
-) -> None:  # fmt: skip
-    """Parameters and time of a step of every network, small preset; on request beside the errors of a stored comparison."""
+) -> None:
+    """Parameters and time of a step of every network, small preset; on request beside the errors
+    of a stored comparison.
+    """
     _run("networks", json, device, threads, repeats, experiment=experiment, say=_say)
 
 
 @bench_app.command("all")
 def everything(
-    device: Device = "cpu", threads: Threads = 2,
-    json: Annotated[Path | None, Option("--json", help="folder for bench-NAME.json", metavar="FOLDER")] = None,
-) -> None:  # fmt: skip
+    device: Device = "cpu",
+    threads: Threads = 2,
+    json: Annotated[
+        Path | None, Option("--json", help="folder for bench-NAME.json", metavar="FOLDER")
+    ] = None,
+) -> None:
     """Steps, inference, neighbours, scaling and data, one after the other."""
     if json is not None:
         json.mkdir(parents=True, exist_ok=True)
     for command in (step, infer, neighbors, scaling, data):
         name = command.__name__
-        command(device=device, threads=threads, json=None if json is None else json / f"bench-{name}.json")
+        command(
+            device=device,
+            threads=threads,
+            json=None if json is None else json / f"bench-{name}.json",
+        )
 
 
 def _cases(given: list[str] | None) -> tuple[str, ...]:

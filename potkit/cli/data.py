@@ -1,4 +1,6 @@
-"""The commands ``potkit data …``: what data sets there are, what is in them, making, fetching, checking and splitting them."""
+"""The commands ``potkit data …``: what data sets there are, what is in them, making, fetching,
+checking and splitting them.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,26 @@ from typer import Argument, Option
 
 from ..errors import ConfigError, DataError
 
-data_app = typer.Typer(help="Data sets: what there is, what is in them, making and splitting them.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Data sets: what there is, what is in them, making and splitting them.",
+    no_args_is_help=True,
+)
 
-DataArgument = Annotated[str, Argument(help="a registered data set, or a file or folder in a known format", metavar="NAME|PATH")]
-FormatOption = Annotated[str | None, Option("--format", help="the file's format, where the content does not tell")]
+DataArgument = Annotated[
+    str,
+    Argument(
+        help="a registered data set, or a file or folder in a known format", metavar="NAME|PATH"
+    ),
+]
+FormatOption = Annotated[
+    str | None, Option("--format", help="the file's format, where the content does not tell")
+]
 
 
 def _structures(data: str, format: str | None = None):
-    """A registered set by name, else whatever lies at the path; a user's own file is checked before anything is cut out of it,
-    so that an error names the structure by its place in the file."""
+    """A registered set by name, else whatever lies at the path; a user's own file is checked before
+    anything is cut out of it, so that an error names the structure by its place in the file.
+    """
     structures, own = _found(data, format)
     if own:
         from potkit.structures.neighbors import check_overlaps
@@ -43,16 +56,23 @@ def _existing(data: str) -> str:
 
     if not Path(data).exists():
         names = ", ".join(r.name for r in RECORDS)
-        raise ConfigError(f"{data!r} is neither a file or folder nor a data set; data sets: {names}")
+        raise ConfigError(
+            f"{data!r} is neither a file or folder nor a data set; data sets: {names}"
+        )
     return data
 
 
 @data_app.command("list")
 def data_list(
-    name: Annotated[str | None, Argument(help="tell everything about this one: files, checksums, split, use, citation")] = None,
+    name: Annotated[
+        str | None,
+        Argument(help="tell everything about this one: files, checksums, split, use, citation"),
+    ] = None,
     cite: Annotated[bool, Option("--cite", help="BibTeX entries as well")] = False,
 ) -> None:
-    """The registered data sets: size, elements, level of theory, licence, and whether they are on this machine."""
+    """The registered data sets: size, elements, level of theory, licence, and whether they are
+    on this machine.
+    """
     import pandas as pd
 
     from potkit.datasets import names, registry
@@ -61,7 +81,18 @@ def data_list(
         print(registry.describe(name))
         return
     table = names()
-    columns = ["name", "kind", "structures", "molecules", "atoms", "elements", "level", "forces", "licence", "state"]
+    columns = [
+        "name",
+        "kind",
+        "structures",
+        "molecules",
+        "atoms",
+        "elements",
+        "level",
+        "forces",
+        "licence",
+        "state",
+    ]
     with pd.option_context("display.width", None):
         print(table[columns].to_string(index=False, na_rep="?"))
     if cite:
@@ -73,13 +104,19 @@ def data_info(data: DataArgument, format: FormatOption = None) -> None:
     """What is in a data set or file: a row per system."""
     structures = _structures(data, format)
     print(structures)
-    print(structures.summary().to_string(index=False, float_format=lambda value: f"{value:.4f}", max_rows=60))
+    print(
+        structures.summary().to_string(
+            index=False, float_format=lambda value: f"{value:.4f}", max_rows=60
+        )
+    )
 
 
 @data_app.command("make")
 def data_make(
     name: Annotated[str, Argument(help="a recipe: ani-mini, tip3p-mini, …")],
-    out: Annotated[Path | None, Option(help="an .h5 file or a folder; default: NAME.h5 in data/ here")] = None,
+    out: Annotated[
+        Path | None, Option(help="an .h5 file or a folder; default: NAME.h5 in data/ here")
+    ] = None,
     scale: Annotated[str, Option(help="size relative to the embedded set, or 'paper'")] = "1",
     jobs: Annotated[int, Option(help="processes")] = 1,
     seed: Annotated[int, Option(help="seed of all random numbers")] = 0,
@@ -105,16 +142,28 @@ def data_fetch(
 
 @data_app.command("convert")
 def data_convert(
-    data: Annotated[str, Argument(help="a data set whose files are on this machine, or a file or folder", metavar="NAME|PATH")],
-    out: Annotated[Path | None, Option(help="the store, a folder; a registered set goes into the cache")] = None,
+    data: Annotated[
+        str,
+        Argument(
+            help="a data set whose files are on this machine, or a file or folder",
+            metavar="NAME|PATH",
+        ),
+    ],
+    out: Annotated[
+        Path | None, Option(help="the store, a folder; a registered set goes into the cache")
+    ] = None,
     format: FormatOption = None,
 ) -> None:
-    """Pack a data set into the form that opens at once (memory-mapped), in memory that does not grow with it."""
+    """Pack a data set into the form that opens at once (memory-mapped), in memory that does not
+    grow with it.
+    """
     from potkit.datasets import registry
 
     if data in [r.name for r in registry.RECORDS] and format is None:
         if out is not None:
-            raise ConfigError("--out is for files of your own: a registered set is packed into the cache (POTKIT_DATA)")
+            raise ConfigError(
+                "--out is for files of your own: a registered set is packed into the cache (POTKIT_DATA)"
+            )
         print(registry.convert(data))
         return
     if out is None:
@@ -125,10 +174,14 @@ def data_convert(
 @data_app.command("check")
 def data_check(
     data: DataArgument,
-    cutoff: Annotated[float | None, Option(help="Å; boxes narrower than twice this are an error")] = None,
+    cutoff: Annotated[
+        float | None, Option(help="Å; boxes narrower than twice this are an error")
+    ] = None,
     format: FormatOption = None,
 ) -> None:
-    """A health report: counts, magnitudes, units, NaN, atoms on top of each other, net forces, duplicates. Exit code 1 if unwell."""
+    """A health report: counts, magnitudes, units, NaN, atoms on top of each other, net forces,
+    duplicates. Exit code 1 if unwell.
+    """
     from potkit.datasets import checks
 
     if cutoff is not None and not cutoff > 0:
@@ -146,19 +199,33 @@ def data_check(
 
 @data_app.command("leakage")
 def data_leakage(
-    first: Annotated[str, Argument(help="what is trained on, such as the pretraining set", metavar="NAME|PATH")],
+    first: Annotated[
+        str, Argument(help="what is trained on, such as the pretraining set", metavar="NAME|PATH")
+    ],
     second: Annotated[str, Argument(help="what is tested on", metavar="NAME|PATH")],
     tolerance: Annotated[float, Option(help="Å")] = 1e-3,
     out: Annotated[Path | None, Option(help="write the pairs to this CSV file")] = None,
 ) -> None:
-    """Which structures of the second set are in the first as well, however turned, shifted or reordered. Exit code 1 if any are."""
+    """Which structures of the second set are in the first as well, however turned, shifted or
+    reordered. Exit code 1 if any are.
+    """
     from potkit.datasets import splits
     from potkit.structures.storage import replacing
 
     found = splits.leakage(_found(first)[0], _found(second)[0], tolerance)
-    print(found.attrs["message"] if not len(found) else "pairs that are the same, by system of the second set:")
+    print(
+        found.attrs["message"]
+        if not len(found)
+        else "pairs that are the same, by system of the second set:"
+    )
     if len(found):
-        print(found["system"].value_counts().rename_axis("system").reset_index(name="pairs").to_string(index=False, max_rows=20))
+        print(
+            found["system"]
+            .value_counts()
+            .rename_axis("system")
+            .reset_index(name="pairs")
+            .to_string(index=False, max_rows=20)
+        )
     if out is not None:
         with replacing(out) as temporary:
             found.to_csv(temporary, index=False)
@@ -171,12 +238,19 @@ def data_split(
     data: DataArgument,
     out: Annotated[Path, Option(help="where the indices go (.npz)")],
     fractions: Annotated[str, Option(help="shares of train, valid and test")] = "0.8,0.1,0.1",
-    by: Annotated[str, Option(help="structure, system, structure-within-system, or published (the set's own split)")] = "structure",
+    by: Annotated[
+        str,
+        Option(
+            help="structure, system, structure-within-system, or published (the set's own split)"
+        ),
+    ] = "structure",
     seed: Annotated[int, Option(help="seed of the permutation")] = 0,
     fold: Annotated[int, Option(help="which of several published splits")] = 1,
     format: FormatOption = None,
 ) -> None:
-    """Draw a train / valid / test split and write it to a file that names the data it belongs to."""
+    """Draw a train / valid / test split and write it to a file that names the data it belongs
+    to.
+    """
     from potkit.datasets import registry, splits
 
     if by == "published":
@@ -188,10 +262,14 @@ def data_split(
     try:
         shares = [float(share) for share in fractions.split(",")]
     except ValueError:
-        raise ConfigError(f"--fractions {fractions!r} is not a list of numbers such as 0.8,0.1,0.1") from None
+        raise ConfigError(
+            f"--fractions {fractions!r} is not a list of numbers such as 0.8,0.1,0.1"
+        ) from None
     if len(shares) != 3:
         raise ConfigError(f"--fractions needs three shares (train, valid, test), got {len(shares)}")
     structures = _structures(data, format)
-    parts = dict(zip(("train", "valid", "test"), splits.split(structures, shares, seed=seed, by=by)))
+    parts = dict(
+        zip(("train", "valid", "test"), splits.split(structures, shares, seed=seed, by=by))
+    )
     splits.save_indices(out, structures, parts, by=by, fractions=shares, seed=seed)
     print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))

@@ -1,6 +1,8 @@
-"""The command ``potkit``: what the module does, from a shell. Commands import what they need when they run, so help is quick.
+"""The command ``potkit``: what the module does, from a shell. Commands import what they need when
+they run, so help is quick.
 
-A mistake of the user (PotkitError) is one line on stderr and exit code 1; ``potkit --debug …`` shows the traceback instead.
+A mistake of the user (PotkitError) is one line on stderr and exit code 1; ``potkit --debug …``
+shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from ..errors import ConfigError, PotkitError
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
-from ..errors import ConfigError, PotkitError
 
 app = typer.Typer(
     help="Self-supervised pretraining of neural potentials.",
@@ -26,31 +28,46 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
-DataOption = Annotated[str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")]
-ModelSet = Annotated[list[str] | None, Option("--set", help="one option of the network, repeatable", metavar="KEY=VALUE")]
-ObjectiveSet = Annotated[
-    list[str] | None, Option("--objective-set", help="one setting of the objective, repeatable", metavar="KEY=VALUE")
+DataOption = Annotated[
+    str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")
 ]
-ConfigOption = Annotated[Path | None, Option("--config", help="training settings as YAML; the options below go before it")]
+ModelSet = Annotated[
+    list[str] | None,
+    Option("--set", help="one option of the network, repeatable", metavar="KEY=VALUE"),
+]
+ObjectiveSet = Annotated[
+    list[str] | None,
+    Option("--objective-set", help="one setting of the objective, repeatable", metavar="KEY=VALUE"),
+]
+ConfigOption = Annotated[
+    Path | None,
+    Option("--config", help="training settings as YAML; the options below go before it"),
+]
 ConfigSet = Annotated[
-    list[str] | None, Option("--config-set", help="any other training setting, repeatable", metavar="KEY=VALUE")
+    list[str] | None,
+    Option("--config-set", help="any other training setting, repeatable", metavar="KEY=VALUE"),
 ]
 Steps = Annotated[int | None, Option(help="optimizer steps")]
 BatchSize = Annotated[int | None, Option(help="structures per step, over all devices together")]
 Rate = Annotated[float | None, Option("--lr", help="learning rate after warm-up")]
 Seed = Annotated[int | None, Option(help="seed of weights, batches and corruption")]
 Device = Annotated[str | None, Option(help="auto, cpu or cuda")]
-Devices = Annotated[int | None, Option(help="processes per machine, each with its own GPU (or share of the CPU)")]
+Devices = Annotated[
+    int | None, Option(help="processes per machine, each with its own GPU (or share of the CPU)")
+]
 Nodes = Annotated[int | None, Option("--num-nodes", help="machines")]
 Precision = Annotated[str | None, Option(help="32-true, 64-true, bf16-mixed or tf32")]
 
 
-# --- small helpers ------------------------------------------------------------------------------------------
+# --- small helpers ------------------------------------------------------------------------------
 
 
 def _say(text: object) -> None:
     """Print once, however many processes a launcher started."""
-    if not any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if not any(
+        os.environ.get(name, "0") not in ("", "0")
+        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    ):
         print(text, flush=True)
 
 
@@ -72,7 +89,9 @@ def _config(file: Path | None, options: list[str] | None, **overrides: Any):
     from potkit import TrainConfig
 
     base = TrainConfig.from_yaml(file) if file else TrainConfig()
-    changes = _assignments("--config-set", options) | {name: value for name, value in overrides.items() if value is not None}
+    changes = _assignments("--config-set", options) | {
+        name: value for name, value in overrides.items() if value is not None
+    }
     if "steps" in changes and "epochs" not in changes:
         changes["epochs"] = None  # steps asked for here mean more than the file's epochs
     return base.replace(**changes)
@@ -82,11 +101,17 @@ def _objective(name: str, options: list[str] | None, **shortcuts: Any):
     from potkit import objectives
 
     given = {key: value for key, value in shortcuts.items() if value is not None}
-    return objectives.from_dict({"objective": name, **given, **_assignments("--objective-set", options)})
+    return objectives.from_dict(
+        {"objective": name, **given, **_assignments("--objective-set", options)}
+    )
 
 
-def _model(name: str | None, preset: str, options: list[str] | None, seed: int, init: Path | None = None):
-    """A new network with seeded weights; without ``name`` of the architecture that ``init`` holds, else egnn."""
+def _model(
+    name: str | None, preset: str, options: list[str] | None, seed: int, init: Path | None = None
+):
+    """A new network with seeded weights; without ``name`` of the architecture that ``init``
+    holds, else egnn.
+    """
     import torch
 
     import potkit
@@ -94,7 +119,9 @@ def _model(name: str | None, preset: str, options: list[str] | None, seed: int, 
     torch.manual_seed(seed)
     if name is None and init is not None:
         if options:
-            raise ConfigError("--set changes the network of --model; without --model it is the one in --init")
+            raise ConfigError(
+                "--set changes the network of --model; without --model it is the one in --init"
+            )
         recipe = potkit.checkpoints.read(init)[1]["recipe"]
         return potkit.build(recipe["name"], preset=recipe["preset"], **recipe["options"])
     return potkit.build(name or "egnn", preset=preset, **_assignments("--set", options))
@@ -105,15 +132,19 @@ def _finished(run: Any) -> None:
     _say(f"weights: {run.checkpoint}")
 
 
-# --- training --------------------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------
 
 
 @app.command()
 def pretrain(
     data: DataOption,
     objective: Annotated[str, Option(help="self-supervised objective")] = "denoise",
-    sigma: Annotated[float | None, Option(help="noise scale in Å, for objectives with noise")] = None,
-    ratio: Annotated[float | None, Option(help="mask ratio in (0, 1], for objectives that mask")] = None,
+    sigma: Annotated[
+        float | None, Option(help="noise scale in Å, for objectives with noise")
+    ] = None,
+    ratio: Annotated[
+        float | None, Option(help="mask ratio in (0, 1], for objectives that mask")
+    ] = None,
     objective_set: ObjectiveSet = None,
     model: Annotated[str, Option(help="network")] = "egnn",
     preset: Annotated[str, Option(help="small, denoise-paper or masked-paper")] = "small",
@@ -129,15 +160,25 @@ def pretrain(
     nodes: Nodes = None,
     precision: Precision = None,
     format: FormatOption = None,
-    out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path("runs/pretrain"),
+    out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
+        "runs/pretrain"
+    ),
 ) -> None:
     """Pretrain a network on structures without looking at their labels."""
     import potkit
 
     settings = _config(
-        config, config_set, steps=steps, batch_size=batch_size, lr=lr, seed=seed, device=device, devices=devices, nodes=nodes,
+        config,
+        config_set,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        devices=devices,
+        nodes=nodes,
         precision=precision,
-    )  # fmt: skip
+    )
     task = _objective(objective, objective_set, sigma=sigma, ratio=ratio)
     network = _model(model, preset, model_set, settings.seed)
     _finished(potkit.pretrain(network, _structures(data, format), task, settings, out=out))
@@ -146,14 +187,28 @@ def pretrain(
 @app.command()
 def finetune(
     data: DataOption,
-    init: Annotated[Path | None, Option(help="checkpoint or run folder to start from; without it: from scratch")] = None,
-    valid: Annotated[str | None, Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")] = None,
-    test: Annotated[str | None, Option(help="data to evaluate on at the end", metavar="NAME|PATH")] = None,
-    split: Annotated[Path | None, Option(help="train, valid and test of --data, made by `potkit data split`")] = None,
-    labels: Annotated[int | None, Option(help="label budget: use only so many of the training structures")] = None,
+    init: Annotated[
+        Path | None, Option(help="checkpoint or run folder to start from; without it: from scratch")
+    ] = None,
+    valid: Annotated[
+        str | None, Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")
+    ] = None,
+    test: Annotated[
+        str | None, Option(help="data to evaluate on at the end", metavar="NAME|PATH")
+    ] = None,
+    split: Annotated[
+        Path | None, Option(help="train, valid and test of --data, made by `potkit data split`")
+    ] = None,
+    labels: Annotated[
+        int | None, Option(help="label budget: use only so many of the training structures")
+    ] = None,
     parts: Annotated[str, Option(help="what to take over from --init")] = "backbone",
-    references: Annotated[str, Option(help="'fit', a table of isolated atoms by level of theory, or a file")] = "fit",
-    objective: Annotated[str | None, Option(help="objective with labels; default: supervised")] = None,
+    references: Annotated[
+        str, Option(help="'fit', a table of isolated atoms by level of theory, or a file")
+    ] = "fit",
+    objective: Annotated[
+        str | None, Option(help="objective with labels; default: supervised")
+    ] = None,
     objective_set: ObjectiveSet = None,
     model: Annotated[str | None, Option(help="network; default: that of --init, else egnn")] = None,
     preset: Annotated[str, Option(help="small, denoise-paper or masked-paper")] = "small",
@@ -169,21 +224,33 @@ def finetune(
     nodes: Nodes = None,
     precision: Precision = None,
     format: FormatOption = None,
-    out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path("runs/finetune"),
+    out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
+        "runs/finetune"
+    ),
 ) -> None:
     """Train a network on labels, from scratch or from pretrained weights."""
     import potkit
     from potkit.datasets import splits
 
     settings = _config(
-        config, config_set, steps=steps, batch_size=batch_size, lr=lr, seed=seed, device=device, devices=devices, nodes=nodes,
+        config,
+        config_set,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        devices=devices,
+        nodes=nodes,
         precision=precision,
-    )  # fmt: skip
+    )
     if split and valid:
         raise ConfigError("--split brings its own validation part; leave --valid away")
     structures = _structures(data, format)
     # without options it is the library's choice, which leaves forces out where there are none
-    task = _objective(objective or "supervised", objective_set) if objective or objective_set else None
+    task = (
+        _objective(objective or "supervised", objective_set) if objective or objective_set else None
+    )
     tested = _structures(test, format) if test else None
     if split:
         rows = splits.load_indices(split, structures)
@@ -197,7 +264,15 @@ def finetune(
         train = train[splits.label_budget(train, [labels], seed=settings.seed)[labels]]
     network = _model(model, preset, model_set, settings.seed, init)
     run = potkit.finetune(
-        network, train, held, settings, init=init, out=out, objective=task, references=references, parts=tuple(parts.split(","))
+        network,
+        train,
+        held,
+        settings,
+        init=init,
+        out=out,
+        objective=task,
+        references=references,
+        parts=tuple(parts.split(",")),
     )
     _finished(run)
     if tested is not None and len(tested):
@@ -208,27 +283,39 @@ def finetune(
 def evaluate(
     checkpoint: Annotated[Path, Argument(help="a checkpoint or a run folder")],
     data: DataOption,
-    split: Annotated[Path | None, Option(help="evaluate only the test part of this split of --data")] = None,
+    split: Annotated[
+        Path | None, Option(help="evaluate only the test part of this split of --data")
+    ] = None,
     batch_size: Annotated[int, Option(help="structures at a time")] = 64,
     device: Annotated[str, Option(help="cpu or cuda")] = "cpu",
-    compile: Annotated[bool, Option("--compile", help="by the kernels of EGNN, SchNet or TorchMD-Net ET, on a CPU")] = False,
-    out: Annotated[Path | None, Option(help="write the errors per structure to this CSV file")] = None,
+    compile: Annotated[
+        bool, Option("--compile", help="by the kernels of EGNN, SchNet or TorchMD-Net ET, on a CPU")
+    ] = False,
+    out: Annotated[
+        Path | None, Option(help="write the errors per structure to this CSV file")
+    ] = None,
     format: FormatOption = None,
 ) -> None:
     """Errors of a trained network, overall and per system."""
     import potkit
-    from potkit.training import checkpoints
     from potkit.datasets import splits
     from potkit.structures.storage import replacing
+    from potkit.training import checkpoints
 
     model = checkpoints.load(checkpoint)
     structures = _structures(data, format)
     if split:
         structures = structures[splits.load_indices(split, structures)["test"]]
-    result = potkit.evaluate(model, structures, batch_size=batch_size, device=device, compile=compile)
+    result = potkit.evaluate(
+        model, structures, batch_size=batch_size, device=device, compile=compile
+    )
     print(result)
     print("errors per system, energy in eV, forces in eV/Å")
-    print(result.systems.to_string(index=False, float_format=lambda value: f"{value:.4f}", max_rows=60))
+    print(
+        result.systems.to_string(
+            index=False, float_format=lambda value: f"{value:.4f}", max_rows=60
+        )
+    )
     if out:
         with replacing(out) as temporary:
             result.structures.to_csv(temporary, index=False)
@@ -237,17 +324,31 @@ def evaluate(
 @app.command()
 def compare(
     experiment: Annotated[Path, Argument(help="an experiment in YAML; see potkit.specs")],
-    store: Annotated[Path, Option(help="folder of finished runs, which are not run again")] = Path("runs/store"),
+    store: Annotated[Path, Option(help="folder of finished runs, which are not run again")] = Path(
+        "runs/store"
+    ),
     jobs: Annotated[int, Option(help="runs side by side, spread over the GPUs there are")] = 1,
-    dask: Annotated[str | None, Option(help="hand the runs to the Dask scheduler at this address", metavar="ADDRESS")] = None,
+    dask: Annotated[
+        str | None,
+        Option(help="hand the runs to the Dask scheduler at this address", metavar="ADDRESS"),
+    ] = None,
     interval: Annotated[str, Option(help="95 % intervals by t or bootstrap")] = "t",
-    ensembles: Annotated[bool, Option("--ensembles", help="also how well the spread over seeds tells the error")] = False,
-    out: Annotated[Path | None, Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)")] = None,
+    ensembles: Annotated[
+        bool, Option("--ensembles", help="also how well the spread over seeds tells the error")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)"),
+    ] = None,
     figure: FigureOption = None,
 ) -> None:
-    """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and relative changes."""
-    from ..experiments import experiment as experiments, yaml_form, statistics, uncertainty
-    from ..report import gallery, tables as report
+    """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and
+    relative changes.
+    """
+    from ..experiments import experiment as experiments
+    from ..experiments import statistics, uncertainty, yaml_form
+    from ..report import gallery
+    from ..report import tables as report
 
     gallery.check(figure)
     spec = yaml_form.read(experiment)
@@ -263,7 +364,9 @@ def compare(
     if good["labels"].nunique() > 2:
         metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
         curve = report.curves(runs, metric)
-        print(f"learning curves of {metric}: slope, and the labels training from scratch needs to do as well")
+        print(
+            f"learning curves of {metric}: slope, and the labels training from scratch needs to do as well"
+        )
         print(curve.to_string(index=False))
     spread = uncertainty.of_experiments(grid, runs) if ensembles else None
     if spread is not None:
@@ -278,28 +381,46 @@ def compare(
             report.store(curve, f"{spec.name}-curves", command, out)
         if len(effects):
             report.store(effects, f"{spec.name}-effects", command, out)
-        print(f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump(), leakage=runs.attrs['leakage'])}")
+        print(
+            f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump(), leakage=runs.attrs['leakage'])}"
+        )
     if figure is not None:
         from ..report import figures
 
-        for path in gallery.draw(figures.learning_curves(summary, f"Error against label budget ({spec.name})"), figure):
+        for path in gallery.draw(
+            figures.learning_curves(summary, f"Error against label budget ({spec.name})"), figure
+        ):
             print(f"written: {path}")
     if (runs["status"] != "ok").any():
-        raise PotkitError(f"{int((runs['status'] != 'ok').sum())} runs failed; the table has only the others")
+        raise PotkitError(
+            f"{int((runs['status'] != 'ok').sum())} runs failed; the table has only the others"
+        )
 
 
-# --- notebooks -------------------------------------------------------------------------------------------------------------------
+# --- notebooks ----------------------------------------------------------------------------------
 
 
 @app.command()
 def run(
-    notebooks: Annotated[list[str] | None, Argument(help="notebooks or globs; default: notebooks/0*.ipynb")] = None,
-    profile: Annotated[str, Option(help="smoke (seconds), quick (minutes), paper (GPUs)")] = "quick",
-    parameter: Annotated[
-        list[str] | None, Option("-p", "--parameter", help="set a notebook's parameter, repeatable", metavar="NAME VALUE")
+    notebooks: Annotated[
+        list[str] | None, Argument(help="notebooks or globs; default: notebooks/0*.ipynb")
     ] = None,
-    out: Annotated[Path | None, Option(help="folder of the executed copies; default: runs/notebooks/PROFILE")] = None,
-    inplace: Annotated[bool, Option("--inplace", help="store the outputs in the notebooks and the figures in figures/")] = False,
+    profile: Annotated[
+        str, Option(help="smoke (seconds), quick (minutes), paper (GPUs)")
+    ] = "quick",
+    parameter: Annotated[
+        list[str] | None,
+        Option(
+            "-p", "--parameter", help="set a notebook's parameter, repeatable", metavar="NAME VALUE"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, Option(help="folder of the executed copies; default: runs/notebooks/PROFILE")
+    ] = None,
+    inplace: Annotated[
+        bool,
+        Option("--inplace", help="store the outputs in the notebooks and the figures in figures/"),
+    ] = False,
 ) -> None:
     """Execute notebooks one after the other, go on after a failure, and say how each ended."""
     from ..notebooks import runner
@@ -310,7 +431,7 @@ def run(
         raise PotkitError(f"{len(failed)} of {len(outcomes)} notebooks failed: {', '.join(failed)}")
 
 
-# --- the command itself ----------------------------------------------------------------------------------------------------------
+# --- the command itself -------------------------------------------------------------------------
 
 
 def _version(wanted: bool) -> None:
@@ -325,7 +446,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="show versions and stop")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="show versions and stop")
+    ] = False,
     debug: Annotated[bool, Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
     """Self-supervised pretraining of neural potentials."""
@@ -348,6 +471,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:
             raise
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        text = (
+            f"{error.filename}: {error.strerror}"
+            if isinstance(error, OSError) and error.filename
+            else str(error)
+        )
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -18,7 +18,9 @@ SAMPLED = 200_000  # structures the duplicate search looks at
 
 
 def shortest_distances(structures: Structures, rows: np.ndarray | None = None) -> np.ndarray:
-    """The shortest distance in each structure (minimum image where periodic), [len(rows)] Å; inf for a single atom."""
+    """The shortest distance in each structure (minimum image where periodic), [len(rows)] Å; inf
+    for a single atom.
+    """
     rows = np.arange(len(structures)) if rows is None else np.asarray(rows)
     sizes, out = structures.n_atoms[rows], np.full(len(rows), np.inf)
     periodic = structures.pbc[rows].any(1)
@@ -42,27 +44,32 @@ def shortest_distances(structures: Structures, rows: np.ndarray | None = None) -
         if not len(first):
             continue
         cell, pbc = structures.cell[i], structures.pbc[i]
-        full = np.where(pbc[:, None], cell, np.eye(3))  # a direction without repeat needs some vector to invert
+        # a direction without repeat needs some vector to invert
+        full = np.where(pbc[:, None], cell, np.eye(3))
         step = np.round((pos[first] - pos[second]) @ np.linalg.inv(full)) * pbc
         out[k] = np.sqrt(np.square(pos[first] - pos[second] - step @ full).sum(1).min())
     return out
 
 
 def box_widths(structures: Structures) -> np.ndarray:
-    """The smallest distance between opposite faces of each periodic box, along its periodic vectors, [S] Å; inf without a box."""
+    """The smallest distance between opposite faces of each periodic box, along its periodic
+    vectors, [S] Å; inf without a box.
+    """
     out = np.full(len(structures), np.inf)
     for i in np.flatnonzero(structures.pbc.any(1)) if structures.cell is not None else ():
         pbc = structures.pbc[i]
-        # 1 / |columns of the inverse| are the heights; of slabs and wires within the plane or line of the periodic vectors
+        # 1 / |columns of the inverse| are the heights; of slabs and wires within the plane or line
+        # of the periodic vectors
         out[i] = 1.0 / np.linalg.norm(np.linalg.pinv(structures.cell[i][pbc]), axis=0).max()
     return out
 
 
 def require_wide_boxes(structures: Structures, cutoff: float, where: str | None = None) -> None:
-    """Raise DataError that names the first structure whose periodic box is narrower than twice ``cutoff`` (Å).
+    """Raise DataError that names the first structure whose periodic box is narrower than twice
+    ``cutoff`` (Å).
 
-    potkit's neighbour lists count every image, so such a box is no error here; codes of the minimum image convention miss neighbours,
-    and an atom that meets its own image is not what a liquid is.
+    potkit's neighbour lists count every image, so such a box is no error here; codes of the minimum
+    image convention miss neighbours, and an atom that meets its own image is not what a liquid is.
     """
     widths = box_widths(structures)
     narrow = np.flatnonzero(widths < 2 * cutoff * (1 - 1e-9))  # a box of just that width will do
@@ -75,12 +82,15 @@ def require_wide_boxes(structures: Structures, cutoff: float, where: str | None 
         )
 
 
-def force_slope(structures: Structures, seed: int = 0, per_system: int = 300) -> tuple[float, float, int]:
-    """How energies change along the forces: slope of ΔE over −F̄·Δx, correlation, and the number of pairs it comes from.
+def force_slope(
+    structures: Structures, seed: int = 0, per_system: int = 300
+) -> tuple[float, float, int]:
+    """How energies change along the forces: slope of ΔE over −F̄·Δx, correlation, and the number of
+    pairs it comes from.
 
-    1 where forces are −dE/dx in the units of the energies; −1 where they are gradients; 1.889 where Bohr was taken for Å. Pairs
-    are neighbours in a system (no atom moved by more than 0.25 Å) with the same order of atoms; (nan, nan, n) if fewer than 20
-    exist.
+    1 where forces are −dE/dx in the units of the energies; −1 where they are gradients; 1.889 where
+    Bohr was taken for Å. Pairs are neighbours in a system (no atom moved by more than 0.25 Å) with
+    the same order of atoms; (nan, nan, n) if fewer than 20 exist.
     """
     rng, left, right = np.random.default_rng(seed), [], []
     for _, rows in by_system(structures):
@@ -91,7 +101,10 @@ def force_slope(structures: Structures, seed: int = 0, per_system: int = 300) ->
         atoms = (structures.ptr[some][:, None] + np.arange(a)).reshape(-1)
         z = structures.z[atoms].reshape(-1, a)
         keep = (z == z[0]).all(1)
-        pos, forces = (np.asarray(x[atoms], np.float64).reshape(-1, a, 3)[keep] for x in (structures.pos, structures.forces))
+        pos, forces = (
+            np.asarray(x[atoms], np.float64).reshape(-1, a, 3)[keep]
+            for x in (structures.pos, structures.forces)
+        )
         energy = structures.energy[some][keep]
         for i in range(0, len(pos), max(1, len(pos) // 100)):
             step = pos - pos[i]
@@ -108,10 +121,12 @@ def force_slope(structures: Structures, seed: int = 0, per_system: int = 300) ->
 
 
 def check(structures: Structures, duplicates: bool = True, cutoff: float | None = None):
-    """A DataFrame with a row per question: check, value, unit, verdict ("ok", "look", "bad") and where to look.
+    """A DataFrame with a row per question: check, value, unit, verdict ("ok", "look", "bad") and
+    where to look.
 
-    Counts, values that are not finite, overlapping atoms and bond lengths, widths of periodic boxes (at least twice ``cutoff``, Å?),
-    energy per atom, force scale, net force, forces against energy differences, outliers and duplicates. Nothing is raised: what is wrong is in the table
+    Counts, values that are not finite, overlapping atoms and bond lengths, widths of periodic boxes
+    (at least twice ``cutoff``, Å?), energy per atom, force scale, net force, forces against energy
+    differences, outliers and duplicates. Nothing is raised: what is wrong is in the table
     (``frame.attrs["healthy"]``).
     """
     import pandas as pd
@@ -119,18 +134,29 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
     rows: list[dict[str, Any]] = []
 
     def add(what: str, value: Any, unit: str = "", verdict: str = "ok", where: str = "") -> None:
-        rows.append({"check": what, "value": value, "unit": unit, "verdict": verdict, "where": where})
+        rows.append(
+            {"check": what, "value": value, "unit": unit, "verdict": verdict, "where": where}
+        )
 
     s, sizes = structures, structures.n_atoms
     add("structures", len(s))
     add("systems", len(np.unique(s.system)))
     add("elements", " ".join(SYMBOLS[z] for z in s.elements))
-    add("atoms per structure", f"{sizes.min()}–{sizes.max()}" if len(s) else "0", "", "ok" if len(s) and sizes.min() else "bad")
+    add(
+        "atoms per structure",
+        f"{sizes.min()}–{sizes.max()}" if len(s) else "0",
+        "",
+        "ok" if len(s) and sizes.min() else "bad",
+    )
     finite = np.ones(len(s), bool)
     for name in ("pos", "energy", "forces", "cell"):
         array = getattr(s, name)
         if array is None:
-            add(f"{name} present", "no", verdict="ok" if name == "cell" else "look" if name != "pos" else "bad")
+            add(
+                f"{name} present",
+                "no",
+                verdict="ok" if name == "cell" else "look" if name != "pos" else "bad",
+            )
             continue
         good = np.isfinite(np.asarray(array).reshape(len(array), -1)).all(1)
         if name in ("pos", "forces"):
@@ -138,7 +164,13 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
             good = np.ones(len(s), bool)
             good[owner] = False
         finite &= good
-        add(f"{name} not finite", int((~good).sum()), "structures", "ok" if good.all() else "bad", _rows(~good))
+        add(
+            f"{name} not finite",
+            int((~good).sum()),
+            "structures",
+            "ok" if good.all() else "bad",
+            _rows(~good),
+        )
     s = s if finite.all() else s[finite]
     original = np.flatnonzero(finite)
     if not len(s):
@@ -155,8 +187,13 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
         some = np.sort(np.random.default_rng(0).permutation(len(s))[:n])
         found = pairs(s[some], limit=200_000)
         note = "" if n == len(s) else f"of {n} structures drawn; "
-        add("duplicate pairs", len(found), "pairs", "look" if len(found) else "ok",
-            note + ", ".join(f"{original[some[i]]}={original[some[j]]}" for i, j in found[:3]))  # fmt: skip
+        add(
+            "duplicate pairs",
+            len(found),
+            "pairs",
+            "look" if len(found) else "ok",
+            note + ", ".join(f"{original[some[i]]}={original[some[j]]}" for i, j in found[:3]),
+        )
     return _report(pd.DataFrame(rows))
 
 
@@ -167,14 +204,22 @@ def _report(frame):
 
 def _rows(mask: np.ndarray) -> str:
     found = np.flatnonzero(mask)
-    return "structures " + ", ".join(map(str, found[:3])) + (" …" if len(found) > 3 else "") if len(found) else ""
+    return (
+        "structures " + ", ".join(map(str, found[:3])) + (" …" if len(found) > 3 else "")
+        if len(found)
+        else ""
+    )
 
 
 def _distances(s: Structures, original: np.ndarray, add) -> None:
     cost = np.cumsum(s.n_atoms.astype(np.int64) ** 2 // 2)
     rows = np.arange(len(s))
     if cost[-1] > PAIR_BUDGET:
-        rows = np.unique(np.linspace(0, len(s) - 1, max(1, int(len(s) * PAIR_BUDGET / cost[-1]))).astype(np.int64))
+        rows = np.unique(
+            np.linspace(0, len(s) - 1, max(1, int(len(s) * PAIR_BUDGET / cost[-1]))).astype(
+                np.int64
+            )
+        )
     shortest = shortest_distances(s, rows)
     many = np.isfinite(shortest)
     if not many.any():
@@ -182,34 +227,71 @@ def _distances(s: Structures, original: np.ndarray, add) -> None:
     note = "" if len(rows) == len(s) else f" of {len(rows)} structures drawn"
     least = int(np.argmin(shortest))
     verdict = "bad" if shortest[least] < OVERLAP else "look" if shortest[least] < 0.5 else "ok"
-    add("shortest distance", round(float(shortest[least]), 4), "Å", verdict, f"structure {original[rows[least]]}{note}")
+    add(
+        "shortest distance",
+        round(float(shortest[least]), 4),
+        "Å",
+        verdict,
+        f"structure {original[rows[least]]}{note}",
+    )
     close = shortest < OVERLAP
-    add("overlapping atoms (< 0.1 Å)", int(close.sum()), "structures", "bad" if close.any() else "ok", _rows(close))
+    add(
+        "overlapping atoms (< 0.1 Å)",
+        int(close.sum()),
+        "structures",
+        "bad" if close.any() else "ok",
+        _rows(close),
+    )
     typical = float(np.median(shortest[many]))
     low, high = (0.65, 1.35) if 1 in s.elements and len(s.elements) > 1 else (0.6, 4.0)
-    add("typical shortest distance", round(typical, 4), "Å", "ok" if low < typical < high else "look",
-        "" if low < typical < high else f"expected {low}–{high} Å: is the length unit right?")  # fmt: skip
+    add(
+        "typical shortest distance",
+        round(typical, 4),
+        "Å",
+        "ok" if low < typical < high else "look",
+        "" if low < typical < high else f"expected {low}–{high} Å: is the length unit right?",
+    )
 
 
 def _boxes(s: Structures, original: np.ndarray, add, cutoff: float | None) -> None:
     widths = box_widths(s)
     least = int(np.argmin(widths))
-    add("narrowest periodic box", round(float(widths[least]), 3), "Å", "ok" if widths[least] > 2 * OVERLAP else "bad",
-        f"structure {original[least]}")  # fmt: skip
+    add(
+        "narrowest periodic box",
+        round(float(widths[least]), 3),
+        "Å",
+        "ok" if widths[least] > 2 * OVERLAP else "bad",
+        f"structure {original[least]}",
+    )
     if cutoff is not None:
         narrow = widths < 2 * cutoff * (1 - 1e-9)
-        add(f"boxes narrower than 2 × {cutoff:g} Å", int(narrow.sum()), "structures", "look" if narrow.any() else "ok",
-            _rows(np.isin(np.arange(original[-1] + 1), original[narrow])))  # fmt: skip
+        add(
+            f"boxes narrower than 2 × {cutoff:g} Å",
+            int(narrow.sum()),
+            "structures",
+            "look" if narrow.any() else "ok",
+            _rows(np.isin(np.arange(original[-1] + 1), original[narrow])),
+        )
 
 
 def _energies(s: Structures, original: np.ndarray, add) -> None:
     per_atom = s.energy / s.n_atoms
-    add("energy per atom", f"{per_atom.min():.3f} … {np.median(per_atom):.3f} … {per_atom.max():.3f}", "eV",
-        "look" if per_atom.max() > 0 else "ok")  # fmt: skip
+    add(
+        "energy per atom",
+        f"{per_atom.min():.3f} … {np.median(per_atom):.3f} … {per_atom.max():.3f}",
+        "eV",
+        "look" if per_atom.max() > 0 else "ok",
+    )
     middle = int(np.argsort(per_atom)[len(s) // 2])
     unit = energy_unit_from_size(s.z[s.ptr[middle] : s.ptr[middle + 1]], float(s.energy[middle]))
     if unit not in (None, "ev"):
-        add("energy unit", unit, "", "look", "total energies of this size would be that unit, not eV")
+        add(
+            "energy unit",
+            unit,
+            "",
+            "look",
+            "total energies of this size would be that unit, not eV",
+        )
     above, worst = 0.0, 0
     outliers = np.zeros(len(s), bool)
     for _, rows in by_system(s):
@@ -228,8 +310,13 @@ def _energies(s: Structures, original: np.ndarray, add) -> None:
         "look" if above > 20 else "ok",
         f"structure {original[worst]}",
     )
-    add("energy outliers (> 20 robust σ)", int(outliers.sum()), "structures", "look" if outliers.any() else "ok",
-        _rows(np.isin(np.arange(original[-1] + 1), original[outliers])))  # fmt: skip
+    add(
+        "energy outliers (> 20 robust σ)",
+        int(outliers.sum()),
+        "structures",
+        "look" if outliers.any() else "ok",
+        _rows(np.isin(np.arange(original[-1] + 1), original[outliers])),
+    )
 
 
 def _forces(s: Structures, original: np.ndarray, add) -> None:
@@ -239,20 +326,42 @@ def _forces(s: Structures, original: np.ndarray, add) -> None:
     add("force rms (component)", round(rms, 4), "eV/Å", "ok" if 1e-3 < rms < 30 else "look")
     top = int(np.argmax(norm))
     owner = int(np.searchsorted(s.ptr, top, "right")) - 1
-    add("largest force", round(float(norm[top]), 3), "eV/Å", "look" if norm[top] > 100 else "ok",
-        f"structure {original[owner]}, atom {top - int(s.ptr[owner])}")  # fmt: skip
+    add(
+        "largest force",
+        round(float(norm[top]), 3),
+        "eV/Å",
+        "look" if norm[top] > 100 else "ok",
+        f"structure {original[owner]}, atom {top - int(s.ptr[owner])}",
+    )
     net = np.abs(np.add.reduceat(forces, s.ptr[:-1], axis=0)).max(1) / np.sqrt(s.n_atoms)
     worst = int(np.argmax(net))
-    add("largest net force / √atoms", round(float(net[worst]), 5), "eV/Å", "look" if net[worst] > 0.05 * max(rms, 1e-9) else "ok",
-        f"structure {original[worst]}")  # fmt: skip
+    add(
+        "largest net force / √atoms",
+        round(float(net[worst]), 5),
+        "eV/Å",
+        "look" if net[worst] > 0.05 * max(rms, 1e-9) else "ok",
+        f"structure {original[worst]}",
+    )
     if s.energy is None:
         return
     slope, correlation, n = force_slope(s)
     if np.isnan(slope):
-        add("ΔE over −F·Δx", "not to be told", "", "ok", f"{n} pairs of structures lie within 0.25 Å of each other, 20 are needed")
+        add(
+            "ΔE over −F·Δx",
+            "not to be told",
+            "",
+            "ok",
+            f"{n} pairs of structures lie within 0.25 Å of each other, 20 are needed",
+        )
     else:
-        # pairs 0.2 Å apart are bent by anharmonicity to 0.87 and less; wrong units and signs are far outside 0.65 … 1.35
+        # pairs 0.2 Å apart are bent by anharmonicity to 0.87 and less; wrong units and signs are
+        # far outside 0.65 … 1.35
         right, wrong = abs(slope - 1) < 0.15, abs(slope - 1) > 0.35 and abs(correlation) > 0.8
         note = "" if right else "; 1 if units and sign of the forces are right"
-        add("ΔE over −F·Δx", round(slope, 4), "", "ok" if right else "bad" if wrong else "look",
-            f"{n} pairs, correlation {correlation:.3f}{note}")  # fmt: skip
+        add(
+            "ΔE over −F·Δx",
+            round(slope, 4),
+            "",
+            "ok" if right else "bad" if wrong else "look",
+            f"{n} pairs, correlation {correlation:.3f}{note}",
+        )

@@ -1,8 +1,9 @@
 """The same geometry twice: within a set, or in a training and a test set at once (leakage).
 
-Two structures count as the same when composition and all interatomic distances agree; order of the atoms, place, orientation and
-handedness do not matter. Candidates come from a few numbers per structure that such changes leave alone, computed in one sweep
-over the packed arrays and looked up in a tree; candidates without periodic boundaries are then compared distance by distance.
+Two structures count as the same when composition and all interatomic distances agree; order of the
+atoms, place, orientation and handedness do not matter. Candidates come from a few numbers per
+structure that such changes leave alone, computed in one sweep over the packed arrays and looked up
+in a tree; candidates without periodic boundaries are then compared distance by distance.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from ..structures.store import MAX_Z, Structures
 CHUNK = 50_000  # structures at once
 # directions in which two elements weigh differently; irrational steps keep them from cancelling
 _WEIGHTS = 1.0 + np.modf(np.arange(MAX_Z + 1) * np.sqrt(2.0))[0]
-_WAVES = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [2, 1, 0], [1, 1, 1]], float)
+_WAVES = np.array(
+    [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [2, 1, 0], [1, 1, 1]], float
+)
 
 
 def invariants(structures: Structures) -> np.ndarray:
-    """[S, 8] float64 (Å): numbers that order, place and (without cell) orientation of the atoms do not change.
+    """[S, 8] float64 (Å): numbers that order, place and (without cell) orientation of the atoms do
+    not change.
 
-    Without periodic boundaries: moments of the distances from the centre, plain and weighted by element. With them: structure
-    factors of the eight longest waves, which wrapping and translation leave alone (a turned box counts as another).
+    Without periodic boundaries: moments of the distances from the centre, plain and weighted by
+    element. With them: structure factors of the eight longest waves, which wrapping and translation
+    leave alone (a turned box counts as another).
     """
     out = np.empty((len(structures), 8))
     for start in range(0, len(structures), CHUNK):
@@ -48,17 +53,26 @@ def _moments(z: np.ndarray, pos: np.ndarray, ptr: np.ndarray) -> np.ndarray:
         return np.sqrt(np.square(pos - np.repeat(centre, sizes, axis=0)).sum(1))
 
     plain, heavy = spread(mean(pos)), spread(mean(pos * weight[:, None]) / mean(weight)[:, None])
-    columns = [mean(plain), np.sqrt(mean(plain**2)), np.cbrt(mean(plain**3)), mean(plain * weight), mean(heavy)]
+    columns = [
+        mean(plain),
+        np.sqrt(mean(plain**2)),
+        np.cbrt(mean(plain**3)),
+        mean(plain * weight),
+        mean(heavy),
+    ]
     columns += [np.cbrt(mean(heavy**3)), mean(heavy * weight), np.maximum.reduceat(plain, starts)]
     return np.stack(columns, axis=1)
 
 
 def _waves(structures: Structures, i: int) -> np.ndarray:
     a, b = structures.ptr[i], structures.ptr[i + 1]
-    fractional = np.linalg.solve(structures.cell[i].T, np.asarray(structures.pos[a:b], np.float64).T).T
+    fractional = np.linalg.solve(
+        structures.cell[i].T, np.asarray(structures.pos[a:b], np.float64).T
+    ).T
     factor = np.abs(np.exp(2j * np.pi * fractional @ _WAVES.T).T @ _WEIGHTS[structures.z[a:b]])
     lengths = np.linalg.norm(structures.cell[i], axis=1).mean()
-    return factor / (2 * np.pi * np.sqrt(b - a)) * lengths  # so that a step of d Å changes a number by about d
+    # so that a step of d Å changes a number by about d
+    return factor / (2 * np.pi * np.sqrt(b - a)) * lengths
 
 
 def _key(structures: Structures) -> np.ndarray:
@@ -72,16 +86,23 @@ def _key(structures: Structures) -> np.ndarray:
         part = structures[start : start + CHUNK]
         key[start : start + CHUNK] = composition(part, list(range(1, MAX_Z + 1))) @ weights
         if part.cell is not None:
-            key[start : start + CHUNK] += (np.round(part.cell.reshape(-1, 9), 3) * 1000).astype(np.int64) @ cells
+            key[start : start + CHUNK] += (np.round(part.cell.reshape(-1, 9), 3) * 1000).astype(
+                np.int64
+            ) @ cells
     return key
 
 
 def _distances(s: Structures, rows: np.ndarray) -> np.ndarray:
-    """[k, n(n-1)/2]: the distances in each of k structures of one composition, sorted within each pair of elements."""
+    """[k, n(n-1)/2]: the distances in each of k structures of one composition, sorted within
+    each pair of elements.
+    """
     n = int(s.n_atoms[rows[0]])
     atoms = s.ptr[rows][:, None] + np.arange(n)
     atoms = np.take_along_axis(atoms, np.argsort(s.z[atoms], axis=1, kind="stable"), axis=1)
-    z, pos = s.z[atoms[0]].astype(np.int64), np.asarray(s.pos[atoms.reshape(-1)], np.float64).reshape(-1, n, 3)
+    z, pos = (
+        s.z[atoms[0]].astype(np.int64),
+        np.asarray(s.pos[atoms.reshape(-1)], np.float64).reshape(-1, n, 3),
+    )
     first, second = np.triu_indices(n, 1)
     kind = z[first] * 200 + z[second]
     out = np.linalg.norm(pos[:, first] - pos[:, second], axis=-1)
@@ -91,7 +112,9 @@ def _distances(s: Structures, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def _same(a: Structures, rows_a: np.ndarray, b: Structures, rows_b: np.ndarray, tol: float) -> np.ndarray:
+def _same(
+    a: Structures, rows_a: np.ndarray, b: Structures, rows_b: np.ndarray, tol: float
+) -> np.ndarray:
     """For each candidate pair, whether all distances between atoms agree within 2 tol. [P] bool."""
     out = a.pbc[rows_a].any(1)  # with periodic boundaries the structure factors have decided
     todo = np.flatnonzero(~out)
@@ -107,17 +130,26 @@ def _same(a: Structures, rows_a: np.ndarray, b: Structures, rows_b: np.ndarray, 
     return out
 
 
-def pairs(a: Structures, b: Structures | None = None, tol: float = 1e-3, limit: int = 1_000_000) -> np.ndarray:
-    """Rows (i, j) of structures that are the same within ``tol`` Å: i of ``a``, j of ``b``; without ``b``, i < j of ``a``.
+def pairs(
+    a: Structures, b: Structures | None = None, tol: float = 1e-3, limit: int = 1_000_000
+) -> np.ndarray:
+    """Rows (i, j) of structures that are the same within ``tol`` Å: i of ``a``, j of ``b``; without
+    ``b``, i < j of ``a``.
 
-    [P, 2] int64. At most ``limit`` pairs are returned: a set of copies of one structure has quadratically many.
+    [P, 2] int64. At most ``limit`` pairs are returned: a set of copies of one structure has
+    quadratically many.
     """
     from scipy.spatial import cKDTree
 
     inside = b is None
-    if not inside:  # what is alone in its set has no partner: of a large set only few structures are looked at closely
+    # what is alone in its set has no partner: of a large set only few structures are looked at
+    # closely
+    if not inside:
         key_a, key_b = _key(a), _key(b)
-        some_a, some_b = np.flatnonzero(np.isin(key_a, key_b)), np.flatnonzero(np.isin(key_b, key_a))
+        some_a, some_b = (
+            np.flatnonzero(np.isin(key_a, key_b)),
+            np.flatnonzero(np.isin(key_b, key_a)),
+        )
         if len(some_a) < len(a) or len(some_b) < len(b):
             found = pairs(a[some_a], b[some_b], tol, limit)
             return np.stack([some_a[found[:, 0]], some_b[found[:, 1]]], axis=1)
@@ -133,7 +165,9 @@ def pairs(a: Structures, b: Structures | None = None, tol: float = 1e-3, limit: 
             found = tree_a.query_pairs(near, p=np.inf, output_type="ndarray").astype(np.int64)
         else:
             lists = tree_a.query_ball_tree(tree_b, near, p=np.inf)
-            found = np.array([(i, j) for i, js in enumerate(lists) for j in js], np.int64).reshape(-1, 2)
+            found = np.array([(i, j) for i, js in enumerate(lists) for j in js], np.int64).reshape(
+                -1, 2
+            )
         i, j = rows_a[found[:, 0]], rows_b[found[:, 1]]
         keep = _same(a, i, b, j, tol)
         out.append(np.stack([i[keep], j[keep]], axis=1))
@@ -145,24 +179,32 @@ def pairs(a: Structures, b: Structures | None = None, tol: float = 1e-3, limit: 
 
 
 def leakage(a: Structures, b: Structures, tol: float = 1e-3):
-    """A DataFrame of the structures of ``b`` (say the test set) that are also in ``a`` (say the pretraining set).
+    """A DataFrame of the structures of ``b`` (say the test set) that are also in ``a`` (say the
+    pretraining set).
 
-    Columns: a, b (row numbers), system (its name in ``b``). ``frame.attrs["message"]`` says in one line how much leaks.
+    Columns: a, b (row numbers), system (its name in ``b``). ``frame.attrs["message"]`` says in one
+    line how much leaks.
     """
     import pandas as pd
 
     found = pairs(a, b, tol)
     names = b.system_names()
-    frame = pd.DataFrame({"a": found[:, 0], "b": found[:, 1], "system": [names[b.system[j]] for j in found[:, 1]]})
+    frame = pd.DataFrame(
+        {"a": found[:, 0], "b": found[:, 1], "system": [names[b.system[j]] for j in found[:, 1]]}
+    )
     n = len(np.unique(found[:, 1]))
-    frame.attrs["message"] = f"{n} of {len(b)} structures ({100 * n / max(len(b), 1):.2f} %) are in both sets within {tol} Å"
+    frame.attrs["message"] = (
+        f"{n} of {len(b)} structures ({100 * n / max(len(b), 1):.2f} %) are in both sets within {tol} Å"
+    )
     return frame
 
 
 def leakage_report(test: Structures, tol: float = 1e-3, **others: Structures):
-    """A DataFrame with a row per set in ``others`` (pretrain=…, train=…): how many structures of ``test`` are in it as well.
+    """A DataFrame with a row per set in ``others`` (pretrain=…, train=…): how many structures of
+    ``test`` are in it as well.
 
-    Columns: set, structures, in_test (structures of ``test`` found there), share (of ``test``), message.
+    Columns: set, structures, in_test (structures of ``test`` found there), share (of ``test``),
+    message.
     """
     import pandas as pd
 
@@ -170,13 +212,22 @@ def leakage_report(test: Structures, tol: float = 1e-3, **others: Structures):
     for name, other in others.items():
         found = leakage(other, test, tol)
         n = int(found["b"].nunique())
-        rows.append({"set": name, "structures": len(other), "in_test": n, "share": n / max(len(test), 1),
-                     "message": f"{name}: {found.attrs['message']}"})  # fmt: skip
+        rows.append(
+            {
+                "set": name,
+                "structures": len(other),
+                "in_test": n,
+                "share": n / max(len(test), 1),
+                "message": f"{name}: {found.attrs['message']}",
+            }
+        )
     return pd.DataFrame(rows, columns=["set", "structures", "in_test", "share", "message"])
 
 
 def distinct(structures: Structures, tol: float = 1e-3) -> np.ndarray:
-    """The rows that remain (rising) when of every group of equal structures only the first is kept."""
+    """The rows that remain (rising) when of every group of equal structures only the first is
+    kept.
+    """
     found = pairs(structures, tol=tol)
     keep = np.ones(len(structures), bool)
     for i, j in found:  # rising in i: a structure that went does not take others with it

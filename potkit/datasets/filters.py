@@ -10,13 +10,17 @@ from .references import composition
 
 
 def near_minimum(structures: Structures, limit: float) -> Structures:
-    """The structures whose energy is at most ``limit`` eV above the lowest of the same composition in the set.
+    """The structures whose energy is at most ``limit`` eV above the lowest of the same composition
+    in the set.
 
-    Normal-mode samples taken up to bond breaking hold a few structures tens of eV up, which no potential for bound molecules
-    wants. Looks at energies only, so it needs labels; raises DataError without them.
+    Normal-mode samples taken up to bond breaking hold a few structures tens of eV up, which no
+    potential for bound molecules wants. Looks at energies only, so it needs labels; raises
+    DataError without them.
     """
     if structures.energy is None:
-        raise DataError(f"{structures.info.get('name', 'structures')}: a limit on energy needs energies")
+        raise DataError(
+            f"{structures.info.get('name', 'structures')}: a limit on energy needs energies"
+        )
     if not limit > 0:
         raise ConfigError(f"the limit above the minimum must be positive, got {limit} eV")
     _, group = np.unique(composition(structures), axis=0, return_inverse=True)

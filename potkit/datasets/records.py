@@ -1,8 +1,9 @@
-"""The data sets potkit knows: one record each. Adding a set is adding a record here; nothing else changes.
+"""The data sets potkit knows: one record each. Adding a set is adding a record here; nothing else
+changes.
 
-Facts (counts, levels of theory, licences, addresses, checksums) come from the papers, the sets' own pages and widely used
-loaders. None means that it is not published or could not be confirmed: the first download's checksum is then recorded and
-verified afterwards.
+Facts (counts, levels of theory, licences, addresses, checksums) come from the papers, the sets' own
+pages and widely used loaders. None means that it is not published or could not be confirmed: the
+first download's checksum is then recorded and verified afterwards.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ CITATIONS: dict[str, str] = {
     "masked": """@article{Zhang2024masked, author = {Zhang, Zehua and Li, Zijie and Barati Farimani, Amir},
   title = {Masked Pretraining Strategy for Neural Potentials}, journal = {AIP Advances}, volume = {14}, number = {9}, year = {2024},
   doi = {10.1063/5.0202647}, eprint = {2402.15921}, archivePrefix = {arXiv}}""",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a set: its place below the set's folder, where it comes from, and what it must hash to ("sha256:…", "md5:…")."""
+    """A file of a set: its place below the set's folder, where it comes from, and what it must
+    hash to ("sha256:…", "md5:…").
+    """
 
     path: str
     url: str | None = None
@@ -73,11 +76,13 @@ class Remote:
 
 @dataclass(frozen=True)
 class Record:
-    """All that is known about one data set. ``kind``: "embedded" (in the checkout), "reference" (a folder of files beside the
-    project), "public" (downloaded). ``elements`` as symbols; ``atoms`` the smallest and largest structure. ``parts``: which file is
-    which published part; ``indices``: the published index files ({fold:02d} where there are several splits), rows from 0 within each
-    molecule; ``choose``: a pattern that exactly one of the unpacked files fits, the one to read. Of an embedded set
-    the file itself tells the sizes."""
+    """All that is known about one data set. ``kind``: "embedded" (in the checkout), "reference" (a
+    folder of files beside the project), "public" (downloaded). ``elements`` as symbols; ``atoms``
+    the smallest and largest structure. ``parts``: which file is which published part; ``indices``:
+    the published index files ({fold:02d} where there are several splits), rows from 0 within each
+    molecule; ``choose``: a pattern that exactly one of the unpacked files fits, the one to read. Of
+    an embedded set the file itself tells the sizes.
+    """
 
     name: str
     kind: str
@@ -115,181 +120,457 @@ _ALKANE_FOLDERS = {  # where each part stands in that repository
 
 def _alkane(path: str, checksum: str) -> Remote:
     folder, name = path.split("/")
-    return Remote(path, f"{_ALKANES}/{_ALKANE_FOLDERS.get(path, _ALKANE_FOLDERS[folder])}/{name}", f"sha256:{checksum}")
+    return Remote(
+        path,
+        f"{_ALKANES}/{_ALKANE_FOLDERS.get(path, _ALKANE_FOLDERS[folder])}/{name}",
+        f"sha256:{checksum}",
+    )
 
 
 def _reference(pairs: dict[str, str], base: str | None = None) -> tuple[Remote, ...]:
-    return tuple(Remote(p, base and f"{base}/{p.rsplit('/', 1)[-1]}", f"sha256:{c}") for p, c in pairs.items())
+    return tuple(
+        Remote(p, base and f"{base}/{p.rsplit('/', 1)[-1]}", f"sha256:{c}")
+        for p, c in pairs.items()
+    )
 
 
 _GDML = "http://www.quantum-machine.org/gdml/repo/datasets"
-_MD22 = ("Ac-Ala3-NHMe", "DHA", "stachyose", "AT-AT", "AT-AT-CG-CG", "buckyball-catcher", "double-walled_nanotube")
+_MD22 = (
+    "Ac-Ala3-NHMe",
+    "DHA",
+    "stachyose",
+    "AT-AT",
+    "AT-AT-CG-CG",
+    "buckyball-catcher",
+    "double-walled_nanotube",
+)
 _ZENODO = "https://zenodo.org/records"
 _BOTNET = "https://raw.githubusercontent.com/davkovacs/BOTNet-datasets/4a5ea06c3f514f24164428823ba1f5e2d2233b58/dataset_3BPA"
 _BY_MOLECULE = "80/10/10 of each molecule's conformations"
 
 RECORDS: tuple[Record, ...] = (
     Record(
-        "ani-mini", "embedded", "small HCNO molecules sampled along normal modes, the embedded stand-in for ANI-1",
-        "GFN2-xTB", ("denoise",), "H C N O", licence="MIT", files=(Remote("ani-mini.h5"),), read_from="ani-mini.h5",
-        split=_BY_MOLECULE, used_for="notebooks: denoise pretraining and fine-tuning",
+        "ani-mini",
+        "embedded",
+        "small HCNO molecules sampled along normal modes, the embedded stand-in for ANI-1",
+        "GFN2-xTB",
+        ("denoise",),
+        "H C N O",
+        licence="MIT",
+        files=(Remote("ani-mini.h5"),),
+        read_from="ani-mini.h5",
+        split=_BY_MOLECULE,
+        used_for="notebooks: denoise pretraining and fine-tuning",
     ),
     Record(
-        "tip3p-mini", "embedded", "258 TIP3P waters in a 20 Å cube, NVT 300 K, several seeds", "TIP3P (PME)",
-        ("tip3p", "masked"), "H O", atoms=(774, 774), periodic=True, licence="MIT", files=(Remote("tip3p-mini.h5"),), read_from="tip3p-mini.h5",
-        split="by seed (a system is a seed)", used_for="notebooks: masked pretraining and fine-tuning",
+        "tip3p-mini",
+        "embedded",
+        "258 TIP3P waters in a 20 Å cube, NVT 300 K, several seeds",
+        "TIP3P (PME)",
+        ("tip3p", "masked"),
+        "H O",
+        atoms=(774, 774),
+        periodic=True,
+        licence="MIT",
+        files=(Remote("tip3p-mini.h5"),),
+        read_from="tip3p-mini.h5",
+        split="by seed (a system is a seed)",
+        used_for="notebooks: masked pretraining and fine-tuning",
     ),
     Record(
-        "spice-mini", "embedded", "small molecules, dimers, dipeptides, solvated amino acids, ions: the stand-in for SPICE",
-        "GFN2-xTB", ("spice", "denoise"), "H Li C N O F Na Mg P S Cl K Ca Br I", licence="MIT", files=(Remote("spice-mini.h5"),),
-        read_from="spice-mini.h5", split=_BY_MOLECULE, used_for="what SPICE is for in the denoise paper: fine-tuning",
+        "spice-mini",
+        "embedded",
+        "small molecules, dimers, dipeptides, solvated amino acids, ions: the stand-in for SPICE",
+        "GFN2-xTB",
+        ("spice", "denoise"),
+        "H Li C N O F Na Mg P S Cl K Ca Br I",
+        licence="MIT",
+        files=(Remote("spice-mini.h5"),),
+        read_from="spice-mini.h5",
+        split=_BY_MOLECULE,
+        used_for="what SPICE is for in the denoise paper: fine-tuning",
     ),
     Record(
-        "md22-mini", "embedded", "molecular dynamics of MD22's own molecules at 500 K: the stand-in for MD22", "GFN2-xTB",
-        ("md22", "denoise"), "H C N O", licence="MIT", files=(Remote("md22-mini.h5"),), read_from="md22-mini.h5",
-        split="80/10/10, per molecule", used_for="what MD22 is for in the denoise paper: fine-tuning on large molecules",
+        "md22-mini",
+        "embedded",
+        "molecular dynamics of MD22's own molecules at 500 K: the stand-in for MD22",
+        "GFN2-xTB",
+        ("md22", "denoise"),
+        "H C N O",
+        licence="MIT",
+        files=(Remote("md22-mini.h5"),),
+        read_from="md22-mini.h5",
+        split="80/10/10, per molecule",
+        used_for="what MD22 is for in the denoise paper: fine-tuning on large molecules",
     ),
     Record(
-        "iso17-mini", "embedded", "molecular dynamics of isomers of C7O2H10: the stand-in for ISO17", "GFN2-xTB",
-        ("schnet", "denoise"), "H C O", atoms=(19, 19), licence="MIT", files=(Remote("iso17-mini.h5"),), read_from="iso17-mini.h5",
-        split="its own parts: three isomers unseen (test_other)", used_for="what ISO17 is for in the denoise paper: unseen isomers",
+        "iso17-mini",
+        "embedded",
+        "molecular dynamics of isomers of C7O2H10: the stand-in for ISO17",
+        "GFN2-xTB",
+        ("schnet", "denoise"),
+        "H C O",
+        atoms=(19, 19),
+        licence="MIT",
+        files=(Remote("iso17-mini.h5"),),
+        read_from="iso17-mini.h5",
+        split="its own parts: three isomers unseen (test_other)",
+        used_for="what ISO17 is for in the denoise paper: unseen isomers",
     ),
     Record(
-        "rmd17-mini", "embedded", "molecular dynamics of the ten rMD17 molecules at 500 K: the stand-in for rMD17", "GFN2-xTB",
-        ("rmd17", "masked"), "H C N O", atoms=(9, 24), licence="MIT", files=(Remote("rmd17-mini.h5"),), read_from="rmd17-mini.h5",
-        split="within each molecule", used_for="what rMD17 is for in the masked paper: pretraining and fine-tuning",
+        "rmd17-mini",
+        "embedded",
+        "molecular dynamics of the ten rMD17 molecules at 500 K: the stand-in for rMD17",
+        "GFN2-xTB",
+        ("rmd17", "masked"),
+        "H C N O",
+        atoms=(9, 24),
+        licence="MIT",
+        files=(Remote("rmd17-mini.h5"),),
+        read_from="rmd17-mini.h5",
+        split="within each molecule",
+        used_for="what rMD17 is for in the masked paper: pretraining and fine-tuning",
     ),
     Record(
-        "water-mini", "embedded", "periodic boxes of 8–64 waters over densities and temperatures: the stand-in for RPBE water",
-        "AMOEBA (amoeba2018), PME", ("rpbe", "masked"), "H O", atoms=(24, 192), periodic=True, licence="MIT",
-        files=(Remote("water-mini.h5"),), read_from="water-mini.h5", split="81/9/10",
+        "water-mini",
+        "embedded",
+        "periodic boxes of 8–64 waters over densities and temperatures: the stand-in for RPBE water",
+        "AMOEBA (amoeba2018), PME",
+        ("rpbe", "masked"),
+        "H O",
+        atoms=(24, 192),
+        periodic=True,
+        licence="MIT",
+        files=(Remote("water-mini.h5"),),
+        read_from="water-mini.h5",
+        split="81/9/10",
         used_for="what RPBE-D3 water is for in the masked paper: pretraining and fine-tuning",
     ),
     Record(
-        "ani1-alkanes", "reference", "alkanes in ANI-1's layout: ANI-1's own C1–C2, normal modes up to bond breaking, dynamics",
-        "wB97X/6-31G(d)", ("alkanes", "ani1"), "H C", (4, 23), 9, 97_629, forces=False,
-        source="https://github.com/GoodpasterGroup/Alkane-Dataset", format="ani1", options={"systems": "composition"},
-        read_from=".", split=_BY_MOLECULE, used_for="denoise pretraining on real data",
+        "ani1-alkanes",
+        "reference",
+        "alkanes in ANI-1's layout: ANI-1's own C1–C2, normal modes up to bond breaking, dynamics",
+        "wB97X/6-31G(d)",
+        ("alkanes", "ani1"),
+        "H C",
+        (4, 23),
+        9,
+        97_629,
+        forces=False,
+        source="https://github.com/GoodpasterGroup/Alkane-Dataset",
+        format="ani1",
+        options={"systems": "composition"},
+        read_from=".",
+        split=_BY_MOLECULE,
+        used_for="denoise pretraining on real data",
         note="a few conformations lie > 1000 kcal/mol above the minimum: filter with max_energy=; of all files only "
         "nms/C2H6_DFT+Force_NMS.h5 has forces, and its geometries are those of nms/C2H6_DFT_NMS.h5 (splits.distinct keeps one of "
         "each); n-alkanes only, so a composition is a molecule",
-        files=tuple(_alkane(p, c) for p, c in {
-            "core/gdb_HC_s01.h5": "53ff2ca5a5d6e3f6493592d328f8b9191c3525167c7c67731b67c18c1f894eed",
-            "core/gdb_HC_s02.h5": "efde882e5f5678fe79a9d603d47d550eef9dd97fa74f23595afc15c459fb28fd",
-            "md/C2H6_DFT_aseMD.h5": "4278a5eb669436c2429a8815911caed35018f071a0ead22d3e72b4112cc3fa7b",
-            "md/C3H8_DFT_aseMD.h5": "695ac0b75d058a49377e65ba974197bf27c2dc869a5769e495375faa7e53b483",
-            "md/C4H10_12_DFT_aseMD.h5": "82d944da58815c6f191793c7935df385b761be227bba2f5a3db2729aa7003e77",
-            "md/C4H10_23_DFT_aseMD.h5": "56acd6cdeffc40276bbfc6421a1b89b6138bc58d70e63f5535a3b974745a1af8",
-            "md/C5H12_12_DFT_aseMD.h5": "693b48d102c2c5467a19316be5c83a21f1f7f7caea80c68b1221b30c2161cb1b",
-            "md/C5H12_23_DFT_aseMD.h5": "ef3346c4efe203e09c79f59800b6d0196902ac09bfab3a35ee028442ae391e0f",
-            "md/C6H14_12_DFT_aseMD.h5": "ad60c56bce894bc8eac7a43288a257151f1279da1f75724527beec24373f175a",
-            "md/C6H14_23_DFT_aseMD.h5": "d82dc0cb4802b5aa52c948f5654b4f61fce2b2d666f634d84e2840a96df432e8",
-            "md/C6H14_34_DFT_aseMD.h5": "66b9a4b011d4c8a242cd72e53cf7dfd5aadfc1d6f5df6b58d3d697d686582781",
-            "md/C7H16_12_DFT_aseMD.h5": "9afae4258cb2d5d475cabcee7e23741a00ddbd55aa5b019e824b397018a8cc7e",
-            "md/C7H16_23_DFT_aseMD.h5": "5a9eb19b68872936beff01329599f371604934ab2b980719072ff3df2d676138",
-            "md/C7H16_34_DFT_aseMD.h5": "96848d7648fb29c3f5aa9f0a8b57963f3a62d7c2f70666cf50466e7c3b7e7c2f",
-            "nms/C2H6_DFT+Force_NMS.h5": "81414988b274432f82ffed2706fb9a672d35bb40d656f1003065a835b22d4fc6",
-            "nms/C2H6_DFT_NMS.h5": "2537568080a6e01044abf6794149c51c92f85102611203254d3883f7e143de24",
-            "nms/C3H8_DFT_NMS.h5": "47a98e64d4e5f3027255e9f80cc1885379c1e146cbb226173804cb92576af164",
-            "nms/C4H10_12_DFT_NMS.h5": "e030b7d494a75aa90cd01d58548dd7aa7e4aa3cf263b66e2574d23ebfec8f4f6",
-            "nms/C4H10_23_DFT_NMS.h5": "ac108291989b6ae1f1b8a73f53c7549339e1d9fddd2f4cf7b7e5bf5983792ee3",
-        }.items()),
-    ),
-    Record(
-        "spice-dipeptides", "reference", "dipeptides of SPICE with energies relative to free atoms", "wB97M-D3(BJ)/def2-TZVPPD",
-        ("spice",), "H C N O", (42, 51), 6, 600, licence="CC BY-NC 4.0", source="https://github.com/BingqingCheng/cace-lr-fit",
-        format="extxyz", read_from=".", split="its own train / val / test files", used_for="fine-tuning on real data",
-        parts={
-            "spice-dipep-dipolar_train.xyz": "train", "spice-dipep-dipolar_val.xyz": "valid", "spice-dipep-dipolar_test.xyz": "test",
-        },
-        files=_reference({
-            "spice-dipep-dipolar_train.xyz": "17a66d7c3a26fd40ddd664b7724476f2e42a6fd1bd4c5c47b020531036696621",
-            "spice-dipep-dipolar_val.xyz": "6fa1e34400e7df53ae309c0fdf28112dad4b904591633f4c54d9031f04f8e389",
-            "spice-dipep-dipolar_test.xyz": "f1e378d2dba06147844c9977b2dae960cf6354c92c874fa7c05d2fb19c512dec",
-        }),
-    ),
-    Record(
-        "3bpa", "reference", "3-(benzyloxy)pyridin-2-amine, 500 frames at 300 K and 500 at mixed temperature", "wB97X/6-31G(d)",
-        ("3bpa",), "H C N O", (27, 27), 1, 1000, licence="MIT", source="https://github.com/davkovacs/BOTNet-datasets",
-        format="extxyz", read_from=".", split="train_300K.xyz to train, train_mixedT.xyz to test",
-        used_for="fine-tuning on real data", parts={"train_300K.xyz": "train", "train_mixedT.xyz": "test"},
-        note="iso_atoms.xyz holds the isolated atoms of this level and program; 31 of the 500 mixed-temperature frames are frames "
-        "of train_300K.xyz (within 1e-3 Å): leave them out of the test",
-        files=_reference({
-            "train_300K.xyz": "d109971fab90e2231ad931a83eb704c8d940f5c7d7a8de27fe3b84ea18634c0a",
-            "train_mixedT.xyz": "bc108532964b2ed259eaaabf82e5dfaffa5bda9ac384fc2afabcce192a49250b",
-        }, _BOTNET) + (
-            Remote("iso_atoms.xyz", f"{_BOTNET}/iso_atoms.xyz",
-                   "sha256:e12a2465a2612bf38fd5dabdf64d4b57fc58ce9610a858c54ea1142d517c053f"),
+        files=tuple(
+            _alkane(p, c)
+            for p, c in {
+                "core/gdb_HC_s01.h5": "53ff2ca5a5d6e3f6493592d328f8b9191c3525167c7c67731b67c18c1f894eed",
+                "core/gdb_HC_s02.h5": "efde882e5f5678fe79a9d603d47d550eef9dd97fa74f23595afc15c459fb28fd",
+                "md/C2H6_DFT_aseMD.h5": "4278a5eb669436c2429a8815911caed35018f071a0ead22d3e72b4112cc3fa7b",
+                "md/C3H8_DFT_aseMD.h5": "695ac0b75d058a49377e65ba974197bf27c2dc869a5769e495375faa7e53b483",
+                "md/C4H10_12_DFT_aseMD.h5": "82d944da58815c6f191793c7935df385b761be227bba2f5a3db2729aa7003e77",
+                "md/C4H10_23_DFT_aseMD.h5": "56acd6cdeffc40276bbfc6421a1b89b6138bc58d70e63f5535a3b974745a1af8",
+                "md/C5H12_12_DFT_aseMD.h5": "693b48d102c2c5467a19316be5c83a21f1f7f7caea80c68b1221b30c2161cb1b",
+                "md/C5H12_23_DFT_aseMD.h5": "ef3346c4efe203e09c79f59800b6d0196902ac09bfab3a35ee028442ae391e0f",
+                "md/C6H14_12_DFT_aseMD.h5": "ad60c56bce894bc8eac7a43288a257151f1279da1f75724527beec24373f175a",
+                "md/C6H14_23_DFT_aseMD.h5": "d82dc0cb4802b5aa52c948f5654b4f61fce2b2d666f634d84e2840a96df432e8",
+                "md/C6H14_34_DFT_aseMD.h5": "66b9a4b011d4c8a242cd72e53cf7dfd5aadfc1d6f5df6b58d3d697d686582781",
+                "md/C7H16_12_DFT_aseMD.h5": "9afae4258cb2d5d475cabcee7e23741a00ddbd55aa5b019e824b397018a8cc7e",
+                "md/C7H16_23_DFT_aseMD.h5": "5a9eb19b68872936beff01329599f371604934ab2b980719072ff3df2d676138",
+                "md/C7H16_34_DFT_aseMD.h5": "96848d7648fb29c3f5aa9f0a8b57963f3a62d7c2f70666cf50466e7c3b7e7c2f",
+                "nms/C2H6_DFT+Force_NMS.h5": "81414988b274432f82ffed2706fb9a672d35bb40d656f1003065a835b22d4fc6",
+                "nms/C2H6_DFT_NMS.h5": "2537568080a6e01044abf6794149c51c92f85102611203254d3883f7e143de24",
+                "nms/C3H8_DFT_NMS.h5": "47a98e64d4e5f3027255e9f80cc1885379c1e146cbb226173804cb92576af164",
+                "nms/C4H10_12_DFT_NMS.h5": "e030b7d494a75aa90cd01d58548dd7aa7e4aa3cf263b66e2574d23ebfec8f4f6",
+                "nms/C4H10_23_DFT_NMS.h5": "ac108291989b6ae1f1b8a73f53c7549339e1d9fddd2f4cf7b7e5bf5983792ee3",
+            }.items()
         ),
     ),
     Record(
-        "rpbe-water-sample", "reference", "20 structures of the RPBE-D3 water set", "RPBE-D3", ("rpbe",), "H O",
-        (48, 192), 1, 20, periodic=True, source="https://github.com/CompPhysVienna/n2p2", format="runner", read_from=".",
-        split="by structure", used_for="checking the RuNNer reader and periodic models",
-        files=_reference({"input.data": "107d72ef4c1d55d5b8a7cf565c79e2050c6c2787c886b4852fff7097811eb526"}),
+        "spice-dipeptides",
+        "reference",
+        "dipeptides of SPICE with energies relative to free atoms",
+        "wB97M-D3(BJ)/def2-TZVPPD",
+        ("spice",),
+        "H C N O",
+        (42, 51),
+        6,
+        600,
+        licence="CC BY-NC 4.0",
+        source="https://github.com/BingqingCheng/cace-lr-fit",
+        format="extxyz",
+        read_from=".",
+        split="its own train / val / test files",
+        used_for="fine-tuning on real data",
+        parts={
+            "spice-dipep-dipolar_train.xyz": "train",
+            "spice-dipep-dipolar_val.xyz": "valid",
+            "spice-dipep-dipolar_test.xyz": "test",
+        },
+        files=_reference(
+            {
+                "spice-dipep-dipolar_train.xyz": "17a66d7c3a26fd40ddd664b7724476f2e42a6fd1bd4c5c47b020531036696621",
+                "spice-dipep-dipolar_val.xyz": "6fa1e34400e7df53ae309c0fdf28112dad4b904591633f4c54d9031f04f8e389",
+                "spice-dipep-dipolar_test.xyz": "f1e378d2dba06147844c9977b2dae960cf6354c92c874fa7c05d2fb19c512dec",
+            }
+        ),
     ),
     Record(
-        "ani-1", "public", "off-equilibrium conformations of the GDB molecules with up to 8 heavy atoms", "wB97X/6-31G(d)",
-        ("ani1",), "H C N O", (2, 26), 57_462, 24_687_809, forces=False, source="https://doi.org/10.6084/m9.figshare.c.3846712",
-        files=(Remote("ani-1_dataset.tar.gz", "https://ndownloader.figshare.com/files/9057631", None, unpack=True),),
-        format="ani1", read_from="ANI-1_release", split="pretrain 95/5, finetune " + _BY_MOLECULE,
+        "3bpa",
+        "reference",
+        "3-(benzyloxy)pyridin-2-amine, 500 frames at 300 K and 500 at mixed temperature",
+        "wB97X/6-31G(d)",
+        ("3bpa",),
+        "H C N O",
+        (27, 27),
+        1,
+        1000,
+        licence="MIT",
+        source="https://github.com/davkovacs/BOTNet-datasets",
+        format="extxyz",
+        read_from=".",
+        split="train_300K.xyz to train, train_mixedT.xyz to test",
+        used_for="fine-tuning on real data",
+        parts={"train_300K.xyz": "train", "train_mixedT.xyz": "test"},
+        note="iso_atoms.xyz holds the isolated atoms of this level and program; 31 of the 500 mixed-temperature frames are frames "
+        "of train_300K.xyz (within 1e-3 Å): leave them out of the test",
+        files=_reference(
+            {
+                "train_300K.xyz": "d109971fab90e2231ad931a83eb704c8d940f5c7d7a8de27fe3b84ea18634c0a",
+                "train_mixedT.xyz": "bc108532964b2ed259eaaabf82e5dfaffa5bda9ac384fc2afabcce192a49250b",
+            },
+            _BOTNET,
+        )
+        + (
+            Remote(
+                "iso_atoms.xyz",
+                f"{_BOTNET}/iso_atoms.xyz",
+                "sha256:e12a2465a2612bf38fd5dabdf64d4b57fc58ce9610a858c54ea1142d517c053f",
+            ),
+        ),
+    ),
+    Record(
+        "rpbe-water-sample",
+        "reference",
+        "20 structures of the RPBE-D3 water set",
+        "RPBE-D3",
+        ("rpbe",),
+        "H O",
+        (48, 192),
+        1,
+        20,
+        periodic=True,
+        source="https://github.com/CompPhysVienna/n2p2",
+        format="runner",
+        read_from=".",
+        split="by structure",
+        used_for="checking the RuNNer reader and periodic models",
+        files=_reference(
+            {"input.data": "107d72ef4c1d55d5b8a7cf565c79e2050c6c2787c886b4852fff7097811eb526"}
+        ),
+    ),
+    Record(
+        "ani-1",
+        "public",
+        "off-equilibrium conformations of the GDB molecules with up to 8 heavy atoms",
+        "wB97X/6-31G(d)",
+        ("ani1",),
+        "H C N O",
+        (2, 26),
+        57_462,
+        24_687_809,
+        forces=False,
+        source="https://doi.org/10.6084/m9.figshare.c.3846712",
+        files=(
+            Remote(
+                "ani-1_dataset.tar.gz",
+                "https://ndownloader.figshare.com/files/9057631",
+                None,
+                unpack=True,
+            ),
+        ),
+        format="ani1",
+        read_from="ANI-1_release",
+        split="pretrain 95/5, finetune " + _BY_MOLECULE,
         used_for="denoise paper: pretraining and fine-tuning",
         note="eight files ani_gdb_s01.h5 … s08.h5; `smiles` cannot be trusted",
     ),
     Record(
-        "ani-1x", "public", "actively learned conformations of organic molecules", "wB97X/6-31G(d)", ("ani1x",), "H C N O",
-        (2, 63), 63_865, 5_496_771, licence="CC0", source="https://doi.org/10.6084/m9.figshare.10047041.v1",
-        files=(Remote("ani1x-release.h5", "https://springernature.figshare.com/ndownloader/files/18112775",
-                      "sha256:fe0ba06198ee72cf1003deebab2652097f6ab518337784dc811fa7da0c3bf5ac"),),
-        format="ani1x", read_from="ani1x-release.h5", split="pretrain 95/5, finetune " + _BY_MOLECULE,
+        "ani-1x",
+        "public",
+        "actively learned conformations of organic molecules",
+        "wB97X/6-31G(d)",
+        ("ani1x",),
+        "H C N O",
+        (2, 63),
+        63_865,
+        5_496_771,
+        licence="CC0",
+        source="https://doi.org/10.6084/m9.figshare.10047041.v1",
+        files=(
+            Remote(
+                "ani1x-release.h5",
+                "https://springernature.figshare.com/ndownloader/files/18112775",
+                "sha256:fe0ba06198ee72cf1003deebab2652097f6ab518337784dc811fa7da0c3bf5ac",
+            ),
+        ),
+        format="ani1x",
+        read_from="ani1x-release.h5",
+        split="pretrain 95/5, finetune " + _BY_MOLECULE,
         used_for="denoise paper: pretraining and fine-tuning",
     ),
     Record(
-        "iso17", "public", "isomers of C7O2H10, molecular dynamics", "PBE+vdW(TS)", ("schnet",), "H C O", (19, 19), 129, 645_000,
-        source="http://quantum-machine.org/datasets", read_from="iso17", format="iso17", split="its own id files",
-        files=(Remote("iso17.tar.gz", "http://quantum-machine.org/datasets/iso17.tar.gz", None, unpack=True),),
+        "iso17",
+        "public",
+        "isomers of C7O2H10, molecular dynamics",
+        "PBE+vdW(TS)",
+        ("schnet",),
+        "H C O",
+        (19, 19),
+        129,
+        645_000,
+        source="http://quantum-machine.org/datasets",
+        read_from="iso17",
+        format="iso17",
+        split="its own id files",
+        files=(
+            Remote(
+                "iso17.tar.gz",
+                "http://quantum-machine.org/datasets/iso17.tar.gz",
+                None,
+                unpack=True,
+            ),
+        ),
         used_for="denoise paper: fine-tuning, unseen isomers",
         note="the files do not name the isomer of a frame: a system is a graph of bonds, found from the geometry",
     ),
     Record(
-        "spice-1", "public", "SPICE 1.1.3: drug-like molecules, dimers, dipeptides, solvated amino acids, ion pairs",
-        "wB97M-D3(BJ)/def2-TZVPPD", ("spice",), "H Li C N O F Na Mg P S Cl K Ca Br I", (2, 96), 19_238, 1_132_808, licence="CC0",
-        source="https://github.com/openmm/spice-dataset", format="spice", read_from="SPICE-1.1.3.hdf5",
-        files=(Remote("SPICE-1.1.3.hdf5", f"{_ZENODO}/7606550/files/SPICE-1.1.3.hdf5", "md5:be93706b3bb2b2e327b690b185905856"),),
-        split=_BY_MOLECULE, used_for="denoise paper: fine-tuning",
+        "spice-1",
+        "public",
+        "SPICE 1.1.3: drug-like molecules, dimers, dipeptides, solvated amino acids, ion pairs",
+        "wB97M-D3(BJ)/def2-TZVPPD",
+        ("spice",),
+        "H Li C N O F Na Mg P S Cl K Ca Br I",
+        (2, 96),
+        19_238,
+        1_132_808,
+        licence="CC0",
+        source="https://github.com/openmm/spice-dataset",
+        format="spice",
+        read_from="SPICE-1.1.3.hdf5",
+        files=(
+            Remote(
+                "SPICE-1.1.3.hdf5",
+                f"{_ZENODO}/7606550/files/SPICE-1.1.3.hdf5",
+                "md5:be93706b3bb2b2e327b690b185905856",
+            ),
+        ),
+        split=_BY_MOLECULE,
+        used_for="denoise paper: fine-tuning",
         note="the denoise paper's table says up to 350 atoms; no subset of SPICE 1 has more than 96",
     ),
     Record(
-        "spice-2", "public", "SPICE 2.0.1: SPICE with more molecules, ligands and water clusters", "wB97M-D3(BJ)/def2-TZVPPD",
-        ("spice", "spice2"), "H Li B C N O F Na Mg Si P S Cl K Ca Br I", (2, 110), 113_999, 2_008_628, licence="CC0",
-        source="https://github.com/openmm/spice-dataset", format="spice", read_from="SPICE-2.0.1.hdf5",
-        files=(Remote("SPICE-2.0.1.hdf5", f"{_ZENODO}/10975225/files/SPICE-2.0.1.hdf5", "md5:bfba2224b6540e1390a579569b475510"),),
-        split=_BY_MOLECULE, used_for="not in the papers",
+        "spice-2",
+        "public",
+        "SPICE 2.0.1: SPICE with more molecules, ligands and water clusters",
+        "wB97M-D3(BJ)/def2-TZVPPD",
+        ("spice", "spice2"),
+        "H Li B C N O F Na Mg Si P S Cl K Ca Br I",
+        (2, 110),
+        113_999,
+        2_008_628,
+        licence="CC0",
+        source="https://github.com/openmm/spice-dataset",
+        format="spice",
+        read_from="SPICE-2.0.1.hdf5",
+        files=(
+            Remote(
+                "SPICE-2.0.1.hdf5",
+                f"{_ZENODO}/10975225/files/SPICE-2.0.1.hdf5",
+                "md5:bfba2224b6540e1390a579569b475510",
+            ),
+        ),
+        split=_BY_MOLECULE,
+        used_for="not in the papers",
     ),
     Record(
-        "md22", "public", "molecular dynamics of seven large molecules", "PBE+MBD", ("md22",), "H C N O", (42, 370), 7, 223_422,
-        source="http://www.sgdml.org", format="md17", read_from=".",
+        "md22",
+        "public",
+        "molecular dynamics of seven large molecules",
+        "PBE+MBD",
+        ("md22",),
+        "H C N O",
+        (42, 370),
+        7,
+        223_422,
+        source="http://www.sgdml.org",
+        format="md17",
+        read_from=".",
         files=tuple(Remote(f"md22_{m}.npz", f"{_GDML}/md22_{m}.npz", None) for m in _MD22),
-        split="80/10/10, per molecule", used_for="denoise paper: fine-tuning",
+        split="80/10/10, per molecule",
+        used_for="denoise paper: fine-tuning",
     ),
     Record(
-        "rmd17", "public", "MD17 recomputed: ten small molecules, molecular dynamics at 500 K", "PBE/def2-SVP", ("rmd17",),
-        "H C N O", (9, 24), 10, 1_000_000, licence="CC0", source="https://doi.org/10.6084/m9.figshare.12672038.v3", format="md17",
-        files=(Remote("rmd17.tar.bz2", "https://figshare.com/ndownloader/files/23950376",
-                      "sha256:cddeea2ec2c4b22a9de16a9a65a3eeedac5b29da9c99c20bbff0153912bf922b", unpack=True),),
-        read_from="rmd17/npz_data", split="50 000 / 1 000 / rest of each molecule (masked paper); the set's own index files",
+        "rmd17",
+        "public",
+        "MD17 recomputed: ten small molecules, molecular dynamics at 500 K",
+        "PBE/def2-SVP",
+        ("rmd17",),
+        "H C N O",
+        (9, 24),
+        10,
+        1_000_000,
+        licence="CC0",
+        source="https://doi.org/10.6084/m9.figshare.12672038.v3",
+        format="md17",
+        files=(
+            Remote(
+                "rmd17.tar.bz2",
+                "https://figshare.com/ndownloader/files/23950376",
+                "sha256:cddeea2ec2c4b22a9de16a9a65a3eeedac5b29da9c99c20bbff0153912bf922b",
+                unpack=True,
+            ),
+        ),
+        read_from="rmd17/npz_data",
+        split="50 000 / 1 000 / rest of each molecule (masked paper); the set's own index files",
         used_for="masked paper: pretraining and fine-tuning",
-        indices={"train": "rmd17/splits/index_train_{fold:02d}.csv", "test": "rmd17/splits/index_test_{fold:02d}.csv"},
+        indices={
+            "train": "rmd17/splits/index_train_{fold:02d}.csv",
+            "test": "rmd17/splits/index_test_{fold:02d}.csv",
+        },
         note="about 100 000 per molecule, counted as stored; azobenzene has fewer",
     ),
     Record(
-        "rpbe-water", "public", "liquid water and ice", "RPBE-D3", ("rpbe",), "H O", (48, 192), 1, 7_241, periodic=True,
-        source="https://doi.org/10.5281/zenodo.2634098", format="runner", read_from=".",
-        files=(Remote("training-data_H2O.tar.gz", f"{_ZENODO}/2634098/files/training-data_H2O.tar.gz", None, unpack=True),),
-        split="81/9/10", used_for="masked paper: pretraining and fine-tuning",
+        "rpbe-water",
+        "public",
+        "liquid water and ice",
+        "RPBE-D3",
+        ("rpbe",),
+        "H O",
+        (48, 192),
+        1,
+        7_241,
+        periodic=True,
+        source="https://doi.org/10.5281/zenodo.2634098",
+        format="runner",
+        read_from=".",
+        files=(
+            Remote(
+                "training-data_H2O.tar.gz",
+                f"{_ZENODO}/2634098/files/training-data_H2O.tar.gz",
+                None,
+                unpack=True,
+            ),
+        ),
+        split="81/9/10",
+        used_for="masked paper: pretraining and fine-tuning",
         choose=r"(?i)input\.data.*rpbe.?(d3|vdw)|rpbe.?(d3|vdw).*input\.data",
         note="the archive holds several functionals: the file of RPBE-D3 is chosen by its name; the range of atoms is that of the 20 "
         "structures of rpbe-water-sample",
     ),
-)  # fmt: skip
+)

@@ -1,13 +1,16 @@
-"""Reference energies: what is taken off a total energy so that a network learns interaction, not the sum of its atoms.
+"""Reference energies: what is taken off a total energy so that a network learns interaction, not
+the sum of its atoms.
 
-Either the energies of isolated atoms at the level of theory of the data, or a least-squares fit over compositions. A fit must see
-the training part only; nothing here looks further than the structures it is given.
+Either the energies of isolated atoms at the level of theory of the data, or a least-squares fit
+over compositions. A fit must see the training part only; nothing here looks further than the
+structures it is given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,42 +19,80 @@ from ..errors import DataError
 from ..structures.store import MAX_Z, SYMBOLS, Structures
 from .formats import read
 
-# eV, from Hartree. ANI-1: isolated atoms of J. S. Smith et al., Chem. Sci. 8, 3192 (2017), as published with the ANI-1 data.
+# eV, from Hartree. ANI-1: isolated atoms of J. S. Smith et al., Chem. Sci. 8, 3192 (2017), as
+# published with the ANI-1 data.
 LEVELS: dict[str, dict[int, float]] = {
     "wB97X/6-31G(d)": {
         z: value * units.HARTREE
-        for z, value in {1: -0.500607632585, 6: -37.8302333826, 7: -54.5680045287, 8: -75.0362229210}.items()
+        for z, value in {
+            1: -0.500607632585,
+            6: -37.8302333826,
+            7: -54.5680045287,
+            8: -75.0362229210,
+        }.items()
     },
 }
-# the same level from another program (ORCA, in the 3BPA files): up to 0.08 eV per atom away, so a table of its own
-LEVELS["wB97X/6-31G(d), 3BPA"] = {1: -13.587222780835477, 6: -1029.4889999855063, 7: -1484.9814568572233, 8: -2041.9816003861047}
-# isolated atoms by tblite (GFN2-xTB, neutral, SCC accuracy 0.05, 300 K electrons) with the unpaired electrons of the ground state: H 1,
-# Li 1, B 1, C 2, N 3, O 2, F 1, Na 1, Mg 0, Si 2, P 3, S 2, Cl 1, K 1, Ca 0, Br 1, I 1; eV. GFN2-xTB has no
-# spin polarisation: that number fills the orbitals, no more. All embedded molecular sets have this level.
+# the same level from another program (ORCA, in the 3BPA files): up to 0.08 eV per atom away, so a
+# table of its own
+LEVELS["wB97X/6-31G(d), 3BPA"] = {
+    1: -13.587222780835477,
+    6: -1029.4889999855063,
+    7: -1484.9814568572233,
+    8: -2041.9816003861047,
+}
+# isolated atoms by tblite (GFN2-xTB, neutral, SCC accuracy 0.05, 300 K electrons) with the unpaired
+# electrons of the ground state: H 1,
+# Li 1, B 1, C 2, N 3, O 2, F 1, Na 1, Mg 0, Si 2, P 3, S 2, Cl 1, K 1, Ca 0, Br 1, I 1; eV.
+# GFN2-xTB has no
+# spin polarisation: that number fills the orbitals, no more. All embedded molecular sets have this
+# level.
 LEVELS["GFN2-xTB"] = {
-    1: -10.707211, 3: -4.900000, 5: -25.917121, 6: -48.798080, 7: -70.908088, 8: -102.521808, 9: -125.698644, 11: -4.546934,
-    12: -12.679817, 14: -42.711262, 15: -64.604696, 16: -85.619453, 17: -121.975723, 19: -4.510348, 20: -10.113012, 35: -110.160926,
+    1: -10.707211,
+    3: -4.900000,
+    5: -25.917121,
+    6: -48.798080,
+    7: -70.908088,
+    8: -102.521808,
+    9: -125.698644,
+    11: -4.546934,
+    12: -12.679817,
+    14: -42.711262,
+    15: -64.604696,
+    16: -85.619453,
+    17: -121.975723,
+    19: -4.510348,
+    20: -10.113012,
+    35: -110.160926,
     53: -102.848979,
-}  # fmt: skip
+}
 
 
 def isolated_atoms(source: str | Path) -> dict[int, float]:
-    """Energies (eV) of isolated atoms by atomic number: from a file of one-atom structures, or a level of theory in LEVELS.
+    """Energies (eV) of isolated atoms by atomic number: from a file of one-atom structures, or a
+    level of theory in LEVELS.
 
-    Raises DataError if ``source`` is neither, a structure of the file has more than one atom, or an element comes twice.
+    Raises DataError if ``source`` is neither, a structure of the file has more than one atom, or an
+    element comes twice.
     """
-    level = next((k for k in LEVELS if k.lower().replace("ω", "w") == str(source).lower().replace("ω", "w")), None)
+    level = next(
+        (k for k in LEVELS if k.lower().replace("ω", "w") == str(source).lower().replace("ω", "w")),
+        None,
+    )
     if level is not None:
         return dict(LEVELS[level])
     path = Path(source)
     if not path.exists():
-        raise DataError(f"{source}: neither a file nor a level of theory with a table (known: {', '.join(map(repr, LEVELS))})")
+        raise DataError(
+            f"{source}: neither a file nor a level of theory with a table (known: {', '.join(map(repr, LEVELS))})"
+        )
     atoms = read(path, dtype=np.float64)
     if atoms.energy is None:
         raise DataError(f"{path}: isolated atoms need an energy")
     if (atoms.n_atoms != 1).any():
         worst = int(np.flatnonzero(atoms.n_atoms != 1)[0])
-        raise DataError(f"{path}: structure {worst} has {int(atoms.n_atoms[worst])} atoms, isolated atoms have one")
+        raise DataError(
+            f"{path}: structure {worst} has {int(atoms.n_atoms[worst])} atoms, isolated atoms have one"
+        )
     table: dict[int, float] = {}
     for z, energy in zip(atoms.z.tolist(), atoms.energy.tolist()):
         if z in table:
@@ -61,18 +102,24 @@ def isolated_atoms(source: str | Path) -> dict[int, float]:
 
 
 def composition(structures: Structures, elements: list[int] | None = None) -> np.ndarray:
-    """How many atoms of each element, [S, len(elements)] int64 (default: the elements that occur)."""
+    """How many atoms of each element, [S, len(elements)] int64 (default: the elements that
+    occur).
+    """
     elements = structures.elements if elements is None else elements
     column = np.full(MAX_Z + 1, -1)
     column[elements] = np.arange(len(elements))
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     at = column[structures.z]
-    flat = np.bincount(owner[at >= 0] * len(elements) + at[at >= 0], minlength=len(structures) * len(elements))
+    flat = np.bincount(
+        owner[at >= 0] * len(elements) + at[at >= 0], minlength=len(structures) * len(elements)
+    )
     return flat.reshape(len(structures), len(elements))
 
 
 class ReferenceEnergies:
-    """One energy (eV) per element. ``table``: atomic number -> eV. ``origin`` tells where it came from."""
+    """One energy (eV) per element. ``table``: atomic number -> eV. ``origin`` tells where it
+    came from.
+    """
 
     def __init__(self, table: Mapping[int, float], origin: str = "given") -> None:
         for z, value in table.items():
@@ -89,30 +136,42 @@ class ReferenceEnergies:
 
     @classmethod
     def zero(cls, structures: Structures) -> ReferenceEnergies:
-        """Nothing taken off, for the elements of ``structures``: for data that are formation or interaction energies already."""
-        return cls({z: 0.0 for z in structures.elements}, "zero")
+        """Nothing taken off, for the elements of ``structures``: for data that are formation or
+        interaction energies already.
+        """
+        return cls(dict.fromkeys(structures.elements, 0.0), "zero")
 
     @classmethod
     def from_isolated(cls, source: str | Path) -> ReferenceEnergies:
         """Isolated atoms of a level of theory or a file, see `isolated_atoms`."""
-        return cls(isolated_atoms(source), f"isolated atoms, {source if not Path(source).exists() else Path(source).name}")
+        return cls(
+            isolated_atoms(source),
+            f"isolated atoms, {source if not Path(source).exists() else Path(source).name}",
+        )
 
     @classmethod
-    def fit(cls, structures: Structures, prior: ReferenceEnergies | None = None) -> ReferenceEnergies:
-        """Least squares of energy over composition; of all solutions the smallest (or the one nearest to ``prior``).
+    def fit(
+        cls, structures: Structures, prior: ReferenceEnergies | None = None
+    ) -> ReferenceEnergies:
+        """Least squares of energy over composition; of all solutions the smallest (or the one
+        nearest to ``prior``).
 
-        Give it the training part only. Works with a single composition, where the solution is far from unique. Raises DataError
-        if there are no energies.
+        Give it the training part only. Works with a single composition, where the solution is far
+        from unique. Raises DataError if there are no energies.
         """
         if structures.energy is None or not len(structures):
-            raise DataError(f"{structures.info.get('name', 'structures')}: reference energies need labelled structures")
+            raise DataError(
+                f"{structures.info.get('name', 'structures')}: reference energies need labelled structures"
+            )
         elements = structures.elements
         counts, where = np.unique(composition(structures, elements), axis=0, return_inverse=True)
         n = np.bincount(where.reshape(-1)).astype(np.float64)
         mean = np.bincount(where.reshape(-1), weights=structures.energy) / n
         start = np.array([0.0 if prior is None else prior.table.get(z, 0.0) for z in elements])
         weight = np.sqrt(n)[:, None]
-        solution = np.linalg.lstsq(counts * weight, (mean - counts @ start) * weight[:, 0], rcond=1e-10)[0]
+        solution = np.linalg.lstsq(
+            counts * weight, (mean - counts @ start) * weight[:, 0], rcond=1e-10
+        )[0]
         origin = f"least squares over {len(structures)} structures of {len(counts)} compositions"
         return cls(dict(zip(elements, (start + solution).tolist())), origin)
 
@@ -123,10 +182,19 @@ class ReferenceEnergies:
         return out
 
     def energy(self, structures: Structures) -> np.ndarray:
-        """The sum of the references of each structure's atoms, [S] float64 eV. Raises DataError naming an element without one."""
+        """The sum of the references of each structure's atoms, [S] float64 eV. Raises DataError
+        naming an element without one.
+        """
         missing = [z for z in structures.elements if z not in self.table]
         if missing:
-            row = int(np.searchsorted(structures.ptr, np.flatnonzero(structures.z == missing[0])[0], "right")) - 1
+            row = (
+                int(
+                    np.searchsorted(
+                        structures.ptr, np.flatnonzero(structures.z == missing[0])[0], "right"
+                    )
+                )
+                - 1
+            )
             raise DataError(
                 f"no reference energy for {SYMBOLS[missing[0]]} (first in structure {row}); there are references for "
                 f"{', '.join(SYMBOLS[z] for z in self.table) or 'nothing'}"
@@ -135,7 +203,11 @@ class ReferenceEnergies:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; energies in eV by symbol."""
-        return {"unit": "eV", "origin": self.origin, "energies": {SYMBOLS[z]: e for z, e in self.table.items()}}
+        return {
+            "unit": "eV",
+            "origin": self.origin,
+            "energies": {SYMBOLS[z]: e for z, e in self.table.items()},
+        }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ReferenceEnergies:
@@ -143,7 +215,10 @@ class ReferenceEnergies:
         try:
             if content["unit"] != "eV":
                 raise DataError(f"reference energies in {content['unit']!r}, expected 'eV'")
-            return cls({SYMBOLS.index(s): e for s, e in content["energies"].items()}, content.get("origin", "given"))
+            return cls(
+                {SYMBOLS.index(s): e for s, e in content["energies"].items()},
+                content.get("origin", "given"),
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"reference energies cannot be read: {error!r}") from error
         except ValueError as error:

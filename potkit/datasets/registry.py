@@ -1,22 +1,24 @@
 """Finding a data set by name: what there is, where its files are, and how they become `Structures`.
 
-Embedded sets lie in the checkout's data/ folder. Reference sets are used from the folder that POTKIT_REFERENCE_DATA names.
-Everything downloaded or converted goes below the folder that POTKIT_DATA names (default: the user's cache). Downloading is
-`fetch.py`'s work.
+Embedded sets lie in the checkout's data/ folder. Reference sets are used from the folder that
+POTKIT_REFERENCE_DATA names.
+Everything downloaded or converted goes below the folder that POTKIT_DATA names (default: the user's
+cache). Downloading is `fetch.py`'s work.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from ..structures import storage
 from ..errors import ConfigError, DataError
+from ..structures import storage
 from ..structures.store import Structures, concatenate
 from . import fetch as fetching
 from . import splits
@@ -29,40 +31,81 @@ def record(name: str) -> Record:
     """The record of a data set. Raises ConfigError that lists the known names."""
     found = next((r for r in RECORDS if r.name == name), None)
     if found is None:
-        raise ConfigError(f"unknown data set {name!r}: known are {', '.join(r.name for r in RECORDS)}")
+        raise ConfigError(
+            f"unknown data set {name!r}: known are {', '.join(r.name for r in RECORDS)}"
+        )
     return found
 
 
 def names():
-    """A DataFrame with a row per registered set: kind, size, elements, atoms, level of theory, licence, citation, where it is
-    now."""
+    """A DataFrame with a row per registered set: kind, size, elements, atoms, level of theory,
+    licence, citation, where it is now.
+    """
     import pandas as pd
 
     rows = []
     for r in RECORDS:
         molecules, structures, atoms = r.molecules, r.structures, r.atoms
         place = _place(r)
-        if r.kind == "embedded" and place is not None:  # made by recipes at any size: the file knows, not the record
+        # made by recipes at any size: the file knows, not the record
+        if r.kind == "embedded" and place is not None:
             molecules, structures, atoms = _size(place)
-        rows.append({
-            "name": r.name, "kind": r.kind, "title": r.title, "molecules": molecules, "structures": structures,
-            "elements": r.elements, "atoms": f"{atoms[0]}–{atoms[1]}" if atoms else None, "level": r.level,
-            "forces": r.forces, "periodic": r.periodic, "licence": r.licence, "split": r.split,
-            "used for": r.used_for, "citation": ", ".join(r.citation), "source": r.source,
-            "files": ", ".join(f.path for f in r.files), "state": "missing" if place is None else "ready",
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": r.name,
+                "kind": r.kind,
+                "title": r.title,
+                "molecules": molecules,
+                "structures": structures,
+                "elements": r.elements,
+                "atoms": f"{atoms[0]}–{atoms[1]}" if atoms else None,
+                "level": r.level,
+                "forces": r.forces,
+                "periodic": r.periodic,
+                "licence": r.licence,
+                "split": r.split,
+                "used for": r.used_for,
+                "citation": ", ".join(r.citation),
+                "source": r.source,
+                "files": ", ".join(f.path for f in r.files),
+                "state": "missing" if place is None else "ready",
+            }
+        )
     return pd.DataFrame(rows).astype({"molecules": "Int64", "structures": "Int64"})
 
 
 def describe(name: str) -> str:
-    """Everything the registry knows about one set, as text: sizes, level, licence, files with addresses and checksums, citation."""
+    """Everything the registry knows about one set, as text: sizes, level, licence, files with
+    addresses and checksums, citation.
+    """
     r, row = record(name), names().set_index("name").loc[name]
     known = fetching.recorded(cache_dir() / r.name / "raw")
-    show = {k: row[k] for k in ("title", "kind", "molecules", "structures", "elements", "atoms", "level", "forces", "periodic")}
-    show |= {k: row[k] for k in ("licence", "source", "split", "used for", "state")} | {"note": r.note}
-    lines = [f"{name}"] + [f"  {k}: {v}" for k, v in show.items() if v is not None and v == v and v != ""]
+    show = {
+        k: row[k]
+        for k in (
+            "title",
+            "kind",
+            "molecules",
+            "structures",
+            "elements",
+            "atoms",
+            "level",
+            "forces",
+            "periodic",
+        )
+    }
+    show |= {k: row[k] for k in ("licence", "source", "split", "used for", "state")} | {
+        "note": r.note
+    }
+    lines = [f"{name}"] + [
+        f"  {k}: {v}" for k, v in show.items() if v is not None and v == v and v != ""
+    ]
     for f in r.files:
-        first = f"{known[f.path]} (of the first download)" if f.path in known else "never published: the first download's is recorded"
+        first = (
+            f"{known[f.path]} (of the first download)"
+            if f.path in known
+            else "never published: the first download's is recorded"
+        )
         lines.append(f"  file: {f.path}" + (f"\n    from {f.url}" if f.url else ""))
         if r.kind != "embedded":
             lines.append(f"    checksum {f.checksum or first}")
@@ -82,13 +125,17 @@ def cache_dir() -> Path:
 
 
 def embedded_path(r: Record) -> Path | None:
-    """The file of an embedded set: in the checkout's data/ (beside the package), else below POTKIT_DATA; None if in neither."""
+    """The file of an embedded set: in the checkout's data/ (beside the package), else below
+    POTKIT_DATA; None if in neither.
+    """
     candidates = [Path(__file__).resolve().parents[2] / "data", cache_dir()]
     return next((c / r.read_from for c in candidates if (c / r.read_from).exists()), None)
 
 
 def reference_path(r: Record) -> Path | None:
-    """The folder of a reference set below POTKIT_REFERENCE_DATA; None if the variable is not set or files are missing there."""
+    """The folder of a reference set below POTKIT_REFERENCE_DATA; None if the variable is not set
+    or files are missing there.
+    """
     root = os.environ.get("POTKIT_REFERENCE_DATA")
     if not root:
         return None
@@ -112,31 +159,40 @@ def _place(r: Record) -> Path | None:
 
 
 def _size(path: Path) -> tuple[int, int, tuple[int, int]]:
-    """Systems, structures and the range of atoms of a store, without reading more of it than that takes."""
+    """Systems, structures and the range of atoms of a store, without reading more of it than
+    that takes.
+    """
     arrays, _ = storage.open_(path, only=("ptr", "system"))
     atoms = np.diff(arrays["ptr"])
     return len(np.unique(arrays["system"])), len(atoms), (int(atoms.min()), int(atoms.max()))
 
 
-def load(name: str, verify: bool = True, files: Sequence[str] | None = None, **options: Any) -> Structures:
+def load(
+    name: str, verify: bool = True, files: Sequence[str] | None = None, **options: Any
+) -> Structures:
     """The data set ``name`` as `Structures`.
 
-    Embedded: opened from the checkout. Reference: read from POTKIT_REFERENCE_DATA (checked against the recorded sha256 unless
-    ``verify=False``), all of it or only the ``files`` named. Public: the packed store if there is one, else what was
-    downloaded is converted once; nothing large is downloaded unasked: `fetch` does that. ``options`` go to the reader and
-    bypass the packed store. Raises DataError that says what is missing and how to get it.
+    Embedded: opened from the checkout. Reference: read from POTKIT_REFERENCE_DATA (checked against
+    the recorded sha256 unless ``verify=False``), all of it or only the ``files`` named. Public: the
+    packed store if there is one, else what was downloaded is converted once; nothing large is
+    downloaded unasked: `fetch` does that. ``options`` go to the reader and bypass the packed store.
+    Raises DataError that says what is missing and how to get it.
     """
     r = record(name)
     if files is not None:
         unknown = [f for f in files if f not in {x.path for x in r.files}]
         if unknown or r.kind == "embedded":
             has = ", ".join(x.path for x in r.files)
-            raise ConfigError(f"data set {name!r} has no file {(unknown or list(files))[0]!r} to read alone (it has: {has})")
+            raise ConfigError(
+                f"data set {name!r} has no file {(unknown or list(files))[0]!r} to read alone (it has: {has})"
+            )
     if r.kind == "embedded":
         path = embedded_path(r)
         if path is None:
-            raise DataError(f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor in {cache_dir()}; "
-                            f"make it with `potkit data make {name}`")  # fmt: skip
+            raise DataError(
+                f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor in {cache_dir()}; "
+                f"make it with `potkit data make {name}`"
+            )
         return _named(read(path, **options), r)
     if packed_path(r).exists() and not options and files is None:
         return Structures.open(packed_path(r))
@@ -152,12 +208,17 @@ def load(name: str, verify: bool = True, files: Sequence[str] | None = None, **o
         return Structures.open(packed_path(r))
     if r.format == "extxyz":
         sets = [read(folder / f, "extxyz", **settings) for f in only]
-        return splits.mark_parts(_named(concatenate(sets), r), {r.parts.get(f, f): len(part) for f, part in zip(only, sets)})
+        return splits.mark_parts(
+            _named(concatenate(sets), r),
+            {r.parts.get(f, f): len(part) for f, part in zip(only, sets)},
+        )
     return _named(read(_inside(folder, r), r.format, **settings), r)
 
 
 def raw_path(r: Record) -> Path:
-    """The folder with the files of a set, as they were published. Raises DataError if they are not on this machine."""
+    """The folder with the files of a set, as they were published. Raises DataError if they are
+    not on this machine.
+    """
     found = reference_path(r)
     raw = cache_dir() / r.name / "raw"
     if found is not None:
@@ -166,24 +227,36 @@ def raw_path(r: Record) -> Path:
         return raw
     root = os.environ.get("POTKIT_REFERENCE_DATA")
     if r.kind == "reference" and not any(f.url for f in r.files):
-        where = f"not in POTKIT_REFERENCE_DATA={root}" if root else "POTKIT_REFERENCE_DATA is not set"
-        raise DataError(f"data set {r.name!r}: {where}; it needs {len(r.files)} files from {r.source}, such as {r.files[0].path}")
-    raise DataError(f"data set {r.name!r} is not on this machine: `potkit data fetch {r.name}` downloads it from {r.source}")
+        where = (
+            f"not in POTKIT_REFERENCE_DATA={root}" if root else "POTKIT_REFERENCE_DATA is not set"
+        )
+        raise DataError(
+            f"data set {r.name!r}: {where}; it needs {len(r.files)} files from {r.source}, such as {r.files[0].path}"
+        )
+    raise DataError(
+        f"data set {r.name!r} is not on this machine: `potkit data fetch {r.name}` downloads it from {r.source}"
+    )
 
 
 def _inside(folder: Path, r: Record) -> Path:
     path = folder / r.read_from if r.read_from != "." else folder
     if not path.exists():
-        raise DataError(f"{path}: not in the downloaded files of {r.name!r}; `potkit data fetch {r.name}` unpacks it")
+        raise DataError(
+            f"{path}: not in the downloaded files of {r.name!r}; `potkit data fetch {r.name}` unpacks it"
+        )
     if r.choose is not None:
         names = [f.relative_to(path).as_posix() for f in sorted(path.rglob("*")) if f.is_file()]
         fitting = [n for n in names if re.search(r.choose, n)]
         if len(fitting) != 1:
             there = ", ".join(names[:12])
-            raise DataError(f"{path}: {len(fitting)} files fit {r.choose!r}, expected one of {there}; read the right one by its path")
+            raise DataError(
+                f"{path}: {len(fitting)} files fit {r.choose!r}, expected one of {there}; read the right one by its path"
+            )
         return path / fitting[0]
     inputs = [f for f in r.files if not f.unpack]
-    return path / inputs[0].path if path.is_dir() and len(inputs) == 1 and len(r.files) == 1 else path
+    return (
+        path / inputs[0].path if path.is_dir() and len(inputs) == 1 and len(r.files) == 1 else path
+    )
 
 
 def _named(s: Structures, r: Record) -> Structures:
@@ -194,19 +267,23 @@ def _named(s: Structures, r: Record) -> Structures:
 
 
 def fetch(name: str, files: list[str] | None = None, progress: bool = True) -> Path:
-    """Download a public set (or the ``files`` of it) into the cache and unpack it; what is already there is kept. Returns the
-    folder.
+    """Download a public set (or the ``files`` of it) into the cache and unpack it; what is already
+    there is kept. Returns the folder.
 
-    Interrupted downloads go on where they stopped; checksums are verified, or recorded where none was published. Raises
-    DataError.
+    Interrupted downloads go on where they stopped; checksums are verified, or recorded where none
+    was published. Raises DataError.
     """
     r = record(name)
     if r.kind == "embedded":
-        raise ConfigError(f"data set {name!r} is embedded: it is made by `potkit data make {name}`, not downloaded")
+        raise ConfigError(
+            f"data set {name!r} is embedded: it is made by `potkit data make {name}`, not downloaded"
+        )
     chosen = r.files if files is None else tuple(f for f in r.files if f.path in files)
     if files is not None and len(chosen) < len(files):
         missing = sorted(set(files) - {f.path for f in r.files})
-        raise ConfigError(f"data set {name!r} has no file {missing[0]!r} (it has: {', '.join(f.path for f in r.files)})")
+        raise ConfigError(
+            f"data set {name!r} has no file {missing[0]!r} (it has: {', '.join(f.path for f in r.files)})"
+        )
     without = [f.path for f in chosen if f.url is None]
     if without:
         raise DataError(
@@ -218,9 +295,11 @@ def fetch(name: str, files: list[str] | None = None, progress: bool = True) -> P
 
 
 def convert(name: str, verify: bool = True, progress: bool = True) -> Path:
-    """Pack a set once into a memory-mapped store in the cache, so that the next `load` opens it at once. Returns its path.
+    """Pack a set once into a memory-mapped store in the cache, so that the next `load` opens it at
+    once. Returns its path.
 
-    Packed as it is read, in memory that does not grow with the set. A conversion that is interrupted or killed leaves no store;
+    Packed as it is read, in memory that does not grow with the set. A conversion that is
+    interrupted or killed leaves no store;
     of two processes that ask at once the second waits for the first. Raises DataError.
     """
     r = record(name)
@@ -235,7 +314,15 @@ def convert(name: str, verify: bool = True, progress: bool = True) -> Path:
         if r.kind == "reference":
             _named(load(name, verify=False, **r.options), r).save(out)
         else:
-            pack(_inside(folder, r), out, r.format, total=r.structures, progress=progress, record=r, **r.options)
+            pack(
+                _inside(folder, r),
+                out,
+                r.format,
+                total=r.structures,
+                progress=progress,
+                record=r,
+                **r.options,
+            )
     return out
 
 
@@ -248,13 +335,17 @@ def pack(
     record: Record | None = None,
     **options: Any,
 ) -> Path:
-    """Read ``source`` (any file or folder `read` takes) straight into the store folder ``out``, in bounded memory. Returns ``out``.
+    """Read ``source`` (any file or folder `read` takes) straight into the store folder ``out``, in
+    bounded memory. Returns ``out``.
 
-    ``total``: how many structures to expect, for the progress bar. Raises DataError; nothing is left at ``out`` then.
+    ``total``: how many structures to expect, for the progress bar. Raises DataError; nothing is
+    left at ``out`` then.
     """
     out = Path(out)
     if out.suffix == ".h5":
-        raise ConfigError(f"{out}: a store is a folder; one .h5 file is what Structures.save writes")
+        raise ConfigError(
+            f"{out}: a store is a folder; one .h5 file is what Structures.save writes"
+        )
     with packing_into(out, total, progress):
         s = read(source, format, **options)
     if record is not None:
@@ -266,11 +357,14 @@ def pack(
     return out
 
 
-def published_split(name: str, structures: Structures | None = None, fold: int = 1) -> dict[str, np.ndarray]:
+def published_split(
+    name: str, structures: Structures | None = None, fold: int = 1
+) -> dict[str, np.ndarray]:
     """The split that was published with a set: part -> rows of ``structures`` (default: of `load`).
 
-    From the set's own files (ISO17, SPICE dipeptides, 3BPA) or its index files (rMD17, ``fold`` 1 … 5, of each molecule). Raises
-    ConfigError for a set without one, DataError for an index that points past the end or a set that was cut before.
+    From the set's own files (ISO17, SPICE dipeptides, 3BPA) or its index files (rMD17, ``fold`` 1 …
+    5, of each molecule). Raises ConfigError for a set without one, DataError for an index that
+    points past the end or a set that was cut before.
     """
     r = record(name)
     s = load(name) if structures is None else structures

@@ -1,36 +1,53 @@
-"""Splits and label budgets: seeded, nested where they should be, written to disk with a name and the hash of what they split."""
+"""Splits and label budgets: seeded, nested where they should be, written to disk with a name and
+the hash of what they split.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ..structures import storage
 from ..errors import ConfigError, DataError
+from ..structures import storage
 from ..structures.store import Structures
 from .duplicates import distinct, leakage, leakage_report
 from .formats.common import load_npz
 
 __all__ = [
-    "BY", "by_system", "distinct", "label_budget", "leakage", "leakage_report", "load_indices", "mark_parts", "parts",
-    "published", "save_indices", "split",
-]  # fmt: skip
+    "BY",
+    "by_system",
+    "distinct",
+    "label_budget",
+    "leakage",
+    "leakage_report",
+    "load_indices",
+    "mark_parts",
+    "parts",
+    "published",
+    "save_indices",
+    "split",
+]
 BY = ("structure", "system", "structure-within-system")
 Part = float | int | None
 
 
 def split(
-    structures: Structures, fractions: Sequence[Part] = (0.8, 0.1, 0.1), seed: int = 0, by: str = "structure"
+    structures: Structures,
+    fractions: Sequence[Part] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    by: str = "structure",
 ) -> tuple[np.ndarray, ...]:
     """Disjoint index arrays (each rising), one per entry of ``fractions``.
 
-    An entry is a share (float, of what is split), a count (int), or None for all that is left. Shares and counts are of
-    structures for "structure"; of systems, none of which lands in two parts, for "system" (unseen molecules, or whole
-    trajectories); of each system's structures, drawn independently for each system, for "structure-within-system" (both papers).
+    An entry is a share (float, of what is split), a count (int), or None for all that is left.
+    Shares and counts are of structures for "structure"; of systems, none of which lands in two
+    parts, for "system" (unseen molecules, or whole trajectories); of each system's structures,
+    drawn independently for each system, for "structure-within-system" (both papers).
     Raises ConfigError for shares that do not fit, DataError if there are too few structures.
     """
     parts = _check(fractions)
@@ -44,8 +61,13 @@ def split(
         return tuple(np.flatnonzero(np.isin(structures.system, c)) for c in chosen)
     names, out = structures.system_names(), []
     for system, rows in by_system(structures):
-        # a stream of its own for each system: adding a system leaves the split of the others as it was
-        out.append(_cut(rows, parts, np.random.default_rng([seed, system]), f"structures of {names[system]}"))
+        # a stream of its own for each system: adding a system leaves the split of the others as it
+        # was
+        out.append(
+            _cut(
+                rows, parts, np.random.default_rng([seed, system]), f"structures of {names[system]}"
+            )
+        )
     return tuple(np.sort(np.concatenate(part)) for part in zip(*out))
 
 
@@ -60,16 +82,29 @@ def _check(fractions: Sequence[Part]) -> list[Part]:
     parts = list(fractions)
     shares = [p for p in parts if isinstance(p, (float, np.floating))]
     counts = [p for p in parts if isinstance(p, (int, np.integer)) and not isinstance(p, bool)]
-    if not parts or len(shares) + len(counts) + parts.count(None) != len(parts) or parts.count(None) > 1:
+    if (
+        not parts
+        or len(shares) + len(counts) + parts.count(None) != len(parts)
+        or parts.count(None) > 1
+    ):
         raise ConfigError(f"a split is a list of shares, counts and at most one None, got {parts}")
     if any(not 0 <= p <= 1 for p in shares) or sum(shares) > 1 + 1e-9 or any(p < 0 for p in counts):
-        raise ConfigError(f"shares of a split lie in 0…1 and add up to at most 1, counts are not negative, got {parts}")
+        raise ConfigError(
+            f"shares of a split lie in 0…1 and add up to at most 1, counts are not negative, got {parts}"
+        )
     return parts
 
 
-def _cut(rows: np.ndarray, parts: list[Part], rng: np.random.Generator, what: str) -> tuple[np.ndarray, ...]:
+def _cut(
+    rows: np.ndarray, parts: list[Part], rng: np.random.Generator, what: str
+) -> tuple[np.ndarray, ...]:
     rows = rng.permutation(rows)
-    exact = np.array([0.0 if p is None else float(p) * len(rows) if isinstance(p, (float, np.floating)) else p for p in parts])
+    exact = np.array(
+        [
+            0.0 if p is None else float(p) * len(rows) if isinstance(p, (float, np.floating)) else p
+            for p in parts
+        ]
+    )
     sizes = np.floor(exact + 1e-9).astype(np.int64)
     rest = np.clip(exact - sizes, 0.0, None)
     left = int(round(rest.sum()))
@@ -84,11 +119,16 @@ def _cut(rows: np.ndarray, parts: list[Part], rng: np.random.Generator, what: st
 
 
 def label_budget(
-    structures: Structures, sizes: Sequence[float | int], seed: int = 0, by: str = "structure-within-system"
+    structures: Structures,
+    sizes: Sequence[float | int],
+    seed: int = 0,
+    by: str = "structure-within-system",
 ) -> dict[float | int, np.ndarray]:
-    """Nested subsets: for each size (a share in (0, 1] or a count) rows such that the smaller lies inside the larger.
+    """Nested subsets: for each size (a share in (0, 1] or a count) rows such that the smaller lies
+    inside the larger.
 
-    "structure-within-system" keeps every system's share at every size; "structure" draws from all alike. Rows are rising.
+    "structure-within-system" keeps every system's share at every size; "structure" draws from all
+    alike. Rows are rising.
     """
     if by not in ("structure", "structure-within-system"):
         raise ConfigError(f"by must be 'structure' or 'structure-within-system', got {by!r}")
@@ -108,15 +148,25 @@ def label_budget(
     return out
 
 
-def save_indices(path: str | Path, structures: Structures, parts: Mapping[str, np.ndarray], **about: Any) -> Path:
-    """Write named index arrays with the fingerprint of ``structures`` (one .npz); ``about`` says how they were drawn."""
+def save_indices(
+    path: str | Path, structures: Structures, parts: Mapping[str, np.ndarray], **about: Any
+) -> Path:
+    """Write named index arrays with the fingerprint of ``structures`` (one .npz); ``about`` says
+    how they were drawn.
+    """
     path = Path(path)
-    header = {"format": "potkit-split", "structures": len(structures), "name": structures.info.get("name", "unnamed")}
+    header = {
+        "format": "potkit-split",
+        "structures": len(structures),
+        "name": structures.info.get("name", "unnamed"),
+    }
     header |= {"fingerprint": structures.fingerprint(), "about": about}
     with storage.replacing(path) as temporary:
         with open(temporary, "wb") as file:
             np.savez_compressed(
-                file, header=np.array(json.dumps(header, default=str)), **{k: np.asarray(v) for k, v in parts.items()}
+                file,
+                header=np.array(json.dumps(header, default=str)),
+                **{k: np.asarray(v) for k, v in parts.items()},
             )
     return path
 
@@ -130,7 +180,9 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
     try:
         header = json.loads(str(arrays.pop("header")))
     except (KeyError, ValueError) as error:
-        raise DataError(f"{path}: not a split file of potkit (keys: {', '.join(arrays) or 'none'})") from error
+        raise DataError(
+            f"{path}: not a split file of potkit (keys: {', '.join(arrays) or 'none'})"
+        ) from error
     if header["fingerprint"] != structures.fingerprint():
         raise DataError(
             f"{path}: made for {header['name']} ({header['structures']} structures, {header['fingerprint']}), "
@@ -140,7 +192,9 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
 
 
 def mark_parts(structures: Structures, counts: Mapping[str, int]) -> Structures:
-    """Note in ``structures.info`` that its first rows are one published part, the next another …; `parts` finds them again."""
+    """Note in ``structures.info`` that its first rows are one published part, the next another
+    …; `parts` finds them again.
+    """
     ends = np.cumsum(list(counts.values()))
     rows = {name: [int(end) - count, int(end)] for (name, count), end in zip(counts.items(), ends)}
     structures.info["parts"] = {"rows": rows, "of": _order(structures)}
@@ -154,20 +208,25 @@ def _order(structures: Structures) -> str:
 
 
 def parts(structures: Structures) -> dict[str, np.ndarray]:
-    """The parts that were published with the set: name -> rows. Raises DataError if there are none, or the set was cut since."""
+    """The parts that were published with the set: name -> rows. Raises DataError if there are
+    none, or the set was cut since.
+    """
     known, name = structures.info.get("parts"), structures.info.get("name", "structures")
     if not known:
         raise DataError(f"{name}: no published parts are known; draw a split of your own")
     if known["of"] != _order(structures):
-        raise DataError(f"{name}: cut or reordered since it was read: take its published parts first, then cut")
+        raise DataError(
+            f"{name}: cut or reordered since it was read: take its published parts first, then cut"
+        )
     return {part: np.arange(*bounds) for part, bounds in known["rows"].items()}
 
 
 def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
-    """The rows in an index file published with a data set: one whole number per line or comma, counted from ``base``.
+    """The rows in an index file published with a data set: one whole number per line or comma,
+    counted from ``base``.
 
-    rMD17's index files count from 0, ISO17's id files from 1. Raises DataError naming the line of what is no number, points past
-    the ``n`` structures there are, or comes twice.
+    rMD17's index files count from 0, ISO17's id files from 1. Raises DataError naming the line of
+    what is no number, points past the ``n`` structures there are, or comes twice.
     """
     path = Path(path)
     if not path.exists():
@@ -177,7 +236,11 @@ def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
         for word in text.replace(",", " ").split():
             try:
                 rows.append(
-                    int(word) if word.lstrip("+-").isdigit() else int(float(word)) if float(word).is_integer() else _no(word)
+                    int(word)
+                    if word.lstrip("+-").isdigit()
+                    else int(float(word))
+                    if float(word).is_integer()
+                    else _no(word)
                 )
             except (ValueError, OverflowError):
                 raise DataError(f"{path}: line {line}: {word!r} is not a whole number") from None
@@ -186,7 +249,9 @@ def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
     bad = (out < 0) | (out >= n)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        raise DataError(f"{path}: line {lines[i]}: index {rows[i]} points outside the {n} structures (counted from {base})")
+        raise DataError(
+            f"{path}: line {lines[i]}: index {rows[i]} points outside the {n} structures (counted from {base})"
+        )
     _, first = np.unique(out, return_index=True)
     if len(first) < len(out):
         i = int(np.setdiff1d(np.arange(len(out)), first)[0])

@@ -1,4 +1,6 @@
-"""Comparisons as data: experiments and their arms, the grid of runs, who runs it, what its numbers say."""
+"""Comparisons as data: experiments and their arms, the grid of runs, who runs it, what its
+numbers say.
+"""
 
 import lazy_loader
 

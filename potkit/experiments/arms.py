@@ -1,4 +1,5 @@
-"""The arms of a comparison as data: what each is pretrained with, what it takes over, and how it is fine-tuned.
+"""The arms of a comparison as data: what each is pretrained with, what it takes over, and how it is
+fine-tuned.
 
     scratch          no pretraining
     scratch-longer   no pretraining, but as much longer as the (dearest) pretraining took, in wall time or in steps
@@ -9,26 +10,41 @@
                        {"like": "denoise", "parts": ["backbone", "energy_head"]}
                        {"like": "scratch", "layer_decay": 0.7}    the control to it
 
-The fine-tuning budget is the same in all arms, so a variant may change how the steps are taken, but not how many or on what.
+The fine-tuning budget is the same in all arms, so a variant may change how the steps are taken, but
+not how many or on what.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ..training.checkpoints import PARTS
-from ..training.config import TrainConfig
 from ..errors import ConfigError
 from ..objectives import Objective
+from ..training.checkpoints import PARTS
+from ..training.config import TrainConfig
 
 SCRATCH, LONGER = "scratch", "scratch-longer"
-MAY_CHANGE = ("freeze", "layer_decay", "lr", "min_lr", "warmup", "flat", "schedule", "weight_decay", "clip", "ema")
+MAY_CHANGE = (
+    "freeze",
+    "layer_decay",
+    "lr",
+    "min_lr",
+    "warmup",
+    "flat",
+    "schedule",
+    "weight_decay",
+    "clip",
+    "ema",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """``pretrained_as``: the arm whose pretraining it starts from (itself, or the one it is like); None: from scratch."""
+    """``pretrained_as``: the arm whose pretraining it starts from (itself, or the one it is
+    like); None: from scratch.
+    """
 
     name: str
     pretrained_as: str | None = None
@@ -37,30 +53,52 @@ class Arm:
 
 
 def arms(
-    objectives: Mapping[str, Objective], parts: Mapping[str, Sequence[str]], variants: Mapping[str, Mapping[str, Any]], config: TrainConfig
-) -> dict[str, Arm]:  # fmt: skip
-    """All arms but scratch-longer, by name and in order. Raises ConfigError for what does not fit together."""
-    built = {SCRATCH: Arm(SCRATCH)} | {n: Arm(n, n, tuple(parts.get(n, ("backbone",)))) for n in objectives}
+    objectives: Mapping[str, Objective],
+    parts: Mapping[str, Sequence[str]],
+    variants: Mapping[str, Mapping[str, Any]],
+    config: TrainConfig,
+) -> dict[str, Arm]:
+    """All arms but scratch-longer, by name and in order. Raises ConfigError for what does not
+    fit together.
+    """
+    built = {SCRATCH: Arm(SCRATCH)} | {
+        n: Arm(n, n, tuple(parts.get(n, ("backbone",)))) for n in objectives
+    }
     strange = parts.keys() - objectives.keys()
     if strange:
         raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(objectives)}")
-    taken = {SCRATCH, LONGER} & (objectives.keys() | variants.keys()) or objectives.keys() & variants.keys()
+    taken = {SCRATCH, LONGER} & (
+        objectives.keys() | variants.keys()
+    ) or objectives.keys() & variants.keys()
     if taken:
-        raise ConfigError(f"experiment: two arms are named {min(taken)!r} (scratch and scratch-longer are always there)")
+        raise ConfigError(
+            f"experiment: two arms are named {min(taken)!r} (scratch and scratch-longer are always there)"
+        )
     for name, given in variants.items():
         if not isinstance(given, Mapping) or "like" not in given:
             raise ConfigError(f"experiment: arm {name!r} needs 'like': the arm it is a variant of")
         if given["like"] not in built:
-            raise ConfigError(f"experiment: arm {name!r} is like {given['like']!r}, which is none of {', '.join(built)}")
+            raise ConfigError(
+                f"experiment: arm {name!r} is like {given['like']!r}, which is none of {', '.join(built)}"
+            )
         changes = {k: v for k, v in given.items() if k not in ("like", "parts")}
         odd = changes.keys() - set(MAY_CHANGE)
         if odd:
             allowed = ", ".join(MAY_CHANGE)
-            raise ConfigError(f"experiment: arm {name!r} cannot change {min(odd)!r}: the budget is the same in all arms; it can {allowed}")
+            raise ConfigError(
+                f"experiment: arm {name!r} cannot change {min(odd)!r}: the budget is the same in all arms; it can {allowed}"
+            )
         old = built[given["like"]]
-        new = Arm(name, old.pretrained_as, tuple(given.get("parts", old.parts)), {**old.finetune, **changes})
+        new = Arm(
+            name,
+            old.pretrained_as,
+            tuple(given.get("parts", old.parts)),
+            {**old.finetune, **changes},
+        )
         if "parts" in given and new.pretrained_as is None:
-            raise ConfigError(f"experiment: arm {name!r} starts from scratch and has no parts to take over")
+            raise ConfigError(
+                f"experiment: arm {name!r} starts from scratch and has no parts to take over"
+            )
         try:
             config.replace(**new.finetune)
         except ConfigError as error:
@@ -69,5 +107,7 @@ def arms(
     for arm in built.values():
         odd = set(arm.parts) - set(PARTS)
         if odd:
-            raise ConfigError(f"experiment: arm {arm.name!r} takes over {min(odd)!r}; there are {', '.join(PARTS)}")
+            raise ConfigError(
+                f"experiment: arm {arm.name!r} takes over {min(odd)!r}; there are {', '.join(PARTS)}"
+            )
     return built

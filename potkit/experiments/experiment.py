@@ -1,32 +1,37 @@
-"""Comparisons as data: a list of training runs in, a DataFrame out; what is finished in the run store is never run again.
+"""Comparisons as data: a list of training runs in, a DataFrame out; what is finished in the run
+store is never run again.
 
-An `Experiment` names a network, pretraining objectives, label budgets and seeds. For every seed and budget it trains its arms (see
-`potkit.arms`): scratch, scratch-longer, one per entry of ``objectives``, and ``variants`` of these, on the same labelled structures for the
-same number of steps. Seeds change weights, batch order, corruption and the draw of labelled structures; label budgets are nested
-(50 ⊂ 200). Budgets count validation structures too: a label is a label. Several experiments (networks, data sets) run as one grid.
-Each run lies in ``store`` under a hash of all that decides its numbers. Two grids may share a store, also at the same time.
+An `Experiment` names a network, pretraining objectives, label budgets and seeds. For every seed and
+budget it trains its arms (see `potkit.arms`): scratch, scratch-longer, one per entry of
+``objectives``, and ``variants`` of these, on the same labelled structures for the same number of
+steps. Seeds change weights, batch order, corruption and the draw of labelled structures; label
+budgets are nested (50 ⊂ 200). Budgets count validation structures too: a label is a label. Several
+experiments (networks, data sets) run as one grid.
+Each run lies in ``store`` under a hash of all that decides its numbers. Two grids may share a
+store, also at the same time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from .. import models
-from . import scheduler
-from .arms import LONGER, SCRATCH, Arm, arms
-from ..training.config import TrainConfig
 from ..datasets import splits
 from ..errors import ConfigError, Interrupted
 from ..objectives import Objective, Supervised
-from .statistics import METRICS, grouping, summarise
 from ..structures.store import Structures
+from ..training.config import TrainConfig
+from . import scheduler
+from .arms import LONGER, SCRATCH, Arm, arms
+from .statistics import METRICS, grouping, summarise
 from .tasks import Executor, Task, longer_steps
 
 __all__ = ["LONGER", "SCRATCH", "Arm", "Experiment", "compare", "run"]
@@ -36,12 +41,14 @@ __all__ = ["LONGER", "SCRATCH", "Arm", "Experiment", "compare", "run"]
 class Experiment:
     """A grid of runs: arms × label budgets × seeds; see the module's docstring.
 
-    ``model``: {"name": …, "preset": …, option: …}. ``pretrain_on``: unlabelled structures. ``train``: pool the label budgets are drawn
-    from. ``test``: never seen by any run. ``variants``: arm -> {"like": another arm, changed settings}. ``vectors``: arm -> vector
-    read-out to pretrain that arm with (default: the preset's). ``longer``: measure the pretraining's cost in "time" or "steps", or None
-    to leave that arm out. ``valid_fraction``: the share of each label budget that chooses the best state. ``parts``: arm -> parts
-    that are transferred (default: the backbone only). ``columns``: what tells this experiment's rows from another's in one grid,
-    such as {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are.
+    ``model``: {"name": …, "preset": …, option: …}. ``pretrain_on``: unlabelled structures.
+    ``train``: pool the label budgets are drawn from. ``test``: never seen by any run. ``variants``:
+    arm -> {"like": another arm, changed settings}. ``vectors``: arm -> vector read-out to pretrain
+    that arm with (default: the preset's). ``longer``: measure the pretraining's cost in "time" or
+    "steps", or None to leave that arm out. ``valid_fraction``: the share of each label budget that
+    chooses the best state. ``parts``: arm -> parts that are transferred (default: the backbone
+    only). ``columns``: what tells this experiment's rows from another's in one grid, such as
+    {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are.
     """
 
     model: dict[str, Any]
@@ -67,15 +74,21 @@ class Experiment:
         if self.objectives and self.pretrain_on is None:
             raise ConfigError("experiment: objectives need structures to pretrain on (pretrain_on)")
         if self.longer not in ("time", "steps", None):
-            raise ConfigError(f"experiment: longer must be 'time', 'steps' or None, got {self.longer!r}")
+            raise ConfigError(
+                f"experiment: longer must be 'time', 'steps' or None, got {self.longer!r}"
+            )
         if not self.labels or not self.seeds:
             raise ConfigError("experiment: labels and seeds must not be empty")
         short = [n for n in self.labels if not 2 <= n <= len(self.train)]
         if short:
-            raise ConfigError(f"experiment: a label budget of {short[0]} cannot be drawn from {len(self.train)} structures")
+            raise ConfigError(
+                f"experiment: a label budget of {short[0]} cannot be drawn from {len(self.train)} structures"
+            )
         strange = self.vectors.keys() - self.objectives.keys()
         if strange:
-            raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(self.objectives)}")
+            raise ConfigError(
+                f"experiment: no arm {min(strange)!r}; there are {', '.join(self.objectives)}"
+            )
         self.arms  # raises for what does not fit together
 
     @cached_property
@@ -84,14 +97,20 @@ class Experiment:
         return arms(self.objectives, self.parts, self.variants, self.finetune_config)
 
     def build(self, seed: int, arm: str | None = None) -> models.Potential:
-        """The network of an arm, freshly initialised; the same weights for the same seed in all arms."""
+        """The network of an arm, freshly initialised; the same weights for the same seed in all
+        arms.
+        """
         options = dict(self.model)
         if arm in self.vectors:
             options["vector"] = self.vectors[arm]
-        return models.build(options.pop("name"), options.pop("preset", "small"), seed=seed, **options)
+        return models.build(
+            options.pop("name"), options.pop("preset", "small"), seed=seed, **options
+        )
 
     def labelled(self, count: int, seed: int) -> tuple[Structures, Structures]:
-        """Training and validation structures of a label budget: nested in the budget, disjoint from each other."""
+        """Training and validation structures of a label budget: nested in the budget, disjoint
+        from each other.
+        """
         n_valid = max(1, round(self.valid_fraction * count))
         rows = splits.label_budget(self.train, [count], seed=seed)[count]
         drawn = np.random.default_rng((seed, count)).permutation(rows)
@@ -99,24 +118,47 @@ class Experiment:
 
 
 def run(
-    experiment: Experiment | Sequence[Experiment], progress: bool = True, client: Any = None, devices: Sequence[str] | None = None
+    experiment: Experiment | Sequence[Experiment],
+    progress: bool = True,
+    client: Any = None,
+    devices: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """All runs of one or several experiments, a row each: arm, labels, seed, errors in eV and eV/Å, steps, seconds, what failed why.
+    """All runs of one or several experiments, a row each: arm, labels, seed, errors in eV and eV/Å,
+    steps, seconds, what failed why.
 
-    A run that fails does not stop the others; its row carries the error. Runs go on from where an earlier call was stopped.
-    ``client``: a Dask client, or the address of a Dask scheduler, that does the runs instead of ``jobs`` processes here. ``devices``: the
-    GPUs for the processes, as CUDA_VISIBLE_DEVICES names them (default: all). Raises Interrupted after Ctrl-C or SIGTERM.
+    A run that fails does not stop the others; its row carries the error. Runs go on from where an
+    earlier call was stopped.
+    ``client``: a Dask client, or the address of a Dask scheduler, that does the runs instead of
+    ``jobs`` processes here. ``devices``: the GPUs for the processes, as CUDA_VISIBLE_DEVICES names
+    them (default: all). Raises Interrupted after Ctrl-C or SIGTERM.
     """
     grid = [experiment] if isinstance(experiment, Experiment) else list(experiment)
-    if len({tuple(e.columns.items()) for e in grid}) < len(grid) or len({tuple(e.columns) for e in grid}) > 1:
-        raise ConfigError("several experiments in one grid need columns of the same names that tell them apart")
+    if (
+        len({tuple(e.columns.items()) for e in grid}) < len(grid)
+        or len({tuple(e.columns) for e in grid}) > 1
+    ):
+        raise ConfigError(
+            "several experiments in one grid need columns of the same names that tell them apart"
+        )
     if client is not None:  # workers elsewhere have another working directory
         grid = [dataclasses.replace(e, store=Path(e.store).resolve()) for e in grid]
     executor = Executor(grid)
-    cells = [(i, e, count, seed) for i, e in enumerate(grid) for count in e.labels for seed in e.seeds]
-    first = [Task("pretrain", arm, seed, experiment=i) for i, e in enumerate(grid) for arm in e.objectives for seed in e.seeds]
+    cells = [
+        (i, e, count, seed) for i, e in enumerate(grid) for count in e.labels for seed in e.seeds
+    ]
+    first = [
+        Task("pretrain", arm, seed, experiment=i)
+        for i, e in enumerate(grid)
+        for arm in e.objectives
+        for seed in e.seeds
+    ]
     first += [Task("finetune", SCRATCH, seed, count, experiment=i) for i, e, count, seed in cells]
-    later = [Task("finetune", arm, seed, count, experiment=i) for i, e, count, seed in cells for arm in e.arms if arm != SCRATCH]
+    later = [
+        Task("finetune", arm, seed, count, experiment=i)
+        for i, e, count, seed in cells
+        for arm in e.arms
+        if arm != SCRATCH
+    ]
     longer = [c for c in cells if c[1].objectives and c[1].longer]
     jobs = max(e.jobs for e in grid)
     done: dict[Task, dict[str, Any]] = {}
@@ -124,14 +166,23 @@ def run(
     if client is not None:
         place: Any = scheduler.Dask(executor, client)
     else:
-        place = scheduler.Processes(executor, jobs, devices) if jobs > 1 or devices else scheduler.Serial(executor)
+        place = (
+            scheduler.Processes(executor, jobs, devices)
+            if jobs > 1 or devices
+            else scheduler.Serial(executor)
+        )
     try:
         with place:
             done |= _all(first, executor, place, bar)
-            later += [Task("finetune", LONGER, seed, n, longer_steps(e, done, i, n), i) for i, e, n, seed in longer]
+            later += [
+                Task("finetune", LONGER, seed, n, longer_steps(e, done, i, n), i)
+                for i, e, n, seed in longer
+            ]
             done |= _all(later, executor, place, bar)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped after {bar.done} of {bar.total} runs; the same call goes on from there") from None
+        raise Interrupted(
+            f"stopped after {bar.done} of {bar.total} runs; the same call goes on from there"
+        ) from None
     finally:
         bar.close()
     failed = [r for r in done.values() if r["status"] != "ok"]
@@ -145,7 +196,9 @@ def run(
 
 
 def leakage(grid: Sequence[Experiment]) -> list[str]:
-    """A line for each set to pretrain on or to train on that has structures of its experiment's test set; [] where test data are unseen."""
+    """A line for each set to pretrain on or to train on that has structures of its experiment's
+    test set; [] where test data are unseen.
+    """
     lines: dict[tuple[str, str], str] = {}
     for e in grid:
         for name, other in (("pretraining set", e.pretrain_on), ("training pool", e.train)):
@@ -155,12 +208,16 @@ def leakage(grid: Sequence[Experiment]) -> list[str]:
             if key not in lines:
                 found = splits.leakage(other, e.test)
                 where = "".join(f"{v}, " for v in e.columns.values())
-                lines[key] = f"{where}test and {name}: {found.attrs['message']}" if len(found) else ""
+                lines[key] = (
+                    f"{where}test and {name}: {found.attrs['message']}" if len(found) else ""
+                )
     return [line for line in lines.values() if line]
 
 
 class _Progress:
-    """Counts runs, and shows the count if asked to (a tqdm bar that is not shown does not count)."""
+    """Counts runs, and shows the count if asked to (a tqdm bar that is not shown does not
+    count).
+    """
 
     def __init__(self, total: int, shown: bool) -> None:
         self.done, self.total = 0, total
@@ -174,7 +231,9 @@ class _Progress:
         self.bar.close()
 
 
-def _all(tasks: Sequence[Task], executor: Executor, place: Any, bar: Any) -> dict[Task, dict[str, Any]]:
+def _all(
+    tasks: Sequence[Task], executor: Executor, place: Any, bar: Any
+) -> dict[Task, dict[str, Any]]:
     """The row of every task; what the store has is not given to anyone."""
     found = {task: row for task in tasks if (row := executor.stored(task)) is not None}
     bar.update(len(found))
@@ -183,8 +242,15 @@ def _all(tasks: Sequence[Task], executor: Executor, place: Any, bar: Any) -> dic
 
 
 def _table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.DataFrame:
-    before = {(t.experiment, t.arm, t.seed): r for t, r in done.items() if t.kind == "pretrain" and r["status"] == "ok"}
-    parts, order = [], list(dict.fromkeys([SCRATCH, LONGER, *(arm for e in grid for arm in e.arms)]))
+    before = {
+        (t.experiment, t.arm, t.seed): r
+        for t, r in done.items()
+        if t.kind == "pretrain" and r["status"] == "ok"
+    }
+    parts, order = (
+        [],
+        list(dict.fromkeys([SCRATCH, LONGER, *(arm for e in grid for arm in e.arms)])),
+    )
     for number, experiment in enumerate(grid):
         rows = []
         for task, row in done.items():
@@ -192,26 +258,38 @@ def _table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.D
                 source = experiment.arms[task.arm].pretrained_as if task.arm != LONGER else None
                 known = before.get((number, source, task.seed), {})
                 row["pretrain_seconds"] = known.get("seconds", float("nan") if source else 0.0)
-                row["pretrain_loss"] = known.get("best", float("nan"))  # best validation loss of the pretraining
+                # best validation loss of the pretraining
+                row["pretrain_loss"] = known.get("best", float("nan"))
                 rows.append(row)
         part = pd.DataFrame(rows)
-        part["arm"] = pd.Categorical(part["arm"], [a for a in order if a in set(part["arm"])], ordered=True)
+        part["arm"] = pd.Categorical(
+            part["arm"], [a for a in order if a in set(part["arm"])], ordered=True
+        )
         part = part.sort_values(["labels", "arm", "seed"])
         parts.append(part.astype({"arm": object}))
     table = pd.concat(parts, ignore_index=True)
-    table["arm"] = pd.Categorical(table["arm"], [a for a in order if a in set(table["arm"])], ordered=True)
+    table["arm"] = pd.Categorical(
+        table["arm"], [a for a in order if a in set(table["arm"])], ordered=True
+    )
     table.attrs["by"] = [*grid[0].columns, "labels"]
     return table
 
 
 def compare(
-    experiment: Experiment | Sequence[Experiment] | pd.DataFrame, metrics: Sequence[str] = METRICS, progress: bool = True, client: Any = None,
+    experiment: Experiment | Sequence[Experiment] | pd.DataFrame,
+    metrics: Sequence[str] = METRICS,
+    progress: bool = True,
+    client: Any = None,
     method: str = "t",
-) -> pd.DataFrame:  # fmt: skip
-    """Scratch against pretrained: mean, 95 % interval and paired relative change of each metric for each arm and budget.
+) -> pd.DataFrame:
+    """Scratch against pretrained: mean, 95 % interval and paired relative change of each metric for
+    each arm and budget.
 
-    Takes an `Experiment` or several (which are run, or loaded from their store; with ``client`` over Dask) or the table `run` returned;
+    Takes an `Experiment` or several (which are run, or loaded from their store; with ``client``
+    over Dask) or the table `run` returned;
     ``method`` of the intervals is "t" or "bootstrap"; see `statistics.summarise`.
     """
-    table = experiment if isinstance(experiment, pd.DataFrame) else run(experiment, progress, client)
+    table = (
+        experiment if isinstance(experiment, pd.DataFrame) else run(experiment, progress, client)
+    )
     return summarise(table, metrics, baseline=SCRATCH, by=grouping(table), method=method)

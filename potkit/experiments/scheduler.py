@@ -1,8 +1,10 @@
-"""Where the runs of a grid are done: here one after the other, in several processes (each with its GPU), or by a Dask client.
+"""Where the runs of a grid are done: here one after the other, in several processes (each with its
+GPU), or by a Dask client.
 
-All three do the same: give every task to ``function(task)`` and collect its answer, a row with a "status". A row whose status is "busy"
-(another grid does that run right now) is asked for again later. One worker's death costs its run, not the grid. When the process
-that started a grid ends, however it ends, its workers write a checkpoint and end too.
+All three do the same: give every task to ``function(task)`` and collect its answer, a row with a
+"status". A row whose status is "busy" (another grid does that run right now) is asked for again
+later. One worker's death costs its run, not the grid. When the process that started a grid ends,
+however it ends, its workers write a checkpoint and end too.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ConfigError, Interrupted
 
@@ -54,9 +57,11 @@ class Serial:
         return {task: done[task] for task in tasks}
 
 
-# -- processes ----------------------------------------------------------------------------------------------------------------
+# -- processes -----------------------------------------------------------------------------------
 def visible_devices(jobs: int) -> list[str] | None:
-    """The GPUs to spread ``jobs`` workers over, as CUDA_VISIBLE_DEVICES names them; None where there is nothing to choose."""
+    """The GPUs to spread ``jobs`` workers over, as CUDA_VISIBLE_DEVICES names them; None where
+    there is nothing to choose.
+    """
     if jobs < 2:
         return None
     import torch
@@ -69,9 +74,13 @@ def visible_devices(jobs: int) -> list[str] | None:
 
 
 class Processes:
-    """``jobs`` processes that get ``function`` once; worker i sees only the GPU ``devices[i % n]`` (default: all GPUs in turn)."""
+    """``jobs`` processes that get ``function`` once; worker i sees only the GPU ``devices[i %
+    n]`` (default: all GPUs in turn).
+    """
 
-    def __init__(self, function: Callable[[Any], Row], jobs: int, devices: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, function: Callable[[Any], Row], jobs: int, devices: Sequence[str] | None = None
+    ) -> None:
         self.function, self.jobs = function, jobs
         self.devices = visible_devices(jobs) if devices is None else [str(d) for d in devices]
         self.workers: dict[connection.Connection, _Worker] = {}
@@ -79,7 +88,8 @@ class Processes:
     def __enter__(self) -> Processes:
         self.old = None
         if threading.current_thread() is threading.main_thread():
-            self.old = signal.signal(signal.SIGTERM, _as_interrupt)  # so that `kill` ends the workers in order, as Ctrl-C does
+            # so that `kill` ends the workers in order, as Ctrl-C does
+            self.old = signal.signal(signal.SIGTERM, _as_interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -96,7 +106,9 @@ class Processes:
                 signal.signal(signal.SIGTERM, self.old)
 
     def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
-        """As `Serial.map`. A worker that dies (killed, out of memory) makes its run a failed one and is replaced."""
+        """As `Serial.map`. A worker that dies (killed, out of memory) makes its run a failed one
+        and is replaced.
+        """
         queue, later, done = deque(tasks), [], {}
         while len(done) < len(tasks):
             now = time.monotonic()
@@ -123,7 +135,9 @@ class Processes:
         if len(self.workers) >= self.jobs:
             return None
         slot = min(set(range(self.jobs)) - {w.slot for w in self.workers.values()})
-        worker = _Worker(self.function, slot, max(1, (os.cpu_count() or 1) // self.jobs), self.devices)
+        worker = _Worker(
+            self.function, slot, max(1, (os.cpu_count() or 1) // self.jobs), self.devices
+        )
         self.workers[worker.connection] = worker
         return worker
 
@@ -136,7 +150,10 @@ class Processes:
             worker.process.join()
             code = worker.process.exitcode
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            return worker.task, {"status": "failed", "error": f"the process of this run died ({how}); was memory short?"}
+            return worker.task, {
+                "status": "failed",
+                "error": f"the process of this run died ({how}); was memory short?",
+            }
         if stopped is not None:
             raise Interrupted(stopped)
         task, worker.task = worker.task, None
@@ -150,8 +167,11 @@ def _as_interrupt(*_: object) -> None:
 class _Worker:
     """One process, seen from the one that started it."""
 
-    def __init__(self, function: Callable[[Any], Row], slot: int, threads: int, devices: Sequence[str] | None) -> None:
-        context = get_context("spawn")  # forked children of a process that used CUDA or threads may hang
+    def __init__(
+        self, function: Callable[[Any], Row], slot: int, threads: int, devices: Sequence[str] | None
+    ) -> None:
+        # forked children of a process that used CUDA or threads may hang
+        context = get_context("spawn")
         self.slot, self.task = slot, None
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function, threads), daemon=True)
@@ -191,7 +211,8 @@ def _environment(**values: str | None) -> Iterator[None]:
 def _serve(tasks: connection.Connection, function: Callable[[Any], Row], threads: int) -> None:
     """What a worker does: answer tasks until the other side closes."""
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C in the terminal goes to the starter alone, which then asks us once to stop
+        # Ctrl-C in the terminal goes to the starter alone, which then asks us once to stop
+        os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if "torch" in sys.modules:  # unpickling the function has imported what it needs
         sys.modules["torch"].set_num_threads(threads)
@@ -213,7 +234,9 @@ def _serve(tasks: connection.Connection, function: Callable[[Any], Row], threads
 
 
 def _end_with_parent() -> None:
-    """Wait until the process that started this one is gone; then write a last checkpoint and end."""
+    """Wait until the process that started this one is gone; then write a last checkpoint and
+    end.
+    """
     starter = parent_process()
     if starter is None:
         return
@@ -224,9 +247,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-# -- Dask ---------------------------------------------------------------------------------------------------------------------
+# -- Dask ----------------------------------------------------------------------------------------
 class Dask:
-    """Hands tasks to a `distributed.Client`. All workers must see the run store under the same path."""
+    """Hands tasks to a `distributed.Client`. All workers must see the run store under the same
+    path.
+    """
 
     def __init__(self, function: Callable[[Any], Row], client: Any) -> None:
         self.client = connect(client) if isinstance(client, str) else client
@@ -242,7 +267,9 @@ class Dask:
             self.client.close()
 
     def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
-        """As `Serial.map`; what a lost Dask worker did is done again by another, as Dask's settings say."""
+        """As `Serial.map`; what a lost Dask worker did is done again by another, as Dask's
+        settings say.
+        """
         from dask.distributed import as_completed
 
         pending = {self.client.submit(_call, self.remote, task, pure=False): task for task in tasks}
@@ -253,7 +280,10 @@ class Dask:
                 try:
                     row = future.result()
                 except Exception as error:  # the worker's end, not the run's: those are rows
-                    row = {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+                    row = {
+                        "status": "failed",
+                        "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                    }
                 if row["status"] == "busy":
                     time.sleep(PAUSE / 5)
                     again = self.client.submit(_call, self.remote, task, pure=False)
@@ -273,7 +303,9 @@ def _call(function: Callable[[Any], Row], task: Any) -> Row:
 
 
 def connect(address: str) -> Any:
-    """A Dask client of the scheduler at ``address``. Raises ConfigError where Dask is missing or nobody answers."""
+    """A Dask client of the scheduler at ``address``. Raises ConfigError where Dask is missing or
+    nobody answers.
+    """
     try:
         from dask.distributed import Client
     except ImportError:
@@ -281,4 +313,6 @@ def connect(address: str) -> Any:
     try:
         return Client(address, timeout="10s")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no Dask scheduler answers at {address} ({' '.join(str(error).split())[:200]})") from None
+        raise ConfigError(
+            f"no Dask scheduler answers at {address} ({' '.join(str(error).split())[:200]})"
+        ) from None

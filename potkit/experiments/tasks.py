@@ -2,7 +2,8 @@
 
     STORE/pretrain-HASH     a pretraining; every arm that starts from it uses the same
     STORE/finetune-HASH     a fine-tuning; beside it test-HASH.json with its errors on a test set
-    STORE/longer-HASH.json  how many steps "scratch-longer" has: measured once, so that an interrupted grid goes on as it began
+    STORE/longer-HASH.json  how many steps "scratch-longer" has: measured once, so that an
+    interrupted grid goes on as it began
 The hashes are those of all that decides the numbers: network, data, objective, settings, start.
 """
 
@@ -11,18 +12,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 
-from .arms import SCRATCH
 from ..errors import Busy, ConfigError, Interrupted, PotkitError
-from ..training.evaluation import evaluate
-from ..training.run_folder import Run, identity_hash
 from ..structures.storage import replacing
+from ..training.evaluation import evaluate
 from ..training.loop import finetune, pretrain
+from ..training.run_folder import Run, identity_hash
+from .arms import SCRATCH
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One run. ``steps`` replaces the config's (scratch-longer); ``experiment`` counts where several are run together."""
+    """One run. ``steps`` replaces the config's (scratch-longer); ``experiment`` counts where
+    several are run together.
+    """
 
     kind: str  # "pretrain" or "finetune"
     arm: str
@@ -47,7 +51,8 @@ class Executor:
         self.experiments = list(experiments)
 
     def __call__(self, task: Task) -> dict[str, Any]:
-        """Run (or find) one task: a row with status "ok", "failed" with the error in one line, or "busy" if another process has it.
+        """Run (or find) one task: a row with status "ok", "failed" with the error in one line, or
+        "busy" if another process has it.
 
         Raises Interrupted after Ctrl-C or SIGTERM, which end the grid.
         """
@@ -61,13 +66,24 @@ class Executor:
             return row | {"status": "busy", "error": str(error)}
         except PotkitError as error:
             return row | {"status": "failed", "error": str(error)}
-        except Exception as error:  # a bug or the machine: keep the other runs going, but say what it was
-            return row | {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        except Exception as error:
+            # a bug or the machine: keep the other runs going, but say what it was
+            return row | {
+                "status": "failed",
+                "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            }
 
     def row(self, task: Task) -> dict[str, Any]:
         """What is known of a task before it is done."""
         columns = self.experiments[task.experiment].columns
-        return {**columns, "arm": task.arm, "labels": task.labels, "seed": task.seed, "status": "ok", "error": None}
+        return {
+            **columns,
+            "arm": task.arm,
+            "labels": task.labels,
+            "seed": task.seed,
+            "status": "ok",
+            "error": None,
+        }
 
     def stored(self, task: Task) -> dict[str, Any] | None:
         """The row of a finished task, if the store has it."""
@@ -77,13 +93,17 @@ class Executor:
                 folder = pretrain_folder(experiment, task.arm, task.seed)
                 found = _summary(json.loads((folder / "summary.json").read_text()), folder)
                 return self.row(task) | found if (folder / "best.safetensors").is_file() else None
-            result = finetune_folder(experiment, task) / f"test-{experiment.test.fingerprint()}.json"
+            result = (
+                finetune_folder(experiment, task) / f"test-{experiment.test.fingerprint()}.json"
+            )
             return self.row(task) | json.loads(result.read_text())
-        except (OSError, ValueError, KeyError):  # not there, or not whole: the run itself will say what is wrong
+        except (OSError, ValueError, KeyError):
+            # not there, or not whole: the run itself will say what is wrong
             return None
 
 
-_building = threading.Lock()  # seeded weights pass through torch's one generator, and a Dask worker may have several threads
+# seeded weights pass through torch's one generator, and a Dask worker may have several threads
+_building = threading.Lock()
 
 
 def _model(experiment: Experiment, seed: int, arm: str | None = None):
@@ -99,15 +119,23 @@ def pretrain_folder(experiment: Experiment, arm: str, seed: int) -> Path:
     """Where the pretraining that ``arm`` starts from lies."""
     arm = experiment.arms[arm].pretrained_as
     config = experiment.pretrain_config.replace(seed=seed)
-    return _folder(experiment, "pretrain", {
-        "model": experiment.model, "vector": experiment.vectors.get(arm), "objective": experiment.objectives[arm].to_dict(),
-        "data": experiment.pretrain_on.fingerprint(), "config": config.identity(),
-    })  # fmt: skip
+    return _folder(
+        experiment,
+        "pretrain",
+        {
+            "model": experiment.model,
+            "vector": experiment.vectors.get(arm),
+            "objective": experiment.objectives[arm].to_dict(),
+            "data": experiment.pretrain_on.fingerprint(),
+            "config": config.identity(),
+        },
+    )
 
 
 def _settings(experiment: Experiment, task: Task):
     changes = {"seed": task.seed} | ({"steps": task.steps, "epochs": None} if task.steps else {})
-    arm = experiment.arms.get(task.arm, experiment.arms[SCRATCH])  # scratch-longer is scratch with other steps
+    # scratch-longer is scratch with other steps
+    arm = experiment.arms.get(task.arm, experiment.arms[SCRATCH])
     return experiment.finetune_config.replace(**arm.finetune, **changes), arm
 
 
@@ -117,10 +145,19 @@ def finetune_folder(experiment: Experiment, task: Task) -> Path:
     train, valid = experiment.labelled(task.labels, task.seed)
     init = pretrain_folder(experiment, arm.name, task.seed).name if arm.pretrained_as else None
     more = {"parts": arm.parts} if arm.parts != ("backbone",) else {}
-    return _folder(experiment, "finetune", more | {
-        "model": experiment.model, "init": init, "train": train.fingerprint(), "valid": valid.fingerprint(),
-        "objective": experiment.supervised.to_dict(), "config": config.identity(),
-    })  # fmt: skip
+    return _folder(
+        experiment,
+        "finetune",
+        more
+        | {
+            "model": experiment.model,
+            "init": init,
+            "train": train.fingerprint(),
+            "valid": valid.fingerprint(),
+            "objective": experiment.supervised.to_dict(),
+            "config": config.identity(),
+        },
+    )
 
 
 def _summary(summary: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -142,33 +179,58 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
     init = pretrain_folder(experiment, arm.name, task.seed) if arm.pretrained_as else None
     train, valid = experiment.labelled(task.labels, task.seed)
     model = _model(experiment, task.seed)
-    done: Run = finetune(model, train, valid, config.replace(progress=False), init, folder, experiment.supervised, parts=arm.parts)
+    done: Run = finetune(
+        model,
+        train,
+        valid,
+        config.replace(progress=False),
+        init,
+        folder,
+        experiment.supervised,
+        parts=arm.parts,
+    )
     scores = evaluate(done.model, experiment.test)
     errors = scores.to_dict()
-    row = _summary(done.summary, done.path) | {k: v for k, v in errors.items() if k != "n_structures"} | {"n_test": scores.n_structures}
+    row = (
+        _summary(done.summary, done.path)
+        | {k: v for k, v in errors.items() if k != "n_structures"}
+        | {"n_test": scores.n_structures}
+    )
     with replacing(result) as temporary:
         temporary.write_text(json.dumps(row))
     return row
 
 
-def longer_steps(experiment: Experiment, done: dict[Task, dict[str, Any]], number: int, labels: int) -> int:
+def longer_steps(
+    experiment: Experiment, done: dict[Task, dict[str, Any]], number: int, labels: int
+) -> int:
     """Fine-tuning steps of scratch-longer at a label budget.
 
-    In steps: the pretraining's on top. In time: as many steps as the dearest pretraining (mean over seeds) lasted, at the scratch arm's
-    seconds per step. Times vary from one measurement to the next, so the first one of a complete grid is kept in the store.
+    In steps: the pretraining's on top. In time: as many steps as the dearest pretraining (mean over
+    seeds) lasted, at the scratch arm's seconds per step. Times vary from one measurement to the
+    next, so the first one of a complete grid is kept in the store.
     """
-    own = experiment.finetune_config.total_steps(len(experiment.labelled(labels, experiment.seeds[0])[0]))
+    own = experiment.finetune_config.total_steps(
+        len(experiment.labelled(labels, experiment.seeds[0])[0])
+    )
     mine = {t: r for t, r in done.items() if t.experiment == number and r["status"] == "ok"}
     pretrainings: dict[str, list[dict]] = {}
     for task, row in mine.items():
         if task.kind == "pretrain":
             pretrainings.setdefault(task.arm, []).append(row)
-    scratch = [r for t, r in mine.items() if t.kind == "finetune" and t.arm == SCRATCH and t.labels == labels]
+    scratch = [
+        r
+        for t, r in mine.items()
+        if t.kind == "finetune" and t.arm == SCRATCH and t.labels == labels
+    ]
     if not pretrainings or not scratch:
         return own
     if experiment.longer == "steps":
         return own + max(rows[0]["steps"] for rows in pretrainings.values())
-    measured = {"pretrain": sorted(r["run"] for rows in pretrainings.values() for r in rows), "scratch": sorted(r["run"] for r in scratch)}
+    measured = {
+        "pretrain": sorted(r["run"] for rows in pretrainings.values() for r in rows),
+        "scratch": sorted(r["run"] for r in scratch),
+    }
     path = Path(experiment.store) / f"longer-{identity_hash(measured)}.json"
     with FileLock(path.with_suffix(".lock")):
         if path.is_file():
@@ -176,11 +238,25 @@ def longer_steps(experiment: Experiment, done: dict[Task, dict[str, Any]], numbe
                 return own + int(json.loads(path.read_text())["steps"])
             except (ValueError, KeyError):
                 raise ConfigError(f"{path}: not readable; delete it to measure anew") from None
-        seconds = max(float(np.mean([r["seconds"] for r in rows])) for rows in pretrainings.values())
+        seconds = max(
+            float(np.mean([r["seconds"] for r in rows])) for rows in pretrainings.values()
+        )
         per_step = float(np.mean([r["seconds"] / r["steps"] for r in scratch]))
         steps = int(float(f"{seconds / per_step:.2g}"))
-        complete = len(scratch) == len(experiment.seeds) and all(len(r) == len(experiment.seeds) for r in pretrainings.values())
+        complete = len(scratch) == len(experiment.seeds) and all(
+            len(r) == len(experiment.seeds) for r in pretrainings.values()
+        )
         if complete and len(pretrainings) == len(experiment.objectives):
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps({"steps": steps, "seconds": seconds, "seconds_per_step": per_step, **measured}, indent=1))
+                temporary.write_text(
+                    json.dumps(
+                        {
+                            "steps": steps,
+                            "seconds": seconds,
+                            "seconds_per_step": per_step,
+                            **measured,
+                        },
+                        indent=1,
+                    )
+                )
         return own + steps

@@ -1,34 +1,43 @@
-"""Uncertainty from ensembles: how far networks of several seeds disagree, and whether that tells how wrong they are.
+"""Uncertainty from ensembles: how far networks of several seeds disagree, and whether that tells
+how wrong they are.
 
-The denoise paper asks (S6) how repeatable fine-tuned networks are; the same runs, which differ in initial heads, order of the data and
-the draw of labels, make an ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474). With M members and their predictions y_m
+The denoise paper asks (S6) how repeatable fine-tuned networks are; the same runs, which differ in
+initial heads, order of the data and the draw of labels, make an ensemble (Lakshminarayanan et al.
+2017, arXiv 1612.01474). With M members and their predictions y_m
     mean ȳ = Σ y_m / M,   spread s = √(Σ (y_m − ȳ)² / (M − 1)),   error e = ȳ − label
-- correlation: of |e| with s, by ranks (Spearman) and of their logarithms (Pearson). A Gaussian error of known, varying scale does
+- correlation: of |e| with s, by ranks (Spearman) and of their logarithms (Pearson). A Gaussian
+  error of known, varying scale does
   not reach 1.
-- coverage: the share of labels within k(p)·s·``scale`` of the mean, where k(p) encloses the probability p. If the label were one more draw
-  from what the members are drawn from (Gaussian), e/(s √(1 + 1/M)) would follow Student's t with M − 1 degrees of freedom, whose k
-  is larger than the Gaussian's where members are few: of three, one spread encloses 0.52, not 0.68. Calibration is perfect where the
-  share equals p; the miscalibration area is the mean of |share − p| over p (Tran et al. 2020, arXiv 1912.10066): 0 to about 0.5.
-- ``scale``: median(|e|/s)/k(½), the factor that brings the spreads up to the errors (all members may be wrong together); found on
-  other data than it is judged on. Not √mean(e²/s²): with three members 1/s² has no mean, and a few small spreads decide.
+- coverage: the share of labels within k(p)·s·``scale`` of the mean, where k(p) encloses the
+  probability p. If the label were one more draw
+  from what the members are drawn from (Gaussian), e/(s √(1 + 1/M)) would follow Student's t with M
+  − 1 degrees of freedom, whose k is larger than the Gaussian's where members are few: of three, one
+  spread encloses 0.52, not 0.68. Calibration is perfect where the share equals p; the
+  miscalibration area is the mean of |share − p| over p (Tran et al. 2020, arXiv 1912.10066): 0 to
+  about 0.5.
+- ``scale``: median(|e|/s)/k(½), the factor that brings the spreads up to the errors (all members
+  may be wrong together); found on
+  other data than it is judged on. Not √mean(e²/s²): with three members 1/s² has no mean, and a few
+  small spreads decide.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..training import checkpoints
 from ..errors import ConfigError, DataError
-from ..training.evaluation import predict
 from ..models import Potential
-from .statistics import grouping
 from ..structures.store import Structures
+from ..training import checkpoints
+from ..training.evaluation import predict
+from .statistics import grouping
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -39,7 +48,9 @@ FLOOR = 1e-12  # spreads below this (eV or eV/Å) are taken for this
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """What the members of an ensemble say of ``structures``: mean and spread, in eV (energies, [S]) and eV/Å (forces, [A, 3])."""
+    """What the members of an ensemble say of ``structures``: mean and spread, in eV (energies,
+    [S]) and eV/Å (forces, [A, 3]).
+    """
 
     members: int
     structures: Structures
@@ -49,23 +60,34 @@ class Ensemble:
     forces_spread: np.ndarray | None  # [A, 3]
 
     def errors(self, quantity: str = "forces") -> tuple[np.ndarray, np.ndarray]:
-        """Errors of the mean and spreads, flat: of energies [S], or of all components of forces [3A]. Raises DataError without labels."""
+        """Errors of the mean and spreads, flat: of energies [S], or of all components of forces
+        [3A]. Raises DataError without labels.
+        """
         if quantity not in ("energy", "forces"):
             raise ConfigError(f"quantity must be 'energy' or 'forces', got {quantity!r}")
         label = getattr(self.structures, quantity)
         mean = getattr(self, quantity)
         if label is None or mean is None:
-            raise DataError(f"{self.structures.info.get('name', 'structures')}: no {quantity} to compare the ensemble with")
+            raise DataError(
+                f"{self.structures.info.get('name', 'structures')}: no {quantity} to compare the ensemble with"
+            )
         spread = np.maximum(getattr(self, f"{quantity}_spread"), FLOOR)
         return (mean - np.asarray(label, np.float64)).ravel(), spread.ravel()
 
     def table(self) -> pd.DataFrame:
-        """A row per structure: system, atoms, error and spread of the energy (eV); root mean squares over its atoms for forces (eV/Å)."""
+        """A row per structure: system, atoms, error and spread of the energy (eV); root mean
+        squares over its atoms for forces (eV/Å).
+        """
         s = self.structures
-        rows = {"system": np.array(s.system_names())[s.system], "atoms": s.n_atoms, "energy_spread": self.energy_spread}
+        rows = {
+            "system": np.array(s.system_names())[s.system],
+            "atoms": s.n_atoms,
+            "energy_spread": self.energy_spread,
+        }
         if s.energy is not None:
             rows["energy_error"] = self.energy - s.energy
         if self.forces is not None:
+
             def rms(x: np.ndarray) -> np.ndarray:
                 return np.sqrt(np.add.reduceat(np.square(x).sum(1), s.ptr[:-1]) / (3 * s.n_atoms))
 
@@ -76,9 +98,14 @@ class Ensemble:
 
 
 def ensemble(
-    members: Sequence[Potential | str | Path], structures: Structures, batch_size: int = 64, device: str | None = None
+    members: Sequence[Potential | str | Path],
+    structures: Structures,
+    batch_size: int = 64,
+    device: str | None = None,
 ) -> Ensemble:
-    """Predictions of ``members`` (networks, checkpoints or run folders) for ``structures``. Raises ConfigError for fewer than two."""
+    """Predictions of ``members`` (networks, checkpoints or run folders) for ``structures``.
+    Raises ConfigError for fewer than two.
+    """
     if len(members) < 2:
         raise ConfigError(f"an ensemble needs at least two networks, got {len(members)}")
     outputs = ("energy", "forces") if structures.forces is not None else ("energy",)
@@ -92,11 +119,17 @@ def ensemble(
 
 
 def from_runs(
-    runs: pd.DataFrame, store: str | Path, structures: Structures, by: Sequence[str] | None = None, device: str | None = None
+    runs: pd.DataFrame,
+    store: str | Path,
+    structures: Structures,
+    by: Sequence[str] | None = None,
+    device: str | None = None,
 ) -> dict[tuple, Ensemble]:
-    """The ensembles over seeds in a table of `experiments.run`, with the networks in ``store``: (labels, arm) -> Ensemble.
+    """The ensembles over seeds in a table of `experiments.run`, with the networks in ``store``:
+    (labels, arm) -> Ensemble.
 
-    ``by``: further columns that tell experiments apart, put first in the keys. Groups with fewer than two finished runs are left out.
+    ``by``: further columns that tell experiments apart, put first in the keys. Groups with fewer
+    than two finished runs are left out.
     Raises CheckpointError where the store does not have a run any more.
     """
     by = grouping(runs) if by is None else list(by)
@@ -104,44 +137,67 @@ def from_runs(
     found = {}
     for key, part in good.groupby([*by, "arm"], sort=False, observed=True):
         if len(part) > 1:
-            found[key] = ensemble([Path(store) / run for run in part["run"]], structures, device=device)
+            found[key] = ensemble(
+                [Path(store) / run for run in part["run"]], structures, device=device
+            )
     return found
 
 
 def enclosing(levels: np.ndarray | float, members: int | None = None) -> np.ndarray:
-    """k(p): how many spreads enclose the label with probability p; of a Gaussian known exactly where ``members`` is None."""
+    """k(p): how many spreads enclose the label with probability p; of a Gaussian known exactly
+    where ``members`` is None.
+    """
     upper = 0.5 + np.asarray(levels) / 2
-    return stats.norm.ppf(upper) if members is None else stats.t.ppf(upper, members - 1) * np.sqrt(1.0 + 1.0 / members)
+    return (
+        stats.norm.ppf(upper)
+        if members is None
+        else stats.t.ppf(upper, members - 1) * np.sqrt(1.0 + 1.0 / members)
+    )
 
 
 def scale(error: np.ndarray, spread: np.ndarray, members: int | None = None) -> float:
-    """By what spreads must be multiplied for half of the errors to lie where half of them should; 1 where that is so already."""
+    """By what spreads must be multiplied for half of the errors to lie where half of them
+    should; 1 where that is so already.
+    """
     return float(np.median(np.abs(error) / np.maximum(spread, FLOOR)) / enclosing(0.5, members))
 
 
-def coverage(error: np.ndarray, spread: np.ndarray, members: int | None = None, levels: np.ndarray = LEVELS) -> pd.DataFrame:
+def coverage(
+    error: np.ndarray, spread: np.ndarray, members: int | None = None, levels: np.ndarray = LEVELS
+) -> pd.DataFrame:
     """A row per probability p of ``levels``: k(p) and the share of |e| ≤ k·s."""
     k = enclosing(levels, members)
     ratio = np.abs(error) / np.maximum(spread, FLOOR)
-    return pd.DataFrame({"expected": levels, "k": k, "observed": [float(np.mean(ratio <= x)) for x in k]})
+    return pd.DataFrame(
+        {"expected": levels, "k": k, "observed": [float(np.mean(ratio <= x)) for x in k]}
+    )
 
 
 def binned(error: np.ndarray, spread: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """Equally filled bins of rising spread: rms spread, rms error, and the number of values in each. A calibrated ensemble has both equal."""
+    """Equally filled bins of rising spread: rms spread, rms error, and the number of values in
+    each. A calibrated ensemble has both equal.
+    """
     order = np.array_split(np.argsort(spread, kind="stable"), min(bins, len(spread)))
-    rms = [[float(np.sqrt(np.mean(np.square(x[part])))) for x in (spread, error)] + [len(part)] for part in order]
+    rms = [
+        [float(np.sqrt(np.mean(np.square(x[part])))) for x in (spread, error)] + [len(part)]
+        for part in order
+    ]
     return pd.DataFrame(rms, columns=["spread", "error", "values"])
 
 
 def summarise(
-    ensembles: Ensemble | dict[tuple, Ensemble], quantity: str = "forces", calibrate_on: float = 0.5, seed: int = 0,
+    ensembles: Ensemble | dict[tuple, Ensemble],
+    quantity: str = "forces",
+    calibrate_on: float = 0.5,
+    seed: int = 0,
     names: Sequence[str] = ("labels", "arm"),
-) -> pd.DataFrame:  # fmt: skip
-    """A row per ensemble (whose key's parts are called ``names``): error and spread (rms), their correlation, coverage at one and two
-    spreads, miscalibration area, scale.
+) -> pd.DataFrame:
+    """A row per ensemble (whose key's parts are called ``names``): error and spread (rms), their
+    correlation, coverage at one and two spreads, miscalibration area, scale.
 
-    Errors and spreads in eV or eV/Å. ``scale`` is found on a share ``calibrate_on`` of the structures drawn with ``seed``, and all else is
-    judged on the rest, ``…_scaled`` with that factor. Raises DataError where there are fewer than four structures to share out.
+    Errors and spreads in eV or eV/Å. ``scale`` is found on a share ``calibrate_on`` of the
+    structures drawn with ``seed``, and all else is judged on the rest, ``…_scaled`` with that
+    factor. Raises DataError where there are fewer than four structures to share out.
     """
     if isinstance(ensembles, Ensemble):
         ensembles = {(): ensembles}
@@ -151,29 +207,49 @@ def summarise(
         if n < 4:
             raise DataError(f"calibration needs at least 4 labelled structures, got {n}")
         error, spread = one.errors(quantity)
-        owner = np.arange(n) if quantity == "energy" else np.repeat(np.arange(n), 3 * one.structures.n_atoms)
+        owner = (
+            np.arange(n)
+            if quantity == "energy"
+            else np.repeat(np.arange(n), 3 * one.structures.n_atoms)
+        )
         chosen = np.zeros(n, bool)
         chosen[np.random.default_rng(seed).permutation(n)[: max(1, round(calibrate_on * n))]] = True
         first = chosen[owner]
         factor = scale(error[first], spread[first], one.members)
         e, s = error[~first], spread[~first]
         plain, scaled = coverage(e, s, one.members), coverage(e, factor * s, one.members)
-        rows.append(dict(zip(names, key)) | {
-            "quantity": quantity, "members": one.members, "values": len(e),
-            "rmse": float(np.sqrt(np.mean(e**2))), "rms_spread": float(np.sqrt(np.mean(s**2))),
-            "spearman": float(stats.spearmanr(np.abs(e), s).statistic),
-            "log_pearson": float(stats.pearsonr(np.log(np.abs(e) + FLOOR), np.log(s)).statistic),
-            "within_1": float(np.mean(np.abs(e) <= s)), "within_2": float(np.mean(np.abs(e) <= 2 * s)),
-            "area": float(np.mean(np.abs(plain["observed"] - plain["expected"]))), "scale": factor,
-            "area_scaled": float(np.mean(np.abs(scaled["observed"] - scaled["expected"]))),
-        })  # fmt: skip
+        rows.append(
+            dict(zip(names, key))
+            | {
+                "quantity": quantity,
+                "members": one.members,
+                "values": len(e),
+                "rmse": float(np.sqrt(np.mean(e**2))),
+                "rms_spread": float(np.sqrt(np.mean(s**2))),
+                "spearman": float(stats.spearmanr(np.abs(e), s).statistic),
+                "log_pearson": float(
+                    stats.pearsonr(np.log(np.abs(e) + FLOOR), np.log(s)).statistic
+                ),
+                "within_1": float(np.mean(np.abs(e) <= s)),
+                "within_2": float(np.mean(np.abs(e) <= 2 * s)),
+                "area": float(np.mean(np.abs(plain["observed"] - plain["expected"]))),
+                "scale": factor,
+                "area_scaled": float(np.mean(np.abs(scaled["observed"] - scaled["expected"]))),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def of_experiments(experiments: Sequence[Experiment], runs: pd.DataFrame, quantities: Sequence[str] = ("forces", "energy")) -> pd.DataFrame:
-    """`summarise` for every arm and label budget of finished experiments, on their test sets, with their columns first.
+def of_experiments(
+    experiments: Sequence[Experiment],
+    runs: pd.DataFrame,
+    quantities: Sequence[str] = ("forces", "energy"),
+) -> pd.DataFrame:
+    """`summarise` for every arm and label budget of finished experiments, on their test sets, with
+    their columns first.
 
-    ``runs`` is the table of `experiments.run`. Quantities the test set has no labels for are left out, and so are single seeds.
+    ``runs`` is the table of `experiments.run`. Quantities the test set has no labels for are left
+    out, and so are single seeds.
     """
     tables = []
     for experiment in experiments:

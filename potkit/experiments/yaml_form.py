@@ -1,30 +1,33 @@
-"""An experiment written down in YAML: what `potkit compare FILE` runs and what a stored result names as its origin.
+"""An experiment written down in YAML: what `potkit compare FILE` runs and what a stored result
+names as its origin.
 
-    name: alkanes-to-3bpa
-    model: {name: egnn, preset: small}
-    pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}        # a registered set or a file; limit in eV, optional
-    train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
-                                  # or {data: ani-mini, part: {fractions: [0.8, 0.2], by: system, index: 0}}: see SplitPart
-    test: {data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz, without: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
-    labels: [50, 200]
-    seeds: [0, 1, 2]
-    arms:                                                       # name: objective and its settings; or a variant (see potkit.arms)
-      denoise 0.1 Å: {objective: denoise, sigma: 0.1}
-      frozen first: {like: denoise 0.1 Å, freeze: 0.3}
-      layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
-    pretrain: {steps: 4000, batch_size: 32}                     # TrainConfig
-    finetune: {steps: 600, batch_size: 8}
-    supervised: {energy: 1, forces: 10}                         # optional
-    longer: time                                                # optional; time, steps or null
-    vectors: {denoise 0.1 Å: gradient}                          # optional; read-out an arm is pretrained with
-    parts: {denoise 0.1 Å: [backbone, energy_head]}             # optional; what an arm takes over (default: the backbone)
-    grid:                                                       # optional; a column each, all combinations; what differs from above:
-      network:                                                  # settings are added to pretrain, finetune, supervised, arms, vectors and
-        egnn: {}                                                # parts, all else is replaced
-        et: {model: {name: torchmd_et, preset: small}, finetune: {lr: 1.0e-3}}
-      data:
-        3bpa: {}
-        dipeptides: {train: {data: …}, test: {data: …}, labels: [25, 100]}
+name: alkanes-to-3bpa
+model: {name: egnn, preset: small}
+pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}        # a registered set or a file; limit in eV, optional
+train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
+                              # or {data: ani-mini, part: {fractions: [0.8, 0.2], by: system, index:
+                              0}}: see SplitPart
+test: {data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz, without:
+$POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
+labels: [50, 200]
+seeds: [0, 1, 2]
+arms:                                                       # name: objective and its settings; or a variant (see potkit.arms)
+  denoise 0.1 Å: {objective: denoise, sigma: 0.1}
+  frozen first: {like: denoise 0.1 Å, freeze: 0.3}
+  layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
+pretrain: {steps: 4000, batch_size: 32}                     # TrainConfig
+finetune: {steps: 600, batch_size: 8}
+supervised: {energy: 1, forces: 10}                         # optional
+longer: time                                                # optional; time, steps or null
+vectors: {denoise 0.1 Å: gradient}                          # optional; read-out an arm is pretrained with
+parts: {denoise 0.1 Å: [backbone, energy_head]}             # optional; what an arm takes over (default: the backbone)
+grid:                                                       # optional; a column each, all combinations; what differs from above:
+  network:                                                  # settings are added to pretrain, finetune, supervised, arms, vectors and
+    egnn: {}                                                # parts, all else is replaced
+    et: {model: {name: torchmd_et, preset: small}, finetune: {lr: 1.0e-3}}
+  data:
+    3bpa: {}
+    dipeptides: {train: {data: …}, test: {data: …}, labels: [25, 100]}
 """
 
 from __future__ import annotations
@@ -39,16 +42,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import datasets, objectives
-from ..training.config import TrainConfig
 from ..datasets import splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
-from .experiment import Experiment
 from ..structures.store import Structures
+from ..training.config import TrainConfig
+from .experiment import Experiment
 
 
 def named_or_file(data: str) -> Structures:
-    """A registered set by its name, else the structures at a path; $VARIABLES of the environment are filled in."""
+    """A registered set by its name, else the structures at a path; $VARIABLES of the environment
+    are filled in.
+    """
     path = os.path.expandvars(data)
     if "$" in path:
         raise DataError(f"{data}: set the environment variable it names")
@@ -58,7 +63,9 @@ def named_or_file(data: str) -> Structures:
 
 
 class SplitPart(BaseModel):
-    """Part ``index`` of a split into ``fractions``: the training half and the test half of one set name the same split."""
+    """Part ``index`` of a split into ``fractions``: the training half and the test half of one
+    set name the same split.
+    """
 
     model_config = ConfigDict(extra="forbid")
     fractions: list[float]
@@ -83,10 +90,13 @@ class DataSpec(BaseModel):
     systems: list[str] | None = None
     limit: int | None = None  # at most so many structures, drawn with seed 0
     part: SplitPart | None = None  # one part of a split
-    without: str | None = None  # leave out what is also in this set (same system and geometry): a test set must be unseen
+    # leave out what is also in this set (same system and geometry): a test set must be unseen
+    without: str | None = None
 
     def load(self) -> Structures:
-        """The structures. Raises DataError where a variable is not set, nothing is found or nothing is left."""
+        """The structures. Raises DataError where a variable is not set, nothing is found or
+        nothing is left.
+        """
         found = named_or_file(self.data)
         if self.near_minimum is not None:
             found = near_minimum(found, self.near_minimum)
@@ -94,7 +104,9 @@ class DataSpec(BaseModel):
             names = found.system_names()
             missing = [s for s in self.systems if s not in names]
             if missing:
-                raise DataError(f"{self.data}: no system {missing[0]!r}; there are {', '.join(names[:10])} …")
+                raise DataError(
+                    f"{self.data}: no system {missing[0]!r}; there are {', '.join(names[:10])} …"
+                )
             found = found[[names[i] in self.systems for i in found.system]]
         if self.without is not None:
             leaked = splits.leakage(named_or_file(self.without), found)["b"]
@@ -108,11 +120,14 @@ class DataSpec(BaseModel):
         return found
 
 
-ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts")  # in a grid added to, not replaced
+# in a grid added to, not replaced
+ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts")
 
 
 class ExperimentSpec(BaseModel):
-    """The fields of the module's example but ``grid``; `experiment` turns them into an `Experiment`."""
+    """The fields of the module's example but ``grid``; `experiment` turns them into an
+    `Experiment`.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -132,9 +147,15 @@ class ExperimentSpec(BaseModel):
     parts: dict[str, list[str]] = {}
 
     def experiment(
-        self, store: str | Path = "runs/store", jobs: int = 1, loaded: dict[str, Structures] | None = None, **changes: Any
+        self,
+        store: str | Path = "runs/store",
+        jobs: int = 1,
+        loaded: dict[str, Structures] | None = None,
+        **changes: Any,
     ) -> Experiment:
-        """Load the data (or find it in ``loaded``) and check every setting; raises ConfigError or DataError naming what is wrong."""
+        """Load the data (or find it in ``loaded``) and check every setting; raises ConfigError
+        or DataError naming what is wrong.
+        """
         loaded = {} if loaded is None else loaded
 
         def load(spec: DataSpec) -> Structures:
@@ -146,15 +167,31 @@ class ExperimentSpec(BaseModel):
         if "name" not in self.model:
             raise ConfigError("model: give its name, such as {name: egnn, preset: small}")
         values = dict(
-            model=self.model, labels=self.labels, seeds=self.seeds, longer=self.longer, valid_fraction=self.valid_fraction,
-            objectives={arm: objectives.from_dict(v) for arm, v in self.arms.items() if "like" not in v},
-            variants={arm: v for arm, v in self.arms.items() if "like" in v}, vectors=self.vectors, parts=self.parts,
-            pretrain_config=TrainConfig(**self.pretrain), finetune_config=TrainConfig(**self.finetune),
+            model=self.model,
+            labels=self.labels,
+            seeds=self.seeds,
+            longer=self.longer,
+            valid_fraction=self.valid_fraction,
+            objectives={
+                arm: objectives.from_dict(v) for arm, v in self.arms.items() if "like" not in v
+            },
+            variants={arm: v for arm, v in self.arms.items() if "like" in v},
+            vectors=self.vectors,
+            parts=self.parts,
+            pretrain_config=TrainConfig(**self.pretrain),
+            finetune_config=TrainConfig(**self.finetune),
             supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
-        )  # fmt: skip
+        )
         train, test = load(self.train), load(self.test)
         pretrain_on = load(self.pretrain_on) if self.pretrain_on else None
-        built = Experiment(train=train, test=test, pretrain_on=pretrain_on, store=store, jobs=jobs, **{**values, **changes})
+        built = Experiment(
+            train=train,
+            test=test,
+            pretrain_on=pretrain_on,
+            store=store,
+            jobs=jobs,
+            **{**values, **changes},
+        )
         built.build(0)  # a misspelt model option stops here, not in the first run
         return built
 
@@ -166,41 +203,72 @@ class GridSpec:
         values = dict(values)
         grid = values.pop("grid", None) or {}
         for column, cells in grid.items():
-            if column in ("arm", "seed", "labels", "metric") or not isinstance(cells, dict) or not cells:
-                raise ConfigError(f"grid.{column}: expected a name that is no column yet, with the settings of each of its values")
+            if (
+                column in ("arm", "seed", "labels", "metric")
+                or not isinstance(cells, dict)
+                or not cells
+            ):
+                raise ConfigError(
+                    f"grid.{column}: expected a name that is no column yet, with the settings of each of its values"
+                )
         self.name = values.get("name", "")
         self.specs: list[tuple[dict[str, str], ExperimentSpec]] = []
         for cell in itertools.product(*(cells.items() for cells in grid.values())):
             merged = dict(values)
             for _, changes in cell:
                 for key, value in (changes or {}).items():
-                    merged[key] = {**(merged.get(key) or {}), **value} if key in ADDED and isinstance(value, dict) else value
+                    merged[key] = (
+                        {**(merged.get(key) or {}), **value}
+                        if key in ADDED and isinstance(value, dict)
+                        else value
+                    )
             columns = {column: str(name) for column, (name, _) in zip(grid, cell)}
             try:
                 self.specs.append((columns, ExperimentSpec(**merged)))
             except ValidationError as error:
                 where = "".join(f"grid {column} {name}: " for column, name in columns.items())
-                raise ConfigError("; ".join(f"{where}{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}" for p in error.errors())) from None
+                raise ConfigError(
+                    "; ".join(
+                        f"{where}{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}"
+                        for p in error.errors()
+                    )
+                ) from None
 
-    def experiments(self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any) -> list[Experiment]:
-        """The experiments, their data loaded once; raises ConfigError or DataError naming what is wrong."""
+    def experiments(
+        self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any
+    ) -> list[Experiment]:
+        """The experiments, their data loaded once; raises ConfigError or DataError naming what
+        is wrong.
+        """
         loaded: dict[str, Structures] = {}
-        return [spec.experiment(store, jobs, loaded, columns=columns, **changes) for columns, spec in self.specs]
+        return [
+            spec.experiment(store, jobs, loaded, columns=columns, **changes)
+            for columns, spec in self.specs
+        ]
 
-    def experiment(self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any) -> Experiment:
+    def experiment(
+        self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any
+    ) -> Experiment:
         """The one experiment of a file without a grid."""
         if len(self.specs) != 1:
-            raise ConfigError(f"{self.name}: a grid of {len(self.specs)} experiments; use experiments()")
+            raise ConfigError(
+                f"{self.name}: a grid of {len(self.specs)} experiments; use experiments()"
+            )
         return self.experiments(store, jobs, **changes)[0]
 
     def model_dump(self) -> Any:
         """All settings, for the record."""
-        dumped = [{**({"grid": columns} if columns else {}), **spec.model_dump()} for columns, spec in self.specs]
+        dumped = [
+            {**({"grid": columns} if columns else {}), **spec.model_dump()}
+            for columns, spec in self.specs
+        ]
         return dumped[0] if len(dumped) == 1 else dumped
 
 
 def read(path: str | Path) -> GridSpec:
-    """The experiment, or grid of them, in a YAML file. Raises ConfigError naming the file and everything wrong in it."""
+    """The experiment, or grid of them, in a YAML file. Raises ConfigError naming the file and
+    everything wrong in it.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:

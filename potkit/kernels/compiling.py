@@ -1,15 +1,18 @@
-"""Compiled code for a network's backbone, where it can be had: `TrainConfig.compile`, and ``compile`` of `evaluate` and `calculator`.
+"""Compiled code for a network's backbone, where it can be had: `TrainConfig.compile`, and
+``compile`` of `evaluate` and `calculator`.
 
-On a CPU a backbone that has kernels (`potkit.kernels`) uses them; ``kernel_order`` of its class says how many derivatives they serve: 2 where
-training on −∂E/∂x goes through them too. Everything else goes through torch.compile: only the backbone is compiled (fixed code, changing
-sizes); batches, neighbour lists and read-outs stay as they are, and so do the names of all weights. torch.compile cannot be differentiated
-twice, so training on −∂E/∂x has no use for it, and it says so. Predictions use kernels or nothing: they are over before torch.compile is.
+On a CPU a backbone that has kernels (`potkit.kernels`) uses them; ``kernel_order`` of its class
+says how many derivatives they serve: 2 where training on −∂E/∂x goes through them too. Everything
+else goes through torch.compile: only the backbone is compiled (fixed code, changing sizes);
+batches, neighbour lists and read-outs stay as they are, and so do the names of all weights.
+torch.compile cannot be differentiated twice, so training on −∂E/∂x has no use for it, and it says
+so. Predictions use kernels or nothing: they are over before torch.compile is.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -19,41 +22,60 @@ from ..models.base import Potential
 
 
 def compile_backbone(model: Potential, outputs: Sequence[str]) -> Potential:
-    """Have ``model``'s backbone compiled when it is first called. Returns ``model``, changed in place; weights are untouched.
+    """Have ``model``'s backbone compiled when it is first called. Returns ``model``, changed in
+    place; weights are untouched.
 
-    ``outputs`` are those it will be trained on. Raises ConfigError where they are derivatives of the energy.
+    ``outputs`` are those it will be trained on. Raises ConfigError where they are derivatives of
+    the energy.
     """
     if by_gradient(model, outputs):
         wanted = ", ".join(o for o in outputs if o != "energy")
         raise ConfigError(
             f"config: compile does not work for {wanted} as −∂E/∂x: torch.compile cannot be differentiated twice; set compile to false"
         )
-    # a changed number of atoms or edges must not mean compiling again; plain formulas are chosen by `models.layers.in_blocks`
+    # a changed number of atoms or edges must not mean compiling again; plain formulas are chosen by
+    # `models.layers.in_blocks`
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 16)
     model.backbone.compile(dynamic=True)
     return model
 
 
 def by_gradient(model: Potential, outputs: Sequence[str]) -> bool:
-    """Whether any of ``outputs`` is a derivative of the energy, so that training differentiates twice."""
+    """Whether any of ``outputs`` is a derivative of the energy, so that training differentiates
+    twice.
+    """
     return ("forces" in outputs and model.forces_mode == "gradient") or (
         ("vector" in outputs or "noise" in outputs) and model.vector_mode == "gradient"
     )
 
 
 def has_kernels(model: Potential, outputs: Sequence[str], device: str) -> bool:
-    """Whether ``model`` has kernels to be trained with on ``outputs`` on ``device`` ("cpu", "cuda")."""
-    return device == "cpu" and getattr(model.backbone, "kernel_order", 0) >= 1 + by_gradient(model, outputs)
+    """Whether ``model`` has kernels to be trained with on ``outputs`` on ``device`` ("cpu",
+    "cuda").
+    """
+    return device == "cpu" and getattr(model.backbone, "kernel_order", 0) >= 1 + by_gradient(
+        model, outputs
+    )
 
 
 @contextlib.contextmanager
-def compiled(model: Potential, outputs: Sequence[str], wanted: bool, device: str = "cpu", precision: str = "32-true") -> Iterator[Potential]:
-    """``model`` with compiled code for its backbone if ``wanted``; afterwards as it was. Raises ConfigError where there can be none."""
+def compiled(
+    model: Potential,
+    outputs: Sequence[str],
+    wanted: bool,
+    device: str = "cpu",
+    precision: str = "32-true",
+) -> Iterator[Potential]:
+    """``model`` with compiled code for its backbone if ``wanted``; afterwards as it was. Raises
+    ConfigError where there can be none.
+    """
     if not wanted:
         yield model
     elif has_kernels(model, outputs, device):
         if precision == "64-true":
-            raise ConfigError("config: compile has no kernels for precision 64-true on a CPU; set compile to false")
+            raise ConfigError(
+                "config: compile has no kernels for precision 64-true on a CPU; set compile to false"
+            )
         with kernels.used():
             yield model
     else:
@@ -64,10 +86,16 @@ def compiled(model: Potential, outputs: Sequence[str], wanted: bool, device: str
             model.backbone._compiled_call_impl = None
 
 
-def for_predictions(model: Potential, wanted: bool, device: torch.device | str, dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    """Within, predictions of ``model`` go through kernels if ``wanted``. Raises ConfigError where there are none for it."""
+def for_predictions(
+    model: Potential, wanted: bool, device: torch.device | str, dtype: torch.dtype
+) -> contextlib.AbstractContextManager[None]:
+    """Within, predictions of ``model`` go through kernels if ``wanted``. Raises ConfigError
+    where there are none for it.
+    """
     where = torch.device(device).type
     if wanted and not (has_kernels(model, ("energy",), where) and dtype == torch.float32):
         what, kind = type(model.backbone).__name__, str(dtype).removeprefix("torch.")
-        raise ConfigError(f"compile: there are kernels for EGNN, SchNet and TorchMD-Net ET in float32 on a CPU, not for {what} in {kind} on {where}")
+        raise ConfigError(
+            f"compile: there are kernels for EGNN, SchNet and TorchMD-Net ET in float32 on a CPU, not for {what} in {kind} on {where}"
+        )
     return kernels.used(wanted) if wanted else contextlib.nullcontext()

@@ -1,4 +1,6 @@
-"""Networks by name. A new network is one file with a backbone class and PRESETS, and one line in MODELS."""
+"""Networks by name. A new network is one file with a backbone class and PRESETS, and one line in
+MODELS.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,19 @@ MODELS = {
 }
 READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled", "force_input", "noise_readout")
 
-__all__ = ["MODELS", "CurrentGraph", "Features", "Graph", "Potential", "Prediction", "adapt", "backbone_options", "build", "names", "presets"]
+__all__ = [
+    "MODELS",
+    "CurrentGraph",
+    "Features",
+    "Graph",
+    "Potential",
+    "Prediction",
+    "adapt",
+    "backbone_options",
+    "build",
+    "names",
+    "presets",
+]
 
 
 def names() -> list[str]:
@@ -46,7 +60,9 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
 
 
 def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
-    """All options of the backbone a recipe stands for, defaults filled in; the read-outs' are left out."""
+    """All options of the backbone a recipe stands for, defaults filled in; the read-outs' are
+    left out.
+    """
     given = {k: v for k, v in recipe["options"].items() if k not in READOUT_OPTIONS}
     if recipe["name"] not in MODELS:  # an adapted module of the user's own
         return given
@@ -54,11 +70,15 @@ def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty} | given
 
 
-def build(name: str, preset: str = "small", *, seed: int | None = None, **overrides: Any) -> Potential:
-    """A network with its read-outs, at ``preset`` ("denoise-paper", "masked-paper", "small") with single options replaced.
+def build(
+    name: str, preset: str = "small", *, seed: int | None = None, **overrides: Any
+) -> Potential:
+    """A network with its read-outs, at ``preset`` ("denoise-paper", "masked-paper", "small") with
+    single options replaced.
 
-    Options are the backbone's constructor arguments and the read-outs' ``vector``, ``forces``, ``head_norm``, ``pooled``. ``seed`` makes the
-    initial weights repeatable and leaves torch's generator alone. Raises ConfigError naming what is unknown or out of range.
+    Options are the backbone's constructor arguments and the read-outs' ``vector``, ``forces``,
+    ``head_norm``, ``pooled``. ``seed`` makes the initial weights repeatable and leaves torch's
+    generator alone. Raises ConfigError naming what is unknown or out of range.
     """
     cls, table = _find(name)
     if preset not in table:
@@ -66,7 +86,9 @@ def build(name: str, preset: str = "small", *, seed: int | None = None, **overri
     own = list(inspect.signature(cls).parameters)
     unknown = [k for k in overrides if k not in own and k not in READOUT_OPTIONS]
     if unknown:
-        raise ConfigError(f"{name} has no option {', '.join(map(repr, unknown))}; it has {', '.join((*own, *READOUT_OPTIONS))}")
+        raise ConfigError(
+            f"{name} has no option {', '.join(map(repr, unknown))}; it has {', '.join((*own, *READOUT_OPTIONS))}"
+        )
     options = {**table[preset], **overrides}
     if not options.get("cutoff", 1.0) > 0:
         raise ConfigError(f"cutoff must be positive, got {options['cutoff']}")
@@ -80,5 +102,6 @@ def build(name: str, preset: str = "small", *, seed: int | None = None, **overri
             model = Potential(cls(**options), **readout)
     except TypeError as error:
         raise ConfigError(f"{name}: {error}") from error
-    model.recipe = {"name": name, "preset": preset, "options": {**options, **readout}}  # what a checkpoint needs to build it again
+    # what a checkpoint needs to build it again
+    model.recipe = {"name": name, "preset": preset, "options": {**options, **readout}}
     return model

@@ -1,17 +1,20 @@
-"""A bridge for networks that are not ours: any torch module that maps a PyG batch to energy and/or per-atom features.
+"""A bridge for networks that are not ours: any torch module that maps a PyG batch to energy and/or
+per-atom features.
 
     from torch_geometric.nn import SchNet
     foreign = SchNet(cutoff=5.0, interaction_graph=CurrentGraph())      # sees potkit's neighbour list, periodic images included
     model = adapt(foreign, features="lin1")                             # features = what enters its layer `lin1`; our energy head
     model = adapt(foreign, energy=lambda out: out)                      # or: its own energy, as it is
 
-The result is a `Potential` like any other: −∂E/∂x, denoising, masking, transfer of the backbone, the contract suite.
+The result is a `Potential` like any other: −∂E/∂x, denoising, masking, transfer of the backbone,
+the contract suite.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +25,39 @@ from .base import Features, Graph, Potential
 from .layers import sum_over
 
 Select = str | int | Callable[[Any], Tensor]
-GIVEN = ("z", "pos", "batch", "edge_index", "edge_weight", "edge_vec", "edge_shift", "mask", "charge", "data")
+GIVEN = (
+    "z",
+    "pos",
+    "batch",
+    "edge_index",
+    "edge_weight",
+    "edge_vec",
+    "edge_shift",
+    "mask",
+    "charge",
+    "data",
+)
 
 
 class CurrentGraph(nn.Module):
-    """Stands in for a network's own neighbour search: f(pos, batch) answers (edge_index, distances) of potkit's graph."""
+    """Stands in for a network's own neighbour search: f(pos, batch) answers (edge_index,
+    distances) of potkit's graph.
+    """
 
     graph: Graph | None = None
 
     def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         if self.graph is None:
-            raise RuntimeError("CurrentGraph answers only inside a network wrapped by potkit.models.adapt")
+            raise RuntimeError(
+                "CurrentGraph answers only inside a network wrapped by potkit.models.adapt"
+            )
         return torch.stack([self.graph.sender, self.graph.receiver]), self.graph.distance
 
 
 class EnergyFromFeatures(nn.Module):
-    """Energy head for networks that say the energy themselves: the last column of the features, [N, F] -> [N]."""
+    """Energy head for networks that say the energy themselves: the last column of the features,
+    [N, F] -> [N].
+    """
 
     pooled = False
 
@@ -50,7 +70,14 @@ class Adapted(nn.Module):
 
     gives_displacement = False
 
-    def __init__(self, module: nn.Module, cutoff: float, features: Select | None, energy: Select | None, vectors: Select | None):
+    def __init__(
+        self,
+        module: nn.Module,
+        cutoff: float,
+        features: Select | None,
+        energy: Select | None,
+        vectors: Select | None,
+    ):
         super().__init__()
         self.module, self.cutoff = module, cutoff
         self.n_features = self.n_vector_features = 0  # `adapt` finds them out
@@ -63,7 +90,9 @@ class Adapted(nn.Module):
     def forward(self, graph: Graph) -> Features:
         caught: dict[str, Tensor] = {}
         hooks = [
-            self.module.get_submodule(name).register_forward_pre_hook(lambda _, args, kind=kind: caught.update({kind: args[0]}))
+            self.module.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, kind=kind: caught.update({kind: args[0]})
+            )
             for kind, name in self._inside.items()
         ]
         for stand_in in self._stand_ins:
@@ -75,26 +104,37 @@ class Adapted(nn.Module):
                 hook.remove()
             for stand_in in self._stand_ins:
                 stand_in.graph = None
-        found = {k: caught.get(k) if k in self._inside else _pick(out, s, k) for k, s in self._select.items() if s is not None}
+        found = {
+            k: caught.get(k) if k in self._inside else _pick(out, s, k)
+            for k, s in self._select.items()
+            if s is not None
+        }
         n, name = graph.z.shape[0], type(self.module).__name__
         for kind, value in found.items():
             if not isinstance(value, Tensor):
-                raise ConfigError(f"{kind}={self._select[kind]!r} of {name} gives {type(value).__name__}, not a tensor")
+                raise ConfigError(
+                    f"{kind}={self._select[kind]!r} of {name} gives {type(value).__name__}, not a tensor"
+                )
         scalar = []
         if "features" in found:
             scalar.append(_fit(found["features"], (n, None), "features", name))
         if "energy" in found:
             scalar.append(_per_atom(found["energy"], graph, name))
-        vector = _fit(found["vectors"], (n, 3, None), "vectors", name) if "vectors" in found else None
+        vector = (
+            _fit(found["vectors"], (n, 3, None), "vectors", name) if "vectors" in found else None
+        )
         return Features(torch.cat(scalar, -1), vector=vector)
 
 
 def _arguments(module: nn.Module) -> list[str]:
-    """Names of the inputs of ``module.forward``, as far as a graph has them; ["data"] if it takes a whole batch."""
+    """Names of the inputs of ``module.forward``, as far as a graph has them; ["data"] if it
+    takes a whole batch.
+    """
     parameters = list(inspect.signature(module.forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = []
-    if len(positional) == 1 and positional[0].name == "batch":  # alone, a whole batch; beside z and pos, the owner of each atom
+    # alone, a whole batch; beside z and pos, the owner of each atom
+    if len(positional) == 1 and positional[0].name == "batch":
         return ["data"]
     for p in positional:
         if p.name in GIVEN:
@@ -106,20 +146,30 @@ def _arguments(module: nn.Module) -> list[str]:
                 f"{type(module).__name__}.forward needs {p.name!r}, which the bridge cannot give; it can give {', '.join(GIVEN)}"
             )
         else:
-            break  # an optional input the bridge does not know, and all after it: left to their defaults
+            # an optional input the bridge does not know, and all after it: left to their defaults
+            break
     return names
 
 
 def _inputs(graph: Graph, names: list[str]) -> list[Any]:
     values = {
-        "z": graph.z, "pos": graph.pos, "batch": graph.batch, "edge_weight": graph.distance, "edge_vec": graph.vector,
-        "edge_shift": graph.shift, "mask": graph.mask, "charge": graph.charge,
-    }  # fmt: skip
+        "z": graph.z,
+        "pos": graph.pos,
+        "batch": graph.batch,
+        "edge_weight": graph.distance,
+        "edge_vec": graph.vector,
+        "edge_shift": graph.shift,
+        "mask": graph.mask,
+        "charge": graph.charge,
+    }
     if "edge_index" in names or "data" in names:
         values["edge_index"] = torch.stack([graph.sender, graph.receiver])
     if "data" in names:
         counts = torch.bincount(graph.batch, minlength=graph.n_structures)
-        data = Batch(ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]), **{k: v for k, v in values.items() if v is not None})
+        data = Batch(
+            ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            **{k: v for k, v in values.items() if v is not None},
+        )
         data.edge_attr, data.x = graph.distance[:, None], graph.z[:, None]
         data.num_nodes = graph.z.shape[0]
         values["data"] = data
@@ -130,27 +180,39 @@ def _pick(out: Any, select: Select, kind: str) -> Any:
     if callable(select):
         return select(out)
     try:
-        return getattr(out, select) if isinstance(select, str) and not isinstance(out, dict) else out[select]
+        return (
+            getattr(out, select)
+            if isinstance(select, str) and not isinstance(out, dict)
+            else out[select]
+        )
     except (AttributeError, KeyError, IndexError, TypeError):
         answer = type(out).__name__
-        raise ConfigError(f"{kind}={select!r}: neither a part of the network's answer ({answer}) nor a layer of it") from None
+        raise ConfigError(
+            f"{kind}={select!r}: neither a part of the network's answer ({answer}) nor a layer of it"
+        ) from None
 
 
 def _fit(value: Tensor, shape: tuple[int | None, ...], kind: str, name: str) -> Tensor:
-    if value.ndim != len(shape) or any(b is not None and a != b for a, b in zip(value.shape, shape)):
+    if value.ndim != len(shape) or any(
+        b is not None and a != b for a, b in zip(value.shape, shape)
+    ):
         wanted = ", ".join("any" if b is None else str(b) for b in shape)
         raise ConfigError(f"{kind} of {name} must have shape ({wanted}), got {tuple(value.shape)}")
     return value
 
 
 def _per_atom(energy: Tensor, graph: Graph, name: str) -> Tensor:
-    """[N, 1] energies of atoms; an energy of a structure is shared out evenly: its sum and derivative stay as they are."""
+    """[N, 1] energies of atoms; an energy of a structure is shared out evenly: its sum and
+    derivative stay as they are.
+    """
     flat = energy.flatten()
     n, s = graph.z.shape[0], graph.n_structures
     if energy.shape[0] == n and flat.shape == (n,) and n != s:
         return flat[:, None]
     if flat.shape != (s,):
-        raise ConfigError(f"energy of {name} must have shape ({s},) or ({n},), got {tuple(energy.shape)}")
+        raise ConfigError(
+            f"energy of {name} must have shape ({s},) or ({n},), got {tuple(energy.shape)}"
+        )
     counts = sum_over(torch.ones_like(graph.z, dtype=flat.dtype), graph.batch, s)
     return (flat / counts.clamp(min=1))[graph.batch][:, None]
 
@@ -168,18 +230,23 @@ def adapt(
 ) -> Potential:
     """Wrap ``module`` as a `Potential`.
 
-    ``features`` [N, F], ``energy`` ([S], [S, 1], [N] or [N, 1], in the potential's scale) and ``vectors`` [N, 3, F'] each
-    say where the quantity is found: the name of a layer (what enters it), a key, attribute or index of the answer, or a function
-    of the answer. With ``energy`` the network's own energy is used, else our energy head acts on ``features``.
-    The module is called with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift, mask, charge that its forward
-    names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute; ``symmetries`` are those it claims (default:
-    all); ``max_element`` is the largest atomic number it knows; ``readouts`` are `Potential`'s (vector, forces, head_norm).
+    ``features`` [N, F], ``energy`` ([S], [S, 1], [N] or [N, 1], in the potential's scale) and
+    ``vectors`` [N, 3, F'] each say where the quantity is found: the name of a layer (what enters
+    it), a key, attribute or index of the answer, or a function of the answer. With ``energy`` the
+    network's own energy is used, else our energy head acts on ``features``.
+    The module is called with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift,
+    mask, charge that its forward names, or with one PyG batch. ``cutoff`` (Å) defaults to the
+    module's attribute; ``symmetries`` are those it claims (default:
+    all); ``max_element`` is the largest atomic number it knows; ``readouts`` are `Potential`'s
+    (vector, forces, head_norm).
     Sizes are found by one call on a water molecule.
     Raises ConfigError where something is missing or has the wrong shape.
     """
     name = type(module).__name__
     if features is None and energy is None:
-        raise ConfigError(f"adapting {name} needs features= or energy=: say where they are found in its answer")
+        raise ConfigError(
+            f"adapting {name} needs features= or energy=: say where they are found in its answer"
+        )
     if cutoff is None and not isinstance(cutoff := getattr(module, "cutoff", None), (int, float)):
         raise ConfigError(f"{name} has no attribute cutoff: give cutoff= in Å")
     if not cutoff > 0:
@@ -206,13 +273,24 @@ def adapt(
 def _water(module: nn.Module, cutoff: float) -> Graph:
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     device = like.device
-    pos = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], dtype=like.dtype, device=device)
+    pos = torch.tensor(
+        [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], dtype=like.dtype, device=device
+    )
     sender, receiver = torch.tensor([[1, 2, 0, 2, 0, 1], [0, 0, 1, 1, 2, 2]], device=device)
     vector = pos[sender] - pos[receiver]
     distance = vector.norm(dim=1)
     kept = distance < cutoff
     zeros = torch.zeros(3, dtype=torch.long, device=device)
     return Graph(
-        torch.tensor([8, 1, 1], device=device), pos, zeros, 1, sender[kept], receiver[kept], vector[kept], distance[kept],
-        None, zeros, torch.zeros(1, dtype=like.dtype, device=device),
-    )  # fmt: skip
+        torch.tensor([8, 1, 1], device=device),
+        pos,
+        zeros,
+        1,
+        sender[kept],
+        receiver[kept],
+        vector[kept],
+        distance[kept],
+        None,
+        zeros,
+        torch.zeros(1, dtype=like.dtype, device=device),
+    )

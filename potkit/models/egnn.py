@@ -1,16 +1,20 @@
-"""EGNN: E(n)-equivariant graph network (Satorras, Hoogeboom, Welling, ICML 2021, arXiv 2102.09844), as both papers set it.
+"""EGNN: E(n)-equivariant graph network (Satorras, Hoogeboom, Welling, ICML 2021, arXiv 2102.09844),
+as both papers set it.
 
-Per layer, with r_ij = x_i − x_j and d_ij its length (equations 3–6 of the paper; ⊙ a gate, f_c a smooth cutoff):
+Per layer, with r_ij = x_i − x_j and d_ij its length (equations 3–6 of the paper; ⊙ a gate, f_c a
+smooth cutoff):
     m_ij = φ_e(h_i, h_j, d_ij²),   m_ij ← σ(a·m_ij) m_ij                 (attention gate: denoise paper only)
     x_i  ← x_i + Σ_j r_ij/d_ij · tanh φ_x(m_ij) · f_c                      (tanh: denoise paper only)
     h_i  ← h_i + φ_h(h_i, Σ_j m_ij f_c)                                    (residual)
 
-What differs from the authors' codes: f_c, which neither has, makes energy and forces continuous when a neighbour crosses the
-cutoff; the energy MLP acts per atom, so the energy is extensive. ``faithful=True`` undoes both (no f_c; features are summed
-over atoms before the MLP, as in the denoise paper's code). Differences are normalised without detaching d_ij, so −∂E/∂x is the
-true derivative. ``radial`` > 0 replaces d² as edge input by that many Bessel functions (ours; the papers have 0).
-The first layer of φ_e is linear in (h_i, h_j, d²), so W[h_i, h_j, d²] = W_i h_i + W_j h_j + w d²: two products per atom instead
-of one twice as wide per edge, the same numbers.
+What differs from the authors' codes: f_c, which neither has, makes energy and forces continuous
+when a neighbour crosses the cutoff; the energy MLP acts per atom, so the energy is extensive.
+``faithful=True`` undoes both (no f_c; features are summed over atoms before the MLP, as in the
+denoise paper's code). Differences are normalised without detaching d_ij, so −∂E/∂x is the true
+derivative. ``radial`` > 0 replaces d² as edge input by that many Bessel functions (ours; the papers
+have 0).
+The first layer of φ_e is linear in (h_i, h_j, d²), so W[h_i, h_j, d²] = W_i h_i + W_j h_j + w d²:
+two products per atom instead of one twice as wide per edge, the same numbers.
 
 Parameters: denoise-paper 2 400 779, masked-paper 610 182, small 130 441 (counted by a test).
 """
@@ -26,9 +30,21 @@ from .egnn_edges import edge_block, plain
 from .layers import AtomEmbedding, BesselBasis, in_blocks, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
-    "denoise-paper": dict(hidden=256, layers=5, attention=True, tanh=True, cutoff=5.0, vector="coordinate"),
-    "masked-paper": dict(hidden=128, layers=5, attention=False, tanh=False, cutoff=3.4, vector="gradient", head_norm=True),
-    "small": dict(hidden=64, layers=4, attention=True, tanh=True, radial=8, cutoff=5.0, vector="coordinate"),
+    "denoise-paper": dict(
+        hidden=256, layers=5, attention=True, tanh=True, cutoff=5.0, vector="coordinate"
+    ),
+    "masked-paper": dict(
+        hidden=128,
+        layers=5,
+        attention=False,
+        tanh=False,
+        cutoff=3.4,
+        vector="gradient",
+        head_norm=True,
+    ),
+    "small": dict(
+        hidden=64, layers=4, attention=True, tanh=True, radial=8, cutoff=5.0, vector="coordinate"
+    ),
 }
 
 
@@ -40,13 +56,16 @@ class Layer(nn.Module):
         self.from_receiver = nn.Linear(hidden, hidden, bias=False)
         self.from_sender = nn.Linear(hidden, hidden, bias=False)
         self.from_distance = nn.Linear(max(radial, 1), hidden)
-        if radial:  # Bessel functions are about 0.35 in size: without this, distances start out as a whisper among the atoms' terms
+        # Bessel functions are about 0.35 in size: without this, distances start out as a whisper
+        # among the atoms' terms
+        if radial:
             with torch.no_grad():
                 self.from_distance.weight.mul_(5.0)
         self.message = mlp([hidden, hidden], last=True)
         self.gate = nn.Linear(hidden, 1) if attention else None
         self.coordinate = mlp([hidden, hidden, 1])
-        nn.init.xavier_uniform_(self.coordinate[-1].weight, gain=0.001)  # start as (almost) the identity on coordinates
+        # start as (almost) the identity on coordinates
+        nn.init.xavier_uniform_(self.coordinate[-1].weight, gain=0.001)
         nn.init.zeros_(self.coordinate[-1].bias)
         self.update = mlp([2 * hidden, hidden, hidden])
         self.tanh = tanh
@@ -63,13 +82,22 @@ class Layer(nn.Module):
         receiver: Tensor,
         blocked: bool,  # go through the edges in blocks, see `egnn_edges`
     ) -> tuple[Tensor, Tensor]:
-        # in the whole layer only these two products are with [h_i, h_j]; the bias of the first joins the one per atom
+        # in the whole layer only these two products are with [h_i, h_j]; the bias of the first
+        # joins the one per atom
         p = self.from_receiver(h) + self.from_distance.bias
         q = self.from_sender(h)
         gate = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
         first, last = self.coordinate[0], self.coordinate[2]
-        weights = (self.from_distance.weight, self.message[0].weight, self.message[0].bias, *gate,
-                   first.weight, first.bias, last.weight, last.bias)  # fmt: skip
+        weights = (
+            self.from_distance.weight,
+            self.message[0].weight,
+            self.message[0].bias,
+            *gate,
+            first.weight,
+            first.bias,
+            last.weight,
+            last.bias,
+        )
         run = edge_block if blocked else plain
         total, weight = run(p, q, edge, envelope, weights, sender, receiver)  # [N, F], [E]
         weight = (torch.tanh(weight) if self.tanh else weight)[:, None]
@@ -81,7 +109,9 @@ class Layer(nn.Module):
 
 
 class EGNN(nn.Module):
-    """The backbone: `Graph` -> `Features` with scalars [N, hidden] and the displacement x_L − x [N, 3] in Å."""
+    """The backbone: `Graph` -> `Features` with scalars [N, hidden] and the displacement x_L − x
+    [N, 3] in Å.
+    """
 
     n_vector_features = 0
     kernel_order = 1  # kernels serve first derivatives: see potkit.compiling
@@ -101,7 +131,9 @@ class EGNN(nn.Module):
     ) -> None:
         super().__init__()
         if hidden < 1 or layers < 1 or radial < 0:
-            raise ConfigError(f"EGNN needs hidden ≥ 1, layers ≥ 1, radial ≥ 0, got {hidden}, {layers}, {radial}")
+            raise ConfigError(
+                f"EGNN needs hidden ≥ 1, layers ≥ 1, radial ≥ 0, got {hidden}, {layers}, {radial}"
+            )
         self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
         self.embedding = AtomEmbedding(hidden, charge)
         self.basis = BesselBasis(radial, cutoff) if radial else None
@@ -109,14 +141,19 @@ class EGNN(nn.Module):
 
     def forward(self, graph: Graph) -> Features:
         h, x = self.embedding(graph), graph.pos
-        envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
+        envelope = (
+            None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
+        )
         vector, distance = graph.vector, graph.distance
         blocked = in_blocks(h, twice=self.training and graph.pos.requires_grad)
         for i, layer in enumerate(self.layers):
-            if i:  # later layers see the moved atoms; the edges and their envelope stay those of the input
+            # later layers see the moved atoms; the edges and their envelope stay those of the input
+            if i:
                 vector = x[graph.sender] - x[graph.receiver]
                 vector = vector if graph.shift is None else vector + graph.shift
                 distance = (vector.square().sum(1) + 1e-12).sqrt()
             edge = distance.square()[:, None] if self.basis is None else self.basis(distance)
-            h, x = layer(h, x, vector, distance, edge, envelope, graph.sender, graph.receiver, blocked)
+            h, x = layer(
+                h, x, vector, distance, edge, envelope, graph.sender, graph.receiver, blocked
+            )
         return Features(h, displacement=x - graph.pos)

@@ -1,15 +1,19 @@
-"""EGNN's work on edges in one autograd function that goes through them in blocks which stay in the processor's cache.
+"""EGNN's work on edges in one autograd function that goes through them in blocks which stay in the
+processor's cache.
 
-Written out operation by operation, a layer makes some thirty arrays [E, F], each larger than the cache: time goes into memory, not
-arithmetic, and autograd keeps most of them. Here a block of `BLOCK` edges goes through all operations before the next one starts.
-Kept for the backward pass are only the inputs of the two activations behind a matrix product (``a`` and ``c`` below); what costs no
-product is computed again. Notation, per edge, with P = W_i h_i + b and Q = W_j h_j per atom:
+Written out operation by operation, a layer makes some thirty arrays [E, F], each larger than the
+cache: time goes into memory, not arithmetic, and autograd keeps most of them. Here a block of
+`BLOCK` edges goes through all operations before the next one starts.
+Kept for the backward pass are only the inputs of the two activations behind a matrix product (``a``
+and ``c`` below); what costs no product is computed again. Notation, per edge, with P = W_i h_i + b
+and Q = W_j h_j per atom:
 
     u = P_i + Q_j + W_d e_ij,   a = W₂ silu(u) + b₂,   m = silu(a) · g with gate g = σ(w_g·silu(a) + b_g)
     c = W_c m + b_c,   t = w_x·silu(c) + b_x,   M_i = Σ_j f_ij m_ij;   returned are M [N, F] and t [E]
 
-Products run in bfloat16 under autocast; sums over edges, the gate and the gradients of all weights are float32. The derivative of the
-backward pass (to train on −∂E/∂x) is taken of `plain`, the same formulas in ordinary operations.
+Products run in bfloat16 under autocast; sums over edges, the gate and the gradients of all weights
+are float32. The derivative of the backward pass (to train on −∂E/∂x) is taken of `plain`, the same
+formulas in ordinary operations.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from torch.nn.functional import linear
 from .. import kernels
 from .layers import silu, sum_over, through_plain
 
-BLOCK = 2048  # edges; × 256 channels × 4 bytes is 2 MB an array, of which a handful are in use at a time
+# edges; × 256 channels × 4 bytes is 2 MB an array, of which a handful are in use at a time
+BLOCK = 2048
 
 
 def plain(p, q, edge, envelope, weights, sender, receiver) -> tuple[Tensor, Tensor]:
@@ -39,7 +44,8 @@ def edge_block(
     q: Tensor,  # [N, F]
     edge: Tensor,  # [E, R]
     envelope: Tensor | None,  # [E, 1]
-    weights: tuple[Tensor | None, ...],  # w_d [F, R], w2, b2, w_g, b_g (or None, None), w_c, b_c, w_x [1, F], b_x [1]
+    # w_d [F, R], w2, b2, w_g, b_g (or None, None), w_c, b_c, w_x [1, F], b_x [1]
+    weights: tuple[Tensor | None, ...],
     sender: Tensor,  # [E]
     receiver: Tensor,  # [E]
 ) -> tuple[Tensor, Tensor]:
@@ -49,19 +55,52 @@ def edge_block(
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
     with torch.autocast(device, enabled=False):
         keep = torch.is_grad_enabled()  # inside the function it never is
-        return _EdgeBlock.apply(low, keep, p.to(full), q.to(full), edge.to(full), envelope, *weights, sender, receiver)
+        return _EdgeBlock.apply(
+            low, keep, p.to(full), q.to(full), edge.to(full), envelope, *weights, sender, receiver
+        )
 
 
 class _EdgeBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, low, keep, p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver):
+    def forward(
+        ctx,
+        low,
+        keep,
+        p,
+        q,
+        edge,
+        envelope,
+        w_d,
+        w2,
+        b2,
+        w_g,
+        b_g,
+        w_c,
+        b_c,
+        w_x,
+        b_x,
+        sender,
+        receiver,
+    ):
         n_edges, width = len(sender), p.shape[1]
         keep = keep and any(ctx.needs_input_grad)
         ctx.low, ctx.kernel = low, kernels.wanted(p)
         saved = (p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver)
         if ctx.kernel:
-            weights = w_d.T.contiguous(), w2.to(low), b2.to(low), w_g, b_g, w_c.to(low), b_c.to(low), w_x, b_x
-            total, t, a_all, c_all, gate = torch.ops.potkit.egnn_forward(p, q, edge, envelope, *weights, sender, receiver, keep)
+            weights = (
+                w_d.T.contiguous(),
+                w2.to(low),
+                b2.to(low),
+                w_g,
+                b_g,
+                w_c.to(low),
+                b_c.to(low),
+                w_x,
+                b_x,
+            )
+            total, t, a_all, c_all, gate = torch.ops.potkit.egnn_forward(
+                p, q, edge, envelope, *weights, sender, receiver, keep
+            )
             if keep:
                 ctx.save_for_backward(*saved, a_all, c_all, gate)
             return total, t
@@ -70,7 +109,13 @@ class _EdgeBlock(torch.autograd.Function):
         t = p.new_empty(n_edges)
         gate = None if w_g is None else p.new_empty(n_edges, 1)
         total = torch.zeros_like(p)
-        w2t, wct, b2l, bcl, w_xl = w2.to(low).T, w_c.to(low).T, b2.to(low), b_c.to(low), w_x.to(low).T
+        w2t, wct, b2l, bcl, w_xl = (
+            w2.to(low).T,
+            w_c.to(low).T,
+            b2.to(low),
+            b_c.to(low),
+            w_x.to(low).T,
+        )
         w_gl = None if w_g is None else w_g.to(low).T
         buffers, table, rows = _Buffers(p, low, 4), torch.cat([p, q]), _rows(p, sender, receiver)
         for start in range(0, n_edges, BLOCK):
@@ -88,7 +133,8 @@ class _EdgeBlock(torch.autograd.Function):
             torch.addmm(bcl, m, wct, out=c)
             torch.mul(m, 1.0 if envelope is None else envelope[here], out=u)
             total.index_add_(0, receiver[here], u)
-            t[here] = torch.mm(torch.ops.aten.silu.out(c, out=s), w_xl)[:, 0]  # thin products are quicker than torch.mv
+            # thin products are quicker than torch.mv
+            t[here] = torch.mm(torch.ops.aten.silu.out(c, out=s), w_xl)[:, 0]
         t += b_x
         if keep:
             ctx.save_for_backward(*saved, a_all, c_all, gate)
@@ -103,20 +149,45 @@ class _EdgeBlock(torch.autograd.Function):
             def formulas(p, q, edge, envelope, *weights):
                 return plain(p, q, edge, envelope, weights, sender, receiver)
 
-            return None, None, *through_plain(formulas, tensors, ctx.needs_input_grad[2:-2], (d_total, d_t)), None, None
+            return (
+                None,
+                None,
+                *through_plain(formulas, tensors, ctx.needs_input_grad[2:-2], (d_total, d_t)),
+                None,
+                None,
+            )
         p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver = inputs
         low, full = ctx.low, p.dtype
         if ctx.kernel:
             weights = w_d.T.contiguous(), w2.to(low), w_g, b_g, w_c.to(low), w_x, b_x
             kept = sender, receiver, a_all, c_all, gate, d_total.contiguous(), d_t.contiguous()
-            dp, dq, d_edge, d_envelope, dw_d, dw2, db2, dw_g, db_g, *rest = torch.ops.potkit.egnn_backward(
-                p, q, edge, envelope, *weights, *kept, ctx.needs_input_grad[5]
+            dp, dq, d_edge, d_envelope, dw_d, dw2, db2, dw_g, db_g, *rest = (
+                torch.ops.potkit.egnn_backward(
+                    p, q, edge, envelope, *weights, *kept, ctx.needs_input_grad[5]
+                )
             )
             d_gate = (None, None) if w_g is None else (dw_g, db_g)
-            return None, None, dp, dq, d_edge, d_envelope if ctx.needs_input_grad[5] else None, dw_d, dw2, db2, *d_gate, *rest, None, None
+            return (
+                None,
+                None,
+                dp,
+                dq,
+                d_edge,
+                d_envelope if ctx.needs_input_grad[5] else None,
+                dw_d,
+                dw2,
+                db2,
+                *d_gate,
+                *rest,
+                None,
+                None,
+            )
         dp, dq, d_edge = torch.zeros_like(p), torch.zeros_like(q), torch.empty_like(edge)
         d_envelope = torch.empty_like(envelope) if ctx.needs_input_grad[5] else None
-        grads = [torch.zeros_like(w) if w is not None else None for w in (w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x)]
+        grads = [
+            torch.zeros_like(w) if w is not None else None
+            for w in (w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x)
+        ]
         dw_d, dw2, db2, dw_g, db_g, dw_c, db_c, dw_x, db_x = grads
         w2l, wcl, w_xl, d_tl = w2.to(low), w_c.to(low), w_x.to(low), d_t.to(low)
         same = low == full
@@ -159,7 +230,9 @@ class _EdgeBlock(torch.autograd.Function):
             _accumulate(dw2, da, s, same)
             db2 += torch.mv(da.T, one)
             ds = torch.mm(da, w2l, out=z if same else x)
-            du = torch.ops.aten.silu_backward.grad_input(ds if same else z.copy_(ds), u, grad_input=z)
+            du = torch.ops.aten.silu_backward.grad_input(
+                ds if same else z.copy_(ds), u, grad_input=z
+            )
             dp.index_add_(0, i, du)
             dq.index_add_(0, j, du)
             torch.mm(du, w_d, out=d_edge[here])
@@ -182,8 +255,12 @@ def _rows(p: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
     return torch.stack([receiver, sender + p.shape[0]], 1).flatten().int()
 
 
-def _first(buffers: _Buffers, table: Tensor, rows: Tensor, edge: Tensor, w_d: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """u and silu(u) of a block. A bag of two embeddings is two look-ups and their sum in one pass."""
+def _first(
+    buffers: _Buffers, table: Tensor, rows: Tensor, edge: Tensor, w_d: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """u and silu(u) of a block. A bag of two embeddings is two look-ups and their sum in one
+    pass.
+    """
     s = buffers.low[0][:size]
     u = torch.embedding_bag(table, rows, buffers.bags[:size], mode=0)[0]
     if edge.shape[1] == 1:

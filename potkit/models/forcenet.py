@@ -1,4 +1,5 @@
-"""ForceNet (Hu et al. 2021, arXiv 2103.01436), as the masked paper sets it: filters that see direction and both atoms.
+"""ForceNet (Hu et al. 2021, arXiv 2103.01436), as the masked paper sets it: filters that see
+direction and both atoms.
 
     node input   h_i = W s(a_i),  a_i nine element properties scaled to [0, 1],  s(x) = (sin 1.1⁰x, sin 1.1¹x, …)  "powersine"
     edge input   b_ij = Y_lm(r̂_ij) ⊗ V s(D_ij),  l < max_n,  D_ij = (d, d − ρ_i, d − ρ_j, d − ρ_i − ρ_j) / r_c      "sphallmul"
@@ -7,13 +8,16 @@
     decode       σ(W'' h_i), from which the read-outs make three numbers (force-centric) and an atomic energy
 ρ are covalent radii; the nine properties are those of `elements`.
 
-What it lacks: Y_lm enters as plain numbers, so nothing is invariant or equivariant under rotation and reflection (the paper rotates
-its training data at random instead). Translation and permutation hold exactly.
-What differs from the authors' codes: f_c is a polynomial, not cos(πd / 2r_c), whose slope does not vanish at the cutoff; D_ij is not
-clipped at 10⁻³ (a sine does not mind a negative argument, and a clip has a kink); BatchNorm, which makes a structure depend on its
-batch, is LayerNorm. ``faithful=True`` undoes all three and brings back the masked paper's fault: every atom is mapped
-to oxygen, in properties and radii.
-The first layer of φ is linear in (U b, h_i, h_j), so its products with h are taken per atom, not per edge: the same numbers.
+What it lacks: Y_lm enters as plain numbers, so nothing is invariant or equivariant under rotation
+and reflection (the paper rotates its training data at random instead). Translation and permutation
+hold exactly.
+What differs from the authors' codes: f_c is a polynomial, not cos(πd / 2r_c), whose slope does not
+vanish at the cutoff; D_ij is not clipped at 10⁻³ (a sine does not mind a negative argument, and a
+clip has a kink); BatchNorm, which makes a structure depend on its batch, is LayerNorm.
+``faithful=True`` undoes all three and brings back the masked paper's fault: every atom is mapped to
+oxygen, in properties and radii.
+The first layer of φ is linear in (U b, h_i, h_j), so its products with h are taken per atom, not
+per edge: the same numbers.
 
 Parameters: masked-paper 710 952, small 168 680 (counted by a test).
 """
@@ -27,19 +31,25 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .base import Features, Graph
 from ..structures.elements import covalent_radii, element_properties
+from .base import Features, Graph
 from .layers import AtomEmbedding, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
-    "masked-paper": dict(hidden=128, layers=5, cutoff=3.4, max_n=3, frequencies=50, vector="direct", forces="vector"),
-    "small": dict(hidden=64, layers=4, cutoff=5.0, max_n=3, frequencies=50, vector="direct", forces="vector"),
+    "masked-paper": dict(
+        hidden=128, layers=5, cutoff=3.4, max_n=3, frequencies=50, vector="direct", forces="vector"
+    ),
+    "small": dict(
+        hidden=64, layers=4, cutoff=5.0, max_n=3, frequencies=50, vector="direct", forces="vector"
+    ),
 }
 OXYGEN = 8
 
 
 class PowerSine(nn.Module):
-    """sin(1.1ⁿ x) for n < ``size``: [M, K] -> [M, K·size] (ForceNet, appendix on basis functions)."""
+    """sin(1.1ⁿ x) for n < ``size``: [M, K] -> [M, K·size] (ForceNet, appendix on basis
+    functions).
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -51,7 +61,9 @@ class PowerSine(nn.Module):
 
 
 class PropertyEmbedding(nn.Module):
-    """Atomic numbers [N] -> [N, hidden] through nine element properties scaled to [0, 1] and their power-sine basis."""
+    """Atomic numbers [N] -> [N, hidden] through nine element properties scaled to [0, 1] and
+    their power-sine basis.
+    """
 
     def __init__(self, hidden: int, frequencies: int) -> None:
         super().__init__()
@@ -71,22 +83,34 @@ class Interaction(nn.Module):
 
     def __init__(self, hidden: int, basis: int, norm: type[nn.Module]) -> None:
         super().__init__()
-        self.from_edge = nn.Linear(basis, hidden)  # U and its part of φ's first layer: nothing stands between, so one matrix
+        # U and its part of φ's first layer: nothing stands between, so one matrix
+        self.from_edge = nn.Linear(basis, hidden)
         self.from_sender = nn.Linear(hidden, hidden, bias=False)
         self.from_receiver = nn.Linear(hidden, hidden, bias=False)
         self.filter = nn.Sequential(nn.SiLU(), *mlp([hidden] * 3))
         self.linear = nn.Linear(hidden, hidden)
         self.own = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
-        self.update = nn.Sequential(nn.Linear(hidden, hidden), norm(hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.update = nn.Sequential(
+            nn.Linear(hidden, hidden), norm(hidden), nn.SiLU(), nn.Linear(hidden, hidden)
+        )
 
-    def forward(self, h: Tensor, edge: Tensor, envelope: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
-        weight = self.filter(self.from_edge(edge) + self.from_sender(h)[sender] + self.from_receiver(h)[receiver])  # [E, F]
+    def forward(
+        self, h: Tensor, edge: Tensor, envelope: Tensor, sender: Tensor, receiver: Tensor
+    ) -> Tensor:
+        # [E, F]
+        weight = self.filter(
+            self.from_edge(edge) + self.from_sender(h)[sender] + self.from_receiver(h)[receiver]
+        )
         x = self.linear(h)
-        return self.update(sum_over(x[sender] * (weight * envelope), receiver, h.shape[0]) + self.own * x)
+        return self.update(
+            sum_over(x[sender] * (weight * envelope), receiver, h.shape[0]) + self.own * x
+        )
 
 
 class ForceNet(nn.Module):
-    """The backbone: `Graph` -> `Features` with scalars [N, hidden], which are not invariant under rotation."""
+    """The backbone: `Graph` -> `Features` with scalars [N, hidden], which are not invariant
+    under rotation.
+    """
 
     n_vector_features = 0
     gives_displacement = False
@@ -108,9 +132,12 @@ class ForceNet(nn.Module):
                 f"ForceNet needs hidden, layers, max_n and frequencies ≥ 1, got {hidden}, {layers}, {max_n}, {frequencies}"
             )
         self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
-        self.embedding = AtomEmbedding(hidden, charge)  # for flag and charge; the element part is replaced
+        # for flag and charge; the element part is replaced
+        self.embedding = AtomEmbedding(hidden, charge)
         self.embedding.element = PropertyEmbedding(hidden, frequencies)
-        self.register_buffer("radii", covalent_radii().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer(
+            "radii", covalent_radii().to(torch.get_default_dtype()), persistent=False
+        )
         self.degrees = list(range(max_n))
         self.basis = PowerSine(frequencies)
         self.radial = nn.Linear(4 * frequencies, 4)  # V
@@ -120,11 +147,19 @@ class ForceNet(nn.Module):
 
     def edge_basis(self, graph: Graph) -> Tensor:
         """b_ij, [E, 4·max_n²]."""
-        d, own, other = graph.distance, self.radii[graph.z][graph.receiver], self.radii[graph.z][graph.sender]
-        distances = torch.stack([d, d - own, d - other, d - own - other], -1) / self.cutoff  # [E, 4]
+        d, own, other = (
+            graph.distance,
+            self.radii[graph.z][graph.receiver],
+            self.radii[graph.z][graph.sender],
+        )
+        # [E, 4]
+        distances = torch.stack([d, d - own, d - other, d - own - other], -1) / self.cutoff
         if self.faithful:
             distances = distances.clamp(min=1e-3)
-        angular = o3.spherical_harmonics(self.degrees, graph.vector, normalize=True, normalization="component")  # [E, max_n²]
+        # [E, max_n²]
+        angular = o3.spherical_harmonics(
+            self.degrees, graph.vector, normalize=True, normalization="component"
+        )
         return (angular[:, :, None] * self.radial(self.basis(distances))[:, None]).flatten(1)
 
     def forward(self, graph: Graph) -> Features:

@@ -1,14 +1,18 @@
-"""PaiNN: polarizable atom interaction network (Schütt, Unke, Gastegger, ICML 2021, arXiv 2102.03150).
+"""PaiNN: polarizable atom interaction network (Schütt, Unke, Gastegger, ICML 2021, arXiv
+2102.03150).
 
-Each atom carries scalars s_i and vectors v_i of the same width F. Per layer (equation numbers of the paper; φ, a small MLPs with
-3F outputs, W linear filters of the radial basis times the cutoff function, U and V linear maps over channels):
+Each atom carries scalars s_i and vectors v_i of the same width F. Per layer (equation numbers of
+the paper; φ, a small MLPs with 3F outputs, W linear filters of the radial basis times the cutoff
+function, U and V linear maps over channels):
     message   (7) Δs_i = Σ_j φ_s(s_j) ⊙ W_s(d_ij)
               (8) Δv_i = Σ_j v_j ⊙ φ_vv(s_j) ⊙ W_vv(d_ij) + Σ_j φ_vs(s_j) ⊙ W_vs(d_ij) r_ij/d_ij
     update    (9) Δs_i = a_ss(s_i, |V v_i|) + a_sv(s_i, |V v_i|) ⊙ ⟨U v_i, V v_i⟩
              (10) Δv_i = a_vv(s_i, |V v_i|) ⊙ U v_i
-The radial basis is √(2/c) sin(kπd/c)/d, the cutoff function the cosine one or (``envelope="polynomial"``) one with continuous
-second derivatives. |·| is √(|·|² + 10⁻⁶), which has a derivative where a vector vanishes, as on isolated atoms.
-Neither paper uses PaiNN; ``paper`` is the size of its own paper. The vector read-out is "gated" or, through −∂E/∂x, "gradient".
+The radial basis is √(2/c) sin(kπd/c)/d, the cutoff function the cosine one or
+(``envelope="polynomial"``) one with continuous second derivatives. |·| is √(|·|² + 10⁻⁶), which has
+a derivative where a vector vanishes, as on isolated atoms.
+Neither paper uses PaiNN; ``paper`` is the size of its own paper. The vector read-out is "gated" or,
+through −∂E/∂x, "gradient".
 
 Parameters: paper 686 467, small 182 467 (counted by a test).
 """
@@ -24,7 +28,9 @@ from .layers import AtomEmbedding, BesselBasis, cosine_envelope, mlp, polynomial
 
 PRESETS = {
     "paper": dict(hidden=128, layers=3, radial=20, cutoff=5.0, envelope="cosine", vector="gated"),
-    "small": dict(hidden=64, layers=3, radial=20, cutoff=5.0, envelope="polynomial", vector="gated"),
+    "small": dict(
+        hidden=64, layers=3, radial=20, cutoff=5.0, envelope="polynomial", vector="gated"
+    ),
 }
 ENVELOPES = {"cosine": cosine_envelope, "polynomial": polynomial_envelope}
 
@@ -87,7 +93,9 @@ class PaiNN(nn.Module):
     ) -> None:
         super().__init__()
         if min(hidden, layers, radial) < 1:
-            raise ConfigError(f"PaiNN needs hidden, layers, radial ≥ 1, got {hidden}, {layers}, {radial}")
+            raise ConfigError(
+                f"PaiNN needs hidden, layers, radial ≥ 1, got {hidden}, {layers}, {radial}"
+            )
         if envelope not in ENVELOPES:
             raise ConfigError(f"unknown envelope {envelope!r}; there are {', '.join(ENVELOPES)}")
         self.cutoff, self.n_features, self.n_vector_features = cutoff, hidden, hidden
@@ -104,7 +112,12 @@ class PaiNN(nn.Module):
         direction = graph.vector / graph.distance[:, None]
         for message, update in zip(self.messages, self.updates):
             ds, dv = message(s, v, basis, envelope, direction, graph.sender, graph.receiver)
-            s, v = s + ds, dv + (0 if graph.extra_vector is None else graph.extra_vector) if v is None else v + dv
+            s, v = (
+                s + ds,
+                dv + (0 if graph.extra_vector is None else graph.extra_vector)
+                if v is None
+                else v + dv,
+            )
             ds, dv = update(s, v)
             s, v = s + ds, v + dv
         return Features(s, vector=v)

@@ -1,15 +1,20 @@
-"""What two atoms share is computed once: filters of the distance for each pair {i, j} instead of each edge, and their slopes with them.
+"""What two atoms share is computed once: filters of the distance for each pair {i, j} instead of
+each edge, and their slopes with them.
 
-A filter W(d) is the same for i → j and j → i, so half the edges will do. Training on −∂E/∂x also needs W'(d) and, backward, W''(d).
-Through automatic differentiation the filter network is gone through three times, an operation at a time. Here W and V = dW/dd come
-out of one pass over the pairs in blocks that stay in the cache (with e(d) the radial basis, f(d) the envelope, ssp the activation):
+A filter W(d) is the same for i → j and j → i, so half the edges will do. Training on −∂E/∂x also
+needs W'(d) and, backward, W''(d).
+Through automatic differentiation the filter network is gone through three times, an operation at a
+time. Here W and V = dW/dd come out of one pass over the pairs in blocks that stay in the cache
+(with e(d) the radial basis, f(d) the envelope, ssp the activation):
 
     u = A₁ e + a₁,  u' = A₁ e',   s = ssp(u),  s' = σ(u) u',   y = A₂ s + a₂,  y' = A₂ s',   W = f y,   V = f' y + f y'
 
-The derivative of W by d is V, so forces cost no further product; `filters` links the two, exactly and up to second derivatives. Any
-higher ones, and derivatives taken with ``create_graph`` by weights, go through the same formulas in ordinary operations.
+The derivative of W by d is V, so forces cost no further product; `filters` links the two, exactly
+and up to second derivatives. Any higher ones, and derivatives taken with ``create_graph`` by
+weights, go through the same formulas in ordinary operations.
 
-`convolve` and `outer` are the two sums over pairs; each is the derivative of the other, so they can be differentiated without end:
+`convolve` and `outer` are the two sums over pairs; each is the derivative of the other, so they can
+be differentiated without end:
     convolve(x, W)_i = Σ_j x_j ⊙ W_ij       outer(a, x)_ij = a_i ⊙ x_j + a_j ⊙ x_i
 """
 
@@ -17,7 +22,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,14 +43,23 @@ class Pairs(NamedTuple):
 
 
 def is_symmetric(sender: Tensor, receiver: Tensor) -> bool:
-    """Whether every edge has its reverse, told by a checksum (wrong with probability 2⁻⁶⁴ on lists that were not made to fool it)."""
-    a, b = sender * 0x5851F42D4C957F2D + 0x14057B7EF767814F, receiver * 0x5851F42D4C957F2D + 0x14057B7EF767814F
-    mixed = (a ^ (a >> 29)) * (b ^ (b >> 31)) * (a + 3 * b) - (b ^ (b >> 29)) * (a ^ (a >> 31)) * (b + 3 * a)
+    """Whether every edge has its reverse, told by a checksum (wrong with probability 2⁻⁶⁴ on
+    lists that were not made to fool it).
+    """
+    a, b = (
+        sender * 0x5851F42D4C957F2D + 0x14057B7EF767814F,
+        receiver * 0x5851F42D4C957F2D + 0x14057B7EF767814F,
+    )
+    mixed = (a ^ (a >> 29)) * (b ^ (b >> 31)) * (a + 3 * b) - (b ^ (b >> 29)) * (a ^ (a >> 31)) * (
+        b + 3 * a
+    )
     return int(mixed.sum()) == 0
 
 
 def pairs_of(sender: Tensor, receiver: Tensor, vector: Tensor, distance: Tensor) -> Pairs | None:
-    """One edge of each pair, or None if some edge has no reverse. Of an atom and its own images, those on one side."""
+    """One edge of each pair, or None if some edge has no reverse. Of an atom and its own images,
+    those on one side.
+    """
     if not is_symmetric(sender, receiver):
         return None
     x, y, z = vector.detach().unbind(1)
@@ -55,7 +70,7 @@ def pairs_of(sender: Tensor, receiver: Tensor, vector: Tensor, distance: Tensor)
     return Pairs(receiver[rows], sender[rows], distance[rows])
 
 
-# -- sums over pairs ------------------------------------------------------------------------------------------------------------
+# -- sums over pairs -----------------------------------------------------------------------------
 def convolve(x: Tensor, weight: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Σ_j x_j ⊙ W_ij for all atoms: x [N, F], weight [P, F] -> [N, F]."""
     return _Convolve.apply(x, weight, i, j)
@@ -83,14 +98,22 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, i, j = ctx.saved_tensors
         wanted = wanted_inputs(ctx)
-        return convolve(grad, weight, i, j) if wanted[0] else None, outer(grad, x, i, j) if wanted[1] else None, None, None
+        return (
+            convolve(grad, weight, i, j) if wanted[0] else None,
+            outer(grad, x, i, j) if wanted[1] else None,
+            None,
+            None,
+        )
 
 
 class _Outer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, x, i, j):
         ctx.save_for_backward(a, x, i, j)
-        out, rooms = a.new_empty(len(i), a.shape[1]), [a.new_empty(BLOCK, a.shape[1]) for _ in range(2)]
+        out, rooms = (
+            a.new_empty(len(i), a.shape[1]),
+            [a.new_empty(BLOCK, a.shape[1]) for _ in range(2)],
+        )
         for start in range(0, len(i), BLOCK):
             here = slice(start, start + BLOCK)
             left, right = i[here], j[here]
@@ -105,23 +128,32 @@ class _Outer(torch.autograd.Function):
     def backward(ctx, grad):
         a, x, i, j = ctx.saved_tensors
         wanted = wanted_inputs(ctx)
-        return convolve(x, grad, i, j) if wanted[0] else None, convolve(a, grad, i, j) if wanted[1] else None, None, None
+        return (
+            convolve(x, grad, i, j) if wanted[0] else None,
+            convolve(a, grad, i, j) if wanted[1] else None,
+            None,
+            None,
+        )
 
 
-def convolve_by(radial: Radial, pairs: Pairs, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+def convolve_by(
+    radial: Radial, pairs: Pairs, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor
+) -> Tensor:
     """Σ_j x_j ⊙ W_ij with `filters` for the weights: [N, F] -> [N, F]."""
     weight = filters(radial, a1, b1, a2, b2)
     return convolve(x.to(weight.dtype), weight, pairs.i, pairs.j)
 
 
-# -- filters --------------------------------------------------------------------------------------------------------------------
+# -- filters -------------------------------------------------------------------------------------
 Shape = Callable[[Tensor], Tensor]  # of distances [P]
 
 
 class Radial:
-    """The radial basis e and the envelope f at the distances of all pairs, with their slopes; made once per step for all layers.
+    """The radial basis e and the envelope f at the distances of all pairs, with their slopes; made
+    once per step for all layers.
 
-    ``basis`` and ``envelope`` are the functions; ``slopes`` says whether derivatives by the distance will be wanted.
+    ``basis`` and ``envelope`` are the functions; ``slopes`` says whether derivatives by the
+    distance will be wanted.
     """
 
     def __init__(self, distance: Tensor, basis: Shape, envelope: Shape, slopes: bool) -> None:
@@ -133,20 +165,30 @@ class Radial:
             self.f = [x[:, None] for x in f]  # each [P, 1]
 
     def shapes(self, d: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
-        """e, e', … and f, f', …: ``order`` of each ([P, K] and [P]), differentiable where gradients are recorded."""
+        """e, e', … and f, f', …: ``order`` of each ([P, K] and [P]), differentiable where
+        gradients are recorded.
+        """
         one = torch.ones_like(d)
         e, f = [self.basis], [self.envelope]
         for _ in range(order - 1):
             e.append(slope_of(e[-1]))
             f.append(slope_of(f[-1]))
-        return [g(d) if k == 0 else g(d, one) for k, g in enumerate(e)], [g(d) if k == 0 else g(d, one) for k, g in enumerate(f)]
+        return [g(d) if k == 0 else g(d, one) for k, g in enumerate(e)], [
+            g(d) if k == 0 else g(d, one) for k, g in enumerate(f)
+        ]
 
 
 def slope_of(function: Callable) -> Callable:
-    """The derivative of a function that acts on each distance by itself, by forward differentiation."""
+    """The derivative of a function that acts on each distance by itself, by forward
+    differentiation.
+    """
 
     def slope(d: Tensor, one: Tensor) -> Tensor:
-        inner = (lambda x: function(x)) if not getattr(function, "is_slope", False) else (lambda x: function(x, torch.ones_like(x)))
+        inner = (
+            (lambda x: function(x))
+            if not getattr(function, "is_slope", False)
+            else (lambda x: function(x, torch.ones_like(x)))
+        )
         return torch.func.jvp(inner, (d,), (one,))[1]
 
     slope.is_slope = True
@@ -154,14 +196,22 @@ def slope_of(function: Callable) -> Callable:
 
 
 def filters(radial: Radial, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-    """W [P, F] of the filter network with weights a1 [F, K], b1 [F], a2 [F, F], b2 [F]; differentiable by them and the distances."""
+    """W [P, F] of the filter network with weights a1 [F, K], b1 [F], a2 [F, F], b2 [F];
+    differentiable by them and the distances.
+    """
     device = radial.parts.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else radial.parts.dtype
+    low = (
+        torch.get_autocast_dtype(device)
+        if torch.is_autocast_enabled(device)
+        else radial.parts.dtype
+    )
     with torch.autocast(device, enabled=False):
         return _Filters.apply(radial.distance, a1, b1, a2, b2, radial, low)[0]
 
 
-def plain_outputs(radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, slopes: bool) -> tuple[list[Tensor], list[Tensor]]:
+def plain_outputs(
+    radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, slopes: bool
+) -> tuple[list[Tensor], list[Tensor]]:
     """y and f, with ``slopes`` also y' and f', in ordinary operations: each [P, F] and [P, 1]."""
     e, f = radial.shapes(d, 2 if slopes else 1)
     u = linear(e[0], a1, b1)
@@ -171,7 +221,9 @@ def plain_outputs(radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor,
     return y, [x[:, None] for x in f]
 
 
-def plain_filters(radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, slopes: bool) -> tuple[Tensor, Tensor | None]:
+def plain_filters(
+    radial: Radial, d: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, slopes: bool
+) -> tuple[Tensor, Tensor | None]:
     """W and V (None without ``slopes``) in ordinary operations."""
     y, f = plain_outputs(radial, d, a1, b1, a2, b2, slopes)
     return f[0] * y[0], f[1] * y[0] + f[0] * y[1] if slopes else None
@@ -209,18 +261,26 @@ class _Filters(torch.autograd.Function):
             return (None,) * 7
         if torch.is_grad_enabled() and (d_slope is not None or any(wanted[1:5])):
             found = functools.partial(plain_filters, radial, slopes=d_slope is not None)
-            return *through_plain(found, (distance, a1, b1, a2, b2), wanted[:5], (d_weight, d_slope)), None, None
+            return (
+                *through_plain(found, (distance, a1, b1, a2, b2), wanted[:5], (d_weight, d_slope)),
+                None,
+                None,
+            )
         by_distance = (d_weight * slope).sum(1) if wanted[0] and d_weight is not None else None
         if not any(wanted[1:5]) and d_slope is None:
             return by_distance, None, None, None, None, None, None
-        second, da1, db1, da2, db2 = _backward(radial, ctx.low, a1, b1, a2, b2, d_weight, d_slope, wanted[0])
+        second, da1, db1, da2, db2 = _backward(
+            radial, ctx.low, a1, b1, a2, b2, d_weight, d_slope, wanted[0]
+        )
         if second is not None:
             by_distance = second if by_distance is None else by_distance + second
         return by_distance, da1, db1, da2, db2, None, None
 
 
 class _Rooms:
-    """Arrays for one block, used again for every block; rows of a value and its slope lie next to each other."""
+    """Arrays for one block, used again for every block; rows of a value and its slope lie next
+    to each other.
+    """
 
     def __init__(self, a1: Tensor, a2: Tensor, low: torch.dtype, order: int, n: int = 3) -> None:
         self.order, self.same = order, low == a1.dtype
@@ -229,7 +289,9 @@ class _Rooms:
         self.a2, self.a2t = a2.to(low), a2.to(low).T
 
     def inner(self, parts: Tensor, a1: Tensor, b1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """u and s (with u', s' behind them) of a block, and an array whose first column of rows holds σ(u)."""
+        """u and s (with u', s' behind them) of a block, and an array whose first column of rows
+        holds σ(u).
+        """
         u, s, spare = (room[: len(parts)] for room in self.full[:3])
         torch.mm(parts.flatten(0, 1), a1.T, out=u.flatten(0, 1))
         u[:, 0].add_(b1)
@@ -249,7 +311,9 @@ class _Rooms:
 
 
 def _backward(radial, low, a1, b1, a2, b2, d_weight, d_slope, by_distance):
-    """Gradients of weights, and of the distances as far as they come through V, for the gradients of W and V."""
+    """Gradients of weights, and of the distances as far as they come through V, for the
+    gradients of W and V.
+    """
     n, order, _ = radial.parts.shape
     width = a2.shape[0]
     if d_slope is None:
@@ -278,7 +342,9 @@ def _backward(radial, low, a1, b1, a2, b2, d_weight, d_slope, by_distance):
             torch.mul(d_slope[here], f[0], out=dy[:, 1])
             dy[:, 0].addcmul_(d_slope[here], f[1])
         db2.addmv_(dy[:, 0].T, ones[:size])
-        dy_l, s_l = (dy, s) if same else (rooms.low[0][:size].copy_(dy), rooms.low[1][:size].copy_(s))
+        dy_l, s_l = (
+            (dy, s) if same else (rooms.low[0][:size].copy_(dy), rooms.low[1][:size].copy_(s))
+        )
         if same:
             da2.addmm_(dy.flatten(0, 1).T, s.flatten(0, 1))
         else:
@@ -292,7 +358,9 @@ def _backward(radial, low, a1, b1, a2, b2, d_weight, d_slope, by_distance):
         if order == 2:
             slope_grad = ds[:, 1]
             if second is not None:
-                second[here] = _by_curvature(d_slope[here], a2, b2, f, curvature, here, s, sigma, u, a1, slope_grad)
+                second[here] = _by_curvature(
+                    d_slope[here], a2, b2, f, curvature, here, s, sigma, u, a1, slope_grad
+                )
             bend = sigma * (1 - sigma)
             torch.mul(ds[:, 0], sigma, out=du[:, 0])
             du[:, 0].add_(bend.mul_(u[:, 1]).mul_(slope_grad))
@@ -305,7 +373,9 @@ def _backward(radial, low, a1, b1, a2, b2, d_weight, d_slope, by_distance):
 
 
 def _by_curvature(d_slope, a2, b2, f, curvature, here, s, sigma, u, a1, slope_grad) -> Tensor:
-    """Σ dV (f'' y + 2 f' y' + f y'') of a block, without products that were not made anyway but one for dV A₂."""
+    """Σ dV (f'' y + 2 f' y' + f y'') of a block, without products that were not made anyway but
+    one for dV A₂.
+    """
     e2, f2 = curvature
     through = d_slope @ a2
     y = (through * s[:, 0]).sum(1) + d_slope @ b2

@@ -1,16 +1,19 @@
-"""Filters and convolution over pairs in one, by the compiled kernels of kernels/pairs.cpp: filters are never written to memory.
+"""Filters and convolution over pairs in one, by the compiled kernels of kernels/pairs.cpp: filters
+are never written to memory.
 
 In the words of models/pairs.py, with x [N, F] the atoms' features, the convolution is
 
     c_i = Σ_j x_j ⊙ W_ij,   W = f (y + a₂),   y = A₂ ssp(u),   u = A₁ e + a₁          (a₂ is added where y is used)
 
-`filtered` returns c. Kept are y and its slope y' = dy/dd of each pair, as the product made them (bfloat16 under autocast). They are a
-second output, because −∂E/∂x needs them: with g the gradient of c, and V = f' (y + a₂) + f y'
+`filtered` returns c. Kept are y and its slope y' = dy/dd of each pair, as the product made them
+(bfloat16 under autocast). They are a second output, because −∂E/∂x needs them: with g the gradient
+of c, and V = f' (y + a₂) + f y'
 
     dx = convolve(g, W),   dd = Σ_F outer(g, x) ⊙ V          one more autograd function of g, x, y, y' and d
 
-Its own backward pass (training on −∂E/∂x) gives gradients for y and y'; `filtered`'s adds those of c to them, so that each product is
-made once for both. So far everything is a kernel; still higher derivatives go through the formulas in ordinary operations.
+Its own backward pass (training on −∂E/∂x) gives gradients for y and y'; `filtered`'s adds those of
+c to them, so that each product is made once for both. So far everything is a kernel; still higher
+derivatives go through the formulas in ordinary operations.
 """
 
 from __future__ import annotations
@@ -22,12 +25,18 @@ from .layers import through_plain, wanted_inputs
 from .pairs import Radial, convolve, outer, plain_outputs
 
 
-def filtered(x: Tensor, radial: Radial, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """``convolve(x, filters(radial, a1, b1, a2, b2), i, j)`` of models/pairs.py: [N, F], float32 on the CPU."""
+def filtered(
+    x: Tensor, radial: Radial, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, i: Tensor, j: Tensor
+) -> Tensor:
+    """``convolve(x, filters(radial, a1, b1, a2, b2), i, j)`` of models/pairs.py: [N, F], float32
+    on the CPU.
+    """
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else a2.dtype
     with torch.autocast("cpu", enabled=False):
         keep = torch.is_grad_enabled()  # inside the function it never is
-        return _Filtered.apply(x.to(a2.dtype), radial.distance, a1, b1, a2, b2, radial, low, keep, i, j)[0]
+        return _Filtered.apply(
+            x.to(a2.dtype), radial.distance, a1, b1, a2, b2, radial, low, keep, i, j
+        )[0]
 
 
 class _Filtered(torch.autograd.Function):
@@ -35,7 +44,9 @@ class _Filtered(torch.autograd.Function):
     def forward(ctx, x, distance, a1, b1, a2, b2, radial, low, keep, i, j):
         x = x.contiguous()
         keep = keep and any(ctx.needs_input_grad)
-        c, y = torch.ops.potkit.filtered_forward(x, radial.parts, *_envelope(radial), a1, b1, a2.to(low), b2, i, j, keep)
+        c, y = torch.ops.potkit.filtered_forward(
+            x, radial.parts, *_envelope(radial), a1, b1, a2.to(low), b2, i, j, keep
+        )
         ctx.radial, ctx.low = radial, low
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, distance, a1, b1, a2, b2, i, j, y)
@@ -57,18 +68,36 @@ class _Filtered(torch.autograd.Function):
                 y, f = plain_outputs(radial, d, a1, b1, a2, b2, radial.slopes)
                 return convolve(x, f[0] * y[0], i, j), torch.stack(y, 1).to(ctx.low)
 
-            return *through_plain(formulas, (x, distance, a1, b1, a2, b2), wanted[:6], (d_c, d_y)), *none
+            return *through_plain(
+                formulas, (x, distance, a1, b1, a2, b2), wanted[:6], (d_c, d_y)
+            ), *none
         d_c = torch.zeros_like(x) if d_c is None else d_c.contiguous()
-        bent = radial.shapes(distance.detach(), 3)[0][2] if wanted[1] and d_y is not None else None  # e''
+        # e''
+        bent = radial.shapes(distance.detach(), 3)[0][2] if wanted[1] and d_y is not None else None
         dx, d_distance, *weights = torch.ops.potkit.filtered_backward(
-            d_c, None if d_y is None else d_y.contiguous(), x, y, radial.parts, bent, *_envelope(radial), a1, b1, a2.to(ctx.low), b2, i, j,
-            wanted[0], wanted[1],
-        )  # fmt: skip
+            d_c,
+            None if d_y is None else d_y.contiguous(),
+            x,
+            y,
+            radial.parts,
+            bent,
+            *_envelope(radial),
+            a1,
+            b1,
+            a2.to(ctx.low),
+            b2,
+            i,
+            j,
+            wanted[0],
+            wanted[1],
+        )
         return dx if wanted[0] else None, d_distance if wanted[1] else None, *weights, *none
 
 
 class _Slopes(torch.autograd.Function):
-    """dx and dd of the module's docstring. The bias a₂ comes without gradient: `_Filtered` takes it from that of y."""
+    """dx and dd of the module's docstring. The bias a₂ comes without gradient: `_Filtered` takes
+    it from that of y.
+    """
 
     @staticmethod
     def forward(ctx, g, x, y, distance, b2, radial, i, j):
@@ -87,17 +116,23 @@ class _Slopes(torch.autograd.Function):
             def formulas(g, x, y, d):
                 f, f1 = (s[:, None] for s in radial.shapes(d, 2)[1])
                 value = y[:, 0].to(x.dtype) + b2
-                return convolve(g, f * value, i, j), (outer(g, x, i, j) * (f1 * value + f * y[:, 1].to(x.dtype))).sum(1)
+                return convolve(g, f * value, i, j), (
+                    outer(g, x, i, j) * (f1 * value + f * y[:, 1].to(x.dtype))
+                ).sum(1)
 
             return *through_plain(formulas, (g, x, y, distance), wanted, (up, rate)), *none
         up, rate = up.contiguous(), rate.contiguous()
-        dg, dx, dy = torch.ops.potkit.filtered_slopes_backward(up, rate, g, x, y, *_envelope(radial), b2, i, j)
+        dg, dx, dy = torch.ops.potkit.filtered_slopes_backward(
+            up, rate, g, x, y, *_envelope(radial), b2, i, j
+        )
         d_distance = None
         if wanted[3]:  # Hessians only: what the envelope's slopes add, operation by operation
             _, f1, f2 = radial.shapes(distance.detach(), 3)[1]
             value = y[:, 0].to(x.dtype) + b2
             bent = f2[:, None] * value + f1[:, None] * y[:, 1].to(x.dtype)
-            d_distance = f1 * (outer(up, g, i, j) * value).sum(1) + rate * (outer(g, x, i, j) * bent).sum(1)
+            d_distance = f1 * (outer(up, g, i, j) * value).sum(1) + rate * (
+                outer(g, x, i, j) * bent
+            ).sum(1)
         return dg, dx, dy, d_distance, *none
 
 

@@ -1,22 +1,29 @@
-"""Filters from a table: a filter depends on the distance only, so with many pairs it is made at some distances and interpolated.
+"""Filters from a table: a filter depends on the distance only, so with many pairs it is made at
+some distances and interpolated.
 
-The filter network y(d) is smooth on the scale Δ of the radial basis' centres. On nodes d_n = n h it is computed with its first two
-derivatives (u, s, A₁, A₂ as in models/pairs.py; σ the derivative of ssp):
+The filter network y(d) is smooth on the scale Δ of the radial basis' centres. On nodes d_n = n h it
+is computed with its first two derivatives (u, s, A₁, A₂ as in models/pairs.py; σ the derivative of
+ssp):
 
     y = A₂ s + a₂,   h y' = h A₂ (σ u'),   h² y'' = h² A₂ (σ (1 − σ) u'² + σ u'')
 
-In the cell between two nodes, the polynomial of fifth degree that shares these six with it (Hermite's) stands for y. With T_0n … T_5n its
-coefficients in t = d / h − n and f the envelope of the exact distance, the filter of pair p in cell n is
+In the cell between two nodes, the polynomial of fifth degree that shares these six with it
+(Hermite's) stands for y. With T_0n … T_5n its coefficients in t = d / h − n and f the envelope of
+the exact distance, the filter of pair p in cell n is
 
     W_p = Σ_m C_pm T_mn,   C_pm = f(d_p) t_pᵐ,   m = 0 … 5
 
-It has continuous second derivatives in d, and forces and their training see the derivatives of this very function: energies are conserved.
-At h ≤ Δ / 5 it differs from y by 2·10⁻⁸, its slope by 4·10⁻⁷ of the largest, about what float32 rounds. (The table is computed in
-float64: its coefficients are small differences.) A power of two as h makes d / h exact. The products now cost as much as there are
-nodes, 161 at most with 32 centres and 5 Å, however many pairs.
+It has continuous second derivatives in d, and forces and their training see the derivatives of this
+very function: energies are conserved.
+At h ≤ Δ / 5 it differs from y by 2·10⁻⁸, its slope by 4·10⁻⁷ of the largest, about what float32
+rounds. (The table is computed in
+float64: its coefficients are small differences.) A power of two as h makes d / h exact. The
+products now cost as much as there are nodes, 161 at most with 32 centres and 5 Å, however many
+pairs.
 
-The convolution c_i = Σ_j x_j ⊙ W_ij is linear in x, C and T, and so are its derivatives: kernels/tables.cpp goes through the pairs for
-them; C follows the distances and T the weights in ordinary operations.
+The convolution c_i = Σ_j x_j ⊙ W_ij is linear in x, C and T, and so are its derivatives:
+kernels/tables.cpp goes through the pairs for them; C follows the distances and T the weights in
+ordinary operations.
 """
 
 from __future__ import annotations
@@ -32,18 +39,26 @@ from .layers import through_plain, wanted_inputs
 from .pairs import Pairs, Radial, Shape, convolve, outer, slope_of
 from .pairs_kernel import filtered
 
-# polynomials of t in [0, 1] by their coefficients of 1, t, … t⁵; each has one of value, slope and curvature at 0, then at 1, and none else
+# polynomials of t in [0, 1] by their coefficients of 1, t, … t⁵; each has one of value, slope and
+# curvature at 0, then at 1, and none else
 HERMITE = [
-    [1.0, 0.0, 0.0, -10.0, 15.0, -6.0], [0.0, 1.0, 0.0, -6.0, 8.0, -3.0], [0.0, 0.0, 0.5, -1.5, 1.5, -0.5],
-    [0.0, 0.0, 0.0, 10.0, -15.0, 6.0], [0.0, 0.0, 0.0, -4.0, 7.0, -3.0], [0.0, 0.0, 0.0, 0.5, -1.0, 0.5],
-]  # fmt: skip
-STEEPEST = 0.5  # of u over a cell: ssp, whose scale is 1, is then resolved as well as the basis (slopes to 1e-6)
+    [1.0, 0.0, 0.0, -10.0, 15.0, -6.0],
+    [0.0, 1.0, 0.0, -6.0, 8.0, -3.0],
+    [0.0, 0.0, 0.5, -1.5, 1.5, -0.5],
+    [0.0, 0.0, 0.0, 10.0, -15.0, 6.0],
+    [0.0, 0.0, 0.0, -4.0, 7.0, -3.0],
+    [0.0, 0.0, 0.0, 0.5, -1.0, 0.5],
+]
+# of u over a cell: ssp, whose scale is 1, is then resolved as well as the basis (slopes to 1e-6)
+STEEPEST = 0.5
 
 
 class Grid:
-    """Nodes around the distances of some pairs, and each pair's place among them; made once per step for all layers.
+    """Nodes around the distances of some pairs, and each pair's place among them; made once per
+    step for all layers.
 
-    ``basis`` and ``envelope`` are functions of distances [P]; ``scale`` (Å) is how far apart the basis' centres are.
+    ``basis`` and ``envelope`` are functions of distances [P]; ``scale`` (Å) is how far apart the
+    basis' centres are.
     """
 
     def __init__(self, pairs: Pairs, basis: Shape, envelope: Shape, scale: float) -> None:
@@ -52,7 +67,8 @@ class Grid:
         d = pairs.distance
         with torch.autocast(d.device.type, enabled=False):
             scaled = d / self.spacing
-            left = scaled.detach().floor().nan_to_num(0.0, 0.0, 0.0)  # t stays NaN, and its filter with it
+            # t stays NaN, and its filter with it
+            left = scaled.detach().floor().nan_to_num(0.0, 0.0, 0.0)
             low, high = (int(x) for x in left.aminmax()) if len(d) else (0, 0)
             self.n_nodes = high - low + 2
             self.cell = (left - low).long()
@@ -61,7 +77,9 @@ class Grid:
             for _ in range(5):
                 powers.append(powers[-1] * t)
             self.weight = torch.stack(powers, 1)  # C [P, 6]
-            self.nodes = self.spacing * torch.arange(low, high + 2, dtype=torch.float64, device=d.device)
+            self.nodes = self.spacing * torch.arange(
+                low, high + 2, dtype=torch.float64, device=d.device
+            )
 
     @property
     def pays(self) -> bool:
@@ -71,31 +89,46 @@ class Grid:
     @functools.cached_property
     def radial(self) -> Radial:
         """The basis at the pairs themselves, for filters made one by one."""
-        return Radial(self.pairs.distance, self.basis, self.envelope, slopes=self.pairs.distance.requires_grad)
+        return Radial(
+            self.pairs.distance, self.basis, self.envelope, slopes=self.pairs.distance.requires_grad
+        )
 
     @functools.cached_property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """e, h e', h² e'' at the nodes: [M + 1, K] float64 each."""
         one, slope = torch.ones_like(self.nodes), slope_of(self.basis)
         with torch.no_grad():
-            return self.basis(self.nodes), self.spacing * slope(self.nodes, one), self.spacing**2 * slope_of(slope)(self.nodes, one)
+            return (
+                self.basis(self.nodes),
+                self.spacing * slope(self.nodes, one),
+                self.spacing**2 * slope_of(slope)(self.nodes, one),
+            )
 
     def table(self, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
         """T [6, M, F], and the largest change of u over a cell (by its slope at the nodes)."""
         return _Table.apply(a1, b1, a2, b2, *self.parts)
 
     def convolve(self, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-        """Σ_j x_j ⊙ W_ij by the kernels, [N, F] float32 -> [N, F]; where a table is too coarse or does not pay, without one."""
+        """Σ_j x_j ⊙ W_ij by the kernels, [N, F] float32 -> [N, F]; where a table is too coarse
+        or does not pay, without one.
+        """
         if self.pays:
-            with torch.autocast(x.device.type, enabled=False):  # slopes need more digits than bfloat16 has
+            # slopes need more digits than bfloat16 has
+            with torch.autocast(x.device.type, enabled=False):
                 table, steepest = self.table(a1, b1, a2, b2)
                 if float(steepest) <= STEEPEST:
-                    return interpolated(x.to(table.dtype), self.weight, table, self.cell, self.pairs.i, self.pairs.j)
+                    return interpolated(
+                        x.to(table.dtype), self.weight, table, self.cell, self.pairs.i, self.pairs.j
+                    )
         return filtered(x, self.radial, a1, b1, a2, b2, self.pairs.i, self.pairs.j)
 
 
-def ends(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, e: Tensor, e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
-    """y, h y', h² y'' at the nodes [3, M + 1, F], and h u'; ``e``, ``e1``, ``e2`` as in `Grid.parts`."""
+def ends(
+    a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, e: Tensor, e1: Tensor, e2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y, h y', h² y'' at the nodes [3, M + 1, F], and h u'; ``e``, ``e1``, ``e2`` as in
+    `Grid.parts`.
+    """
     u, u1, u2 = linear(e, a1, b1), linear(e1, a1), linear(e2, a1)
     sigma = torch.sigmoid(u)
     s2 = sigma * ((1 - sigma) * u1.square() + u2)
@@ -106,11 +139,15 @@ def ends(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, e: Tensor, e1: Tensor, 
 
 def coefficients(y: Tensor) -> Tensor:
     """T [6, M, F] of the polynomials with `ends` y [3, M + 1, F]."""
-    return (y.new_tensor(HERMITE).T @ torch.cat([y[:, :-1], y[:, 1:]]).flatten(1)).view(6, -1, y.shape[2])
+    return (y.new_tensor(HERMITE).T @ torch.cat([y[:, :-1], y[:, 1:]]).flatten(1)).view(
+        6, -1, y.shape[2]
+    )
 
 
 class _Table(torch.autograd.Function):
-    """T: forward in float64 because its coefficients are small differences, backward in the weights' own type."""
+    """T: forward in float64 because its coefficients are small differences, backward in the
+    weights' own type.
+    """
 
     @staticmethod
     def forward(ctx, a1, b1, a2, b2, e, e1, e2):
@@ -126,11 +163,18 @@ class _Table(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             if not torch.is_grad_enabled():
                 return *_table_backward(grad, weights, parts), None, None, None
-            found = through_plain(lambda *w: (coefficients(ends(*w, *parts)[0]),), weights, wanted_inputs(ctx)[:4], (grad,))
+            found = through_plain(
+                lambda *w: (coefficients(ends(*w, *parts)[0]),),
+                weights,
+                wanted_inputs(ctx)[:4],
+                (grad,),
+            )
             return *found, None, None, None
 
 
-def _table_backward(grad: Tensor, weights: tuple[Tensor, ...], parts: list[Tensor]) -> tuple[Tensor, ...]:
+def _table_backward(
+    grad: Tensor, weights: tuple[Tensor, ...], parts: list[Tensor]
+) -> tuple[Tensor, ...]:
     """Gradients of the weights for that of T: `ends` and `coefficients` backwards."""
     (a1, b1, a2, _), (e, e1, e2) = weights, parts
     u, u1, u2 = linear(e, a1, b1), e1 @ a1.T, e2 @ a1.T
@@ -147,8 +191,12 @@ def _table_backward(grad: Tensor, weights: tuple[Tensor, ...], parts: list[Tenso
     return da1, du.sum(0), dy.flatten(0, 1).T @ s.flatten(0, 1), dy[0].sum(0)
 
 
-def interpolated(x: Tensor, weight: Tensor, table: Tensor, cell: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """c_i = Σ_j x_j ⊙ Σ_m C_pm T_mn over pairs p = (i, j), and the same for j: x [N, F], C [P, 6], T [6, M, F], cell n [P]."""
+def interpolated(
+    x: Tensor, weight: Tensor, table: Tensor, cell: Tensor, i: Tensor, j: Tensor
+) -> Tensor:
+    """c_i = Σ_j x_j ⊙ Σ_m C_pm T_mn over pairs p = (i, j), and the same for j: x [N, F], C [P,
+    6], T [6, M, F], cell n [P].
+    """
     return _Interpolated.apply(x, weight, table, cell, i, j)
 
 
@@ -172,7 +220,9 @@ class _Interpolated(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads = *_Slopes.apply(g, *floats, cell, i, j), None
         else:
-            grads = torch.ops.potkit.table_backward(g.contiguous(), *floats, cell, i, j, *wanted[1:])
+            grads = torch.ops.potkit.table_backward(
+                g.contiguous(), *floats, cell, i, j, *wanted[1:]
+            )
         return *(grad if w else None for grad, w in zip(grads, wanted)), None, None, None
 
 
@@ -196,5 +246,7 @@ class _Slopes(torch.autograd.Function):
                 return convolve(g, filters, i, j), (outer(g, x, i, j) * table[:, cell]).sum(2).T
 
             return *through_plain(formulas, floats, wanted, (up, rate)), None, None, None
-        grads = torch.ops.potkit.table_again(up.contiguous(), rate.contiguous(), *floats, cell, i, j, wanted[2])
+        grads = torch.ops.potkit.table_again(
+            up.contiguous(), rate.contiguous(), *floats, cell, i, j, wanted[2]
+        )
         return *(grad if w else None for grad, w in zip(grads, wanted)), None, None, None

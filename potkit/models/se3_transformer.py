@@ -1,21 +1,29 @@
-"""SE(3)-Transformer (Fuchs, Worrall, Fischer, Welling, NeurIPS 2020, arXiv 2006.10503), as the denoise paper sets it.
+"""SE(3)-Transformer (Fuchs, Worrall, Fischer, Welling, NeurIPS 2020, arXiv 2006.10503), as the
+denoise paper sets it.
 
-Features of atom i are f_i = ⊕_l f_i^l, some channels of every degree l. With the kernel (equations 8 and 9)
+Features of atom i are f_i = ⊕_l f_i^l, some channels of every degree l. With the kernel (equations
+8 and 9)
     W^{lk}(r) = Σ_J φ_J^{lk}(|r|) Σ_m Y_Jm(r̂) Q_Jm^{lk},        φ a learned function of the distance, Q Clebsch-Gordan coefficients,
-a layer is attention over neighbours (equations 10 to 12), its channels split into heads, then a linear map and a nonlinearity:
+a layer is attention over neighbours (equations 10 to 12), its channels split into heads, then a
+linear map and a nonlinearity:
     q_i = ⊕_l W_Q^l f_i^l        k_ij = ⊕_l Σ_k W_K^{lk}(r_ij) f_j^k        v_ij^l = Σ_k W_V^{lk}(r_ij) f_j^k
     α_ij = f_c(d_ij) exp(q_i·k_ij) / (1 + Σ_j' f_c(d_ij') exp(q_i·k_ij'))
     f_i^l ← gate( W^l [f_i^l, Σ_j α_ij v_ij^l] )                             (the self-interaction is W^l's part on f_i^l)
-and the last layer is a plain convolution to scalars, s_i = W f_i^0 + Σ_j f_c(d_ij) Σ_k W^{0k}(r_ij) f_j^k.
-W_K and W_V act on the same products f_j ⊗ Y (see `equivariant`), so keys and values come from one kernel.
+and the last layer is a plain convolution to scalars, s_i = W f_i^0 + Σ_j f_c(d_ij) Σ_k W^{0k}(r_ij)
+f_j^k.
+W_K and W_V act on the same products f_j ⊗ Y (see `equivariant`), so keys and values come from one
+kernel.
 
-What differs from the authors' codes. f_c and the 1 in the denominator (an atom attends to nobody with weight 1) make everything
-continuous at the cutoff and right for an atom without neighbours; α without them jumps. Only couplings that respect parity are kept
-(l + k + J even), so that mirror images have the same energy; the paper's network distinguishes them. The norm nonlinearity
-f/|f|·MLP(|f|) is not continuous where f passes zero; here f^l (1 + MLP(ñ)) with ñ = √(|f|² + 0.01) per channel. Per-path radial networks
-share their hidden layers. Edges enter once. The energy is a sum over atoms, as the paper says; the published code averages, which
-`Potential` does not offer (`pooled` sums features). ``faithful=True``: no f_c, no 1, and no parity. ``radial`` > 1 feeds φ that many
-Gaussians of the distance in place of the distance (ours; the published code has the distance, ``radial=0``).
+What differs from the authors' codes. f_c and the 1 in the denominator (an atom attends to nobody
+with weight 1) make everything continuous at the cutoff and right for an atom without neighbours; α
+without them jumps. Only couplings that respect parity are kept (l + k + J even), so that mirror
+images have the same energy; the paper's network distinguishes them. The norm nonlinearity
+f/|f|·MLP(|f|) is not continuous where f passes zero; here f^l (1 + MLP(ñ)) with ñ = √(|f|² + 0.01)
+per channel. Per-path radial networks share their hidden layers. Edges enter once. The energy is a
+sum over atoms, as the paper says; the published code averages, which `Potential` does not offer
+(`pooled` sums features). ``faithful=True``: no f_c, no 1, and no parity. ``radial`` > 1 feeds φ
+that many Gaussians of the distance in place of the distance (ours; the published code has the
+distance, ``radial=0``).
 
 Parameters: denoise-paper 120 337, small 50 121 (counted by a test).
 """
@@ -29,41 +37,69 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Features, Graph
-from .equivariant import ByIrrep, Coupling, Irrep, RadialNet, SelfInteraction, gather, harmonics, irreps, sum_edges
+from .equivariant import (
+    ByIrrep,
+    Coupling,
+    Irrep,
+    RadialNet,
+    SelfInteraction,
+    gather,
+    harmonics,
+    irreps,
+    sum_edges,
+)
 from .layers import AtomEmbedding, GaussianBasis, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
-    "denoise-paper": dict(channels=8, max_degree=3, layers=3, heads=2, division=4, radial=0, cutoff=5.0),
+    "denoise-paper": dict(
+        channels=8, max_degree=3, layers=3, heads=2, division=4, radial=0, cutoff=5.0
+    ),
     "small": dict(channels=8, max_degree=2, layers=2, heads=2, division=4, radial=16, cutoff=5.0),
 }
 SCALAR = Irrep(0, 1)
 
 
 class Kernel(nn.Module):
-    """Equations 8 and 9: sender features {k: [E, 2k+1, C]} -> {l: [E, 2l+1, outputs[l]]} through W^{lk}(r_ij)."""
+    """Equations 8 and 9: sender features {k: [E, 2k+1, C]} -> {l: [E, 2l+1, outputs[l]]} through
+    W^{lk}(r_ij).
+    """
 
-    def __init__(self, coupling: Coupling, channels: int, outputs: dict[Irrep, int], radial: int, hidden: int) -> None:
+    def __init__(
+        self, coupling: Coupling, channels: int, outputs: dict[Irrep, int], radial: int, hidden: int
+    ) -> None:
         super().__init__()
         self.coupling, self.outputs = coupling, outputs
         self.fan_in = {ir: coupling.paths[ir] * channels for ir in outputs}
         self.sizes = [self.fan_in[ir] * n for ir, n in outputs.items()]
         self.radial = RadialNet([max(radial, 1), hidden, hidden, sum(self.sizes)], bias=True)
-        with torch.no_grad():  # start with outputs of variance about 1, however many products are summed
+        # start with outputs of variance about 1, however many products are summed
+        with torch.no_grad():
             for part, fan_in in zip(self.radial[-1].weight.split(self.sizes), self.fan_in.values()):
                 part.mul_(fan_in**-0.5)
 
     def forward(self, kernels: ByIrrep, f: ByIrrep, edge: Tensor) -> ByIrrep:
         products = self.coupling(kernels, f)  # {l: [E, 2l+1, paths·C]}
-        phi = dict(zip(self.outputs, self.radial(edge).split(self.sizes, 1)))  # {l: [E, paths·C·outputs]}
-        return {ir: torch.bmm(products[ir], phi[ir].unflatten(1, (self.fan_in[ir], -1))) for ir in self.outputs}
+        # {l: [E, paths·C·outputs]}
+        phi = dict(zip(self.outputs, self.radial(edge).split(self.sizes, 1)))
+        return {
+            ir: torch.bmm(products[ir], phi[ir].unflatten(1, (self.fan_in[ir], -1)))
+            for ir in self.outputs
+        }
 
 
-def attention_weights(logits: Tensor, envelope: Tensor | None, receiver: Tensor, size: int) -> Tensor:
-    """α of the module's docstring from logits [E, heads]; plain softmax over the neighbours if ``envelope`` [E, 1] is None."""
+def attention_weights(
+    logits: Tensor, envelope: Tensor | None, receiver: Tensor, size: int
+) -> Tensor:
+    """α of the module's docstring from logits [E, heads]; plain softmax over the neighbours if
+    ``envelope`` [E, 1] is None.
+    """
     index = receiver[:, None].expand_as(logits)
-    # subtracting any constant per atom leaves α as it is: the largest logit, or 0, keeps exp in range; no derivative needed
+    # subtracting any constant per atom leaves α as it is: the largest logit, or 0, keeps exp in
+    # range; no derivative needed
     start = 0.0 if envelope is not None else -torch.inf
-    largest = logits.new_full((size, logits.shape[1]), start).scatter_reduce(0, index, logits.detach(), "amax")
+    largest = logits.new_full((size, logits.shape[1]), start).scatter_reduce(
+        0, index, logits.detach(), "amax"
+    )
     weight = torch.exp(logits - largest[receiver])
     if envelope is not None:
         weight = weight * envelope
@@ -74,19 +110,41 @@ def attention_weights(logits: Tensor, envelope: Tensor | None, receiver: Tensor,
 
 
 class Attention(nn.Module):
-    """Equations 10 to 12 with heads, then the linear map of [f, attended values] to ``channels`` per degree."""
+    """Equations 10 to 12 with heads, then the linear map of [f, attended values] to ``channels``
+    per degree.
+    """
 
-    def __init__(self, coupling: Coupling, channels_in: int, channels: int, heads: int, division: int, radial: int, hidden: int):
+    def __init__(
+        self,
+        coupling: Coupling,
+        channels_in: int,
+        channels: int,
+        heads: int,
+        division: int,
+        radial: int,
+        hidden: int,
+    ):
         super().__init__()
-        before, after = dict.fromkeys(coupling.irreps_in, channels_in), dict.fromkeys(coupling.irreps_out, channels)
-        self.width, self.heads = channels // division, heads  # channels per degree of queries, keys and values, all heads together
+        before, after = (
+            dict.fromkeys(coupling.irreps_in, channels_in),
+            dict.fromkeys(coupling.irreps_out, channels),
+        )
+        # channels per degree of queries, keys and values, all heads together
+        self.width, self.heads = channels // division, heads
         self.query = SelfInteraction(before, dict.fromkeys(before, self.width))
-        both = {ir: self.width * (2 if ir in before else 1) for ir in after}  # keys where there are queries, values everywhere
+        # keys where there are queries, values everywhere
+        both = {ir: self.width * (2 if ir in before else 1) for ir in after}
         self.kernel = Kernel(coupling, channels_in, both, radial, hidden)
         self.merge = SelfInteraction({ir: before.get(ir, 0) + self.width for ir in after}, after)
 
     def forward(
-        self, f: ByIrrep, kernels: ByIrrep, edge: Tensor, envelope: Tensor | None, sender: Tensor, receiver: Tensor
+        self,
+        f: ByIrrep,
+        kernels: ByIrrep,
+        edge: Tensor,
+        envelope: Tensor | None,
+        sender: Tensor,
+        receiver: Tensor,
     ) -> ByIrrep:
         n = f[SCALAR].shape[0]
         query = gather(self.query(f), receiver)
@@ -98,28 +156,39 @@ class Attention(nn.Module):
             features += ir.dim * self.width // self.heads
         alpha = attention_weights(logits / math.sqrt(features), envelope, receiver, n)
         alpha = alpha.repeat_interleave(self.width // self.heads, 1)[:, None]  # [E, 1, width]
-        attended = sum_edges({ir: x[..., : self.width] * alpha for ir, x in both.items()}, receiver, n)
-        return self.merge({ir: torch.cat([f[ir], x], -1) if ir in f else x for ir, x in attended.items()})
+        attended = sum_edges(
+            {ir: x[..., : self.width] * alpha for ir, x in both.items()}, receiver, n
+        )
+        return self.merge(
+            {ir: torch.cat([f[ir], x], -1) if ir in f else x for ir, x in attended.items()}
+        )
 
 
 class NormGate(nn.Module):
-    """Scalars go through a residual MLP; channels of higher degree are scaled by 1 + an MLP of their norms."""
+    """Scalars go through a residual MLP; channels of higher degree are scaled by 1 + an MLP of
+    their norms.
+    """
 
     def __init__(self, coupling: Coupling, channels: int) -> None:
         super().__init__()
         self.scalar = nn.Sequential(nn.LayerNorm(channels), *mlp([channels] * 3))
-        self.gates = nn.ModuleDict({str(ir): mlp([channels] * 3) for ir in coupling.irreps_out if ir != SCALAR})
+        self.gates = nn.ModuleDict(
+            {str(ir): mlp([channels] * 3) for ir in coupling.irreps_out if ir != SCALAR}
+        )
 
     def forward(self, f: ByIrrep) -> ByIrrep:
         out = {SCALAR: f[SCALAR] + self.scalar(f[SCALAR])}
         for name, gate in self.gates.items():
             x = f[Irrep(name)]
-            out[Irrep(name)] = x + x * gate((x.square().sum(1, keepdim=True) + 0.01).sqrt())  # 0.01 keeps the curvature finite at 0
+            # 0.01 keeps the curvature finite at 0
+            out[Irrep(name)] = x + x * gate((x.square().sum(1, keepdim=True) + 0.01).sqrt())
         return out
 
 
 class SE3Transformer(nn.Module):
-    """The backbone: `Graph` -> `Features` with scalars [N, channels·(max_degree+1)] and the l = 1 channels [N, 3, channels]."""
+    """The backbone: `Graph` -> `Features` with scalars [N, channels·(max_degree+1)] and the l =
+    1 channels [N, 3, channels].
+    """
 
     gives_displacement = False
     stacks = ("attention", "gates")  # where the layers are
@@ -138,15 +207,27 @@ class SE3Transformer(nn.Module):
         faithful: bool = False,
     ) -> None:
         super().__init__()
-        if min(channels, layers, heads, division, radial_hidden) < 1 or max_degree < 1 or radial < 0 or radial == 1:
-            raise ConfigError("SE3Transformer needs channels, max_degree, layers, heads, division, radial_hidden ≥ 1 and radial 0 or ≥ 2")
+        if (
+            min(channels, layers, heads, division, radial_hidden) < 1
+            or max_degree < 1
+            or radial < 0
+            or radial == 1
+        ):
+            raise ConfigError(
+                "SE3Transformer needs channels, max_degree, layers, heads, division, radial_hidden ≥ 1 and radial 0 or ≥ 2"
+            )
         if channels % (division * heads):
-            raise ConfigError(f"SE3Transformer needs channels divisible by division × heads, got {channels} by {division} × {heads}")
+            raise ConfigError(
+                f"SE3Transformer needs channels divisible by division × heads, got {channels} by {division} × {heads}"
+            )
         self.cutoff, self.faithful, self.radial = cutoff, faithful, radial
         self.n_features, self.n_vector_features = channels * (max_degree + 1), channels
-        self.symmetries = frozenset({"translation", "rotation", "permutation"} | (set() if faithful else {"reflection"}))
+        self.symmetries = frozenset(
+            {"translation", "rotation", "permutation"} | (set() if faithful else {"reflection"})
+        )
         kinds = irreps(max_degree, "none" if faithful else "natural")
-        self.degree, self.vector_irrep = 2 * max_degree, kinds[1]  # degrees l and k couple through J up to l + k
+        # degrees l and k couple through J up to l + k
+        self.degree, self.vector_irrep = 2 * max_degree, kinds[1]
         self.couplings = {  # layers with the same coupling share its kernels
             "first": Coupling([SCALAR], self.degree, kinds, parity=not faithful),
             "middle": Coupling(kinds, self.degree, kinds, parity=not faithful),
@@ -158,10 +239,14 @@ class SE3Transformer(nn.Module):
         for i in range(layers):
             coupling = self.couplings["middle" if i else "first"]
             width = channels if i else self.n_features
-            self.attention.append(Attention(coupling, width, channels, heads, division, radial, radial_hidden))
+            self.attention.append(
+                Attention(coupling, width, channels, heads, division, radial, radial_hidden)
+            )
             self.gates.append(NormGate(coupling, channels))
         self.own = nn.Linear(channels, self.n_features)
-        self.last = Kernel(self.couplings["last"], channels, {SCALAR: self.n_features}, radial, radial_hidden)
+        self.last = Kernel(
+            self.couplings["last"], channels, {SCALAR: self.n_features}, radial, radial_hidden
+        )
 
     def forward(self, graph: Graph) -> Features:
         sender, receiver, n = graph.sender, graph.receiver, graph.z.shape[0]
@@ -170,7 +255,9 @@ class SE3Transformer(nn.Module):
         edge = graph.distance[:, None] / self.cutoff  # [E, R]
         if self.basis is not None:
             edge = self.basis(graph.distance) * (0.75 * math.sqrt(self.radial))  # mean square 1
-        envelope = None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
+        envelope = (
+            None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
+        )
         f = {SCALAR: self.embedding(graph)[:, None]}  # {l: [N, 2l+1, channels]}
         for i, (attention, gate) in enumerate(zip(self.attention, self.gates)):
             f = attention(f, kernels["middle" if i else "first"], edge, envelope, sender, receiver)
@@ -179,10 +266,14 @@ class SE3Transformer(nn.Module):
             f = gate(f)
         message = self.last(kernels["last"], gather(f, sender), edge)[SCALAR][:, 0]
         message = message if envelope is None else message * envelope
-        scalar = self.own(f[SCALAR][:, 0]) + sum_over(message, receiver, n) / math.sqrt(n_typical(self.cutoff))
+        scalar = self.own(f[SCALAR][:, 0]) + sum_over(message, receiver, n) / math.sqrt(
+            n_typical(self.cutoff)
+        )
         return Features(nn.functional.silu(scalar), f[self.vector_irrep])
 
 
 def n_typical(cutoff: float) -> float:
-    """Neighbours of an atom in dense matter (0.1 atoms/Å³) within ``cutoff`` Å: the scale of a sum over neighbours."""
+    """Neighbours of an atom in dense matter (0.1 atoms/Å³) within ``cutoff`` Å: the scale of a
+    sum over neighbours.
+    """
     return 0.1 * 4 / 3 * math.pi * cutoff**3

@@ -1,21 +1,25 @@
 """TorchMD-NET ET: equivariant transformer (Thölke, De Fabritiis, ICLR 2022, arXiv 2202.02541).
 
-Scalars x_i and vectors v_i, both of width F, mixed by attention without softmax. f_c is the cosine cutoff, ⊙ channel-wise:
+Scalars x_i and vectors v_i, both of width F, mixed by attention without softmax. f_c is the cosine
+cutoff, ⊙ channel-wise:
     (1) e_k(d_ij) = f_c(d_ij) exp(−β_k (exp(−5 d_ij/c) − μ_k)²)                exp-normal basis, β and μ trainable
     (2) f_c(d)    = ½(cos(πd/c) + 1)
     (3) n_i       = Σ_{j≠i} embed'(z_j) ⊙ (W e_ij + w) f_c                     neighbour embedding
     (4) x_i       = C [embed(z_i), n_i] + b
-  each layer, on x̄ = LayerNorm(x), with Q, K, V linear in x̄ and D = SiLU(linear(e)) for keys and values:
+  each layer, on x̄ = LayerNorm(x), with Q, K, V linear in x̄ and D = SiLU(linear(e)) for keys and
+  values:
     (5) A_ij      = SiLU(Σ_{channels of a head} Q_i ⊙ K_j ⊙ D^K_ij) f_c         attention of each head
     (6) s¹ s² s³  = split(V_j ⊙ D^V_ij)
     (7) q¹ q² q³  = split(O Σ_j A_ij s³_ij)
     (8) Δx_i      = q¹ + q² ⊙ ⟨U₁ v_i, U₂ v_i⟩
     (9) Δv_i      = Σ_j (s¹_ij ⊙ v_j + s²_ij ⊙ r_ij/d_ij) f_c + q³ ⊙ U₃ v_i
-Every atom also attends to itself (d = 0, no direction), as in the authors' code. After the last layer x is normalised.
+Every atom also attends to itself (d = 0, no direction), as in the authors' code. After the last
+layer x is normalised.
 
-The f_c in (9) is not in the paper and not the authors' default: without it D^V's bias leaves a message at the cutoff and the
-energy jumps (their option ``vector_cutoff`` is the same remedy). ``faithful=True`` leaves it out, keeps at most 32 neighbours per
-atom, the atom itself among them, and sums features over atoms before the energy MLP, all as in the denoise paper's code.
+The f_c in (9) is not in the paper and not the authors' default: without it D^V's bias leaves a
+message at the cutoff and the energy jumps (their option ``vector_cutoff`` is the same remedy).
+``faithful=True`` leaves it out, keeps at most 32 neighbours per atom, the atom itself among them,
+and sums features over atoms before the energy MLP, all as in the denoise paper's code.
 
 Parameters: denoise-paper 4 959 811, small 202 051 (counted by a test).
 """
@@ -58,14 +62,24 @@ class ExpNormalBasis(nn.Module):
 
 
 class Edges:
-    """What every layer needs of the pairs, or of the atoms seen by themselves (``sender`` None, no direction)."""
+    """What every layer needs of the pairs, or of the atoms seen by themselves (``sender`` None,
+    no direction).
+    """
 
-    def __init__(self, basis: Tensor, envelope: Tensor, direction: Tensor | None, sender: Tensor | None, receiver: Tensor | None):
+    def __init__(
+        self,
+        basis: Tensor,
+        envelope: Tensor,
+        direction: Tensor | None,
+        sender: Tensor | None,
+        receiver: Tensor | None,
+    ):
         self.basis = basis  # [E, K]
         self.envelope = envelope[:, None]  # [E, 1]
         self.direction = direction  # [E, 3]
         self.sender, self.receiver = sender, receiver
-        self.together: Tensor | None = None  # [P, 2], which edges are each other's opposite, where kernels want to know
+        # [P, 2], which edges are each other's opposite, where kernels want to know
+        self.together: Tensor | None = None
 
 
 class Layer(nn.Module):
@@ -75,33 +89,73 @@ class Layer(nn.Module):
         super().__init__()
         self.heads, self.damped = heads, damped
         self.norm = nn.LayerNorm(hidden)
-        self.query, self.key, self.value = glorot(hidden, hidden), glorot(hidden, hidden), glorot(hidden, 3 * hidden)
+        self.query, self.key, self.value = (
+            glorot(hidden, hidden),
+            glorot(hidden, hidden),
+            glorot(hidden, 3 * hidden),
+        )
         self.key_distance, self.value_distance = glorot(radial, hidden), glorot(radial, 3 * hidden)
         self.out = glorot(hidden, 3 * hidden)
         # U₁, U₂, U₃; before the first layer all vectors are zero, so there they would never learn
         self.mix = None if first else glorot(hidden, 3 * hidden, bias=False)
 
-    def forward(self, x: Tensor, v: Tensor | None, pairs: Edges, self_edges: Edges, by_blocks: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, v: Tensor | None, pairs: Edges, self_edges: Edges, by_blocks: bool
+    ) -> tuple[Tensor, Tensor]:
         n = x.shape[0]
         normed = self.norm(x)
         q, k, s = self.query(normed), self.key(normed), self.value(normed)
-        weight = torch.cat([self.key_distance.weight, self.value_distance.weight])  # [4F, K], all filters in one product
+        # [4F, K], all filters in one product
+        weight = torch.cat([self.key_distance.weight, self.value_distance.weight])
         bias = torch.cat([self.key_distance.bias, self.value_distance.bias])
         if by_blocks and kernels.wanted(weight):
             per_edge = pairs.basis, pairs.envelope, pairs.direction
             total, vector = summed(
-                q, k, s, v, *per_edge, weight, bias, self_edges.basis, pairs.sender, pairs.receiver, pairs.together,
-                self.heads, self.damped,
-            )  # fmt: skip
+                q,
+                k,
+                s,
+                v,
+                *per_edge,
+                weight,
+                bias,
+                self_edges.basis,
+                pairs.sender,
+                pairs.receiver,
+                pairs.together,
+                self.heads,
+                self.damped,
+            )
             if v is not None:
                 return changes(self.out(total), self.mix(v), vector)
         else:
             own, own_vector = messages(
-                q, k, s, v, self_edges.basis, self_edges.envelope, None, weight, bias, self.heads, self.damped
+                q,
+                k,
+                s,
+                v,
+                self_edges.basis,
+                self_edges.envelope,
+                None,
+                weight,
+                bias,
+                self.heads,
+                self.damped,
             )
             run = blocked if by_blocks else plain
             scalar, vector = run(
-                q, k, s, v, pairs.basis, pairs.envelope, pairs.direction, weight, bias, pairs.sender, pairs.receiver, self.heads, self.damped
+                q,
+                k,
+                s,
+                v,
+                pairs.basis,
+                pairs.envelope,
+                pairs.direction,
+                weight,
+                bias,
+                pairs.sender,
+                pairs.receiver,
+                self.heads,
+                self.damped,
             )
             total, vector = scalar + own, vector if own_vector is None else vector + own_vector
         q1, q2, q3 = self.out(total).chunk(3, dim=-1)  # (7)
@@ -134,35 +188,72 @@ class TorchMDET(nn.Module):
                 f"TorchMDET needs layers ≥ 1, radial ≥ 2 and a number of heads that divides hidden, "
                 f"got layers={layers}, radial={radial}, heads={heads}, hidden={hidden}"
             )
-        self.cutoff, self.n_features, self.n_vector_features, self.faithful = cutoff, hidden, hidden, faithful
-        self.embedding, self.neighbor_embedding = AtomEmbedding(hidden, charge), AtomEmbedding(hidden)
+        self.cutoff, self.n_features, self.n_vector_features, self.faithful = (
+            cutoff,
+            hidden,
+            hidden,
+            faithful,
+        )
+        self.embedding, self.neighbor_embedding = (
+            AtomEmbedding(hidden, charge),
+            AtomEmbedding(hidden),
+        )
         self.basis = ExpNormalBasis(radial, cutoff)
         self.neighbor_filter = glorot(radial, hidden)
         self.combine = glorot(2 * hidden, hidden)
-        self.layers = nn.ModuleList(Layer(hidden, heads, radial, damped=not faithful, first=i == 0) for i in range(layers))
+        self.layers = nn.ModuleList(
+            Layer(hidden, heads, radial, damped=not faithful, first=i == 0) for i in range(layers)
+        )
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, graph: Graph) -> Features:
-        sender, receiver, vector, distance = graph.sender, graph.receiver, graph.vector, graph.distance
+        sender, receiver, vector, distance = (
+            graph.sender,
+            graph.receiver,
+            graph.vector,
+            graph.distance,
+        )
         n = graph.z.shape[0]
         if self.faithful:
             kept = first_neighbors(receiver, FAITHFUL_NEIGHBORS - 1, n)
-            sender, receiver, vector, distance = sender[kept], receiver[kept], vector[kept], distance[kept]
+            sender, receiver, vector, distance = (
+                sender[kept],
+                receiver[kept],
+                vector[kept],
+                distance[kept],
+            )
         envelope = cosine_envelope(distance, self.cutoff)
-        pairs = Edges(self.basis(distance, envelope), envelope, vector / distance[:, None], sender, receiver)
+        pairs = Edges(
+            self.basis(distance, envelope), envelope, vector / distance[:, None], sender, receiver
+        )
         here = distance.new_zeros(1)
-        itself = Edges(self.basis(here, here + 1.0), here + 1.0, None, None, None)  # broadcasts over atoms
+        # broadcasts over atoms
+        itself = Edges(self.basis(here, here + 1.0), here + 1.0, None, None, None)
 
         by_blocks = in_blocks(distance, twice=self.training and graph.pos.requires_grad)
         near, w = self.neighbor_embedding(graph), self.neighbor_filter  # (3)
         if by_blocks and kernels.wanted(w.weight):
             pairs.together = pieces(pairs.basis, pairs.direction, sender, receiver, n)
-            near = neighbours(near, pairs.basis, pairs.envelope, w.weight, w.bias, sender, receiver, pairs.together)
+            near = neighbours(
+                near,
+                pairs.basis,
+                pairs.envelope,
+                w.weight,
+                w.bias,
+                sender,
+                receiver,
+                pairs.together,
+            )
         else:
             near = sum_over(near[sender] * w(pairs.basis) * pairs.envelope, receiver, n)
         x = self.combine(torch.cat([self.embedding(graph), near], -1))  # (4)
         v = None
         for layer in self.layers:
             dx, dv = layer(x, v, pairs, itself, by_blocks)
-            x, v = x + dx, dv + (0 if graph.extra_vector is None else graph.extra_vector) if v is None else v + dv
+            x, v = (
+                x + dx,
+                dv + (0 if graph.extra_vector is None else graph.extra_vector)
+                if v is None
+                else v + dv,
+            )
         return Features(self.norm(x), vector=v)

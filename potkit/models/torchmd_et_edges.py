@@ -1,8 +1,10 @@
-"""The messages of TorchMD-Net ET in one autograd function that goes through the edges in blocks which stay in the processor's cache.
+"""The messages of TorchMD-Net ET in one autograd function that goes through the edges in blocks
+which stay in the processor's cache.
 
-As in `egnn_edges`: an operation at a time over all edges, a layer makes some forty arrays [E, F], each through main memory. Here
-nothing of size [E, F] outlives its block; the backward pass computes the block again, which costs one thin product (the radial
-basis has 32 columns) beside many operations saved. What depends on one atom only (q, k, s, v) comes in per atom. Notation as in
+As in `egnn_edges`: an operation at a time over all edges, a layer makes some forty arrays [E, F],
+each through main memory. Here nothing of size [E, F] outlives its block; the backward pass computes
+the block again, which costs one thin product (the radial basis has 32 columns) beside many
+operations saved. What depends on one atom only (q, k, s, v) comes in per atom. Notation as in
 `torchmd_et`, per edge, with D = silu(W e + w) the four filters of keys and values in one product:
 
     κ, s³, s¹, s² = (k_j, s_j) ⊙ D,   l = Σ_{channels of a head} q_i κ,   A = silu(l) f_c,
@@ -24,8 +26,12 @@ from .layers import silu, sum_over, through_plain, wanted_inputs
 BLOCK = 256  # edges; × 1024 channels × 4 bytes is 1 MB for the widest arrays
 
 
-def messages(q, k, s, v, basis, envelope, direction, weight, bias, heads: int, damped: bool) -> tuple[Tensor, Tensor | None]:
-    """x and v parts of every edge, from per-edge (or per-atom, for an atom seen by itself) arrays: [E, F] and [E, 3, F] or None."""
+def messages(
+    q, k, s, v, basis, envelope, direction, weight, bias, heads: int, damped: bool
+) -> tuple[Tensor, Tensor | None]:
+    """x and v parts of every edge, from per-edge (or per-atom, for an atom seen by itself)
+    arrays: [E, F] and [E, 3, F] or None.
+    """
     d_k, d_v = silu(linear(basis, weight, bias)).split([k.shape[-1], s.shape[-1]], dim=-1)
     attention = silu((q * k * d_k).unflatten(-1, (heads, -1)).sum(-1)) * envelope  # [E, H]
     s3, s1, s2 = (s * d_v).chunk(3, dim=-1)
@@ -39,10 +45,24 @@ def messages(q, k, s, v, basis, envelope, direction, weight, bias, heads: int, d
     return scalar, vector
 
 
-def plain(q, k, s, v, basis, envelope, direction, weight, bias, sender, receiver, heads, damped) -> tuple[Tensor, Tensor]:
+def plain(
+    q, k, s, v, basis, envelope, direction, weight, bias, sender, receiver, heads, damped
+) -> tuple[Tensor, Tensor]:
     """`blocked` in ordinary operations, differentiable any number of times."""
     n, carried = q.shape[0], None if v is None else v[sender]
-    scalar, vector = messages(q[receiver], k[sender], s[sender], carried, basis, envelope, direction, weight, bias, heads, damped)
+    scalar, vector = messages(
+        q[receiver],
+        k[sender],
+        s[sender],
+        carried,
+        basis,
+        envelope,
+        direction,
+        weight,
+        bias,
+        heads,
+        damped,
+    )
     return sum_over(scalar, receiver, n), sum_over(vector, receiver, n)
 
 
@@ -65,9 +85,21 @@ def blocked(
     device, full = q.device.type, weight.dtype
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
     with torch.autocast(device, enabled=False):
-        table = torch.cat([t.to(full) for t in ((k, s) if v is None else (k, s, v.flatten(1)))], 1)  # [N, 4F or 7F]
+        # [N, 4F or 7F]
+        table = torch.cat([t.to(full) for t in ((k, s) if v is None else (k, s, v.flatten(1)))], 1)
         out = _Messages.apply(
-            q.to(full), table, basis.to(full), envelope, direction, weight, bias, sender, receiver, heads, damped, low
+            q.to(full),
+            table,
+            basis.to(full),
+            envelope,
+            direction,
+            weight,
+            bias,
+            sender,
+            receiver,
+            heads,
+            damped,
+            low,
         )
     scalar, vector = out.split([q.shape[1], 3 * q.shape[1]], 1)
     return scalar, vector.unflatten(1, (3, -1))
@@ -75,7 +107,21 @@ def blocked(
 
 class _Messages(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, table, basis, envelope, direction, weight, bias, sender, receiver, heads, damped, low):
+    def forward(
+        ctx,
+        q,
+        table,
+        basis,
+        envelope,
+        direction,
+        weight,
+        bias,
+        sender,
+        receiver,
+        heads,
+        damped,
+        low,
+    ):
         f, wide = q.shape[1], table.shape[1]
         total = q.new_zeros(q.shape[0], 4 * f)
         a_room, b_room, c_room = (q.new_empty(BLOCK, n) for n in (4 * f, wide, 4 * f))
@@ -94,7 +140,11 @@ class _Messages(torch.autograd.Function):
             q_i = torch.index_select(q, 0, i, out=q_room[:size]).mul_(key)
             logit = torch.sum(q_i.view(size, heads, -1), -1, out=logits[here])
             attention = torch.nn.functional.silu(logit) * envelope[here]
-            torch.mul(s3.unflatten(1, (heads, -1)), attention[:, :, None], out=c[:, :f].unflatten(1, (heads, -1)))
+            torch.mul(
+                s3.unflatten(1, (heads, -1)),
+                attention[:, :, None],
+                out=c[:, :f].unflatten(1, (heads, -1)),
+            )
             if damped:
                 b[:, 2 * f : 4 * f].mul_(envelope[here])
             along = direction[here]
@@ -105,7 +155,9 @@ class _Messages(torch.autograd.Function):
                     part.addcmul_(s1, b[:, (axis + 4) * f : (axis + 5) * f])
             total.index_add_(0, i, c)
         ctx.heads, ctx.damped = heads, damped
-        ctx.save_for_backward(q, table, basis, envelope, direction, weight, bias, sender, receiver, logits)
+        ctx.save_for_backward(
+            q, table, basis, envelope, direction, weight, bias, sender, receiver, logits
+        )
         return total
 
     @staticmethod
@@ -113,8 +165,17 @@ class _Messages(torch.autograd.Function):
         *inputs, sender, receiver, logits = ctx.saved_tensors
         heads, damped = ctx.heads, ctx.damped
         if torch.is_grad_enabled():
-            formulas = functools.partial(_from_table, sender=sender, receiver=receiver, heads=heads, damped=damped)
-            return *through_plain(formulas, inputs, wanted_inputs(ctx)[:7], (d_total,)), None, None, None, None, None
+            formulas = functools.partial(
+                _from_table, sender=sender, receiver=receiver, heads=heads, damped=damped
+            )
+            return (
+                *through_plain(formulas, inputs, wanted_inputs(ctx)[:7], (d_total,)),
+                None,
+                None,
+                None,
+                None,
+                None,
+            )
         q, table, basis, envelope, direction, weight, bias = inputs
         need_envelope, need_direction = wanted_inputs(ctx)[3:5]
         f, wide = q.shape[1], table.shape[1]
@@ -135,7 +196,8 @@ class _Messages(torch.autograd.Function):
             b = torch.index_select(table, 0, j, out=b_room[:size])
             g = torch.index_select(total_grad, 0, i, out=g_room[:size])
             q_i = torch.index_select(q, 0, i, out=q_room[:size])
-            w = torch.mul(b[:, : 4 * f], filters, out=w_room[:size])  # κ, s³, s¹, s²; each part becomes its own gradient below
+            # κ, s³, s¹, s²; each part becomes its own gradient below
+            w = torch.mul(b[:, : 4 * f], filters, out=w_room[:size])
             key, s3, s1, s2 = w.chunk(4, 1)
             by_head = (heads, f // heads)
             # x_i = Σ A s³ with A = silu(l) f_c
@@ -144,7 +206,9 @@ class _Messages(torch.autograd.Function):
             silu_l = torch.nn.functional.silu(logits[here])
             if need_envelope:
                 d_envelope[here] += (d_attention * silu_l).sum(1, keepdim=True)
-            torch.mul(g_x.unflatten(1, by_head), (silu_l * env)[:, :, None], out=s3.unflatten(1, by_head))
+            torch.mul(
+                g_x.unflatten(1, by_head), (silu_l * env)[:, :, None], out=s3.unflatten(1, by_head)
+            )
             # l = Σ q_i κ
             d_logit = torch.ops.aten.silu_backward(d_attention * env, logits[here])[:, :, None]
             torch.mul(key.unflatten(1, by_head), d_logit, out=t.view(size, *by_head))
@@ -153,7 +217,9 @@ class _Messages(torch.autograd.Function):
             # v_i = Σ s¹ v_j + s² r/d
             if need_direction or (need_envelope and damped):
                 scaled = env if damped else 1.0
-                along_s2 = torch.stack([(g[:, (a + 1) * f : (a + 2) * f] * s2).sum(1) for a in range(3)], 1)
+                along_s2 = torch.stack(
+                    [(g[:, (a + 1) * f : (a + 2) * f] * s2).sum(1) for a in range(3)], 1
+                )
                 if need_direction:
                     d_direction[here] = along_s2 * scaled
                 if need_envelope and damped:
@@ -161,7 +227,9 @@ class _Messages(torch.autograd.Function):
             d_s1, d_s2 = s1, s2
             torch.mul(g[:, f : 2 * f], along[:, 0, None], out=d_s2)
             for axis in (1, 2):
-                d_s2.add_(torch.mul(g[:, (axis + 1) * f : (axis + 2) * f], along[:, axis, None], out=t))
+                d_s2.add_(
+                    torch.mul(g[:, (axis + 1) * f : (axis + 2) * f], along[:, axis, None], out=t)
+                )
             if wide > 4 * f:
                 g_v, v_j = g[:, f:].unflatten(1, (3, f)), b[:, 4 * f :].unflatten(1, (3, f))
                 s1_full = torch.mul(s1, env, out=q_i) if damped else q_i.copy_(s1)
@@ -183,13 +251,40 @@ class _Messages(torch.autograd.Function):
             d_weight.addmm_(d_pre.T, basis[here])
             d_bias.addmv_(d_pre.T, ones[:size])
             torch.mm(d_pre, weight, out=d_basis[here])
-        return dq, d_table, d_basis, d_envelope, d_direction, d_weight, d_bias, None, None, None, None, None
+        return (
+            dq,
+            d_table,
+            d_basis,
+            d_envelope,
+            d_direction,
+            d_weight,
+            d_bias,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def _from_table(q, table, basis, envelope, direction, weight, bias, sender, receiver, heads, damped) -> tuple[Tensor]:
+def _from_table(
+    q, table, basis, envelope, direction, weight, bias, sender, receiver, heads, damped
+) -> tuple[Tensor]:
     f = q.shape[1]
     v = table[:, 4 * f :].unflatten(1, (3, f)) if table.shape[1] > 4 * f else None
     scalar, vector = plain(
-        q, table[:, :f], table[:, f : 4 * f], v, basis, envelope, direction, weight, bias, sender, receiver, heads, damped
+        q,
+        table[:, :f],
+        table[:, f : 4 * f],
+        v,
+        basis,
+        envelope,
+        direction,
+        weight,
+        bias,
+        sender,
+        receiver,
+        heads,
+        damped,
     )
     return (torch.cat([scalar, vector.flatten(1)], 1),)

@@ -2,14 +2,16 @@
 
 How a notebook takes its parameters
 -----------------------------------
-The first code cell is tagged ``parameters`` and assigns literals only; ``None`` stands for "what the profile says"::
+The first code cell is tagged ``parameters`` and assigns literals only; ``None`` stands for "what
+the profile says"::
 
     profile = "quick"  # smoke | quick | paper
     device = "auto"
     seeds = None
     steps = None
 
-The second cell turns them into the settings of this run, and is where a wrong parameter stops the notebook with one line::
+The second cell turns them into the settings of this run, and is where a wrong parameter stops the
+notebook with one line::
 
     from potkit import notebooks
     run = notebooks.settings(
@@ -21,11 +23,12 @@ The second cell turns them into the settings of this run, and is where a wrong p
     )
     run  # shows a table; run.profile, run.seeds, run.steps from here on
 
-`execute` (the command ``potkit run``) has papermill put new values behind the first cell. nbval knows no parameters, therefore the
-environment variable POTKIT_PROFILE goes before the cell's profile: ``make test`` executes the notebooks under nbval with
-POTKIT_PROFILE=smoke, while the outputs stored in the repository are those of ``quick``. A cell whose output is to be compared
-carries the comment ``# NBVAL_CHECK_OUTPUT`` on its first line and prints what no profile changes: counts of embedded data, shapes,
-rounded estimators on whole sets, exact identities, ``True``.
+`execute` (the command ``potkit run``) has papermill put new values behind the first cell. nbval
+knows no parameters, therefore the environment variable POTKIT_PROFILE goes before the cell's
+profile: ``make test`` executes the notebooks under nbval with POTKIT_PROFILE=smoke, while the
+outputs stored in the repository are those of ``quick``. A cell whose output is to be compared
+carries the comment ``# NBVAL_CHECK_OUTPUT`` on its first line and prints what no profile changes:
+counts of embedded data, shapes, rounded estimators on whole sets, exact identities, ``True``.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..report import gallery
 from ..errors import ConfigError, DataError
+from ..report import gallery
 from ..structures.storage import replacing
 
 PROFILES = ("smoke", "quick", "paper")
@@ -56,7 +59,9 @@ class Settings(SimpleNamespace):
     """The settings of one notebook run as attributes; shown as a table in a notebook."""
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in vars(self).items())
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in vars(self).items()
+        )
         return f"<table><tr><th>setting</th><th>value</th></tr>{rows}</table>"
 
 
@@ -68,10 +73,12 @@ def check_profile(profile: str) -> str:
 
 
 def settings(profile: str, *, smoke: dict, quick: dict, paper: dict, **parameters: Any) -> Settings:
-    """The settings of ``profile`` (POTKIT_PROFILE, if set, goes before it), each replaced by a parameter that is not None.
+    """The settings of ``profile`` (POTKIT_PROFILE, if set, goes before it), each replaced by a
+    parameter that is not None.
 
-    The three profiles must set the same names and ``parameters`` may only use these. A parameter must be a list where the profile
-    has a list, a number where it has a number. Raises ConfigError otherwise.
+    The three profiles must set the same names and ``parameters`` may only use these. A parameter
+    must be a list where the profile has a list, a number where it has a number. Raises ConfigError
+    otherwise.
     """
     profile = check_profile(os.environ.get("POTKIT_PROFILE") or profile)
     table = dict(smoke=smoke, quick=quick, paper=paper)
@@ -82,11 +89,15 @@ def settings(profile: str, *, smoke: dict, quick: dict, paper: dict, **parameter
     chosen = dict(table[profile])
     for name, value in parameters.items():
         if name not in chosen:
-            raise ConfigError(f"parameter {name!r} is not one of the profile's settings: {', '.join(chosen)}")
+            raise ConfigError(
+                f"parameter {name!r} is not one of the profile's settings: {', '.join(chosen)}"
+            )
         if value is None:
             continue
         if not _same_kind(chosen[name], value):
-            raise ConfigError(f"parameter {name}={value!r} does not fit: expected something like {chosen[name]!r}")
+            raise ConfigError(
+                f"parameter {name}={value!r} does not fit: expected something like {chosen[name]!r}"
+            )
         chosen[name] = value
     return Settings(profile=profile, **chosen)
 
@@ -99,7 +110,7 @@ def _same_kind(expected: Any, value: Any) -> bool:
     return True
 
 
-# --- reading a notebook ----------------------------------------------------------------------------------------------------------
+# --- reading a notebook -------------------------------------------------------------------------
 
 
 def read(path: str | Path) -> Any:
@@ -116,7 +127,9 @@ def read(path: str | Path) -> Any:
 
 
 def parameters(path: str | Path) -> dict[str, Any]:
-    """Names and default values of the cell tagged ``parameters``. Raises DataError where there is no such cell."""
+    """Names and default values of the cell tagged ``parameters``. Raises DataError where there
+    is no such cell.
+    """
     for cell in read(path).cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             return dict(_assignments(cell.source, path))
@@ -127,19 +140,29 @@ def _assignments(source: str, path: str | Path) -> Iterator[tuple[str, Any]]:
     try:
         statements = ast.parse(source).body
     except SyntaxError as error:
-        raise DataError(f"{path}: the parameters cell is not Python (line {error.lineno}: {error.msg})") from error
+        raise DataError(
+            f"{path}: the parameters cell is not Python (line {error.lineno}: {error.msg})"
+        ) from error
     for statement in statements:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        targets = (
+            statement.targets
+            if isinstance(statement, ast.Assign)
+            else [getattr(statement, "target", None)]
+        )
         for target in targets:
             if isinstance(target, ast.Name):
                 try:
                     yield target.id, ast.literal_eval(statement.value)
                 except ValueError as error:
-                    raise DataError(f"{path}: parameter {target.id} must be a literal value") from error
+                    raise DataError(
+                        f"{path}: parameter {target.id} must be a literal value"
+                    ) from error
 
 
 def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
-    """``text`` as YAML, so that numbers, '[0, 1]', 'true' and plain words mean what they look like; 1e-4 is a number, too."""
+    """``text`` as YAML, so that numbers, '[0, 1]', 'true' and plain words mean what they look
+    like; 1e-4 is a number, too.
+    """
     import yaml
 
     try:
@@ -155,7 +178,9 @@ def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
 
 
 def find(patterns: Iterable[str | Path] = ()) -> list[Path]:
-    """The notebooks that ``patterns`` name (files or globs), by default notebooks/0*.ipynb of this repository."""
+    """The notebooks that ``patterns`` name (files or globs), by default notebooks/0*.ipynb of
+    this repository.
+    """
     patterns = [str(p) for p in patterns] or [str(_root() / "notebooks" / "0*.ipynb")]
     found: list[Path] = []
     for pattern in patterns:
@@ -167,7 +192,9 @@ def find(patterns: Iterable[str | Path] = ()) -> list[Path]:
     names = [path.name for path in found]
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"{name}: named twice in different folders; the executed copies would overwrite each other")
+            raise DataError(
+                f"{name}: named twice in different folders; the executed copies would overwrite each other"
+            )
     return found
 
 
@@ -177,7 +204,7 @@ def _root() -> Path:
     return above if (above / "notebooks").is_dir() else Path.cwd()
 
 
-# --- executing -------------------------------------------------------------------------------------------------------------------
+# --- executing ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -202,18 +229,22 @@ def execute(
     inplace: bool = False,
     report: Callable[[str], None] = partial(print, flush=True),
 ) -> list[Outcome]:
-    """Execute notebooks one after the other with papermill; go on after a failure, and say what became of each.
+    """Execute notebooks one after the other with papermill; go on after a failure, and say what
+    became of each.
 
-    Executed copies go to ``out`` (default runs/notebooks/PROFILE), their figures to ``out``/figures. With ``inplace`` the outputs
-    are written back into the notebooks and the figures go to figures/, which is how the committed outputs are made; a notebook
-    that fails is left as it was. Every notebook is checked for its parameters before the first one starts.
+    Executed copies go to ``out`` (default runs/notebooks/PROFILE), their figures to
+    ``out``/figures. With ``inplace`` the outputs are written back into the notebooks and the
+    figures go to figures/, which is how the committed outputs are made; a notebook that fails is
+    left as it was. Every notebook is checked for its parameters before the first one starts.
 
     Raises ConfigError for an unknown profile or parameter, DataError for a missing notebook.
     """
     values = dict(values or {})
     check_profile(profile)
     if inplace and (profile != COMMITTED_PROFILE or values):
-        raise ConfigError(f"--inplace stores the outputs of profile {COMMITTED_PROFILE}, without other parameters")
+        raise ConfigError(
+            f"--inplace stores the outputs of profile {COMMITTED_PROFILE}, without other parameters"
+        )
     if "profile" in values:
         raise ConfigError("profile is chosen by --profile, not by -p")
     paths = find(notebooks)
@@ -227,18 +258,27 @@ def execute(
     outcomes = []
     for number, path in enumerate(paths, start=1):
         report(f"[{number}/{len(paths)}] {path.name} (profile {profile}) ...")
-        # the last one silences the debugger of the kernel, which otherwise warns about frozen modules
-        with _environment(POTKIT_PROFILE=profile, POTKIT_FIGURES=str(figures.resolve()), PYDEVD_DISABLE_FILE_VALIDATION="1"):
+        # the last one silences the debugger of the kernel, which otherwise warns about frozen
+        # modules
+        with _environment(
+            POTKIT_PROFILE=profile,
+            POTKIT_FIGURES=str(figures.resolve()),
+            PYDEVD_DISABLE_FILE_VALIDATION="1",
+        ):
             outcome = _execute_one(path, folder / path.name, {"profile": profile, **values})
         if inplace and not outcome.error:
             _write_back(outcome.path, path)
             outcome.path = path
-        report(f"[{number}/{len(paths)}] {path.name} {outcome.status} after {outcome.seconds:.0f} s {outcome.error}".rstrip())
+        report(
+            f"[{number}/{len(paths)}] {path.name} {outcome.status} after {outcome.seconds:.0f} s {outcome.error}".rstrip()
+        )
         outcomes.append(outcome)
     if inplace:
         gallery.write(figures)
     report(summary(outcomes))
-    report(f"executed notebooks: {_shown(path.parent if inplace else folder)}   figures: {_shown(figures)}")
+    report(
+        f"executed notebooks: {_shown(path.parent if inplace else folder)}   figures: {_shown(figures)}"
+    )
     return outcomes
 
 
@@ -246,7 +286,8 @@ def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
     import papermill
     from traitlets.config import Config
 
-    # sockets of the file system, not of the network: nobody else can reach the kernel, and it does not warn that they could
+    # sockets of the file system, not of the network: nobody else can reach the kernel, and it does
+    # not warn that they could
     transport = Config(KernelManager={"transport": "ipc"}) if os.name == "posix" else Config()
     start, error = time.perf_counter(), ""
     try:
@@ -255,7 +296,8 @@ def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
             str(target),
             parameters=values,
             language="python",
-            kernel_name="python3",  # the interpreter that runs this, whatever the notebook was made with
+            # the interpreter that runs this, whatever the notebook was made with
+            kernel_name="python3",
             cwd=str(path.parent),
             progress_bar=False,
             config=transport,
@@ -271,7 +313,10 @@ def summary(outcomes: list[Outcome]) -> str:
     """One line a notebook: name, duration, status, first error."""
     width = max((len(o.notebook) for o in outcomes), default=0)
     rows = [f"{'notebook':{width}}  {'duration':>9}  status  first error"]
-    rows += [f"{o.notebook:{width}}  {o.seconds:7.1f} s  {o.status:6}  {o.error}".rstrip() for o in outcomes]
+    rows += [
+        f"{o.notebook:{width}}  {o.seconds:7.1f} s  {o.status:6}  {o.error}".rstrip()
+        for o in outcomes
+    ]
     total = sum(o.seconds for o in outcomes)
     failed = sum(bool(o.error) for o in outcomes)
     return "\n".join([*rows, f"{len(outcomes)} notebooks in {total:.0f} s, {failed} failed"])
@@ -302,13 +347,15 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-# --- what is stored in the repository --------------------------------------------------------------------------------------------
+# --- what is stored in the repository -----------------------------------------------------------
 
 _PROGRESS_BAR = re.compile(r"\d+%\||\bit/s\b|\bs/it\b")
 
 
 def clean(notebook: Any, roots: Iterable[Path] = ()) -> Any:
-    """A copy without what differs from run to run or tells of the machine: timings, progress bars, injected cells, paths below ``roots``."""
+    """A copy without what differs from run to run or tells of the machine: timings, progress
+    bars, injected cells, paths below ``roots``.
+    """
     import nbformat
 
     notebook = copy.deepcopy(notebook)
@@ -317,7 +364,11 @@ def clean(notebook: Any, roots: Iterable[Path] = ()) -> Any:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
             continue
-        cell.metadata = {key: value for key, value in cell.metadata.items() if key not in ("papermill", "execution")}
+        cell.metadata = {
+            key: value
+            for key, value in cell.metadata.items()
+            if key not in ("papermill", "execution")
+        }
         if tags == []:
             cell.metadata.pop("tags", None)
         if cell.cell_type == "code":
@@ -325,7 +376,11 @@ def clean(notebook: Any, roots: Iterable[Path] = ()) -> Any:
         cells.append(cell)
     notebook.cells = cells
     notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "kernelspec": {
+            "display_name": "Python 3 (ipykernel)",
+            "language": "python",
+            "name": "python3",
+        },
         "language_info": {"name": "python"},
     }
     count = 0
@@ -345,7 +400,9 @@ def _is_progress_bar(output: Any) -> bool:
     if output.output_type == "stream":
         return output.name == "stderr" and bool(_PROGRESS_BAR.search(output.text))
     data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" in data and bool(_PROGRESS_BAR.search(str(data.get("text/plain", ""))))
+    return "application/vnd.jupyter.widget-view+json" in data and bool(
+        _PROGRESS_BAR.search(str(data.get("text/plain", "")))
+    )
 
 
 def _replace_paths(value: Any, roots: list[str]) -> Any:
@@ -356,7 +413,12 @@ def _replace_paths(value: Any, roots: list[str]) -> Any:
     if isinstance(value, list):
         return [_replace_paths(item, roots) for item in value]
     if isinstance(value, dict):
-        return type(value)({key: item if key == "image/png" else _replace_paths(item, roots) for key, item in value.items()})
+        return type(value)(
+            {
+                key: item if key == "image/png" else _replace_paths(item, roots)
+                for key, item in value.items()
+            }
+        )
     return value
 
 
@@ -369,18 +431,32 @@ def _write_back(executed: Path, target: Path) -> None:
 
 
 def store() -> Path:
-    """Where notebooks keep their training runs, shared by all of them: POTKIT_RUNS if set, else runs/store of the repository."""
-    return Path(os.environ["POTKIT_RUNS"]) if os.environ.get("POTKIT_RUNS") else _root() / "runs" / "store"
+    """Where notebooks keep their training runs, shared by all of them: POTKIT_RUNS if set, else
+    runs/store of the repository.
+    """
+    return (
+        Path(os.environ["POTKIT_RUNS"])
+        if os.environ.get("POTKIT_RUNS")
+        else _root() / "runs" / "store"
+    )
 
 
 def keep(table: Any, name: str, notebook: str, profile: str) -> Path:
     """Store a notebook's result with its command, commit and hardware; returns the CSV's path.
 
-    In data/results where the figures go to figures/ (`potkit run --inplace`, JupyterLab), else in results/ beside them, as in profile smoke.
+    In data/results where the figures go to figures/ (`potkit run --inplace`, JupyterLab), else in
+    results/ beside them, as in profile smoke.
     """
-    from ..report import figures as plots, tables as report
+    from ..report import figures as plots
+    from ..report import tables as report
 
     own = profile != "smoke" and plots.folder().resolve() == (_root() / "figures").resolve()
-    folder = _root() / "data" / "results" if own else (_root() / "runs" if profile == "smoke" else plots.folder().parent) / "results"
+    folder = (
+        _root() / "data" / "results"
+        if own
+        else (_root() / "runs" if profile == "smoke" else plots.folder().parent) / "results"
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    return report.store(table, name, f"potkit run notebooks/{notebook}.ipynb --profile {profile} --inplace", folder)
+    return report.store(
+        table, name, f"potkit run notebooks/{notebook}.ipynb --profile {profile} --inplace", folder
+    )

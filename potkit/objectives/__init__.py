@@ -1,4 +1,6 @@
-"""Objectives by name. A new objective is one file with a frozen dataclass, and one line in OBJECTIVES."""
+"""Objectives by name. A new objective is one file with a frozen dataclass, and one line in
+OBJECTIVES.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,33 @@ from .noisy_nodes import NoisyNodes
 from .supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    c.name: c for c in (Denoise, Masked, MaskedDenoise, AnisotropicDenoise, ForceConditionedDenoise, Supervised, NoisyNodes)
+    c.name: c
+    for c in (
+        Denoise,
+        Masked,
+        MaskedDenoise,
+        AnisotropicDenoise,
+        ForceConditionedDenoise,
+        Supervised,
+        NoisyNodes,
+    )
 }
 
 __all__ = [
-    "OBJECTIVES", "AnisotropicDenoise", "Denoise", "ForceConditionedDenoise", "Masked", "MaskedDenoise", "NoisyNodes", "Objective", "Supervised",
-    "Term", "from_dict", "names", "total",
-]  # fmt: skip
+    "OBJECTIVES",
+    "AnisotropicDenoise",
+    "Denoise",
+    "ForceConditionedDenoise",
+    "Masked",
+    "MaskedDenoise",
+    "NoisyNodes",
+    "Objective",
+    "Supervised",
+    "Term",
+    "from_dict",
+    "names",
+    "total",
+]
 
 
 def names() -> list[str]:
@@ -31,7 +53,9 @@ def names() -> list[str]:
 
 
 def from_dict(settings: dict[str, Any]) -> Objective:
-    """The objective that ``to_dict`` described: {"objective": name, **settings}. Raises ConfigError for unknown words."""
+    """The objective that ``to_dict`` described: {"objective": name, **settings}. Raises
+    ConfigError for unknown words.
+    """
     settings = dict(settings)
     name = settings.pop("objective", None)
     if name not in OBJECTIVES:
@@ -39,5 +63,9 @@ def from_dict(settings: dict[str, Any]) -> Objective:
     fields = [f.name for f in dataclasses.fields(OBJECTIVES[name])]
     unknown = [k for k in settings if k not in fields]
     if unknown:
-        raise ConfigError(f"{name} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(fields)}")
-    return OBJECTIVES[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        raise ConfigError(
+            f"{name} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(fields)}"
+        )
+    return OBJECTIVES[name](
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    )

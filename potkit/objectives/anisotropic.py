@@ -1,20 +1,25 @@
-"""AnisotropicDenoise: noise that is small along bonds and larger across them, and differs between elements.
+"""AnisotropicDenoise: noise that is small along bonds and larger across them, and differs between
+elements.
 
-Atoms do not vibrate the same way in all directions: a bond gives much less along itself than across. Isotropic noise wide enough to
-reach across breaks bonds. AniDS (Liu et al. 2025, arXiv 2510.22123) learns a covariance per atom; here it is written down, as that of
-atoms held by springs. Every atom i of the clean structure x gets its own precision matrix, with r̂_ij the directions and w_ij ∈ [0, 1]
-the strengths of its bonds:
+Atoms do not vibrate the same way in all directions: a bond gives much less along itself than
+across. Isotropic noise wide enough to reach across breaks bonds. AniDS (Liu et al. 2025, arXiv
+2510.22123) learns a covariance per atom; here it is written down, as that of atoms held by springs.
+Every atom i of the clean structure x gets its own precision matrix, with r̂_ij the directions and
+w_ij ∈ [0, 1] the strengths of its bonds:
     Σ_i(x)⁻¹ = σ_z⁻² A_i,   A_i = 1 + κ Σ_j w_ij r̂_ij r̂_ijᵀ,   κ = 1/ρ² − 1,      ε_i ~ N(0, Σ_i(x)),   x̃ = x + ε
-For an atom with one bond the standard deviation is σ_z across and ρ σ_z along it; an atom bonded on all sides moves less in all
-directions. w falls smoothly from 1 to 0 between 1.15 and 1.35 times the sum of the covalent radii; σ_z depends on the element.
+For an atom with one bond the standard deviation is σ_z across and ρ σ_z along it; an atom bonded on
+all sides moves less in all directions. w falls smoothly from 1 to 0 between 1.15 and 1.35 times the
+sum of the covalent radii; σ_z depends on the element.
 
-The target is a score. For given x the law of x̃ is exactly Gaussian, so ∇ log p(x̃|x) = −Σ(x)⁻¹ε whatever Σ depends on, and by
-Vincent (2011)
+The target is a score. For given x the law of x̃ is exactly Gaussian, so ∇ log p(x̃|x) = −Σ(x)⁻¹ε
+whatever Σ depends on, and by Vincent (2011)
     v*_i = −σ_z² Σ_i(x)⁻¹ ε_i = −A_i ε_i   (Å),      E[v*_i | x̃] = σ_z² ∇_i log p(x̃):
-what a network trained on |v − v*|² tends to is the score of the noised data, a force up to a constant per element. −ε would not do:
-its mean, E[−Σ Σ⁻¹ε | x̃], mixes the unknown Σ(x) into it. (Frad, Feng et al. 2023, arXiv 2307.10683, meets the same difficulty with
-noise on torsions, and leaves that part out of the target; with a density in closed form nothing has to be left out.) A weight that
-depends on x would spoil this; the loss is
+what a network trained on |v − v*|² tends to is the score of the noised data, a force up to a
+constant per element. −ε would not do:
+its mean, E[−Σ Σ⁻¹ε | x̃], mixes the unknown Σ(x) into it. (Frad, Feng et al. 2023, arXiv
+2307.10683, meets the same difficulty with noise on torsions, and leaves that part out of the
+target; with a density in closed form nothing has to be left out.) A weight that depends on x would
+spoil this; the loss is
     L = Σ_i |v_i − v*_i|²/σ_z² / Σ_i tr A_i,    1 for predicting zero, since E|v*|² = σ_z² tr A.
 """
 
@@ -23,16 +28,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import Any, ClassVar, Mapping
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..structures import neighbors
 from ..errors import ConfigError
 from ..models.base import Prediction
-from ..structures.elements import covalent_radii
 from ..models.layers import sum_over
+from ..structures import neighbors
+from ..structures.elements import covalent_radii
 from ..structures.store import MAX_Z, SYMBOLS, Batch
 from .base import Objective, Term, positive
 
@@ -41,11 +47,12 @@ BONDED, FREE = 1.15, 1.35  # in sums of covalent radii: a full bond below, none 
 
 @dataclasses.dataclass(frozen=True)
 class AnisotropicDenoise(Objective):
-    """Noise of ``sigma`` Å across bonds and ``along`` · sigma along them; ``elements`` replaces sigma for some elements.
+    """Noise of ``sigma`` Å across bonds and ``along`` · sigma along them; ``elements`` replaces
+    sigma for some elements.
 
-    ``along`` is ρ in (0, 1]; 1 gives isotropic noise. ``elements``: {symbol: σ in Å}, for instance what `potkit.noise.propose_sigma`
-    says per element. The vector read-out predicts v* in Å (see the module). Raises ConfigError for values out of range or unknown
-    elements.
+    ``along`` is ρ in (0, 1]; 1 gives isotropic noise. ``elements``: {symbol: σ in Å}, for instance
+    what `potkit.noise.propose_sigma` says per element. The vector read-out predicts v* in Å (see
+    the module). Raises ConfigError for values out of range or unknown elements.
     """
 
     name: ClassVar[str] = "anisotropic-denoise"
@@ -60,7 +67,9 @@ class AnisotropicDenoise(Objective):
         if self.along > 1:
             raise ConfigError(f"{self.name}: along must be in (0, 1], got {self.along!r}")
         if not isinstance(self.elements, Mapping):
-            raise ConfigError(f"{self.name}: elements must be a table symbol: σ, got {self.elements!r}")
+            raise ConfigError(
+                f"{self.name}: elements must be a table symbol: σ, got {self.elements!r}"
+            )
         for symbol, value in self.elements.items():
             if symbol not in SYMBOLS[1:]:
                 raise ConfigError(f"{self.name}: unknown element {symbol!r}")
@@ -77,7 +86,10 @@ class AnisotropicDenoise(Objective):
         precision = bond_precision(batch, self.along**-2 - 1.0)  # [N, 3, 3]
         # with A = L Lᵀ, L⁻ᵀ n has covariance A⁻¹
         factor = torch.linalg.cholesky(precision)
-        noise = sigma[:, None] * torch.linalg.solve_triangular(factor.mT, normal[..., None], upper=True)[..., 0]
+        noise = (
+            sigma[:, None]
+            * torch.linalg.solve_triangular(factor.mT, normal[..., None], upper=True)[..., 0]
+        )
         new = copy.copy(batch)
         new.edge_index = new.edge_shift = new.cutoff = None
         new.pos, new.target = like + noise, -(precision @ noise[..., None])[..., 0]
@@ -88,7 +100,9 @@ class AnisotropicDenoise(Objective):
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
         squared = (prediction.vector - batch.target).square().sum(1)
         return [
-            Term("score_error", (squared / batch.noise_scale.square()).sum(), batch.stiffness.sum()),
+            Term(
+                "score_error", (squared / batch.noise_scale.square()).sum(), batch.stiffness.sum()
+            ),
             Term("score_mse", squared.detach().sum(), batch.target.numel(), 0.0),
         ]
 
@@ -97,7 +111,9 @@ class AnisotropicDenoise(Objective):
 
 
 def bond_precision(batch: Batch, kappa: float) -> Tensor:
-    """A_i = 1 + κ Σ_j w_ij r̂_ij r̂_ijᵀ of every atom, [N, 3, 3] without unit, symmetric with eigenvalues ≥ 1."""
+    """A_i = 1 + κ Σ_j w_ij r̂_ij r̂_ijᵀ of every atom, [N, 3, 3] without unit, symmetric with
+    eigenvalues ≥ 1.
+    """
     eye = torch.eye(3, dtype=batch.pos.dtype, device=batch.pos.device).expand(len(batch.z), 3, 3)
     if kappa == 0 or not len(batch.z):
         return eye

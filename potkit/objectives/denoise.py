@@ -1,17 +1,21 @@
 """Denoise: predict the Gaussian noise that was added to non-equilibrium structures.
 
-Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 2023 (arXiv 2303.02216), eq. 7; Zaidi et al. 2023 (arXiv 2206.00133).
+Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 2023 (arXiv 2303.02216), eq. 7; Zaidi et al.
+2023 (arXiv 2206.00133).
     x̃ = x + ε,  ε ~ N(0, σ² I);    L = mean over atoms and axes of (ε̂(z, x̃) − ε)²
-For Gaussian p(x̃|x) the score is −ε/σ² (Vincent 2011): the way back, −ε, is what a force would be up to a constant. So the vector
-read-out v speaks for ε̂ = −v, and the target stored in the batch is −ε = x − x̃. For a read-out −∂E/∂x this gives an energy with its
-minimum at the clean structure; the authors' code has v = +ε, a maximum there (``faithful=True`` repeats that). For read-outs that are
-not a gradient the sign is a matter of taste. Periodic structures need no wrapping back into the box: neighbour lists do not depend on
-it, and the target is never wrapped.
+For Gaussian p(x̃|x) the score is −ε/σ² (Vincent 2011): the way back, −ε, is what a force would be
+up to a constant. So the vector read-out v speaks for ε̂ = −v, and the target stored in the batch is
+−ε = x − x̃. For a read-out −∂E/∂x this gives an energy with its minimum at the clean structure; the
+authors' code has v = +ε, a maximum there (``faithful=True`` repeats that). For read-outs that are
+not a gradient the sign is a matter of taste. Periodic structures need no wrapping back into the
+box: neighbour lists do not depend on it, and the target is never wrapped.
 
-σ need not be one number. Per structure s it may follow from its system, or be drawn log-uniformly from a range (as in DeNS,
-arXiv 2403.09549). With ``normalize`` each structure is weighted by 1/σ_s², L = mean of |v + ε|²/σ_s², which is least at
+σ need not be one number. Per structure s it may follow from its system, or be drawn log-uniformly
+from a range (as in DeNS, arXiv 2403.09549). With ``normalize`` each structure is weighted by
+1/σ_s², L = mean of |v + ε|²/σ_s², which is least at
     v = −E[ε/σ²|x̃] / E[σ⁻²|x̃] = ∇ log p(x̃) / E[σ⁻²|x̃]:
-along the score of the mixture over all σ, as for one σ; without ``normalize`` the largest σ decide alone.
+along the score of the mixture over all σ, as for one σ; without ``normalize`` the largest σ decide
+alone.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ import copy
 import dataclasses
 import fnmatch
 import math
-from typing import Any, ClassVar, Mapping
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,12 +42,15 @@ Sigma = Range | Mapping[str, Range]
 
 @dataclasses.dataclass(frozen=True)
 class Denoise(Objective):
-    """Gaussian noise of standard deviation ``sigma`` (Å); ``zero_mean`` removes each structure's net translation from it.
+    """Gaussian noise of standard deviation ``sigma`` (Å); ``zero_mean`` removes each structure's
+    net translation from it.
 
-    ``sigma``: a number; (low, high), drawn log-uniformly for every structure anew; or a table {pattern: either}, where patterns (as of
-    file names, "*" for the rest) are held against the name of a structure's system, then against the name of the data set; the first
-    that fits counts. The vector read-out predicts the way back, −ε in Å (``faithful``: +ε). ``normalize`` divides the loss by σ², so
-    that 1 is what predicting zero gets at any σ (the papers have False; for a single σ it changes the loss scale, not the minimum).
+    ``sigma``: a number; (low, high), drawn log-uniformly for every structure anew; or a table
+    {pattern: either}, where patterns (as of file names, "*" for the rest) are held against the name
+    of a structure's system, then against the name of the data set; the first that fits counts. The
+    vector read-out predicts the way back, −ε in Å (``faithful``: +ε). ``normalize`` divides the
+    loss by σ², so that 1 is what predicting zero gets at any σ (the papers have False; for a single
+    σ it changes the loss scale, not the minimum).
     Raises ConfigError unless sigma > 0.
     """
 
@@ -65,7 +73,9 @@ class Denoise(Objective):
                 look_up(self.sigma, system, name)
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        noise = torch.randn(batch.pos.shape, generator=generator, dtype=batch.pos.dtype, device=batch.pos.device)
+        noise = torch.randn(
+            batch.pos.shape, generator=generator, dtype=batch.pos.dtype, device=batch.pos.device
+        )
         new = copy.copy(batch)
         new.edge_index = new.edge_shift = new.cutoff = None
         if isinstance(self.sigma, float):
@@ -85,15 +95,23 @@ class Denoise(Objective):
         if isinstance(self.sigma, float):
             return [Term("noise_mse", squared.sum(), count, self.sigma**-2)]
         relative = squared / batch.noise_scale.square()[:, None]
-        return [Term("noise_relative", relative.sum(), count), Term("noise_mse", squared.detach().sum(), count, 0.0)]
+        return [
+            Term("noise_relative", relative.sum(), count),
+            Term("noise_mse", squared.detach().sum(), count, 0.0),
+        ]
 
 
 def checked_sigma(owner: str, sigma: Any) -> Sigma:
-    """``sigma`` as float, (low, high) or a dict of those; ConfigError where a number is not positive or a range not rising."""
+    """``sigma`` as float, (low, high) or a dict of those; ConfigError where a number is not
+    positive or a range not rising.
+    """
     if isinstance(sigma, Mapping):
         if not sigma:
             raise ConfigError(f"{owner}: the table of sigma is empty")
-        return {str(pattern): checked_sigma(f"{owner}: {pattern}", value) for pattern, value in sigma.items()}
+        return {
+            str(pattern): checked_sigma(f"{owner}: {pattern}", value)
+            for pattern, value in sigma.items()
+        }
     if isinstance(sigma, (list, tuple)):
         if len(sigma) != 2:
             raise ConfigError(f"{owner}: a range of sigma is (low, high), got {sigma!r}")
@@ -106,12 +124,16 @@ def checked_sigma(owner: str, sigma: Any) -> Sigma:
 
 
 def look_up(table: Mapping[str, Range], system: str, data: str) -> Range:
-    """The entry of ``table`` for a structure of ``system`` in the set ``data``. Raises DataError if no pattern fits."""
+    """The entry of ``table`` for a structure of ``system`` in the set ``data``. Raises DataError
+    if no pattern fits.
+    """
     for name in (system, data):
         for pattern, value in table.items():
             if fnmatch.fnmatchcase(name, pattern):
                 return value
-    raise DataError(f"denoise: no sigma for system {system!r} of {data or 'the structures'}; patterns: {', '.join(table)} ('*' fits all)")
+    raise DataError(
+        f"denoise: no sigma for system {system!r} of {data or 'the structures'}; patterns: {', '.join(table)} ('*' fits all)"
+    )
 
 
 def draw_sigma(sigma: Sigma, batch: Batch, generator: torch.Generator | None) -> Tensor:
@@ -121,10 +143,17 @@ def draw_sigma(sigma: Sigma, batch: Batch, generator: torch.Generator | None) ->
     if isinstance(sigma, dict):
         origin: Origin | None = batch.origin
         if origin is None:
-            raise ConfigError("denoise: a table of sigma needs batches made by Structures.batch, which know their systems")
+            raise ConfigError(
+                "denoise: a table of sigma needs batches made by Structures.batch, which know their systems"
+            )
         ranges = [look_up(sigma, system, origin.name) for system in origin.systems]
     bounds = [r if isinstance(r, tuple) else (r, r) for r in ranges]
-    low, high = torch.tensor([[math.log(a), math.log(b)] for a, b in bounds], dtype=torch.float64).reshape(-1, 2).to(like.device).unbind(1)
+    low, high = (
+        torch.tensor([[math.log(a), math.log(b)] for a, b in bounds], dtype=torch.float64)
+        .reshape(-1, 2)
+        .to(like.device)
+        .unbind(1)
+    )
     where = torch.rand(n, generator=generator, dtype=torch.float64, device=like.device)
     return (low + where * (high - low)).exp().to(like.dtype)
 

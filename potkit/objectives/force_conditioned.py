@@ -1,16 +1,20 @@
-"""ForceConditionedDenoise: denoising of non-equilibrium structures that is told their forces (DeNS).
+"""ForceConditionedDenoise: denoising of non-equilibrium structures that is told their forces
+(DeNS).
 
-Liao, Smidt, Shuaibi, Das 2024 (arXiv 2403.09549). Off a minimum many clean structures may lie behind a noisy one; the forces F(x) of
-the clean structure say which. Training data must have forces. A structure is corrupted with probability p (``probability``), and of a
-corrupted structure each atom with probability r (``atoms``; the paper's partially corrupted structures):
+Liao, Smidt, Shuaibi, Das 2024 (arXiv 2403.09549). Off a minimum many clean structures may lie
+behind a noisy one; the forces F(x) of the clean structure say which. Training data must have
+forces. A structure is corrupted with probability p (``probability``), and of a corrupted structure
+each atom with probability r (``atoms``; the paper's partially corrupted structures):
     x̃_i = x_i + ε_i,  ε_i ~ N(0, σ²I),  f_i given to the network            for corrupted atoms (m_i = 1)
     x̃_i = x_i,         no force given                                     for all others (m_i = 0)
-    L = w_E ℓ(E(x) − Ê(x̃, m F)) + w_F mean over m_i = 0 of ℓ(F_i(x) − F̂_i) + λ mean over m_i = 1 of |ε̂_i − ε_i|²/σ²
-so the energy of the clean structure is asked for always, forces where they were not given away, noise where there is any. Forces enter
-in units of their root mean square over the training set; how each network takes them is said in `models.read_in`. ε̂ is a read-out of
-its own (``noise``, −ε in Å), as in the paper, because the forces' read-out may be the pretraining's; with ``energy = forces = 0``
-(denoising only, ``probability`` 1) it is the usual vector read-out. After pretraining the backbone is used like any other: the encoder
-adds nothing where no forces are given.
+    L = w_E ℓ(E(x) − Ê(x̃, m F)) + w_F mean over m_i = 0 of ℓ(F_i(x) − F̂_i) + λ mean over m_i = 1
+    of |ε̂_i − ε_i|²/σ²
+so the energy of the clean structure is asked for always, forces where they were not given away,
+noise where there is any. Forces enter in units of their root mean square over the training set; how
+each network takes them is said in `models.read_in`. ε̂ is a read-out of its own (``noise``, −ε in
+Å), as in the paper, because the forces' read-out may be the pretraining's; with ``energy = forces =
+0`` (denoising only, ``probability`` 1) it is the usual vector read-out. After pretraining the
+backbone is used like any other: the encoder adds nothing where no forces are given.
 """
 
 from __future__ import annotations
@@ -31,11 +35,11 @@ from .supervised import LOSSES, Supervised
 
 @dataclasses.dataclass(frozen=True)
 class ForceConditionedDenoise(Objective):
-    """DeNS with noise of ``sigma`` Å (a number or a range), p ``probability``, r ``atoms``, λ ``weight``, and the weights of
-    `Supervised`.
+    """DeNS with noise of ``sigma`` Å (a number or a range), p ``probability``, r ``atoms``, λ
+    ``weight``, and the weights of `Supervised`.
 
-    Raises ConfigError for settings out of range; `check` raises DataError for structures without forces (or energies, if ``energy`` is
-    not 0).
+    Raises ConfigError for settings out of range; `check` raises DataError for structures without
+    forces (or energies, if ``energy`` is not 0).
     """
 
     name: ClassVar[str] = "force-conditioned-denoise"
@@ -53,16 +57,22 @@ class ForceConditionedDenoise(Objective):
     def __post_init__(self) -> None:
         sigma = checked_sigma(self.name, self.sigma)
         if isinstance(sigma, dict):
-            raise ConfigError(f"{self.name}: sigma must be a number or (low, high), got {self.sigma!r}")
+            raise ConfigError(
+                f"{self.name}: sigma must be a number or (low, high), got {self.sigma!r}"
+            )
         object.__setattr__(self, "sigma", sigma)
         positive(self.name, probability=self.probability, atoms=self.atoms, weight=self.weight)
         for name in ("probability", "atoms"):
             if getattr(self, name) > 1:
-                raise ConfigError(f"{self.name}: {name} must be in (0, 1], got {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"{self.name}: {name} must be in (0, 1], got {getattr(self, name)!r}"
+                )
         if self._labelled:
             self.validation()  # checks weights and loss
         elif self.loss_function not in LOSSES or min(self.energy, self.forces) < 0:
-            raise ConfigError(f"{self.name}: energy and forces must not be negative, loss_function one of {', '.join(LOSSES)}")
+            raise ConfigError(
+                f"{self.name}: energy and forces must not be negative, loss_function one of {', '.join(LOSSES)}"
+            )
 
     @property
     def _labelled(self) -> bool:
@@ -70,14 +80,21 @@ class ForceConditionedDenoise(Objective):
 
     def needed(self) -> tuple[str, ...]:
         parts = {"energy": self.energy != 0, "forces": self.forces != 0}
-        return (*(name for name, wanted in parts.items() if wanted), "noise" if self._labelled else "vector")
+        return (
+            *(name for name, wanted in parts.items() if wanted),
+            "noise" if self._labelled else "vector",
+        )
 
     def labels(self) -> tuple[str, ...]:
         return ("energy", "forces") if self.energy else ("forces",)
 
     def validation(self) -> Objective:
         """Energy and forces of clean structures, if they are trained at all."""
-        return Supervised(self.energy, self.forces, self.loss_function, self.per_atom) if self._labelled else self
+        return (
+            Supervised(self.energy, self.forces, self.loss_function, self.per_atom)
+            if self._labelled
+            else self
+        )
 
     def check(self, structures: Structures) -> None:
         """Raise DataError if the labels that are needed are missing."""
@@ -86,8 +103,13 @@ class ForceConditionedDenoise(Objective):
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         like, n, s = batch.pos, len(batch.z), batch.ptr.shape[0] - 1
         noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-        chosen = torch.rand(s, generator=generator, device=like.device, dtype=torch.float64) < self.probability
-        moved = torch.rand(n, generator=generator, device=like.device, dtype=torch.float64) < self.atoms
+        chosen = (
+            torch.rand(s, generator=generator, device=like.device, dtype=torch.float64)
+            < self.probability
+        )
+        moved = (
+            torch.rand(n, generator=generator, device=like.device, dtype=torch.float64) < self.atoms
+        )
         new = copy.copy(batch)
         new.edge_index = new.edge_shift = new.cutoff = None
         new.has_target = chosen[batch.batch] & moved
@@ -105,5 +127,7 @@ class ForceConditionedDenoise(Objective):
         guess = prediction.noise if self._labelled else prediction.vector
         squared = (guess - batch.target).square().sum(1) * batch.has_target
         count = 3 * batch.has_target.sum()
-        relative = Term("noise_relative", (squared / batch.noise_scale.square()).sum(), count, self.weight)
+        relative = Term(
+            "noise_relative", (squared / batch.noise_scale.square()).sum(), count, self.weight
+        )
         return [*terms, relative, Term("noise_mse", squared.detach().sum(), count, 0.0)]

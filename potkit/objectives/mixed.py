@@ -1,7 +1,9 @@
-"""Masked and denoise together (masked paper, settings of its comparison): atoms are removed and the rest is moved by noise.
+"""Masked and denoise together (masked paper, settings of its comparison): atoms are removed and the
+rest is moved by noise.
 
-L = (1 − mean cos over target atoms) + weight · mean over the other atoms of |ε̂ − ε|²/(3σ²), both on the same corrupted input and read
-from the same vector read-out. One vector cannot be two things at once, so an atom that has a masked target carries no noise target.
+L = (1 − mean cos over target atoms) + weight · mean over the other atoms of |ε̂ − ε|²/(3σ²), both
+on the same corrupted input and read from the same vector read-out. One vector cannot be two things
+at once, so an atom that has a masked target carries no noise target.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from .masked import Masked, cosine_to_target
 
 @dataclasses.dataclass(frozen=True)
 class MaskedDenoise(Masked):
-    """`Masked` by molecule (or by atom with bonded targets) plus Gaussian noise of ``sigma`` Å on every remaining atom; ``weight``
-    balances the two losses."""
+    """`Masked` by molecule (or by atom with bonded targets) plus Gaussian noise of ``sigma`` Å on
+    every remaining atom; ``weight`` balances the two losses.
+    """
 
     name: ClassVar[str] = "masked-denoise"
 
@@ -38,7 +41,9 @@ class MaskedDenoise(Masked):
             )
 
     def check(self, structures: Structures) -> None:
-        """As `Masked.check`; and some structure must have several molecules, or no atom would be left to denoise."""
+        """As `Masked.check`; and some structure must have several molecules, or no atom would be
+        left to denoise.
+        """
         super().check(structures)
         if self.by == "molecule" and not (structures.molecule > 0).any():
             raise DataError(
@@ -48,7 +53,9 @@ class MaskedDenoise(Masked):
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         new = super().corrupt(batch, generator)
-        noise = self.sigma * torch.randn(new.pos.shape, generator=generator, dtype=new.pos.dtype, device=new.pos.device)
+        noise = self.sigma * torch.randn(
+            new.pos.shape, generator=generator, dtype=new.pos.dtype, device=new.pos.device
+        )
         new.pos = new.pos + noise
         # the removed atom stays where it was, so the direction to it changes with the noise
         new.target = torch.where(new.has_target[:, None], new.target - noise, -noise)

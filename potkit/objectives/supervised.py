@@ -1,8 +1,9 @@
 """Supervised: energy and forces against their labels.
 
     L = w_E · mean over structures of ℓ(ΔE) + w_F · mean over atoms and axes of ℓ(ΔF)
-with ℓ the square, the absolute value or Huber's; ΔE in eV (per atom if ``per_atom``), ΔF in eV/Å. The denoise paper trains on
-energies alone with the square, the masked paper on both with the absolute value and weights 1 : 500 (water) or 15 : 40 (rMD17).
+with ℓ the square, the absolute value or Huber's; ΔE in eV (per atom if ``per_atom``), ΔF in eV/Å.
+The denoise paper trains on energies alone with the square, the masked paper on both with the
+absolute value and weights 1 : 500 (water) or 15 : 40 (rMD17).
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from .base import Objective, Term
 LOSSES = {
     "mse": lambda x: x.square(),
     "l1": lambda x: x.abs(),
-    "huber": lambda x: torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none", delta=0.01),
+    "huber": lambda x: torch.nn.functional.huber_loss(
+        x, torch.zeros_like(x), reduction="none", delta=0.01
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(Objective):
-    """``energy`` and ``forces`` are the weights w_E and w_F (0 leaves a part out); ``loss`` is "mse", "l1" or "huber" (0.01 eV)."""
+    """``energy`` and ``forces`` are the weights w_E and w_F (0 leaves a part out); ``loss`` is
+    "mse", "l1" or "huber" (0.01 eV).
+    """
 
     name: ClassVar[str] = "supervised"
 
@@ -40,37 +45,52 @@ class Supervised(Objective):
         for part in ("energy", "forces"):
             value = getattr(self, part)
             if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-                raise ConfigError(f"supervised: weight of {part} must not be negative, got {value!r}")
+                raise ConfigError(
+                    f"supervised: weight of {part} must not be negative, got {value!r}"
+                )
         if self.energy == 0 and self.forces == 0:
             raise ConfigError("supervised: both weights are 0, there is nothing to train")
         if self.loss_function not in LOSSES:
-            raise ConfigError(f"supervised: unknown loss_function {self.loss_function!r}; there are {', '.join(LOSSES)}")
+            raise ConfigError(
+                f"supervised: unknown loss_function {self.loss_function!r}; there are {', '.join(LOSSES)}"
+            )
 
     def needed(self) -> tuple[str, ...]:
         return ("energy", "forces") if self.forces else ("energy",)
 
     def terms(
-        self, prediction: Prediction, batch: Batch, structures: Tensor | None = None, atoms: Tensor | None = None
+        self,
+        prediction: Prediction,
+        batch: Batch,
+        structures: Tensor | None = None,
+        atoms: Tensor | None = None,
     ) -> list[Term]:
-        """``structures`` [S] and ``atoms`` [N], bool, say whose energy and whose forces count (default: all)."""
+        """``structures`` [S] and ``atoms`` [N], bool, say whose energy and whose forces count
+        (default: all).
+        """
         terms, shape = [], LOSSES[self.loss_function]
         for name, weight in (("energy", self.energy), ("forces", self.forces)):
             if not weight:
                 continue
             label = getattr(batch, name)
             if label is None:
-                raise DataError(f"supervised: the structures have no {name}; set the weight of {name} to 0 or give labels")
+                raise DataError(
+                    f"supervised: the structures have no {name}; set the weight of {name} to 0 or give labels"
+                )
             kept = structures if name == "energy" else atoms
             terms += self._part(name, weight, getattr(prediction, name) - label, batch, shape, kept)
         return terms
 
-    def _part(self, name: str, weight: float, error: Tensor, batch: Batch, shape, kept: Tensor | None) -> list[Term]:
+    def _part(
+        self, name: str, weight: float, error: Tensor, batch: Batch, shape, kept: Tensor | None
+    ) -> list[Term]:
         error = error.float() if batch.pos.dtype == torch.float32 else error
         trained = error
         if name == "energy" and self.per_atom:
             trained = error / (batch.ptr[1:] - batch.ptr[:-1]).to(error.dtype)
         n: int | Tensor = error.numel()
-        if kept is not None:  # by zeros and a smaller count: sizes stay as they are, so nothing waits for the device
+        # by zeros and a smaller count: sizes stay as they are, so nothing waits for the device
+        if kept is not None:
             n = kept.sum() * (error.numel() // max(error.shape[0], 1))
             kept = kept if error.ndim == 1 else kept[:, None]
             trained, error = torch.where(kept, trained, 0.0), torch.where(kept, error, 0.0)

@@ -1,4 +1,6 @@
-"""What people look at: tables and where they come from, figures, 3-D structures, published numbers."""
+"""What people look at: tables and where they come from, figures, 3-D structures, published
+numbers.
+"""
 
 import lazy_loader
 

@@ -1,7 +1,9 @@
-"""Figures: one plotly template, a few general plots with intervals, and their export as interactive HTML and as PNG.
+"""Figures: one plotly template, a few general plots with intervals, and their export as interactive
+HTML and as PNG.
 
-The colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; an arm has the same colour and the same
-marker in every figure. Tidy DataFrames come in (one row a point, with columns for the mean and the two ends of its interval).
+The colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; an arm has
+the same colour and the same marker in every figure. Tidy DataFrames come in (one row a point, with
+columns for the mean and the two ends of its interval).
 Axis titles carry the unit in brackets: "force MAE (meV/Å)".
 """
 
@@ -22,12 +24,12 @@ import plotly.io as pio
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from plotly.subplots import make_subplots
 
-from . import tables as report
-from ..experiments import statistics
 from ..errors import ConfigError
-from .picture_export import image, wanted
+from ..experiments import statistics
 from ..structures.storage import replacing
-from .structures_3d import structure3d  # noqa: F401  (a figure like the others)
+from . import tables as report
+from .picture_export import image, wanted
+from .structures_3d import structure3d
 
 OKABE_ITO = {
     "blue": "#0072B2",
@@ -48,7 +50,9 @@ ARMS = {
     "masked": (OKABE_ITO["vermillion"], "triangle-up"),
     "both": (OKABE_ITO["purple"], "star"),
 }
-SPARE = [OKABE_ITO[name] for name in ("green", "sky", "purple", "orange", "vermillion", "blue", "black")]
+SPARE = [
+    OKABE_ITO[name] for name in ("green", "sky", "purple", "orange", "vermillion", "blue", "black")
+]
 SYMBOLS = ["cross", "x", "pentagon", "hexagon", "star-diamond", "hourglass", "bowtie"]
 SIZE = (860, 500)  # pixels of a figure
 
@@ -65,7 +69,10 @@ pio.templates["potkit"] = go.layout.Template(
     layout=dict(
         font=dict(family="Open Sans, Helvetica, Arial, sans-serif", size=15, color="#1A1A1A"),
         title=dict(font=dict(size=18), x=0.02, xanchor="left"),
-        colorway=[OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple", "orange", "sky", "black")],
+        colorway=[
+            OKABE_ITO[name]
+            for name in ("blue", "vermillion", "green", "purple", "orange", "sky", "black")
+        ],
         paper_bgcolor="white",
         plot_bgcolor="white",
         xaxis=_axis,
@@ -95,19 +102,27 @@ def looks(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def figure(x_title: str, y_title: str, title: str | None = None) -> go.Figure:
     """An empty figure in the template, for what the plots below do not cover."""
-    return go.Figure(layout=dict(template="potkit", title=title, xaxis_title=x_title, yaxis_title=y_title))
+    return go.Figure(
+        layout=dict(template="potkit", title=title, xaxis_title=x_title, yaxis_title=y_title)
+    )
 
 
-def _groups(table: pd.DataFrame, arm: str | None, columns: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+def _groups(
+    table: pd.DataFrame, arm: str | None, columns: Sequence[str]
+) -> list[tuple[str, pd.DataFrame]]:
     missing = [name for name in (*columns, *([arm] if arm else [])) if name not in table.columns]
     if missing:
-        raise ConfigError(f"the table to plot has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, table))}")
+        raise ConfigError(
+            f"the table to plot has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, table))}"
+        )
     if arm is None:
         return [("", table)]
     return [(str(name), rows) for name, rows in table.groupby(arm, sort=False)]
 
 
-def _interval(rows: pd.DataFrame, y: str, low: str, high: str, colour: str) -> dict[str, Any] | None:
+def _interval(
+    rows: pd.DataFrame, y: str, low: str, high: str, colour: str
+) -> dict[str, Any] | None:
     if low not in rows or high not in rows:
         return None
     return dict(
@@ -133,7 +148,9 @@ def learning_curve(
     title: str | None = None,
     log: bool = True,
 ) -> go.Figure:
-    """Error against a budget, one line an arm, with its intervals; both axes logarithmic, ticks at the budgets."""
+    """Error against a budget, one line an arm, with its intervals; both axes logarithmic, ticks
+    at the budgets.
+    """
     groups = _groups(table, arm, (x, y))
     style = looks([name for name, _ in groups])
     chart = figure(x_title, y_title, title)
@@ -154,49 +171,85 @@ def learning_curve(
         ticks = sorted(table[x].unique())
         chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
         chart.update_yaxes(type="log")
-        _plain_log_ticks(chart, np.concatenate([table[c].to_numpy(float) for c in (y, low, high) if c in table]))
+        _plain_log_ticks(
+            chart, np.concatenate([table[c].to_numpy(float) for c in (y, low, high) if c in table])
+        )
     return chart
 
 
 def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figure:
-    """All learning curves of a grid (a table of `statistics.summarise`): a column of panels per experiment, a row per metric (force and
-    energy MAE), one line an arm with its intervals, set apart sideways so that they can be told from each other. Logarithmic axes, shared
-    along rows."""
+    """All learning curves of a grid (a table of `statistics.summarise`): a column of panels per
+    experiment, a row per metric (force and energy MAE), one line an arm with its intervals, set
+    apart sideways so that they can be told from each other. Logarithmic axes, shared along rows.
+    """
     by = [b for b in statistics.grouping(summary) if b != "labels"]
     metrics = [m for m in ("forces_mae", "energy_mae") if (summary["metric"] == m).any()]
-    groups = [(" ".join(map(str, key)), part) for key, part in summary.groupby(by, sort=False)] if by else [("", summary)]
+    groups = (
+        [(" ".join(map(str, key)), part) for key, part in summary.groupby(by, sort=False)]
+        if by
+        else [("", summary)]
+    )
     arms = list(dict.fromkeys(summary["arm"]))
     style, budgets = looks(arms), sorted(summary["labels"].unique())
     chart = make_subplots(
-        rows=len(metrics), cols=len(groups), shared_xaxes=True, shared_yaxes="rows", vertical_spacing=0.06, horizontal_spacing=0.04,
+        rows=len(metrics),
+        cols=len(groups),
+        shared_xaxes=True,
+        shared_yaxes="rows",
+        vertical_spacing=0.06,
+        horizontal_spacing=0.04,
         column_titles=[name for name, _ in groups] if by else None,
-    )  # fmt: skip
+    )
     for i, metric in enumerate(metrics, 1):
         label, unit, scale = report.UNITS[metric]
-        shown = summary[summary["metric"] == metric].assign(**{c: scale * summary[c] for c in ("mean", "low", "high")})
-        ends = shown[["mean", "high"]].stack().tolist() + shown["low"][shown["low"] > 0.2 * shown["mean"]].tolist()
+        shown = summary[summary["metric"] == metric].assign(
+            **{c: scale * summary[c] for c in ("mean", "low", "high")}
+        )
+        ends = (
+            shown[["mean", "high"]].stack().tolist()
+            + shown["low"][shown["low"] > 0.2 * shown["mean"]].tolist()
+        )
         bottom, top = min(ends) / 1.1, max(ends) * 1.1
         _plain_log_ticks(chart, ends, row=i)
-        shown["low"] = shown["low"].clip(lower=0.1 * bottom)  # an interval to below 0 leaves the panel, whose axis is logarithmic
+        # an interval to below 0 leaves the panel, whose axis is logarithmic
+        shown["low"] = shown["low"].clip(lower=0.1 * bottom)
         for j, (_, part) in enumerate(groups, 1):
             for k, arm in enumerate(arms):
-                rows = shown[shown.index.isin(part.index) & (shown["arm"] == arm)].sort_values("labels")
+                rows = shown[shown.index.isin(part.index) & (shown["arm"] == arm)].sort_values(
+                    "labels"
+                )
                 colour, symbol = style[arm]
                 chart.add_scatter(
-                    x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2), y=rows["mean"], error_y=_interval(rows, "mean", "low", "high", colour),
-                    name=arm, legendgroup=arm, mode="lines+markers", line=dict(color=colour, width=2), marker=dict(symbol=symbol, size=9),
-                    showlegend=i == j == 1, customdata=rows["labels"],
-                    hovertemplate=f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>", row=i, col=j,
-                )  # fmt: skip
+                    x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2),
+                    y=rows["mean"],
+                    error_y=_interval(rows, "mean", "low", "high", colour),
+                    name=arm,
+                    legendgroup=arm,
+                    mode="lines+markers",
+                    line=dict(color=colour, width=2),
+                    marker=dict(symbol=symbol, size=9),
+                    showlegend=i == j == 1,
+                    customdata=rows["labels"],
+                    hovertemplate=f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>",
+                    row=i,
+                    col=j,
+                )
         chart.update_yaxes(type="log", range=np.log10([bottom, top]), row=i)
         chart.update_yaxes(title_text=f"{label} ({unit})", row=i, col=1)
     chart.update_xaxes(type="log", tickvals=budgets, ticktext=[f"{t:g}" for t in budgets])
     chart.update_xaxes(title_text="labelled structures", row=len(metrics))
-    return chart.update_layout(template="potkit", title=title, width=max(SIZE[0], 120 + 430 * len(groups)), height=140 + 330 * len(metrics))
+    return chart.update_layout(
+        template="potkit",
+        title=title,
+        width=max(SIZE[0], 120 + 430 * len(groups)),
+        height=140 + 330 * len(metrics),
+    )
 
 
 def _plain_log_ticks(chart: go.Figure, values: Sequence[float], row: int | None = None) -> None:
-    """Ticks 1-2-5 in plain numbers, on all y axes or those of a row: plotly's own over less than a decade are bare digits that nobody reads."""
+    """Ticks 1-2-5 in plain numbers, on all y axes or those of a row: plotly's own over less than
+    a decade are bare digits that nobody reads.
+    """
     values = np.asarray(values, float)
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) == 0:
@@ -221,19 +274,29 @@ def scan(
     reference: tuple[float, float, float] | None = None,
     marks: Mapping[str, float] | None = None,
 ) -> go.Figure:
-    """Error against one setting (σ, mask ratio). ``reference`` is mean, low, high without pretraining, drawn as a band;
-    ``marks`` are named values of the setting, drawn as vertical lines (the estimator's proposal, the paper's choice)."""
+    """Error against one setting (σ, mask ratio). ``reference`` is mean, low, high without
+    pretraining, drawn as a band;
+    ``marks`` are named values of the setting, drawn as vertical lines (the estimator's proposal,
+    the paper's choice).
+    """
     chart = learning_curve(table, x, y, arm, low, high, x_title, y_title, title, log=False)
     if log_x:
         ticks = sorted(table[x].unique())
         chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     if reference is not None:
         mean, bottom, top = reference
-        chart.add_hrect(y0=bottom, y1=top, fillcolor="#777777", opacity=0.2, line_width=0, layer="below")
-        chart.add_hline(y=mean, line=dict(color=OKABE_ITO["black"], dash="dash", width=2), annotation_text="scratch")
+        chart.add_hrect(
+            y0=bottom, y1=top, fillcolor="#777777", opacity=0.2, line_width=0, layer="below"
+        )
+        chart.add_hline(
+            y=mean,
+            line=dict(color=OKABE_ITO["black"], dash="dash", width=2),
+            annotation_text="scratch",
+        )
     for position, (name, value) in enumerate((marks or {}).items()):
         chart.add_vline(x=value, line=dict(color=OKABE_ITO["vermillion"], dash="dot", width=2))
-        chart.add_annotation(  # on a logarithmic axis an annotation is placed by its logarithm, a line by its value
+        # on a logarithmic axis an annotation is placed by its logarithm, a line by its value
+        chart.add_annotation(
             x=float(np.log10(value)) if log_x else value,
             y=1.0 - 0.07 * position,
             yref="paper",
@@ -257,7 +320,9 @@ def bars(
     y_title: str = "force MAE (meV/Å)",
     title: str | None = None,
 ) -> go.Figure:
-    """Arms side by side for each value of ``x`` (data set, network, molecule), with their intervals."""
+    """Arms side by side for each value of ``x`` (data set, network, molecule), with their
+    intervals.
+    """
     groups = _groups(table, arm, (x, y))
     style = looks([name for name, _ in groups])
     chart = figure(x_title, y_title, title)
@@ -265,7 +330,8 @@ def bars(
         chart.add_bar(
             x=rows[x].astype(str),
             y=rows[y],
-            error_y=_interval(rows, y, low, high, "#8A8A8A"),  # seen on every bar colour and on white
+            # seen on every bar colour and on white
+            error_y=_interval(rows, y, low, high, "#8A8A8A"),
             name=name,
             marker=dict(color=style[name][0], line=dict(color="white", width=1)),
         )
@@ -281,7 +347,9 @@ def distribution(
     y_title: str = "probability density",
     title: str | None = None,
 ) -> go.Figure:
-    """Densities of several samples (name -> numbers) as steps over common bins. ``limits`` cut the axis, not the normalisation."""
+    """Densities of several samples (name -> numbers) as steps over common bins. ``limits`` cut
+    the axis, not the normalisation.
+    """
     samples = {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
     empty = [name for name, v in samples.items() if len(v) == 0 or not np.isfinite(v).all()]
     if empty:
@@ -303,41 +371,75 @@ def distribution(
     return chart
 
 
-def rdf(curves: Mapping[str, tuple[Any, Any]], title: str | None = None, y_title: str = "pair distribution g(r)") -> go.Figure:
+def rdf(
+    curves: Mapping[str, tuple[Any, Any]],
+    title: str | None = None,
+    y_title: str = "pair distribution g(r)",
+) -> go.Figure:
     """Pair distributions: name -> (distances in Å, values), as lines."""
     chart = figure("distance r (Å)", y_title, title)
     for (name, (r, g)), colour in zip(curves.items(), colours(len(curves))):
-        chart.add_scatter(x=np.asarray(r), y=np.asarray(g), name=name, mode="lines", line=dict(width=2, color=colour))
+        chart.add_scatter(
+            x=np.asarray(r),
+            y=np.asarray(g),
+            name=name,
+            mode="lines",
+            line=dict(width=2, color=colour),
+        )
     return chart
 
 
 def calibration(tables: Mapping[str, pd.DataFrame], title: str | None = None) -> go.Figure:
-    """Share of labels within an interval against the probability it claims (name -> `uncertainty.coverage`); the diagonal is perfect."""
+    """Share of labels within an interval against the probability it claims (name ->
+    `uncertainty.coverage`); the diagonal is perfect.
+    """
     chart = figure("probability the ensemble claims", "share of labels inside", title)
-    chart.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="perfect", line=dict(color="#8A8A8A", dash="dash", width=2))
+    chart.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name="perfect",
+        line=dict(color="#8A8A8A", dash="dash", width=2),
+    )
     style = looks(list(tables))
     for name, rows in tables.items():
         colour, symbol = style[name]
         chart.add_scatter(
-            x=rows["expected"], y=rows["observed"], name=name, mode="lines+markers",
-            line=dict(color=colour, width=2.5), marker=dict(symbol=symbol, size=7),
-        )  # fmt: skip
+            x=rows["expected"],
+            y=rows["observed"],
+            name=name,
+            mode="lines+markers",
+            line=dict(color=colour, width=2.5),
+            marker=dict(symbol=symbol, size=7),
+        )
     return chart.update_xaxes(range=[0, 1]).update_yaxes(range=[0, 1])
 
 
-def error_against_spread(tables: Mapping[str, pd.DataFrame], unit: str = "eV/Å", title: str | None = None) -> go.Figure:
-    """Rms error against rms spread in bins of rising spread (name -> `uncertainty.binned`), logarithmic; on the diagonal both are equal."""
+def error_against_spread(
+    tables: Mapping[str, pd.DataFrame], unit: str = "eV/Å", title: str | None = None
+) -> go.Figure:
+    """Rms error against rms spread in bins of rising spread (name -> `uncertainty.binned`),
+    logarithmic; on the diagonal both are equal.
+    """
     chart = figure(f"spread of the ensemble ({unit})", f"error of its mean ({unit})", title)
-    both = np.concatenate([rows[["spread", "error"]].to_numpy(float).ravel() for rows in tables.values()])
+    both = np.concatenate(
+        [rows[["spread", "error"]].to_numpy(float).ravel() for rows in tables.values()]
+    )
     ends = [float(both[both > 0].min()), float(both.max())]
-    chart.add_scatter(x=ends, y=ends, mode="lines", name="equal", line=dict(color="#8A8A8A", dash="dash", width=2))
+    chart.add_scatter(
+        x=ends, y=ends, mode="lines", name="equal", line=dict(color="#8A8A8A", dash="dash", width=2)
+    )
     style = looks(list(tables))
     for name, rows in tables.items():
         colour, symbol = style[name]
         chart.add_scatter(
-            x=rows["spread"], y=rows["error"], name=name, mode="lines+markers",
-            line=dict(color=colour, width=2.5), marker=dict(symbol=symbol, size=8),
-        )  # fmt: skip
+            x=rows["spread"],
+            y=rows["error"],
+            name=name,
+            mode="lines+markers",
+            line=dict(color=colour, width=2.5),
+            marker=dict(symbol=symbol, size=8),
+        )
     return chart.update_xaxes(type="log").update_yaxes(type="log")
 
 
@@ -347,22 +449,28 @@ def colours(count: int) -> list[str]:
     return [cycle[i % len(cycle)] for i in range(count)]
 
 
-# --- export ----------------------------------------------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------
 
 
 def folder() -> Path:
-    """Where figures go: POTKIT_FIGURES if set (``potkit run`` sets it), else figures/ of this repository or working directory."""
+    """Where figures go: POTKIT_FIGURES if set (``potkit run`` sets it), else figures/ of this
+    repository or working directory.
+    """
     if os.environ.get("POTKIT_FIGURES"):
         return Path(os.environ["POTKIT_FIGURES"])
     above = Path(__file__).resolve().parents[2]
     return (above if (above / "pyproject.toml").is_file() else Path.cwd()) / "figures"
 
 
-def save(chart: go.Figure, name: str, to: str | Path | None = None, png: bytes | None = None) -> Path:
-    """Write NAME.html (interactive) and NAME.png into ``to`` (default `folder`); returns the PNG's path.
+def save(
+    chart: go.Figure, name: str, to: str | Path | None = None, png: bytes | None = None
+) -> Path:
+    """Write NAME.html (interactive) and NAME.png into ``to`` (default `folder`); returns the PNG's
+    path.
 
-    The page takes plotly.min.js from beside it, which is written here once and not committed (5 MB); where it is missing, as in a
-    fresh clone, the page loads the same version from plotly's own server. Same figure, same bytes.
+    The page takes plotly.min.js from beside it, which is written here once and not committed (5
+    MB); where it is missing, as in a fresh clone, the page loads the same version from plotly's own
+    server. Same figure, same bytes.
     """
     if not name or any(c in name for c in "/\\ ") or name.startswith("."):
         raise ConfigError(f"figure name {name!r} is not a plain file name")
@@ -393,19 +501,27 @@ def _page(chart: go.Figure, name: str) -> str:
 
 
 def bundle(chart: go.Figure, png: bytes | None) -> dict[str, Any]:
-    """What a notebook stores for a figure: plotly's own data for where JavaScript runs, a PNG for where it does not (GitHub)."""
+    """What a notebook stores for a figure: plotly's own data for where JavaScript runs, a PNG
+    for where it does not (GitHub).
+    """
     return {
-        "application/vnd.plotly.v1+json": {**json.loads(chart.to_json()), "config": {"displaylogo": False}},
+        "application/vnd.plotly.v1+json": {
+            **json.loads(chart.to_json()),
+            "config": {"displaylogo": False},
+        },
         **({"image/png": base64.b64encode(png).decode()} if png else {}),
         "text/plain": f"figure: {chart.layout.title.text or chart.layout.yaxis.title.text or ''}",
     }
 
 
 def show(chart: go.Figure, name: str | None = None) -> None:
-    """Show the figure in a notebook, interactive and with a PNG behind it; with ``name`` save it as well."""
+    """Show the figure in a notebook, interactive and with a PNG behind it; with ``name`` save it
+    as well.
+    """
     from IPython.display import display
 
     if name:
         save(chart, name)
-    # JupyterLab shows the picture at its own size until the mouse enters and the interactive figure takes its place: same size, then
+    # JupyterLab shows the picture at its own size until the mouse enters and the interactive figure
+    # takes its place: same size, then
     display(bundle(chart, image(chart, scale=1) if wanted() else None), raw=True)

@@ -1,4 +1,6 @@
-"""Figures made outside notebooks, and the page that shows every exported figure: figures/README.md, one picture after the other."""
+"""Figures made outside notebooks, and the page that shows every exported figure:
+figures/README.md, one picture after the other.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 
 
 def entries(folder: str | Path) -> list[tuple[str, str]]:
-    """Name and title of every figure in ``folder`` (NAME.html, written by `plots.save`), sorted by name."""
+    """Name and title of every figure in ``folder`` (NAME.html, written by `plots.save`), sorted
+    by name.
+    """
     found = []
     for page in sorted(Path(folder).glob("*.html")):
         title = _TITLE.search(page.read_text(encoding="utf-8")[:4000])
@@ -23,12 +27,17 @@ def entries(folder: str | Path) -> list[tuple[str, str]]:
 
 
 def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
-    """Write README.md into ``folder``: title, picture and link of each figure, under the notebook whose number its name begins with.
+    """Write README.md into ``folder``: title, picture and link of each figure, under the notebook
+    whose number its name begins with.
 
-    ``notebooks``: the folder of the notebooks, for the links (default: notebooks/ beside ``folder``). Same figures, same bytes.
+    ``notebooks``: the folder of the notebooks, for the links (default: notebooks/ beside
+    ``folder``). Same figures, same bytes.
     """
     folder = Path(folder)
-    books = {p.name[:2]: p for p in sorted(Path(notebooks or folder.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+    books = {
+        p.name[:2]: p
+        for p in sorted(Path(notebooks or folder.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    }
     lines = [
         "# Figures",
         "",
@@ -44,7 +53,10 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
             head = f"[{book.stem}](../{book.parent.name}/{book.name})" if book else "Other figures"
             lines += ["", f"## {head}"]
             last = number
-        picture = next((f"{name}.{kind}" for kind in ("png", "svg") if (folder / f"{name}.{kind}").is_file()), None)
+        picture = next(
+            (f"{name}.{kind}" for kind in ("png", "svg") if (folder / f"{name}.{kind}").is_file()),
+            None,
+        )
         lines += ["", f"**{title}** · [`{name}.html`]({name}.html)"]
         lines += ["", f"[![{title}]({picture})]({name}.html)"] if picture else []
     with replacing(folder / "README.md") as temporary:
@@ -53,7 +65,9 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
 
 
 def check(path: Path | None) -> None:
-    """Raise ConfigError for a ``--figure`` that no figure can be written to, before anything is run."""
+    """Raise ConfigError for a ``--figure`` that no figure can be written to, before anything is
+    run.
+    """
     if path is not None and path.suffix not in (".png", ".svg", ".html"):
         raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .html")
     if path is not None and not path.resolve().parent.is_dir():
@@ -61,8 +75,10 @@ def check(path: Path | None) -> None:
 
 
 def draw(chart: Any, path: Path) -> list[Path]:
-    """A picture; or a page with a picture beside it, and both in the gallery of the folder if it has one. The files written."""
-    from . import picture_export, figures
+    """A picture; or a page with a picture beside it, and both in the gallery of the folder if it
+    has one. The files written.
+    """
+    from . import figures, picture_export
 
     if path.suffix != ".html":
         with replacing(path) as temporary:

@@ -1,4 +1,6 @@
-"""Static pictures of plotly figures (PNG, SVG) through kaleido, whose browser is kept from ever stopping a notebook."""
+"""Static pictures of plotly figures (PNG, SVG) through kaleido, whose browser is kept from ever
+stopping a notebook.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,24 @@ from PIL import Image
 
 from ..errors import PotkitError
 
-PATIENCE = 30.0  # seconds for one picture; the browser starts in one or two, a picture takes a tenth
+# seconds for one picture; the browser starts in one or two, a picture takes a tenth
+PATIENCE = 30.0
 ATTEMPTS = 4
 
 
 def wanted() -> bool:
-    """False where POTKIT_PICTURES=0 switches static pictures off, as the notebook check does: it compares numbers."""
+    """False where POTKIT_PICTURES=0 switches static pictures off, as the notebook check does: it
+    compares numbers.
+    """
     return os.environ.get("POTKIT_PICTURES", "1").lower() not in ("0", "off", "no", "false")
 
 
 def image(chart: go.Figure, scale: float = 2, kind: str = "png") -> bytes:
-    """The figure as PNG or SVG. Raises PotkitError where the exporter (kaleido, extra `notebooks`) is missing or fails.
+    """The figure as PNG or SVG. Raises PotkitError where the exporter (kaleido, extra `notebooks`)
+    is missing or fails.
 
-    kaleido's browser sometimes hangs at its start when others start beside it; it is then killed and started anew.
+    kaleido's browser sometimes hangs at its start when others start beside it; it is then killed
+    and started anew.
     """
     for _ in range(ATTEMPTS):
         data, error = _within(PATIENCE, lambda: _export(chart, scale, kind))
@@ -36,16 +43,20 @@ def image(chart: go.Figure, scale: float = 2, kind: str = "png") -> bytes:
             break
     if error is not None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PotkitError(f"no {kind} of the figure: {reason} (pip install kaleido==0.2.1)") from error
+        raise PotkitError(
+            f"no {kind} of the figure: {reason} (pip install kaleido==0.2.1)"
+        ) from error
     return _smaller(data) if kind == "png" else data
 
 
 def _export(chart: go.Figure, scale: float, kind: str) -> bytes:
     scope = _scope()
-    with warnings.catch_warnings():  # plotly 6 calls kaleido 0.2 old; the newer one needs an installed Chrome
+    # plotly 6 calls kaleido 0.2 old; the newer one needs an installed Chrome
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         if scope is not None and scope.mathjax is not None:  # setting it starts the browser anew
-            scope.mathjax = None  # else every start asks a server for it; no label here is set in TeX
+            # else every start asks a server for it; no label here is set in TeX
+            scope.mathjax = None
         return chart.to_image(format=kind, scale=scale)
 
 
@@ -58,7 +69,9 @@ def _scope() -> Any:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """(result, None) or (None, exception). A TimeoutError means that kaleido's browser did not answer and has been killed."""
+    """(result, None) or (None, exception). A TimeoutError means that kaleido's browser did not
+    answer and has been killed.
+    """
     outcome: list[Any] = []
 
     def call() -> None:
@@ -74,7 +87,8 @@ def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, Exception | N
         return outcome[0]
     process = getattr(_scope(), "_proc", None)
     if process is not None:
-        _kill(process.pid)  # the end of its output ends the read that the thread waits in, and frees kaleido's lock
+        # the end of its output ends the read that the thread waits in, and frees kaleido's lock
+        _kill(process.pid)
     worker.join(10)
     return None, TimeoutError(f"kaleido gave no answer in {seconds:.0f} s")
 
@@ -90,7 +104,9 @@ def _kill(pid: int) -> None:
 
 
 def _smaller(png: bytes) -> bytes:
-    """The PNG with a palette of 256 colours: a quarter of the bytes in the repository, no difference to the eye."""
+    """The PNG with a palette of 256 colours: a quarter of the bytes in the repository, no
+    difference to the eye.
+    """
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     file = io.BytesIO()
     picture.quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)

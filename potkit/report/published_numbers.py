@@ -1,18 +1,22 @@
 """The numbers the two papers print, to stand beside ours.
 
-denoise: Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 19, 5077 (2023), DOI 10.1021/acs.jctc.3c00289, arXiv 2303.02216.
-masked: Zhang, Li, Barati Farimani, AIP Advances 14(9) (2024), DOI 10.1063/5.0202647, arXiv 2402.15921.
+denoise: Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 19, 5077 (2023), DOI
+10.1021/acs.jctc.3c00289, arXiv 2303.02216.
+masked: Zhang, Li, Barati Farimani, AIP Advances 14(9) (2024), DOI 10.1063/5.0202647, arXiv
+2402.15921.
 
-They are kept as printed (papers.csv), in the papers' own units; ``std`` is the standard deviation over the masked paper's four
-seeds, the denoise paper prints none. A row whose metric ends in "change" is a relative change in per cent against scratch, as the
-paper gives it; `changes` computes the same from the printed values.
+They are kept as printed (papers.csv), in the papers' own units; ``std`` is the standard deviation
+over the masked paper's four seeds, the denoise paper prints none. A row whose metric ends in
+"change" is a relative change in per cent against scratch, as the paper gives it; `changes` computes
+the same from the printed values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -20,41 +24,68 @@ from .. import units
 from ..errors import ConfigError
 from ..experiments.statistics import grouping
 
-MODELS = {"schnet": "SchNet", "se3_transformer": "SE(3)-Transformer", "egnn": "EGNN", "torchmd_et": "TorchMD-Net", "gns": "GNS",
-          "forcenet": "ForceNet"}  # fmt: skip
+MODELS = {
+    "schnet": "SchNet",
+    "se3_transformer": "SE(3)-Transformer",
+    "egnn": "EGNN",
+    "torchmd_et": "TorchMD-Net",
+    "gns": "GNS",
+    "forcenet": "ForceNet",
+}
 KEYS = ["paper", "table", "data", "model", "arm", "ratio_or_sigma", "quantity", "metric", "labels"]
 
 
 @lru_cache(maxsize=1)
 def _read() -> pd.DataFrame:
-    text = ["paper", "table", "data", "model", "arm", "quantity", "metric", "unit", "labels", "note"]
-    rows = pd.read_csv(Path(__file__).with_name("published_numbers.csv"), dtype={name: str for name in text})
+    text = [
+        "paper",
+        "table",
+        "data",
+        "model",
+        "arm",
+        "quantity",
+        "metric",
+        "unit",
+        "labels",
+        "note",
+    ]
+    rows = pd.read_csv(
+        Path(__file__).with_name("published_numbers.csv"), dtype=dict.fromkeys(text, str)
+    )
     rows[text] = rows[text].fillna("")
     return rows
 
 
 def table(**where: Any) -> pd.DataFrame:
-    """All printed numbers, or those whose columns equal the given values: ``table(paper="masked", data="TIP3P")``.
+    """All printed numbers, or those whose columns equal the given values: ``table(paper="masked",
+    data="TIP3P")``.
 
-    Columns: paper, table, data, model, arm (scratch, denoise, masked), ratio_or_sigma (mask ratio, or σ in Å), quantity (energy,
-    forces, or a count), metric, value, std, unit, labels (share of the training set), note.
+    Columns: paper, table, data, model, arm (scratch, denoise, masked), ratio_or_sigma (mask ratio,
+    or σ in Å), quantity (energy, forces, or a count), metric, value, std, unit, labels (share of
+    the training set), note.
     Raises ConfigError for an unknown column or a value that occurs nowhere.
     """
     rows = _read()
     chosen = pd.Series(True, index=rows.index)
     for name, value in where.items():
         if name not in rows.columns:
-            raise ConfigError(f"papers.table has no column {name!r}; it has {', '.join(rows.columns)}")
+            raise ConfigError(
+                f"papers.table has no column {name!r}; it has {', '.join(rows.columns)}"
+            )
         equal = rows[name] == value
         if not equal.any():
             known = sorted(set(rows[name].dropna()) - {""})
-            raise ConfigError(f"no paper prints {name}={value!r}; known: {', '.join(map(str, known))}")
+            raise ConfigError(
+                f"no paper prints {name}={value!r}; known: {', '.join(map(str, known))}"
+            )
         chosen &= equal
     return rows[chosen].reset_index(drop=True)
 
 
 def value(**where: Any) -> tuple[float, float]:
-    """The one printed number that ``where`` singles out, and its standard deviation (NaN where none is printed)."""
+    """The one printed number that ``where`` singles out, and its standard deviation (NaN where
+    none is printed).
+    """
     rows = table(**where)
     if len(rows) != 1:
         described = ", ".join(f"{k}={v!r}" for k, v in where.items())
@@ -63,43 +94,74 @@ def value(**where: Any) -> tuple[float, float]:
 
 
 def beside(
-    summary: pd.DataFrame, paper: str, data: str | Mapping[str, str], model: str | Mapping[str, str] = MODELS,
-    arms: Mapping[str, str] | None = None, labels: str = "all",
-) -> pd.DataFrame:  # fmt: skip
-    """The printed numbers beside the rows of `statistics.summarise` that measured the same, all in the paper's units.
+    summary: pd.DataFrame,
+    paper: str,
+    data: str | Mapping[str, str],
+    model: str | Mapping[str, str] = MODELS,
+    arms: Mapping[str, str] | None = None,
+    labels: str = "all",
+) -> pd.DataFrame:
+    """The printed numbers beside the rows of `statistics.summarise` that measured the same, all in
+    the paper's units.
 
-    ``data`` and ``model`` are the paper's names, or mappings from ours, which then stand in the summary's columns of these names. ``arms``
-    maps our arms to scratch, denoise or masked ("denoise 0.2 Å" is taken for denoise by itself). ``labels``: the paper's share of the
-    training set. Columns: ours with its interval, ``printed`` with its std, both arms' change against scratch in %, and the table it
-    is from. Rows the paper has nothing for are left out; ConfigError if that leaves none. Whether splits, widths and training are
-    the same only the caller knows.
+    ``data`` and ``model`` are the paper's names, or mappings from ours, which then stand in the
+    summary's columns of these names. ``arms`` maps our arms to scratch, denoise or masked ("denoise
+    0.2 Å" is taken for denoise by itself). ``labels``: the paper's share of the training set.
+    Columns: ours with its interval, ``printed`` with its std, both arms' change against scratch in
+    %, and the table it is from. Rows the paper has nothing for are left out; ConfigError if that
+    leaves none. Whether splits, widths and training are the same only the caller knows.
     """
     rows, printed = [], table(paper=paper)
     printed = printed[(printed.labels == labels) & printed.metric.isin(["MAE", "RMSE"])]
     for _, ours in summary.iterrows():
         quantity, metric = str(ours["metric"]).rsplit("_", 1)
-        arm = (arms or {}).get(ours["arm"], str(ours["arm"]).split(" ")[0] if arms is None else None)
+        arm = (arms or {}).get(
+            ours["arm"], str(ours["arm"]).split(" ")[0] if arms is None else None
+        )
         names = {"data": data, "model": model}
         names = {k: v.get(ours.get(k)) if isinstance(v, Mapping) else v for k, v in names.items()}
-        same = printed[(printed.data == names["data"]) & (printed.model == names["model"]) & (printed.quantity == quantity)]
+        same = printed[
+            (printed.data == names["data"])
+            & (printed.model == names["model"])
+            & (printed.quantity == quantity)
+        ]
         same = same[same.metric == metric.upper()]
         for _, theirs in same[same.arm == arm].iterrows():
             factor = units.factor(theirs.unit)
             scratch = same[(same.arm == "scratch") & (same.table == theirs.table)].value
-            change = 100 * (theirs.value / scratch.iloc[0] - 1) if len(scratch) and arm != "scratch" else float("nan")
-            rows.append({**{b: ours[b] for b in grouping(summary)}, "arm": ours["arm"],
-                         "quantity": f"{quantity} {theirs.metric}", "unit": theirs.unit, "ours": ours["mean"] / factor,
-                         "low": ours["low"] / factor, "high": ours["high"] / factor, "printed": theirs.value, "printed_std": theirs["std"],
-                         "change_%": ours.get("change_%", float("nan")), "printed_change_%": change,
-                         "source": f"{paper} paper, {theirs.table}, {theirs.data}, {theirs.model}"})  # fmt: skip
+            change = (
+                100 * (theirs.value / scratch.iloc[0] - 1)
+                if len(scratch) and arm != "scratch"
+                else float("nan")
+            )
+            rows.append(
+                {
+                    **{b: ours[b] for b in grouping(summary)},
+                    "arm": ours["arm"],
+                    "quantity": f"{quantity} {theirs.metric}",
+                    "unit": theirs.unit,
+                    "ours": ours["mean"] / factor,
+                    "low": ours["low"] / factor,
+                    "high": ours["high"] / factor,
+                    "printed": theirs.value,
+                    "printed_std": theirs["std"],
+                    "change_%": ours.get("change_%", float("nan")),
+                    "printed_change_%": change,
+                    "source": f"{paper} paper, {theirs.table}, {theirs.data}, {theirs.model}",
+                }
+            )
     if not rows:
-        raise ConfigError(f"the {paper} paper prints nothing for these rows (data {data!r}, model {model!r}, labels {labels!r})")
+        raise ConfigError(
+            f"the {paper} paper prints nothing for these rows (data {data!r}, model {model!r}, labels {labels!r})"
+        )
     return pd.DataFrame(rows)
 
 
 def changes() -> pd.DataFrame:
-    """Relative change in per cent of each pretrained number against scratch in the same table; beside it what the paper prints
-    (NaN where it prints none). ``mean_of`` counts the rows behind a paper's average."""
+    """Relative change in per cent of each pretrained number against scratch in the same table;
+    beside it what the paper prints (NaN where it prints none). ``mean_of`` counts the rows behind a
+    paper's average.
+    """
     rows = _read()
     same = ["paper", "table", "data", "model", "quantity", "metric", "labels"]
     numbers = rows[~rows.metric.str.endswith("change") & (rows.metric != "count")]
@@ -108,16 +170,26 @@ def changes() -> pd.DataFrame:
     arms = arms[arms.index.isin(scratch.index)]
     computed = 100 * (arms.value / scratch.reindex(arms.index) - 1)
     result = arms[["arm", "ratio_or_sigma"]].assign(computed=computed, mean_of=1).reset_index()
-    printed = rows[rows.metric.str.endswith("change")].assign(metric=lambda r: r.metric.str.removesuffix(" change"))
+    printed = rows[rows.metric.str.endswith("change")].assign(
+        metric=lambda r: r.metric.str.removesuffix(" change")
+    )
     averages = [_average(result, row) for _, row in printed.iterrows()]
-    result = pd.concat([result, pd.DataFrame([a for a in averages if a is not None])], ignore_index=True)
+    result = pd.concat(
+        [result, pd.DataFrame([a for a in averages if a is not None])], ignore_index=True
+    )
     on = [*same, "arm"]
-    return result.merge(printed[[*on, "value"]].rename(columns={"value": "printed"}), on=on, how="left")
+    return result.merge(
+        printed[[*on, "value"]].rename(columns={"value": "printed"}), on=on, how="left"
+    )
 
 
 def _average(single: pd.DataFrame, printed: pd.Series) -> dict[str, Any] | None:
     """The mean that a printed average stands for, from the single rows of the same paper."""
-    rows = single[(single.paper == printed.paper) & (single.quantity == printed.quantity) & (single.metric == printed.metric)]
+    rows = single[
+        (single.paper == printed.paper)
+        & (single.quantity == printed.quantity)
+        & (single.metric == printed.metric)
+    ]
     if printed.model == "average of 4":
         rows = rows[(rows.table == printed.table) & (rows.data == printed.data)]
     elif printed.note.startswith("mean of the two sets"):

@@ -1,8 +1,11 @@
-"""Structures in three dimensions: atoms, bonds and the periodic box as a plotly figure that can be turned and zoomed.
+"""Structures in three dimensions: atoms, bonds and the periodic box as a plotly figure that can be
+turned and zoomed.
 
-Nothing but plotly is needed, which draws in JupyterLab without a network and gives a picture where JavaScript does not run.
-Elements have Jmol's colours (the common ones follow Corey, Pauling and Koltun); because red, blue and grey are not apart for everybody,
-small structures carry the element's symbol on every atom, and the legend can switch elements on and off.
+Nothing but plotly is needed, which draws in JupyterLab without a network and gives a picture where
+JavaScript does not run.
+Elements have Jmol's colours (the common ones follow Corey, Pauling and Koltun); because red, blue
+and grey are not apart for everybody, small structures carry the element's symbol on every atom, and
+the legend can switch elements on and off.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ import plotly.graph_objects as go
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
-from ..structures.geometry import minimum_image
 from ..errors import DataError
+from ..structures.geometry import minimum_image
 from ..structures.store import SYMBOLS, Structures
 
 SIZE = (700, 520)  # pixels
 LABELLED = 80  # atoms up to which each carries its symbol
-STRETCH = 1.2  # a bond is shorter than this times the sum of two covalent radii (Cordero et al. 2008)
+# a bond is shorter than this times the sum of two covalent radii (Cordero et al. 2008)
+STRETCH = 1.2
 BALL = 0.5  # radius of a drawn atom in covalent radii
 ZOOM = {"molecule": 2.3, "box": 1.5}  # plotly's unit cube fills no more than half of the screen
 PIXELS = 250.0  # that unit on the screen
@@ -28,7 +32,9 @@ GLYPH = 3.1  # pixels of the drawn disc per unit of plotly's three-dimensional m
 
 
 def bonds(z: np.ndarray, pos: np.ndarray) -> np.ndarray:
-    """Pairs [B,2] (i < j) of the atoms z [A] at pos [A,3] Å that are as close as bonded ones; not through a cell's faces."""
+    """Pairs [B,2] (i < j) of the atoms z [A] at pos [A,3] Å that are as close as bonded ones;
+    not through a cell's faces.
+    """
     from scipy.spatial import cKDTree
 
     radii = covalent_radii[np.asarray(z, int)]
@@ -40,12 +46,19 @@ def bonds(z: np.ndarray, pos: np.ndarray) -> np.ndarray:
     return kept[np.lexsort(kept.T[::-1])]
 
 
-def structure3d(structures: Structures, title: str | None = None, labels: bool | None = None, height: int = SIZE[1]) -> go.Figure:
-    """One structure as an interactive figure; several structures of the same atoms get a slider to step through them.
+def structure3d(
+    structures: Structures,
+    title: str | None = None,
+    labels: bool | None = None,
+    height: int = SIZE[1],
+) -> go.Figure:
+    """One structure as an interactive figure; several structures of the same atoms get a slider to
+    step through them.
 
-    ``structures``: ``s[i]`` or frames of one molecule, ``s[rows]``. ``labels`` writes element symbols on the atoms (default: where
-    there are at most `LABELLED`). Molecules of a periodic structure are drawn whole, at the side of the box where their first
-    atom is. Raises DataError for an empty set or frames of different atoms.
+    ``structures``: ``s[i]`` or frames of one molecule, ``s[rows]``. ``labels`` writes element
+    symbols on the atoms (default: where there are at most `LABELLED`). Molecules of a periodic
+    structure are drawn whole, at the side of the box where their first atom is. Raises DataError
+    for an empty set or frames of different atoms.
     """
     if not len(structures) or not structures.n_atoms.all():
         raise DataError("structure3d: there is no structure, or one without atoms")
@@ -53,29 +66,46 @@ def structure3d(structures: Structures, title: str | None = None, labels: bool |
     z = frames[0][0]
     for i, (other, _) in enumerate(frames):
         if not np.array_equal(other, z):
-            raise DataError(f"structure3d: structure {i} has other atoms than structure 0; show one, or frames of the same atoms")
+            raise DataError(
+                f"structure3d: structure {i} has other atoms than structure 0; show one, or frames of the same atoms"
+            )
     labels = len(z) <= LABELLED if labels is None else labels
     cell = structures.cell[0] if structures.pbc[0].any() else None
-    everything = np.concatenate([pos for _, pos in frames] + ([_corners(cell)] if cell is not None else []))
+    everything = np.concatenate(
+        [pos for _, pos in frames] + ([_corners(cell)] if cell is not None else [])
+    )
     low, high = everything.min(0) - 0.8, everything.max(0) + 0.8
     zoom = ZOOM["molecule" if cell is None else "box"]
     scale = PIXELS * zoom * height / SIZE[1] / float((high - low).max())  # pixels per Å
     traces = _traces(z, frames[0][1], scale, labels)
-    box = [] if cell is None else [_lines(*_edges(cell), name="box", colour="#777777", width=2, legend=True)]
+    box = (
+        []
+        if cell is None
+        else [_lines(*_edges(cell), name="box", colour="#777777", width=2, legend=True)]
+    )
     name = structures.system_names()[structures.system[0]]
-    chart = go.Figure(data=[*traces, *box], layout=_layout(title or name, low, high, zoom, _eye(frames[0][1], cell), height))
+    chart = go.Figure(
+        data=[*traces, *box],
+        layout=_layout(title or name, low, high, zoom, _eye(frames[0][1], cell), height),
+    )
     if len(frames) > 1:
         _slider(chart, structures, [(z, pos) for _, pos in frames], scale, labels)
     return chart
 
 
-# --- geometry --------------------------------------------------------------------------------------------------------------------
+# --- geometry -----------------------------------------------------------------------------------
 
 
 def _whole(structures: Structures, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Atomic numbers and positions of structure ``i``; where it has several molecules, none is cut by the faces of the cell."""
+    """Atomic numbers and positions of structure ``i``; where it has several molecules, none is
+    cut by the faces of the cell.
+    """
     a, b = structures.ptr[i], structures.ptr[i + 1]
-    z, pos, molecule = structures.z[a:b], np.asarray(structures.pos[a:b], float), structures.molecule[a:b]
+    z, pos, molecule = (
+        structures.z[a:b],
+        np.asarray(structures.pos[a:b], float),
+        structures.molecule[a:b],
+    )
     if structures.cell is None or not structures.pbc[i].any() or (molecule == molecule[0]).all():
         return z, pos
     _, first, owner = np.unique(molecule, return_index=True, return_inverse=True)
@@ -99,16 +129,20 @@ def _eye(pos: np.ndarray, cell: np.ndarray | None) -> dict[str, Any]:
     if cell is not None or len(pos) < 3:
         return dict(eye=dict(x=0.7, y=-1.9, z=0.75), up=dict(x=0, y=0, z=1))
     _, _, axes = np.linalg.svd(pos - pos.mean(0), full_matrices=False)
-    axes *= np.where(axes[np.arange(3), np.abs(axes).argmax(1)] < 0, -1.0, 1.0)[:, None]  # the sign of an axis is free: fix it
-    eye = 2.0 * axes[2] + 0.5 * axes[1] + 0.35 * axes[0]  # from a little aside, or atoms behind one another could not be told
+    # the sign of an axis is free: fix it
+    axes *= np.where(axes[np.arange(3), np.abs(axes).argmax(1)] < 0, -1.0, 1.0)[:, None]
+    # from a little aside, or atoms behind one another could not be told
+    eye = 2.0 * axes[2] + 0.5 * axes[1] + 0.35 * axes[0]
     return dict(eye=dict(zip("xyz", eye.round(4))), up=dict(zip("xyz", axes[1].round(4))))
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------
 
 
 def _radius(number: int | np.ndarray) -> Any:
-    """Radius of a drawn atom in Å; hydrogens a little larger than to scale, so that their symbol fits."""
+    """Radius of a drawn atom in Å; hydrogens a little larger than to scale, so that their symbol
+    fits.
+    """
     return BALL * np.maximum(covalent_radii[number], 0.45)
 
 
@@ -123,50 +157,121 @@ def _traces(z: np.ndarray, pos: np.ndarray, scale: float, labels: bool) -> list[
     width = float(np.clip(0.15 * scale, 1.5, 8))
     start, end = pos[pairs[:, 0]], pos[pairs[:, 1]]
     along = (end - start) / np.linalg.norm(end - start, axis=1, keepdims=True)
-    start, end = start + _radius(z[pairs[:, :1]]) * along, end - _radius(z[pairs[:, 1:]]) * along  # or they would cross the symbols
+    # or they would cross the symbols
+    start, end = start + _radius(z[pairs[:, :1]]) * along, end - _radius(z[pairs[:, 1:]]) * along
     traces = [_lines(start, end, name="bonds", colour="#A0A0A0", width=width)]
     for number in sorted(set(z.tolist()), reverse=True):
         rows = np.flatnonzero(z == number)
         bright = float(np.dot(jmol_colors[number], (0.299, 0.587, 0.114))) > 0.5
         points = pos[rows].round(4)
-        traces.append(go.Scatter3d(
-            x=points[:, 0], y=points[:, 1], z=points[:, 2], name=SYMBOLS[number], customdata=rows,
-            mode="markers+text" if labels else "markers", text=[SYMBOLS[number]] * len(rows) if labels else None,
-            textfont=dict(size=13, color="black" if bright else "white"), textposition="middle center",
-            marker=dict(size=float(np.clip(2 * _radius(number) * scale / GLYPH, 1.5, 18)), color=_colour(number), opacity=1.0,
-                        line=dict(color="#333333", width=1)),
-            hovertemplate=f"{SYMBOLS[number]}, atom %{{customdata}}<br>(%{{x:.3f}}, %{{y:.3f}}, %{{z:.3f}}) Å<extra></extra>",
-        ))  # fmt: skip
+        traces.append(
+            go.Scatter3d(
+                x=points[:, 0],
+                y=points[:, 1],
+                z=points[:, 2],
+                name=SYMBOLS[number],
+                customdata=rows,
+                mode="markers+text" if labels else "markers",
+                text=[SYMBOLS[number]] * len(rows) if labels else None,
+                textfont=dict(size=13, color="black" if bright else "white"),
+                textposition="middle center",
+                marker=dict(
+                    size=float(np.clip(2 * _radius(number) * scale / GLYPH, 1.5, 18)),
+                    color=_colour(number),
+                    opacity=1.0,
+                    line=dict(color="#333333", width=1),
+                ),
+                hovertemplate=f"{SYMBOLS[number]}, atom %{{customdata}}<br>(%{{x:.3f}}, %{{y:.3f}}, %{{z:.3f}}) Å<extra></extra>",
+            )
+        )
     return traces
 
 
-def _lines(start: np.ndarray, end: np.ndarray, name: str, colour: str, width: float, legend: bool = False) -> go.Scatter3d:
+def _lines(
+    start: np.ndarray, end: np.ndarray, name: str, colour: str, width: float, legend: bool = False
+) -> go.Scatter3d:
     """Separate lines from start [L,3] to end [L,3] as one trace: NaN lifts the pen."""
     points = np.stack([start, end, np.full_like(start, np.nan)], 1).reshape(-1, 3).round(4)
     line = dict(color=colour, width=width)
-    return go.Scatter3d(x=points[:, 0], y=points[:, 1], z=points[:, 2], mode="lines", line=line, name=name, hoverinfo="skip",
-                        showlegend=legend)  # fmt: skip
+    return go.Scatter3d(
+        x=points[:, 0],
+        y=points[:, 1],
+        z=points[:, 2],
+        mode="lines",
+        line=line,
+        name=name,
+        hoverinfo="skip",
+        showlegend=legend,
+    )
 
 
-def _layout(title: str, low: np.ndarray, high: np.ndarray, zoom: float, camera: dict[str, Any], height: int) -> dict[str, Any]:
+def _layout(
+    title: str, low: np.ndarray, high: np.ndarray, zoom: float, camera: dict[str, Any], height: int
+) -> dict[str, Any]:
     sides = high - low
-    axes = {f"{a}axis": dict(visible=False, range=[float(low[k]), float(high[k])]) for k, a in enumerate("xyz")}
+    axes = {
+        f"{a}axis": dict(visible=False, range=[float(low[k]), float(high[k])])
+        for k, a in enumerate("xyz")
+    }
     shape = dict(zip("xyz", (zoom * sides / sides.max()).round(6)))
     return dict(
-        template="potkit", title=title, width=SIZE[0], height=height, margin=dict(l=10, r=10, t=55, b=10),
+        template="potkit",
+        title=title,
+        width=SIZE[0],
+        height=height,
+        margin=dict(l=10, r=10, t=55, b=10),
         legend=dict(itemsizing="constant"),
-        scene=dict(**axes, aspectmode="manual", aspectratio=shape, camera=camera | dict(projection=dict(type="orthographic"))),
-    )  # fmt: skip
+        scene=dict(
+            **axes,
+            aspectmode="manual",
+            aspectratio=shape,
+            camera=camera | dict(projection=dict(type="orthographic")),
+        ),
+    )
 
 
-def _slider(chart: go.Figure, structures: Structures, frames: list[tuple[np.ndarray, np.ndarray]], scale: float, labels: bool) -> None:
+def _slider(
+    chart: go.Figure,
+    structures: Structures,
+    frames: list[tuple[np.ndarray, np.ndarray]],
+    scale: float,
+    labels: bool,
+) -> None:
     steps, drawn = [], []
     for i, (z, pos) in enumerate(frames):
         traces = _traces(z, pos, scale, labels)
-        places = [go.Scatter3d(x=t.x, y=t.y, z=t.z) for t in traces]  # what changes from frame to frame; looks stay
+        # what changes from frame to frame; looks stay
+        places = [go.Scatter3d(x=t.x, y=t.y, z=t.z) for t in traces]
         drawn.append(go.Frame(name=str(i), data=places, traces=list(range(len(traces)))))
-        text = str(i) if structures.energy is None else f"{i}: {structures.energy[i] - structures.energy.min():.3f} eV"
-        steps.append(dict(label=text, method="animate",
-                          args=[[str(i)], dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))]))  # fmt: skip
+        text = (
+            str(i)
+            if structures.energy is None
+            else f"{i}: {structures.energy[i] - structures.energy.min():.3f} eV"
+        )
+        steps.append(
+            dict(
+                label=text,
+                method="animate",
+                args=[
+                    [str(i)],
+                    dict(
+                        mode="immediate",
+                        frame=dict(duration=0, redraw=True),
+                        transition=dict(duration=0),
+                    ),
+                ],
+            )
+        )
     chart.frames = drawn
-    chart.update_layout(sliders=[dict(steps=steps, active=0, currentvalue=dict(prefix="structure "), pad=dict(t=5, b=10), len=0.9, x=0.05)])
+    chart.update_layout(
+        sliders=[
+            dict(
+                steps=steps,
+                active=0,
+                currentvalue=dict(prefix="structure "),
+                pad=dict(t=5, b=10),
+                len=0.9,
+                x=0.05,
+            )
+        ]
+    )

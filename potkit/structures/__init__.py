@@ -1,4 +1,5 @@
-"""Structures in memory and on disk: the packed store, its files, batches, neighbours, elements, geometry.
+"""Structures in memory and on disk: the packed store, its files, batches, neighbours, elements,
+geometry.
 
 Opening and cutting a store needs NumPy only; torch and PyG are imported by what makes batches.
 """

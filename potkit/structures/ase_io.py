@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from .store import Structures, formula
 
 
 def to_ase(structures: Structures) -> list:
-    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and system in ``info``."""
+    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge
+    and system in ``info``.
+    """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -33,8 +36,12 @@ def to_ase(structures: Structures) -> list:
     return frames
 
 
-def from_ase(frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64) -> Structures:
-    """The reverse of `to_ase`. Raises DataError if energy or forces are there for some frames only, or not finite."""
+def from_ase(
+    frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
+) -> Structures:
+    """The reverse of `to_ase`. Raises DataError if energy or forces are there for some frames
+    only, or not finite.
+    """
     frames = [frames] if hasattr(frames, "get_positions") else list(frames)
     results = [getattr(f.calc, "results", {}) if f.calc is not None else {} for f in frames]
 
@@ -47,25 +54,33 @@ def from_ase(frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = 
     names: dict[str, int] = {}
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
     system = np.array([names.setdefault(n, len(names)) for n in labels], np.int32)
-    stack = lambda parts, width, kind: np.concatenate(parts).astype(kind) if parts else np.zeros(width, kind)  # noqa: E731
+    stack = lambda parts, width, kind: (
+        np.concatenate(parts).astype(kind) if parts else np.zeros(width, kind)
+    )
     periodic = any(f.cell.rank for f in frames)
     return Structures(
         z=stack([f.numbers for f in frames], 0, np.int64),
         pos=stack([f.positions for f in frames], (0, 3), dtype),
         ptr=np.cumsum([0] + [len(f) for f in frames]),
         energy=np.array([r["energy"] for r in results]) if all_or_none("energy") else None,
-        forces=stack([r["forces"] for r in results], (0, 3), dtype) if all_or_none("forces") else None,
+        forces=stack([r["forces"] for r in results], (0, 3), dtype)
+        if all_or_none("forces")
+        else None,
         cell=np.array([f.cell.array for f in frames]) if periodic else None,
         pbc=np.array([f.pbc for f in frames]) if frames else None,
         charge=np.array([int(f.info.get("charge", 0)) for f in frames], np.int16),
         system=system,
-        molecule=stack([f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames], 0, np.int32),
+        molecule=stack(
+            [f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames], 0, np.int32
+        ),
         info={"systems": list(names)} | dict(info or {}),
     ).validate()
 
 
 def summary(s: Structures):
-    """A DataFrame with a row per system: structures, atoms, formula of the first, energy (eV/atom) and forces (eV/Å)."""
+    """A DataFrame with a row per system: structures, atoms, formula of the first, energy
+    (eV/atom) and forces (eV/Å).
+    """
     import pandas as pd
 
     order = np.argsort(s.system, kind="stable")
@@ -74,11 +89,23 @@ def summary(s: Structures):
     for i, start, count in zip(ids, first, counts):
         rows_of = order[start : start + count]
         one, part = s.z[s.ptr[rows_of[0]] : s.ptr[rows_of[0] + 1]], s[rows_of]
-        row = {"system": names[i], "formula": formula(one), "structures": int(count), "atoms": int(len(one))}
+        row = {
+            "system": names[i],
+            "formula": formula(one),
+            "structures": int(count),
+            "atoms": int(len(one)),
+        }
         if s.energy is not None:
             per_atom = part.energy / part.n_atoms
-            row |= {"energy mean (eV/atom)": per_atom.mean(), "energy std (eV/atom)": per_atom.std()}
+            row |= {
+                "energy mean (eV/atom)": per_atom.mean(),
+                "energy std (eV/atom)": per_atom.std(),
+            }
         if s.forces is not None:
-            row |= {"forces rms (eV/Å)": float(np.sqrt(np.mean(np.square(part.forces, dtype=np.float64))))}
+            row |= {
+                "forces rms (eV/Å)": float(
+                    np.sqrt(np.mean(np.square(part.forces, dtype=np.float64)))
+                )
+            }
         rows.append(row)
     return pd.DataFrame(rows)

@@ -1,4 +1,6 @@
-"""The batch a network sees: several structures as one PyG ``Data``. Apart from `structures`, so that opening a store needs no PyG."""
+"""The batch a network sees: several structures as one PyG ``Data``. Apart from `structures`, so
+that opening a store needs no PyG.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,37 @@ from torch_geometric.data import Data
 
 
 class Batch(Data):
-    """A PyG ``Data`` of several structures; what a set does not have (say ``forces``) reads as None.
+    """A PyG ``Data`` of several structures; what a set does not have (say ``forces``) reads as
+    None.
 
-    z [N] long, pos [N,3] Å, batch [N] long, ptr [S+1] long, energy [S] float64 eV, forces [N,3] eV/Å, cell [S,3,3] Å,
-    pbc [S,3] bool, charge [S], system [S], molecule [N] (numbered within its structure), mask [N] long (1 = flagged by an
-    objective), force_input [N,3] eV/Å with force_given [N] bool (forces an objective shows the network), origin
-    (`Origin`). ``num_graphs`` and ``max_atoms`` are Python integers, known without asking the device.
+    z [N] long, pos [N,3] Å, batch [N] long, ptr [S+1] long, energy [S] float64 eV, forces [N,3]
+    eV/Å, cell [S,3,3] Å, pbc [S,3] bool, charge [S], system [S], molecule [N] (numbered within its
+    structure), mask [N] long (1 = flagged by an objective), force_input [N,3] eV/Å with force_given
+    [N] bool (forces an objective shows the network), origin (`Origin`). ``num_graphs`` and
+    ``max_atoms`` are Python integers, known without asking the device.
     """
 
     _optional = frozenset(
-        {"energy", "forces", "cell", "molecule", "mask", "target", "edge_index", "edge_shift", "cutoff", "force_input", "origin"}
+        {
+            "energy",
+            "forces",
+            "cell",
+            "molecule",
+            "mask",
+            "target",
+            "edge_index",
+            "edge_shift",
+            "cutoff",
+            "force_input",
+            "origin",
+        }
     )
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Batch:
-        """``Batch(**content)``, but many times faster: the keys are known to be plain, nothing has to be looked up for them."""
+        """``Batch(**content)``, but many times faster: the keys are known to be plain, nothing
+        has to be looked up for them.
+        """
         new = cls()
         new._store._mapping.update(content)
         return new

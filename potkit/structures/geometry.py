@@ -8,9 +8,11 @@ import numpy as np
 
 
 def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) -> np.ndarray:
-    """``step`` [..., 3] Å brought to the image nearest to zero along the periodic directions of ``cell`` [3,3].
+    """``step`` [..., 3] Å brought to the image nearest to zero along the periodic directions of
+    ``cell`` [3,3].
 
-    By rounding fractional coordinates: exact for the short distances of bonds in any cell that is not strongly skewed.
+    By rounding fractional coordinates: exact for the short distances of bonds in any cell that is
+    not strongly skewed.
     """
     if cell is None or not np.any(pbc):
         return step
@@ -18,16 +20,23 @@ def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) ->
     return step - (np.round(step @ np.linalg.inv(full)) * pbc) @ full
 
 
-def water_molecules(z: np.ndarray, pos: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) -> np.ndarray | None:
-    """Molecule number of each atom [a] of a structure of water: every hydrogen goes to its nearest oxygen.
+def water_molecules(
+    z: np.ndarray, pos: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray
+) -> np.ndarray | None:
+    """Molecule number of each atom [a] of a structure of water: every hydrogen goes to its nearest
+    oxygen.
 
-    None if it is not water, that is if there are other elements or an oxygen does not get exactly two hydrogens
-    (dissociated, a proton on its way, or an ion).
+    None if it is not water, that is if there are other elements or an oxygen does not get exactly
+    two hydrogens (dissociated, a proton on its way, or an ion).
     """
     oxygen, hydrogen = np.flatnonzero(z == 8), np.flatnonzero(z == 1)
     if len(oxygen) + len(hydrogen) != len(z) or len(hydrogen) != 2 * len(oxygen) or not len(oxygen):
         return None
-    step = minimum_image(np.asarray(pos, np.float64)[hydrogen][:, None] - np.asarray(pos, np.float64)[oxygen], cell, pbc)
+    step = minimum_image(
+        np.asarray(pos, np.float64)[hydrogen][:, None] - np.asarray(pos, np.float64)[oxygen],
+        cell,
+        pbc,
+    )
     nearest = np.square(step).sum(-1).argmin(1)
     if (np.bincount(nearest, minlength=len(oxygen)) != 2).any():
         return None
@@ -37,11 +46,13 @@ def water_molecules(z: np.ndarray, pos: np.ndarray, cell: np.ndarray | None, pbc
 
 
 def bond_graph(z: np.ndarray, pos: np.ndarray, scale: float = 1.3) -> tuple[np.ndarray, np.ndarray]:
-    """Heavy atoms as a graph: colour [h] (atomic number, hydrogens at it) and adjacency [h,h] bool of one molecule without box.
+    """Heavy atoms as a graph: colour [h] (atomic number, hydrogens at it) and adjacency [h,h] bool
+    of one molecule without box.
 
-    Two heavy atoms are bonded if closer than ``scale`` times the sum of their covalent radii (ASE's table: Cordero et al., Dalton
-    Trans. 2832 (2008)): at 1.3 a C–C bond may stretch by 0.4 Å, seven standard deviations at 500 K. A hydrogen belongs to its
-    nearest heavy atom however far it has swung, so vibrations do not change the graph.
+    Two heavy atoms are bonded if closer than ``scale`` times the sum of their covalent radii (ASE's
+    table: Cordero et al., Dalton Trans. 2832 (2008)): at 1.3 a C–C bond may stretch by 0.4 Å, seven
+    standard deviations at 500 K. A hydrogen belongs to its nearest heavy atom however far it has
+    swung, so vibrations do not change the graph.
     """
     from ase.data import covalent_radii
 
@@ -60,17 +71,22 @@ def bond_graph(z: np.ndarray, pos: np.ndarray, scale: float = 1.3) -> tuple[np.n
 def graph_key(colour: np.ndarray, bonded: np.ndarray) -> str:
     """Eight hex digits that are the same for the same graph however its atoms are numbered.
 
-    Colour refinement (Weisfeiler and Leman 1968) that starts from element, hydrogens and the numbers of closed walks of length 3 … 8
-    through an atom; those walks tell apart ring systems that refinement alone does not, such as decalin and bicyclopentyl.
+    Colour refinement (Weisfeiler and Leman 1968) that starts from element, hydrogens and the
+    numbers of closed walks of length 3 … 8 through an atom; those walks tell apart ring systems
+    that refinement alone does not, such as decalin and bicyclopentyl.
     """
     steps, power, walks = bonded.astype(np.int64), bonded.astype(np.int64) @ bonded, []
     for _ in range(6):
         power = power @ steps
         walks.append(np.diagonal(power))
-    labels = [_hash((int(c), *(int(w) for w in row))) for c, row in zip(colour, np.stack(walks, axis=1))]
+    labels = [
+        _hash((int(c), *(int(w) for w in row))) for c, row in zip(colour, np.stack(walks, axis=1))
+    ]
     around = [np.flatnonzero(row) for row in bonded]
     for _ in range(len(labels)):
-        labels = [_hash((own, *sorted(labels[j] for j in near))) for own, near in zip(labels, around)]
+        labels = [
+            _hash((own, *sorted(labels[j] for j in near))) for own, near in zip(labels, around)
+        ]
     return _hash(tuple(sorted(labels)))
 
 

@@ -1,10 +1,14 @@
-"""Neighbour lists for packed batches: every pair closer than the cutoff, all periodic images counted, none cut off silently.
+"""Neighbour lists for packed batches: every pair closer than the cutoff, all periodic images
+counted, none cut off silently.
 
-Three ways to the same edges, chosen by what is cheapest where the batch lies. Small free molecules: each atom against all atoms of
-its structure, in one tensor operation. Large or periodic structures on the CPU: vesin, structure by structure. The same on a GPU:
-a sorted cell list in tensor code, linear in the number of atoms. The last two also handle boxes smaller than the cutoff (several
-images of one pair) and slabs and wires (periodic along one or two vectors only).
-Edges run from a sender j to a receiver i and are sorted by receiver; edge vectors are x_j + shift − x_i.
+Three ways to the same edges, chosen by what is cheapest where the batch lies. Small free molecules:
+each atom against all atoms of its structure, in one tensor operation. Large or periodic structures
+on the CPU: vesin, structure by structure. The same on a GPU:
+a sorted cell list in tensor code, linear in the number of atoms. The last two also handle boxes
+smaller than the cutoff (several images of one pair) and slabs and wires (periodic along one or two
+vectors only).
+Edges run from a sender j to a receiver i and are sorted by receiver; edge vectors are x_j + shift −
+x_i.
 """
 
 from __future__ import annotations
@@ -30,9 +34,11 @@ def neighbor_list(
     pbc: Tensor | None = None,  # [S, 3] bool
     max_atoms: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``edge_index`` [2, E] (sender, receiver) and integer cell shifts [E, 3] (None for free structures).
+    """``edge_index`` [2, E] (sender, receiver) and integer cell shifts [E, 3] (None for free
+    structures).
 
-    Raises ConfigError for a cutoff that is not positive, DataError for a periodic structure whose cell has no volume.
+    Raises ConfigError for a cutoff that is not positive, DataError for a periodic structure whose
+    cell has no volume.
     """
     if not cutoff > 0:
         raise ConfigError(f"cutoff must be positive, got {cutoff}")
@@ -43,7 +49,9 @@ def neighbor_list(
     if not periodic and max_atoms <= DENSE_LIMIT:
         return _all_pairs(pos, batch, ptr, cutoff, max_atoms), None
     search = _by_vesin if pos.device.type == "cpu" else _cell_list
-    edges, shifts = search(pos, batch, ptr, cutoff, cell if periodic else None, pbc if periodic else None)
+    edges, shifts = search(
+        pos, batch, ptr, cutoff, cell if periodic else None, pbc if periodic else None
+    )
     return edges, shifts if periodic else None
 
 
@@ -54,40 +62,55 @@ def _all_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, cutoff: float, max_atoms
     inside = partner < count[:, None]
     distance2 = (pos[sender.clamp(max=max(len(pos) - 1, 0))] - pos[:, None]).square_().sum(-1)
     own = torch.arange(len(pos), device=pos.device)[:, None]
-    receiver, slot = torch.nonzero(inside & (distance2 < cutoff * cutoff) & (sender != own), as_tuple=True)
+    receiver, slot = torch.nonzero(
+        inside & (distance2 < cutoff * cutoff) & (sender != own), as_tuple=True
+    )
     return torch.stack([start[receiver] + slot, receiver])
 
 
 def _by_vesin(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     # up to 65 536 atoms our sort takes half the time of vesin's, which is as long as its search
-    finders = [NeighborList(cutoff=cutoff, full_list=True, sorted=theirs) for theirs in (False, True)]
+    finders = [
+        NeighborList(cutoff=cutoff, full_list=True, sorted=theirs) for theirs in (False, True)
+    ]
     bounds, points = ptr.tolist(), pos.double().numpy()
     edges, shifts = [np.zeros((2, 0), np.int64)], [np.zeros((0, 3), np.int64)]
     for s, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
         box = np.zeros((3, 3)) if cell is None else cell[s].double().numpy()
         along = [False] * 3 if pbc is None else pbc[s].tolist()
-        kept = box[along]  # of slabs and wires only the periodic vectors count (vesin ends the process if they are dependent)
+        # of slabs and wires only the periodic vectors count (vesin ends the process if they are
+        # dependent)
+        kept = box[along]
         if any(along) and np.linalg.det(kept @ kept.T) < 1e-12:
-            raise DataError(f"structure {s} of the batch is periodic but its cell has no volume: {box.tolist()}")
+            raise DataError(
+                f"structure {s} of the batch is periodic but its cell has no volume: {box.tolist()}"
+            )
         if b > a:
             large = b - a > 65_536
             found, shift = finders[large].compute(points[a:b], box, along, "PS")
             if not large:
                 order = _order(found)
-                found, shift = np.take(found, order, 0), np.take(shift, order, 0)  # several times faster than found[order]
+                # several times faster than found[order]
+                found, shift = np.take(found, order, 0), np.take(shift, order, 0)
             edges.append(found.astype(np.int64).T[::-1] + a)
             shifts.append(shift.astype(np.int64))
     return torch.from_numpy(np.concatenate(edges, 1)), torch.from_numpy(np.concatenate(shifts))
 
 
 def _order(pairs: np.ndarray) -> np.ndarray:
-    """What sorts (receiver, sender) rows [E, 2] of 16-bit numbers: NumPy's stable sort of those is a radix sort, and quick."""
+    """What sorts (receiver, sender) rows [E, 2] of 16-bit numbers: NumPy's stable sort of those
+    is a radix sort, and quick.
+    """
     order = np.argsort(pairs[:, 1].astype(np.uint16), kind="stable")
     return order[np.argsort(pairs[:, 0].astype(np.uint16)[order], kind="stable")]
 
 
-def complete_cells(cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells with three independent vectors: those that are not periodic are replaced by unit vectors normal to the rest."""
+def complete_cells(
+    cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cells with three independent vectors: those that are not periodic are replaced by unit
+    vectors normal to the rest.
+    """
     eye = torch.eye(3, dtype=like.dtype, device=like.device).expand(n, 3, 3)
     if cell is None or pbc is None:
         return eye.clone(), torch.zeros(n, 3, dtype=torch.bool, device=like.device)
@@ -103,12 +126,16 @@ def complete_cells(cell: Tensor | None, pbc: Tensor | None, n: int, like: Tensor
 def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     n_structures, device = len(ptr) - 1, pos.device
     if not len(pos):
-        return torch.zeros(2, 0, dtype=torch.long, device=device), torch.zeros(0, 3, dtype=torch.long, device=device)
+        return torch.zeros(2, 0, dtype=torch.long, device=device), torch.zeros(
+            0, 3, dtype=torch.long, device=device
+        )
     box, periodic = complete_cells(cell, pbc, n_structures, pos)
     volume = torch.linalg.det(box.double()).abs()
     if bool((volume < 1e-6).any()):
         bad = int(torch.nonzero(volume < 1e-6)[0])
-        raise DataError(f"structure {bad} of the batch is periodic but its cell has no volume: {box[bad].tolist()}")
+        raise DataError(
+            f"structure {bad} of the batch is periodic but its cell has no volume: {box[bad].tolist()}"
+        )
     inverse = torch.linalg.inv(box.double())
     height = 1.0 / inverse.norm(dim=1)  # [S, 3] distance between opposite faces
     fraction = (pos.double()[:, None] @ inverse[batch])[:, 0]  # [N, 3]
@@ -116,13 +143,19 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     fraction = fraction - wrap
     # free directions: shift and stretch the cell so that it just holds the atoms
     index = batch[:, None].expand(-1, 3)
-    low = torch.full((n_structures, 3), torch.inf, dtype=torch.float64, device=device).scatter_reduce(0, index, fraction, "amin")
-    high = torch.full((n_structures, 3), -torch.inf, dtype=torch.float64, device=device).scatter_reduce(0, index, fraction, "amax")
+    low = torch.full(
+        (n_structures, 3), torch.inf, dtype=torch.float64, device=device
+    ).scatter_reduce(0, index, fraction, "amin")
+    high = torch.full(
+        (n_structures, 3), -torch.inf, dtype=torch.float64, device=device
+    ).scatter_reduce(0, index, fraction, "amax")
     low = torch.where(periodic | ~low.isfinite(), 0.0, low)
     span = torch.where(periodic | ~high.isfinite(), 1.0, (high - low).clamp(min=1e-9))
     length = height * span
-    n_cells = (length / cutoff).floor().clamp(1, 2**20).long()  # [S, 3], each at least as wide as the cutoff where more than one
-    reach = torch.where(periodic, (cutoff * n_cells / length).ceil(), (n_cells > 1).double()).long()  # cells to look at each side
+    # [S, 3], each at least as wide as the cutoff where more than one
+    n_cells = (length / cutoff).floor().clamp(1, 2**20).long()
+    # cells to look at each side
+    reach = torch.where(periodic, (cutoff * n_cells / length).ceil(), (n_cells > 1).double()).long()
     place = ((fraction - low[batch]) / span[batch] * n_cells[batch]).floor().long()
     place = torch.minimum(place.clamp(min=0), n_cells[batch] - 1)  # [N, 3]
     per_structure = n_cells.prod(1)
@@ -130,21 +163,33 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
 
     def cell_id(where: Tensor, owner: Tensor) -> Tensor:
         n = n_cells[owner]
-        return first[owner] + (where[..., 0] * n[..., 1] + where[..., 1]) * n[..., 2] + where[..., 2]
+        return (
+            first[owner] + (where[..., 0] * n[..., 1] + where[..., 1]) * n[..., 2] + where[..., 2]
+        )
 
     ids, order = torch.sort(cell_id(place, batch), stable=True)
     far = reach.amax(0).tolist()
-    offsets = torch.cartesian_prod(*[torch.arange(-r, r + 1, device=device) for r in far]).reshape(-1, 3)  # [O, 3]
+    # [O, 3]
+    offsets = torch.cartesian_prod(*[torch.arange(-r, r + 1, device=device) for r in far]).reshape(
+        -1, 3
+    )
     there = place[:, None] + offsets  # [N, O, 3]
     n = n_cells[batch][:, None]
-    image = torch.where(periodic[batch][:, None], torch.div(there, n, rounding_mode="floor"), torch.zeros_like(there))
+    image = torch.where(
+        periodic[batch][:, None],
+        torch.div(there, n, rounding_mode="floor"),
+        torch.zeros_like(there),
+    )
     there = there - image * n
-    valid = ((there >= 0) & (there < n)).all(-1) & (offsets.abs()[None] <= reach[batch][:, None]).all(-1)
+    valid = ((there >= 0) & (there < n)).all(-1) & (
+        offsets.abs()[None] <= reach[batch][:, None]
+    ).all(-1)
     wanted = cell_id(there, batch[:, None].expand(-1, len(offsets)))
     begin = torch.searchsorted(ids, wanted)
     count = torch.where(valid, torch.searchsorted(ids, wanted, right=True) - begin, 0)  # [N, O]
     flat = count.flatten()
-    pair = torch.repeat_interleave(torch.arange(flat.numel(), device=device), flat)  # candidate -> (atom, offset)
+    # candidate -> (atom, offset)
+    pair = torch.repeat_interleave(torch.arange(flat.numel(), device=device), flat)
     rank = torch.arange(len(pair), device=device) - (torch.cumsum(flat, 0) - flat)[pair]
     receiver = torch.div(pair, len(offsets), rounding_mode="floor")
     sender = order[begin.flatten()[pair] + rank]
@@ -158,25 +203,40 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
 
 
 def attach(batch: Batch, cutoff: float) -> Batch:
-    """Give ``batch`` its edges within ``cutoff`` (``edge_index`` [2,E]; ``edge_shift`` [E,3] in Å or None) unless it has them."""
+    """Give ``batch`` its edges within ``cutoff`` (``edge_index`` [2,E]; ``edge_shift`` [E,3] in
+    Å or None) unless it has them.
+    """
     if batch.edge_index is not None and batch.cutoff == cutoff:
         return batch
     periodic = batch.cell is not None and getattr(batch, "periodic", True)
     edges, shifts = neighbor_list(
-        batch.pos, batch.batch, batch.ptr, cutoff,
-        batch.cell if periodic else None, batch.pbc if periodic else None, getattr(batch, "max_atoms", None),
-    )  # fmt: skip
+        batch.pos,
+        batch.batch,
+        batch.ptr,
+        cutoff,
+        batch.cell if periodic else None,
+        batch.pbc if periodic else None,
+        getattr(batch, "max_atoms", None),
+    )
     batch.edge_index, batch.cutoff = edges, cutoff
     if shifts is None:
         batch.edge_shift = None
     else:
-        batch.edge_shift = (shifts.to(batch.pos.dtype)[:, None] @ batch.cell[batch.batch[edges[1]]])[:, 0]
+        batch.edge_shift = (
+            shifts.to(batch.pos.dtype)[:, None] @ batch.cell[batch.batch[edges[1]]]
+        )[:, 0]
     return batch
 
 
-def check_overlaps(structures: Structures, limit: float = OVERLAP, chunk_atoms: int = 20_000) -> None:
-    """Raise DataError that names the first two atoms closer than ``limit`` Å (periodic images included)."""
-    edges_at = np.searchsorted(structures.ptr, np.arange(0, int(structures.ptr[-1]) + chunk_atoms, chunk_atoms), "left")
+def check_overlaps(
+    structures: Structures, limit: float = OVERLAP, chunk_atoms: int = 20_000
+) -> None:
+    """Raise DataError that names the first two atoms closer than ``limit`` Å (periodic images
+    included).
+    """
+    edges_at = np.searchsorted(
+        structures.ptr, np.arange(0, int(structures.ptr[-1]) + chunk_atoms, chunk_atoms), "left"
+    )
     bounds = np.unique(np.clip(edges_at, 0, len(structures)))
     for a, b in zip(bounds[:-1], bounds[1:]):
         batch = attach(structures.batch(np.arange(a, b), dtype=torch.float64), limit)

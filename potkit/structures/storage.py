@@ -1,4 +1,6 @@
-"""How packed arrays lie on disk: a folder of .npy files (memory-mappable) or one compressed HDF5 file. Written, then moved."""
+"""How packed arrays lie on disk: a folder of .npy files (memory-mappable) or one compressed HDF5
+file. Written, then moved.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,11 @@ import mmap
 import os
 import shutil
 import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,10 +26,12 @@ SCAN = 1 << 22  # entries looked at at once, so that checking a large set needs 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of ``array``, which is mapped from ``path``, read by call instead of through the mapping.
+    """The rows of ``array``, which is mapped from ``path``, read by call instead of through the
+    mapping.
 
-    A mapping is the wrong tool for a few rows from all over a large file: the kernel maps whole folios around each of them, up to
-    2 MB, so that 256 random structures of a set bring nearly all of it into resident memory.
+    A mapping is the wrong tool for a few rows from all over a large file: the kernel maps whole
+    folios around each of them, up to 2 MB, so that 256 random structures of a set bring nearly all
+    of it into resident memory.
     """
 
     array: np.ndarray
@@ -34,23 +39,30 @@ class Rows:
     offset: int  # bytes before the first row
 
     def take(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """The rows ``starts[i] … starts[i] + counts[i]`` one run after the other, as a new array. Raises DataError."""
+        """The rows ``starts[i] … starts[i] + counts[i]`` one run after the other, as a new
+        array. Raises DataError.
+        """
         starts, counts = starts[counts > 0], counts[counts > 0]
         out = np.empty((int(counts.sum()), *self.array.shape[1:]), self.array.dtype)
         if not out.size:
             return out
         width = out.nbytes // len(out)
-        first = np.flatnonzero(np.concatenate([[True], starts[1:] != starts[:-1] + counts[:-1]]))  # runs that touch are one
+        # runs that touch are one
+        first = np.flatnonzero(np.concatenate([[True], starts[1:] != starts[:-1] + counts[:-1]]))
         sizes = np.add.reduceat(counts, first) * width
         ends, buffer = np.cumsum(sizes), memoryview(out.reshape(-1).view(np.uint8))
         try:
             file = os.open(self.path, os.O_RDONLY)
             try:
-                for place, end, size in zip((starts[first] * width + self.offset).tolist(), ends.tolist(), sizes.tolist()):
+                for place, end, size in zip(
+                    (starts[first] * width + self.offset).tolist(), ends.tolist(), sizes.tolist()
+                ):
                     while size:
                         got = os.preadv(file, [buffer[end - size : end]], place)
                         if not got:
-                            raise DataError(f"{self.path}: ends before byte {place + size}: the file is truncated")
+                            raise DataError(
+                                f"{self.path}: ends before byte {place + size}: the file is truncated"
+                            )
                         place, size = place + got, size - got
             finally:
                 os.close(file)
@@ -71,9 +83,13 @@ def spread(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def writeable(array: np.ndarray) -> np.ndarray:
-    """A view that torch takes without a warning; the pages of a mapped store are copy-on-write, the file is safe."""
+    """A view that torch takes without a warning; the pages of a mapped store are copy-on-write,
+    the file is safe.
+    """
     view = np.asarray(array).view()
-    if not view.flags.writeable and isinstance(array if array.base is None else array.base, (np.memmap, mmap.mmap)):
+    if not view.flags.writeable and isinstance(
+        array if array.base is None else array.base, (np.memmap, mmap.mmap)
+    ):
         view.flags.writeable = True
     return view
 
@@ -84,7 +100,9 @@ def _reason(error: OSError) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block ends well, and is removed when it does not."""
+    """A temporary name beside ``path`` that takes its place when the block ends well, and is
+    removed when it does not.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -104,7 +122,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Path:
-    """Write ``arrays`` and ``info`` to ``path`` (one HDF5 file if it ends in .h5, else a folder)."""
+    """Write ``arrays`` and ``info`` to ``path`` (one HDF5 file if it ends in .h5, else a
+    folder).
+    """
     header = _header(info)
     with replacing(path) as temporary:
         if path.suffix == ".h5":
@@ -112,7 +132,11 @@ def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Pat
             with h5py.File(temporary.name, "w", driver="core", backing_store=False) as file:
                 file.attrs["potkit"] = header
                 for name, array in arrays.items():
-                    options = dict(compression="gzip", compression_opts=9, shuffle=True) if array.size else {}
+                    options = (
+                        dict(compression="gzip", compression_opts=9, shuffle=True)
+                        if array.size
+                        else {}
+                    )
                     file.create_dataset(name, data=array, **options)
                 file.flush()
                 temporary.write_bytes(file.id.get_file_image())
@@ -125,16 +149,19 @@ def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Pat
 
 
 class StoreWriter:
-    """A store folder that grows block by block, so that a set of any size is packed in bounded memory.
+    """A store folder that grows block by block, so that a set of any size is packed in bounded
+    memory.
 
-    Use it in a ``with`` block: until `finish`, everything lies under a temporary name beside ``path``, which goes when the block
-    fails. Raises DataError for blocks that do not fit together and for a full disk.
+    Use it in a ``with`` block: until `finish`, everything lies under a temporary name beside
+    ``path``, which goes when the block fails. Raises DataError for blocks that do not fit together
+    and for a full disk.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.n_structures = self.n_atoms = 0
-        self._arrays: dict[str, tuple[Any, np.dtype, tuple[int, ...]]] = {}  # name -> file, dtype, shape of a row
+        # name -> file, dtype, shape of a row
+        self._arrays: dict[str, tuple[Any, np.dtype, tuple[int, ...]]] = {}
         self._stack, self._finished = ExitStack(), False
 
     def __enter__(self) -> StoreWriter:
@@ -147,8 +174,14 @@ class StoreWriter:
         for file, _, _ in self._arrays.values():
             with suppress(OSError):
                 file.close()
-        unfinished = DataError(f"{self.path}: left unfinished") if error is None and not self._finished else None
-        self._stack.__exit__(kind or (DataError if unfinished else None), error or unfinished, trace)
+        unfinished = (
+            DataError(f"{self.path}: left unfinished")
+            if error is None and not self._finished
+            else None
+        )
+        self._stack.__exit__(
+            kind or (DataError if unfinished else None), error or unfinished, trace
+        )
         if unfinished:
             raise unfinished
 
@@ -160,20 +193,30 @@ class StoreWriter:
             raise DataError(f"{self.path}: cannot be written ({_reason(error)})") from error
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
-        """Add structures; ``arrays`` as `Structures.arrays` gives them, with ``ptr`` from 0. Every block has the same arrays."""
+        """Add structures; ``arrays`` as `Structures.arrays` gives them, with ``ptr`` from 0.
+        Every block has the same arrays.
+        """
         if not self._arrays:
             with self._writing():
                 for name, array in arrays.items():
-                    self._arrays[name] = (open(self._folder / f"{name}.npy", "wb"), array.dtype, array.shape[1:])
+                    self._arrays[name] = (
+                        open(self._folder / f"{name}.npy", "wb"),
+                        array.dtype,
+                        array.shape[1:],
+                    )
                     self._header(name, 0)
                 self._arrays["ptr"][0].write(np.zeros(1, np.int64).tobytes())
         if arrays.keys() != self._arrays.keys():
-            raise DataError(f"{self.path}: a block has the arrays {sorted(arrays)}, those before {sorted(self._arrays)}")
+            raise DataError(
+                f"{self.path}: a block has the arrays {sorted(arrays)}, those before {sorted(self._arrays)}"
+            )
         with self._writing():
             for name, array in arrays.items():
                 file, dtype, row = self._arrays[name]
                 if array.shape[1:] != row:
-                    raise DataError(f"{self.path}: rows of {name} have shape {array.shape[1:]}, those before {row}")
+                    raise DataError(
+                        f"{self.path}: rows of {name} have shape {array.shape[1:]}, those before {row}"
+                    )
                 if name == "ptr":
                     array = array[1:] + self.n_atoms
                 file.write(np.ascontiguousarray(array, dtype).data)
@@ -183,14 +226,26 @@ class StoreWriter:
     def _header(self, name: str, rows: int) -> None:
         file, dtype, row = self._arrays[name]
         file.seek(0)  # numpy leaves room in the header for the number of rows to grow
-        content = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, *row)}
+        content = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (rows, *row),
+        }
         np.lib.format.write_array_header_1_0(file, content)
 
     def finish(self, info: dict[str, Any], drop: Sequence[str] = ()) -> Path:
-        """Complete the store, without the arrays ``drop``; it takes its place when the ``with`` block ends."""
+        """Complete the store, without the arrays ``drop``; it takes its place when the ``with``
+        block ends.
+        """
         with self._writing():
             for name, (file, _, _) in self._arrays.items():
-                rows = self.n_structures + 1 if name == "ptr" else self.n_atoms if name in self._atomwise() else self.n_structures
+                rows = (
+                    self.n_structures + 1
+                    if name == "ptr"
+                    else self.n_atoms
+                    if name in self._atomwise()
+                    else self.n_structures
+                )
                 self._header(name, rows)
                 file.close()
             for name in drop:
@@ -213,13 +268,19 @@ def set_info(path: Path, info: dict[str, Any]) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what writers of ``path`` left beside it when they were killed. Only where no other process writes it."""
+    """Remove what writers of ``path`` left beside it when they were killed. Only where no other
+    process writes it.
+    """
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _header(info: dict[str, Any]) -> str:
-    return json.dumps({"format": "potkit-structures", "version": FORMAT_VERSION, "info": info}, default=str, indent=1)
+    return json.dumps(
+        {"format": "potkit-structures", "version": FORMAT_VERSION, "info": info},
+        default=str,
+        indent=1,
+    )
 
 
 def is_packed(path: Path) -> bool:
@@ -233,15 +294,19 @@ def is_packed(path: Path) -> bool:
         return False
 
 
-def open_(path: Path, mmap: bool = True, only: Sequence[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays (those named in ``only``, if given) and the info that `save` wrote. Raises DataError for a file that is
-    missing, truncated or foreign."""
+def open_(
+    path: Path, mmap: bool = True, only: Sequence[str] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays (those named in ``only``, if given) and the info that `save` wrote. Raises
+    DataError for a file that is missing, truncated or foreign.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     try:
         if path.is_dir():
             header = json.loads((path / "potkit.json").read_text())
-            # copy-on-write pages, since torch wants memory that could be written; yet marked as not to be written
+            # copy-on-write pages, since torch wants memory that could be written; yet marked as not
+            # to be written
             files = [f for f in sorted(path.glob("*.npy")) if only is None or f.stem in only]
             arrays = {f.stem: np.load(f, mmap_mode="c" if mmap else None) for f in files}
             for array in arrays.values():
@@ -249,9 +314,17 @@ def open_(path: Path, mmap: bool = True, only: Sequence[str] | None = None) -> t
         else:
             with h5py.File(path, "r") as file:
                 header = json.loads(file.attrs["potkit"])
-                arrays = {name: dataset[()] for name, dataset in file.items() if only is None or name in only}
+                arrays = {
+                    name: dataset[()]
+                    for name, dataset in file.items()
+                    if only is None or name in only
+                }
     except (OSError, EOFError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: not a readable potkit store ({str(error).splitlines()[0]})") from error
+        raise DataError(
+            f"{path}: not a readable potkit store ({str(error).splitlines()[0]})"
+        ) from error
     if header.get("version") != FORMAT_VERSION:
-        raise DataError(f"{path}: store version {header.get('version')}, this potkit reads version {FORMAT_VERSION}")
+        raise DataError(
+            f"{path}: store version {header.get('version')}, this potkit reads version {FORMAT_VERSION}"
+        )
     return arrays, header["info"]

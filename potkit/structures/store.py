@@ -1,46 +1,168 @@
 """The packed store of structures, and the batch a network sees.
 
-All structures of a set lie end to end in a few flat arrays: structure ``i`` owns atoms ``ptr[i]:ptr[i+1]``. Nothing is held per
-structure, so a set can be memory-mapped, moved to a GPU whole, and cut into batches by index arithmetic alone. Opening and cutting
-needs numpy only: torch is imported by `Structures.gather`, PyG by `Structures.batch`.
+All structures of a set lie end to end in a few flat arrays: structure ``i`` owns atoms
+``ptr[i]:ptr[i+1]``. Nothing is held per structure, so a set can be memory-mapped, moved to a GPU
+whole, and cut into batches by index arithmetic alone. Opening and cutting needs numpy only: torch
+is imported by `Structures.gather`, PyG by `Structures.batch`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import storage
 from ..errors import DataError
+from . import storage
 
 if TYPE_CHECKING:
     import torch
 
     from .batch import Batch
 
-SYMBOLS = (
-    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh "
-    "Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr "
-    "Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
-).split()
+SYMBOLS = [
+    "X",
+    "H",
+    "He",
+    "Li",
+    "Be",
+    "B",
+    "C",
+    "N",
+    "O",
+    "F",
+    "Ne",
+    "Na",
+    "Mg",
+    "Al",
+    "Si",
+    "P",
+    "S",
+    "Cl",
+    "Ar",
+    "K",
+    "Ca",
+    "Sc",
+    "Ti",
+    "V",
+    "Cr",
+    "Mn",
+    "Fe",
+    "Co",
+    "Ni",
+    "Cu",
+    "Zn",
+    "Ga",
+    "Ge",
+    "As",
+    "Se",
+    "Br",
+    "Kr",
+    "Rb",
+    "Sr",
+    "Y",
+    "Zr",
+    "Nb",
+    "Mo",
+    "Tc",
+    "Ru",
+    "Rh",
+    "Pd",
+    "Ag",
+    "Cd",
+    "In",
+    "Sn",
+    "Sb",
+    "Te",
+    "I",
+    "Xe",
+    "Cs",
+    "Ba",
+    "La",
+    "Ce",
+    "Pr",
+    "Nd",
+    "Pm",
+    "Sm",
+    "Eu",
+    "Gd",
+    "Tb",
+    "Dy",
+    "Ho",
+    "Er",
+    "Tm",
+    "Yb",
+    "Lu",
+    "Hf",
+    "Ta",
+    "W",
+    "Re",
+    "Os",
+    "Ir",
+    "Pt",
+    "Au",
+    "Hg",
+    "Tl",
+    "Pb",
+    "Bi",
+    "Po",
+    "At",
+    "Rn",
+    "Fr",
+    "Ra",
+    "Ac",
+    "Th",
+    "Pa",
+    "U",
+    "Np",
+    "Pu",
+    "Am",
+    "Cm",
+    "Bk",
+    "Cf",
+    "Es",
+    "Fm",
+    "Md",
+    "No",
+    "Lr",
+    "Rf",
+    "Db",
+    "Sg",
+    "Bh",
+    "Hs",
+    "Mt",
+    "Ds",
+    "Rg",
+    "Cn",
+    "Nh",
+    "Fl",
+    "Mc",
+    "Lv",
+    "Ts",
+    "Og",
+]
 MAX_Z = len(SYMBOLS) - 1  # 118
 PER_ATOM = ("z", "pos", "forces", "molecule")
 PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
 ARRAYS = ("ptr",) + PER_ATOM + PER_STRUCTURE
-WHOLE, REAL = ("z", "system", "molecule"), ("pos", "forces", "cell", "charge")  # what a batch holds as long, and in its own precision
-RUNS = 20_000  # up to so many structures are read one by one from the large arrays of a mapped store; more go through the mapping
-MAPPED = 10_000_000  # bytes up to which an array of a mapped store is small: that much of it may become resident
+# what a batch holds as long, and in its own precision
+WHOLE, REAL = ("z", "system", "molecule"), ("pos", "forces", "cell", "charge")
+# up to so many structures are read one by one from the large arrays of a mapped store; more go
+# through the mapping
+RUNS = 20_000
+# bytes up to which an array of a mapped store is small: that much of it may become resident
+MAPPED = 10_000_000
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Batch":  # PyG takes seconds and hundreds of MB to import: only who uses batches pays
+    # PyG takes seconds and hundreds of MB to import: only who uses batches pays
+    if name == "Batch":
         from .batch import Batch
 
         return Batch
@@ -58,12 +180,13 @@ class Origin:
 class Structures:
     """Many structures in flat arrays; see the contract in the module's docstring.
 
-    z [A] uint8 · pos [A,3] float Å · ptr [S+1] int64 · energy [S] float64 eV | None · forces [A,3] eV/Å | None ·
-    cell [S,3,3] Å | None (rows are lattice vectors; zeros where a structure has none) · pbc [S,3] bool · charge [S] int16 (e) ·
-    system [S] int32 (structures of one chemical species or one trajectory share a number) · molecule [A] int32 (bonded group,
-    numbered from 0 in each structure). ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) …
-    Raises DataError where shapes or elements do not fit. ``checked``: the values (not the shapes) are known to be right and are
-    not looked at, so that opening a store does not read it.
+    z [A] uint8 · pos [A,3] float Å · ptr [S+1] int64 · energy [S] float64 eV | None · forces [A,3]
+    eV/Å | None · cell [S,3,3] Å | None (rows are lattice vectors; zeros where a structure has none)
+    · pbc [S,3] bool · charge [S] int16 (e) · system [S] int32 (structures of one chemical species
+    or one trajectory share a number) · molecule [A] int32 (bonded group, numbered from 0 in each
+    structure). ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system)
+    … Raises DataError where shapes or elements do not fit. ``checked``: the values (not the shapes)
+    are known to be right and are not looked at, so that opening a store does not read it.
     """
 
     def __init__(
@@ -82,12 +205,23 @@ class Structures:
         checked: bool = False,
     ) -> None:
         self.ptr = np.asarray(ptr, np.int64)
-        n_structures, n_atoms = len(self.ptr) - 1, int(self.ptr[-1]) if self.ptr.ndim == 1 and len(self.ptr) else -1
-        falls = not checked and self.ptr.ndim == 1 and any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1))
+        n_structures, n_atoms = (
+            len(self.ptr) - 1,
+            int(self.ptr[-1]) if self.ptr.ndim == 1 and len(self.ptr) else -1,
+        )
+        falls = (
+            not checked
+            and self.ptr.ndim == 1
+            and any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1))
+        )
         if n_atoms < 0 or self.ptr[0] != 0 or falls:
-            raise DataError(f"ptr must be a rising array that starts at 0, got shape {self.ptr.shape}")
+            raise DataError(
+                f"ptr must be a rising array that starts at 0, got shape {self.ptr.shape}"
+            )
 
-        def take(name: str, value: Any, dtype: Any, shape: tuple[int, ...], default: Any = None) -> Any:
+        def take(
+            name: str, value: Any, dtype: Any, shape: tuple[int, ...], default: Any = None
+        ) -> Any:
             if value is None:
                 return None if default is None else np.full(shape, default, dtype)
             value = value if isinstance(value, np.ndarray) else np.asarray(value)
@@ -96,7 +230,13 @@ class Structures:
             return value if dtype is None or value.dtype == dtype else value.astype(dtype)
 
         def floating(value: Any) -> Any:
-            return None if value is None else np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
+            return (
+                None
+                if value is None
+                else np.float32
+                if np.asarray(value).dtype.itemsize <= 4
+                else np.float64
+            )
 
         z = np.asarray(z)
         if not checked:
@@ -124,17 +264,25 @@ class Structures:
                 row = at + k * storage.SCAN
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1
                 atom = row - int(self.ptr[owner])
-                raise DataError(f"structure {owner}: atomic number {int(part[at])} of atom {atom} is not in 1…{MAX_Z}")
+                raise DataError(
+                    f"structure {owner}: atomic number {int(part[at])} of atom {atom} is not in 1…{MAX_Z}"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         if self._files and self.lies_in(next(iter(self._files.values())).path.parent):
-            return {"store": next(iter(self._files.values())).path.parent, "info": self.info}  # the other process maps it as well
-        return {**self.__dict__, "_resident": {}, "_files": {}}  # copies on a device do not travel to other processes
+            # the other process maps it as well
+            return {"store": next(iter(self._files.values())).path.parent, "info": self.info}
+        # copies on a device do not travel to other processes
+        return {**self.__dict__, "_resident": {}, "_files": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(Structures.open(state["store"]).__dict__ | {"info": state["info"]} if "store" in state else state)
+        self.__dict__.update(
+            Structures.open(state["store"]).__dict__ | {"info": state["info"]}
+            if "store" in state
+            else state
+        )
 
-    # -- size and looks ----------------------------------------------------------------------------------------------------
+    # -- size and looks ---------------------------------------------------------------------------
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
@@ -169,12 +317,14 @@ class Structures:
         return f"<p><b>{self!r}</b></p>{table.head(8).to_html(float_format='%.4g')}{more}"
 
     def summary(self):
-        """A DataFrame with a row per system: structures, atoms, formula of the first, energy (eV/atom) and forces (eV/Å)."""
+        """A DataFrame with a row per system: structures, atoms, formula of the first, energy
+        (eV/atom) and forces (eV/Å).
+        """
         from .ase_io import summary
 
         return summary(self)
 
-    # -- selecting and joining ---------------------------------------------------------------------------------------------
+    # -- selecting and joining --------------------------------------------------------------------
     def _rows(self, key: Any) -> np.ndarray:
         """``key`` (number, slice, numbers, mask) as row numbers ≥ 0."""
         if isinstance(key, (int, np.integer)):
@@ -190,7 +340,9 @@ class Structures:
             return np.flatnonzero(key)
         rows = key.astype(np.int64, casting="same_kind") if key.size else np.zeros(0, np.int64)
         if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
-            raise IndexError(f"structure {int(rows.max() if rows.max() >= len(self) else rows.min())} of {len(self)}")
+            raise IndexError(
+                f"structure {int(rows.max() if rows.max() >= len(self) else rows.min())} of {len(self)}"
+            )
         return np.where(rows < 0, rows + len(self), rows)
 
     def _cut(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -199,7 +351,11 @@ class Structures:
 
         def source(name: str) -> storage.Rows | None:
             found, array = files.get(name), getattr(self, name)
-            return found if found is not None and found.array is array and array.nbytes > MAPPED else None
+            return (
+                found
+                if found is not None and found.array is array and array.nbytes > MAPPED
+                else None
+            )
 
         if (ptr := source("ptr")) is not None:
             ends = ptr.take(rows, np.full(len(rows), 2)).reshape(-1, 2)
@@ -212,7 +368,11 @@ class Structures:
             if (array := getattr(self, name)) is None:
                 continue
             if (file := source(name)) is not None:
-                out[name] = file.take(starts, counts) if name in PER_ATOM else file.take(rows, np.ones(len(rows), np.int64))
+                out[name] = (
+                    file.take(starts, counts)
+                    if name in PER_ATOM
+                    else file.take(rows, np.ones(len(rows), np.int64))
+                )
             elif name in PER_ATOM:
                 atoms = storage.spread(starts, counts) if atoms is None else atoms
                 out[name] = np.asarray(array.take(atoms, axis=0))
@@ -220,7 +380,9 @@ class Structures:
                 out[name] = np.asarray(array.take(rows, axis=0))
         return out
 
-    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray | torch.Tensor) -> Structures:
+    def __getitem__(
+        self, key: int | slice | Sequence[int] | np.ndarray | torch.Tensor
+    ) -> Structures:
         return Structures(info=self.info, **self._cut(self._rows(key)))
 
     def __iter__(self):
@@ -232,25 +394,33 @@ class Structures:
     def split(
         self, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, by: str = "structure"
     ) -> tuple[Structures, ...]:
-        """Disjoint random parts. ``by``: "structure", "system" (no system in two parts) or "structure-within-system"."""
+        """Disjoint random parts. ``by``: "structure", "system" (no system in two parts) or
+        "structure-within-system".
+        """
         from ..datasets import splits
 
         return tuple(self[rows] for rows in splits.split(self, fractions, seed=seed, by=by))
 
-    # -- files -------------------------------------------------------------------------------------------------------------
+    # -- files ------------------------------------------------------------------------------------
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by name."""
         return {n: getattr(self, n) for n in ARRAYS if getattr(self, n) is not None}
 
     def save(self, path: str | Path) -> Path:
-        """Write to ``path``: a folder of .npy files that can be memory-mapped, or one compressed file if it ends in ``.h5``."""
+        """Write to ``path``: a folder of .npy files that can be memory-mapped, or one compressed
+        file if it ends in ``.h5``.
+        """
         return storage.save(Path(path), self.arrays(), self.info)
 
     @classmethod
     def open(cls, path: str | Path, mmap: bool = True) -> Structures:
-        """Open what `save` wrote; a folder is memory-mapped unless ``mmap=False``, in time and memory that do not grow with it."""
+        """Open what `save` wrote; a folder is memory-mapped unless ``mmap=False``, in time and
+        memory that do not grow with it.
+        """
         arrays, info = storage.open_(Path(path), mmap)
-        for name in [n for n in ("ptr", "z", "pos") if n not in arrays] + [n for n in arrays if n not in ARRAYS]:
+        for name in [n for n in ("ptr", "z", "pos") if n not in arrays] + [
+            n for n in arrays if n not in ARRAYS
+        ]:
             raise DataError(f"{path}: array {name} is {'unknown' if name in arrays else 'missing'}")
         mapped = mmap and Path(path).is_dir()
         try:
@@ -261,13 +431,17 @@ class Structures:
             for name in arrays:
                 source = arrays[name]
                 if isinstance(source, np.memmap):
-                    out._files[name] = storage.Rows(getattr(out, name), Path(source.filename), source.offset)
+                    out._files[name] = storage.Rows(
+                        getattr(out, name), Path(source.filename), source.offset
+                    )
         return out
 
     def lies_in(self, path: str | Path) -> bool:
         """Whether this is the unchanged, memory-mapped content of the store folder ``path``."""
         own = {n: source for n, source in self._files.items() if source.array is getattr(self, n)}
-        return own.keys() == self.arrays().keys() and {x.path.parent.resolve() for x in own.values()} == {Path(path).resolve()}
+        return own.keys() == self.arrays().keys() and {
+            x.path.parent.resolve() for x in own.values()
+        } == {Path(path).resolve()}
 
     def fingerprint(self) -> str:
         """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""
@@ -280,7 +454,9 @@ class Structures:
         return self._fingerprint
 
     def validate(self) -> Structures:
-        """Raise DataError that names the first structure holding NaN or infinity, no atoms or an unknown element; return self."""
+        """Raise DataError that names the first structure holding NaN or infinity, no atoms or an
+        unknown element; return self.
+        """
         where = self.info.get("name", "structures")
         if not self._checked:  # opened from a store, unseen
             if any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1)):
@@ -296,15 +472,20 @@ class Structures:
                 atomwise = name in PER_ATOM
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1 if atomwise else row
                 place = f", atom {row - int(self.ptr[owner])}" if atomwise else ""
-                raise DataError(f"{where}: {name} of structure {owner}{place} is not a finite number")
+                raise DataError(
+                    f"{where}: {name} of structure {owner}{place} is not a finite number"
+                )
         if (self.n_atoms == 0).any():
-            raise DataError(f"{where}: structure {int(np.flatnonzero(self.n_atoms == 0)[0])} has no atoms")
+            raise DataError(
+                f"{where}: structure {int(np.flatnonzero(self.n_atoms == 0)[0])} has no atoms"
+            )
         return self
 
-    # -- batches -----------------------------------------------------------------------------------------------------------
+    # -- batches ----------------------------------------------------------------------------------
     def to(self, device: str | torch.device) -> Structures:
-        """Keep a copy of the arrays on ``device``, so that `batch` gathers there; "cpu" brings a mapped store into memory. Returns
-        self."""
+        """Keep a copy of the arrays on ``device``, so that `batch` gathers there; "cpu" brings a
+        mapped store into memory. Returns self.
+        """
         import torch
 
         device = torch.device(device)
@@ -321,7 +502,11 @@ class Structures:
         import torch
 
         if str(device) not in self._resident:
-            host = {n: torch.from_numpy(storage.writeable(a)) for n, a in self.arrays().items() if n != "ptr"}
+            host = {
+                n: torch.from_numpy(storage.writeable(a))
+                for n, a in self.arrays().items()
+                if n != "ptr"
+            }
             self._resident[str(device)] = {n: t.to(device) for n, t in host.items()}
         return self._resident[str(device)]
 
@@ -331,24 +516,44 @@ class Structures:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> dict[str, Any]:
-        """What `batch` makes a ``Data`` of, as a plain dict; for code that does without PyG. Arguments as there."""
+        """What `batch` makes a ``Data`` of, as a plain dict; for code that does without PyG.
+        Arguments as there.
+        """
         import torch
 
         device, dtype = torch.device(device), dtype or torch.get_default_dtype()
-        rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, np.int64))
-        if len(rows) and int(rows.view(np.uint64).max()) >= len(self):  # seen without sign, a negative number is huge
-            raise DataError(f"batch asks for structure {int(rows.min() if rows.min() < 0 else rows.max())} of {len(self)}")
+        rows = (
+            np.arange(len(self))
+            if indices is None
+            else np.atleast_1d(np.asarray(indices, np.int64))
+        )
+        # seen without sign, a negative number is huge
+        if len(rows) and int(rows.view(np.uint64).max()) >= len(self):
+            raise DataError(
+                f"batch asks for structure {int(rows.min() if rows.min() < 0 else rows.max())} of {len(self)}"
+            )
 
         def move(array: np.ndarray) -> torch.Tensor:
             tensor = torch.from_numpy(array)
-            return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+            return (
+                tensor
+                if device.type == "cpu"
+                else tensor.pin_memory().to(device, non_blocking=True)
+            )
 
         if str(device) in self._resident:
             starts = self.ptr[rows]
             counts = self.ptr[rows + 1] - starts
-            host = {"ptr": np.concatenate([[0], np.cumsum(counts)]), "pbc": self.pbc[rows], "system": self.system[rows]}
+            host = {
+                "ptr": np.concatenate([[0], np.cumsum(counts)]),
+                "pbc": self.pbc[rows],
+                "system": self.system[rows],
+            }
             atom_rows, rows_t = move(storage.spread(starts, counts)), move(rows)
-            out = {n: t.index_select(0, atom_rows if n in PER_ATOM else rows_t) for n, t in self._tensors(device).items()}
+            out = {
+                n: t.index_select(0, atom_rows if n in PER_ATOM else rows_t)
+                for n, t in self._tensors(device).items()
+            }
             out |= {n: out[n].long() for n in WHOLE} | {"ptr": move(host["ptr"])}
         else:  # numpy takes and casts in a fraction of the time that torch needs for as little
             host = self._cut(rows)
@@ -375,15 +580,17 @@ class Structures:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Batch:
-        """The structures at ``indices`` (default: all) as one PyG ``Data``; floats in ``dtype`` (default: torch's), energy float64.
+        """The structures at ``indices`` (default: all) as one PyG ``Data``; floats in ``dtype``
+        (default: torch's), energy float64.
 
-        Gathered on ``device`` if the set was moved there by `to`, else on the CPU and copied. Never waits for the device.
+        Gathered on ``device`` if the set was moved there by `to`, else on the CPU and copied. Never
+        waits for the device.
         """
         from .batch import Batch
 
         return Batch.of(self.gather(indices, device, dtype))
 
-    # -- ASE ---------------------------------------------------------------------------------------------------------------
+    # -- ASE --------------------------------------------------------------------------------------
     def to_ase(self) -> list:
         """A list of `ase.Atoms` with energy and forces in a SinglePointCalculator."""
         from .ase_io import to_ase
@@ -391,8 +598,12 @@ class Structures:
         return to_ase(self)
 
     @classmethod
-    def from_ase(cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64) -> Structures:
-        """From `ase.Atoms`: energy and forces come from the attached calculator and must be there for all frames or for none."""
+    def from_ase(
+        cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
+    ) -> Structures:
+        """From `ase.Atoms`: energy and forces come from the attached calculator and must be
+        there for all frames or for none.
+        """
         from .ase_io import from_ase
 
         return from_ase(frames, info, dtype)
@@ -402,12 +613,17 @@ def formula(z: np.ndarray) -> str:
     """Hill formula of atomic numbers, such as C2H6O."""
     counts = np.bincount(np.asarray(z, np.int64), minlength=MAX_Z + 1)
     present = [i for i in np.flatnonzero(counts)]
-    carbon_first = sorted(present, key=lambda i: (i != 6, i != 1, SYMBOLS[i]) if counts[6] else (True, True, SYMBOLS[i]))
+    carbon_first = sorted(
+        present,
+        key=lambda i: (i != 6, i != 1, SYMBOLS[i]) if counts[6] else (True, True, SYMBOLS[i]),
+    )
     return "".join(f"{SYMBOLS[i]}{counts[i] if counts[i] > 1 else ''}" for i in carbon_first)
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
-    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems are matched by name."""
+    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems
+    are matched by name.
+    """
     parts = list(parts)
     if not parts:
         raise DataError("nothing to join: the list of structure sets is empty")
@@ -424,11 +640,21 @@ def concatenate(parts: Sequence[Structures]) -> Structures:
         arrays = [getattr(p, name) for p in parts]
         joined[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
     if periodic:
-        joined["cell"] = np.concatenate([np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts])
-    info = dict(parts[0].info) if len({json.dumps(p.info, sort_keys=True, default=str) for p in parts}) == 1 else {
-        "name": " + ".join(dict.fromkeys(str(p.info.get("name", "unnamed")) for p in parts)),
-        **{k: v for k, v in parts[0].info.items() if k != "name" and all(p.info.get(k) == v for p in parts)},
-    }
+        joined["cell"] = np.concatenate(
+            [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
+        )
+    info = (
+        dict(parts[0].info)
+        if len({json.dumps(p.info, sort_keys=True, default=str) for p in parts}) == 1
+        else {
+            "name": " + ".join(dict.fromkeys(str(p.info.get("name", "unnamed")) for p in parts)),
+            **{
+                k: v
+                for k, v in parts[0].info.items()
+                if k != "name" and all(p.info.get(k) == v for p in parts)
+            },
+        }
+    )
     info["systems"] = list(names)
     offsets = np.cumsum([0] + [int(p.ptr[-1]) for p in parts])
     ptr = np.concatenate([[0]] + [p.ptr[1:] + o for p, o in zip(parts, offsets)])

@@ -1,20 +1,24 @@
 """The contract suite: what any network must satisfy before its energies mean anything.
 
-`check_model` runs every check on small random structures (free, and periodic with boxes smaller than the cutoff) and returns a
-table of residuals; it raises AssertionError naming what fails. A network of one's own is held to it by one call:
+`check_model` runs every check on small random structures (free, and periodic with boxes smaller
+than the cutoff) and returns a table of residuals; it raises AssertionError naming what fails. A
+network of one's own is held to it by one call:
 
     report = potkit.testing.check_model(potkit.Potential(MyBackbone()))
 
-Residuals are relative: the largest difference over the largest value of the same quantity, in float64 unless told otherwise.
-Which symmetries a network has it says itself, by the class attribute ``symmetries`` (default: all four). What a network does not
-claim is measured and reported but not asserted: other symmetries, the extensivity of a pooled energy, the continuity of a
-``faithful`` network, and everything named in ``measure``.
+Residuals are relative: the largest difference over the largest value of the same quantity, in
+float64 unless told otherwise.
+Which symmetries a network has it says itself, by the class attribute ``symmetries`` (default: all
+four). What a network does not claim is measured and reported but not asserted: other symmetries,
+the extensivity of a pooled energy, the continuity of a ``faithful`` network, and everything named
+in ``measure``.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +26,14 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.base import Potential
-from .sample_structures import examples
 from ..structures.store import MAX_Z, Structures
+from .sample_structures import examples
 
 SYMMETRIES = frozenset({"translation", "rotation", "reflection", "permutation"})
 QUANTITIES = ("energy", "forces", "vector")
 EXACT, DERIVATIVE, CONTINUITY = "exact", "derivative", "continuity"
-TOLERANCES = {  # relative; why: rounding; 4th-order central differences; a step of 1e-6 of the cutoff
+# relative; why: rounding; 4th-order central differences; a step of 1e-6 of the cutoff
+TOLERANCES = {
     torch.float64: {EXACT: 1e-8, DERIVATIVE: 1e-6, CONTINUITY: 1e-4},
     torch.float32: {EXACT: 1e-3, DERIVATIVE: 5e-2, CONTINUITY: 1e-2},
 }
@@ -38,15 +43,27 @@ Residuals = dict[str, float]
 def _with(structures: Structures, pos: np.ndarray, cell: np.ndarray | None = None) -> Structures:
     """The same structures at other positions, without labels."""
     s = structures
-    return Structures(s.z, pos, s.ptr, cell=s.cell if cell is None else cell, pbc=s.pbc, charge=s.charge, molecule=s.molecule)
+    return Structures(
+        s.z,
+        pos,
+        s.ptr,
+        cell=s.cell if cell is None else cell,
+        pbc=s.pbc,
+        charge=s.charge,
+        molecule=s.molecule,
+    )
 
 
-# -- evaluation ----------------------------------------------------------------------------------------------------------------
-def prepared(model: nn.Module, dtype: torch.dtype = torch.float64, perturb: float = 0.1, seed: int = 0) -> Potential:
-    """A copy of ``model`` for testing: in ``dtype``, evaluation mode, without reference energies and scale (they hide errors).
+# -- evaluation ----------------------------------------------------------------------------------
+def prepared(
+    model: nn.Module, dtype: torch.dtype = torch.float64, perturb: float = 0.1, seed: int = 0
+) -> Potential:
+    """A copy of ``model`` for testing: in ``dtype``, evaluation mode, without reference energies
+    and scale (they hide errors).
 
-    ``perturb`` is the standard deviation of noise added to biases, scales and all other parameters of one dimension: an untrained
-    network starts with many zeros and ones, which hide faults that come out in training.
+    ``perturb`` is the standard deviation of noise added to biases, scales and all other parameters
+    of one dimension: an untrained network starts with many zeros and ones, which hide faults that
+    come out in training.
     """
     model = model if isinstance(model, Potential) else Potential(model)
     model = copy.deepcopy(model).to(dtype).eval()
@@ -77,7 +94,10 @@ def _relative(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> f
         return float("inf")
     if not expected.numel():
         return 0.0
-    difference, size = (found - expected).abs().max(), (expected if scale is None else scale).abs().max()
+    difference, size = (
+        (found - expected).abs().max(),
+        (expected if scale is None else scale).abs().max(),
+    )
     if not torch.isfinite(difference):
         return float("inf")
     return 0.0 if difference == 0 else float(difference / size) if size > 0 else float("inf")
@@ -87,9 +107,11 @@ def _compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Residuals
     return {q: _relative(found[q], expected[q]) for q in QUANTITIES}
 
 
-# -- the checks: each returns a residual per quantity --------------------------------------------------------------------------
+# -- the checks: each returns a residual per quantity --------------------------------------------
 def check_shapes(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """Shapes, float64 energy, finite numbers that depend on the positions; an empty batch gives empty answers. 0 or inf."""
+    """Shapes, float64 energy, finite numbers that depend on the positions; an empty batch gives
+    empty answers. 0 or inf.
+    """
     n, s = int(structures.ptr[-1]), len(structures)
     with torch.no_grad():
         prediction = model(_batch(model, structures), QUANTITIES)
@@ -98,7 +120,11 @@ def check_shapes(model: Potential, structures: Structures, seed: int = 0) -> Res
     residuals = {}
     for q, shape in shapes.items():
         value, empty = getattr(prediction, q), getattr(nothing, q)
-        fine = value.shape == shape and empty.shape == (0, *shape[1:]) and bool(torch.isfinite(value).all())
+        fine = (
+            value.shape == shape
+            and empty.shape == (0, *shape[1:])
+            and bool(torch.isfinite(value).all())
+        )
         residuals[q] = 0.0 if fine and bool(value.abs().max() > 0) else float("inf")
     if prediction.energy.dtype != torch.float64:
         residuals["energy"] = float("inf")
@@ -106,14 +132,19 @@ def check_shapes(model: Potential, structures: Structures, seed: int = 0) -> Res
 
 
 def check_input_not_mutated(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """The batch after the call equals the batch before it, and a second call gives the same answer."""
+    """The batch after the call equals the batch before it, and a second call gives the same
+    answer.
+    """
     batch = _batch(model, structures)
-    before = {k: v.clone() if isinstance(v, Tensor) else copy.copy(v) for k, v in batch.to_dict().items()}
+    before = {
+        k: v.clone() if isinstance(v, Tensor) else copy.copy(v) for k, v in batch.to_dict().items()
+    }
     with torch.no_grad():
         first, second = model(batch, QUANTITIES), model(batch, QUANTITIES)
     after = batch.to_dict()
     same = before.keys() == after.keys() and all(
-        torch.equal(v, after[k]) if isinstance(v, Tensor) else np.array_equal(v, after[k]) for k, v in before.items()
+        torch.equal(v, after[k]) if isinstance(v, Tensor) else np.array_equal(v, after[k])
+        for k, v in before.items()
     )
     if not same:
         return dict.fromkeys(QUANTITIES, float("inf"))
@@ -154,13 +185,28 @@ def check_reflection(model: Potential, structures: Structures, seed: int = 0) ->
 
 
 def check_permutation(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """Renumbering the atoms of each structure renumbers forces and vectors and leaves the energy."""
+    """Renumbering the atoms of each structure renumbers forces and vectors and leaves the
+    energy.
+    """
     rng = np.random.default_rng(seed)
-    order = np.concatenate([a + rng.permutation(b - a) for a, b in zip(structures.ptr[:-1], structures.ptr[1:])])
+    order = np.concatenate(
+        [a + rng.permutation(b - a) for a, b in zip(structures.ptr[:-1], structures.ptr[1:])]
+    )
     s = structures
-    shuffled = Structures(s.z[order], s.pos[order], s.ptr, cell=s.cell, pbc=s.pbc, charge=s.charge, molecule=s.molecule[order])
+    shuffled = Structures(
+        s.z[order],
+        s.pos[order],
+        s.ptr,
+        cell=s.cell,
+        pbc=s.pbc,
+        charge=s.charge,
+        molecule=s.molecule[order],
+    )
     expected = evaluate(model, structures)
-    return _compare(evaluate(model, shuffled), {q: v if q == "energy" else v[order] for q, v in expected.items()})
+    return _compare(
+        evaluate(model, shuffled),
+        {q: v if q == "energy" else v[order] for q, v in expected.items()},
+    )
 
 
 def check_batch_independence(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -170,17 +216,31 @@ def check_batch_independence(model: Potential, structures: Structures, seed: int
     return _compare(together, evaluate(model, structures))
 
 
-def _doubled(model: Potential, cases: Iterable[tuple[Structures, np.ndarray, np.ndarray | None]]) -> Residuals:
-    """Each structure against itself and a copy moved by a step, in the given box: twice the energy, the same forces."""
+def _doubled(
+    model: Potential, cases: Iterable[tuple[Structures, np.ndarray, np.ndarray | None]]
+) -> Residuals:
+    """Each structure against itself and a copy moved by a step, in the given box: twice the
+    energy, the same forces.
+    """
     found, expected = {q: [] for q in QUANTITIES}, {q: [] for q in QUANTITIES}
     for one, step, cell in cases:
         ptr = np.array([0, 2 * int(one.ptr[-1])])
-        double = Structures(np.tile(one.z, 2), np.concatenate([one.pos, one.pos + step]), ptr, cell=cell, pbc=one.pbc)
+        double = Structures(
+            np.tile(one.z, 2),
+            np.concatenate([one.pos, one.pos + step]),
+            ptr,
+            cell=cell,
+            pbc=one.pbc,
+        )
         small, large = evaluate(model, one), evaluate(model, double)
         for q in QUANTITIES:
             found[q].append(large[q])
             expected[q].append(2 * small[q] if q == "energy" else small[q].repeat(2, 1))
-    return _compare(*({q: torch.cat(v) for q, v in d.items()} for d in (found, expected))) if found["energy"] else {}
+    return (
+        _compare(*({q: torch.cat(v) for q, v in d.items()} for d in (found, expected)))
+        if found["energy"]
+        else {}
+    )
 
 
 def check_extensivity(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -195,19 +255,26 @@ def check_periodic_image(model: Potential, structures: Structures, seed: int = 0
         return {}
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     hops = np.random.default_rng(seed).integers(-2, 3, (len(owner), 3)) * structures.pbc[owner]
-    moved = _with(structures, structures.pos + np.einsum("ni,nij->nj", hops, structures.cell[owner]))
+    moved = _with(
+        structures, structures.pos + np.einsum("ni,nij->nj", hops, structures.cell[owner])
+    )
     return _compare(evaluate(model, moved), evaluate(model, structures))
 
 
 def check_supercell(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """A box doubled along a periodic direction has twice the energy per box and the same forces (periodic structures only)."""
+    """A box doubled along a periodic direction has twice the energy per box and the same forces
+    (periodic structures only).
+    """
     axes = [(one, axis) for one in structures for axis in np.flatnonzero(one.pbc[0])]
     stretch = 1.0 + np.eye(3)[:, :, None]  # the row of a lattice vector times two
-    return _doubled(model, ((one, one.cell[0, axis], one.cell * stretch[axis]) for one, axis in axes))
+    return _doubled(
+        model, ((one, one.cell[0, axis], one.cell * stretch[axis]) for one, axis in axes)
+    )
 
 
 def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """Every element alone: finite energy, no force; finite gradients for training with such atoms in the batch. 0 or inf.
+    """Every element alone: finite energy, no force; finite gradients for training with such atoms
+    in the batch. 0 or inf.
 
     A direct vector read-out may give a lone atom any vector; it only has to be finite.
     """
@@ -236,17 +303,21 @@ def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0)
 def check_cutoff_continuity(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
     """Energy, forces and vector do not jump when an atom crosses the cutoff.
 
-    An atom stands one millionth of the cutoff inside and outside. The jump is divided by the largest change that this atom makes
-    anywhere between 0.4 cutoffs and the cutoff.
+    An atom stands one millionth of the cutoff inside and outside. The jump is divided by the
+    largest change that this atom makes anywhere between 0.4 cutoffs and the cutoff.
     """
     direction = random_rotation(np.random.default_rng(seed))[0]
     rest = np.array([[0.0, 0.0, 0.0], [-0.3, 0.1, 0.0], [-0.25, -0.3, 0.1]]) * model.cutoff
-    rest = rest @ _facing(direction).T  # the other two lie behind the first, farther than the cutoff from the visitor
+    # the other two lie behind the first, farther than the cutoff from the visitor
+    rest = rest @ _facing(direction).T
     step = 1e-6 if next(model.parameters()).dtype == torch.float64 else 1e-4
     distances = [1 - step, 1 + step, 2.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97]
-    pos = np.concatenate([np.concatenate([rest, d * model.cutoff * direction[None]]) for d in distances])
+    pos = np.concatenate(
+        [np.concatenate([rest, d * model.cutoff * direction[None]]) for d in distances]
+    )
     box, periodic = None, None
-    if structures.pbc.any():  # the same in boxes so wide that no image is seen, the group across their corner
+    # the same in boxes so wide that no image is seen, the group across their corner
+    if structures.pbc.any():
         box = np.tile(9.0 * model.cutoff * np.eye(3), (len(distances), 1, 1))
         pos, periodic = pos % (9.0 * model.cutoff), np.ones((len(distances), 3), bool)
     z = np.tile([8, 6, 1, 7], len(distances))
@@ -267,7 +338,8 @@ def _facing(direction: np.ndarray) -> np.ndarray:
     return basis
 
 
-STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))  # fourth-order central first derivative
+# fourth-order central first derivative
+STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 
 
 def _step(model: Potential) -> float:
@@ -276,26 +348,45 @@ def _step(model: Potential) -> float:
 
 
 def _displaced(one: Structures, h: float) -> Structures:
-    """Copies of one structure: every coordinate at every point of the stencil, [3n × 4] structures."""
+    """Copies of one structure: every coordinate at every point of the stencil, [3n × 4]
+    structures.
+    """
     n = int(one.ptr[-1])
-    steps = np.einsum("cj,k->ckj", np.eye(3 * n), h * np.array([k for k, _ in STENCIL])).reshape(-1, n, 3)
+    steps = np.einsum("cj,k->ckj", np.eye(3 * n), h * np.array([k for k, _ in STENCIL])).reshape(
+        -1, n, 3
+    )
     copies = len(steps)
     cell = None if one.cell is None else np.repeat(one.cell, copies, 0)
     pos = (one.pos[None] + steps).reshape(-1, 3)
-    return Structures(np.tile(one.z, copies), pos, n * np.arange(copies + 1), cell=cell, pbc=np.repeat(one.pbc, copies, 0))
+    return Structures(
+        np.tile(one.z, copies),
+        pos,
+        n * np.arange(copies + 1),
+        cell=cell,
+        pbc=np.repeat(one.pbc, copies, 0),
+    )
 
 
 def check_finite_differences(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """Forces are minus the numerical derivative of the energy, for every coordinate of every structure."""
+    """Forces are minus the numerical derivative of the energy, for every coordinate of every
+    structure.
+    """
     h = _step(model)
     weights = torch.tensor([w for _, w in STENCIL], dtype=torch.float64) / h
-    numerical = [-(evaluate(model, _displaced(one, h))["energy"].reshape(-1, 4) @ weights) for one in structures]
-    return {"forces": _relative(evaluate(model, structures)["forces"].flatten(), torch.cat(numerical))}
+    numerical = [
+        -(evaluate(model, _displaced(one, h))["energy"].reshape(-1, 4) @ weights)
+        for one in structures
+    ]
+    return {
+        "forces": _relative(evaluate(model, structures)["forces"].flatten(), torch.cat(numerical))
+    }
 
 
 def check_second_derivatives(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
-    """Derivatives of forces and vector by positions (all) and of their squared sum by parameters (three random directions)
-    agree with finite differences: what training on −∂E/∂x needs. Uses the smallest structure."""
+    """Derivatives of forces and vector by positions (all) and of their squared sum by parameters
+    (three random directions) agree with finite differences: what training on −∂E/∂x needs. Uses the
+    smallest structure.
+    """
     one = structures[int(np.argmin(structures.n_atoms))]
     double = next(model.parameters()).dtype == torch.float64
     h, residuals = (0.3 if double else 1.0) * _step(model), {}
@@ -304,19 +395,39 @@ def check_second_derivatives(model: Potential, structures: Structures, seed: int
     parameters = [p for p in model.parameters() if p.requires_grad]
     generator = torch.Generator().manual_seed(seed)
     for q in ("forces", "vector"):
-        numerical = torch.einsum("ckv,k->cv", displaced[q].reshape(3 * one.n_atoms[0], 4, -1), weights)
+        numerical = torch.einsum(
+            "ckv,k->cv", displaced[q].reshape(3 * one.n_atoms[0], 4, -1), weights
+        )
         batch = _batch(model, one)
         batch.pos.requires_grad_(True)
         flat = getattr(model(batch, (q,)), q).flatten()
-        rows = [torch.autograd.grad(v, batch.pos, retain_graph=True, allow_unused=True)[0] for v in flat]
+        rows = [
+            torch.autograd.grad(v, batch.pos, retain_graph=True, allow_unused=True)[0] for v in flat
+        ]
         rows = [torch.zeros_like(batch.pos) if r is None else r for r in rows]
         worst = _relative(torch.stack(rows).flatten(1).T.double().cpu(), numerical)
         gradients = torch.autograd.grad(_square(model, one, q), parameters, allow_unused=True)
-        size = torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt().reshape(1).cpu()
-        for _ in range(3 if double else 0):  # in float32 the differences of a loss drown in rounding
-            direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
+        size = (
+            torch.stack([g.square().sum() for g in gradients if g is not None])
+            .sum()
+            .sqrt()
+            .reshape(1)
+            .cpu()
+        )
+        # in float32 the differences of a loss drown in rounding
+        for _ in range(3 if double else 0):
+            direction = [
+                torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+                for p in parameters
+            ]
             analytic = sum((g * d).sum() for g, d in zip(gradients, direction) if g is not None)
-            estimate = sum(w * _square_moved(model, one, q, parameters, direction, k * 5e-6) for k, w in STENCIL) / 5e-6
+            estimate = (
+                sum(
+                    w * _square_moved(model, one, q, parameters, direction, k * 5e-6)
+                    for k, w in STENCIL
+                )
+                / 5e-6
+            )
             worst = max(worst, _relative(analytic.cpu().reshape(1), torch.tensor([estimate]), size))
         residuals[q] = worst
     return residuals
@@ -337,7 +448,7 @@ def _square_moved(model, one, quantity, parameters, direction, step) -> float:
     return value
 
 
-# -- the suite -----------------------------------------------------------------------------------------------------------------
+# -- the suite -----------------------------------------------------------------------------------
 # name: (function, kind of tolerance, symmetries without which it cannot hold)
 CHECKS: dict[str, tuple[Callable[..., Residuals], str, frozenset[str]]] = {
     "shapes": (check_shapes, EXACT, frozenset()),
@@ -355,7 +466,8 @@ CHECKS: dict[str, tuple[Callable[..., Residuals], str, frozenset[str]]] = {
     "finite_differences": (check_finite_differences, DERIVATIVE, frozenset()),
     "second_derivatives": (check_second_derivatives, DERIVATIVE, frozenset()),
 }
-ONCE = frozenset({"isolated_atom", "extensivity"})  # make or need free structures: not run on periodic ones
+# make or need free structures: not run on periodic ones
+ONCE = frozenset({"isolated_atom", "extensivity"})
 
 
 def claimed(model: Potential, check: str, quantity: str) -> bool:
@@ -384,21 +496,30 @@ def check_model(
     seed: int = 0,
     strict: bool = True,
 ) -> Any:
-    """Hold ``model`` (a `Potential`, or a backbone) to the contract; the model itself is left as it is.
+    """Hold ``model`` (a `Potential`, or a backbone) to the contract; the model itself is left as it
+    is.
 
-    ``structures`` replace the random ones; ``periodic`` adds periodic structures; ``checks`` selects (default: all of `CHECKS`);
-    ``measure`` names checks to report without asserting; ``perturb``: see `prepared`. Returns a DataFrame with the columns check,
-    structures, quantity, residual, tolerance, claimed, passed. Raises AssertionError that lists what fails unless ``strict`` is
-    false, ConfigError for an unknown check.
+    ``structures`` replace the random ones; ``periodic`` adds periodic structures; ``checks``
+    selects (default: all of `CHECKS`);
+    ``measure`` names checks to report without asserting; ``perturb``: see `prepared`. Returns a
+    DataFrame with the columns check, structures, quantity, residual, tolerance, claimed, passed.
+    Raises AssertionError that lists what fails unless ``strict`` is false, ConfigError for an
+    unknown check.
     """
     import pandas as pd
 
     names, measure = list(CHECKS) if checks is None else list(checks), set(measure)
     unknown = [n for n in (*names, *measure) if n not in CHECKS]
     if unknown:
-        raise ConfigError(f"unknown check {', '.join(map(repr, unknown))}; there are {', '.join(CHECKS)}")
+        raise ConfigError(
+            f"unknown check {', '.join(map(repr, unknown))}; there are {', '.join(CHECKS)}"
+        )
     model = prepared(model, dtype, perturb, seed)
-    sets = {"given": structures} if structures is not None else {"free": examples(model.cutoff, False, seed)}
+    sets = (
+        {"given": structures}
+        if structures is not None
+        else {"free": examples(model.cutoff, False, seed)}
+    )
     if structures is None and periodic:
         sets["periodic"] = examples(model.cutoff, True, seed)
     rows = []
@@ -408,13 +529,19 @@ def check_model(
                 continue
             function, kind, _ = CHECKS[name]
             for quantity, residual in function(model, some, seed=seed).items():
-                tolerance, asserted = TOLERANCES[dtype][kind], name not in measure and claimed(model, name, quantity)
+                tolerance, asserted = (
+                    TOLERANCES[dtype][kind],
+                    name not in measure and claimed(model, name, quantity),
+                )
                 passed = residual <= tolerance
                 rows.append((name, where, quantity, residual, tolerance, asserted, passed))
     columns = ["check", "structures", "quantity", "residual", "tolerance", "claimed", "passed"]
     report = pd.DataFrame(rows, columns=columns)
     failed = report[report.claimed & ~report.passed]
     if strict and len(failed):
-        lines = [f"{r.check} ({r.structures}, {r.quantity}): {r.residual:.1e} > {r.tolerance:.0e}" for r in failed.itertuples()]
+        lines = [
+            f"{r.check} ({r.structures}, {r.quantity}): {r.residual:.1e} > {r.tolerance:.0e}"
+            for r in failed.itertuples()
+        ]
         raise AssertionError(f"{type(model.backbone).__name__} fails " + "; ".join(lines))
     return report

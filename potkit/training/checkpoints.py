@@ -1,16 +1,19 @@
-"""Checkpoints: one safetensors file that rebuilds the network, and the transfer of weights from one network to another.
+"""Checkpoints: one safetensors file that rebuilds the network, and the transfer of weights from one
+network to another.
 
-A file holds the weights (``model.*``), for resuming also the averaged weights (``ema.*``) and the optimizer (``optimizer.*``), and in
-its header, as JSON: format version, how to build the network, step, settings, objective, data hash, units. Files are written to
-a temporary name and moved, so there is never half a checkpoint under its name.
+A file holds the weights (``model.*``), for resuming also the averaged weights (``ema.*``) and the
+optimizer (``optimizer.*``), and in its header, as JSON: format version, how to build the network,
+step, settings, objective, data hash, units. Files are written to a temporary name and moved, so
+there is never half a checkpoint under its name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,13 +29,27 @@ UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å"}
 PARTS = ("backbone", "energy_head", "vector_readout")
 
 
-def save(path: str | Path, model: Potential, header: dict[str, Any] | None = None, extra: dict[str, Tensor] | None = None) -> Path:
-    """Write ``model`` (weights, references, scale, how to build it) with ``header`` and further tensors to ``path``."""
+def save(
+    path: str | Path,
+    model: Potential,
+    header: dict[str, Any] | None = None,
+    extra: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write ``model`` (weights, references, scale, how to build it) with ``header`` and further
+    tensors to ``path``.
+    """
     if not hasattr(model, "recipe"):
-        raise CheckpointError("this model was not made by potkit.build, so a checkpoint could not rebuild it; set model.recipe")
+        raise CheckpointError(
+            "this model was not made by potkit.build, so a checkpoint could not rebuild it; set model.recipe"
+        )
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | (extra or {})
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    head = {"format_version": FORMAT_VERSION, "recipe": model.recipe, "units": UNITS, **(header or {})}
+    head = {
+        "format_version": FORMAT_VERSION,
+        "recipe": model.recipe,
+        "units": UNITS,
+        **(header or {}),
+    }
     with replacing(Path(path)) as temporary:
         try:
             save_file(tensors, temporary, metadata={"potkit": json.dumps(head, default=str)})
@@ -42,20 +59,26 @@ def save(path: str | Path, model: Potential, header: dict[str, Any] | None = Non
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file meant by ``path``: the file itself, or the best (else the last) of a run's folder."""
+    """The checkpoint file meant by ``path``: the file itself, or the best (else the last) of a
+    run's folder.
+    """
     path = Path(path)
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).is_file():
                 return path / name
-        raise CheckpointError(f"{path}: this folder holds no checkpoint (best.safetensors or last.safetensors)")
+        raise CheckpointError(
+            f"{path}: this folder holds no checkpoint (best.safetensors or last.safetensors)"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     return path
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a checkpoint. Raises CheckpointError for a file that is missing, broken or not potkit's."""
+    """Tensors and header of a checkpoint. Raises CheckpointError for a file that is missing,
+    broken or not potkit's.
+    """
     path = find(path)
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -63,11 +86,17 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = json.loads(metadata["potkit"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}
     except KeyError:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of potkit") from None
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a checkpoint of potkit"
+        ) from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})"
+        ) from None
     if header.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {header.get('format_version')}, this potkit reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{path}: format version {header.get('format_version')}, this potkit reads {FORMAT_VERSION}"
+        )
     return tensors, header
 
 
@@ -87,13 +116,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Potential:
 
 
 def restore(model: Potential, state: dict[str, Tensor], source: str) -> None:
-    """Load a complete state; every tensor must be there and fit. Raises CheckpointError with the first that does not."""
+    """Load a complete state; every tensor must be there and fit. Raises CheckpointError with the
+    first that does not.
+    """
     own = model.state_dict()
     for key in sorted(own.keys() ^ state.keys()):
-        raise CheckpointError(f"{source}: tensor {key} is {'missing' if key in own else 'not part of this network'}")
+        raise CheckpointError(
+            f"{source}: tensor {key} is {'missing' if key in own else 'not part of this network'}"
+        )
     for key, value in own.items():
         if value.shape != state[key].shape:
-            raise CheckpointError(f"{source}: {key} has shape {tuple(state[key].shape)}, the network's has {tuple(value.shape)}")
+            raise CheckpointError(
+                f"{source}: {key} has shape {tuple(state[key].shape)}, the network's has {tuple(value.shape)}"
+            )
     if any(v.dtype == torch.float64 and own[k].dtype == torch.float32 for k, v in state.items()):
         model.double()
     model.load_state_dict(state)
@@ -118,21 +153,35 @@ class TransferReport:
         return f"transfer from {self.source}: copied {group(self.copied)}; new {group(self.new)}; did not fit {group(self.mismatched)}"
 
 
-def transfer(model: Potential, path: str | Path, parts: Sequence[str] = ("backbone",), allow: Sequence[str] = ()) -> TransferReport:
-    """Copy ``parts`` of a checkpoint into ``model`` in place; everything else stays as it was initialised.
+def transfer(
+    model: Potential,
+    path: str | Path,
+    parts: Sequence[str] = ("backbone",),
+    allow: Sequence[str] = (),
+) -> TransferReport:
+    """Copy ``parts`` of a checkpoint into ``model`` in place; everything else stays as it was
+    initialised.
 
-    The parts must have the same tensors in both, of the same shapes, except those whose name starts with one of ``allow``; without
-    ``allow`` the backbones must also agree in options that leave no trace in shapes, such as the cutoff. Raises CheckpointError
-    naming the network, the option or the first tensor that does not fit; then nothing has been copied.
+    The parts must have the same tensors in both, of the same shapes, except those whose name starts
+    with one of ``allow``; without ``allow`` the backbones must also agree in options that leave no
+    trace in shapes, such as the cutoff. Raises CheckpointError naming the network, the option or
+    the first tensor that does not fit; then nothing has been copied.
     """
     for part in parts:
         if part not in PARTS:
             raise CheckpointError(f"unknown part {part!r}; there are {', '.join(PARTS)}")
     tensors, header = read(path)
-    source, theirs, mine = str(find(path)), header["recipe"]["name"], getattr(model, "recipe", {}).get("name")
+    source, theirs, mine = (
+        str(find(path)),
+        header["recipe"]["name"],
+        getattr(model, "recipe", {}).get("name"),
+    )
     if mine != theirs:
-        raise CheckpointError(f"{source} holds {theirs}, the model is {mine}: weights of one network do not fit another")
-    state, own = weights(tensors), model.state_dict(keep_vars=True)  # keep_vars: shared tensors keep all their names
+        raise CheckpointError(
+            f"{source} holds {theirs}, the model is {mine}: weights of one network do not fit another"
+        )
+    # keep_vars: shared tensors keep all their names
+    state, own = weights(tensors), model.state_dict(keep_vars=True)
     copied, new, mismatched = [], [], []
     for key, value in own.items():
         if not key.startswith(tuple(f"{p}." for p in parts)):
@@ -141,18 +190,29 @@ def transfer(model: Potential, path: str | Path, parts: Sequence[str] = ("backbo
             copied.append(key)
         else:
             mismatched.append(key)
-    extra = [k for k in state if k.startswith(tuple(f"{p}." for p in parts)) and k not in own]  # say, a checkpoint with more layers
-    stop = [k for k in mismatched + extra if not k.startswith(tuple(allow))] if allow else mismatched + extra
+    # say, a checkpoint with more layers
+    extra = [k for k in state if k.startswith(tuple(f"{p}." for p in parts)) and k not in own]
+    stop = (
+        [k for k in mismatched + extra if not k.startswith(tuple(allow))]
+        if allow
+        else mismatched + extra
+    )
     if stop:
         key = stop[0]
         found = f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
-        wanted = f"the network's has shape {tuple(own[key].shape)}" if key in own else "the network has no such tensor"
+        wanted = (
+            f"the network's has shape {tuple(own[key].shape)}"
+            if key in own
+            else "the network has no such tensor"
+        )
         raise CheckpointError(f"{source}: {key} {found}, {wanted}")
     if "backbone" in parts and not allow:
         ours, other = (backbone_options(r) for r in (model.recipe, header["recipe"]))
         for key in sorted(ours.keys() | other.keys()):
             if ours.get(key) != other.get(key):
-                raise CheckpointError(f"{source} was made with {key}={other.get(key)}, the model has {key}={ours.get(key)}: not the same network")
+                raise CheckpointError(
+                    f"{source} was made with {key}={other.get(key)}, the model has {key}={ours.get(key)}: not the same network"
+                )
     with torch.no_grad():
         for key in copied:
             own[key].copy_(state[key])

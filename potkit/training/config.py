@@ -12,46 +12,103 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import ConfigError
 from ..structures.storage import replacing
 
-# what does not change the numbers a run ends with, or only where and how often they are written down
-NOT_IDENTITY = {"device", "devices", "nodes", "log_every", "checkpoint_every", "progress", "resident", "micro_batch"}
-# settings that came later: at their defaults they are left out of the identity, so that earlier runs are still found
+# what does not change the numbers a run ends with, or only where and how often they are written
+# down
+NOT_IDENTITY = {
+    "device",
+    "devices",
+    "nodes",
+    "log_every",
+    "checkpoint_every",
+    "progress",
+    "resident",
+    "micro_batch",
+}
+# settings that came later: at their defaults they are left out of the identity, so that earlier
+# runs are still found
 LATER = ("freeze", "layer_decay", "compile")
 
 
 class TrainConfig(BaseModel):
-    """Settings of one training run, pretraining or fine-tuning alike. Unknown keys and impossible values raise ConfigError."""
+    """Settings of one training run, pretraining or fine-tuning alike. Unknown keys and
+    impossible values raise ConfigError.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(1000, gt=0, description="optimizer steps of the whole run")
-    epochs: float | None = Field(None, gt=0, description="if given, replaces steps: passes over the training structures")
+    epochs: float | None = Field(
+        None, gt=0, description="if given, replaces steps: passes over the training structures"
+    )
     batch_size: int = Field(32, gt=0, description="structures per step, over all devices together")
     lr: float = Field(1e-3, gt=0, description="learning rate after warm-up")
     min_lr: float = Field(1e-7, ge=0, description="learning rate at the end of the cosine")
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps in which the rate rises from 0")
-    flat: float = Field(0.05, ge=0, le=1, description="share of the steps, after warm-up, at the full rate before the cosine")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="what follows the flat part")
+    warmup: float = Field(
+        0.05, ge=0, le=1, description="share of the steps in which the rate rises from 0"
+    )
+    flat: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the steps, after warm-up, at the full rate before the cosine",
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="what follows the flat part"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     clip: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights that is validated and kept; 0: off")
-    freeze: float = Field(0.0, ge=0, le=1, description="share of the steps, from the first, in which the backbone stays as it is")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of each layer over the next one's; read-outs have the full rate; 1: off")
-    seed: int = Field(0, ge=0, description="order of batches and corruption; weights are seeded where they are made")
-    validate_every: int | None = Field(None, gt=0, description="steps between validations; default: ten in a run")
-    checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints to resume from; default: as validations")
-    log_every: int = Field(50, gt=0, description="steps between rows of the metrics file")
-    eval_batch_size: int | None = Field(None, gt=0, description="structures per validation batch; default: twice batch_size")
-    micro_batch: int | None = Field(
-        None, gt=0, description="structures per forward pass, their gradients added up to that of the batch; default: all at once"
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights that is validated and kept; 0: off",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    devices: int = Field(1, gt=0, description="processes per node, each with its own GPU (or share of the CPU)")
+    freeze: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps, from the first, in which the backbone stays as it is",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="rate of each layer over the next one's; read-outs have the full rate; 1: off",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="order of batches and corruption; weights are seeded where they are made",
+    )
+    validate_every: int | None = Field(
+        None, gt=0, description="steps between validations; default: ten in a run"
+    )
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="steps between checkpoints to resume from; default: as validations"
+    )
+    log_every: int = Field(50, gt=0, description="steps between rows of the metrics file")
+    eval_batch_size: int | None = Field(
+        None, gt=0, description="structures per validation batch; default: twice batch_size"
+    )
+    micro_batch: int | None = Field(
+        None,
+        gt=0,
+        description="structures per forward pass, their gradients added up to that of the batch; default: all at once",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one"
+    )
+    devices: int = Field(
+        1, gt=0, description="processes per node, each with its own GPU (or share of the CPU)"
+    )
     nodes: int = Field(1, gt=0, description="machines")
     precision: Literal["32-true", "64-true", "bf16-mixed", "tf32"] = Field(
-        "32-true", description="arithmetic of the network; tf32: float32 with products of 10-bit mantissas, on GPUs that have them"
+        "32-true",
+        description="arithmetic of the network; tf32: float32 with products of 10-bit mantissas, on GPUs that have them",
     )
     compile: bool = Field(
-        False, description="on a CPU kernels for the edges of EGNN, TorchMD-Net ET and SchNet; else torch.compile, not for targets that are −∂E/∂x"
+        False,
+        description="on a CPU kernels for the edges of EGNN, TorchMD-Net ET and SchNet; else torch.compile, not for targets that are −∂E/∂x",
     )
     resident: bool = Field(True, description="keep the packed training data on the device")
     progress: bool = Field(True, description="show a progress bar")
@@ -81,9 +138,15 @@ class TrainConfig(BaseModel):
         return max(1, round(self.epochs * n_structures / min(self.batch_size, n_structures)))
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result; two runs that share them (and data, model, objective) are the same run."""
+        """The settings that decide the result; two runs that share them (and data, model,
+        objective) are the same run.
+        """
         defaults = {k: type(self).model_fields[k].default for k in LATER}
-        return {k: v for k, v in self.model_dump().items() if k not in NOT_IDENTITY and not (k in LATER and v == defaults[k])}
+        return {
+            k: v
+            for k, v in self.model_dump().items()
+            if k not in NOT_IDENTITY and not (k in LATER and v == defaults[k])
+        }
 
     def to_yaml(self, path: str | Path) -> Path:
         """Write all settings to ``path``; `from_yaml` reads them back equal."""
@@ -93,7 +156,9 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
-        """Settings from a YAML file. Raises ConfigError naming the file and everything wrong in it."""
+        """Settings from a YAML file. Raises ConfigError naming the file and everything wrong in
+        it.
+        """
         try:
             values = yaml.safe_load(Path(path).read_text())
         except OSError as error:
@@ -103,7 +168,9 @@ class TrainConfig(BaseModel):
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict | None):
-            raise ConfigError(f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}")
+            raise ConfigError(
+                f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}"
+            )
         try:
             return cls(**{str(k): v for k, v in (values or {}).items()})
         except ConfigError as error:
@@ -114,6 +181,12 @@ def _problem(problem: dict[str, Any]) -> str:
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, TrainConfig.model_fields, 1)
-        return f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(TrainConfig.model_fields)}")
+        return f"unknown key {key!r}" + (
+            f" (did you mean {near[0]!r}?)"
+            if near
+            else f"; there are {', '.join(TrainConfig.model_fields)}"
+        )
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower() + message[1:]}, got {problem['input']!r}" if key else message
+    return (
+        f"{key}: {message[0].lower() + message[1:]}, got {problem['input']!r}" if key else message
+    )

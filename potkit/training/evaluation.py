@@ -1,4 +1,6 @@
-"""How good a model is: errors of energy and forces per structure, per system and overall; and the model as an ASE calculator."""
+"""How good a model is: errors of energy and forces per structure, per system and overall; and
+the model as an ASE calculator.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +12,59 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import checkpoints
-from ..kernels.compiling import for_predictions
 from ..errors import DataError
-from .memory import Limit
+from ..kernels.compiling import for_predictions
 from ..models import Potential
 from ..structures.store import Structures
+from . import checkpoints
+from .memory import Limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Errors of a model on labelled structures, in eV and eV/Å. ``structures``: a row each; ``systems``: a row each."""
+    """Errors of a model on labelled structures, in eV and eV/Å. ``structures``: a row each;
+    ``systems``: a row each.
+    """
 
     energy_mae: float
     energy_rmse: float
     forces_mae: float  # NaN where the structures have no forces
     forces_rmse: float
     n_structures: int
-    structures: Any  # DataFrame: system, atoms, energy, predicted_energy (eV), forces_mae, forces_rmse (eV/Å)
+    # DataFrame: system, atoms, energy, predicted_energy (eV), forces_mae, forces_rmse (eV/Å)
+    structures: Any
     systems: Any  # DataFrame: system, structures, energy_mae, energy_rmse, forces_mae, forces_rmse
 
     def to_dict(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("structures", "systems")}
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("structures", "systems")
+        }
 
     def __repr__(self) -> str:
-        forces = "" if np.isnan(self.forces_mae) else f", forces MAE {1e3 * self.forces_mae:.2f} RMSE {1e3 * self.forces_rmse:.2f} meV/Å"
+        forces = (
+            ""
+            if np.isnan(self.forces_mae)
+            else f", forces MAE {1e3 * self.forces_mae:.2f} RMSE {1e3 * self.forces_rmse:.2f} meV/Å"
+        )
         return f"Evaluation({self.n_structures} structures: energy MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV{forces})"
 
 
 def predict(
-    model: Potential, structures: Structures, batch_size: int = 64, device: str | torch.device | None = None, outputs=("energy", "forces"),
+    model: Potential,
+    structures: Structures,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    outputs=("energy", "forces"),
     compile: bool = False,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3] as asked for by ``outputs``.
+) -> dict[str, np.ndarray]:
+    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3] as
+    asked for by ``outputs``.
 
-    Where memory is short, fewer than ``batch_size`` structures go through the network at once, with a warning. ``compile``: by the
-    kernels of EGNN, SchNet and TorchMD-Net ET on a CPU (`potkit.kernels`; the first call builds them); ConfigError where there are none.
+    Where memory is short, fewer than ``batch_size`` structures go through the network at once, with
+    a warning. ``compile``: by the kernels of EGNN, SchNet and TorchMD-Net ET on a CPU
+    (`potkit.kernels`; the first call builds them); ConfigError where there are none.
     """
     device = torch.device(device or next(model.parameters()).device)
     model.check_elements(structures.elements)
@@ -70,7 +89,9 @@ def predict(
     for name, values in got.items():
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(1)))
-            owner = row if name == "energy" else int(np.searchsorted(structures.ptr, row, "right")) - 1
+            owner = (
+                row if name == "energy" else int(np.searchsorted(structures.ptr, row, "right")) - 1
+            )
             raise DataError(
                 f"{structures.info.get('name', 'structures')}: the predicted {name} of structure {owner} is not a finite number; "
                 "are its positions finite and its atoms apart?"
@@ -79,58 +100,107 @@ def predict(
 
 
 def evaluate(
-    model: Potential | str | Path, structures: Structures, batch_size: int = 64, device: str | torch.device | None = None,
+    model: Potential | str | Path,
+    structures: Structures,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
     compile: bool = False,
-) -> Evaluation:  # fmt: skip
-    """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies and may have forces.
+) -> Evaluation:
+    """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies and
+    may have forces.
 
-    Means over structures for energy, over atoms and axes for forces. ``compile`` as in `predict`. Raises DataError without labels.
+    Means over structures for energy, over atoms and axes for forces. ``compile`` as in `predict`.
+    Raises DataError without labels.
     """
     import pandas as pd
 
     if not isinstance(model, torch.nn.Module):
         model = checkpoints.load(model)
     if structures.energy is None or not len(structures):
-        raise DataError(f"{structures.info.get('name', 'structures')}: no labelled structures to evaluate on")
+        raise DataError(
+            f"{structures.info.get('name', 'structures')}: no labelled structures to evaluate on"
+        )
     structures.validate()
     with_forces = structures.forces is not None
-    got = predict(model, structures, batch_size, device, ("energy", "forces") if with_forces else ("energy",), compile)
+    got = predict(
+        model,
+        structures,
+        batch_size,
+        device,
+        ("energy", "forces") if with_forces else ("energy",),
+        compile,
+    )
     error = got["energy"] - structures.energy
     names = np.array(structures.system_names())
-    table = {"system": names[structures.system], "atoms": structures.n_atoms, "energy": structures.energy, "predicted_energy": got["energy"]}
+    table = {
+        "system": names[structures.system],
+        "atoms": structures.n_atoms,
+        "energy": structures.energy,
+        "predicted_energy": got["energy"],
+    }
     sizes = structures.n_atoms
     if with_forces:
         delta = got["forces"].astype(np.float64) - structures.forces
         owner = np.repeat(np.arange(len(structures)), sizes)
         absolute = np.bincount(owner, np.abs(delta).sum(1), len(structures))
         squared = np.bincount(owner, np.square(delta).sum(1), len(structures))
-        table |= {"forces_mae": absolute / (3 * sizes), "forces_rmse": np.sqrt(squared / (3 * sizes))}
+        table |= {
+            "forces_mae": absolute / (3 * sizes),
+            "forces_rmse": np.sqrt(squared / (3 * sizes)),
+        }
     else:
         absolute = squared = np.full(len(structures), np.nan)
-    raw = pd.DataFrame({"system": table["system"], "e1": np.abs(error), "e2": error**2, "f1": absolute, "f2": squared, "n": 3 * sizes})
+    raw = pd.DataFrame(
+        {
+            "system": table["system"],
+            "e1": np.abs(error),
+            "e2": error**2,
+            "f1": absolute,
+            "f2": squared,
+            "n": 3 * sizes,
+        }
+    )
     groups = raw.groupby("system", sort=False)
     total = groups[["f1", "f2", "n"]].sum(min_count=1)
-    systems = pd.DataFrame({
-        "structures": groups.size(), "energy_mae": groups["e1"].mean(), "energy_rmse": np.sqrt(groups["e2"].mean()),
-        "forces_mae": total["f1"] / total["n"], "forces_rmse": np.sqrt(total["f2"] / total["n"]),
-    }).reset_index()  # fmt: skip
+    systems = pd.DataFrame(
+        {
+            "structures": groups.size(),
+            "energy_mae": groups["e1"].mean(),
+            "energy_rmse": np.sqrt(groups["e2"].mean()),
+            "forces_mae": total["f1"] / total["n"],
+            "forces_rmse": np.sqrt(total["f2"] / total["n"]),
+        }
+    ).reset_index()
     n_axes = 3 * int(sizes.sum())
     return Evaluation(
-        float(np.abs(error).mean()), float(np.sqrt(np.mean(error**2))), float(absolute.sum() / n_axes),
-        float(np.sqrt(squared.sum() / n_axes)), len(structures), pd.DataFrame(table), systems,
-    )  # fmt: skip
+        float(np.abs(error).mean()),
+        float(np.sqrt(np.mean(error**2))),
+        float(absolute.sum() / n_axes),
+        float(np.sqrt(squared.sum() / n_axes)),
+        len(structures),
+        pd.DataFrame(table),
+        systems,
+    )
 
 
 def calculator(
-    checkpoint: str | Path | Potential, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, compile: bool = False
+    checkpoint: str | Path | Potential,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
 ):
     """An ASE Calculator (energy in eV, forces in eV/Å) of a checkpoint or a model.
 
-    ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as in `predict`, float32.
+    ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as
+    in `predict`, float32.
     """
     from ase.calculators.calculator import Calculator, all_changes
 
-    model = copy.deepcopy(checkpoint) if isinstance(checkpoint, torch.nn.Module) else checkpoints.load(checkpoint)
+    model = (
+        copy.deepcopy(checkpoint)
+        if isinstance(checkpoint, torch.nn.Module)
+        else checkpoints.load(checkpoint)
+    )
     dtype = dtype or (torch.float32 if compile else torch.float64)
     model = model.to(device, dtype).eval()
     with for_predictions(model, compile, device, dtype):
@@ -146,9 +216,13 @@ def calculator(
             structures = Structures.from_ase([bare])
             model.check_elements(structures.elements)
             with for_predictions(model, compile, device, dtype):
-                energy, forces = model.energy_and_forces(structures.batch(device=device, dtype=dtype))
+                energy, forces = model.energy_and_forces(
+                    structures.batch(device=device, dtype=dtype)
+                )
             if not (bool(energy.isfinite().all()) and bool(forces.isfinite().all())):
-                raise DataError("the predicted energy or forces are not finite numbers; are all atoms apart?")
+                raise DataError(
+                    "the predicted energy or forces are not finite numbers; are all atoms apart?"
+                )
             self.results = {"energy": float(energy[0]), "forces": forces.cpu().numpy()}
 
     return PotkitCalculator()

@@ -1,13 +1,16 @@
-"""One loop for every objective: pretraining and fine-tuning differ only in what is corrupted and scored.
+"""One loop for every objective: pretraining and fine-tuning differ only in what is corrupted and
+scored.
 
-Read from the bottom: `pretrain` and `finetune` prepare a model and call `fit`; `fit` takes steps (`steps.step`) until done, validating,
-writing checkpoints and metrics on the way. What is random in a step follows from (seed, step, process), so a run that was killed goes on
-exactly as if it had not been.
+Read from the bottom: `pretrain` and `finetune` prepare a model and call `fit`; `fit` takes steps
+(`steps.step`) until done, validating, writing checkpoints and metrics on the way. What is random in
+a step follows from (seed, step, process), so a run that was killed goes on exactly as if it had not
+been.
 
-Processes are started and joined by Lightning Fabric (one process, several GPUs, torchrun, SLURM). Its module wrapper is not used: it
-casts outputs to float32, which rounds total energies, and DDP's buckets expect the same parameters in every step. Instead the
-gradient is summed over processes in one flat all-reduce, with counts summed first, so the result is that of one process with the
-whole batch however atoms are spread.
+Processes are started and joined by Lightning Fabric (one process, several GPUs, torchrun, SLURM).
+Its module wrapper is not used: it casts outputs to float32, which rounds total energies, and DDP's
+buckets expect the same parameters in every step. Instead the gradient is summed over processes in
+one flat all-reduce, with counts summed first, so the result is that of one process with the whole
+batch however atoms are spread.
 """
 
 from __future__ import annotations
@@ -28,25 +31,35 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from tqdm.auto import tqdm
 
-from . import checkpoints
-from ..kernels.compiling import compiled
-from .config import TrainConfig
 from ..datasets.references import ReferenceEnergies
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
+from ..kernels.compiling import compiled
 from ..models import Potential
-from ..structures.neighbors import check_overlaps
 from ..objectives import Objective, Supervised
+from ..structures.neighbors import check_overlaps
+from ..structures.store import Structures
+from . import checkpoints
+from .config import TrainConfig
 from .run_folder import Run, RunFolder
 from .step import State, batch_indices, learning_rate, validate
 from .step import draw as _draw
 from .step import step as _step
-from ..structures.store import Structures
 
-__all__ = ["batch_indices", "finetune", "fit", "learning_rate", "make_fabric", "pretrain", "validate"]
+__all__ = [
+    "batch_indices",
+    "finetune",
+    "fit",
+    "learning_rate",
+    "make_fabric",
+    "pretrain",
+    "validate",
+]
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """The process group a config asks for; under torchrun or SLURM the launcher's numbers count. Launched already."""
+    """The process group a config asks for; under torchrun or SLURM the launcher's numbers count.
+    Launched already.
+    """
     devices, nodes = config.devices, config.nodes
     if TorchElasticEnvironment.detect():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -54,18 +67,28 @@ def make_fabric(config: TrainConfig) -> Fabric:
     elif SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         nodes = int(os.environ["SLURM_NNODES"])
         devices = int(os.environ["SLURM_NTASKS"]) // nodes
-    accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(config.device, config.device)
+    accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(
+        config.device, config.device
+    )
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(f"config: {devices} GPUs asked for, {torch.cuda.device_count()} found")
     strategy = "ddp" if devices * nodes > 1 else "auto"
     tf32 = config.precision == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")  # process-wide, so every run says which it wants
+    # process-wide, so every run says which it wants
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     precision = "32-true" if tf32 else config.precision
     log = logging.getLogger("lightning_fabric.utilities.rank_zero")
     level = log.level
-    log.setLevel(logging.WARNING)  # "Using bfloat16 …": what the config says already, once per run of a grid
+    # "Using bfloat16 …": what the config says already, once per run of a grid
+    log.setLevel(logging.WARNING)
     try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=strategy,
+            precision=precision,
+        )
     finally:
         log.setLevel(level)
     fabric.launch()
@@ -73,9 +96,11 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
 
 class _Stop:
-    """Turns Ctrl-C and SIGTERM into a request that is met between two steps, so the state written is a whole one.
+    """Turns Ctrl-C and SIGTERM into a request that is met between two steps, so the state written
+    is a whole one.
 
-    Only in the main thread of a single process; several processes would stop at different steps, they keep the usual signals.
+    Only in the main thread of a single process; several processes would stop at different steps,
+    they keep the usual signals.
     """
 
     def __init__(self, world_size: int) -> None:
@@ -104,18 +129,23 @@ def fit(
     notes: dict[str, Any] | None = None,
     whole: Structures | None = None,
 ) -> Run:
-    """Train ``model`` in place on ``structures`` and keep the run in folder ``out``; see `pretrain` and `finetune`.
+    """Train ``model`` in place on ``structures`` and keep the run in folder ``out``; see `pretrain`
+    and `finetune`.
 
-    A finished run of the same identity is loaded, a broken one resumed, a different one is an error. The model ends with the best
-    weights on ``valid`` if given, else the last. ``whole`` is the set both were cut from, if an error is to count structures there.
-    Raises TrainingError when the loss is no longer a number or memory does not suffice for one structure; Interrupted after Ctrl-C;
+    A finished run of the same identity is loaded, a broken one resumed, a different one is an
+    error. The model ends with the best weights on ``valid`` if given, else the last. ``whole`` is
+    the set both were cut from, if an error is to count structures there.
+    Raises TrainingError when the loss is no longer a number or memory does not suffice for one
+    structure; Interrupted after Ctrl-C;
     Busy while another process trains in ``out``.
     """
     if not len(structures):
         raise DataError("no structures to train on")
     model.extend(objective.needed(), objective.inputs, seed=config.seed)
     valid = valid if valid is not None and len(valid) else None
-    folder = RunFolder(Path(out), _identity(model, structures, valid, objective, config, notes), config)
+    folder = RunFolder(
+        Path(out), _identity(model, structures, valid, objective, config, notes), config
+    )
     if folder.finished:
         return folder.load(into=model)
     for part in (structures, valid):
@@ -129,11 +159,14 @@ def fit(
     with folder.lock() if fabric.global_rank == 0 else nullcontext():
         if fabric.world_size == 1 and folder.finished:  # by another process, while we were looking
             return folder.load(into=model)
-        with compiled(model, objective.needed(), config.compile, fabric.device.type, config.precision):
+        with compiled(
+            model, objective.needed(), config.compile, fabric.device.type, config.precision
+        ):
             return _train(fabric, model, structures, objective, config, folder, valid, notes)
 
 
-_sound: set[str] = set()  # fingerprints of sets whose geometry was looked at: the runs of a grid share them
+# fingerprints of sets whose geometry was looked at: the runs of a grid share them
+_sound: set[str] = set()
 
 
 def _check_geometry(structures: Structures) -> None:
@@ -147,7 +180,9 @@ def _train(fabric, model, structures, objective, config, folder, valid, notes) -
     """The loop of `fit`, in a folder that is ours."""
     steps = config.total_steps(len(structures))
     if fabric.world_size > min(config.batch_size, len(structures)):
-        raise ConfigError(f"config: a batch of {min(config.batch_size, len(structures))} cannot be shared by {fabric.world_size} processes")
+        raise ConfigError(
+            f"config: a batch of {min(config.batch_size, len(structures))} cannot be shared by {fabric.world_size} processes"
+        )
     dtype = torch.float64 if config.precision == "64-true" else torch.float32
     model.to(fabric.device, dtype=dtype)
     model.train()
@@ -159,13 +194,24 @@ def _train(fabric, model, structures, objective, config, folder, valid, notes) -
     checkpoint_every = config.checkpoint_every or validate_every
     generator = torch.Generator(device=fabric.device)
     writer = fabric.global_rank == 0
-    header = {"objective": objective.to_dict(), "config": config.model_dump(), "data": structures.info.get("name", "unnamed"),
-              "data_fingerprint": structures.fingerprint(), **(notes or {})}  # fmt: skip
+    header = {
+        "objective": objective.to_dict(),
+        "config": config.model_dump(),
+        "data": structures.info.get("name", "unnamed"),
+        "data_fingerprint": structures.fingerprint(),
+        **(notes or {}),
+    }
     if writer:
         folder.begin(header, resumed)
     first_bad = torch.full((), -1, dtype=torch.long, device=fabric.device)
     clock = time.perf_counter()
-    bar = tqdm(total=steps, initial=state.step, desc=folder.path.name, disable=not (config.progress and writer), leave=False)
+    bar = tqdm(
+        total=steps,
+        initial=state.step,
+        desc=folder.path.name,
+        disable=not (config.progress and writer),
+        leave=False,
+    )
 
     stop = _Stop(fabric.world_size)
 
@@ -182,8 +228,14 @@ def _train(fabric, model, structures, objective, config, folder, valid, notes) -
 
     try:
         while state.step < steps:
-            loss, terms, norm = _step(fabric, state, structures, objective, config, steps, dtype, generator)
-            first_bad = torch.where((first_bad < 0) & ~(torch.isfinite(loss) & torch.isfinite(norm)), state.step - 1, first_bad)
+            loss, terms, norm = _step(
+                fabric, state, structures, objective, config, steps, dtype, generator
+            )
+            first_bad = torch.where(
+                (first_bad < 0) & ~(torch.isfinite(loss) & torch.isfinite(norm)),
+                state.step - 1,
+                first_bad,
+            )
             state.note(loss, terms)
             bar.update()
             at_end = state.step == steps
@@ -194,14 +246,28 @@ def _train(fabric, model, structures, objective, config, folder, valid, notes) -
                 row["seconds"] = state.seconds + time.perf_counter() - clock
                 if valid is not None and (state.step % validate_every == 0 or at_end):
                     with state.averaged():
-                        scores = validate(fabric, model, valid, objective.validation(), config, dtype, state.valid_limit)
+                        scores = validate(
+                            fabric,
+                            model,
+                            valid,
+                            objective.validation(),
+                            config,
+                            dtype,
+                            state.valid_limit,
+                        )
                         if not np.isfinite(scores["loss"]):
-                            raise TrainingError(f"{folder.path}: the validation loss after step {state.step} is not a finite number")
+                            raise TrainingError(
+                                f"{folder.path}: the validation loss after step {state.step} is not a finite number"
+                            )
                         row |= {f"valid_{k}": v for k, v in scores.items()}
                         if scores["loss"] < state.best:
                             state.best = scores["loss"]
                             if writer:
-                                checkpoints.save(folder.best, model, header | {"step": state.step, "valid": scores})
+                                checkpoints.save(
+                                    folder.best,
+                                    model,
+                                    header | {"step": state.step, "valid": scores},
+                                )
                 bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "valid_loss") if k in row})
                 if writer:
                     folder.log(row)
@@ -215,7 +281,9 @@ def _train(fabric, model, structures, objective, config, folder, valid, notes) -
                 stop_if_broken()
                 state.seconds += time.perf_counter() - clock
                 folder.checkpoint(model, state, header)
-                raise Interrupted(f"{folder.path}: interrupted after step {state.step}; the same call goes on from there")
+                raise Interrupted(
+                    f"{folder.path}: interrupted after step {state.step}; the same call goes on from there"
+                )
     finally:
         state.freeze(False)
         stop.restore()
@@ -223,7 +291,8 @@ def _train(fabric, model, structures, objective, config, folder, valid, notes) -
     state.seconds += time.perf_counter() - clock
     if writer:
         if valid is None:
-            with state.averaged():  # a run without validation ends with (and keeps) the averaged weights
+            # a run without validation ends with (and keeps) the averaged weights
+            with state.averaged():
                 checkpoints.save(folder.best, model, header | {"step": state.step})
         folder.finish(model, state, header)
     fabric.barrier()
@@ -235,27 +304,42 @@ def _identity(model, structures, valid, objective, config, notes) -> dict[str, A
     for name, value in model.state_dict().items():
         state.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return {
-        "model": getattr(model, "recipe", {"name": type(model).__name__}), "weights": state.hexdigest(),
-        "data": structures.fingerprint(), "valid": valid.fingerprint() if valid is not None else None,
-        "objective": objective.to_dict(), "config": config.identity(), "notes": notes or {},
-    }  # fmt: skip
+        "model": getattr(model, "recipe", {"name": type(model).__name__}),
+        "weights": state.hexdigest(),
+        "data": structures.fingerprint(),
+        "valid": valid.fingerprint() if valid is not None else None,
+        "objective": objective.to_dict(),
+        "config": config.identity(),
+        "notes": notes or {},
+    }
 
 
 def _unit(structures: Structures, references: ReferenceEnergies | None) -> float:
-    """The unit of a network's energy and forces: root mean square force, or spread of energies per atom where there are no forces."""
+    """The unit of a network's energy and forces: root mean square force, or spread of energies
+    per atom where there are no forces.
+    """
     if structures.forces is not None:
         return max(float(np.sqrt(np.mean(np.square(structures.forces, dtype=np.float64)))), 1e-3)
-    return max(float(np.std((structures.energy - references.energy(structures)) / structures.n_atoms)), 1e-3)
+    return max(
+        float(np.std((structures.energy - references.energy(structures)) / structures.n_atoms)),
+        1e-3,
+    )
 
 
 def pretrain(
-    model: Potential, structures: Structures, objective: Objective, config: TrainConfig | None = None, out: str | Path = "runs/pretrain",
+    model: Potential,
+    structures: Structures,
+    objective: Objective,
+    config: TrainConfig | None = None,
+    out: str | Path = "runs/pretrain",
     valid: Structures | None = None,
-) -> Run:  # fmt: skip
-    """Train ``model`` on unlabelled ``structures`` with a self-supervised ``objective``; 5 % are set aside for validation.
+) -> Run:
+    """Train ``model`` on unlabelled ``structures`` with a self-supervised ``objective``; 5 % are
+    set aside for validation.
 
-    Labels of ``structures`` are not looked at, unless the objective asks for them (`ForceConditionedDenoise`); then reference energies and the
-    unit of energies and forces follow from them as in `finetune`. ``out`` holds the run: config, metrics, best and last checkpoint.
+    Labels of ``structures`` are not looked at, unless the objective asks for them
+    (`ForceConditionedDenoise`); then reference energies and the unit of energies and forces follow
+    from them as in `finetune`. ``out`` holds the run: config, metrics, best and last checkpoint.
     Returns the Run.
     """
     if objective.labels():
@@ -264,28 +348,57 @@ def pretrain(
         model.set_references(references.table if references else {}, _unit(structures, references))
     if valid is None and len(structures) >= 20:
         train, valid = structures.split((0.95, 0.05), seed=0, by="structure-within-system")
-        return fit(model, train, objective, config or TrainConfig(), out, valid, {"task": "pretrain"}, whole=structures)
-    return fit(model, structures, objective, config or TrainConfig(), out, valid, {"task": "pretrain"})
+        return fit(
+            model,
+            train,
+            objective,
+            config or TrainConfig(),
+            out,
+            valid,
+            {"task": "pretrain"},
+            whole=structures,
+        )
+    return fit(
+        model, structures, objective, config or TrainConfig(), out, valid, {"task": "pretrain"}
+    )
 
 
 def finetune(
-    model: Potential, train: Structures, valid: Structures | None = None, config: TrainConfig | None = None,
-    init: str | Path | Run | None = None, out: str | Path = "runs/finetune", objective: Supervised | None = None,
-    references: str | ReferenceEnergies = "fit", parts: tuple[str, ...] = ("backbone",),
-) -> Run:  # fmt: skip
-    """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts`` it starts from.
+    model: Potential,
+    train: Structures,
+    valid: Structures | None = None,
+    config: TrainConfig | None = None,
+    init: str | Path | Run | None = None,
+    out: str | Path = "runs/finetune",
+    objective: Supervised | None = None,
+    references: str | ReferenceEnergies = "fit",
+    parts: tuple[str, ...] = ("backbone",),
+) -> Run:
+    """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts``
+    it starts from.
 
-    ``references``: "fit" (least squares over compositions of ``train`` only), the name of a table of isolated atoms, or
-    ReferenceEnergies. The unit of the energy head is the root mean square force of ``train`` (its spread of energies per atom
-    where there are no forces). Validation and test labels are never used for either.
+    ``references``: "fit" (least squares over compositions of ``train`` only), the name of a table
+    of isolated atoms, or ReferenceEnergies. The unit of the energy head is the root mean square
+    force of ``train`` (its spread of energies per atom where there are no forces). Validation and
+    test labels are never used for either.
     """
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
     for part, role in ((train, "train"), (valid, "valid")):
-        missing = [label for label in ("energy", *objective.labels()) if part is not None and getattr(part, label) is None]
+        missing = [
+            label
+            for label in ("energy", *objective.labels())
+            if part is not None and getattr(part, label) is None
+        ]
         if missing:
-            raise DataError(f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})")
+            raise DataError(
+                f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})"
+            )
     if isinstance(references, str):
-        references = ReferenceEnergies.fit(train) if references == "fit" else ReferenceEnergies.from_isolated(references)
+        references = (
+            ReferenceEnergies.fit(train)
+            if references == "fit"
+            else ReferenceEnergies.from_isolated(references)
+        )
     notes: dict[str, Any] = {"task": "finetune", "init": None}
     if init is not None:
         source = init.checkpoint if isinstance(init, Run) else init

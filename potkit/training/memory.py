@@ -1,14 +1,17 @@
-"""When memory is short: a batch goes through the network in parts, and the gradients add up to that of the whole batch.
+"""When memory is short: a batch goes through the network in parts, and the gradients add up to that
+of the whole batch.
 
-A batch is corrupted as a whole and then cut between structures, so the numbers that are drawn do not depend on the parts. Each part's
-terms are divided by the counts of the whole batch: Σ_parts ∇(total_part / count) = ∇(total / count), the same gradient to rounding.
+A batch is corrupted as a whole and then cut between structures, so the numbers that are drawn do
+not depend on the parts. Each part's terms are divided by the counts of the whole batch: Σ_parts
+∇(total_part / count) = ∇(total / count), the same gradient to rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Callable, Iterator, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +25,16 @@ T = TypeVar("T")
 
 
 class Limit:
-    """How many structures go through a network at once (None: all); `attempt` halves it when the device runs out of memory."""
+    """How many structures go through a network at once (None: all); `attempt` halves it when the
+    device runs out of memory.
+    """
 
     def __init__(self, size: int | None = None, what: str = "training") -> None:
         self.size, self.what = size, what
 
     def attempt(self, n: int, work: Callable[[int], T]) -> T:
-        """``work(size)`` with at most ``n`` structures at once, tried again with half as many while memory is short; says so.
+        """``work(size)`` with at most ``n`` structures at once, tried again with half as many while
+        memory is short; says so.
 
         Raises TrainingError when a single structure is too large.
         """
@@ -40,13 +46,19 @@ class Limit:
                 if not out_of_memory(error):
                     raise
                 told = str(error).splitlines()[0][:200] if str(error) else "no further message"
-            # outside the except block: the error's traceback holds the tensors of the failed attempt
+            # outside the except block: the error's traceback holds the tensors of the failed
+            # attempt
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if size <= 1:
-                raise TrainingError(f"{self.what}: a single structure does not fit the device's memory ({told})")
+                raise TrainingError(
+                    f"{self.what}: a single structure does not fit the device's memory ({told})"
+                )
             self.size = (size + 1) // 2
-            warnings.warn(f"{self.what}: out of memory with {size} structures at once, going on with {self.size} ({told})", stacklevel=3)
+            warnings.warn(
+                f"{self.what}: out of memory with {size} structures at once, going on with {self.size} ({told})",
+                stacklevel=3,
+            )
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -55,9 +67,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """``batch`` cut into batches of at most ``size`` structures; edges are left out, to be made anew.
+    """``batch`` cut into batches of at most ``size`` structures; edges are left out, to be made
+    anew.
 
-    What has as many rows as there are atoms or structures is cut with them, single values are kept. Waits for the device once.
+    What has as many rows as there are atoms or structures is cut with them, single values are kept.
+    Waits for the device once.
     Raises TrainingError for anything else an objective may have put into the batch.
     """
     n_structures, n_atoms = batch.ptr.shape[0] - 1, batch.z.shape[0]
@@ -65,10 +79,20 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch
         return
     ptr = batch.ptr.tolist()
-    values = {k: v for k, v in batch.to_dict().items() if k not in ("edge_index", "edge_shift", "cutoff", "ptr", "num_nodes", "max_atoms")}
+    values = {
+        k: v
+        for k, v in batch.to_dict().items()
+        if k not in ("edge_index", "edge_shift", "cutoff", "ptr", "num_nodes", "max_atoms")
+    }
     for key, value in values.items():
-        if isinstance(value, (Tensor, np.ndarray)) and value.ndim and len(value) not in (1, n_atoms, n_structures):
-            raise TrainingError(f"{key} of the batch has {len(value)} rows for {n_atoms} atoms in {n_structures} structures: it cannot be cut")
+        if (
+            isinstance(value, (Tensor, np.ndarray))
+            and value.ndim
+            and len(value) not in (1, n_atoms, n_structures)
+        ):
+            raise TrainingError(
+                f"{key} of the batch has {len(value)} rows for {n_atoms} atoms in {n_structures} structures: it cannot be cut"
+            )
     for a in range(0, n_structures, size):
         b = min(a + size, n_structures)
         new = Batch()
@@ -85,7 +109,14 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def blank(batch: Batch, outputs: tuple[str, ...]) -> Prediction:
-    """Zeros in the place of a prediction: what an objective counts follows from the batch alone, and is needed before the first part."""
+    """Zeros in the place of a prediction: what an objective counts follows from the batch alone,
+    and is needed before the first part.
+    """
     n, s = batch.z.shape[0], batch.ptr.shape[0] - 1
     energy, vector = batch.pos.new_zeros(s, dtype=torch.float64), batch.pos.new_zeros(n, 3)
-    return Prediction(**{k: None if k not in outputs else energy if k == "energy" else vector for k in Prediction._fields})
+    return Prediction(
+        **{
+            k: None if k not in outputs else energy if k == "energy" else vector
+            for k in Prediction._fields
+        }
+    )

@@ -1,11 +1,12 @@
-"""The folder of one training run: what is in it, when it counts as finished, how it is taken up again.
+"""The folder of one training run: what is in it, when it counts as finished, how it is taken up
+again.
 
-    run.json              identity (model, weights at the start, data, objective, config) and versions
-    config.yaml           the settings
-    metrics.jsonl         a row per log step (`pandas.read_json(path, lines=True)`)
-    best.safetensors      weights that did best on validation (at the end of a run without validation: the final ones)
-    last.safetensors      full state to resume from; previous.safetensors the one before, should the last be damaged
-    summary.json          written last: the run is finished
+run.json              identity (model, weights at the start, data, objective, config) and versions
+config.yaml           the settings
+metrics.jsonl         a row per log step (`pandas.read_json(path, lines=True)`)
+best.safetensors      weights that did best on validation (at the end of a run without validation: the final ones)
+last.safetensors      full state to resume from; previous.safetensors the one before, should the last be damaged
+summary.json          written last: the run is finished
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ import json
 import os
 import platform
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from . import checkpoints
-from .config import TrainConfig
 from ..errors import Busy, CheckpointError, ConfigError, DataError
 from ..models import Potential
 from ..structures.storage import replacing
+from . import checkpoints
+from .config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Run:
         """The metrics as a DataFrame, a row per log step."""
         import pandas as pd
 
-        return pd.read_json(self.path / "metrics.jsonl", lines=True, precise_float=True)  # every digit that was written
+        # every digit that was written
+        return pd.read_json(self.path / "metrics.jsonl", lines=True, precise_float=True)
 
     def __repr__(self) -> str:
         best = "" if self.summary["best"] is None else f", best loss {self.summary['best']:.4g}"
@@ -92,34 +95,55 @@ class RunFolder:
     """Reads and writes the files above. Raises ConfigError when the folder holds another run."""
 
     def __init__(self, path: Path, identity: dict[str, Any], config: TrainConfig) -> None:
-        self.path, self.identity, self.config = path, json.loads(json.dumps(identity, default=str)), config
-        self.best, self.last, self.previous = (path / f"{n}.safetensors" for n in ("best", "last", "previous"))
-        self.metrics, self.summary, self.run = path / "metrics.jsonl", path / "summary.json", path / "run.json"
+        self.path, self.identity, self.config = (
+            path,
+            json.loads(json.dumps(identity, default=str)),
+            config,
+        )
+        self.best, self.last, self.previous = (
+            path / f"{n}.safetensors" for n in ("best", "last", "previous")
+        )
+        self.metrics, self.summary, self.run = (
+            path / "metrics.jsonl",
+            path / "summary.json",
+            path / "run.json",
+        )
         self.broken: set[Path] = set()
         if self.run.is_file():
             try:
                 theirs = json.loads(self.run.read_text())["identity"]
             except (ValueError, KeyError):
-                raise ConfigError(f"{self.run}: not readable; delete {path} to start anew") from None
+                raise ConfigError(
+                    f"{self.run}: not readable; delete {path} to start anew"
+                ) from None
             if theirs != self.identity:
                 differs = _differences(theirs, self.identity)
-                raise ConfigError(f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it")
+                raise ConfigError(
+                    f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it"
+                )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; raises Busy if another process does. The operating system lets go of it when a process dies."""
+        """Hold the folder; raises Busy if another process does. The operating system lets go of
+        it when a process dies.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / "run.lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise Busy(f"{self.path}: another process trains in this folder; wait for it or choose another") from None
+            raise Busy(
+                f"{self.path}: another process trains in this folder; wait for it or choose another"
+            ) from None
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror or error})"
+            ) from error
         try:
             yield
         finally:
-            if self.finished:  # before release: whoever comes next finds a finished run and needs no lock
+            # before release: whoever comes next finds a finished run and needs no lock
+            if self.finished:
                 (self.path / "run.lock").unlink(missing_ok=True)
             lock.release()
 
@@ -131,9 +155,18 @@ class RunFolder:
         for leftover in self.path.glob(".*.tmp"):  # half a file of a process that was killed
             leftover.unlink(missing_ok=True)
         if not self.run.is_file():
-            _write(self.run, {"identity": self.identity, "hash": identity_hash(self.identity), "versions": versions(), "header": header})
+            _write(
+                self.run,
+                {
+                    "identity": self.identity,
+                    "hash": identity_hash(self.identity),
+                    "versions": versions(),
+                    "header": header,
+                },
+            )
             self.config.to_yaml(self.path / "config.yaml")
-        # rows beyond the state we go on from will be made again; a last line cut short by a kill is dropped with them
+        # rows beyond the state we go on from will be made again; a last line cut short by a kill is
+        # dropped with them
         kept = []
         if self.metrics.is_file():
             for line in self.metrics.read_text().splitlines():
@@ -150,7 +183,9 @@ class RunFolder:
             with self.metrics.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise DataError(f"{self.metrics}: cannot be written ({error.strerror or error})") from error
+            raise DataError(
+                f"{self.metrics}: cannot be written ({error.strerror or error})"
+            ) from error
 
     def checkpoint(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
         """Write the full state as last.safetensors; what was there becomes previous.safetensors."""
@@ -173,7 +208,9 @@ class RunFolder:
                 continue
             state.restore(tensors, header["state"], str(path))
             if problems:
-                warnings.warn(f"{problems[0]}; going on from {path.name}, step {state.step}", stacklevel=2)
+                warnings.warn(
+                    f"{problems[0]}; going on from {path.name}, step {state.step}", stacklevel=2
+                )
             return state.step
         if problems:
             warnings.warn(f"{problems[0]}; no older state, starting anew", stacklevel=2)
@@ -183,8 +220,17 @@ class RunFolder:
         checkpoints.save(self.last, model, header | {"state": state.header()}, state.tensors())
         self.previous.unlink(missing_ok=True)
         smaller = {"micro_batch": state.limit.size} if state.limit.size else {}
-        _write(self.summary, smaller | {"steps": state.step, "seconds": state.seconds, "best": None if state.best == float("inf") else state.best,
-                              "device": str(next(model.parameters()).device), "hash": identity_hash(self.identity)})  # fmt: skip
+        _write(
+            self.summary,
+            smaller
+            | {
+                "steps": state.step,
+                "seconds": state.seconds,
+                "best": None if state.best == float("inf") else state.best,
+                "device": str(next(model.parameters()).device),
+                "hash": identity_hash(self.identity),
+            },
+        )
 
     def load(self, into: Potential) -> Run:
         """The finished run, with its best weights put into ``into``."""

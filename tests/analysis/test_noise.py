@@ -9,22 +9,30 @@ import pytest
 from tiny import one_line, rotations, water
 
 import potkit
-from potkit.analysis import noise_scale, local_vibrations
+from potkit.analysis import local_vibrations, noise_scale
 from potkit.errors import ConfigError, DataError
 
-METHANE = 1.09 / math.sqrt(3) * np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]])
+METHANE = (
+    1.09 / math.sqrt(3) * np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]])
+)
 
 
 def thermal(shape, z, n, width, seed=0, law=None, turn=True) -> potkit.Structures:
-    """``n`` copies of ``shape`` with Gaussian displacements of ``width`` Å (per axis, or an array per atom), turned and moved at random."""
+    """``n`` copies of ``shape`` with Gaussian displacements of ``width`` Å (per axis, or an
+    array per atom), turned and moved at random.
+    """
     rng = np.random.default_rng(seed)
     shape = np.broadcast_to(shape, (n, *np.shape(shape)[-2:]))
-    noise_ = (rng.normal(size=shape.shape) if law is None else law(rng, shape.shape)) * np.reshape(width, (-1, 1))
+    noise_ = (rng.normal(size=shape.shape) if law is None else law(rng, shape.shape)) * np.reshape(
+        width, (-1, 1)
+    )
     pos = shape + noise_
     if turn:
         pos = pos @ rotations(n, rng).swapaxes(1, 2) + rng.normal(scale=3.0, size=(n, 1, 3))
     k = shape.shape[1]
-    return potkit.Structures(np.tile(z, n), pos.reshape(-1, 3), k * np.arange(n + 1), info={"name": "known"})
+    return potkit.Structures(
+        np.tile(z, n), pos.reshape(-1, 3), k * np.arange(n + 1), info={"name": "known"}
+    )
 
 
 def peroxide(dihedral: np.ndarray) -> np.ndarray:
@@ -32,16 +40,19 @@ def peroxide(dihedral: np.ndarray) -> np.ndarray:
     out = np.zeros((len(dihedral), 4, 3))
     out[:, 1], out[:, 2] = [0, 0, 0], [1.45, 0, 0]
     out[:, 0] = [-0.17, 0.95, 0]
-    out[:, 3] = np.stack([np.full(len(dihedral), 1.62), 0.95 * np.cos(dihedral), 0.95 * np.sin(dihedral)], -1)
+    out[:, 3] = np.stack(
+        [np.full(len(dihedral), 1.62), 0.95 * np.cos(dihedral), 0.95 * np.sin(dihedral)], -1
+    )
     return out
 
 
-# -- amplitudes ------------------------------------------------------------------------------------------------------------------
+# -- amplitudes ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("width", [0.01, 0.05])
 def test_amplitudes_of_a_known_gaussian_are_found(width):
     structures = thermal(METHANE, [6, 1, 1, 1, 1], 2000, width)
     found = noise_scale.propose_sigma(structures, limit=2000)
-    assert found.table.loc["thermal", "all"] == pytest.approx(width, rel=0.02)  # 2000·9 degrees of freedom: 0.5 %, and second order
+    # 2000·9 degrees of freedom: 0.5 %, and second order
+    assert found.table.loc["thermal", "all"] == pytest.approx(width, rel=0.02)
     for element in "CH":
         assert found.table.loc["thermal", element] == pytest.approx(width, rel=0.04)
     assert found.weights.sum() == pytest.approx(5.0)  # every atom counts once
@@ -50,20 +61,25 @@ def test_amplitudes_of_a_known_gaussian_are_found(width):
         sigma = noise_scale.propose_sigma(structures, "harmonic", share=share, limit=2000).sigma
         assert sigma == pytest.approx(width * math.sqrt(share / (1 - share)), rel=0.03)
     assert found.explained(3 * width) == pytest.approx(0.9, abs=0.005)
-    assert found.unexplained(np.array([3 * width])) == pytest.approx([1 - 0.6 * 0.9], abs=0.005)  # 6 of 15 coordinates are rigid motion
+    # 6 of 15 coordinates are rigid motion
+    assert found.unexplained(np.array([3 * width])) == pytest.approx([1 - 0.6 * 0.9], abs=0.005)
 
 
 def test_turning_about_bonds_is_no_vibration():
     angle = np.random.default_rng(1).uniform(0, 2 * np.pi, 800)
     structures = thermal(peroxide(angle), [1, 8, 8, 1], 800, 0.02)
-    assert noise_scale.propose_sigma(structures).table.loc["thermal", "all"] == pytest.approx(0.02, rel=0.05)
+    assert noise_scale.propose_sigma(structures).table.loc["thermal", "all"] == pytest.approx(
+        0.02, rel=0.05
+    )
     assert (noise_scale.gaussian_test(structures)["verdict"] == "Gaussian").all()
     whole = noise_scale.gaussian_test(structures, frame="structure").set_index("element")
     assert whole.loc["H", "rms (Å)"] > 0.15 and whole.loc["H", "verdict"] == "no"
 
 
 def test_the_harmonic_share_is_what_the_best_linear_denoiser_reaches():
-    """Vibrations of different widths: regress the noise on the noisy coordinates and compare the explained variance."""
+    """Vibrations of different widths: regress the noise on the noisy coordinates and compare the
+    explained variance.
+    """
     rng = np.random.default_rng(0)
     widths = np.array([0.02, 0.05, 0.1])
     x = rng.normal(size=(40_000, 3)) * widths
@@ -72,20 +88,33 @@ def test_the_harmonic_share_is_what_the_best_linear_denoiser_reaches():
         y = x + eps
         best = y * (eps * y).sum(0) / (y * y).sum(0)
         reached = 1 - np.square(eps - best).mean() / sigma**2
-        assert noise_scale.explained(sigma, widths**2, np.ones(3)) == pytest.approx(reached, abs=0.01)
+        assert noise_scale.explained(sigma, widths**2, np.ones(3)) == pytest.approx(
+            reached, abs=0.01
+        )
 
 
 def test_molecules_in_a_box_share_their_star_across_the_boundary():
     box = water(30)
     rigid = noise_scale.propose_sigma(box)
     assert rigid.method == "neighbours" and "rigid" in rigid.reason and len(rigid.modes) == 0
-    assert rigid.sigma == pytest.approx(0.1 * 0.9572 / math.sqrt(3), rel=1e-2)  # nearly every atom's nearest neighbour is a bond away
+    # nearly every atom's nearest neighbour is a bond away
+    assert rigid.sigma == pytest.approx(0.1 * 0.9572 / math.sqrt(3), rel=1e-2)
     assert np.isnan(rigid.unexplained(0.1)) and rigid.range[0] == pytest.approx(rigid.sigma)
     pos = box.pos + np.random.default_rng(2).normal(scale=0.03, size=box.pos.shape)
     side = box.cell[0, 0, 0]
-    moving = potkit.Structures(box.z, np.mod(pos, side), box.ptr, cell=box.cell, pbc=box.pbc, molecule=box.molecule, info=box.info)
+    moving = potkit.Structures(
+        box.z,
+        np.mod(pos, side),
+        box.ptr,
+        cell=box.cell,
+        pbc=box.pbc,
+        molecule=box.molecule,
+        info=box.info,
+    )
     found = noise_scale.propose_sigma(moving)
-    assert found.method == "harmonic" and found.table.loc["thermal", "all"] == pytest.approx(0.03, rel=0.05)
+    assert found.method == "harmonic" and found.table.loc["thermal", "all"] == pytest.approx(
+        0.03, rel=0.05
+    )
     found = list(local_vibrations.stars(moving, limit=10_000))
     assert len(found) == 1 and found[0].u.shape == (240, 3, 3)  # 30 boxes of 8 molecules
     with pytest.raises(DataError, match="rigid"):
@@ -115,25 +144,41 @@ def test_different_orders_of_atoms_and_chiral_copies_are_kept_apart():
 
 def test_broken_bonds_and_other_orders_of_atoms_do_not_count_as_vibrations():
     rng, n, width = np.random.default_rng(3), 200, 0.02
-    ethane = np.array([[0, 0, 0.0], [1.53, 0, 0], *([-0.39, 1.03 * math.cos(t), 1.03 * math.sin(t)] for t in (0, 2.1, 4.2)),
-                       *([1.92, 1.03 * math.cos(t), 1.03 * math.sin(t)] for t in (1, 3.1, 5.2))])  # fmt: skip
+    ethane = np.array(
+        [
+            [0, 0, 0.0],
+            [1.53, 0, 0],
+            *([-0.39, 1.03 * math.cos(t), 1.03 * math.sin(t)] for t in (0, 2.1, 4.2)),
+            *([1.92, 1.03 * math.cos(t), 1.03 * math.sin(t)] for t in (1, 3.1, 5.2)),
+        ]
+    )
     other = ethane[[0, 1, 5, 6, 2, 7, 3, 4]]  # hydrogens in another order, on the other carbon
     broken = ethane.copy()
     broken[7] += [1.0, 0, 0]
     shapes = np.stack([ethane] * 100 + [other] * 60 + [broken] * 40)
     mixed = thermal(shapes, [6, 6, 1, 1, 1, 1, 1, 1], n, width)
     shuffled = mixed[rng.permutation(n)]
-    assert noise_scale.propose_sigma(shuffled).table.loc["thermal", "all"] == pytest.approx(width, rel=0.06)
+    assert noise_scale.propose_sigma(shuffled).table.loc["thermal", "all"] == pytest.approx(
+        width, rel=0.06
+    )
     assert (noise_scale.gaussian_test(shuffled)["verdict"] == "Gaussian").all()
-    swapped = thermal(np.stack([METHANE] * 150 + [METHANE[[0, 2, 1, 3, 4]]] * 50), [6, 1, 1, 1, 1], n, width)  # the same bonds, the other hand
-    assert noise_scale.propose_sigma(swapped).table.loc["thermal", "all"] == pytest.approx(width, rel=0.06)
+    # the same bonds, the other hand
+    swapped = thermal(
+        np.stack([METHANE] * 150 + [METHANE[[0, 2, 1, 3, 4]]] * 50), [6, 1, 1, 1, 1], n, width
+    )
+    assert noise_scale.propose_sigma(swapped).table.loc["thermal", "all"] == pytest.approx(
+        width, rel=0.06
+    )
 
 
-# -- the Gaussian test -------------------------------------------------------------------------------------------------------------
+# -- the Gaussian test ---------------------------------------------------------------------------
 LAWS = {
     "normal": (None, "Gaussian"),
     "uniform": (lambda rng, shape: rng.uniform(-math.sqrt(3), math.sqrt(3), shape), "no"),
-    "two minima": (lambda rng, shape: rng.choice([-1.0, 1.0], shape) + 0.3 * rng.normal(size=shape), "no"),
+    "two minima": (
+        lambda rng, shape: rng.choice([-1.0, 1.0], shape) + 0.3 * rng.normal(size=shape),
+        "no",
+    ),
     "heavy tails": (lambda rng, shape: rng.standard_t(3, shape) / math.sqrt(3), "no"),
 }
 
@@ -146,17 +191,31 @@ def test_laws_are_told_apart_by_the_size_of_the_deviation(law):
     x = rng.normal(size=(40, 800)) if draw is None else draw(rng, (40, 800))
     x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
     beyond = np.mean([noise_scale._ks(row) for row in x]) - noise_scale._ks_by_chance(800, rng)
-    assert ("Gaussian" if beyond <= noise_scale.CLOSE else "nearly" if beyond <= noise_scale.FAR else "no") == verdict, beyond
+    assert (
+        "Gaussian"
+        if beyond <= noise_scale.CLOSE
+        else "nearly"
+        if beyond <= noise_scale.FAR
+        else "no"
+    ) == verdict, beyond
 
 
 def test_gaussian_vibrations_pass_and_jumping_atoms_do_not():
-    good = noise_scale.gaussian_test(thermal(METHANE, [6, 1, 1, 1, 1], 500, 0.03)).set_index("element")
+    good = noise_scale.gaussian_test(thermal(METHANE, [6, 1, 1, 1, 1], 500, 0.03)).set_index(
+        "element"
+    )
     assert list(good.index) == ["all", "H", "C"] and (good["verdict"] == "Gaussian").all()
     assert (good["rejected (%)"] < 40).all() and abs(good.loc["all", "kurtosis"]) < 0.15
     assert good.loc["all", "KS"] == pytest.approx(good.loc["all", "by chance"], abs=0.01)
     two = LAWS["two minima"][0]
-    bad = noise_scale.gaussian_test(thermal(peroxide(np.zeros(500)), [1, 8, 8, 1], 500, [0.12, 0, 0, 0.12], law=two)).set_index("element")
-    assert bad.loc["H", "verdict"] == "no" and bad.loc["H", "kurtosis"] < -0.5 and bad.loc["H", "rejected (%)"] > 50
+    bad = noise_scale.gaussian_test(
+        thermal(peroxide(np.zeros(500)), [1, 8, 8, 1], 500, [0.12, 0, 0, 0.12], law=two)
+    ).set_index("element")
+    assert (
+        bad.loc["H", "verdict"] == "no"
+        and bad.loc["H", "kurtosis"] < -0.5
+        and bad.loc["H", "rejected (%)"] > 50
+    )
 
 
 def test_more_data_do_not_change_the_verdict():
@@ -164,7 +223,9 @@ def test_more_data_do_not_change_the_verdict():
     law = LAWS["heavy tails"][0]
     beyond = []
     for n in (400, 4000):
-        table = noise_scale.gaussian_test(thermal(METHANE, [6, 1, 1, 1, 1], n, 0.02, law=law), limit=n).iloc[0]
+        table = noise_scale.gaussian_test(
+            thermal(METHANE, [6, 1, 1, 1, 1], n, 0.02, law=law), limit=n
+        ).iloc[0]
         beyond.append(table["KS"] - table["by chance"])
     assert beyond[0] == pytest.approx(beyond[1], abs=0.02)
 
@@ -176,19 +237,25 @@ def test_histogram_data_are_standardised():
     assert table["displacement (Å)"].std() < 0.05
 
 
-# -- whatever else -----------------------------------------------------------------------------------------------------------------
+# -- whatever else -------------------------------------------------------------------------------
 def test_the_same_data_and_seed_give_the_same_answer():
     structures = thermal(METHANE, [6, 1, 1, 1, 1], 600, 0.05)
-    first, again, other = (noise_scale.propose_sigma(structures, limit=100, seed=s) for s in (0, 0, 1))
+    first, again, other = (
+        noise_scale.propose_sigma(structures, limit=100, seed=s) for s in (0, 0, 1)
+    )
     assert first.sigma == again.sigma != other.sigma
-    assert noise_scale.gaussian_test(structures, limit=100).equals(noise_scale.gaussian_test(structures, limit=100))
+    assert noise_scale.gaussian_test(structures, limit=100).equals(
+        noise_scale.gaussian_test(structures, limit=100)
+    )
 
 
 def test_single_structures_fall_back_on_neighbours_and_say_why():
     found = noise_scale.propose_sigma(thermal(METHANE, [6, 1, 1, 1, 1], 3, 0.02))
     assert found.method == "neighbours" and "fewer than 10" in found.reason
     assert "neighbours" in repr(found) and "<table" in found._repr_html_()
-    assert potkit.AnisotropicDenoise(sigma=found.sigma, elements=found.per_element).elements.keys() == {"H", "C"}
+    assert potkit.AnisotropicDenoise(
+        sigma=found.sigma, elements=found.per_element
+    ).elements.keys() == {"H", "C"}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +281,9 @@ def test_atoms_without_neighbours_say_nothing():
 
 
 def test_embedded_molecules():
-    """ani-mini: the proposal lies among the σ that notebook 02 finds useful, 0.05 to 0.2 Å, and vibrations are Gaussian nearly."""
+    """ani-mini: the proposal lies among the σ that notebook 02 finds useful, 0.05 to 0.2 Å, and
+    vibrations are Gaussian nearly.
+    """
     structures = potkit.load("ani-mini")
     structures = structures[np.isin(structures.system, np.unique(structures.system)[::8])]
     found = noise_scale.propose_sigma(structures)
@@ -222,17 +291,26 @@ def test_embedded_molecules():
     low, high = found.range
     assert 0.03 < low < found.sigma < high < 0.35
     assert found.per_element["H"] > found.per_element["C"]  # light atoms move more
-    assert noise_scale.gaussian_test(structures).set_index("element").loc["all", "verdict"] in ("Gaussian", "nearly")
+    assert noise_scale.gaussian_test(structures).set_index("element").loc["all", "verdict"] in (
+        "Gaussian",
+        "nearly",
+    )
 
 
 def test_reference_molecules(reference_data):
-    """3BPA at 300 K: one molecule in several conformers, Gaussian in its stars and not as a whole. Ethane up to bond breaking is wider."""
+    """3BPA at 300 K: one molecule in several conformers, Gaussian in its stars and not as a
+    whole. Ethane up to bond breaking is wider.
+    """
     bpa = potkit.read(reference_data / "3bpa" / "train_300K.xyz")
     assert noise_scale.propose_sigma(bpa).sigma == pytest.approx(0.10, abs=0.02)
-    assert noise_scale.gaussian_test(bpa).loc[0, "verdict"] == "Gaussian" and noise_scale.gaussian_test(bpa, "structure").loc[0, "verdict"] == "no"
+    assert (
+        noise_scale.gaussian_test(bpa).loc[0, "verdict"] == "Gaussian"
+        and noise_scale.gaussian_test(bpa, "structure").loc[0, "verdict"] == "no"
+    )
     alkanes = potkit.read(reference_data / "ani1-alkanes" / "core")
     wide = noise_scale.propose_sigma(alkanes)
     assert wide.sigma > 0.15 and wide.sigma <= wide.range[1]
-    # molecular dynamics from two files with different orders of atoms: vibrations as narrow as in one of them
+    # molecular dynamics from two files with different orders of atoms: vibrations as narrow as in
+    # one of them
     moving = noise_scale.propose_sigma(potkit.read(reference_data / "ani1-alkanes" / "md"))
     assert 0.02 < moving.table.loc["thermal", "all"] < 0.05

@@ -1,4 +1,6 @@
-"""potkit bench at toy size: outputs agree with the peers', tables have their columns, memory and roofline are what they claim."""
+"""potkit bench at toy size: outputs agree with the peers', tables have their columns, memory and
+roofline are what they claim.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ import pytest
 import torch
 from tiny import one_line
 
-from potkit.cli import main as cli
 from potkit import models
-from potkit.report import tables as report
 from potkit.bench import common, infer, neighbors, peers, scaling, step
+from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
 from potkit.objectives import Denoise
+from potkit.report import tables as report
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +61,20 @@ def test_peak_memory_counts_what_is_alive_at_once():
         return c
 
     assert common.peak_memory(work) == pytest.approx(8, abs=0.1)
-    assert common.peak_memory(lambda: [torch.ones(2**18) for _ in range(8)]) == pytest.approx(8, abs=0.1)
-    assert common.peak_memory(lambda: [torch.ones(2**18).sum() for _ in range(8)]) == pytest.approx(1, abs=0.1)
+    assert common.peak_memory(lambda: [torch.ones(2**18) for _ in range(8)]) == pytest.approx(
+        8, abs=0.1
+    )
+    assert common.peak_memory(lambda: [torch.ones(2**18).sum() for _ in range(8)]) == pytest.approx(
+        1, abs=0.1
+    )
 
 
 def test_disagreement_stops_the_benchmark():
     a, b = torch.ones(3), torch.tensor([1.0, 1.0, 1.1])
-    rivals = [common.Rival("right", lambda: None, lambda: a), common.Rival("wrong", lambda: None, lambda: b)]
+    rivals = [
+        common.Rival("right", lambda: None, lambda: a),
+        common.Rival("wrong", lambda: None, lambda: b),
+    ]
     with pytest.raises(DataError) as error:
         common.compare("toy", rivals, 1, "cpu", 1)
     assert one_line(error.value) == "toy: wrong differs from right by 1.0e-01, more than 1e-05"
@@ -99,7 +108,9 @@ def test_step_trains_and_fills_the_table(case):
     assert table["implementation"].iloc[0] == {"egnn": "plain EGNN", "schnet": "PyG SchNet"}[case]
     ours = table[(table["implementation"] == "potkit") & (table["precision"] == "float32")].iloc[0]
     assert ours["agreement"] < 1e-5 and ours["over_roofline"] > 0 and ours["peak_mb"] > 0
-    assert table["ratio"].iloc[0] == 1 and (table[["median_s", "ratio_low", "ratio_high"]] > 0).all(axis=None)
+    assert table["ratio"].iloc[0] == 1 and (table[["median_s", "ratio_low", "ratio_high"]] > 0).all(
+        axis=None
+    )
     assert (table["atoms"] > 3 * 4).all() and (table["edges"] > table["atoms"]).all()
 
 
@@ -108,21 +119,30 @@ def test_trainer_changes_the_weights():
     model = models.build("schnet", "small", hidden=8, filters=8, layers=1)
     structures, _ = common.alkanes(2)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    step.trainer(model, structures, "cpu", lambda m, b: step.potkit_vector(m, b, None, "cpu"), fused=True)()
+    step.trainer(
+        model, structures, "cpu", lambda m, b: step.potkit_vector(m, b, None, "cpu"), fused=True
+    )()
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert {"backbone.layers.0.filter_out.weight", "energy_head.mlp.0.weight"} <= changed
 
 
 def test_infer_compares_forces():
-    table = infer.run(threads=1, repeats=1, cases=("egnn", "schnet"), batch=2, hidden=16, memory=False)
+    table = infer.run(
+        threads=1, repeats=1, cases=("egnn", "schnet"), batch=2, hidden=16, memory=False
+    )
     ours = table[(table["implementation"] == "potkit") & (table["precision"] == "float32")]
     assert len(ours) == 2 and (ours["agreement"] < 1e-4).all() and (ours["per_second"] > 0).all()
 
 
 def test_infer_with_kernels(compiled_kernels):
-    table = infer.run(threads=1, repeats=1, cases=("torchmd_et",), batch=2, hidden=16, compile=True, memory=False)
+    table = infer.run(
+        threads=1, repeats=1, cases=("torchmd_et",), batch=2, hidden=16, compile=True, memory=False
+    )
     own = table[table["implementation"] == "potkit, compiled"]
-    assert len(own[own["precision"] == "float32"]) == 1 and (own[own["precision"] == "float32"]["agreement"] < 1e-4).all()
+    assert (
+        len(own[own["precision"] == "float32"]) == 1
+        and (own[own["precision"] == "float32"]["agreement"] < 1e-4).all()
+    )
 
 
 @pytest.mark.parametrize("n", [300])
@@ -133,12 +153,21 @@ def test_neighbors_finds_what_the_others_find(n):
 
 
 def test_scaling_table_and_figure():
-    table = scaling.run(threads=1, repeats=1, atoms=(10, 40), batches=(1, 2), widths=(8, 16), total=80)
-    assert list(table.columns) == scaling.COLUMNS and list(table["sweep"]) == ["atoms"] * 2 + ["batch"] * 2 + ["width"] * 2
+    table = scaling.run(
+        threads=1, repeats=1, atoms=(10, 40), batches=(1, 2), widths=(8, 16), total=80
+    )
+    assert (
+        list(table.columns) == scaling.COLUMNS
+        and list(table["sweep"]) == ["atoms"] * 2 + ["batch"] * 2 + ["width"] * 2
+    )
     assert (table[["median_s", "us_per_atom", "kb_per_atom"]] > 0).all(axis=None)
     assert list(table["time_exponent"].notna()) == [False, True] * 3
     figure = scaling.figure(table)
-    assert len(figure.data) == 6 and list(figure.data[0].x) == [10, 40] and len(figure.layout.annotations) == 6
+    assert (
+        len(figure.data) == 6
+        and list(figure.data[0].x) == [10, 40]
+        and len(figure.layout.annotations) == 6
+    )
     with pytest.raises(ConfigError, match="no sweep 'colour'"):
         scaling.run(sweeps=("colour",))
     with pytest.raises(ConfigError, match="unknown model 'schent'"):
@@ -146,11 +175,19 @@ def test_scaling_table_and_figure():
 
 
 def test_exponents_are_those_of_the_whole():
-    """Per atom n^0.2 is n^1.2 for a structure; a step at width w costs w^1.5; a sweep of one size has no exponent."""
+    """Per atom n^0.2 is n^1.2 for a structure; a step at width w costs w^1.5; a sweep of one
+    size has no exponent.
+    """
     import pandas as pd
 
-    rows = [{"sweep": "atoms", "value": n, "us_per_atom": 3 * n**0.2, "kb_per_atom": 5.0} for n in (10, 100, 1000)]
-    rows += [{"sweep": "width", "value": w, "us_per_atom": 7 * w**1.5, "kb_per_atom": 2 / w} for w in (16, 64)]
+    rows = [
+        {"sweep": "atoms", "value": n, "us_per_atom": 3 * n**0.2, "kb_per_atom": 5.0}
+        for n in (10, 100, 1000)
+    ]
+    rows += [
+        {"sweep": "width", "value": w, "us_per_atom": 7 * w**1.5, "kb_per_atom": 2 / w}
+        for w in (16, 64)
+    ]
     rows += [{"sweep": "batch", "value": 4, "us_per_atom": 1.0, "kb_per_atom": 1.0}]
     found = scaling.exponents(pd.DataFrame(rows))
     assert found["time_exponent"].dropna().tolist() == pytest.approx([1.2, 1.5])
@@ -159,31 +196,65 @@ def test_exponents_are_those_of_the_whole():
 
 
 def test_scaling_command_and_its_block(tmp_path, capsys, monkeypatch):
-    """The table as JSON, the figure as a picture and as a page in a gallery, and the block of the README."""
+    """The table as JSON, the figure as a picture and as a page in a gallery, and the block of
+    the README.
+    """
     original = scaling.run
-    monkeypatch.setattr(scaling, "run", lambda **options: original(**options, atoms=(10, 40), total=40))
+    monkeypatch.setattr(
+        scaling, "run", lambda **options: original(**options, atoms=(10, 40), total=40)
+    )
     (tmp_path / "README.md").write_text("# Figures\n")
     for name in ("cost.png", "cost.html"):
         with pytest.raises(SystemExit) as done:
             options = ["--threads", "1", "--repeats", "1", "--sweep", "atoms"]
-            cli.main(["bench", "scaling", *options, "--json", str(tmp_path / "bench-scaling.json"), "--figure", str(tmp_path / name)])
+            cli.main(
+                [
+                    "bench",
+                    "scaling",
+                    *options,
+                    "--json",
+                    str(tmp_path / "bench-scaling.json"),
+                    "--figure",
+                    str(tmp_path / name),
+                ]
+            )
         assert not done.value.code
         assert f"written: {tmp_path / name}" in capsys.readouterr().out
         assert (tmp_path / "cost.png").read_bytes()[:4] == b"\x89PNG"
         (tmp_path / "cost.png").unlink()
     assert "Cost of a pretraining step: egnn, 1 CPU thread" in (tmp_path / "README.md").read_text()
     block = report.fill("<!-- bench: scaling -->\n<!-- end -->", tmp_path)
-    assert "| sweep | size | atoms in the batch |" in block and "| atoms | 40 | 40 |" in block and "\nMade by `potkit " in block
+    assert (
+        "| sweep | size | atoms in the batch |" in block
+        and "| atoms | 40 | 40 |" in block
+        and "\nMade by `potkit " in block
+    )
 
 
 def test_command_writes_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(neighbors, "run", lambda **options: _few(options))
     cli.main_arguments = None
     with pytest.raises(SystemExit) as done:
-        cli.main(["bench", "neighbors", "--threads", "1", "--repeats", "1", "--json", str(tmp_path / "n.json")])
+        cli.main(
+            [
+                "bench",
+                "neighbors",
+                "--threads",
+                "1",
+                "--repeats",
+                "1",
+                "--json",
+                str(tmp_path / "n.json"),
+            ]
+        )
     assert not done.value.code
     content = json.loads((tmp_path / "n.json").read_text())
-    assert content["commit"] and content["hardware"] and content["rows"][0]["case"] == "toy" and content["rows"][0]["ratio"] is None
+    assert (
+        content["commit"]
+        and content["hardware"]
+        and content["rows"][0]["case"] == "toy"
+        and content["rows"][0]["ratio"] is None
+    )
     assert "toy" in capsys.readouterr().out
 
 
@@ -198,13 +269,25 @@ def _few(options):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["bench", "step", "--case", "mace"], "error: --case 'mace' is not one of egnn, torchmd_et, schnet, nequip"),
+        (
+            ["bench", "step", "--case", "mace"],
+            "error: --case 'mace' is not one of egnn, torchmd_et, schnet, nequip",
+        ),
         (["bench", "step", "--device", "tpu"], "error: --device must be cpu or cuda, got 'tpu'"),
         (["bench", "neighbors", "--threads", "0"], "error: --threads must be at least 1, got 0"),
         (["bench", "neighbors", "--repeats", "0"], "error: --repeats must be at least 1, got 0"),
-        (["bench", "scaling", "--figure", "a.pdf"], "error: --figure a.pdf: expected a name that ends in .png, .svg or .html"),
-        (["bench", "scaling", "--figure", "no/such/folder/x.png"], "error: --figure no/such/folder/x.png: there is no folder"),
-        (["bench", "infer", "--json", "no/such/folder/x.json"], "error: --json no/such/folder/x.json: there is no folder"),
+        (
+            ["bench", "scaling", "--figure", "a.pdf"],
+            "error: --figure a.pdf: expected a name that ends in .png, .svg or .html",
+        ),
+        (
+            ["bench", "scaling", "--figure", "no/such/folder/x.png"],
+            "error: --figure no/such/folder/x.png: there is no folder",
+        ),
+        (
+            ["bench", "infer", "--json", "no/such/folder/x.json"],
+            "error: --json no/such/folder/x.json: there is no folder",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
@@ -214,7 +297,7 @@ def test_mistakes_are_one_line(arguments, message, capsys):
     assert done.value.code == 1 and error.startswith(message) and error.count("\n") == 1
 
 
-# -- the options of training that the benchmarks are about ------------------------------------------------------------------------
+# -- the options of training that the benchmarks are about ---------------------------------------
 def test_compile_is_refused_where_it_cannot_work(tmp_path):
     from tiny import molecules
 
@@ -223,8 +306,16 @@ def test_compile_is_refused_where_it_cannot_work(tmp_path):
 
     with pytest.raises(ConfigError) as error:
         model = models.build("egnn", "small", hidden=8, layers=1, vector="gradient")
-        loop.pretrain(model, molecules(4), Denoise(), TrainConfig(steps=1, compile=True, device="cpu", progress=False), tmp_path)
-    assert one_line(error.value).startswith("config: compile does not work for vector as −∂E/∂x: torch.compile cannot be")
+        loop.pretrain(
+            model,
+            molecules(4),
+            Denoise(),
+            TrainConfig(steps=1, compile=True, device="cpu", progress=False),
+            tmp_path,
+        )
+    assert one_line(error.value).startswith(
+        "config: compile does not work for vector as −∂E/∂x: torch.compile cannot be"
+    )
 
 
 def test_compiled_for_the_run_only(monkeypatch):
@@ -245,4 +336,7 @@ def test_compiled_for_the_run_only(monkeypatch):
 def test_defaults_leave_the_identity_of_earlier_runs():
     from potkit import TrainConfig
 
-    assert "compile" not in TrainConfig().identity() and TrainConfig(compile=True).identity()["compile"]
+    assert (
+        "compile" not in TrainConfig().identity()
+        and TrainConfig(compile=True).identity()["compile"]
+    )

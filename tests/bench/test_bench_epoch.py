@@ -1,4 +1,6 @@
-"""potkit bench epoch: the real loop over all structures, its rows, and the busy share from a profile."""
+"""potkit bench epoch: the real loop over all structures, its rows, and the busy share from a
+profile.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ import torch
 from tiny import molecules
 
 from potkit import TrainConfig, datasets, models
-from potkit.cli import main as cli
-from potkit.report import tables as report
 from potkit.bench import epoch
+from potkit.cli import main as cli
 from potkit.errors import ConfigError
 from potkit.objectives import Denoise
+from potkit.report import tables as report
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,11 @@ def small(monkeypatch):
     before = torch.get_num_threads()
     build = models.build
     monkeypatch.setattr(datasets, "load", lambda name: molecules(20))
-    monkeypatch.setattr(models, "build", lambda name, preset, **options: build(name, preset, hidden=8, layers=1, **options))
+    monkeypatch.setattr(
+        models,
+        "build",
+        lambda name, preset, **options: build(name, preset, hidden=8, layers=1, **options),
+    )
     yield
     torch.set_num_threads(before)
 
@@ -32,13 +38,16 @@ def small(monkeypatch):
 def test_rows_of_a_whole_epoch():
     table = epoch.run(repeats=2, cases=("egnn", "torchmd_et"), preset="small", batch=8)
     assert list(table.columns) == epoch.COLUMNS and list(table["case"]) == ["egnn", "torchmd_et"]
-    assert set(table["steps"]) == {2} and set(table["structures"]) == {16}  # 20 structures in batches of 8
+    # 20 structures in batches of 8
+    assert set(table["steps"]) == {2} and set(table["structures"]) == {16}
     assert table["gpu_busy"].isna().all() and (table["spread_s"] > 0).all()
     assert np.allclose(table["per_second"] * table["median_s"], 16)
 
 
 def test_every_structure_is_trained_on(monkeypatch):
-    """Nothing is set aside, nothing validated, and the loop is that of `pretrain`, run to the end."""
+    """Nothing is set aside, nothing validated, and the loop is that of `pretrain`, run to the
+    end.
+    """
     seen = []
     objective = epoch.Watched(Denoise(sigma=0.1), lambda step: seen.append(step))
     config = TrainConfig(epochs=1.0, batch_size=5, device="cpu", progress=False)
@@ -64,13 +73,21 @@ def test_watched_is_the_objective_it_watches():
     objective = Denoise(sigma=0.3)
     watched, batch = epoch.Watched(objective, lambda step: None), molecules(2).batch()
     assert watched.to_dict() == objective.to_dict() and watched.needed() == objective.needed()
-    first, second = (o.corrupt(batch, torch.Generator().manual_seed(0)) for o in (watched, objective))
+    first, second = (
+        o.corrupt(batch, torch.Generator().manual_seed(0)) for o in (watched, objective)
+    )
     assert torch.equal(first.pos, second.pos)
 
 
 @pytest.mark.parametrize(
     "intervals, length",
-    [([], 0), ([(0, 4)], 4), ([(5, 6), (0, 4)], 5), ([(0, 4), (2, 6)], 6), ([(0, 10), (2, 3), (4, 12), (12, 13)], 13)],
+    [
+        ([], 0),
+        ([(0, 4)], 4),
+        ([(5, 6), (0, 4)], 5),
+        ([(0, 4), (2, 6)], 6),
+        ([(0, 10), (2, 3), (4, 12), (12, 13)], 13),
+    ],
 )
 def test_covered(intervals, length):
     assert epoch.covered(intervals) == length
@@ -91,7 +108,9 @@ class Event:
 
 
 def test_busy_share(monkeypatch):
-    """Kernels of 0.3 s in 0.5 s; copies and annotations do not count; the device is waited for before and after the watched steps only."""
+    """Kernels of 0.3 s in 0.5 s; copies and annotations do not count; the device is waited for
+    before and after the watched steps only.
+    """
     kernels = [Event("kernel", 10**8 * k, 10**8) for k in (0, 2, 3)]
     others = [Event("gpu_memcpy", 5 * 10**8, 10**8), Event("gpu_user_annotation", 0, 10**9)]
     log, times = [], itertools.count(1.0, 0.5)
@@ -112,10 +131,18 @@ def test_busy_share(monkeypatch):
 
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
-    monkeypatch.setattr(epoch.time, "perf_counter", lambda: next(times) if log and log[-1] in ("wait", "start") else 0.0)
-    monkeypatch.setattr(epoch, "epoch", lambda model, structures, objective, config: [
-        objective.corrupt(molecules(1).batch(), torch.Generator()) for _ in range(config.steps)
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        epoch.time,
+        "perf_counter",
+        lambda: next(times) if log and log[-1] in ("wait", "start") else 0.0,
+    )
+    monkeypatch.setattr(
+        epoch,
+        "epoch",
+        lambda model, structures, objective, config: [
+            objective.corrupt(molecules(1).batch(), torch.Generator()) for _ in range(config.steps)
+        ],
+    )
     share = epoch.busy(None, molecules(4), TrainConfig(steps=3, device="cpu"))
     assert log == ["wait", "start", "wait", "stop"] and share == pytest.approx(0.6)
 
@@ -130,13 +157,27 @@ def test_on_a_gpu():
 
 def test_command_and_block(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
-        options = ["--case", "schnet", "--preset", "small", "--batch", "4", "--steps", "2", "--threads", "1"]
+        options = [
+            "--case",
+            "schnet",
+            "--preset",
+            "small",
+            "--batch",
+            "4",
+            "--steps",
+            "2",
+            "--threads",
+            "1",
+        ]
         cli.main(["bench", "epoch", *options, "--json", str(tmp_path / "bench-epoch.json")])
     assert not done.value.code and "schnet" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "bench-epoch.json").read_text())["rows"]
     assert row["structures"] == 8 and row["gpu_busy"] is None and not row["compiled"]
     block = report.fill("<!-- bench: epoch -->\n<!-- end -->", tmp_path)
-    assert "| network | preset | precision | batch | structures | time (s) | structures per second |\n" in block
+    assert (
+        "| network | preset | precision | batch | structures | time (s) | structures per second |\n"
+        in block
+    )
     assert "| schnet | small | 32-true | 4 | 8 |" in block
 
 

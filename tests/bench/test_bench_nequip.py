@@ -1,4 +1,6 @@
-"""The nequip package with potkit's weights: every layer and the forces agree, with and without parity; and it trains in the benchmark."""
+"""The nequip package with potkit's weights: every layer and the forces agree, with and without
+parity; and it trains in the benchmark.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("options", [dict(parity=False, layers=2, cutoff=5.0), dict(parity=True, layers=4, radial=5, neighbors=7.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(parity=False, layers=2, cutoff=5.0),
+        dict(parity=True, layers=4, radial=5, neighbors=7.0),
+    ],
+)
 def test_all_layers_agree(options):
     from potkit.bench.peers_nequip import nequip
 
@@ -33,19 +41,34 @@ def test_all_layers_agree(options):
     for k, layer in enumerate(model.backbone.layers):
         layer.register_forward_hook(lambda module, inputs, out: ours.append(out))
         getattr(peer.module.network, f"layer{k}").register_forward_hook(
-            lambda module, inputs, out: theirs.append((module.irreps_out["node_features"], out["node_features"].clone()))
+            lambda module, inputs, out: theirs.append(
+                (module.irreps_out["node_features"], out["node_features"].clone())
+            )
         )
-    assert common.agreement(step.potkit_vector(model, batch, None, "cpu"), peer.predict(peer.module, batch)) < 1e-5
+    assert (
+        common.agreement(
+            step.potkit_vector(model, batch, None, "cpu"), peer.predict(peer.module, batch)
+        )
+        < 1e-5
+    )
     assert len(ours) == options["layers"]
     for mine, (kinds, flat) in zip(ours, theirs):
         assert len(mine) == len(kinds)
         for part, (channels, ir) in zip(kinds.slices(), kinds):
-            assert common.agreement(mine[ir], flat[:, part].unflatten(1, (channels, ir.dim)).transpose(1, 2)) < 1e-5
+            assert (
+                common.agreement(
+                    mine[ir], flat[:, part].unflatten(1, (channels, ir.dim)).transpose(1, 2)
+                )
+                < 1e-5
+            )
 
 
 def test_reference_is_the_papers():
     model = peers.reference("nequip", 256)
-    assert model.recipe["options"] == models.presets("nequip")["paper"] | {"vector": "gradient", "vectors": False}
+    assert model.recipe["options"] == models.presets("nequip")["paper"] | {
+        "vector": "gradient",
+        "vectors": False,
+    }
 
 
 def test_same_number_of_weights():
@@ -59,8 +82,13 @@ def test_same_number_of_weights():
 def test_in_the_benchmarks(monkeypatch):
     small = models.build("nequip", "paper", **OPTIONS, layers=2)
     monkeypatch.setattr(peers, "reference", lambda case, hidden: small)
-    table = step.run(threads=1, repeats=1, cases=("nequip",), batch=32, hidden=16, memory=False, compile=True)
-    assert list(table["implementation"])[:2] == ["nequip", "potkit"] and (table.iloc[:2]["agreement"] < 1e-5).all()
+    table = step.run(
+        threads=1, repeats=1, cases=("nequip",), batch=32, hidden=16, memory=False, compile=True
+    )
+    assert (
+        list(table["implementation"])[:2] == ["nequip", "potkit"]
+        and (table.iloc[:2]["agreement"] < 1e-5).all()
+    )
     assert table["atoms"].max() < 50  # two structures, a sixteenth of 32
     table = infer.run(threads=1, repeats=1, cases=("nequip",), batch=32, hidden=16, memory=False)
     assert (table.iloc[:2]["agreement"] < 1e-4).all()

@@ -1,4 +1,6 @@
-"""bf16-mixed: forces are trained through it by every network of the study, whose grid differs in the precision alone."""
+"""bf16-mixed: forces are trained through it by every network of the study, whose grid differs in
+the precision alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from tiny import molecules
 
 from potkit import TrainConfig, models
 from potkit.experiments import yaml_form
-from potkit.training import loop
 from potkit.objectives import Supervised
+from potkit.training import loop
 
 STUDY = Path(__file__).resolve().parents[2] / "data/results/precision.yaml"
 
@@ -19,7 +21,9 @@ STUDY = Path(__file__).resolve().parents[2] / "data/results/precision.yaml"
 def test_the_study_differs_in_precision_only():
     grid = yaml_form.read(STUDY).specs
     assert [tuple(columns.values()) for columns, _ in grid] == [
-        (network, precision) for network in ("egnn", "torchmd_et", "schnet") for precision in ("float32", "bf16-mixed")
+        (network, precision)
+        for network in ("egnn", "torchmd_et", "schnet")
+        for precision in ("float32", "bf16-mixed")
     ]
     for (_, full), (_, low) in zip(grid[::2], grid[1::2]):
         for spec, wanted in ((full, "32-true"), (low, "bf16-mixed")):
@@ -29,7 +33,9 @@ def test_the_study_differs_in_precision_only():
 
 @pytest.mark.parametrize("name", ["egnn", "torchmd_et", "schnet"])
 def test_gradient_of_a_force_loss(name):
-    """Of the weights, through −∂E/∂x: of float32, finite, and within a few per cent of what float32 gives."""
+    """Of the weights, through −∂E/∂x: of float32, finite, and within a few per cent of what
+    float32 gives.
+    """
     model = models.build(name, "small", seed=0)
     objective = Supervised(energy=1, forces=100, loss_function="mse")
     batch = objective.corrupt(molecules(6).batch(), torch.Generator())
@@ -39,7 +45,9 @@ def test_gradient_of_a_force_loss(name):
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             prediction = model(batch, objective.needed())
         assert prediction.energy.dtype == torch.float64
-        objective.loss(prediction, batch)[0].backward(inputs=[p for n, p in model.named_parameters() if n.startswith(("backbone", "energy"))])
+        objective.loss(prediction, batch)[0].backward(
+            inputs=[p for n, p in model.named_parameters() if n.startswith(("backbone", "energy"))]
+        )
         found = [p.grad for p in model.parameters() if p.grad is not None]
         assert {g.dtype for g in found} == {torch.float32}
         gradients.append(torch.cat([g.flatten() for g in found]))
@@ -52,9 +60,26 @@ def test_forces_are_learned(name, tmp_path):
     """As far as in float32: the weights stay float32, and the loss ends where it ends there."""
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
-        config = TrainConfig(steps=12, batch_size=6, lr=3e-3, precision=precision, device="cpu", progress=False, log_every=1, seed=1)
-        run = loop.finetune(models.build(name, "small", seed=0), molecules(12), None, config, out=tmp_path / precision)
+        config = TrainConfig(
+            steps=12,
+            batch_size=6,
+            lr=3e-3,
+            precision=precision,
+            device="cpu",
+            progress=False,
+            log_every=1,
+            seed=1,
+        )
+        run = loop.finetune(
+            models.build(name, "small", seed=0),
+            molecules(12),
+            None,
+            config,
+            out=tmp_path / precision,
+        )
         assert {p.dtype for p in run.model.parameters()} == {torch.float32}
         losses[precision] = run.metrics["loss"].to_numpy()
     full, low = losses["32-true"], losses["bf16-mixed"]
-    assert full[-1] < full[0] and low[-1] == pytest.approx(full[-1], rel=0.05) and (low != full).any()
+    assert (
+        full[-1] < full[0] and low[-1] == pytest.approx(full[-1], rel=0.05) and (low != full).any()
+    )

@@ -1,4 +1,6 @@
-"""The command line: the whole path on a tiny file, and one clear line for every mistake, with nothing half-written."""
+"""The command line: the whole path on a tiny file, and one clear line for every mistake, with
+nothing half-written.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,35 @@ import pytest
 from potkit.cli import main as cli
 from potkit.errors import ConfigError
 
-METHANE = np.array([[0, 0, 0], [0.63, 0.63, 0.63], [-0.63, -0.63, 0.63], [-0.63, 0.63, -0.63], [0.63, -0.63, -0.63]])
-SMALL = ["--set", "hidden=8", "--set", "layers=2", "--batch-size", "4", "--device", "cpu", "--config-set", "progress=false"]
+METHANE = np.array(
+    [
+        [0, 0, 0],
+        [0.63, 0.63, 0.63],
+        [-0.63, -0.63, 0.63],
+        [-0.63, 0.63, -0.63],
+        [0.63, -0.63, -0.63],
+    ]
+)
+SMALL = [
+    "--set",
+    "hidden=8",
+    "--set",
+    "layers=2",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+    "--config-set",
+    "progress=false",
+]
 
 
-def extxyz(path: Path, count: int = 24, symbols: str = "CHHHH", broken: str = "", seed: int = 0) -> Path:
-    """Shaken methanes, bound by springs to their tetrahedron, so that energy and forces belong together."""
+def extxyz(
+    path: Path, count: int = 24, symbols: str = "CHHHH", broken: str = "", seed: int = 0
+) -> Path:
+    """Shaken methanes, bound by springs to their tetrahedron, so that energy and forces belong
+    together.
+    """
     rng, lines = np.random.default_rng(seed), []
     for frame in range(count):
         shift = 0.05 * rng.standard_normal(METHANE.shape)
@@ -63,23 +88,50 @@ def methane(tmp_path_factory) -> Path:
 def pretrained(tmp_path_factory, methane) -> Path:
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     with pytest.raises(SystemExit) as stop:
-        cli.main(["pretrain", "--data", str(methane), "--sigma", "0.1", "--steps", "4", "--out", str(out), *SMALL])
+        cli.main(
+            [
+                "pretrain",
+                "--data",
+                str(methane),
+                "--sigma",
+                "0.1",
+                "--steps",
+                "4",
+                "--out",
+                str(out),
+                *SMALL,
+            ]
+        )
     assert not stop.value.code
     return out
 
 
-# --- the path --------------------------------------------------------------------------------------------------------------------
+# --- the path -----------------------------------------------------------------------------------
 
 
 def test_pretrain_finetune_evaluate(run, here, methane, pretrained):
     test = extxyz(here / "test.xyz", 6, seed=1)
-    arguments = ["finetune", "--data", methane, "--init", pretrained, "--labels", 8, "--steps", 6, "--test", test, *SMALL[4:]]
+    arguments = [
+        "finetune",
+        "--data",
+        methane,
+        "--init",
+        pretrained,
+        "--labels",
+        8,
+        "--steps",
+        6,
+        "--test",
+        test,
+        *SMALL[4:],
+    ]
     code, out, err = run(*arguments)
     assert code == 0, err
     assert "runs/finetune/best.safetensors" in out and "test: Evaluation(6 structures" in out
     code, evaluated, _ = run("evaluate", "runs/finetune", "--data", test, "--out", "errors.csv")
     assert code == 0
-    assert evaluated.splitlines()[0] == out.split("test: ")[1].strip()  # the stored model is the one that was tested
+    # the stored model is the one that was tested
+    assert evaluated.splitlines()[0] == out.split("test: ")[1].strip()
     assert len((here / "errors.csv").read_text().splitlines()) == 7
     weights = (here / "runs/finetune/best.safetensors").read_bytes()
     code, again, _ = run(*arguments)  # finished: found, not trained anew
@@ -96,24 +148,40 @@ def test_every_registered_objective_and_model_is_reachable(run, methane):
     assert cli._objective("masked", ["elements=[1, 6]"], ratio=0.25).elements == (1, 6)
     for name in models.names():
         assert set(models.presets(name))
-    assert run("pretrain", "--data", methane, "--model", "no-such")[2].startswith("error: unknown model 'no-such'; there are ")
+    assert run("pretrain", "--data", methane, "--model", "no-such")[2].startswith(
+        "error: unknown model 'no-such'; there are "
+    )
 
 
 def test_settings_file_and_options(here, methane):
-    (here / "train.yaml").write_text("epochs: 2\nlr: 1e-4\nbatch_size: 8\n".replace("1e-4", "0.0001"))
+    (here / "train.yaml").write_text(
+        "epochs: 2\nlr: 1e-4\nbatch_size: 8\n".replace("1e-4", "0.0001")
+    )
     config = cli._config(here / "train.yaml", ["clip=1.5", "ema=0.9"], batch_size=4, seed=None)
-    assert (config.epochs, config.lr, config.batch_size, config.clip, config.ema, config.seed) == (2, 1e-4, 4, 1.5, 0.9, 0)
-    assert cli._config(here / "train.yaml", None, steps=7).total_steps(1000) == 7  # not the file's two epochs
+    assert (config.epochs, config.lr, config.batch_size, config.clip, config.ema, config.seed) == (
+        2,
+        1e-4,
+        4,
+        1.5,
+        0.9,
+        0,
+    )
+    # not the file's two epochs
+    assert cli._config(here / "train.yaml", None, steps=7).total_steps(1000) == 7
 
 
 def test_seed_decides_the_weights():
-    one, same, other = (cli._model("egnn", "small", ["hidden=8"], seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (
+        cli._model("egnn", "small", ["hidden=8"], seed).state_dict() for seed in (1, 1, 2)
+    )
     assert all((one[k] == same[k]).all() for k in one)
     assert any((one[k] != other[k]).any() for k in one)
 
 
 def test_split_is_used(run, here, methane, pretrained):
-    code, out, _ = run("data", "split", methane, "--out", "split.npz", "--fractions", "0.5,0.25,0.25", "--seed", 3)
+    code, out, _ = run(
+        "data", "split", methane, "--out", "split.npz", "--fractions", "0.5,0.25,0.25", "--seed", 3
+    )
     assert code == 0 and out == "split.npz: train 12, valid 6, test 6\n"
     base = ["finetune", "--data", methane, "--split", "split.npz", "--steps", 2, *SMALL]
     assert "test: Evaluation(6 structures" in run(*base)[1]
@@ -136,18 +204,35 @@ def test_notebooks_run_with_parameters(run, here):
     from nbformat.v4 import new_code_cell, new_notebook
 
     for name, body in (("01_good", "print(seeds, steps)"), ("02_bad", "1 / 0")):
-        first = new_code_cell('profile = "quick"\nseeds = None\nsteps = None', metadata={"tags": ["parameters"]})
+        first = new_code_cell(
+            'profile = "quick"\nseeds = None\nsteps = None', metadata={"tags": ["parameters"]}
+        )
         nbformat.write(new_notebook(cells=[first, new_code_cell(body)]), here / f"{name}.ipynb")
-    arguments = ["run", "0*.ipynb", "--profile", "smoke", "-p", "seeds", "[0, 1]", "-p", "steps=3", "--out", "out"]
+    arguments = [
+        "run",
+        "0*.ipynb",
+        "--profile",
+        "smoke",
+        "-p",
+        "seeds",
+        "[0, 1]",
+        "-p",
+        "steps=3",
+        "--out",
+        "out",
+    ]
     code, out, err = run(*arguments)
     assert code == 1 and err == "error: 1 of 2 notebooks failed: 02_bad.ipynb\n"
     assert "ZeroDivisionError" in out
     assert nbformat.read(here / "out" / "01_good.ipynb", 4).cells[2].outputs[0].text == "[0, 1] 3\n"
     code, _, err = run("run", "01_good.ipynb", "-p", "sigma", "0.1")
-    assert code == 1 and err == "error: 01_good.ipynb: unknown parameter 'sigma'; known: profile, seeds, steps\n"
+    assert (
+        code == 1
+        and err == "error: 01_good.ipynb: unknown parameter 'sigma'; known: profile, seeds, steps\n"
+    )
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------
 
 
 def one_line(result: tuple[int, str, str]) -> str:
@@ -160,22 +245,46 @@ def one_line(result: tuple[int, str, str]) -> str:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--data", "no-such-set"], "'no-such-set' is neither a file or folder nor a data set; data sets: ani-mini"),
+        (
+            ["--data", "no-such-set"],
+            "'no-such-set' is neither a file or folder nor a data set; data sets: ani-mini",
+        ),
         (["--data", "missing.xyz"], "'missing.xyz' is neither"),
         (["--data", "DATA", "--sigma", "0"], "sigma must be a positive number, got 0.0"),
         (["--data", "DATA", "--sigma", "-0.1"], "sigma must be a positive number, got -0.1"),
-        (["--data", "DATA", "--objective", "masked", "--ratio", "0"], "ratio must be in (0, 1], got 0"),
-        (["--data", "DATA", "--objective", "masked", "--ratio", "1.5"], "ratio must be in (0, 1], got 1.5"),
-        (["--data", "DATA", "--objective", "masked", "--sigma", "0.1"], "masked has no setting 'sigma'"),
-        (["--data", "DATA", "--objective", "denoize"], "unknown objective 'denoize'; there are denoise"),
+        (
+            ["--data", "DATA", "--objective", "masked", "--ratio", "0"],
+            "ratio must be in (0, 1], got 0",
+        ),
+        (
+            ["--data", "DATA", "--objective", "masked", "--ratio", "1.5"],
+            "ratio must be in (0, 1], got 1.5",
+        ),
+        (
+            ["--data", "DATA", "--objective", "masked", "--sigma", "0.1"],
+            "masked has no setting 'sigma'",
+        ),
+        (
+            ["--data", "DATA", "--objective", "denoize"],
+            "unknown objective 'denoize'; there are denoise",
+        ),
         (["--data", "DATA", "--preset", "tiny"], "unknown preset 'tiny' of egnn"),
         (["--data", "DATA", "--set", "hiden=64"], "egnn has no option 'hiden'"),
         (["--data", "DATA", "--set", "hidden"], "--set 'hidden' is not KEY=VALUE"),
-        (["--data", "DATA", "--config-set", "batchsize=3"], "unknown key 'batchsize' (did you mean 'batch_size'?)"),
-        (["--data", "DATA", "--config", "train.yaml"], "train.yaml: config: unknown key 'learning_rate'"),
+        (
+            ["--data", "DATA", "--config-set", "batchsize=3"],
+            "unknown key 'batchsize' (did you mean 'batch_size'?)",
+        ),
+        (
+            ["--data", "DATA", "--config", "train.yaml"],
+            "train.yaml: config: unknown key 'learning_rate'",
+        ),
         (["--data", "DATA", "--config", "none.yaml"], "none.yaml: cannot be read"),
         (["--data", "DATA", "--lr", "-1"], "lr: input should be greater than 0, got -1.0"),
-        (["--data", "DATA", "--device", "tpu"], "device: input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        (
+            ["--data", "DATA", "--device", "tpu"],
+            "device: input should be 'auto', 'cpu' or 'cuda', got 'tpu'",
+        ),
     ],
 )
 def test_wrong_settings(run, here, methane, arguments, message):
@@ -218,11 +327,27 @@ def test_wrong_checkpoints(run, here, methane, pretrained):
 
     finetune = ["finetune", "--data", methane, "--steps", 2, "--out", "out"]
     assert "nowhere: no such checkpoint" in one_line(run(*finetune, "--init", "nowhere"))
-    assert "without --model it is the one in --init" in one_line(run(*finetune, "--init", pretrained, "--set", "hidden=8"))
-    line = one_line(run(*finetune, "--init", pretrained, "--model", "egnn", "--set", "hidden=12", "--set", "layers=2"))
+    assert "without --model it is the one in --init" in one_line(
+        run(*finetune, "--init", pretrained, "--set", "hidden=8")
+    )
+    line = one_line(
+        run(
+            *finetune,
+            "--init",
+            pretrained,
+            "--model",
+            "egnn",
+            "--set",
+            "hidden=12",
+            "--set",
+            "layers=2",
+        )
+    )
     assert "best.safetensors" in line and "shape" in line
     (here / "broken.safetensors").write_bytes((pretrained / "best.safetensors").read_bytes()[:1000])
-    assert "broken.safetensors: not a readable checkpoint" in one_line(run("evaluate", "broken.safetensors", "--data", methane))
+    assert "broken.safetensors: not a readable checkpoint" in one_line(
+        run("evaluate", "broken.safetensors", "--data", methane)
+    )
     others = [name for name in models.names() if name != "egnn"]
     if others:
         line = one_line(run(*finetune, "--init", pretrained, "--model", others[0]))
@@ -232,13 +357,19 @@ def test_wrong_checkpoints(run, here, methane, pretrained):
 
 def test_wrong_notebook_and_profile(run):
     assert one_line(run("run", "none.ipynb")) == "error: none.ipynb: no such notebook\n"
-    assert "profile 'fast' is unknown; known: smoke, quick, paper" in one_line(run("run", "--profile", "fast"))
+    assert "profile 'fast' is unknown; known: smoke, quick, paper" in one_line(
+        run("run", "--profile", "fast")
+    )
 
 
 def test_wrong_recipe_and_fractions(run, methane):
     assert "no recipe called 'rmd17'; there are ani-mini" in one_line(run("data", "make", "rmd17"))
-    assert "--fractions 'a,b' is not a list" in one_line(run("data", "split", methane, "--out", "s.npz", "--fractions", "a,b"))
-    assert "needs three shares" in one_line(run("data", "split", methane, "--out", "s.npz", "--fractions", "0.5,0.5"))
+    assert "--fractions 'a,b' is not a list" in one_line(
+        run("data", "split", methane, "--out", "s.npz", "--fractions", "a,b")
+    )
+    assert "needs three shares" in one_line(
+        run("data", "split", methane, "--out", "s.npz", "--fractions", "0.5,0.5")
+    )
 
 
 def test_debug_shows_where(here):
@@ -256,7 +387,15 @@ def test_installed_command(here):
     """The real process: version, a usage error of the shell's kind, and a user's mistake."""
     command = [sys.executable, "-m", "potkit"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("potkit 0.") and "torch 2.13.0" in done.stdout
+    assert (
+        done.returncode == 0
+        and done.stdout.startswith("potkit 0.")
+        and "torch 2.13.0" in done.stdout
+    )
     done = subprocess.run([*command, "data", "info", "no-such-set"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: 'no-such-set'") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: 'no-such-set'")
+        and done.stderr.count("\n") == 1
+    )
     assert subprocess.run([*command, "pretrain"], capture_output=True, text=True).returncode == 2

@@ -1,4 +1,6 @@
-"""The ANI-1 HDF5 reader: known values in the public layout, every kind of damage, and the real alkane files."""
+"""The ANI-1 HDF5 reader: known values in the public layout, every kind of damage, and the real
+alkane files.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_known_values(tmp_path):
     assert s.n_atoms.tolist() == [5, 5, 3, 3, 3, 3] and s.system.tolist() == [0, 0, 1, 1, 1, 1]
     assert s.z[10:13].tolist() == [8, 1, 1]
     assert s.energy.dtype == np.float64
-    np.testing.assert_allclose(s.energy[2:], (ENERGY + 0.001 * np.arange(4)) * units.HARTREE, rtol=1e-15)
+    np.testing.assert_allclose(
+        s.energy[2:], (ENERGY + 0.001 * np.arange(4)) * units.HARTREE, rtol=1e-15
+    )
     np.testing.assert_allclose(s.pos[10:13], WATER, atol=1e-7)
     assert s.forces is None and s.cell is None and s.pos.dtype == np.float32
     assert read(path, dtype=np.float64).pos.dtype == np.float64
@@ -82,7 +86,10 @@ def test_folder_with_the_same_group_name_for_two_molecules(tmp_path):
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "b.h5", {"gdb11_s02-0": methane()})
     s = read(tmp_path)
-    assert s.system_names() == ["gdb11_s02-0", "gdb11_s02-0 (CH4)"] and s.system.tolist() == [0] * 4 + [1] * 2
+    assert (
+        s.system_names() == ["gdb11_s02-0", "gdb11_s02-0 (CH4)"]
+        and s.system.tolist() == [0] * 4 + [1] * 2
+    )
 
 
 def test_forces_left_out_when_some_groups_have_none(tmp_path):
@@ -96,13 +103,28 @@ def test_forces_left_out_when_some_groups_have_none(tmp_path):
         (water(energies=np.zeros(3)), ["/g/m", "energies", "(3,)", "4 conformations"]),
         (water(coordinates=np.zeros((4, 2, 3))), ["/g/m", "(4, 2, 3)", "3 species"]),
         (water(species=np.array([b"O", b"H", b"Xx"])), ["/g/m", "unknown element 'Xx'", "atom 2"]),
-        (water(species=np.array([[b"O", b"H", b"H"]] * 3 + [[b"H", b"O", b"H"]])), ["/g/m", "row 3", "order"]),
+        (
+            water(species=np.array([[b"O", b"H", b"H"]] * 3 + [[b"H", b"O", b"H"]])),
+            ["/g/m", "row 3", "order"],
+        ),
         (water(energies=None), ["/g/m", "no 'energies'", "coordinates"]),
         (water(coordinates=None, coordinatesHE=None), ["/g/m", "no 'coordinates'"]),
-        (water(coordinates=np.zeros((0, 3, 3)), energies=np.zeros(0)), ["/g/m", "no conformations", "(0, 3, 3)"]),
-        (water(species=np.array([], "S1"), coordinates=np.zeros((4, 0, 3))), ["/g/m", "species is empty"]),
-        (water(energies=np.array([0, 1, np.nan, 2])), ["/g/m", "energies of row 2", "not a finite"]),
-        (water(coordinates=np.where(np.arange(36).reshape(4, 3, 3) == 20, np.inf, 1.0)), ["/g/m", "coordinates of row 2"]),
+        (
+            water(coordinates=np.zeros((0, 3, 3)), energies=np.zeros(0)),
+            ["/g/m", "no conformations", "(0, 3, 3)"],
+        ),
+        (
+            water(species=np.array([], "S1"), coordinates=np.zeros((4, 0, 3))),
+            ["/g/m", "species is empty"],
+        ),
+        (
+            water(energies=np.array([0, 1, np.nan, 2])),
+            ["/g/m", "energies of row 2", "not a finite"],
+        ),
+        (
+            water(coordinates=np.where(np.arange(36).reshape(4, 3, 3) == 20, np.inf, 1.0)),
+            ["/g/m", "coordinates of row 2"],
+        ),
         (water(forces=np.zeros((4, 3, 2))), ["/g/m", "forces", "(4, 3, 2)"]),
     ],
 )
@@ -123,7 +145,9 @@ def test_truncated_and_corrupted(tmp_path):
         read(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     with h5py.File(path, "w") as file:
-        data = file.create_dataset("g/m/coordinates", data=np.zeros((2000, 3, 3)), compression="gzip", chunks=(500, 3, 3))
+        data = file.create_dataset(
+            "g/m/coordinates", data=np.zeros((2000, 3, 3)), compression="gzip", chunks=(500, 3, 3)
+        )
         file.create_dataset("g/m/energies", data=np.zeros(2000))
         file.create_dataset("g/m/species", data=np.array([b"O", b"H", b"H"]))
         offset = data.id.get_chunk_info(2).byte_offset
@@ -153,8 +177,19 @@ def test_real_alkanes(reference_data):
     folder = reference_data / "ani1-alkanes"
     s = read(folder, systems="composition")
     assert len(s) == 97_629 and s.elements == [1, 6]
-    assert s.system_names() == ["CH4", "C2H6", "C2H4", "C2H2", "C3H8", "C4H10", "C5H12", "C6H14", "C7H16"]
-    # methane at its minimum: −40.52 Hartree; nothing is 50 eV above the lowest of its kind, nothing below it by units
+    assert s.system_names() == [
+        "CH4",
+        "C2H6",
+        "C2H4",
+        "C2H2",
+        "C3H8",
+        "C4H10",
+        "C5H12",
+        "C6H14",
+        "C7H16",
+    ]
+    # methane at its minimum: −40.52 Hartree; nothing is 50 eV above the lowest of its kind, nothing
+    # below it by units
     assert abs(s.energy[s.system == 0].min() / units.HARTREE + 40.5) < 0.1
     assert s.n_atoms.sum() == len(s.pos)
 

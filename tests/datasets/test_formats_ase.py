@@ -12,9 +12,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
 from potkit.datasets import read
-from potkit.structures.geometry import bond_graph, graph_key
 from potkit.datasets.formats import ase_db, guess, iso17
 from potkit.errors import DataError
+from potkit.structures.geometry import bond_graph, graph_key
 
 rng = np.random.default_rng(0)
 
@@ -38,8 +38,16 @@ def test_known_values(tmp_path):
         np.testing.assert_array_equal(s.energy, [-10, -11, -12])
         np.testing.assert_array_equal(s.pos, np.concatenate([f.positions for f in frames]))
         np.testing.assert_array_equal(s.forces, np.concatenate(forces))
-        assert s.system_names() == ["m0", "m1"] and s.system.tolist() == [0, 1, 0] and s.charge.tolist() == [0, -1, 0]
-        assert s.pbc.all(1).tolist() == [False, True, False] and np.diag(s.cell[1]).tolist() == [4, 5, 6]
+        assert (
+            s.system_names() == ["m0", "m1"]
+            and s.system.tolist() == [0, 1, 0]
+            and s.charge.tolist() == [0, -1, 0]
+        )
+        assert s.pbc.all(1).tolist() == [False, True, False] and np.diag(s.cell[1]).tolist() == [
+            4,
+            5,
+            6,
+        ]
 
 
 def test_errors(tmp_path):
@@ -68,15 +76,29 @@ def test_errors(tmp_path):
 
 
 ISOMERS = {  # heavy atoms of three C7O2H10 as they are bonded, hydrogens at each
-    "ester": ("CCCCCCOCO", [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)], [3, 0, 0, 2, 2, 2, 0, 1, 0]),
-    "ring": ("CCCCCCCOO", [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0), (5, 6), (6, 7), (6, 8)], [2, 1, 1, 2, 2, 1, 0, 0, 1]),
-    "fused": ("CCCCCCCOO", [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0), (2, 5), (4, 6), (6, 7), (0, 8)], [2, 2, 1, 1, 1, 1, 1, 0, 1]),
+    "ester": (
+        "CCCCCCOCO",
+        [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)],
+        [3, 0, 0, 2, 2, 2, 0, 1, 0],
+    ),
+    "ring": (
+        "CCCCCCCOO",
+        [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0), (5, 6), (6, 7), (6, 8)],
+        [2, 1, 1, 2, 2, 1, 0, 0, 1],
+    ),
+    "fused": (
+        "CCCCCCCOO",
+        [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0), (2, 5), (4, 6), (6, 7), (0, 8)],
+        [2, 2, 1, 1, 1, 1, 1, 0, 1],
+    ),
 }
 
 
 @lru_cache
 def heavy_atoms(name: str) -> np.ndarray:
-    """Places in which just the bonded heavy atoms are close: springs of 1.45 Å along the bonds, all others pushed to 2.6 Å."""
+    """Places in which just the bonded heavy atoms are close: springs of 1.45 Å along the bonds,
+    all others pushed to 2.6 Å.
+    """
     elements, bonds, _ = ISOMERS[name]
     n = len(elements)
     bonded = np.zeros((n, n), bool)
@@ -93,7 +115,11 @@ def heavy_atoms(name: str) -> np.ndarray:
 
 def isomer(name: str, seed: int) -> Atoms:
     """A geometry of the isomer with hydrogens, shaken, its atoms in a random order."""
-    (elements, _, hydrogens), local, pos = ISOMERS[name], np.random.default_rng(seed), heavy_atoms(name)
+    (elements, _, hydrogens), local, pos = (
+        ISOMERS[name],
+        np.random.default_rng(seed),
+        heavy_atoms(name),
+    )
     symbols, points, centre = list(elements), [*pos], pos.mean(0)
     for i, count in enumerate(hydrogens):
         for k in range(count):
@@ -102,18 +128,29 @@ def isomer(name: str, seed: int) -> Atoms:
             points.append(pos[i] + 1.09 * out / np.linalg.norm(out))
     assert len(symbols) == 19
     order = local.permutation(19)
-    return Atoms([symbols[i] for i in order], (np.array(points) + local.normal(scale=0.03, size=(19, 3)))[order])
+    return Atoms(
+        [symbols[i] for i in order],
+        (np.array(points) + local.normal(scale=0.03, size=(19, 3)))[order],
+    )
 
 
 def make_iso17(folder, train="2\n4\n1\n", valid="3\n"):
-    """The published layout: rows of reference.db alternate between two isomers, test_other.db holds a third."""
+    """The published layout: rows of reference.db alternate between two isomers, test_other.db
+    holds a third.
+    """
     folder.mkdir()
-    names = {"reference.db": ["ester", "ring"] * 2, "test_within.db": ["ester", "ring"], "test_other.db": ["fused"]}
+    names = {
+        "reference.db": ["ester", "ring"] * 2,
+        "test_within.db": ["ester", "ring"],
+        "test_other.db": ["fused"],
+    }
     for shift, (name, kinds) in enumerate(names.items()):
         with connect(folder / name) as base:
             for i, kind in enumerate(kinds):
                 data = {"atomic_forces": np.full((19, 3), 0.1 * (i + 1))}
-                base.write(isomer(kind, 10 * shift + i), total_energy=-11500.0 - 10 * shift - i, data=data)
+                base.write(
+                    isomer(kind, 10 * shift + i), total_energy=-11500.0 - 10 * shift - i, data=data
+                )
     (folder / "train_ids.txt").write_text(train)
     (folder / "validation_ids.txt").write_text(valid)
 
@@ -127,10 +164,14 @@ def test_iso17(tmp_path, monkeypatch):
     assert len(s) == 7 and set(s.n_atoms) == {19}
     split = iso17.parts(s)
     assert {k: s.energy[v].tolist() for k, v in split.items()} == {
-        "train": [-11500, -11501, -11503], "valid": [-11502], "test_within": [-11510, -11511], "test_other": [-11520],
-    }  # fmt: skip
+        "train": [-11500, -11501, -11503],
+        "valid": [-11502],
+        "test_within": [-11510, -11511],
+        "test_other": [-11520],
+    }
     np.testing.assert_allclose(s.forces[19:38], 0.2)
-    # reference rows 1 and 3 are the ester, 2 and 4 the ring: atoms shuffled and shaken, yet one system each
+    # reference rows 1 and 3 are the ester, 2 and 4 the ring: atoms shuffled and shaken, yet one
+    # system each
     assert s.system.tolist() == [0, 1, 1, 0, 0, 1, 2] and len(set(s.system_names())) == 3
     assert all(re.fullmatch("C7H10O2 [0-9a-f]{8}", name) for name in s.system_names())
     seen = {part: set(s.system[rows].tolist()) for part, rows in split.items()}
@@ -138,15 +179,29 @@ def test_iso17(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="iso17: cut or reordered since it was read"):
         iso17.parts(s[::-1])
     assert len(read(folder, part="valid")) == 1
-    assert read(folder, systems="part").system_names() == ["train", "valid", "test_within", "test_other"]
+    assert read(folder, systems="part").system_names() == [
+        "train",
+        "valid",
+        "test_within",
+        "test_other",
+    ]
 
 
 def test_bond_graphs_do_not_depend_on_numbering_and_tell_isomers_apart():
-    keys = {name: {graph_key(*bond_graph(a.numbers, a.positions)) for a in (isomer(name, k) for k in range(6))} for name in ISOMERS}
+    keys = {
+        name: {
+            graph_key(*bond_graph(a.numbers, a.positions))
+            for a in (isomer(name, k) for k in range(6))
+        }
+        for name in ISOMERS
+    }
     assert all(len(found) == 1 for found in keys.values()) and len(set.union(*keys.values())) == 3
     # decalin and bicyclopentyl: plain colour refinement takes them for the same
-    ring = lambda *atoms: [(a, b) for a, b in zip(atoms, (*atoms[1:], atoms[0]))]  # noqa: E731
-    graphs = (ring(0, 1, 2, 3, 4, 5) + ring(0, 6, 7, 8, 9, 5)[:-1], ring(0, 1, 2, 3, 4) + ring(5, 6, 7, 8, 9) + [(0, 5)])
+    ring = lambda *atoms: [(a, b) for a, b in zip(atoms, (*atoms[1:], atoms[0]))]
+    graphs = (
+        ring(0, 1, 2, 3, 4, 5) + ring(0, 6, 7, 8, 9, 5)[:-1],
+        ring(0, 1, 2, 3, 4) + ring(5, 6, 7, 8, 9) + [(0, 5)],
+    )
     found = set()
     for bonds in graphs:
         bonded = np.zeros((10, 10), bool)
@@ -159,7 +214,11 @@ def test_bond_graphs_do_not_depend_on_numbering_and_tell_isomers_apart():
 
 @pytest.mark.parametrize(
     "ids, words",
-    [("1\n5\n", "line 2: index 5 points outside the 4"), ("0\n", "line 1: index 0"), ("1\n1\n", "line 2: index 1 comes twice")],
+    [
+        ("1\n5\n", "line 2: index 5 points outside the 4"),
+        ("0\n", "line 1: index 0"),
+        ("1\n1\n", "line 2: index 1 comes twice"),
+    ],
 )
 def test_iso17_ids_that_do_not_fit(tmp_path, ids, words):
     make_iso17(tmp_path / "iso17", train=ids)

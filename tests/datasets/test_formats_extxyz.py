@@ -1,4 +1,6 @@
-"""The extended XYZ reader: known values, the many spellings, one-line errors, agreement with ASE, and the real files."""
+"""The extended XYZ reader: known values, the many spellings, one-line errors, agreement with
+ASE, and the real files.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_known_values(tmp_path):
     assert len(s) == 2 and s.z.tolist() == [8, 1, 1, 11, 17]
     assert s.system_names() == ["H2O", "ClNa"] and s.charge.tolist() == [-1, 0]
     np.testing.assert_array_equal(s.energy, [-2070.5, -3.25])
-    np.testing.assert_array_equal(s.forces[[0, 2, 4]], [[0.1, -0.2, 0.3], [-0.1, 0.2, -0.3], [-1, -2, -3]])
+    np.testing.assert_array_equal(
+        s.forces[[0, 2, 4]], [[0.1, -0.2, 0.3], [-0.1, 0.2, -0.3], [-1, -2, -3]]
+    )
     np.testing.assert_array_equal(s.pos[1:3], [[0.96, 0, 0], [-0.24, 0.93, 0]])
     assert s.pbc.tolist() == [[False] * 3, [True] * 3]  # a Lattice without pbc is periodic
     np.testing.assert_array_equal(s.cell[1], [[5, 0, 0], [0, 6, 0], [0.5, 0, 7]])
@@ -43,7 +47,9 @@ def test_a_box_that_does_not_repeat_is_dropped(tmp_path):
 
 
 def test_agrees_with_ase(tmp_path):
-    """Written by ASE in both of its ways: labels in a calculator, and labels as plain info and arrays."""
+    """Written by ASE in both of its ways: labels in a calculator, and labels as plain info and
+    arrays.
+    """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io import write
@@ -52,7 +58,10 @@ def test_agrees_with_ase(tmp_path):
     for i in range(30):
         n = int(rng.integers(1, 9))
         atoms = Atoms(
-            rng.choice(["H", "C", "Br", "U"], n), rng.normal(size=(n, 3)) * 5, cell=[9, 10, 11], pbc=[True, i % 2 == 0, True]
+            rng.choice(["H", "C", "Br", "U"], n),
+            rng.normal(size=(n, 3)) * 5,
+            cell=[9, 10, 11],
+            pbc=[True, i % 2 == 0, True],
         )
         energy, forces = float(rng.normal()), rng.normal(size=(n, 3))
         if i % 3:
@@ -67,7 +76,9 @@ def test_agrees_with_ase(tmp_path):
     assert len(s) == 30
     for i, (atoms, energy, forces) in enumerate(frames):
         one = s[i]
-        assert one.z.tolist() == atoms.numbers.tolist() and one.energy[0] == pytest.approx(energy, abs=1e-12)
+        assert one.z.tolist() == atoms.numbers.tolist() and one.energy[0] == pytest.approx(
+            energy, abs=1e-12
+        )
         np.testing.assert_allclose(one.pos, atoms.positions, atol=1e-8)
         np.testing.assert_allclose(one.forces, forces, atol=1e-8)
         np.testing.assert_allclose(one.cell[0], atoms.cell.array, atol=1e-8)
@@ -89,8 +100,17 @@ def test_many_frames_cross_blocks(tmp_path, monkeypatch):
 
 def test_keys_and_units_can_be_forced(tmp_path):
     path = tmp_path / "a.xyz"
-    path.write_text(WATER.replace("energy=-2070.5", "energy=-2070.5 mp2=-76.1").replace("forces:R:3", "f2:R:3"))
-    s = read(path, energy_key="mp2", energy_unit="Hartree", forces_key="f2", forces_unit="Hartree/Bohr", dtype=np.float64)
+    path.write_text(
+        WATER.replace("energy=-2070.5", "energy=-2070.5 mp2=-76.1").replace("forces:R:3", "f2:R:3")
+    )
+    s = read(
+        path,
+        energy_key="mp2",
+        energy_unit="Hartree",
+        forces_key="f2",
+        forces_unit="Hartree/Bohr",
+        dtype=np.float64,
+    )
     assert s.energy[0] == pytest.approx(-76.1 * units.HARTREE, rel=1e-14)
     np.testing.assert_allclose(s.forces[0], np.array([0.1, -0.2, 0.3]) * units.HARTREE / units.BOHR)
 
@@ -101,7 +121,11 @@ def test_energy_may_be_missing_only_when_allowed(tmp_path):
     with pytest.raises(DataError, match="frame 1: has no 'energy'"):
         read(path)
     s = read(path, require=None)
-    assert s.energy is None and s.forces is not None and "energy left out: 1 of 2" in s.info["notes"][0]
+    assert (
+        s.energy is None
+        and s.forces is not None
+        and "energy left out: 1 of 2" in s.info["notes"][0]
+    )
     with pytest.raises(DataError, match="frame 0: has no 'forces' column"):
         path.write_text(WATER.replace("forces:R:3", "junk:R:3"))
         read(path, require=("energy", "forces"))
@@ -116,7 +140,11 @@ def test_energy_may_be_missing_only_when_allowed(tmp_path):
         ("-0.24 0.93", "nan 0.93", ["frame 1", "position of atom 2", "not a finite"]),
         ("0.1 -0.2 0.3", "0.1 inf 0.3", ["frame 1", "force of atom 0"]),
         ("-0.24 0.93", "-0.24 zero", ["frame 1, atom 2", "column 3", "'zero'"]),
-        ("H 0.96 0.0 0.0 0.0", "H 0.96 0.0 0.0", ["frame 1, atom 1", "expected 7 columns, found 6"]),
+        (
+            "H 0.96 0.0 0.0 0.0",
+            "H 0.96 0.0 0.0",
+            ["frame 1, atom 1", "expected 7 columns, found 6"],
+        ),
         ("0.3\nH 0.96", "0.3 9\nH 0.96", ["frame 1, atom 0", "expected 7 columns, found 8"]),
         ("energy=-2070.5", "energy=nan", ["frame 1", "energy=nan"]),
         ("energy=-2070.5", "energy=low", ["frame 1", "energy='low'"]),
@@ -170,5 +198,7 @@ def test_real_file_agrees_with_ase(reference_data):
     assert len(s) == len(frames)
     np.testing.assert_array_equal(s.z, np.concatenate([f.numbers for f in frames]))
     np.testing.assert_allclose(s.pos, np.concatenate([f.positions for f in frames]), atol=1e-12)
-    np.testing.assert_allclose(s.forces, np.concatenate([f.arrays["force"] for f in frames]), atol=1e-12)
+    np.testing.assert_allclose(
+        s.forces, np.concatenate([f.arrays["force"] for f in frames]), atol=1e-12
+    )
     np.testing.assert_allclose(s.energy, [f.get_potential_energy() for f in frames], atol=1e-9)

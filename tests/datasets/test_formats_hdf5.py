@@ -1,4 +1,6 @@
-"""ANI-1x and SPICE readers on files written in the public layouts with values known in advance, and on damaged ones."""
+"""ANI-1x and SPICE readers on files written in the public layouts with values known in advance,
+and on damaged ones.
+"""
 
 from __future__ import annotations
 
@@ -35,24 +37,46 @@ def ani1x(**changes) -> dict:
     energy, forces = np.array([-76.4, -76.3, np.nan, -76.2]), FORCES.copy()
     forces[1, 2, 0] = np.nan
     return {
-        "atomic_numbers": np.array([8, 1, 1], np.uint8), "coordinates": POS, "wb97x_dz.energy": energy, "wb97x_dz.forces": forces,
-        "wb97x_dz.dipole": np.full((4, 3), np.nan), "ccsd(t)_cbs.energy": np.array([np.nan, np.nan, -76.35, np.nan]),
-    } | changes  # fmt: skip
+        "atomic_numbers": np.array([8, 1, 1], np.uint8),
+        "coordinates": POS,
+        "wb97x_dz.energy": energy,
+        "wb97x_dz.forces": forces,
+        "wb97x_dz.dipole": np.full((4, 3), np.nan),
+        "ccsd(t)_cbs.energy": np.array([np.nan, np.nan, -76.35, np.nan]),
+    } | changes
 
 
 def test_ani1x_known_values(tmp_path):
-    path = write(tmp_path / "x", {"H2O1": ani1x(), "C1H4": {
-        "atomic_numbers": np.array([6, 1, 1, 1, 1], np.uint8), "coordinates": np.ones((2, 5, 3), np.float32),
-        "wb97x_dz.energy": np.array([-40.5, -40.4]), "wb97x_dz.forces": np.zeros((2, 5, 3), np.float32)}})  # fmt: skip
+    path = write(
+        tmp_path / "x",
+        {
+            "H2O1": ani1x(),
+            "C1H4": {
+                "atomic_numbers": np.array([6, 1, 1, 1, 1], np.uint8),
+                "coordinates": np.ones((2, 5, 3), np.float32),
+                "wb97x_dz.energy": np.array([-40.5, -40.4]),
+                "wb97x_dz.forces": np.zeros((2, 5, 3), np.float32),
+            },
+        },
+    )
     assert guess(path) == "ani1x"
     s = read(path)
     assert s.system_names() == ["C1H4", "H2O1"] and s.system.tolist() == [0, 0, 1, 1]
-    np.testing.assert_allclose(s.energy, np.array([-40.5, -40.4, -76.4, -76.2]) * units.HARTREE, rtol=1e-15)
-    np.testing.assert_allclose(s.forces[10:].reshape(2, 3, 3), FORCES[[0, 3]] * units.HARTREE, rtol=1e-6)  # Hartree/Å, not /Bohr
+    np.testing.assert_allclose(
+        s.energy, np.array([-40.5, -40.4, -76.4, -76.2]) * units.HARTREE, rtol=1e-15
+    )
+    # Hartree/Å, not /Bohr
+    np.testing.assert_allclose(
+        s.forces[10:].reshape(2, 3, 3), FORCES[[0, 3]] * units.HARTREE, rtol=1e-6
+    )
     np.testing.assert_array_equal(s.pos[10:].reshape(2, 3, 3), POS[[0, 3]])
     assert s.info["notes"] == ["2 conformations without wb97x_dz energy and forces dropped"]
     ccsd = read(path, level="ccsd(t)_cbs")
-    assert len(ccsd) == 1 and ccsd.forces is None and ccsd.energy[0] == pytest.approx(-76.35 * units.HARTREE)
+    assert (
+        len(ccsd) == 1
+        and ccsd.forces is None
+        and ccsd.energy[0] == pytest.approx(-76.35 * units.HARTREE)
+    )
     assert "5 conformations" in ccsd.info["notes"][0]
     assert len(read(path, forces=False)) == 5
     with pytest.raises(ConfigError, match="no level 'b3lyp' .*ccsd.*wb97x_dz"):
@@ -66,7 +90,10 @@ def test_ani1x_known_values(tmp_path):
         ({"wb97x_dz.forces": np.zeros((4, 2, 3))}, ["wb97x_dz.forces", "(4, 2, 3)"]),
         ({"coordinates": np.zeros((4, 2, 3))}, ["coordinates", "(4, 2, 3)", "3 atomic_numbers"]),
         ({"coordinates": np.zeros((0, 3, 3))}, ["no conformations"]),
-        ({"coordinates": np.where(np.arange(36).reshape(4, 3, 3) == 30, np.nan, 0)}, ["coordinates of row 3"]),
+        (
+            {"coordinates": np.where(np.arange(36).reshape(4, 3, 3) == 30, np.nan, 0)},
+            ["coordinates of row 3"],
+        ),
         ({"atomic_numbers": np.array([8, 1, 200])}, ["unknown element", "200", "atom 2"]),
         ({"atomic_numbers": None}, ["no 'atomic_numbers'"]),
     ],
@@ -82,18 +109,29 @@ def test_ani1x_errors(tmp_path, changes, words):
 
 def spice(**changes) -> dict:
     return {
-        "subset": np.array([b"SPICE Dipeptides Single Points Dataset v1.2"]), "smiles": np.array([b"[H:2][O-:1]"]),
-        "atomic_numbers": np.array([8, 1], np.int16), "conformations": (POS[:, :2], "bohr"),
+        "subset": np.array([b"SPICE Dipeptides Single Points Dataset v1.2"]),
+        "smiles": np.array([b"[H:2][O-:1]"]),
+        "atomic_numbers": np.array([8, 1], np.int16),
+        "conformations": (POS[:, :2], "bohr"),
         "formation_energy": (np.array([-0.1, -0.2, -0.3, -0.4]), "hartree"),
         "dft_total_energy": (np.array([-75.1, -75.2, -75.3, -75.4]), "hartree"),
-        "dft_total_gradient": (FORCES[:, :2], "hartree/bohr"), "scf_dipole": np.zeros((4, 3)),
-    } | changes  # fmt: skip
+        "dft_total_gradient": (FORCES[:, :2], "hartree/bohr"),
+        "scf_dipole": np.zeros((4, 3)),
+    } | changes
 
 
 def test_spice_known_values(tmp_path):
-    path = write(tmp_path / "SPICE", {"water": spice(), "ion": spice(
-        subset=np.array([b"SPICE Ion Pairs Single Points Dataset v1.1"]), atomic_numbers=np.array([11, 35], np.int16),
-        smiles=np.array([b"[Na+:1].[Br-:2]"]))})  # fmt: skip
+    path = write(
+        tmp_path / "SPICE",
+        {
+            "water": spice(),
+            "ion": spice(
+                subset=np.array([b"SPICE Ion Pairs Single Points Dataset v1.1"]),
+                atomic_numbers=np.array([11, 35], np.int16),
+                smiles=np.array([b"[Na+:1].[Br-:2]"]),
+            ),
+        },
+    )
     assert guess(path) == "spice"
     s = read(path, dtype=np.float64)
     assert s.system_names() == ["ion", "water"] and s.charge.tolist() == [0] * 4 + [-1] * 4
@@ -114,8 +152,16 @@ def test_spice_known_values(tmp_path):
 
 def test_spice_version_2_spelling_units_and_charges(tmp_path):
     """Names with blanks, lengths in Å said by the attribute, charge from MBIS."""
-    group = spice(smiles=None, formation_energy=None, dft_total_energy=None, conformations=(POS[:, :2], "angstrom"))
-    group |= {"formation energy": (np.full(4, -0.1), "hartree"), "mbis_charges": np.tile([[0.4], [0.61]], (4, 1, 1))}
+    group = spice(
+        smiles=None,
+        formation_energy=None,
+        dft_total_energy=None,
+        conformations=(POS[:, :2], "angstrom"),
+    )
+    group |= {
+        "formation energy": (np.full(4, -0.1), "hartree"),
+        "mbis_charges": np.tile([[0.4], [0.61]], (4, 1, 1)),
+    }
     s = read(write(tmp_path / "s2.hdf5", {"m": group}), dtype=np.float64)
     np.testing.assert_allclose(s.pos.reshape(4, 2, 3), POS[:, :2], rtol=1e-7)
     assert s.charge.tolist() == [1] * 4
@@ -135,7 +181,10 @@ def test_spice_skips_groups_without_conformations(tmp_path):
         ({"dft_total_gradient": np.zeros((4, 3, 3))}, ["dft_total_gradient", "(4, 3, 3)"]),
         ({"conformations": (POS, "bohr")}, ["conformations have shape (4, 3, 3)"]),
         ({"conformations": (POS[:, :2], "furlong")}, ["furlong"]),
-        ({"dft_total_energy": np.zeros(4), "formation_energy": np.array([0, np.nan, 0, 0])}, ["formation_energy of row 1"]),
+        (
+            {"dft_total_energy": np.zeros(4), "formation_energy": np.array([0, np.nan, 0, 0])},
+            ["formation_energy of row 1"],
+        ),
         ({"mbis_charges": np.full((4, 2, 1), 0.25)}, ["mbis_charges", "0.50"]),
     ],
 )
@@ -150,9 +199,17 @@ def test_spice_errors(tmp_path, changes, words):
 
 @pytest.mark.parametrize(
     "smiles, charge",
-    [("CCO", 0), ("[Na+:1]", 1), ("[Ca+2]", 2), ("[Mg++]", 2), ("[O-:1][H:2]", -1), ("[N+:1]([H:2])([H])([H])[C:3][C](=O)[O-:12]", 0),
-     ("[C@@H:3](N)C", 0), ("[13C-2:4]", -2)],
-)  # fmt: skip
+    [
+        ("CCO", 0),
+        ("[Na+:1]", 1),
+        ("[Ca+2]", 2),
+        ("[Mg++]", 2),
+        ("[O-:1][H:2]", -1),
+        ("[N+:1]([H:2])([H])([H])[C:3][C](=O)[O-:12]", 0),
+        ("[C@@H:3](N)C", 0),
+        ("[13C-2:4]", -2),
+    ],
+)
 def test_charge_of_smiles(smiles, charge):
     assert charge_of(smiles) == charge
 

@@ -1,4 +1,6 @@
-"""MD17, rMD17 and MD22: both sets of names in .npz, both header styles in .xyz, kcal/mol, and what can be wrong."""
+"""MD17, rMD17 and MD22: both sets of names in .npz, both header styles in .xyz, kcal/mol, and
+what can be wrong.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from potkit.datasets import read
 from potkit.datasets.formats import guess
 from potkit.errors import DataError
 
-KCAL = 4184.0 / 96485.33212331  # eV; from Faraday's constant, so that dividing instead of multiplying (×532) shows
+# eV; from Faraday's constant, so that dividing instead of multiplying (×532) shows
+KCAL = 4184.0 / 96485.33212331
 Z = np.array([6, 6, 8, 1, 1, 1, 1, 1, 1], np.uint8)  # ethanol
 rng = np.random.default_rng(0)
 POS, FORCES = rng.normal(size=(5, 9, 3)), rng.normal(size=(5, 9, 3)) * 30
@@ -17,13 +20,27 @@ ENERGY = -97208.0 + np.arange(5)  # kcal/mol, the size ethanol has
 
 
 def sgdml(**changes) -> dict:
-    return {"R": POS, "E": ENERGY[:, None], "F": FORCES, "z": Z, "name": np.array("ethanol"), "type": np.array("d"),
-            "theory": np.array("unknown")} | changes  # fmt: skip
+    return {
+        "R": POS,
+        "E": ENERGY[:, None],
+        "F": FORCES,
+        "z": Z,
+        "name": np.array("ethanol"),
+        "type": np.array("d"),
+        "theory": np.array("unknown"),
+    } | changes
 
 
 def revised(**changes) -> dict:
-    return {"nuclear_charges": Z, "coords": POS, "energies": ENERGY, "forces": FORCES, "old_indices": np.arange(5),
-            "old_energies": ENERGY + 1, "old_forces": FORCES * 2} | changes  # fmt: skip
+    return {
+        "nuclear_charges": Z,
+        "coords": POS,
+        "energies": ENERGY,
+        "forces": FORCES,
+        "old_indices": np.arange(5),
+        "old_energies": ENERGY + 1,
+        "old_forces": FORCES * 2,
+    } | changes
 
 
 def check(s) -> None:
@@ -34,7 +51,9 @@ def check(s) -> None:
     assert -4300 < s.energy[0] < -4200  # eV: ethanol has about −4215
 
 
-@pytest.mark.parametrize("arrays, name", [(sgdml(), "ethanol"), (revised(), "ethanol"), (sgdml(E=ENERGY), "ethanol")])
+@pytest.mark.parametrize(
+    "arrays, name", [(sgdml(), "ethanol"), (revised(), "ethanol"), (sgdml(E=ENERGY), "ethanol")]
+)
 def test_npz(tmp_path, arrays, name):
     path = tmp_path / "rmd17_ethanol.npz"
     np.savez(path, **arrays)
@@ -45,7 +64,10 @@ def test_npz(tmp_path, arrays, name):
 
 def test_units_named_in_the_file_are_believed(tmp_path):
     path = tmp_path / "a.npz"
-    np.savez(path, **sgdml(E=ENERGY * KCAL, F=FORCES * KCAL, e_unit=np.array("eV"), r_unit=np.array("Ang")))
+    np.savez(
+        path,
+        **sgdml(E=ENERGY * KCAL, F=FORCES * KCAL, e_unit=np.array("eV"), r_unit=np.array("Ang")),
+    )
     check(read(path, dtype=np.float64))
 
 
@@ -63,10 +85,19 @@ def test_old_labels(tmp_path):
 def test_xyz(tmp_path, style):
     lines = []
     for e, pos, forces in zip(ENERGY, POS, FORCES):
-        head = {"bare": f"{e:.8f}", "Energy=": f"Energy={e:.8f} Properties=species:S:1:pos:R:3:forces:R:3"}
-        lines += ["9", head.get(style, f'Energy="{e:.8f}" Properties=species:S:1:pos:R:3:forces:R:3')]
+        head = {
+            "bare": f"{e:.8f}",
+            "Energy=": f"Energy={e:.8f} Properties=species:S:1:pos:R:3:forces:R:3",
+        }
+        lines += [
+            "9",
+            head.get(style, f'Energy="{e:.8f}" Properties=species:S:1:pos:R:3:forces:R:3'),
+        ]
         symbols = {6: "C", 8: "O", 1: "H"}
-        lines += [f"{symbols[z]} " + " ".join(f"{v:.14f}" for v in (*p, *f)) for z, p, f in zip(Z.tolist(), pos, forces)]
+        lines += [
+            f"{symbols[z]} " + " ".join(f"{v:.14f}" for v in (*p, *f))
+            for z, p, f in zip(Z.tolist(), pos, forces)
+        ]
     path = tmp_path / "md22_thing.xyz"
     path.write_text("\n".join(lines) + "\n")
     assert guess(path) == "md17"
@@ -86,7 +117,10 @@ def test_the_same_header_in_electronvolt_is_extended_xyz(tmp_path):
 
 def test_folder_of_molecules(tmp_path):
     np.savez(tmp_path / "rmd17_a.npz", **revised())
-    np.savez(tmp_path / "rmd17_b.npz", **revised(nuclear_charges=Z[:3], coords=POS[:, :3], forces=FORCES[:, :3]))
+    np.savez(
+        tmp_path / "rmd17_b.npz",
+        **revised(nuclear_charges=Z[:3], coords=POS[:, :3], forces=FORCES[:, :3]),
+    )
     s = read(tmp_path)
     assert s.system_names() == ["a", "b"] and s.n_atoms.tolist() == [9] * 5 + [3] * 5
 
@@ -98,8 +132,14 @@ def test_folder_of_molecules(tmp_path):
         (sgdml(F=FORCES[:, :8]), ["F has shape (5, 8, 3)"]),
         (sgdml(R=POS[:, :8]), ["R has shape (5, 8, 3)", "9 atomic numbers"]),
         (sgdml(R=np.zeros((0, 9, 3))), ["holds no frames"]),
-        (sgdml(z=np.array([6, 0, 8, 1, 1, 1, 1, 1, 1])), ["unknown element", "atomic number 0", "atom 1"]),
-        (sgdml(F=np.where(np.arange(135).reshape(5, 9, 3) == 100, np.nan, FORCES)), ["F of frame 3"]),
+        (
+            sgdml(z=np.array([6, 0, 8, 1, 1, 1, 1, 1, 1])),
+            ["unknown element", "atomic number 0", "atom 1"],
+        ),
+        (
+            sgdml(F=np.where(np.arange(135).reshape(5, 9, 3) == 100, np.nan, FORCES)),
+            ["F of frame 3"],
+        ),
         (revised(energies=np.array([1, 2, np.inf, 4, 5])), ["energies of frame 2"]),
         ({"R": POS, "z": Z, "E": ENERGY}, ["has no 'F'"]),
         ({"a": POS}, ["nuclear_charges", "it has: a"]),

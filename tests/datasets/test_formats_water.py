@@ -1,4 +1,6 @@
-"""RuNNer input.data, DeePMD folders and the masked paper's per-frame .npz; and which atoms are one water."""
+"""RuNNer input.data, DeePMD folders and the masked paper's per-frame .npz; and which atoms are
+one water.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ import pytest
 
 from potkit import units
 from potkit.datasets import read
-from potkit.structures.geometry import water_molecules
 from potkit.datasets.formats import guess
 from potkit.errors import DataError
+from potkit.structures.geometry import water_molecules
 
 BLOCK = """begin
 comment a water and its image
@@ -41,8 +43,12 @@ def test_runner_known_values(tmp_path):
     )
     np.testing.assert_allclose(s.energy, [-76.25 * units.HARTREE] * 2, rtol=1e-15)
     np.testing.assert_allclose(s.pos[1], np.array([19.5, 1.5, 0]) * units.BOHR, rtol=1e-15)
-    np.testing.assert_allclose(s.cell[0], np.array([[20, 0, 0], [0, 20, 0], [1, 0, 20]]) * units.BOHR, rtol=1e-15)
-    np.testing.assert_allclose(s.forces[0], np.array([0.01, 0.02, 0.03]) * units.HARTREE / units.BOHR, rtol=1e-15)
+    np.testing.assert_allclose(
+        s.cell[0], np.array([[20, 0, 0], [0, 20, 0], [1, 0, 20]]) * units.BOHR, rtol=1e-15
+    )
+    np.testing.assert_allclose(
+        s.forces[0], np.array([0.01, 0.02, 0.03]) * units.HARTREE / units.BOHR, rtol=1e-15
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +56,11 @@ def test_runner_known_values(tmp_path):
     [
         ("energy  -76.25\n", "", ["block at line 1", "has no energy"]),
         ("lattice      1.0  0.0  20.0\n", "", ["block at line 1", "2 lattice lines"]),
-        ("lattice      1.0  0.0  20.0", "lattice 1.0 0.0", ["line 5", "expected 3 numbers, found 2"]),
+        (
+            "lattice      1.0  0.0  20.0",
+            "lattice 1.0 0.0",
+            ["line 5", "expected 3 numbers, found 2"],
+        ),
         ("  O  ", "  Q  ", ["unknown element 'Q'", "atom 0"]),
         ("atom  19.5  1.5", "atom  19.5  x1.5", ["line 7", "'x1.5' is not a number"]),
         ("atom  19.5  1.5", "atom  19.5  nan", ["position or force of atom 1"]),
@@ -88,7 +98,10 @@ def test_real_runner(reference_data):
     assert s.cell[0, 0, 0] == pytest.approx(24.623508 * 0.529177210544, rel=1e-12)
     per_molecule = 3 * s.energy / s.n_atoms / units.HARTREE
     assert (np.abs(per_molecule + 76.56) < 0.02).all()  # Hartree per water
-    assert np.abs(np.add.reduceat(s.forces, s.ptr[:-1])).max() < 1e-3 and 0.5 < np.sqrt(np.mean(s.forces**2)) < 3
+    assert (
+        np.abs(np.add.reduceat(s.forces, s.ptr[:-1])).max() < 1e-3
+        and 0.5 < np.sqrt(np.mean(s.forces**2)) < 3
+    )
     for i in range(len(s)):  # O–H bonds within the molecules found, and each has three atoms
         one = s[i]
         assert (np.bincount(one.molecule) == 3).all()
@@ -101,9 +114,11 @@ def deepmd(folder, n=3, nopbc=False, **changes):
     (folder / "type.raw").write_text("0\n1\n1\n")
     (folder / "type_map.raw").write_text("O\nH\n")
     arrays = {
-        "coord": rng.normal(size=(n, 9)), "energy": np.arange(n) - 10.0, "force": rng.normal(size=(n, 9)),
+        "coord": rng.normal(size=(n, 9)),
+        "energy": np.arange(n) - 10.0,
+        "force": rng.normal(size=(n, 9)),
         "box": np.tile(np.eye(3).reshape(1, 9) * 12, (n, 1)),
-    } | changes  # fmt: skip
+    } | changes
     if nopbc:
         (folder / "nopbc").touch()
         arrays["box"] = None
@@ -121,7 +136,10 @@ def test_deepmd_known_values(tmp_path):
     np.testing.assert_array_equal(s.energy, [-10, -9, -8, -10, -9])
     np.testing.assert_array_equal(s.pos[:9].reshape(3, 9), first["coord"])
     np.testing.assert_array_equal(s.forces[9:].reshape(2, 9), second["force"])
-    assert s.pbc.all(1).tolist() == [True] * 3 + [False] * 2 and s.cell[0].tolist() == (np.eye(3) * 12).tolist()
+    assert (
+        s.pbc.all(1).tolist() == [True] * 3 + [False] * 2
+        and s.cell[0].tolist() == (np.eye(3) * 12).tolist()
+    )
 
 
 def test_deepmd_mixed_types_and_type_map(tmp_path):
@@ -129,7 +147,11 @@ def test_deepmd_mixed_types_and_type_map(tmp_path):
     (tmp_path / "type_map.raw").unlink()
     with pytest.raises(DataError, match="no type_map.raw; give type_map"):
         read(tmp_path)
-    assert read(tmp_path, type_map=["S", "Na"]).z.reshape(3, 3).tolist() == [[16, 11, 11], [11, 11, 16], [16, 16, 16]]
+    assert read(tmp_path, type_map=["S", "Na"]).z.reshape(3, 3).tolist() == [
+        [16, 11, 11],
+        [11, 11, 16],
+        [16, 16, 16],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -153,8 +175,14 @@ def test_deepmd_errors(tmp_path, changes, words):
 
 
 def frame(path, **changes):
-    pos = np.array([[1.0, 1, 1], [1.9572, 1, 1], [0.76, 1.93, 1], [19.9, 5, 5], [0.8, 5, 5], [19.66, 5.93, 5]])
-    arrays = {"pos": pos, "energy": np.array(-40.0), "forces": np.arange(18.0).reshape(6, 3)} | changes
+    pos = np.array(
+        [[1.0, 1, 1], [1.9572, 1, 1], [0.76, 1.93, 1], [19.9, 5, 5], [0.8, 5, 5], [19.66, 5.93, 5]]
+    )
+    arrays = {
+        "pos": pos,
+        "energy": np.array(-40.0),
+        "forces": np.arange(18.0).reshape(6, 3),
+    } | changes
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
     return pos
 
@@ -165,11 +193,21 @@ def test_tip3p_frames(tmp_path):
             pos = frame(tmp_path / f"data_{seed}_{i}.npz", energy=np.array(-40.0 - seed - 0.5 * i))
     assert guess(tmp_path) == "tip3p-npz"
     s = read(tmp_path, dtype=np.float64)
-    assert s.system_names() == ["seed-0", "seed-2", "seed-10"] and s.system.tolist() == [0, 0, 1, 1, 2, 2]
+    assert s.system_names() == ["seed-0", "seed-2", "seed-10"] and s.system.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     assert s.z[:6].tolist() == [8, 1, 1, 8, 1, 1] and s.molecule[:6].tolist() == [0, 0, 0, 1, 1, 1]
     kj = 1.0 / 96.48533212331  # eV
-    np.testing.assert_allclose(s.energy, np.array([-40, -40.5, -42, -42.5, -50, -50.5]) * kj, rtol=1e-12)
-    np.testing.assert_allclose(s.forces[:6], np.arange(18.0).reshape(6, 3) * kj / 10, rtol=1e-12)  # per nm
+    np.testing.assert_allclose(
+        s.energy, np.array([-40, -40.5, -42, -42.5, -50, -50.5]) * kj, rtol=1e-12
+    )
+    # per nm
+    np.testing.assert_allclose(s.forces[:6], np.arange(18.0).reshape(6, 3) * kj / 10, rtol=1e-12)
     np.testing.assert_array_equal(s.pos[:6], pos)
     assert s.pbc.all() and s.cell[3].tolist() == (np.eye(3) * 20).tolist()
     train, test = s.split((2, 1), by="system")
@@ -179,11 +217,14 @@ def test_tip3p_frames(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"forces": np.zeros((3, 3))}, ["forces have shape (3, 3)"]), ({"energy": np.zeros(2)}, ["energy has shape (2,)"]),
-        ({"pos": np.zeros((5, 3))}, ["(5, 3)", "3 m"]), ({"forces": None}, ["has no 'forces'"]),
-        ({"energy": np.array(np.nan)}, ["energy of entry 0"]), ({"pos": np.arange(18.0).reshape(6, 3)}, ["order is not O H H"]),
+        ({"forces": np.zeros((3, 3))}, ["forces have shape (3, 3)"]),
+        ({"energy": np.zeros(2)}, ["energy has shape (2,)"]),
+        ({"pos": np.zeros((5, 3))}, ["(5, 3)", "3 m"]),
+        ({"forces": None}, ["has no 'forces'"]),
+        ({"energy": np.array(np.nan)}, ["energy of entry 0"]),
+        ({"pos": np.arange(18.0).reshape(6, 3)}, ["order is not O H H"]),
     ],
-)  # fmt: skip
+)
 def test_tip3p_errors(tmp_path, changes, words):
     frame(tmp_path / "data_0_0.npz")
     frame(tmp_path / "data_0_1.npz", **changes)

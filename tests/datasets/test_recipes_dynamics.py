@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_recipes import needs
 
 from potkit.datasets import references
 from potkit.datasets.recipes import dynamics, trajectories, xtb
 from potkit.datasets.recipes.species import Species
 from potkit.structures.store import SYMBOLS
 from potkit.units import AMU, BOHR, BOLTZMANN, HARTREE
-from test_recipes import needs
 
 
 def slope_error(force, x: np.ndarray, step: float = 1e-4) -> float:
-    """Relative difference of the forces and the central difference of the energy along one random direction."""
+    """Relative difference of the forces and the central difference of the energy along one
+    random direction.
+    """
     way = np.random.default_rng(3).normal(size=x.shape)
     slope = (force(x + step * way)[0] - force(x - step * way)[0]) / (2 * step)
     return abs(slope + (way * force(x)[1]).sum()) / np.linalg.norm(force(x)[1])
 
 
 @needs("rdkit")
-@pytest.mark.parametrize(("smiles", "name"), [("CC(N)=O", "MMFF94"), ("[I-].O.O", "UFF"), ("[Na+].CO", "MMFF94")])
+@pytest.mark.parametrize(
+    ("smiles", "name"), [("CC(N)=O", "MMFF94"), ("[I-].O.O", "UFF"), ("[Na+].CO", "MMFF94")]
+)
 def test_force_field_is_the_derivative_of_its_energy(smiles, name):
     species = Species(smiles)
     x = species.embed(np.random.default_rng(0))
-    field = trajectories.held(species.force_field(), species, radius=1.0)  # so near that the springs pull
+    # so near that the springs pull
+    field = trajectories.held(species.force_field(), species, radius=1.0)
     assert species.field_name == name
-    for k in range(3):  # RDKit's gradient remembers the last geometry: a second one must come out right too
+    # RDKit's gradient remembers the last geometry: a second one must come out right too
+    for k in range(3):
         y = x + 0.05 * np.random.default_rng(k).normal(size=x.shape)
         assert slope_error(field, y) < 1e-4
-        np.testing.assert_allclose(field(y)[1].sum(0), 0, atol=1e-6)  # springs between fragments pull no centre
+        # springs between fragments pull no centre
+        np.testing.assert_allclose(field(y)[1].sum(0), 0, atol=1e-6)
 
 
 def test_ties_pull_only_beyond_their_reach():
-    free = lambda x: (0.0, np.zeros_like(x))  # noqa: E731
+    free = lambda x: (0.0, np.zeros_like(x))
     force = trajectories.tied(free, np.array([[0, 1], [1, 2]]), reach=2.0, stiffness=0.5)
     x = np.array([[0.0, 0, 0], [3.0, 0, 0], [3.0, 1.5, 0]])
     energy, forces = force(x)
@@ -82,7 +89,8 @@ def test_langevin_obeys_boltzmann_at_a_long_step():
         temperatures.append(walker.kinetic_temperature)
     assert len(calls) == 1 + 40 + 300
     assert abs(np.mean(squares) * stiffness / (BOLTZMANN * kelvin) - 1) < 0.03
-    assert abs(np.mean(temperatures) / kelvin - 1) < 0.25  # the velocities of BAOAB are not exact at such a step
+    # the velocities of BAOAB are not exact at such a step
+    assert abs(np.mean(temperatures) / kelvin - 1) < 0.25
     assert np.isclose(walker.energy, spring(walker.positions)[0])
 
 
@@ -100,21 +108,29 @@ def test_lag_one_knows_its_answer():
     series = np.zeros((20_000, 2))
     for t in range(1, len(series)):
         series[t] = 0.7 * series[t - 1] + rng.normal(size=2)
-    assert abs(dynamics.lag_one(series) - 0.7) < 0.02 and abs(dynamics.lag_one(rng.normal(size=20_000))) < 0.03
+    assert (
+        abs(dynamics.lag_one(series) - 0.7) < 0.02
+        and abs(dynamics.lag_one(rng.normal(size=20_000))) < 0.03
+    )
     assert dynamics.lag_one(np.ones(10)) == 0.0 and dynamics.lag_one(np.zeros(2)) == 0.0
     frames = np.array([[[0.0, 0, 0], [3, 4, 0], [0, 0, 1]]])
     np.testing.assert_allclose(dynamics.pair_distances(frames), [[5, 1, 26**0.5]])
 
 
 def test_quench_finds_the_minimum():
-    x, energy = dynamics.quench(lambda x: ((x - 1).ravel() @ (x - 1).ravel(), -2 * (x - 1)), np.zeros((4, 3)), slope=1e-6)
+    x, energy = dynamics.quench(
+        lambda x: ((x - 1).ravel() @ (x - 1).ravel(), -2 * (x - 1)), np.zeros((4, 3)), slope=1e-6
+    )
     np.testing.assert_allclose(x, 1, atol=1e-6)
     assert abs(energy) < 1e-10
 
 
 @needs("tblite")
 def test_following_a_trajectory_gives_the_same_labels():
-    z, x = np.array([8, 1, 1, 11]), np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [0.4, -2.0, 0.5]])
+    z, x = (
+        np.array([8, 1, 1, 11]),
+        np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [0.4, -2.0, 0.5]]),
+    )
     model = xtb.XTB(z, x / BOHR, charge=1)
     rng = np.random.default_rng(0)
     for _ in range(3):
@@ -130,7 +146,9 @@ def test_following_a_trajectory_gives_the_same_labels():
 
 @needs("tblite")
 def test_reference_energies_are_those_of_tblite():
-    """The table of `references` is what tblite gives for free atoms; all molecules of the embedded sets are bound against it."""
+    """The table of `references` is what tblite gives for free atoms; all molecules of the
+    embedded sets are bound against it.
+    """
     table = references.isolated_atoms("gfn2-xtb")
     made = {SYMBOLS.index(s): e for s, e in xtb.atomic_energies().items()}
     assert table.keys() == made.keys()

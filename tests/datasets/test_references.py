@@ -73,15 +73,21 @@ def test_one_composition_is_met_exactly_and_stays_small():
     fitted = ReferenceEnergies.fit(s)
     np.testing.assert_allclose(fitted.energy(s), -41.0, atol=1e-10)
     # of all tables with h·4 + c = −41 the shortest: along (4, 1)
-    np.testing.assert_allclose([fitted.table[1], fitted.table[6]], np.array([4, 1]) * -41 / 17, atol=1e-10)
+    np.testing.assert_allclose(
+        [fitted.table[1], fitted.table[6]], np.array([4, 1]) * -41 / 17, atol=1e-10
+    )
     prior = ReferenceEnergies({1: -1.0, 6: -30.0})
     near = ReferenceEnergies.fit(s, prior)
     np.testing.assert_allclose(near.energy(s), -41.0, atol=1e-10)
-    np.testing.assert_allclose([near.table[1] + 1, near.table[6] + 30], np.array([4, 1]) * -7 / 17, atol=1e-10)
+    np.testing.assert_allclose(
+        [near.table[1] + 1, near.table[6] + 30], np.array([4, 1]) * -7 / 17, atol=1e-10
+    )
 
 
 def test_validation_and_test_energies_never_reach_the_references(tmp_path):
-    """Fine-tuning twice, the second time with other energies in everything but the training part: the references are the same."""
+    """Fine-tuning twice, the second time with other energies in everything but the training
+    part: the references are the same.
+    """
     import potkit
 
     config = potkit.TrainConfig(steps=1, batch_size=2, progress=False, device="cpu")
@@ -99,12 +105,19 @@ def test_validation_and_test_energies_never_reach_the_references(tmp_path):
 
 
 def test_a_split_is_fitted_on_its_first_part_only():
-    s = molecules([[6, 1, 1, 1, 1], [8, 1, 1], [6, 8], [6, 6, 1, 1], [8, 8]] * 6, np.random.default_rng(0).normal(size=30) - 500)
+    s = molecules(
+        [[6, 1, 1, 1, 1], [8, 1, 1], [6, 8], [6, 6, 1, 1], [8, 8]] * 6,
+        np.random.default_rng(0).normal(size=30) - 500,
+    )
     train, _, _ = s.split((0.8, 0.1, 0.1), seed=1)
     before = ReferenceEnergies.fit(train).table
     held = np.setdiff1d(np.arange(30), split(s, (0.8, 0.1, 0.1), seed=1)[0])
     s.energy[held] = 1e6
-    assert ReferenceEnergies.fit(s.split((0.8, 0.1, 0.1), seed=1)[0]).table == before != ReferenceEnergies.fit(s).table
+    assert (
+        ReferenceEnergies.fit(s.split((0.8, 0.1, 0.1), seed=1)[0]).table
+        == before
+        != ReferenceEnergies.fit(s).table
+    )
 
 
 def test_fit_needs_labels():
@@ -131,4 +144,5 @@ def test_real_isolated_atoms(reference_data):
     assert isolated_atoms(path) == LEVELS["wB97X/6-31G(d), 3BPA"]
     s = read(reference_data / "3bpa" / "train_300K.xyz")
     atomisation = (s.energy - ReferenceEnergies.from_isolated(path).energy(s)) / s.n_atoms
-    assert -5.5 < atomisation.min() < atomisation.max() < -4.5  # eV per atom, as organic molecules have
+    # eV per atom, as organic molecules have
+    assert -5.5 < atomisation.min() < atomisation.max() < -4.5

@@ -1,5 +1,6 @@
-"""The registry: records that hold together, sets found by name, downloads from a local server, and what can go wrong with
-them."""
+"""The registry: records that hold together, sets found by name, downloads from a local server, and
+what can go wrong with them.
+"""
 
 from __future__ import annotations
 
@@ -36,22 +37,55 @@ def test_records_hold_together():
         assert r.format is None or r.format in formats.FORMATS, r.name
         assert r.level and r.split and r.used_for, r.name
         for f in r.files:
-            assert f.checksum is None or re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", f.checksum), (r.name, f.path)
+            assert f.checksum is None or re.fullmatch(
+                r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", f.checksum
+            ), (r.name, f.path)
             assert f.url is None or f.url.startswith("http"), (r.name, f.path)
     known = {r.name for r in records.RECORDS}
-    assert {"ani-1", "ani-1x", "iso17", "spice-1", "md22", "rmd17", "rpbe-water", "ani-mini", "tip3p-mini"} <= known
+    assert {
+        "ani-1",
+        "ani-1x",
+        "iso17",
+        "spice-1",
+        "md22",
+        "rmd17",
+        "rpbe-water",
+        "ani-mini",
+        "tip3p-mini",
+    } <= known
     for entry in records.CITATIONS.values():
         assert entry.startswith("@") and entry.count("{") == entry.count("}")
 
 
-@pytest.mark.parametrize("r", [r for r in records.RECORDS if r.kind != "embedded"], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "r", [r for r in records.RECORDS if r.kind != "embedded"], ids=lambda r: r.name
+)
 def test_no_field_of_a_public_set_is_missing(r):
-    for name in ("title", "level", "citation", "elements", "atoms", "molecules", "structures", "licence", "source", "files", "format",
-                 "read_from", "split", "used_for"):  # fmt: skip
+    for name in (
+        "title",
+        "level",
+        "citation",
+        "elements",
+        "atoms",
+        "molecules",
+        "structures",
+        "licence",
+        "source",
+        "files",
+        "format",
+        "read_from",
+        "split",
+        "used_for",
+    ):
         assert getattr(r, name), f"{r.name}: {name} is missing"
-    assert r.source.startswith("http") and 1 <= r.atoms[0] <= r.atoms[1] and r.structures >= r.molecules >= 1
+    assert (
+        r.source.startswith("http")
+        and 1 <= r.atoms[0] <= r.atoms[1]
+        and r.structures >= r.molecules >= 1
+    )
     assert all(f.url for f in r.files) or r.kind == "reference", r.name
-    assert all(f.checksum for f in r.files) or r.kind == "public", r.name  # public: recorded at the first download
+    # public: recorded at the first download
+    assert all(f.checksum for f in r.files) or r.kind == "public", r.name
     assert set(r.parts) <= {f.path for f in r.files}
     papers = ("denoise paper", "masked paper", "not in the papers", "real data", "reader")
     assert any(word in r.used_for for word in papers), r.used_for
@@ -61,20 +95,44 @@ def test_no_field_of_a_public_set_is_missing(r):
 
 def test_every_set_of_both_papers_has_an_embedded_counterpart():
     embedded = {r.name for r in records.RECORDS if r.kind == "embedded"}
-    assert {"ani-mini", "spice-mini", "md22-mini", "iso17-mini", "rmd17-mini", "tip3p-mini", "water-mini"} == embedded
+    assert {
+        "ani-mini",
+        "spice-mini",
+        "md22-mini",
+        "iso17-mini",
+        "rmd17-mini",
+        "tip3p-mini",
+        "water-mini",
+    } == embedded
     for r in records.RECORDS:
-        assert r.kind != "embedded" or (r.title and r.level and r.split and r.used_for and r.licence == "MIT" and len(r.files) == 1)
+        assert r.kind != "embedded" or (
+            r.title
+            and r.level
+            and r.split
+            and r.used_for
+            and r.licence == "MIT"
+            and len(r.files) == 1
+        )
 
 
 def rmd17(tmp_path, monkeypatch, **index):
-    """The revised MD17 in its published layout: a folder of .npz and index files that count from 0 within each molecule."""
+    """The revised MD17 in its published layout: a folder of .npz and index files that count from
+    0 within each molecule.
+    """
     raw = tmp_path / "cache/rmd17/raw"
     (raw / "rmd17/npz_data").mkdir(parents=True)
     (raw / "rmd17/splits").mkdir()
     (raw / "rmd17.tar.bz2").write_bytes(b"")
     rng = np.random.default_rng(0)
-    for name, z, n in (("ethanol", [6, 6, 8, 1, 1, 1, 1, 1, 1], 10), ("uracil", [6, 6, 7, 6, 7, 6, 8, 8, 1, 1, 1, 1], 8)):
-        arrays = {"coords": rng.normal(size=(n, len(z), 3)), "energies": rng.normal(size=n) - 1e5, "forces": rng.normal(size=(n, len(z), 3))}
+    for name, z, n in (
+        ("ethanol", [6, 6, 8, 1, 1, 1, 1, 1, 1], 10),
+        ("uracil", [6, 6, 7, 6, 7, 6, 8, 8, 1, 1, 1, 1], 8),
+    ):
+        arrays = {
+            "coords": rng.normal(size=(n, len(z), 3)),
+            "energies": rng.normal(size=n) - 1e5,
+            "forces": rng.normal(size=(n, len(z), 3)),
+        }
         np.savez(raw / f"rmd17/npz_data/rmd17_{name}.npz", nuclear_charges=np.array(z), **arrays)
     for part, rows in ({"train": "0\n5\n2\n", "test": "7\n1\n"} | index).items():
         (raw / f"rmd17/splits/index_{part}_01.csv").write_text(rows)
@@ -88,16 +146,26 @@ def test_published_index_files_count_within_each_molecule(tmp_path, monkeypatch)
     s = rmd17(tmp_path, monkeypatch)
     assert s.system_names() == ["ethanol", "uracil"] and s.lies_in(tmp_path / "cache/rmd17/packed")
     parts = registry.published_split("rmd17", s)
-    assert parts["train"].tolist() == [0, 2, 5, 10, 12, 15] and parts["test"].tolist() == [1, 7, 11, 17]
+    assert parts["train"].tolist() == [0, 2, 5, 10, 12, 15] and parts["test"].tolist() == [
+        1,
+        7,
+        11,
+        17,
+    ]
     with pytest.raises(DataError, match="index_train_02.csv: no such index file"):
         registry.published_split("rmd17", s, fold=2)
-    with pytest.raises(ConfigError, match="'md22' has no published split; recommended: 80/10/10, per molecule"):
+    with pytest.raises(
+        ConfigError, match="'md22' has no published split; recommended: 80/10/10, per molecule"
+    ):
         registry.published_split("md22", s)
 
 
 def test_an_index_file_that_points_past_the_end(tmp_path, monkeypatch):
     s = rmd17(tmp_path, monkeypatch, test="7\n9\n")
-    with pytest.raises(DataError, match=r"index_test_01.csv: line 2: index 9 points outside the 8 structures .counted from 0. of uracil"):
+    with pytest.raises(
+        DataError,
+        match=r"index_test_01.csv: line 2: index 9 points outside the 8 structures .counted from 0. of uracil",
+    ):
         registry.published_split("rmd17", s)
 
 
@@ -114,7 +182,9 @@ def test_of_several_functionals_the_one_of_the_set_is_read(tmp_path, monkeypatch
     assert registry.load("rpbe-water").energy.tolist() == [pytest.approx(-3 * 27.211386, abs=1e-5)]
     shutil.rmtree(tmp_path / "rpbe-water/packed")
     (raw / "training-data_H2O/input.data.RPBE-D3").unlink()
-    with pytest.raises(DataError, match="0 files fit .*, expected one of training-data_H2O/input.data.BLYP, "):
+    with pytest.raises(
+        DataError, match="0 files fit .*, expected one of training-data_H2O/input.data.BLYP, "
+    ):
         registry.load("rpbe-water")
 
 
@@ -122,7 +192,9 @@ def test_names_and_bibtex():
     frame = names()
     assert list(frame["name"]) == [r.name for r in records.RECORDS]
     row = frame.set_index("name").loc["ani-1x"]
-    assert row["structures"] == 5_496_771 and row["elements"] == "H C N O" and row["licence"] == "CC0"
+    assert (
+        row["structures"] == 5_496_771 and row["elements"] == "H C N O" and row["licence"] == "CC0"
+    )
     assert "10.1038/s41597-020-0473-z" in registry.bibtex("ani-1x")
 
 
@@ -157,12 +229,16 @@ def test_real_sets_by_name(reference_data, monkeypatch, tmp_path):
     for r in records.RECORDS:
         if r.kind == "reference":
             s = load(r.name)  # verifies the sha256 of every file
-            assert len(s) == r.structures and len(np.unique(s.system)) == (3 if r.name == "rpbe-water-sample" else r.molecules)
+            assert len(s) == r.structures and len(np.unique(s.system)) == (
+                3 if r.name == "rpbe-water-sample" else r.molecules
+            )
             assert (int(s.n_atoms.min()), int(s.n_atoms.max())) == r.atoms
             assert (s.forces is not None) == r.forces and (s.cell is not None) == r.periodic
             assert s.info["name"] == r.name and s.info["level"] == r.level
     assert len(load("3bpa", files=["train_mixedT.xyz"])) == 500
-    with pytest.raises(ConfigError, match="no file 'test.xyz' to read alone .it has: train_300K.xyz"):
+    with pytest.raises(
+        ConfigError, match="no file 'test.xyz' to read alone .it has: train_300K.xyz"
+    ):
         load("3bpa", files=["test.xyz"])
     near = load("ani1-alkanes", max_energy=5.0)
     assert 0 < len(near) < 97_629
@@ -172,11 +248,13 @@ def test_real_sets_by_name(reference_data, monkeypatch, tmp_path):
     assert len(packed) == 1000
 
 
-# -- downloads, from a server on this machine -----------------------------------------------------------------------------------
+# -- downloads, from a server on this machine ----------------------------------------------------
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; understands ranges; breaks off after ``limit`` bytes the first time if asked to."""
+    """Serves a folder; understands ranges; breaks off after ``limit`` bytes the first time if
+    asked to.
+    """
 
     limit: dict[str, int] = {}
     busy: dict[str, int] = {}
@@ -195,7 +273,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return
         content = path.read_bytes()
         tag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
-        start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")) else 0
+        start = (
+            int(match[1])
+            if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range") or ""))
+            else 0
+        )
         if not Handler.ranges or self.headers.get("If-Range", tag) != tag:
             start = 0
         if start >= len(content) and start:
@@ -221,7 +303,9 @@ def server(tmp_path, monkeypatch):
     root.mkdir()
     monkeypatch.setattr(fetching, "PAUSE", 0.01)
     Handler.limit, Handler.seen, Handler.busy, Handler.ranges = {}, [], {}, True
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(root))) as httpd:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(root))
+    ) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, daemon=True)
         thread.start()
         yield root, f"http://127.0.0.1:{httpd.server_port}"
@@ -242,7 +326,9 @@ def test_download_verifies_and_is_not_repeated(server, tmp_path):
     assert (tmp_path / "cache/sub/a.bin").read_bytes() == b"x" * 1000 and len(Handler.seen) == 1
     fetching.verify(tmp_path / "cache", files)
     (tmp_path / "cache/sub/a.bin").write_bytes(b"y" * 1000)
-    with pytest.raises(DataError, match="a.bin: checksum mismatch: expected sha256:.*, found sha256:"):
+    with pytest.raises(
+        DataError, match="a.bin: checksum mismatch: expected sha256:.*, found sha256:"
+    ):
         fetching.verify(tmp_path / "cache", files)
     with pytest.raises(DataError, match="checksum mismatch"):
         fetching.fetch(tmp_path / "cache", files, progress=False)
@@ -255,7 +341,8 @@ def test_interrupted_download_goes_on(server, tmp_path):
     Handler.limit["/big"] = 1_500_000
     fetching.fetch(tmp_path / "cache", (Remote("big", f"{url}/big", sha(content)),), progress=False)
     assert (tmp_path / "cache/big").read_bytes() == content
-    assert len(Handler.seen) == 2 and 0 < int(Handler.seen[1][1][6:-1]) <= 1_500_000  # the rest only
+    # the rest only
+    assert len(Handler.seen) == 2 and 0 < int(Handler.seen[1][1][6:-1]) <= 1_500_000
     assert sorted(f.name for f in (tmp_path / "cache").iterdir()) in (["big"], [".lock", "big"])
 
 
@@ -266,7 +353,10 @@ def test_a_download_cut_short_in_an_earlier_session_goes_on(server, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/big.part").write_bytes(content[:60_000])
     fetching.fetch(tmp_path / "cache", (Remote("big", f"{url}/big", sha(content)),), progress=False)
-    assert Handler.seen == [("/big", "bytes=60000-")] and (tmp_path / "cache/big").read_bytes() == content
+    assert (
+        Handler.seen == [("/big", "bytes=60000-")]
+        and (tmp_path / "cache/big").read_bytes() == content
+    )
 
 
 def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path):
@@ -279,7 +369,9 @@ def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path):
     assert 0 < downloader._have() <= 150_000
     (root / "big").write_bytes(b"new" * 100_000)
     downloader(f"{url}/big", tmp_path / "big")
-    assert (tmp_path / "big").read_bytes() == b"new" * 100_000 and sorted(p.name for p in tmp_path.iterdir()) == ["big", "served"]
+    assert (tmp_path / "big").read_bytes() == b"new" * 100_000 and sorted(
+        p.name for p in tmp_path.iterdir()
+    ) == ["big", "served"]
 
 
 def test_a_server_without_ranges_starts_over(server, tmp_path):
@@ -326,8 +418,12 @@ class Always(dict):
 def test_wrong_checksum_keeps_nothing(server, tmp_path):
     root, url = server
     (root / "a").write_bytes(b"not what was promised")
-    with pytest.raises(DataError, match="checksum mismatch: http.*/a did not hash to sha256:") as error:
-        fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a", sha(b"promised")),), progress=False)
+    with pytest.raises(
+        DataError, match="checksum mismatch: http.*/a did not hash to sha256:"
+    ) as error:
+        fetching.fetch(
+            tmp_path / "cache", (Remote("a", f"{url}/a", sha(b"promised")),), progress=False
+        )
     assert "\n" not in str(error.value)
     assert not [f for f in (tmp_path / "cache").iterdir() if f.name != ".lock"]
 
@@ -361,18 +457,24 @@ def test_a_damaged_archive_is_named_and_its_checksum_not_recorded(server, tmp_pa
     bad = whole[:middle] if how == "cut" else whole[:middle] + bytes(500) + whole[middle + 500 :]
     (root / name).write_bytes(bad)
     files = (Remote(name, f"{url}/{name}", unpack=True),)
-    with pytest.raises(DataError, match=f"{name}: archive is truncated or damaged .*; delete it and fetch it again") as error:
+    with pytest.raises(
+        DataError, match=f"{name}: archive is truncated or damaged .*; delete it and fetch it again"
+    ) as error:
         fetching.fetch(tmp_path / "cache", files, progress=False)
     assert "\n" not in str(error.value) and fetching.recorded(tmp_path / "cache") == {}
     (tmp_path / "cache" / name).unlink()
     (root / name).write_bytes(whole)
     fetching.fetch(tmp_path / "cache", files, progress=False)
-    assert (tmp_path / "cache/set/data.bin").read_bytes() == content and fetching.recorded(tmp_path / "cache") == {name: sha(whole)}
+    assert (tmp_path / "cache/set/data.bin").read_bytes() == content and fetching.recorded(
+        tmp_path / "cache"
+    ) == {name: sha(whole)}
 
 
 def test_server_without_the_file(server, tmp_path):
     _, url = server
-    with pytest.raises(DataError, match="download failed .HTTPError: 404.*fetch again to resume") as error:
+    with pytest.raises(
+        DataError, match="download failed .HTTPError: 404.*fetch again to resume"
+    ) as error:
         fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/none"),), progress=False)
     assert "\n" not in str(error.value)
 
@@ -385,7 +487,9 @@ def test_full_disk(server, tmp_path):
     (root / "a").write_bytes(b"x" * 1000)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/a.part").symlink_to("/dev/full")
-    with pytest.raises(DataError, match="cache: cannot be written .No space left on device.; fetch again to resume") as error:
+    with pytest.raises(
+        DataError, match="cache: cannot be written .No space left on device.; fetch again to resume"
+    ) as error:
         fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a"),), progress=False)
     assert "\n" not in str(error.value) and not (tmp_path / "cache/a").exists()
     (tmp_path / "cache/a.part").unlink()  # space again
@@ -402,7 +506,12 @@ def test_two_processes_fetch_the_same_file(server, tmp_path):
     content = np.random.default_rng(0).bytes(2_000_000)
     (root / "big").write_bytes(content)
     context = multiprocessing.get_context("fork")
-    work = [context.Process(target=_fetch_in_a_process, args=(tmp_path / "cache", f"{url}/big", sha(content))) for _ in range(2)]
+    work = [
+        context.Process(
+            target=_fetch_in_a_process, args=(tmp_path / "cache", f"{url}/big", sha(content))
+        )
+        for _ in range(2)
+    ]
     for p in work:
         p.start()
     for p in work:
@@ -415,7 +524,9 @@ def test_fetch_unpack_convert_load(server, tmp_path, monkeypatch):
     """A public set from its address to a memory-mapped store, by name."""
     root, url = server
     with h5py.File(tmp_path / "ani_gdb_s01.h5", "w") as file:
-        file["gdb11_s01/gdb11_s01-0/coordinates"] = np.random.default_rng(0).normal(size=(6, 3, 3)).astype(np.float32)
+        file["gdb11_s01/gdb11_s01-0/coordinates"] = (
+            np.random.default_rng(0).normal(size=(6, 3, 3)).astype(np.float32)
+        )
         file["gdb11_s01/gdb11_s01-0/energies"] = np.full(6, -76.4)
         file["gdb11_s01/gdb11_s01-0/species"] = np.array([b"O", b"H", b"H"])
     with tarfile.open(root / "ani.tar.gz", "w:gz") as archive:
@@ -424,9 +535,16 @@ def test_fetch_unpack_convert_load(server, tmp_path, monkeypatch):
         archive.addfile(readme, io.BytesIO(b""))
     checksum = sha((root / "ani.tar.gz").read_bytes())
     record = Record(
-        "tiny", "public", "test", "none", ("ani1",), "H O", files=(Remote("ani.tar.gz", f"{url}/ani.tar.gz", checksum, unpack=True),),
-        format="ani1", read_from="ANI-1_release",
-    )  # fmt: skip
+        "tiny",
+        "public",
+        "test",
+        "none",
+        ("ani1",),
+        "H O",
+        files=(Remote("ani.tar.gz", f"{url}/ani.tar.gz", checksum, unpack=True),),
+        format="ani1",
+        read_from="ANI-1_release",
+    )
     monkeypatch.setattr(registry, "RECORDS", (record,))
     monkeypatch.setenv("POTKIT_DATA", str(tmp_path / "cache"))
     monkeypatch.delenv("POTKIT_REFERENCE_DATA", raising=False)

@@ -16,9 +16,13 @@ def make(counts=(50, 30, 20), atoms=4, seed=0) -> Structures:
     z = rng.choice([1, 6, 8], (len(counts), atoms))
     system = np.repeat(np.arange(len(counts)), counts)
     return Structures(
-        z[system].reshape(-1), rng.normal(size=(n * atoms, 3)) * 2, np.arange(n + 1) * atoms, energy=rng.normal(size=n),
-        system=system, info={"name": "made", "systems": [f"m{i}" for i in range(len(counts))]},
-    )  # fmt: skip
+        z[system].reshape(-1),
+        rng.normal(size=(n * atoms, 3)) * 2,
+        np.arange(n + 1) * atoms,
+        energy=rng.normal(size=n),
+        system=system,
+        info={"name": "made", "systems": [f"m{i}" for i in range(len(counts))]},
+    )
 
 
 @pytest.mark.parametrize("by", splits.BY)
@@ -28,7 +32,10 @@ def test_parts_are_disjoint_rising_and_repeatable(by):
     joined = np.concatenate(parts)
     assert len(joined) == len(s) and len(np.unique(joined)) == len(s)
     assert all((np.diff(p) > 0).all() for p in parts)
-    again, other = splits.split(s, (0.8, 0.1, 0.1), seed=3, by=by), splits.split(s, (0.8, 0.1, 0.1), seed=4, by=by)
+    again, other = (
+        splits.split(s, (0.8, 0.1, 0.1), seed=3, by=by),
+        splits.split(s, (0.8, 0.1, 0.1), seed=4, by=by),
+    )
     assert all((a == b).all() for a, b in zip(parts, again))
     assert any(len(a) != len(b) or (a != b).any() for a, b in zip(parts, other))
 
@@ -45,7 +52,11 @@ def test_by_system_keeps_systems_whole():
 def test_within_system_keeps_shares_and_ignores_other_systems():
     s = make((50, 30, 20))
     parts = splits.split(s, (0.8, 0.1, 0.1), seed=0, by="structure-within-system")
-    assert [np.bincount(s.system[p]).tolist() for p in parts] == [[40, 24, 16], [5, 3, 2], [5, 3, 2]]
+    assert [np.bincount(s.system[p]).tolist() for p in parts] == [
+        [40, 24, 16],
+        [5, 3, 2],
+        [5, 3, 2],
+    ]
     fewer = splits.split(s[s.system < 2], (0.8, 0.1, 0.1), seed=0, by="structure-within-system")
     assert fewer[2].tolist() == [i for i in parts[2] if i < 80]
 
@@ -105,9 +116,12 @@ def test_published_index_files(tmp_path):
     path.write_text("0\n5.0\n4\n")
     assert splits.published(path, 10).tolist() == [0, 5, 4]
     for content, words in [
-        ("1\n2\n11\n", "line 3: index 11 points outside the 10 structures"), ("0\n1\n", "line 1: index 0 points outside"),
-        ("1\ntwo\n", "line 2: 'two'"), ("1\n2\n1\n", "line 3: index 1 comes twice"), ("1.5\n", "line 1: '1.5'"),
-    ]:  # fmt: skip
+        ("1\n2\n11\n", "line 3: index 11 points outside the 10 structures"),
+        ("0\n1\n", "line 1: index 0 points outside"),
+        ("1\ntwo\n", "line 2: 'two'"),
+        ("1\n2\n1\n", "line 3: index 1 comes twice"),
+        ("1.5\n", "line 1: '1.5'"),
+    ]:
         path.write_text(content)
         with pytest.raises(DataError, match=words):
             splits.published(path, 10, base=1)
@@ -116,8 +130,12 @@ def test_published_index_files(tmp_path):
 def test_published_parts_are_found_again_only_in_the_set_as_it_was_read(tmp_path):
     s = splits.mark_parts(make(), {"train": 70, "test": 30})
     found = splits.parts(s)
-    assert found["train"].tolist() == list(range(70)) and found["test"].tolist() == list(range(70, 100))
-    assert splits.parts(Structures.open(s.save(tmp_path / "s")))["test"].tolist() == list(range(70, 100))
+    assert found["train"].tolist() == list(range(70)) and found["test"].tolist() == list(
+        range(70, 100)
+    )
+    assert splits.parts(Structures.open(s.save(tmp_path / "s")))["test"].tolist() == list(
+        range(70, 100)
+    )
     for other in (s[::-1], s[:99], s[[0, 1]]):
         with pytest.raises(DataError, match="made: cut or reordered since it was read"):
             splits.parts(other)
@@ -131,7 +149,10 @@ def moved(s: Structures, seed: int = 0) -> Structures:
     for i in range(len(s)):
         a, b = s.ptr[i], s.ptr[i + 1]
         order = rng.permutation(b - a)
-        turned = Rotation.random(random_state=rng).apply(s.pos[a:b] * [1, 1, -1 if i % 2 else 1]) + rng.normal(size=3) * 9
+        turned = (
+            Rotation.random(random_state=rng).apply(s.pos[a:b] * [1, 1, -1 if i % 2 else 1])
+            + rng.normal(size=3) * 9
+        )
         pos[a:b], z[a:b] = turned[order] + rng.normal(size=(b - a, 3)) * 1e-5, s.z[a:b][order]
     return Structures(z, pos, s.ptr, system=s.system, info=s.info)
 
@@ -151,7 +172,11 @@ def test_leakage_is_reported_for_every_set():
     s = make((40, 40), atoms=7)
     test = moved(s[[3, 50, 7]]) + make((5,), atoms=7, seed=9)
     report = splits.leakage_report(test, pretrain=s, train=s[[50, 51]], other=make((3,), atoms=5))
-    assert report["in_test"].tolist() == [3, 1, 0] and report["share"].tolist() == [0.375, 0.125, 0.0]
+    assert report["in_test"].tolist() == [3, 1, 0] and report["share"].tolist() == [
+        0.375,
+        0.125,
+        0.0,
+    ]
     assert report["message"][0].startswith("pretrain: 3 of 8 structures")
 
 
@@ -188,9 +213,12 @@ def test_periodic_copies():
     changed = pos.copy()
     changed[4] += 0.3
     s = Structures(
-        np.concatenate([z, z[order], z]), np.concatenate([pos, shifted[order], changed]), np.arange(4) * 30,
-        cell=np.stack([cell] * 3), pbc=np.ones((3, 3), bool),
-    )  # fmt: skip
+        np.concatenate([z, z[order], z]),
+        np.concatenate([pos, shifted[order], changed]),
+        np.arange(4) * 30,
+        cell=np.stack([cell] * 3),
+        pbc=np.ones((3, 3), bool),
+    )
     assert duplicates.pairs(s).tolist() == [[0, 1]]
 
 
@@ -198,5 +226,7 @@ def test_real_leakage(reference_data):
     from potkit.datasets import read
 
     # the mixed-temperature file of 3BPA repeats frames of the 300 K file
-    found = duplicates.leakage(read(reference_data / "3bpa/train_300K.xyz"), read(reference_data / "3bpa/train_mixedT.xyz"))
+    found = duplicates.leakage(
+        read(reference_data / "3bpa/train_300K.xyz"), read(reference_data / "3bpa/train_mixedT.xyz")
+    )
     assert len(found) == 31

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import potkit
-from potkit.experiments import experiment as experiments, yaml_form
 from potkit.errors import ConfigError, DataError
+from potkit.experiments import experiment as experiments
+from potkit.experiments import yaml_form
 from potkit.structures.store import concatenate
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
@@ -23,9 +24,17 @@ def structures():
 def grid(structures, store, **changes):
     config = potkit.TrainConfig(steps=3, batch_size=4, progress=False)
     values = dict(
-        model=TINY, train=structures[:100], test=structures[150:], labels=[10, 20], pretrain_on=structures[:100], seeds=[0, 1],
-        objectives={"denoise": potkit.Denoise(sigma=0.1)}, pretrain_config=config, finetune_config=config, store=store,
-    )  # fmt: skip
+        model=TINY,
+        train=structures[:100],
+        test=structures[150:],
+        labels=[10, 20],
+        pretrain_on=structures[:100],
+        seeds=[0, 1],
+        objectives={"denoise": potkit.Denoise(sigma=0.1)},
+        pretrain_config=config,
+        finetune_config=config,
+        store=store,
+    )
     return experiments.Experiment(**{**values, **changes})
 
 
@@ -38,7 +47,9 @@ def test_arms_share_labels_and_budget(structures, tmp_path):
     assert (table[table.arm == "scratch-longer"]["steps"] > 3).all()
     assert (denoise["pretrain_seconds"] > 0).all() and (scratch["pretrain_seconds"] == 0).all()
     # another start, other numbers; the same seeds and labels otherwise
-    assert not np.allclose(scratch["forces_mae"].to_numpy(), denoise["forces_mae"].to_numpy(), rtol=1e-6)
+    assert not np.allclose(
+        scratch["forces_mae"].to_numpy(), denoise["forces_mae"].to_numpy(), rtol=1e-6
+    )
 
 
 def test_label_budgets_are_nested_and_validation_is_part_of_them(structures, tmp_path):
@@ -48,7 +59,9 @@ def test_label_budgets_are_nested_and_validation_is_part_of_them(structures, tmp
         train, valid = experiment.labelled(count, seed=0)
         assert len(train) + len(valid) == count and len(valid) == count // 10
         names[count] = {tuple(np.round(s.pos.ravel(), 4)) for part in (train, valid) for s in part}
-        assert len(names[count]) == count, "a structure drawn twice, or shared by training and validation"
+        assert len(names[count]) == count, (
+            "a structure drawn twice, or shared by training and validation"
+        )
     assert names[10] < names[20]
 
 
@@ -56,13 +69,17 @@ def test_arms_start_from_the_same_weights(structures, tmp_path):
     experiment = grid(structures, tmp_path)
     for a, b in zip(experiment.build(0).parameters(), experiment.build(0, "denoise").parameters()):
         assert a.equal(b)
-    assert not all(a.equal(b) for a, b in zip(experiment.build(0).parameters(), experiment.build(1).parameters()))
+    assert not all(
+        a.equal(b)
+        for a, b in zip(experiment.build(0).parameters(), experiment.build(1).parameters())
+    )
 
 
 def test_finished_runs_are_loaded_not_repeated(structures, tmp_path, monkeypatch):
     experiment = grid(structures, tmp_path, longer="steps")
     first = experiments.run(experiment, progress=False)
-    monkeypatch.setattr(potkit.models.Potential, "forward", None)  # any training or evaluation would now fail
+    # any training or evaluation would now fail
+    monkeypatch.setattr(potkit.models.Potential, "forward", None)
     again = experiments.run(experiment, progress=False)
     columns = [c for c in first if c not in ("pretrain_seconds",)]
     potkit_equal = first[columns].astype(str).equals(again[columns].astype(str))
@@ -75,19 +92,30 @@ def test_a_longer_arm_in_steps_has_the_pretrainings_steps_on_top(structures, tmp
 
 
 def test_processes_give_the_numbers_of_one(structures, tmp_path):
-    one = experiments.run(grid(structures, tmp_path / "a", labels=[10], longer=None), progress=False)
-    two = experiments.run(grid(structures, tmp_path / "b", labels=[10], longer=None, jobs=2), progress=False)
+    one = experiments.run(
+        grid(structures, tmp_path / "a", labels=[10], longer=None), progress=False
+    )
+    two = experiments.run(
+        grid(structures, tmp_path / "b", labels=[10], longer=None, jobs=2), progress=False
+    )
     for metric in ("energy_mae", "forces_mae"):
         np.testing.assert_allclose(one[metric], two[metric], rtol=1e-5)
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(structures, tmp_path):
     water = potkit.load("tip3p-mini")[:1]
-    experiment = grid(structures, tmp_path, objectives={"masked": potkit.Masked(elements=("Xe",)), "denoise": potkit.Denoise(0.1)}, labels=[10])
+    experiment = grid(
+        structures,
+        tmp_path,
+        objectives={"masked": potkit.Masked(elements=("Xe",)), "denoise": potkit.Denoise(0.1)},
+        labels=[10],
+    )
     assert len(water)
     table = experiments.run(experiment, progress=False)
     bad = table[table.arm == "masked"]
-    assert (bad["status"] == "failed").all() and (table[table.arm != "masked"]["status"] == "ok").all()
+    assert (bad["status"] == "failed").all() and (
+        table[table.arm != "masked"]["status"] == "ok"
+    ).all()
     summary = potkit.compare(table)
     assert "masked" not in set(summary["arm"])
 
@@ -96,7 +124,16 @@ def test_an_arm_may_take_over_its_energy_head(structures, tmp_path):
     arms = {"a": potkit.Denoise(0.1), "b": potkit.Denoise(0.1)}
     both = {"a": "gradient", "b": "gradient"}
     table = experiments.run(
-        grid(structures, tmp_path, objectives=arms, vectors=both, parts={"b": ["backbone", "energy_head"]}, labels=[10], longer=None), progress=False
+        grid(
+            structures,
+            tmp_path,
+            objectives=arms,
+            vectors=both,
+            parts={"b": ["backbone", "energy_head"]},
+            labels=[10],
+            longer=None,
+        ),
+        progress=False,
     )
     a, b = (table[table.arm == arm].set_index("seed") for arm in "ab")
     assert (a["pretrain_loss"] == b["pretrain_loss"]).all(), "one pretraining serves both arms"
@@ -139,7 +176,9 @@ def test_experiment_from_yaml(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(SPEC)
     experiment = yaml_form.read(path).experiment(store=tmp_path / "store")
-    assert len(experiment.train) == 60 and set(np.array(experiment.test.system_names())[experiment.test.system]) <= {"C", "CC"}
+    assert len(experiment.train) == 60 and set(
+        np.array(experiment.test.system_names())[experiment.test.system]
+    ) <= {"C", "CC"}
     assert experiment.objectives["denoise 0.1 Å"] == potkit.Denoise(sigma=0.1)
     assert experiment.finetune_config.steps == 2
 
@@ -169,7 +208,9 @@ def test_mistakes_in_yaml_are_one_line(tmp_path, monkeypatch, old, new, word):
 def test_test_structures_in_the_pretraining_set_are_reported(structures, tmp_path, capsys):
     clean = grid(structures, tmp_path)
     assert experiments.leakage([clean]) == []
-    leaking = dataclasses.replace(clean, pretrain_on=concatenate([clean.pretrain_on, clean.test[:3]]))
+    leaking = dataclasses.replace(
+        clean, pretrain_on=concatenate([clean.pretrain_on, clean.test[:3]])
+    )
     n = len(clean.test)
     assert experiments.leakage([clean, leaking]) == [
         f"test and pretraining set: 3 of {n} structures ({300 / n:.2f} %) are in both sets within 0.001 Å"
@@ -179,7 +220,9 @@ def test_test_structures_in_the_pretraining_set_are_reported(structures, tmp_pat
 def test_a_test_set_can_leave_out_what_training_has(structures, tmp_path):
     structures[:40].save(tmp_path / "train.h5")
     structures[30:60].save(tmp_path / "test.h5")
-    kept = yaml_form.DataSpec(data=str(tmp_path / "test.h5"), without=str(tmp_path / "train.h5")).load()
+    kept = yaml_form.DataSpec(
+        data=str(tmp_path / "test.h5"), without=str(tmp_path / "train.h5")
+    ).load()
     assert len(kept) == 20
     np.testing.assert_array_equal(kept.energy, structures[40:60].energy)
 
@@ -188,11 +231,19 @@ def test_every_shipped_experiment_is_sound(repository, structures, monkeypatch, 
     """All settings, arms and networks of data/results/*.yaml; the data are stood in for."""
     pool = potkit.load("ani-mini")
     monkeypatch.setattr(yaml_form.DataSpec, "load", lambda self: pool)
-    files = [f for f in sorted((repository / "data" / "results").glob("*.yaml")) if "potkit compare" in f.read_text()]
+    files = [
+        f
+        for f in sorted((repository / "data" / "results").glob("*.yaml"))
+        if "potkit compare" in f.read_text()
+    ]
     assert len(files) >= 4
     for path in files:
         built = yaml_form.read(path).experiments(store=tmp_path)
-        assert yaml_form.read(path).name == path.stem and f"potkit compare data/results/{path.name}" in path.read_text()
+        assert (
+            yaml_form.read(path).name == path.stem
+            and f"potkit compare data/results/{path.name}" in path.read_text()
+        )
         for experiment in built:
             assert "scratch" in experiment.arms
-            assert len(experiment.seeds) >= 3 or not experiment.objectives  # whoever compares arms needs seeds
+            # whoever compares arms needs seeds
+            assert len(experiment.seeds) >= 3 or not experiment.objectives

@@ -1,4 +1,6 @@
-"""Grids that are killed, at chosen and at random points, and grids that share a store: no run lost, none done twice, the same table."""
+"""Grids that are killed, at chosen and at random points, and grids that share a store: no run
+lost, none done twice, the same table.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import pytest
 from grids import grid, numbers
 
 import potkit
+from potkit.errors import Busy, Interrupted, TrainingError
 from potkit.experiments import experiment
 from potkit.training import loop
-from potkit.errors import Busy, Interrupted, TrainingError
 
 DRIVER = """
 import json, os, pickle, random, signal, sys, time
@@ -91,11 +93,25 @@ def report(tmp_path_factory) -> list[dict]:
     base = tmp_path_factory.mktemp("grids")
     script = base / "driver.py"
     script.write_text(DRIVER)
-    command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(base), json.dumps(POINTS), "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    command = [
+        sys.executable,
+        str(script),
+        str(Path(__file__).parents[1]),
+        str(base),
+        json.dumps(POINTS),
+        "2",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(potkit.__file__).parents[1]),
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [{"stderr": done.stderr[-3000:], "whole": str(base / "whole"), **entry} for entry in json.loads(done.stdout.split("REPORT")[1])]
+    return [
+        {"stderr": done.stderr[-3000:], "whole": str(base / "whole"), **entry}
+        for entry in json.loads(done.stdout.split("REPORT")[1])
+    ]
 
 
 def table(store: str) -> pd.DataFrame:
@@ -105,14 +121,21 @@ def table(store: str) -> pd.DataFrame:
 @pytest.mark.slow
 def test_a_grid_killed_anywhere_gives_the_table_of_one_that_was_not(report):
     whole = table(report[0]["whole"])
-    assert len(whole) == 8 and (whole["status"] == "ok").all() and set(whole["arm"]) == {"scratch", "scratch-longer", "denoise", "frozen"}
+    assert (
+        len(whole) == 8
+        and (whole["status"] == "ok").all()
+        and set(whole["arm"]) == {"scratch", "scratch-longer", "denoise", "frozen"}
+    )
     killed = [e for e in report if "point" in e]
     assert len(killed) >= 20
     for entry in killed:
         assert entry["code"] == 0, entry
-        assert entry["deaths"] == 1 or entry["point"] is None, entry  # the kill did happen; at a random time it may come too late
+        # the kill did happen; at a random time it may come too late
+        assert entry["deaths"] == 1 or entry["point"] is None, entry
         pd.testing.assert_frame_equal(table(entry["store"]), whole)  # to the last bit
-    assert {0, 1, 5} <= {e["finished"] for e in killed} and len({e["finished"] for e in killed}) >= 5, "killed in few places only"
+    assert {0, 1, 5} <= {e["finished"] for e in killed} and len(
+        {e["finished"] for e in killed}
+    ) >= 5, "killed in few places only"
 
 
 @pytest.mark.slow
@@ -121,7 +144,9 @@ def test_two_grids_at_once_do_every_run_once(report):
     pairs = [e for e in report if "pair" in e]
     for entry in pairs:
         assert entry["pair"] == [0, 0], entry
-        assert len(entry["trained"]) == len(set(entry["trained"])) == 10, "a run was done twice or lost"
+        assert len(entry["trained"]) == len(set(entry["trained"])) == 10, (
+            "a run was done twice or lost"
+        )
         pd.testing.assert_frame_equal(table(entry["store"]), whole)
     assert pairs
 
@@ -141,7 +166,8 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path):
     finally:
         holder.kill()
         holder.wait()
-    run = loop.fit(egnn(), molecules(6), potkit.Denoise(sigma=0.1), config, tmp_path)  # the dead hold nothing
+    # the dead hold nothing
+    run = loop.fit(egnn(), molecules(6), potkit.Denoise(sigma=0.1), config, tmp_path)
     assert run.summary["steps"] == 2 and not (tmp_path / "run.lock").exists()
 
 
@@ -159,7 +185,8 @@ def test_ctrl_c_ends_a_grid_not_only_its_run(tmp_path, monkeypatch):
         experiment.run(grid(tmp_path), progress=False)
     assert len(calls) == 2
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "_train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))  # Ctrl-C outside of the training loop
+    # Ctrl-C outside of the training loop
+    monkeypatch.setattr(loop, "_train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Interrupted, match="stopped after 1 of 10 runs; the same call goes on"):
         experiment.run(grid(tmp_path), progress=False)
 
@@ -169,16 +196,23 @@ def test_a_failed_run_keeps_its_error_and_its_place(tmp_path, monkeypatch):
 
     def failing(fabric, model, structures, objective, config, folder, valid, notes):
         if notes["task"] == "finetune" and config.seed == 1 and config.freeze:
-            raise TrainingError(f"{folder.path}: the loss of step 2 or its gradient is not a finite number")
+            raise TrainingError(
+                f"{folder.path}: the loss of step 2 or its gradient is not a finite number"
+            )
         return original(fabric, model, structures, objective, config, folder, valid, notes)
 
     monkeypatch.setattr(loop, "_train", failing)
     table = experiment.run(grid(tmp_path), progress=False)
     bad = table[table["status"] != "ok"]
-    assert len(table) == 8 and len(bad) == 1 and bad.iloc[0][["arm", "seed", "labels"]].tolist() == ["frozen", 1, 10]
+    assert (
+        len(table) == 8
+        and len(bad) == 1
+        and bad.iloc[0][["arm", "seed", "labels"]].tolist() == ["frozen", 1, 10]
+    )
     assert "the loss of step 2" in bad.iloc[0]["error"]
     monkeypatch.undo()
-    again = experiment.run(grid(tmp_path), progress=False)  # what failed is tried again, the rest is found
+    # what failed is tried again, the rest is found
+    again = experiment.run(grid(tmp_path), progress=False)
     assert (again["status"] == "ok").all()
     good = table["status"] == "ok"
     one, other = (numbers(t)[good.to_numpy()].drop(columns="error") for t in (again, table))

@@ -16,8 +16,8 @@ from chores import Hesitant, Square, until
 from grids import grid, numbers
 
 import potkit
-from potkit.experiments import experiment, scheduler
 from potkit.errors import ConfigError
+from potkit.experiments import experiment, scheduler
 
 
 def test_processes_survive_the_death_of_one_and_see_a_device_each(tmp_path):
@@ -29,7 +29,10 @@ def test_processes_survive_the_death_of_one_and_see_a_device_each(tmp_path):
     assert first[13]["status"] == "failed" and "signal 9" in first[13]["error"]
     assert [first[t]["value"] for t in (1, 2, 3, 4)] == [1, 4, 9, 16] and second[5]["value"] == 25
     assert {first[t]["device"] for t in (1, 2, 3, 4)} == {"3", "5"}
-    assert os.getpid() not in {r.get("pid") for r in first.values()} and "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert (
+        os.getpid() not in {r.get("pid") for r in first.values()}
+        and "CUDA_VISIBLE_DEVICES" not in os.environ
+    )
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -44,7 +47,11 @@ def test_gpus_are_taken_in_turn(monkeypatch):
     assert scheduler.visible_devices(4) is None
 
 
-@pytest.mark.parametrize("place", [scheduler.Serial, lambda function: scheduler.Processes(function, 1)], ids=["here", "processes"])
+@pytest.mark.parametrize(
+    "place",
+    [scheduler.Serial, lambda function: scheduler.Processes(function, 1)],
+    ids=["here", "processes"],
+)
 def test_busy_runs_are_asked_for_again(tmp_path, place):
     with place(Hesitant(tmp_path, 3)) as opened:
         rows = opened.map([0, 1, 2])
@@ -82,7 +89,9 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
             starter.send_signal(number)
         for number, starter in starters.items():
             assert starter.wait(30) != 0
-            assert until(lambda: not _alive(workers[number]), 20), f"the worker outlived its starter's {number.name}"
+            assert until(lambda: not _alive(workers[number]), 20), (
+                f"the worker outlived its starter's {number.name}"
+            )
     finally:
         for starter in starters.values():
             starter.kill()
@@ -110,11 +119,15 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_killed_grid_leaves_a_last_checkpoint(tmp_path):
-    """The run writes none by itself here: it is written because the process that started them is gone."""
+    """The run writes none by itself here: it is written because the process that started them is
+    gone.
+    """
     script, store = tmp_path / "trainer.py", tmp_path / "store"
     script.write_text(TRAINER)
     environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
-    starter = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parents[1]), str(store)], env=environment)
+    starter = subprocess.Popen(
+        [sys.executable, str(script), str(Path(__file__).parents[1]), str(store)], env=environment
+    )
     try:
         assert until(lambda: len(list(store.glob("*/metrics.jsonl"))) == 1, 120)
         time.sleep(0.5)
@@ -127,10 +140,14 @@ def test_a_killed_grid_leaves_a_last_checkpoint(tmp_path):
 
 def test_a_dask_cluster_of_two_workers_gives_the_same_table(tmp_path):
     distributed = pytest.importorskip("dask.distributed", reason="needs the extra `cluster`")
-    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, memory_limit=None) as cluster:
+    with distributed.LocalCluster(
+        2, threads_per_worker=1, dashboard_address=None, memory_limit=None
+    ) as cluster:
         with distributed.Client(cluster) as client:
             far = experiment.run(grid(tmp_path / "dask"), progress=False, client=client)
-            again = potkit.compare(grid(tmp_path / "dask"), progress=False, client=cluster.scheduler_address)
+            again = potkit.compare(
+                grid(tmp_path / "dask"), progress=False, client=cluster.scheduler_address
+            )
     here = experiment.run(grid(tmp_path / "here"), progress=False)
     pd.testing.assert_frame_equal(numbers(far), numbers(here), rtol=1e-5)
     pd.testing.assert_frame_equal(again, potkit.compare(far))

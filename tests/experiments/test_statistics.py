@@ -7,9 +7,16 @@ import pandas as pd
 import pytest
 
 import potkit
-from potkit.report import tables as report
 from potkit.errors import ConfigError, DataError
-from potkit.experiments.statistics import effects, interval, labels_saved, learning_curves, saved_in_words, summarise
+from potkit.experiments.statistics import (
+    effects,
+    interval,
+    labels_saved,
+    learning_curves,
+    saved_in_words,
+    summarise,
+)
+from potkit.report import tables as report
 
 
 def test_t_interval_of_three_values():
@@ -21,25 +28,51 @@ def test_t_interval_of_three_values():
 
 def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    inside = [low <= 0.7 <= high for _, low, high in (interval(rng.normal(0.7, 2.0, 4)) for _ in range(2000))]
+    inside = [
+        low <= 0.7 <= high
+        for _, low, high in (interval(rng.normal(0.7, 2.0, 4)) for _ in range(2000))
+    ]
     assert abs(np.mean(inside) - 0.95) < 0.02
 
 
 def frame():
     rows = []
-    for seed, base in enumerate((1.0, 2.0, 4.0)):  # seeds differ much, the paired change is always the same
-        rows += [dict(arm=a, seed=seed, labels=10, forces_mae=base * f, seconds=1.0, status="ok") for a, f in (("scratch", 1.0), ("denoise", 0.8))]
-        rows.append(dict(arm="masked", seed=seed, labels=10, forces_mae=base * (0.5, 1.0, 2.0)[seed], seconds=1.0, status="ok"))
-    rows.append(dict(arm="broken", seed=0, labels=10, forces_mae=np.nan, seconds=np.nan, status="failed"))
+    # seeds differ much, the paired change is always the same
+    for seed, base in enumerate((1.0, 2.0, 4.0)):
+        rows += [
+            dict(arm=a, seed=seed, labels=10, forces_mae=base * f, seconds=1.0, status="ok")
+            for a, f in (("scratch", 1.0), ("denoise", 0.8))
+        ]
+        rows.append(
+            dict(
+                arm="masked",
+                seed=seed,
+                labels=10,
+                forces_mae=base * (0.5, 1.0, 2.0)[seed],
+                seconds=1.0,
+                status="ok",
+            )
+        )
+    rows.append(
+        dict(arm="broken", seed=0, labels=10, forces_mae=np.nan, seconds=np.nan, status="failed")
+    )
     return pd.DataFrame(rows)
 
 
 def test_changes_are_paired_by_seed():
     table = summarise(frame(), ["forces_mae"]).set_index("arm")
     assert table.loc["denoise", "change_%"] == pytest.approx(-20.0)
-    assert table.loc["denoise", "change_low_%"] == pytest.approx(-20.0) and table.loc["denoise", "effect"] == "better"
-    assert table.loc["masked", "change_%"] == pytest.approx(0.0, abs=1e-9) and table.loc["masked", "effect"] == "unclear"
-    assert table.loc["scratch", "mean"] == pytest.approx(7 / 3) and np.isnan(table.loc["scratch", "change_%"])
+    assert (
+        table.loc["denoise", "change_low_%"] == pytest.approx(-20.0)
+        and table.loc["denoise", "effect"] == "better"
+    )
+    assert (
+        table.loc["masked", "change_%"] == pytest.approx(0.0, abs=1e-9)
+        and table.loc["masked", "effect"] == "unclear"
+    )
+    assert table.loc["scratch", "mean"] == pytest.approx(7 / 3) and np.isnan(
+        table.loc["scratch", "change_%"]
+    )
     assert "broken" not in table.index
 
 
@@ -48,7 +81,11 @@ def test_results_are_stored_with_their_origin(tmp_path):
     report.store(table, "x", "potkit compare x.yaml", tmp_path, note="n")
     again, how = report.stored("x", tmp_path)
     pd.testing.assert_frame_equal(table, again)
-    assert how["command"] == "potkit compare x.yaml" and how["hardware"] and how["versions"]["potkit"] == potkit.__version__
+    assert (
+        how["command"] == "potkit compare x.yaml"
+        and how["hardware"]
+        and how["versions"]["potkit"] == potkit.__version__
+    )
     with pytest.raises(DataError, match="y.csv"):
         report.stored("y", tmp_path)
 
@@ -56,7 +93,10 @@ def test_results_are_stored_with_their_origin(tmp_path):
 def test_wide_table_states_units_and_intervals():
     table = report.wide(summarise(frame(), ["forces_mae"]), ["forces_mae"])
     assert list(table["arm"]) == ["scratch", "denoise", "masked"]
-    assert table["force MAE (meV/Å)"][0].startswith("2333.3 ± ") and "(-20 %)" in table["force MAE (meV/Å)"][1]
+    assert (
+        table["force MAE (meV/Å)"][0].startswith("2333.3 ± ")
+        and "(-20 %)" in table["force MAE (meV/Å)"][1]
+    )
     text = report.markdown(table)
     assert text.splitlines()[1] == "| " + " | ".join(["---"] * len(table.columns)) + " |"
 
@@ -65,10 +105,17 @@ def test_bootstrap_interval():
     values = np.random.default_rng(3).normal(5.0, 2.0, 40)
     mean, low, high = interval(values, method="bootstrap")
     t = interval(values)
-    assert mean == t[0] and low == pytest.approx(t[1], abs=0.1) and high == pytest.approx(t[2], abs=0.1)  # of many values both agree
+    # of many values both agree
+    assert (
+        mean == t[0]
+        and low == pytest.approx(t[1], abs=0.1)
+        and high == pytest.approx(t[2], abs=0.1)
+    )
     low, high = interval([1.0, 2.0, 3.0], method="bootstrap")[1:]
     assert 1.0 <= low < 2.0 < high <= 3.0, "a bootstrap never leaves the range of its values"
-    assert interval([1.0, 2.0, 3.0], method="bootstrap") == interval([1.0, 2.0, 3.0], method="bootstrap")
+    assert interval([1.0, 2.0, 3.0], method="bootstrap") == interval(
+        [1.0, 2.0, 3.0], method="bootstrap"
+    )
     with pytest.raises(ConfigError, match="'normal'"):
         interval([1.0, 2.0], method="normal")
 
@@ -81,7 +128,9 @@ def test_seeds_that_got_better_are_counted():
 BUDGETS = (25, 50, 100, 200, 400)
 
 
-def curves(slopes: dict[str, tuple[float, float]], seeds=(0, 1, 2), noise: float = 0.0, budgets=BUDGETS) -> pd.DataFrame:
+def curves(
+    slopes: dict[str, tuple[float, float]], seeds=(0, 1, 2), noise: float = 0.0, budgets=BUDGETS
+) -> pd.DataFrame:
     """Errors a · labels^slope of each arm, (a, slope); a seed's factor is the same in all arms."""
     rng = np.random.default_rng(0)
     rows = []
@@ -89,21 +138,43 @@ def curves(slopes: dict[str, tuple[float, float]], seeds=(0, 1, 2), noise: float
         for labels in budgets:
             for arm, (a, slope) in slopes.items():
                 error = a * labels**slope * (1.0 + 0.2 * seed) * np.exp(noise * rng.normal())
-                rows.append(dict(arm=arm, seed=seed, labels=labels, forces_mae=error, seconds=1.0, status="ok"))
+                rows.append(
+                    dict(
+                        arm=arm,
+                        seed=seed,
+                        labels=labels,
+                        forces_mae=error,
+                        seconds=1.0,
+                        status="ok",
+                    )
+                )
     return pd.DataFrame(rows)
 
 
 def test_slopes_of_power_laws():
-    table = learning_curves(curves({"scratch": (2.0, -0.5), "denoise": (1.0, -0.3)})).set_index("arm")
-    assert table["slope"].tolist() == pytest.approx([-0.5, -0.3]) and table["slope_low"].tolist() == pytest.approx([-0.5, -0.3])
-    assert table.loc["denoise", "slope_change"] == pytest.approx(0.2) and np.isnan(table.loc["scratch", "slope_change"])
-    assert table["at"].tolist() == pytest.approx([100.0, 100.0]) and (table["misfit_%"] < 1e-9).all()
-    assert table.loc["scratch", "error_at"] == pytest.approx(2.0 * 100**-0.5 * np.prod([1.0, 1.2, 1.4]) ** (1 / 3))
+    table = learning_curves(curves({"scratch": (2.0, -0.5), "denoise": (1.0, -0.3)})).set_index(
+        "arm"
+    )
+    assert table["slope"].tolist() == pytest.approx([-0.5, -0.3]) and table[
+        "slope_low"
+    ].tolist() == pytest.approx([-0.5, -0.3])
+    assert table.loc["denoise", "slope_change"] == pytest.approx(0.2) and np.isnan(
+        table.loc["scratch", "slope_change"]
+    )
+    assert (
+        table["at"].tolist() == pytest.approx([100.0, 100.0]) and (table["misfit_%"] < 1e-9).all()
+    )
+    assert table.loc["scratch", "error_at"] == pytest.approx(
+        2.0 * 100**-0.5 * np.prod([1.0, 1.2, 1.4]) ** (1 / 3)
+    )
     bent = curves({"scratch": (2.0, -0.5)})
     bent.loc[bent["labels"] == 400, "forces_mae"] *= 1.5
     assert learning_curves(bent)["misfit_%"][0] > 5
     noisy = learning_curves(curves({"scratch": (2.0, -0.5)}, seeds=range(6), noise=0.05)).iloc[0]
-    assert noisy["slope_low"] < -0.5 < noisy["slope_high"] and noisy["slope_high"] - noisy["slope_low"] < 0.15
+    assert (
+        noisy["slope_low"] < -0.5 < noisy["slope_high"]
+        and noisy["slope_high"] - noisy["slope_low"] < 0.15
+    )
 
 
 def test_labels_saved_on_curves_that_are_known():
@@ -111,18 +182,26 @@ def test_labels_saved_on_curves_that_are_known():
     runs = curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5), "masked": (2**0.5, -0.5)})
     table = labels_saved(runs).set_index(["arm", "labels"])
     assert table.loc["denoise", "needs"].tolist() == pytest.approx([100, 200, 400, 400, 400])
-    assert table.loc["denoise", "relation"].tolist() == ["=", "=", "=", ">", ">"]  # 800 and 1600 were not measured, so not claimed
+    # 800 and 1600 were not measured, so not claimed
+    assert table.loc["denoise", "relation"].tolist() == ["=", "=", "=", ">", ">"]
     assert table.loc[("denoise", 50), ["saved", "factor"]].tolist() == pytest.approx([150, 4.0])
     assert table.loc["masked", "relation"].tolist() == ["<", "=", "=", "=", "="]
     assert table.loc["masked", "needs"].tolist() == pytest.approx([25, 25, 50, 100, 200])
-    assert (table.loc[("denoise", 50), ["low", "high"]].astype(float) - 200).abs().max() < 1e-6  # pairs share their luck
-    assert saved_in_words(table.reset_index().iloc[3]) == "200 labels do as well as > 400 (> 400 to > 400) from scratch"
+    # pairs share their luck
+    assert (table.loc[("denoise", 50), ["low", "high"]].astype(float) - 200).abs().max() < 1e-6
+    assert (
+        saved_in_words(table.reset_index().iloc[3])
+        == "200 labels do as well as > 400 (> 400 to > 400) from scratch"
+    )
 
 
 def test_labels_saved_is_honest_about_noise():
     runs = curves({"scratch": (1.0, -0.5), "denoise": (0.6, -0.5)}, seeds=range(5), noise=0.1)
     table = labels_saved(runs).set_index("labels")
-    assert table.loc[50, "low"] < 50 / 0.36 < table.loc[50, "high"] and table.loc[50, "high"] - table.loc[50, "low"] > 5
+    assert (
+        table.loc[50, "low"] < 50 / 0.36 < table.loc[50, "high"]
+        and table.loc[50, "high"] - table.loc[50, "low"] > 5
+    )
     # a curve that rises somewhere is flattened first, so no budget is credited with a lucky draw
     bumpy = curves({"scratch": (1.0, -0.5), "denoise": (1.0, -0.5)})
     bumpy.loc[(bumpy["arm"] == "scratch") & (bumpy["labels"] == 100), "forces_mae"] = 0.2
@@ -131,12 +210,21 @@ def test_labels_saved_is_honest_about_noise():
 
 
 def test_curves_of_several_experiments_stay_apart():
-    one, other = curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)}), curves({"scratch": (1.0, -0.2), "denoise": (0.9, -0.2)})
+    one, other = (
+        curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)}),
+        curves({"scratch": (1.0, -0.2), "denoise": (0.9, -0.2)}),
+    )
     both = pd.concat([one.assign(network="egnn"), other.assign(network="gns")], ignore_index=True)
-    both.loc[(both["network"] == "gns") & (both["seed"] == 2) & (both["labels"] == 25), ["status", "forces_mae"]] = ["failed", np.nan]
+    both.loc[
+        (both["network"] == "gns") & (both["seed"] == 2) & (both["labels"] == 25),
+        ["status", "forces_mae"],
+    ] = ["failed", np.nan]
     table = learning_curves(both, by=["network", "labels"]).set_index(["network", "arm"])
-    assert table.loc[("egnn", "scratch"), "slope"] == pytest.approx(-0.5) and table.loc[("gns", "denoise"), "slope"] == pytest.approx(-0.2)
-    assert table.loc["gns", "seeds"].tolist() == [2, 2]  # a seed without all its runs does not count
+    assert table.loc[("egnn", "scratch"), "slope"] == pytest.approx(-0.5) and table.loc[
+        ("gns", "denoise"), "slope"
+    ] == pytest.approx(-0.2)
+    # a seed without all its runs does not count
+    assert table.loc["gns", "seeds"].tolist() == [2, 2]
     assert set(labels_saved(both, by=["network"])["network"]) == {"egnn", "gns"}
 
 
@@ -152,53 +240,107 @@ def test_curves_that_cannot_be_drawn():
 def test_learning_curves_as_people_read_them():
     runs = curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)})
     table = report.curves(runs).set_index("arm")
-    assert table.loc["denoise", "worth of 50 labels"] == "200 (200 to 200)" and table.loc["denoise", "worth of 400 labels"] == "> 400 (> 400 to > 400)"
-    assert table.loc["scratch", "slope"] == "-0.50 (-0.50 to -0.50)" and table.loc["scratch", "worth of 50 labels"] == ""
+    assert (
+        table.loc["denoise", "worth of 50 labels"] == "200 (200 to 200)"
+        and table.loc["denoise", "worth of 400 labels"] == "> 400 (> 400 to > 400)"
+    )
+    assert (
+        table.loc["scratch", "slope"] == "-0.50 (-0.50 to -0.50)"
+        and table.loc["scratch", "worth of 50 labels"] == ""
+    )
     both = pd.concat([runs.assign(model="egnn"), runs.assign(model="gns")], ignore_index=True)
     both.attrs["by"] = ["model", "labels"]
     assert report.curves(both)["model"].tolist() == ["egnn", "egnn", "gns", "gns"]
 
 
-# -- over all label budgets --------------------------------------------------------------------------------------------------------
+# -- over all label budgets ----------------------------------------------------------------------
 def test_effects_pool_budgets_and_count_seeds_once():
     runs = curves({"scratch": (1.0, -0.5), "scratch-longer": (0.8, -0.5), "denoise": (0.6, -0.5)})
     table = effects(runs, ["forces_mae"]).set_index(["arm", "against"])
-    assert list(table.index) == [("scratch-longer", "scratch"), ("denoise", "scratch"), ("denoise", "scratch-longer")]
+    assert list(table.index) == [
+        ("scratch-longer", "scratch"),
+        ("denoise", "scratch"),
+        ("denoise", "scratch-longer"),
+    ]
     assert table["change_%"].tolist() == pytest.approx([-20.0, -40.0, -25.0])
-    assert table["seeds"].tolist() == [3, 3, 3] and table["budgets"].tolist() == [len(BUDGETS)] * 3 and set(table["effect"]) == {"better"}
-    # the interval is that of three numbers, the means of each seed's logs, however many budgets there are
+    assert (
+        table["seeds"].tolist() == [3, 3, 3]
+        and table["budgets"].tolist() == [len(BUDGETS)] * 3
+        and set(table["effect"]) == {"better"}
+    )
+    # the interval is that of three numbers, the means of each seed's logs, however many budgets
+    # there are
     noisy = curves({"scratch": (1.0, -0.5), "denoise": (0.9, -0.48)}, noise=0.3)
     logs = np.log(noisy.pivot_table(index="seed", columns=["arm", "labels"], values="forces_mae"))
     mean, low, high = interval((logs["denoise"] - logs["scratch"]).mean(axis=1))
     row = effects(noisy, ["forces_mae"]).iloc[0]
-    assert row[["change_%", "change_low_%", "change_high_%"]].tolist() == pytest.approx([100 * np.expm1(v) for v in (mean, low, high)])
+    assert row[["change_%", "change_low_%", "change_high_%"]].tolist() == pytest.approx(
+        [100 * np.expm1(v) for v in (mean, low, high)]
+    )
     assert row["effect"] == "unclear" and low < 0 < high
 
 
 def test_effects_of_several_experiments_and_failed_runs():
-    one, other = curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)}), curves({"scratch": (1.0, -0.2), "denoise": (1.1, -0.2)})
-    both = pd.concat([one.assign(network="egnn"), other.assign(network="gns")], ignore_index=True)[["network", "labels", *one.columns.drop("labels")]]
-    both.loc[(both["network"] == "gns") & (both["seed"] == 2) & (both["arm"] == "denoise"), ["status", "forces_mae"]] = ["failed", np.nan]
+    one, other = (
+        curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)}),
+        curves({"scratch": (1.0, -0.2), "denoise": (1.1, -0.2)}),
+    )
+    both = pd.concat([one.assign(network="egnn"), other.assign(network="gns")], ignore_index=True)[
+        ["network", "labels", *one.columns.drop("labels")]
+    ]
+    both.loc[
+        (both["network"] == "gns") & (both["seed"] == 2) & (both["arm"] == "denoise"),
+        ["status", "forces_mae"],
+    ] = ["failed", np.nan]
     table = effects(both).set_index("network")  # there are no energies, and no scratch-longer
-    assert table["change_%"].tolist() == pytest.approx([-50.0, 10.0]) and table["seeds"].tolist() == [3, 2]
+    assert table["change_%"].tolist() == pytest.approx([-50.0, 10.0]) and table[
+        "seeds"
+    ].tolist() == [3, 2]
     assert table["effect"].tolist() == ["better", "worse"]
-    both.loc[(both["network"] == "gns") & (both["seed"] == 1) & (both["labels"] == 25) & (both["arm"] == "scratch"), "status"] = "failed"
+    both.loc[
+        (both["network"] == "gns")
+        & (both["seed"] == 1)
+        & (both["labels"] == 25)
+        & (both["arm"] == "scratch"),
+        "status",
+    ] = "failed"
     table = effects(both).set_index("network")
-    assert table["seeds"].tolist() == [3, 1] and table["effect"].tolist() == ["better", "unclear"], "a seed without all budgets does not count"
+    assert table["seeds"].tolist() == [3, 1] and table["effect"].tolist() == [
+        "better",
+        "unclear",
+    ], "a seed without all budgets does not count"
     both.loc[(both["network"] == "gns") & (both["labels"] == 25), "status"] = "failed"
-    assert effects(both)["network"].tolist() == ["egnn", "gns"] and effects(both)["budgets"].tolist()[1] == len(BUDGETS) - 1
+    assert (
+        effects(both)["network"].tolist() == ["egnn", "gns"]
+        and effects(both)["budgets"].tolist()[1] == len(BUDGETS) - 1
+    )
 
 
 def test_effects_as_people_read_them(tmp_path):
-    runs = curves({"scratch": (1.0, -0.5), "scratch-longer": (0.8, -0.5), "denoise": (0.6, -0.5)}, noise=0.3)
+    runs = curves(
+        {"scratch": (1.0, -0.5), "scratch-longer": (0.8, -0.5), "denoise": (0.6, -0.5)}, noise=0.3
+    )
     table = effects(runs)
     shown = report.effects(table)
-    assert list(shown) == ["arm", "seeds", "force MAE against scratch", "force MAE against scratch-longer"]
+    assert list(shown) == [
+        "arm",
+        "seeds",
+        "force MAE against scratch",
+        "force MAE against scratch-longer",
+    ]
     assert shown["arm"].tolist() == ["scratch-longer", "denoise"] and shown.iloc[0, 3] == ""
-    for (_, row), text in zip(table[table["against"] == "scratch"].iterrows(), shown["force MAE against scratch"]):
-        assert text.startswith("**") == text.endswith("**") == (row["effect"] != "unclear") and f"{row['change_%']:+.0f} % (" in text
+    for (_, row), text in zip(
+        table[table["against"] == "scratch"].iterrows(), shown["force MAE against scratch"]
+    ):
+        assert (
+            text.startswith("**") == text.endswith("**") == (row["effect"] != "unclear")
+            and f"{row['change_%']:+.0f} % (" in text
+        )
     report.store(table, "grid-effects", "potkit compare grid.yaml", tmp_path)
     block = report.fill("<!-- effects: grid-effects -->\n<!-- end -->", tmp_path)
-    assert "| arm | seeds | force MAE against scratch | force MAE against scratch-longer |" in block and "Made by `potkit compare" in block
+    assert (
+        "| arm | seeds | force MAE against scratch | force MAE against scratch-longer |" in block
+        and "Made by `potkit compare" in block
+    )
     alone = report.effects(effects(runs[runs["seed"] == 0]))
     assert "(" not in alone.iloc[1, 2], "one seed has no interval"

@@ -1,4 +1,6 @@
-"""The runs behind data/results are found again: the hash of a run keeps its value however the code is arranged."""
+"""The runs behind data/results are found again: the hash of a run keeps its value however the
+code is arranged.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,18 @@ from potkit.experiments.arms import LONGER
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 # specs on embedded data, and those that read the public sets in their original formats
 EMBEDDED = ["masked-water", "networks", "precision"]
-PUBLIC = ["alkanes-to-3bpa-long", "denoise-3bpa-curve", "denoise-3bpa-long", "denoise-dipeptides-curve"]
+PUBLIC = [
+    "alkanes-to-3bpa-long",
+    "denoise-3bpa-curve",
+    "denoise-3bpa-long",
+    "denoise-dipeptides-curve",
+]
 
 
 def identities(name: str) -> list[tuple[str, str]]:
-    """(stored name of a run, the name its folder would have today) for every fine-tuning of a grid."""
+    """(stored name of a run, the name its folder would have today) for every fine-tuning of a
+    grid.
+    """
     stored = pd.read_csv(RESULTS / f"{name}-runs.csv")
     grid = yaml_form.read(RESULTS / f"{name}.yaml").experiments()
     pairs = []

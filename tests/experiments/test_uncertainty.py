@@ -1,4 +1,6 @@
-"""Ensembles: means and spreads by hand, calibration against Gaussians whose scale is known, and ensembles from a run store."""
+"""Ensembles: means and spreads by hand, calibration against Gaussians whose scale is known, and
+ensembles from a run store.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,15 @@ from scipy import stats
 from tiny import egnn, molecules, one_line
 
 import potkit
+from potkit.errors import CheckpointError, ConfigError, DataError
 from potkit.experiments import experiment, uncertainty
 from potkit.report import figures
-from potkit.errors import CheckpointError, ConfigError, DataError
 
 
 def gaussian(n: int = 4000, factor: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Errors drawn with standard deviations ``factor`` times the spreads, which range over a decade."""
+    """Errors drawn with standard deviations ``factor`` times the spreads, which range over a
+    decade.
+    """
     rng = np.random.default_rng(seed)
     spread = 10 ** rng.uniform(-2, -1, n)
     return factor * spread * rng.normal(size=n), spread
@@ -37,14 +41,20 @@ def test_mean_and_spread_are_those_of_the_members():
     for quantity, spread in (("energy", one.energy_spread), ("forces", one.forces_spread)):
         values = np.array([s[quantity] for s in single], np.float64)
         np.testing.assert_allclose(getattr(one, quantity), values.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(spread, np.sqrt(((values - values.mean(0)) ** 2).sum(0) / 2), rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(
+            spread, np.sqrt(((values - values.mean(0)) ** 2).sum(0) / 2), rtol=1e-9, atol=1e-15
+        )
     error, spread = one.errors("forces")
     np.testing.assert_allclose(error, (one.forces - structures.forces).ravel())
     table = one.table()
     np.testing.assert_allclose(table["energy_error"], one.energy - structures.energy)
     a, b = structures.ptr[1], structures.ptr[2]
-    assert table["forces_error"][1] == pytest.approx(float(np.sqrt(np.mean((one.forces - structures.forces)[a:b] ** 2))))
-    assert table["forces_spread"][1] == pytest.approx(float(np.sqrt(np.mean(one.forces_spread[a:b] ** 2))))
+    assert table["forces_error"][1] == pytest.approx(
+        float(np.sqrt(np.mean((one.forces - structures.forces)[a:b] ** 2)))
+    )
+    assert table["forces_spread"][1] == pytest.approx(
+        float(np.sqrt(np.mean(one.forces_spread[a:b] ** 2)))
+    )
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 0.5])
@@ -52,13 +62,16 @@ def test_coverage_and_scale_of_errors_whose_scale_is_known(factor):
     error, spread = gaussian(factor=factor)
     assert uncertainty.scale(error, spread) == pytest.approx(factor, rel=0.04)
     table = uncertainty.coverage(error, spread)
-    expected = 2 * stats.norm.cdf(table["k"] / factor) - 1  # what a Gaussian of that scale has within k spreads
+    # what a Gaussian of that scale has within k spreads
+    expected = 2 * stats.norm.cdf(table["k"] / factor) - 1
     np.testing.assert_allclose(table["observed"], expected, atol=0.025)
 
 
 @pytest.mark.parametrize("members", [2, 3, 5, 20])
 def test_few_members_whose_label_is_like_one_of_them(members):
-    """Members and label drawn from the same Gaussians: perfect calibration, by Student's t, however few they are."""
+    """Members and label drawn from the same Gaussians: perfect calibration, by Student's t,
+    however few they are.
+    """
     rng = np.random.default_rng(1)
     width = 10 ** rng.uniform(-2, -1, 6000)
     drawn = width * rng.normal(size=(members + 1, 6000))
@@ -71,17 +84,30 @@ def test_few_members_whose_label_is_like_one_of_them(members):
 
 
 def test_summary_tells_calibrated_from_overconfident():
-    table = uncertainty.summarise({("50", "good"): pretended(1.0), ("50", "sure of itself"): pretended(3.0)}, "energy").set_index("arm")
+    table = uncertainty.summarise(
+        {("50", "good"): pretended(1.0), ("50", "sure of itself"): pretended(3.0)}, "energy"
+    ).set_index("arm")
     good, bad = table.loc["good"], table.loc["sure of itself"]
-    assert good["area"] < 0.03 and good["within_1"] == pytest.approx(0.683, abs=0.05) and good["within_2"] == pytest.approx(0.954, abs=0.03)
-    assert bad["area"] > 0.2 and bad["scale"] == pytest.approx(3.0, rel=0.1) and bad["area_scaled"] < 0.04
-    assert good["spearman"] > 0.4 and bad["spearman"] == pytest.approx(good["spearman"], abs=0.02)  # a factor does not change ranks
+    assert (
+        good["area"] < 0.03
+        and good["within_1"] == pytest.approx(0.683, abs=0.05)
+        and good["within_2"] == pytest.approx(0.954, abs=0.03)
+    )
+    assert (
+        bad["area"] > 0.2
+        and bad["scale"] == pytest.approx(3.0, rel=0.1)
+        and bad["area_scaled"] < 0.04
+    )
+    # a factor does not change ranks
+    assert good["spearman"] > 0.4 and bad["spearman"] == pytest.approx(good["spearman"], abs=0.02)
     assert good["values"] == 600 and good["labels"] == "50"
 
 
 def test_spread_that_knows_nothing_of_the_error():
     one = pretended(1.0)
-    blind = dataclasses.replace(one, energy_spread=np.random.default_rng(5).permutation(one.energy_spread))
+    blind = dataclasses.replace(
+        one, energy_spread=np.random.default_rng(5).permutation(one.energy_spread)
+    )
     row = uncertainty.summarise(blind, "energy").iloc[0]
     assert abs(row["spearman"]) < 0.1 and abs(row["log_pearson"]) < 0.1
 
@@ -96,10 +122,18 @@ def test_bins_of_rising_spread():
 def test_ensembles_from_a_run_store(tmp_path):
     runs = experiment.run(grid(tmp_path, variants={}, longer=None), progress=False)
     found = uncertainty.from_runs(runs, tmp_path, DATA[24:])
-    assert list(found) == [(10, "scratch"), (10, "denoise")] and all(e.members == 2 for e in found.values())
+    assert list(found) == [(10, "scratch"), (10, "denoise")] and all(
+        e.members == 2 for e in found.values()
+    )
     table = uncertainty.summarise(found)
-    assert (table["rmse"] > 0).all() and table["arm"].tolist() == ["scratch", "denoise"] and table["labels"].tolist() == [10, 10]
-    alone = uncertainty.ensemble([tmp_path / r for r in runs[runs["arm"] == "denoise"]["run"]], DATA[24:])
+    assert (
+        (table["rmse"] > 0).all()
+        and table["arm"].tolist() == ["scratch", "denoise"]
+        and table["labels"].tolist() == [10, 10]
+    )
+    alone = uncertainty.ensemble(
+        [tmp_path / r for r in runs[runs["arm"] == "denoise"]["run"]], DATA[24:]
+    )
     np.testing.assert_array_equal(alone.energy_spread, found[(10, "denoise")].energy_spread)
     with pytest.raises(CheckpointError):
         uncertainty.from_runs(runs, tmp_path / "elsewhere", DATA[24:])
@@ -107,22 +141,48 @@ def test_ensembles_from_a_run_store(tmp_path):
 
 def test_ensembles_of_a_grid(tmp_path):
     other = {**TINY, "name": "painn"}
-    several = [grid(tmp_path, columns={"model": n}, model=m, variants={}, longer=None) for n, m in (("egnn", TINY), ("painn", other))]
+    several = [
+        grid(tmp_path, columns={"model": n}, model=m, variants={}, longer=None)
+        for n, m in (("egnn", TINY), ("painn", other))
+    ]
     runs = experiment.run(several, progress=False)
     table = uncertainty.of_experiments(several, runs)
-    assert list(table.columns[:3]) == ["model", "labels", "arm"] and table["quantity"].tolist() == ["forces"] * 2 + ["energy"] * 2 + ["forces"] * 2 + ["energy"] * 2
-    alone = uncertainty.summarise(uncertainty.ensemble([tmp_path / r for r in runs[(runs["model"] == "painn") & (runs["arm"] == "denoise")]["run"]], DATA[24:]))
-    mine = table[(table["model"] == "painn") & (table["arm"] == "denoise") & (table["quantity"] == "forces")]
-    assert float(mine["area"].iloc[0]) == float(alone["area"].iloc[0]) and float(mine["rmse"].iloc[0]) == float(alone["rmse"].iloc[0])
+    assert (
+        list(table.columns[:3]) == ["model", "labels", "arm"]
+        and table["quantity"].tolist()
+        == ["forces"] * 2 + ["energy"] * 2 + ["forces"] * 2 + ["energy"] * 2
+    )
+    alone = uncertainty.summarise(
+        uncertainty.ensemble(
+            [
+                tmp_path / r
+                for r in runs[(runs["model"] == "painn") & (runs["arm"] == "denoise")]["run"]
+            ],
+            DATA[24:],
+        )
+    )
+    mine = table[
+        (table["model"] == "painn") & (table["arm"] == "denoise") & (table["quantity"] == "forces")
+    ]
+    assert float(mine["area"].iloc[0]) == float(alone["area"].iloc[0]) and float(
+        mine["rmse"].iloc[0]
+    ) == float(alone["rmse"].iloc[0])
     assert uncertainty.of_experiments(several, runs[runs["seed"] == 0]).empty
 
 
 def test_figures():
     error, spread = gaussian(factor=2.0)
-    chart = figures.calibration({"denoise": uncertainty.coverage(error, spread), "scaled": uncertainty.coverage(error, 2 * spread)})
+    chart = figures.calibration(
+        {
+            "denoise": uncertainty.coverage(error, spread),
+            "scaled": uncertainty.coverage(error, 2 * spread),
+        }
+    )
     assert [t.name for t in chart.data] == ["perfect", "denoise", "scaled"]
     np.testing.assert_array_equal(chart.data[1].y, uncertainty.coverage(error, spread)["observed"])
-    chart = figures.error_against_spread({"denoise": uncertainty.binned(error, spread)}, unit="eV/Å")
+    chart = figures.error_against_spread(
+        {"denoise": uncertainty.binned(error, spread)}, unit="eV/Å"
+    )
     assert "(eV/Å)" in chart.layout.xaxis.title.text and len(chart.data[1].x) == 10
 
 

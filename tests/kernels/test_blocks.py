@@ -1,4 +1,6 @@
-"""Work on edges in blocks and on pairs gives what the plain formulas give: values, all first derivatives, and derivatives of those."""
+"""Work on edges in blocks and on pairs gives what the plain formulas give: values, all first
+derivatives, and derivatives of those.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import pytest
 import torch
 
 from potkit import models
-from potkit.testing import contract
 from potkit.models import egnn_edges, layers, pairs, torchmd_et_edges
 from potkit.structures.store import Structures
+from potkit.testing import contract
 
 CASES = {
     "egnn": dict(hidden=16, layers=2),
@@ -38,7 +40,9 @@ def plainly(monkeypatch):
 
 
 def derivatives(model, batch):
-    """Energy and vector; derivatives of both by positions and weights; derivatives of the forces' square by positions and weights."""
+    """Energy and vector; derivatives of both by positions and weights; derivatives of the
+    forces' square by positions and weights.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     pos = batch.pos.detach().requires_grad_(True)
     batch.pos = pos
@@ -47,7 +51,9 @@ def derivatives(model, batch):
     score = (prediction.vector * wave).sum() + prediction.energy.sum()
     first = torch.autograd.grad(score, [pos, *parameters], retain_graph=True, allow_unused=True)
     forces = torch.autograd.grad(prediction.energy.sum(), pos, create_graph=True)[0]
-    second = torch.autograd.grad((forces * wave).sum() + forces.square().sum(), [pos, *parameters], allow_unused=True)
+    second = torch.autograd.grad(
+        (forces * wave).sum() + forces.square().sum(), [pos, *parameters], allow_unused=True
+    )
     return [prediction.energy, prediction.vector, forces, *first, *second]
 
 
@@ -63,21 +69,27 @@ def test_equal_the_plain_formulas(case, periodic, block, monkeypatch):
     for a, b in zip(found, expected):
         assert (a is None or not a.any()) == (b is None or not b.any())
         if a is not None and b is not None:
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11 * max(1.0, float(b.detach().abs().max())))
+            torch.testing.assert_close(
+                a, b, rtol=1e-9, atol=1e-11 * max(1.0, float(b.detach().abs().max()))
+            )
 
 
 @pytest.mark.parametrize("name", ["egnn", "torchmd_et", "schnet"])
 def test_one_atom_and_none_in_reach(name):
     """No edges at all."""
     model = contract.prepared(models.build(name, "denoise-paper", **CASES[name]))
-    apart = Structures([8, 1], [[0.0, 0.0, 0.0], [30.0, 0.0, 0.0]], [0, 2]).batch(dtype=torch.float64)
+    apart = Structures([8, 1], [[0.0, 0.0, 0.0], [30.0, 0.0, 0.0]], [0, 2]).batch(
+        dtype=torch.float64
+    )
     energy, forces = model.energy_and_forces(apart)
     assert torch.isfinite(energy).all() and not forces.any()
 
 
 @pytest.mark.parametrize("name", ["egnn", "torchmd_et", "schnet"])
 def test_bfloat16_stays_close(name):
-    """Under autocast the result differs by bfloat16's 3 digits, and gradients point the same way."""
+    """Under autocast the result differs by bfloat16's 3 digits, and gradients point the same
+    way.
+    """
     torch.manual_seed(0)
     model = models.build(name, "denoise-paper", **CASES[name])
     if name == "egnn":
@@ -89,9 +101,13 @@ def test_bfloat16_stays_close(name):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             vector = model(batch, ("vector",)).vector.float()
-        (vector - torch.cos(torch.arange(vector.numel()).float()).view_as(vector)).square().sum().backward()
+        (
+            vector - torch.cos(torch.arange(vector.numel()).float()).view_as(vector)
+        ).square().sum().backward()
         outputs.append(vector.detach())
-        gradients.append(torch.cat([p.grad.flatten() for p in model.backbone.parameters() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.backbone.parameters() if p.grad is not None])
+        )
     assert 0 < (outputs[0] - outputs[1]).abs().max() < 0.05 * outputs[0].abs().max()
     assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.995
 
@@ -99,27 +115,41 @@ def test_bfloat16_stays_close(name):
 def test_pairs_are_half_the_edges_and_truncated_lists_are_noticed():
     """Boxes smaller than twice the cutoff: many images of one pair, and of an atom with itself."""
     crystal = Structures(
-        [8, 1, 1], [[0.1, 0.0, 0.2], [1.0, 0.1, 0.0], [0.0, 1.1, 0.1]], [0, 3], cell=2.9 * torch.eye(3)[None].numpy(), pbc=[[True] * 3]
+        [8, 1, 1],
+        [[0.1, 0.0, 0.2], [1.0, 0.1, 0.0], [0.0, 1.1, 0.1]],
+        [0, 3],
+        cell=2.9 * torch.eye(3)[None].numpy(),
+        pbc=[[True] * 3],
     )
     model = models.build("schnet", "small")
     batch = crystal.batch(dtype=torch.float64)
     graph = model.graph(batch, batch.pos)
     found = pairs.pairs_of(graph.sender, graph.receiver, graph.vector, graph.distance)
     assert 2 * len(found.i) == len(graph.sender) and (graph.sender == graph.receiver).any()
-    torch.testing.assert_close(found.distance.sort()[0].repeat_interleave(2), graph.distance.sort()[0])
+    torch.testing.assert_close(
+        found.distance.sort()[0].repeat_interleave(2), graph.distance.sort()[0]
+    )
     for i in range(3):  # every atom has as many neighbours as before
         assert (found.i == i).sum() + (found.j == i).sum() == (graph.receiver == i).sum()
     own = int(torch.nonzero(graph.sender == graph.receiver)[0])
     other = int(torch.nonzero(graph.sender != graph.receiver)[0])
     for missing in (own, other):
         kept = torch.arange(len(graph.sender)) != missing
-        assert pairs.pairs_of(graph.sender[kept], graph.receiver[kept], graph.vector[kept], graph.distance[kept]) is None
+        assert (
+            pairs.pairs_of(
+                graph.sender[kept], graph.receiver[kept], graph.vector[kept], graph.distance[kept]
+            )
+            is None
+        )
 
 
 def test_sums_over_pairs_are_each_others_derivatives():
     torch.manual_seed(0)
     i, j = torch.tensor([1, 2, 2, 3, 0]), torch.tensor([0, 0, 1, 1, 0])
-    x, a = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    x, a = (
+        torch.randn(4, 3, dtype=torch.float64, requires_grad=True),
+        torch.randn(4, 3, dtype=torch.float64, requires_grad=True),
+    )
     w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, w: pairs.convolve(x, w, i, j), (x, w))
     assert torch.autograd.gradgradcheck(lambda x, w: pairs.convolve(x, w, i, j), (x, w))
@@ -132,9 +162,11 @@ def test_blocks_are_left_to_the_cpu_and_to_first_derivatives():
     assert not layers.in_blocks(torch.zeros(1, device="meta"), twice=False)
 
 
-# -- SiLU ------------------------------------------------------------------------------------------------------------------------
+# -- SiLU ----------------------------------------------------------------------------------------
 def test_silu_and_its_derivatives_are_torchs():
-    """Up to the third, and the second both as training takes it (nothing kept for a next one) and as a graph."""
+    """Up to the third, and the second both as training takes it (nothing kept for a next one)
+    and as a graph.
+    """
     x = torch.linspace(-30, 30, 241, dtype=torch.float64).requires_grad_()
     weight = torch.linspace(0.5, 2, 241, dtype=torch.float64)
     derivatives = []
@@ -147,4 +179,6 @@ def test_silu_and_its_derivatives_are_torchs():
         derivatives.append([t.detach() for t in (y, first, kept, second, third)])
     for own, expected in zip(*derivatives):
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-13)
-    assert torch.autograd.gradgradcheck(layers.silu, (torch.linspace(-3, 3, 7, dtype=torch.float64).requires_grad_(),))
+    assert torch.autograd.gradgradcheck(
+        layers.silu, (torch.linspace(-3, 3, 7, dtype=torch.float64).requires_grad_(),)
+    )

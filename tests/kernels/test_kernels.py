@@ -1,4 +1,6 @@
-"""The compiled kernels: EGNN's edges against PyTorch's operations, and what compiling them can run into."""
+"""The compiled kernels: EGNN's edges against PyTorch's operations, and what compiling them can
+run into.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,10 @@ from tiny import molecules, one_line, water
 
 import potkit
 from potkit import Denoise, TrainConfig, kernels, models
-from potkit.training import checkpoints, loop
 from potkit.cli import main as cli
 from potkit.errors import ConfigError
 from potkit.models import egnn_edges
-
+from potkit.training import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
@@ -24,16 +25,23 @@ pytestmark = pytest.mark.usefixtures("compiled_kernels")
 def inputs(n_atoms, n_edges, width, radial, gate=True, envelope=True, dtype=torch.float32):
     """Arguments of `edge_block`, all of which want gradients, with receivers that rise."""
     generator = torch.Generator().manual_seed(width + n_edges)
-    numbers = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    numbers = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
     scale = width**-0.5
     p, q, edge = numbers(n_atoms, width), numbers(n_atoms, width), numbers(n_edges, radial)
     damp = numbers(n_edges, 1).sigmoid() if envelope else None
     weights = [numbers(width, radial), scale * numbers(width, width), numbers(width)]
     weights += [scale * numbers(1, width), numbers(1)] if gate else [None, None]
-    weights += [scale * numbers(width, width), numbers(width), scale * numbers(1, width), numbers(1)]
+    weights += [
+        scale * numbers(width, width),
+        numbers(width),
+        scale * numbers(1, width),
+        numbers(1),
+    ]
     sender = torch.randint(n_atoms, (n_edges,), generator=generator)
     receiver = torch.randint(n_atoms, (n_edges,), generator=generator).sort().values
-    floats = [None if x is None else x.to(dtype).requires_grad_() for x in (p, q, edge, damp, *weights)]
+    floats = [
+        None if x is None else x.to(dtype).requires_grad_() for x in (p, q, edge, damp, *weights)
+    ]
     return floats, sender, receiver
 
 
@@ -41,7 +49,9 @@ def results(floats, sender, receiver, block=egnn_edges.edge_block):
     """Outputs and the gradients of all inputs of a sum in which every output has its own weight."""
     p, q, edge, envelope, *weights = floats
     total, t = block(p, q, edge, envelope, tuple(weights), sender, receiver)
-    loss = (total * torch.linspace(-1, 1, total.numel()).view_as(total)).sum() + (t * torch.linspace(1, 2, len(t))).sum()
+    loss = (total * torch.linspace(-1, 1, total.numel()).view_as(total)).sum() + (
+        t * torch.linspace(1, 2, len(t))
+    ).sum()
     wanted = [x for x in floats if x is not None]
     return [total.detach(), t.detach(), *torch.autograd.grad(loss, wanted)]
 
@@ -50,13 +60,22 @@ def assert_close(found, expected, tolerance):
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.shape == b.shape, k
         if b.numel():
-            assert float((a.double() - b.double()).abs().max()) <= tolerance * max(float(b.double().abs().max()), 1e-3), k
+            assert float((a.double() - b.double()).abs().max()) <= tolerance * max(
+                float(b.double().abs().max()), 1e-3
+            ), k
 
 
-@pytest.mark.parametrize("size", [(5, 0, 16, 1), (3, 1, 16, 1), (40, 700, 24, 1), (7, 300, 5, 3), (60, 600, 64, 8)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(5, 0, 16, 1), (3, 1, 16, 1), (40, 700, 24, 1), (7, 300, 5, 3), (60, 600, 64, 8)],
+    ids=str,
+)
 @pytest.mark.parametrize("gate", [True, False], ids=["gate", "no gate"])
 def test_edges_agree_with_the_formulas(size, gate, threads):
-    exact = results(*inputs(*size, gate=gate, dtype=torch.float64), block=lambda p, q, e, f, w, s, r: egnn_edges.plain(p, q, e, f, w, s, r))
+    exact = results(
+        *inputs(*size, gate=gate, dtype=torch.float64),
+        block=lambda p, q, e, f, w, s, r: egnn_edges.plain(p, q, e, f, w, s, r),
+    )
     with kernels.used():
         found = results(*inputs(*size, gate=gate))
     assert_close(found, exact, 1e-5)
@@ -64,7 +83,8 @@ def test_edges_agree_with_the_formulas(size, gate, threads):
 
 def test_edges_without_envelope_and_with_senders_out_of_order(threads):
     floats, sender, receiver = inputs(30, 400, 20, 2, envelope=False)
-    shuffled = receiver[torch.randperm(len(receiver), generator=torch.Generator().manual_seed(0))]  # not sorted: one thread does it all
+    # not sorted: one thread does it all
+    shuffled = receiver[torch.randperm(len(receiver), generator=torch.Generator().manual_seed(0))]
     for order in (receiver, shuffled):
         with kernels.used():
             found = results(floats, sender, order)
@@ -84,20 +104,46 @@ def test_bfloat16_is_no_further_from_the_truth(threads):
 
 
 def test_exponential_and_not_a_number():
-    """Activations are the kernels' own: at the ends of float32 they must not overflow, and a NaN must come out as one."""
+    """Activations are the kernels' own: at the ends of float32 they must not overflow, and a NaN
+    must come out as one.
+    """
     p = torch.tensor([[-200.0, -88.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 88.0, 200.0, float("nan")]])
     n = p.shape[1]
     eye, zero = torch.eye(n), torch.zeros(n)
-    weights = (torch.zeros(n, 1), eye, zero, None, None, eye, zero, torch.ones(1, n), torch.zeros(1))
+    weights = (
+        torch.zeros(n, 1),
+        eye,
+        zero,
+        None,
+        None,
+        eye,
+        zero,
+        torch.ones(1, n),
+        torch.zeros(1),
+    )
     index = torch.zeros(1, dtype=torch.long)
     with kernels.used(), torch.no_grad():
-        total, t = egnn_edges.edge_block(p, torch.zeros(1, n), torch.zeros(1, 1), None, weights, index, index)
+        total, t = egnn_edges.edge_block(
+            p, torch.zeros(1, n), torch.zeros(1, 1), None, weights, index, index
+        )
     # NaN goes through the product W₂ into every channel: the others are looked at without it
     assert torch.isnan(total).all() and torch.isnan(t).all()
     clean = p[:, :-1]
     with kernels.used(), torch.no_grad():
-        weights = (torch.zeros(n - 1, 1), eye[:-1, :-1], zero[:-1], None, None, eye[:-1, :-1], zero[:-1], torch.ones(1, n - 1), torch.zeros(1))
-        total, _ = egnn_edges.edge_block(clean, torch.zeros(1, n - 1), torch.zeros(1, 1), None, weights, index, index)
+        weights = (
+            torch.zeros(n - 1, 1),
+            eye[:-1, :-1],
+            zero[:-1],
+            None,
+            None,
+            eye[:-1, :-1],
+            zero[:-1],
+            torch.ones(1, n - 1),
+            torch.zeros(1),
+        )
+        total, _ = egnn_edges.edge_block(
+            clean, torch.zeros(1, n - 1), torch.zeros(1, 1), None, weights, index, index
+        )
     silu = torch.nn.functional.silu
     torch.testing.assert_close(total, silu(silu(clean.double())).float(), rtol=1e-6, atol=1e-30)
 
@@ -109,7 +155,9 @@ def test_second_derivatives_go_through_the_formulas():
         p, q, edge, envelope, *weights = floats
         with kernels.used(kernel):
             total, t = egnn_edges.edge_block(p, q, edge, envelope, tuple(weights), sender, receiver)
-            first = torch.autograd.grad(total.square().sum() + t.square().sum(), edge, create_graph=True)[0]
+            first = torch.autograd.grad(
+                total.square().sum() + t.square().sum(), edge, create_graph=True
+            )[0]
             return torch.autograd.grad(first.square().sum(), [edge, weights[1]])
 
     assert_close(curvature(True), curvature(False), 1e-5)
@@ -121,8 +169,12 @@ def test_training_is_the_same_run(network, tmp_path):
     ends = []
     for compile in (False, True):
         model = models.build(network, "small", seed=0)
-        config = TrainConfig(steps=4, batch_size=4, lr=1e-3, compile=compile, device="cpu", progress=False)
-        run = loop.pretrain(model, molecules(8), Denoise(sigma=0.1), config, tmp_path / str(compile))
+        config = TrainConfig(
+            steps=4, batch_size=4, lr=1e-3, compile=compile, device="cpu", progress=False
+        )
+        run = loop.pretrain(
+            model, molecules(8), Denoise(sigma=0.1), config, tmp_path / str(compile)
+        )
         ends.append([w.detach().clone() for w in run.model.backbone.parameters()])
     start = models.build(network, "small", seed=0).backbone
     moved = max(float((a - b.detach()).abs().max()) for a, b in zip(ends[0], start.parameters()))
@@ -134,13 +186,17 @@ def test_training_is_the_same_run(network, tmp_path):
 def test_double_precision_is_refused_not_ignored(tmp_path):
     config = TrainConfig(steps=1, compile=True, precision="64-true", device="cpu", progress=False)
     with pytest.raises(ConfigError, match="compile has no kernels for precision 64-true on a CPU"):
-        loop.pretrain(models.build("egnn", "small", seed=0), molecules(4), Denoise(), config, tmp_path)
+        loop.pretrain(
+            models.build("egnn", "small", seed=0), molecules(4), Denoise(), config, tmp_path
+        )
 
 
 def test_off_unless_asked_for():
     assert not kernels.wanted(torch.zeros(1))
     with kernels.used():
-        assert kernels.wanted(torch.zeros(1)) and not kernels.wanted(torch.zeros(1, dtype=torch.float64))
+        assert kernels.wanted(torch.zeros(1)) and not kernels.wanted(
+            torch.zeros(1, dtype=torch.float64)
+        )
         with kernels.used(False):
             assert not kernels.wanted(torch.zeros(1))
     assert not kernels.wanted(torch.zeros(1))
@@ -149,52 +205,98 @@ def test_off_unless_asked_for():
 @pytest.mark.parametrize("trouble", ["compiler", "folder"])
 def test_a_machine_that_cannot_compile_is_told_in_one_line(trouble, tmp_path):
     (tmp_path / "file").touch()
-    changes = {"CXX": "false", "POTKIT_KERNELS": str(tmp_path)} if trouble == "compiler" else {"POTKIT_KERNELS": str(tmp_path / "file")}
+    changes = (
+        {"CXX": "false", "POTKIT_KERNELS": str(tmp_path)}
+        if trouble == "compiler"
+        else {"POTKIT_KERNELS": str(tmp_path / "file")}
+    )
     code = f"import os; os.environ.update({changes!r})\nfrom potkit import kernels\ntry: kernels.load()\nexcept Exception as e: print(type(e).__name__, e)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout.strip()
-    assert said.startswith("ConfigError compile: the kernels could not be compiled") and said.endswith("set compile to false")
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    ).stdout.strip()
+    assert said.startswith(
+        "ConfigError compile: the kernels could not be compiled"
+    ) and said.endswith("set compile to false")
     assert "\n" not in said and not list(tmp_path.rglob("*.so"))
 
 
-# -- predictions -----------------------------------------------------------------------------------------------------------------
+# -- predictions ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["egnn", "schnet", "torchmd_et"])
 @pytest.mark.parametrize("structures", [molecules(3), water(2)], ids=["molecules", "boxes"])
 def test_predictions_through_kernels(name, structures):
-    model = models.build(name, hidden=16, layers=2, seed=0).set_references({1: -13.6, 6: -1029.5, 8: -2042.0}, 0.8)
-    expected, found = (potkit.predict(model, structures, outputs=("energy", "forces"), compile=c) for c in (False, True))
+    model = models.build(name, hidden=16, layers=2, seed=0).set_references(
+        {1: -13.6, 6: -1029.5, 8: -2042.0}, 0.8
+    )
+    expected, found = (
+        potkit.predict(model, structures, outputs=("energy", "forces"), compile=c)
+        for c in (False, True)
+    )
     assert not kernels._active and model.training
-    assert not np.array_equal(found["forces"], expected["forces"]), "another way of computing, other roundings"
+    assert not np.array_equal(found["forces"], expected["forces"]), (
+        "another way of computing, other roundings"
+    )
     for what in ("energy", "forces"):
-        np.testing.assert_allclose(found[what], expected[what], rtol=1e-9 if what == "energy" else 0, atol=2e-5 * np.abs(expected["forces"]).max())
+        np.testing.assert_allclose(
+            found[what],
+            expected[what],
+            rtol=1e-9 if what == "energy" else 0,
+            atol=2e-5 * np.abs(expected["forces"]).max(),
+        )
     atoms = structures.to_ase()[0]
     atoms.calc = potkit.calculator(model, compile=True)
-    np.testing.assert_allclose(atoms.get_forces(), found["forces"][: structures.ptr[1]], atol=2e-5 * np.abs(expected["forces"]).max())
+    np.testing.assert_allclose(
+        atoms.get_forces(),
+        found["forces"][: structures.ptr[1]],
+        atol=2e-5 * np.abs(expected["forces"]).max(),
+    )
     assert not kernels._active and next(model.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["egnn", "schnet", "torchmd_et"])
 def test_derivatives_within_autocast(name):
-    """Forces and weights' gradients, where the backward pass too is called under autocast: no further off than plain operations are."""
+    """Forces and weights' gradients, where the backward pass too is called under autocast: no
+    further off than plain operations are.
+    """
     model, batch = models.build(name, hidden=32, layers=2, seed=0).eval(), molecules(6).batch()
     exact, errors = model.energy_and_forces(batch)[1], []
     for kernel in (False, True):
         with kernels.used(kernel), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             errors.append(float((model.energy_and_forces(batch)[1] - exact).norm() / exact.norm()))
     assert 0 < errors[1] < 1.5 * errors[0] < 0.05
-    parameters, gradients = [p for n, p in model.named_parameters() if n.startswith("backbone.layers")], []
+    parameters, gradients = (
+        [p for n, p in model.named_parameters() if n.startswith("backbone.layers")],
+        [],
+    )
     for kernel in (False, True):
         with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16):
             loss = model(batch, ("energy",)).energy.sum()
-            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None]))
+            gradients.append(
+                torch.cat(
+                    [
+                        g.flatten()
+                        for g in torch.autograd.grad(loss, parameters, allow_unused=True)
+                        if g is not None
+                    ]
+                )
+            )
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 0.05
 
 
 def test_predictions_without_kernels_are_one_line():
-    double, other = models.build("egnn", hidden=16, seed=0).double(), models.build("painn", hidden=16, seed=0)
+    double, other = (
+        models.build("egnn", hidden=16, seed=0).double(),
+        models.build("painn", hidden=16, seed=0),
+    )
     attempts = [
-        (lambda: potkit.predict(double, molecules(1), compile=True), "not for EGNN in float64 on cpu"),
+        (
+            lambda: potkit.predict(double, molecules(1), compile=True),
+            "not for EGNN in float64 on cpu",
+        ),
         (lambda: potkit.calculator(other, compile=True), "not for PaiNN in float32 on cpu"),
-        (lambda: potkit.calculator(other, "cpu", torch.float64, compile=True), "not for PaiNN in float64"),
+        (
+            lambda: potkit.calculator(other, "cpu", torch.float64, compile=True),
+            "not for PaiNN in float64",
+        ),
     ]
     for attempt, words in attempts:
         with pytest.raises(ConfigError, match=words) as caught:
@@ -210,7 +312,11 @@ def test_evaluate_command_through_kernels(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(["evaluate", str(path), *options])
     assert not done.value.code and "forces MAE" in capsys.readouterr().out
-    other = checkpoints.save(tmp_path / "other.safetensors", models.build("painn", hidden=16, seed=0))
+    other = checkpoints.save(
+        tmp_path / "other.safetensors", models.build("painn", hidden=16, seed=0)
+    )
     with pytest.raises(SystemExit) as done:
         cli.main(["evaluate", str(other), *options])
-    assert done.value.code == 1 and capsys.readouterr().err.startswith("error: compile: there are kernels for EGNN")
+    assert done.value.code == 1 and capsys.readouterr().err.startswith(
+        "error: compile: there are kernels for EGNN"
+    )

@@ -1,4 +1,6 @@
-"""SchNet's compiled convolutions over pairs, with filters one by one and from a table, against the formulas: values and derivatives."""
+"""SchNet's compiled convolutions over pairs, with filters one by one and from a table, against
+the formulas: values and derivatives.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +11,56 @@ import pytest
 import torch
 
 from potkit import kernels, models
-from potkit.testing import contract
 from potkit.models import pairs, pairs_table
 from potkit.models.layers import BesselBasis, GaussianBasis, cosine_envelope, polynomial_envelope
 from potkit.models.pairs_kernel import filtered
+from potkit.testing import contract
 
 CUTOFF = 4.0
 MANY = [(20, 500, 40, 8), (7, 200, 5, 3)]  # so many pairs that a table pays
-SIZES = [(5, 0, 16, 4), (3, 1, 16, 4), (30, 300, 40, 8), (7, 200, 5, 3)]  # atoms, pairs, width, radial
+# atoms, pairs, width, radial
+SIZES = [(5, 0, 16, 4), (3, 1, 16, 4), (30, 300, 40, 8), (7, 200, 5, 3)]
 
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def inputs(n_atoms, n_pairs, width, radial, dtype=torch.float32, in_order=True):
-    """x, distance and the four weights, all of which want gradients; atoms i (rising, if ``in_order``) and j, sometimes the same."""
+    """x, distance and the four weights, all of which want gradients; atoms i (rising, if
+    ``in_order``) and j, sometimes the same.
+    """
     generator = torch.Generator().manual_seed(width + n_pairs)
-    numbers = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    x, distance = numbers(n_atoms, width), 0.8 + (CUTOFF - 0.8) * torch.rand(n_pairs, generator=generator, dtype=torch.float64)
-    weights = [numbers(width, radial), numbers(width), width**-0.5 * numbers(width, width), numbers(width)]
+    numbers = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    x, distance = (
+        numbers(n_atoms, width),
+        0.8 + (CUTOFF - 0.8) * torch.rand(n_pairs, generator=generator, dtype=torch.float64),
+    )
+    weights = [
+        numbers(width, radial),
+        numbers(width),
+        width**-0.5 * numbers(width, width),
+        numbers(width),
+    ]
     i, j = torch.randint(n_atoms, (2, n_pairs), generator=generator)
     if in_order:
         i = i.sort().values
     return [t.float().to(dtype).requires_grad_() for t in (x, distance, *weights)], i, j
 
 
-def convolution(floats, i, j, kernel=None, slopes=True, basis=GaussianBasis, envelope=cosine_envelope):
-    """By the kernel that makes filters one by one or, if ``kernel`` is None and none is wanted, by the functions of models/pairs.py."""
+def convolution(
+    floats, i, j, kernel=None, slopes=True, basis=GaussianBasis, envelope=cosine_envelope
+):
+    """By the kernel that makes filters one by one or, if ``kernel`` is None and none is wanted,
+    by the functions of models/pairs.py.
+    """
     x, distance, *weights = floats
     distance = distance if slopes else distance.detach()
-    radial = pairs.Radial(distance, basis(weights[0].shape[1], CUTOFF).to(x.dtype), functools.partial(envelope, cutoff=CUTOFF), slopes)
+    radial = pairs.Radial(
+        distance,
+        basis(weights[0].shape[1], CUTOFF).to(x.dtype),
+        functools.partial(envelope, cutoff=CUTOFF),
+        slopes,
+    )
     if kernels.wanted(distance) if kernel is None else kernel:
         return filtered(x, radial, *weights, i, j)
     return pairs.convolve(x, pairs.filters(radial, *weights), i, j)
@@ -56,9 +78,13 @@ def first(floats, i, j, function=convolution, **options):
 
 
 def second(floats, i, j, by=slice(None), function=convolution, **options):
-    """As when training on −∂E/∂x: derivatives by x and distance go into the score beside the value."""
+    """As when training on −∂E/∂x: derivatives by x and distance go into the score beside the
+    value.
+    """
     c = function(floats, i, j, **options)
-    slopes = torch.autograd.grad((c * wave(c)).sum() + 0.1 * c.square().sum(), floats[:2], create_graph=True)
+    slopes = torch.autograd.grad(
+        (c * wave(c)).sum() + 0.1 * c.square().sum(), floats[:2], create_graph=True
+    )
     score = (c.sin()).sum() + sum((s * wave(s)).sum() + 0.1 * s.square().sum() for s in slopes)
     return [*(s.detach() for s in slopes), *torch.autograd.grad(score, floats[by])]
 
@@ -67,7 +93,9 @@ def assert_close(found, expected, tolerance=1e-5):
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.shape == b.shape, k
         if b.numel():
-            assert float((a.double() - b.double()).detach().abs().max()) <= tolerance * max(float(b.detach().abs().max()), 1e-3), k
+            assert float((a.double() - b.double()).detach().abs().max()) <= tolerance * max(
+                float(b.detach().abs().max()), 1e-3
+            ), k
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -99,8 +127,13 @@ def test_third_derivatives_go_through_the_formulas():
     def third(floats, i, j):
         c = convolution(floats, i, j)
         slopes = torch.autograd.grad((c * wave(c)).sum(), floats, create_graph=True)
-        bent = torch.autograd.grad(sum((s * wave(s)).sum() for s in slopes), floats, create_graph=True)
-        return [*(b.detach() for b in bent), *torch.autograd.grad(sum((b * wave(b)).sum() for b in bent), floats)]
+        bent = torch.autograd.grad(
+            sum((s * wave(s)).sum() for s in slopes), floats, create_graph=True
+        )
+        return [
+            *(b.detach() for b in bent),
+            *torch.autograd.grad(sum((b * wave(b)).sum() for b in bent), floats),
+        ]
 
     exact = third(*inputs(6, 12, 8, 4, torch.float64))
     with kernels.used():
@@ -133,10 +166,24 @@ def test_bfloat16_is_no_further_from_the_truth(threads):
 
 
 def test_activation_at_the_ends_of_the_range():
-    """ssp is the kernel's own: it must neither overflow nor lose small numbers, and a NaN must come out as one."""
-    u = torch.cat([torch.tensor([-200.0, -88.0, -30.0, -1e-3, 0.0, 1e-3, 30.0, 88.0, 200.0]), torch.linspace(-12, 12, 4001)])
+    """ssp is the kernel's own: it must neither overflow nor lose small numbers, and a NaN must
+    come out as one.
+    """
+    u = torch.cat(
+        [
+            torch.tensor([-200.0, -88.0, -30.0, -1e-3, 0.0, 1e-3, 30.0, 88.0, 200.0]),
+            torch.linspace(-12, 12, 4001),
+        ]
+    )
     n = len(u)
-    floats = [torch.ones(2, n), torch.tensor([1.0]), torch.zeros(n, 3), u, torch.eye(n), torch.zeros(n)]
+    floats = [
+        torch.ones(2, n),
+        torch.tensor([1.0]),
+        torch.zeros(n, 3),
+        u,
+        torch.eye(n),
+        torch.zeros(n),
+    ]
     i, j = torch.tensor([1]), torch.tensor([0])
     with kernels.used(), torch.no_grad():
         found = convolution(floats, i, j)
@@ -147,7 +194,7 @@ def test_activation_at_the_ends_of_the_range():
     torch.testing.assert_close(found, expected.float().expand(2, n), rtol=3e-7, atol=1.5e-7)
 
 
-# -- filters from a table ---------------------------------------------------------------------------------------------------------
+# -- filters from a table ------------------------------------------------------------------------
 def smooth(size, dtype=torch.float32):
     """`inputs` with filters no steeper than those of a network."""
     floats, i, j = inputs(*size)
@@ -163,7 +210,9 @@ def from_table(floats, i, j, slopes=True, basis=GaussianBasis):
     if not kernels.wanted(distance):
         return convolution(floats, i, j, slopes=slopes, basis=basis)
     envelope = functools.partial(cosine_envelope, cutoff=CUTOFF)
-    return pairs_table.Grid(pairs.Pairs(i, j, distance), basis(centers, CUTOFF), envelope, CUTOFF / (centers - 1)).convolve(x, *weights)
+    return pairs_table.Grid(
+        pairs.Pairs(i, j, distance), basis(centers, CUTOFF), envelope, CUTOFF / (centers - 1)
+    ).convolve(x, *weights)
 
 
 @pytest.fixture
@@ -180,15 +229,25 @@ def test_table_value_and_derivatives(size, threads, only_tables):
             assert_close(first(*smooth(size), slopes=slopes, function=from_table), exact)
     exact = second(*smooth(size, torch.float64), function=from_table)
     with kernels.used():
-        assert_close(second(*smooth(size), by=slice(2, None), function=from_table), [*exact[:2], *exact[4:]])
-        assert_close(second(*smooth(size), function=from_table), exact, 1e-4)  # Hessians: third derivatives of y
+        assert_close(
+            second(*smooth(size), by=slice(2, None), function=from_table), [*exact[:2], *exact[4:]]
+        )
+        # Hessians: third derivatives of y
+        assert_close(second(*smooth(size), function=from_table), exact, 1e-4)
 
 
 def test_table_is_as_near_as_its_page_says():
-    """32 centres within 5 Å, weights as SchNet begins, all in float64: what remains is the interpolation's own error."""
+    """32 centres within 5 Å, weights as SchNet begins, all in float64: what remains is the
+    interpolation's own error.
+    """
     torch.manual_seed(0)
     layer = models.build("schnet", "denoise-paper", layers=1).backbone.layers[0].double()
-    weights = [layer.filter_in.weight, layer.filter_in.bias, layer.filter_out.weight, layer.filter_out.bias]
+    weights = [
+        layer.filter_in.weight,
+        layer.filter_in.bias,
+        layer.filter_out.weight,
+        layer.filter_out.bias,
+    ]
     distance = torch.linspace(0.5, 4.9999, 3001, dtype=torch.float64)
     index, basis = torch.zeros(len(distance), dtype=torch.long), GaussianBasis(32, 5.0).double()
     grid = pairs_table.Grid(pairs.Pairs(index, index, distance), basis, torch.ones_like, 5 / 31)
@@ -197,15 +256,22 @@ def test_table_is_as_near_as_its_page_says():
         table, steepest = grid.table(*weights)
         assert steepest < 0.2 * pairs_table.STEEPEST
         found = (grid.weight.T[:, :, None] * table[:, grid.cell]).sum(0)
-        lower = torch.cat([torch.zeros(len(distance), 1), grid.weight[:, :5]], 1)  # m t^(m − 1), with the envelope 1
-        slope = ((torch.arange(6) * lower).T[:, :, None] * table[:, grid.cell]).sum(0) / grid.spacing
-        (y, dy), _ = pairs.plain_outputs(pairs.Radial(distance, basis, torch.ones_like, True), distance, *weights, slopes=True)
+        # m t^(m − 1), with the envelope 1
+        lower = torch.cat([torch.zeros(len(distance), 1), grid.weight[:, :5]], 1)
+        slope = ((torch.arange(6) * lower).T[:, :, None] * table[:, grid.cell]).sum(
+            0
+        ) / grid.spacing
+        (y, dy), _ = pairs.plain_outputs(
+            pairs.Radial(distance, basis, torch.ones_like, True), distance, *weights, slopes=True
+        )
     assert (found - y).abs().max() < 2.5e-8 * y.abs().max()
     assert (slope - dy).abs().max() < 5e-7 * dy.abs().max()
 
 
 def test_interpolated_convolution_by_itself():
-    """Any C and T, also up to third derivatives, and of the table, which only tests want them of."""
+    """Any C and T, also up to third derivatives, and of the table, which only tests want them
+    of.
+    """
     generator = torch.Generator().manual_seed(0)
     cell = torch.randint(4, (90,), generator=generator)
     i, j = torch.randint(12, (2, 90), generator=generator)
@@ -235,7 +301,12 @@ def test_interpolated_convolution_by_itself():
 def test_derivatives_of_the_table_itself():
     floats, i, j = smooth((5, 40, 4, 3), torch.float64)
     _, distance, *weights = floats
-    grid = pairs_table.Grid(pairs.Pairs(i, j, distance.detach()), GaussianBasis(3, CUTOFF).double(), torch.ones_like, CUTOFF / 2)
+    grid = pairs_table.Grid(
+        pairs.Pairs(i, j, distance.detach()),
+        GaussianBasis(3, CUTOFF).double(),
+        torch.ones_like,
+        CUTOFF / 2,
+    )
     assert torch.autograd.gradcheck(lambda *w: grid.table(*w)[0], weights)
     assert torch.autograd.gradgradcheck(lambda *w: grid.table(*w)[0], weights)
 
@@ -267,7 +338,12 @@ def test_table_in_bfloat16_and_not_a_number(threads, only_tables):
 
 
 KERNELS = {
-    False: {"potkit::filtered_forward", "potkit::filtered_slopes", "potkit::filtered_slopes_backward", "potkit::filtered_backward"},
+    False: {
+        "potkit::filtered_forward",
+        "potkit::filtered_slopes",
+        "potkit::filtered_slopes_backward",
+        "potkit::filtered_backward",
+    },
     True: {"potkit::table_forward", "potkit::table_backward", "potkit::table_again"},
 }
 
@@ -275,19 +351,31 @@ KERNELS = {
 @pytest.mark.parametrize("table", [False, True], ids=["one by one", "table"])
 @pytest.mark.parametrize("periodic", [False, True])
 def test_network_on_molecules_and_crystals(periodic, table, monkeypatch):
-    """Energy, forces and what training on forces asks of every weight, as PyTorch's operations find them in float64."""
+    """Energy, forces and what training on forces asks of every weight, as PyTorch's operations
+    find them in float64.
+    """
     torch.manual_seed(0)
-    model = contract.prepared(models.build("schnet", "denoise-paper", hidden=16, filters=24, layers=3, radial=12))
+    model = contract.prepared(
+        models.build("schnet", "denoise-paper", hidden=16, filters=24, layers=3, radial=12)
+    )
     structures = contract.examples(5.0, periodic)
     monkeypatch.setattr(pairs_table.Grid, "pays", table)
 
     def results(dtype):
         own = model.to(dtype)
         prediction = own(structures.batch(dtype=dtype), ("energy", "forces"))
-        score = (prediction.forces * wave(prediction.forces)).sum() + prediction.forces.square().sum() + prediction.energy.sum()
+        score = (
+            (prediction.forces * wave(prediction.forces)).sum()
+            + prediction.forces.square().sum()
+            + prediction.energy.sum()
+        )
         weights = [p for p in own.parameters() if p.requires_grad]
         found = torch.autograd.grad(score, weights, allow_unused=True)
-        return [prediction.energy.detach(), prediction.forces.detach(), *(g for g in found if g is not None)]
+        return [
+            prediction.energy.detach(),
+            prediction.forces.detach(),
+            *(g for g in found if g is not None),
+        ]
 
     exact = results(torch.float64)
     with kernels.used(), torch.profiler.profile() as profile:

@@ -1,4 +1,6 @@
-"""The compiled messages of TorchMD-Net ET against the same formulas in float64 and against the operations they replace."""
+"""The compiled messages of TorchMD-Net ET against the same formulas in float64 and against the
+operations they replace.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,17 @@ from tiny import molecules, water
 
 from potkit import kernels, models
 from potkit.models.torchmd_et_edges import blocked, messages
-from potkit.models.torchmd_et_kernel import changes, formulas, neighbours, pieces, plain_changes, plain_neighbours, summed
+from potkit.models.torchmd_et_kernel import (
+    changes,
+    formulas,
+    neighbours,
+    pieces,
+    plain_changes,
+    plain_neighbours,
+    summed,
+)
 from potkit.objectives import Denoise
 from potkit.structures.store import concatenate
-
 
 FLOATS = ("pos", "centres", "q", "k", "s", "v", "weight", "bias")
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
@@ -25,46 +34,95 @@ def set_threads():
 
 
 def problem(sizes, width=32, heads=4, radial=9, vectors=True, missing=0.0, seed=0):
-    """Molecules of the given sizes, each atom a neighbour of all others save a share of ``missing`` edges, and random inputs."""
+    """Molecules of the given sizes, each atom a neighbour of all others save a share of
+    ``missing`` edges, and random inputs.
+    """
     g = torch.Generator().manual_seed(seed)
     n, first = sum(sizes), torch.tensor([0, *sizes]).cumsum(0)
     same = torch.zeros(n, n, dtype=torch.bool)
     for start, end in zip(first, first[1:]):
         same[start:end, start:end] = True
     same.fill_diagonal_(False)
-    receiver, sender = torch.nonzero(same & (torch.rand(n, n, generator=g) >= missing)).T.contiguous()
+    receiver, sender = torch.nonzero(
+        same & (torch.rand(n, n, generator=g) >= missing)
+    ).T.contiguous()
 
     def draw(*shape):
         return torch.randn(*shape, generator=g)
 
     inputs = {
-        "pos": 1.5 * draw(n, 3), "centres": draw(radial).abs(), "q": draw(n, width), "k": draw(n, width), "s": draw(n, 3 * width),
-        "v": draw(n, 3, width) if vectors else None, "weight": draw(4 * width, radial) / radial**0.5, "bias": draw(4 * width),
-    }  # fmt: skip
+        "pos": 1.5 * draw(n, 3),
+        "centres": draw(radial).abs(),
+        "q": draw(n, width),
+        "k": draw(n, width),
+        "s": draw(n, 3 * width),
+        "v": draw(n, 3, width) if vectors else None,
+        "weight": draw(4 * width, radial) / radial**0.5,
+        "bias": draw(4 * width),
+    }
     return inputs, sender, receiver, heads
 
 
-def in_blocks(q, k, s, v, basis, envelope, direction, weight, bias, own_basis, sender, receiver, heads, damped):
+def in_blocks(
+    q, k, s, v, basis, envelope, direction, weight, bias, own_basis, sender, receiver, heads, damped
+):
     """What the network does without the kernel."""
-    scalar, vector = blocked(q, k, s, v, basis, envelope, direction, weight, bias, sender, receiver, heads, damped)
-    own, own_vector = messages(q, k, s, v, own_basis, torch.ones(1, 1), None, weight, bias, heads, damped)
+    scalar, vector = blocked(
+        q, k, s, v, basis, envelope, direction, weight, bias, sender, receiver, heads, damped
+    )
+    own, own_vector = messages(
+        q, k, s, v, own_basis, torch.ones(1, 1), None, weight, bias, heads, damped
+    )
     return scalar + own, vector if own_vector is None else vector + own_vector
 
 
-def compiled_sums(q, k, s, v, basis, envelope, direction, weight, bias, own_basis, sender, receiver, heads, damped):
+def compiled_sums(
+    q, k, s, v, basis, envelope, direction, weight, bias, own_basis, sender, receiver, heads, damped
+):
     together = pieces(basis, direction, sender, receiver, len(q))
     counted = together[together >= 0].sort().values
     assert torch.equal(counted, torch.arange(len(sender)))
-    return summed(q, k, s, v, basis, envelope, direction, weight, bias, own_basis, sender, receiver, together, heads, damped)
+    return summed(
+        q,
+        k,
+        s,
+        v,
+        basis,
+        envelope,
+        direction,
+        weight,
+        bias,
+        own_basis,
+        sender,
+        receiver,
+        together,
+        heads,
+        damped,
+    )
 
 
 def exactly(q, k, s, v, basis, envelope, direction, weight, bias, own_basis, *rest):
     return formulas(q, k, s, basis, envelope, direction, weight, bias, own_basis, v, *rest)
 
 
-def results(inputs, sender, receiver, heads, damped=True, function=compiled_sums, dtype=torch.float32, low=False, order=None):
-    """Both sums of the messages and the gradients of everything they depend on, positions included."""
-    x = {name: None if t is None else t.clone().to(dtype).requires_grad_() for name, t in inputs.items()}
+def results(
+    inputs,
+    sender,
+    receiver,
+    heads,
+    damped=True,
+    function=compiled_sums,
+    dtype=torch.float32,
+    low=False,
+    order=None,
+):
+    """Both sums of the messages and the gradients of everything they depend on, positions
+    included.
+    """
+    x = {
+        name: None if t is None else t.clone().to(dtype).requires_grad_()
+        for name, t in inputs.items()
+    }
     vector = x["pos"][receiver] - x["pos"][sender]
     distance = vector.square().sum(1).sqrt()[:, None]
     envelope = torch.exp(-0.2 * distance**2)
@@ -76,9 +134,24 @@ def results(inputs, sender, receiver, heads, damped=True, function=compiled_sums
     own_basis = torch.exp(-(x["centres"] ** 2))[None]
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         scalar, vector = function(
-            x["q"], x["k"], x["s"], x["v"], basis, envelope, direction, x["weight"], x["bias"], own_basis, sender, receiver, heads, damped
+            x["q"],
+            x["k"],
+            x["s"],
+            x["v"],
+            basis,
+            envelope,
+            direction,
+            x["weight"],
+            x["bias"],
+            own_basis,
+            sender,
+            receiver,
+            heads,
+            damped,
         )
-    weights = [torch.sin(torch.arange(1.0, t.numel() + 1)).to(dtype).view_as(t) for t in (scalar, vector)]
+    weights = [
+        torch.sin(torch.arange(1.0, t.numel() + 1)).to(dtype).view_as(t) for t in (scalar, vector)
+    ]
     ((scalar * weights[0]).sum() + (vector * weights[1]).sum()).backward()
     grads = {name: x[name].grad for name in FLOATS if x[name] is not None}
     return {"scalar": scalar.detach(), "sum of vectors": vector.detach(), **grads}
@@ -87,7 +160,10 @@ def results(inputs, sender, receiver, heads, damped=True, function=compiled_sums
 def largest_difference(found, expected):
     assert found.keys() == expected.keys()
     return max(
-        float((found[name].double() - expected[name].double()).abs().max() / expected[name].abs().max().clamp(min=1e-30))
+        float(
+            (found[name].double() - expected[name].double()).abs().max()
+            / expected[name].abs().max().clamp(min=1e-30)
+        )
         for name in expected
     )
 
@@ -119,14 +195,19 @@ def test_equals_the_formulas(name, damped):
 def test_no_edges():
     given = problem([1, 1, 1])
     assert len(given[1]) == 0
-    assert largest_difference(results(*given), results(*given, function=exactly, dtype=torch.float64)) < 5e-6
+    assert (
+        largest_difference(results(*given), results(*given, function=exactly, dtype=torch.float64))
+        < 5e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["molecules", "some edges one way only", "width of the paper"])
 def test_bfloat16_products(name):
     """Under autocast the filters' product is in bfloat16: off by its rounding, and not by more."""
     given = problem(**PROBLEMS[name])
-    difference = largest_difference(results(*given, low=True), results(*given, function=exactly, dtype=torch.float64))
+    difference = largest_difference(
+        results(*given, low=True), results(*given, function=exactly, dtype=torch.float64)
+    )
     assert 1e-5 < difference < 1.5e-2
 
 
@@ -139,37 +220,59 @@ def test_any_order_of_edges():
 
 
 def test_equal_edges_that_are_not_opposite():
-    """Two images of one neighbour at the same distance, as in a crystal: edges of equal basis but different direction are kept apart."""
+    """Two images of one neighbour at the same distance, as in a crystal: edges of equal basis
+    but different direction are kept apart.
+    """
     g = torch.Generator().manual_seed(0)
     inputs, *_ = problem([2])
     q, k, s, v, weight, bias = (inputs[name] for name in ("q", "k", "s", "v", "weight", "bias"))
     receiver, sender = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0])
-    along = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [1, 0, 0]])  # the last is the opposite of the second, which is not the first
-    per_edge = [torch.rand(1, 9, generator=g).expand(4, 9).clone(), torch.rand(4, 1, generator=g), along]
+    # the last is the opposite of the second, which is not the first
+    along = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    per_edge = [
+        torch.rand(1, 9, generator=g).expand(4, 9).clone(),
+        torch.rand(4, 1, generator=g),
+        along,
+    ]
     found = []
     for function, dtype in ((exactly, torch.float64), (compiled_sums, torch.float32)):
-        x = [t.to(dtype).clone().requires_grad_() for t in (q, k, s, v, *per_edge, weight, bias, torch.ones(1, 9))]
+        x = [
+            t.to(dtype).clone().requires_grad_()
+            for t in (q, k, s, v, *per_edge, weight, bias, torch.ones(1, 9))
+        ]
         out = torch.cat([t.flatten() for t in function(*x, sender, receiver, 4, True)])
         grads = torch.autograd.grad((out * torch.arange(out.numel())).sum(), x)
         of_basis = {"alone": grads[4][[0, 2]], "pair": grads[4][[1, 3]].sum(0)}
-        found.append({"out": out.detach()} | of_basis | {k: g for k, g in enumerate(grads) if k != 4})
+        found.append(
+            {"out": out.detach()} | of_basis | {k: g for k, g in enumerate(grads) if k != 4}
+        )
     assert largest_difference(found[1], found[0]) < 5e-6
 
 
-@pytest.mark.parametrize("sizes", [[45], [9, 2, 14, 1, 11], [1, 2]], ids=["one large system", "molecules", "fewer edges than threads"])
+@pytest.mark.parametrize(
+    "sizes",
+    [[45], [9, 2, 14, 1, 11], [1, 2]],
+    ids=["one large system", "molecules", "fewer edges than threads"],
+)
 def test_threads_agree(sizes, set_threads):
-    """Cut between molecules, or, where there is no such cut, threads share atoms and add what they have in the end. Twice the same is
-    bit by bit the same."""
+    """Cut between molecules, or, where there is no such cut, threads share atoms and add what they
+    have in the end. Twice the same is bit by bit the same.
+    """
     given, found = problem(sizes, missing=0.3 if len(sizes) < 2 else 0.0), []
     for threads in (1, 2, 2, 3):
         set_threads(threads)
         found.append(results(*given))
     assert all(torch.equal(found[1][name], found[2][name]) for name in found[1])
-    assert largest_difference(found[1], found[0]) < 5e-6 and largest_difference(found[3], found[0]) < 5e-6
+    assert (
+        largest_difference(found[1], found[0]) < 5e-6
+        and largest_difference(found[3], found[0]) < 5e-6
+    )
 
 
 def test_derivative_of_the_derivative():
-    """The second derivative goes through the formulas in ordinary operations, whoever computed the first."""
+    """The second derivative goes through the formulas in ordinary operations, whoever computed
+    the first.
+    """
     inputs, sender, receiver, heads = problem([5, 4])
     found = []
     for function in (exactly, compiled_sums):
@@ -177,10 +280,18 @@ def test_derivative_of_the_derivative():
         vector = x["pos"][receiver] - x["pos"][sender]
         distance = vector.square().sum(1).sqrt()[:, None]
         envelope = torch.exp(-0.2 * distance**2)
-        per_edge = envelope * torch.exp(-((distance - x["centres"]) ** 2)), envelope, vector / distance
+        per_edge = (
+            envelope * torch.exp(-((distance - x["centres"]) ** 2)),
+            envelope,
+            vector / distance,
+        )
         weights = x["weight"], x["bias"], torch.exp(-(x["centres"] ** 2))[None]
-        scalar, out = function(x["q"], x["k"], x["s"], x["v"], *per_edge, *weights, sender, receiver, heads, True)
-        (force,) = torch.autograd.grad(scalar.sum() + out.square().sum(), x["pos"], create_graph=True)
+        scalar, out = function(
+            x["q"], x["k"], x["s"], x["v"], *per_edge, *weights, sender, receiver, heads, True
+        )
+        (force,) = torch.autograd.grad(
+            scalar.sum() + out.square().sum(), x["pos"], create_graph=True
+        )
         force.square().sum().backward()
         found.append({name: t.grad for name, t in x.items()})
     assert largest_difference(found[1], found[0]) < 1e-5
@@ -189,7 +300,9 @@ def test_derivative_of_the_derivative():
 @pytest.mark.parametrize("faithful", [False, True])
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 def test_network_and_its_gradients(faithful, low):
-    """A whole network on noisy molecules and a periodic box; ``faithful`` cuts neighbours off, which leaves edges one way only."""
+    """A whole network on noisy molecules and a periodic box; ``faithful`` cuts neighbours off,
+    which leaves edges one way only.
+    """
     torch.manual_seed(0)
     model = models.build("torchmd_et", hidden=64, layers=2, heads=4, faithful=faithful).train()
     for parameter in model.parameters():
@@ -203,8 +316,12 @@ def test_network_and_its_gradients(faithful, low):
         with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16, enabled=precision):
             out = model(batch, ("vector",)).vector.float()
         out.square().sum().backward()
-        found.append({"out": out.detach()} | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    bound = 1.3 * largest_difference(found[2], found[0]) if low else 1e-5  # bfloat16: not further off than without the kernel
+        found.append(
+            {"out": out.detach()}
+            | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
+    # bfloat16: not further off than without the kernel
+    bound = 1.3 * largest_difference(found[2], found[0]) if low else 1e-5
     assert largest_difference(found[1], found[0]) < bound
 
 
@@ -213,8 +330,13 @@ def test_neighbours(low):
     inputs, sender, receiver, _ = problem([9, 2, 14], width=24, missing=0.2)
     found = []
     for kernel, dtype in ((False, torch.float64), (True, torch.float32)):
-        x = {name: inputs[name].to(dtype).clone().requires_grad_() for name in ("pos", "centres", "q")}
-        weight, bias = (inputs[name][:24].to(dtype).clone().requires_grad_() for name in ("weight", "bias"))
+        x = {
+            name: inputs[name].to(dtype).clone().requires_grad_()
+            for name in ("pos", "centres", "q")
+        }
+        weight, bias = (
+            inputs[name][:24].to(dtype).clone().requires_grad_() for name in ("weight", "bias")
+        )
         vector = x["pos"][receiver] - x["pos"][sender]
         distance = vector.square().sum(1).sqrt()[:, None]
         envelope = torch.exp(-0.2 * distance**2)
@@ -224,10 +346,15 @@ def test_neighbours(low):
                 together = pieces(basis, vector / distance, sender, receiver, 25)
                 out = neighbours(x["q"], basis, envelope, weight, bias, sender, receiver, together)
             else:
-                out = plain_neighbours(x["q"].double(), basis, envelope, weight, bias, sender, receiver)
+                out = plain_neighbours(
+                    x["q"].double(), basis, envelope, weight, bias, sender, receiver
+                )
         assert out.dtype == dtype or low
         (out * torch.sin(torch.arange(1.0, out.numel() + 1)).view_as(out)).sum().backward()
-        found.append({"out": out.detach(), "weight": weight.grad, "bias": bias.grad} | {name: t.grad for name, t in x.items()})
+        found.append(
+            {"out": out.detach(), "weight": weight.grad, "bias": bias.grad}
+            | {name: t.grad for name, t in x.items()}
+        )
     assert largest_difference(found[1], found[0]) < (1.5e-2 if low else 5e-6)
 
 
@@ -235,7 +362,9 @@ def test_neighbours(low):
 @pytest.mark.parametrize("width", [16, 21])
 def test_changes(dtype, width):
     g = torch.Generator().manual_seed(0)
-    given = [torch.randn(11, *shape, generator=g) for shape in ((3 * width,), (3, 3 * width), (3, width))]
+    given = [
+        torch.randn(11, *shape, generator=g) for shape in ((3 * width,), (3, 3 * width), (3, width))
+    ]
     found = []
     for function in (plain_changes, changes):
         x = [t.to(d).requires_grad_() for t, d in zip(given, (dtype, dtype, torch.float32))]

@@ -1,4 +1,6 @@
-"""Foreign networks behind the adapter: torch-geometric's SchNet, a module that takes a whole batch, torchmd-net's ET."""
+"""Foreign networks behind the adapter: torch-geometric's SchNet, a module that takes a whole
+batch, torchmd-net's ET.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ import torch
 from torch import nn
 from torch_geometric.nn import SchNet
 
-from potkit.training import checkpoints
 from potkit import models
-from potkit.testing import contract
-from potkit.training.config import TrainConfig
 from potkit.errors import CheckpointError, ConfigError
 from potkit.models import CurrentGraph, Potential, adapt
 from potkit.objectives import Denoise
+from potkit.testing import contract
+from potkit.training import checkpoints
+from potkit.training.config import TrainConfig
 from potkit.training.loop import pretrain
 
 KNOWN = 99  # elements torch-geometric's SchNet has an embedding for
@@ -38,7 +40,9 @@ def test_foreign_schnet_keeps_the_contract(options):
 
 
 def test_energy_is_the_networks_own():
-    """With ``energy`` the total is what the network says; with ``features`` it is our head on what enters its layer ``lin1``."""
+    """With ``energy`` the total is what the network says; with ``features`` it is our head on
+    what enters its layer ``lin1``.
+    """
     module = foreign()
     batch = contract.examples(5.0, periodic=True).batch()
     model = adapt(module, energy=lambda out: out)
@@ -46,7 +50,9 @@ def test_energy_is_the_networks_own():
     direct = copy.deepcopy(module)
     direct.interaction_graph.graph = graph
     with torch.no_grad():
-        torch.testing.assert_close(model(batch).energy.float(), direct(batch.z, batch.pos, batch.batch)[:, 0])
+        torch.testing.assert_close(
+            model(batch).energy.float(), direct(batch.z, batch.pos, batch.batch)[:, 0]
+        )
 
         headed = adapt(module, features="lin1")
         seen = []
@@ -108,24 +114,49 @@ class WholeBatch(nn.Module):
 
 def test_module_that_takes_a_batch_and_answers_a_dictionary():
     torch.manual_seed(0)
-    model = adapt(WholeBatch(), features="features", vectors="vectors", energy="energy", vector="gated", forces="gradient")
+    model = adapt(
+        WholeBatch(),
+        features="features",
+        vectors="vectors",
+        energy="energy",
+        vector="gated",
+        forces="gradient",
+    )
     assert model.backbone.n_vector_features == 6 and model.cutoff == 4.0
     assert contract.check_model(model).passed.all()
 
 
 @pytest.mark.peers
 def test_torchmd_net_joins_too():
-    package = pytest.importorskip("torchmdnet.models.torchmd_et", reason="the torchmd-net package is not installed")
+    package = pytest.importorskip(
+        "torchmdnet.models.torchmd_et", reason="the torchmd-net package is not installed"
+    )
     torch.manual_seed(0)
-    module = package.TorchMD_ET(16, 2, 8, num_heads=4, max_z=119, vector_cutoff=True, max_num_neighbors=64, dtype=torch.float64)
+    module = package.TorchMD_ET(
+        16,
+        2,
+        8,
+        num_heads=4,
+        max_z=119,
+        vector_cutoff=True,
+        max_num_neighbors=64,
+        dtype=torch.float64,
+    )
     module.distance_expansion.double()
     model = adapt(module, features=0, vectors=1, cutoff=5.0, vector="gated", max_element=118)
     # its neighbour search is its own: free structures only, and no second derivative
-    checks = ["rotation", "reflection", "permutation", "batch_independence", "finite_differences", "cutoff_continuity"]
+    checks = [
+        "rotation",
+        "reflection",
+        "permutation",
+        "batch_independence",
+        "finite_differences",
+        "cutoff_continuity",
+    ]
     assert contract.check_model(model, periodic=False, checks=checks).passed.all()
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------
 class Strange(nn.Module):
     cutoff = 5.0
 
@@ -142,11 +173,31 @@ class Strange(nn.Module):
     "answer, options, message",
     [
         (None, {}, "adapting Strange needs features= or energy="),
-        (torch.zeros(5), dict(energy=lambda out: out), r"energy of Strange must have shape \(1,\) or \(3,\), got \(5,\)"),
-        (torch.zeros(3), dict(features=lambda out: out), r"features of Strange must have shape \(3, any\), got \(3,\)"),
-        (torch.zeros(3, 2), dict(features=lambda out: out, vectors=lambda out: out), r"vectors of Strange must .* \(3, 3, any\)"),
-        ({"e": 1}, dict(energy="energy"), "energy='energy': neither a part of the network's answer"),
-        ({"energy": 1}, dict(energy="energy"), "energy='energy' of Strange gives int, not a tensor"),
+        (
+            torch.zeros(5),
+            dict(energy=lambda out: out),
+            r"energy of Strange must have shape \(1,\) or \(3,\), got \(5,\)",
+        ),
+        (
+            torch.zeros(3),
+            dict(features=lambda out: out),
+            r"features of Strange must have shape \(3, any\), got \(3,\)",
+        ),
+        (
+            torch.zeros(3, 2),
+            dict(features=lambda out: out, vectors=lambda out: out),
+            r"vectors of Strange must .* \(3, 3, any\)",
+        ),
+        (
+            {"e": 1},
+            dict(energy="energy"),
+            "energy='energy': neither a part of the network's answer",
+        ),
+        (
+            {"energy": 1},
+            dict(energy="energy"),
+            "energy='energy' of Strange gives int, not a tensor",
+        ),
         ((), dict(features=3), "features=3: neither a part"),
     ],
 )
@@ -164,7 +215,10 @@ def test_arguments_and_cutoff():
         def forward(self, z, pos, batch):
             return z
 
-    with pytest.raises(ConfigError, match="Needs.forward needs 'temperature', which the bridge cannot give; it can give z, pos"):
+    with pytest.raises(
+        ConfigError,
+        match="Needs.forward needs 'temperature', which the bridge cannot give; it can give z, pos",
+    ):
         adapt(Needs(), energy=0, cutoff=5.0)
     with pytest.raises(ConfigError, match="NoCutoff has no attribute cutoff: give cutoff= in Å"):
         adapt(NoCutoff(), energy=0)

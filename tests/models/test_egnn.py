@@ -1,4 +1,6 @@
-"""EGNN against the paper's equations in plain NumPy, its presets, and what the faithful option brings back."""
+"""EGNN against the paper's equations in plain NumPy, its presets, and what the faithful option
+brings back.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ import pytest
 import torch
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError
 from potkit.structures.store import Structures
+from potkit.testing import contract
 
 PAPERS = ("denoise-paper", "masked-paper")
 
@@ -19,7 +21,7 @@ def small(preset, **options):
     return contract.prepared(models.build("egnn", preset, **{"hidden": 32, **options}))
 
 
-# -- the equations, written down again, atom by atom and with concatenated inputs -----------------------------------------------
+# -- the equations, written down again, atom by atom and with concatenated inputs ----------------
 def silu(x):
     return x / (1 + np.exp(-x))
 
@@ -39,7 +41,8 @@ def numpy_egnn(model, z, pos, attention, tanh, smooth):
     n, cutoff = len(z), backbone.cutoff
     for layer in backbone.layers:
         parts = (layer.from_receiver, layer.from_sender, layer.from_distance)
-        joint = np.concatenate([p.weight.detach().numpy() for p in parts], axis=1)  # one matrix for [h_i, h_j, d²]
+        # one matrix for [h_i, h_j, d²]
+        joint = np.concatenate([p.weight.detach().numpy() for p in parts], axis=1)
         new_h, new_x = h.copy(), x.copy()
         for i in range(n):
             total = np.zeros(h.shape[1])
@@ -50,14 +53,19 @@ def numpy_egnn(model, z, pos, attention, tanh, smooth):
                 u = start / cutoff
                 f = 1 - 28 * u**6 + 48 * u**7 - 21 * u**8 if smooth else 1.0
                 d = np.linalg.norm(x[i] - x[j])
-                m = joint @ np.concatenate([h[i], h[j], [d * d]]) + layer.from_distance.bias.detach().numpy()
+                m = (
+                    joint @ np.concatenate([h[i], h[j], [d * d]])
+                    + layer.from_distance.bias.detach().numpy()
+                )
                 m = silu(linear(layer.message[0], silu(m)))  # equation 3
                 if attention:
                     m = m / (1 + np.exp(-linear(layer.gate, m)))
                 w = two_layers(layer.coordinate, m)[0]
-                new_x[i] += (x[i] - x[j]) / (d + 1e-8) * (np.tanh(w) if tanh else w) * f  # equation 4, normalised
+                # equation 4, normalised
+                new_x[i] += (x[i] - x[j]) / (d + 1e-8) * (np.tanh(w) if tanh else w) * f
                 total += m * f  # equation 5
-            new_h[i] += two_layers(layer.update, np.concatenate([h[i], total]))  # equation 6, residual
+            # equation 6, residual
+            new_h[i] += two_layers(layer.update, np.concatenate([h[i], total]))
         h, x = new_h, new_x
     return h, x - pos
 
@@ -71,9 +79,13 @@ def test_equals_the_equations_in_numpy(preset, faithful):
     with torch.no_grad():
         features = model.backbone(model.graph(batch, batch.pos))
     options = models.presets("egnn")[preset]
-    h, displacement = numpy_egnn(model, one.z.astype(int), one.pos, options["attention"], options["tanh"], not faithful)
+    h, displacement = numpy_egnn(
+        model, one.z.astype(int), one.pos, options["attention"], options["tanh"], not faithful
+    )
     np.testing.assert_allclose(features.scalar.numpy(), h, rtol=0, atol=1e-11 * np.abs(h).max())
-    np.testing.assert_allclose(features.displacement.numpy(), displacement, rtol=0, atol=1e-11 * np.abs(displacement).max())
+    np.testing.assert_allclose(
+        features.displacement.numpy(), displacement, rtol=0, atol=1e-11 * np.abs(displacement).max()
+    )
     assert np.abs(displacement).max() > 1e-4
 
 
@@ -82,7 +94,9 @@ def test_energy_head_is_per_atom_or_pooled():
     batch = contract.examples(model.cutoff).batch(dtype=torch.float64)
     with torch.no_grad():
         scalar = model.backbone(model.graph(batch, batch.pos)).scalar
-        atomic = model.energy_head.mlp(torch.nn.functional.layer_norm(scalar, (32,), *model.energy_head.norm.parameters()))[:, 0]
+        atomic = model.energy_head.mlp(
+            torch.nn.functional.layer_norm(scalar, (32,), *model.energy_head.norm.parameters())
+        )[:, 0]
         expected = [atomic[a:b].sum() for a, b in zip(batch.ptr[:-1], batch.ptr[1:])]
         torch.testing.assert_close(model(batch).energy, torch.stack(expected))
         scalar = pooled.backbone(pooled.graph(batch, batch.pos)).scalar
@@ -108,22 +122,33 @@ def test_faithful_jumps_at_the_cutoff_and_is_not_extensive():
     torch.manual_seed(0)
     model = models.build("egnn", "denoise-paper", hidden=32, faithful=True)
     report = contract.check_model(model, checks=["cutoff_continuity", "extensivity"])
-    energy = report[(report.structures == "free") & (report.quantity == "energy")].set_index("check").residual
-    assert energy["cutoff_continuity"] > 0.01 and energy["extensivity"] > 1e-3  # some per cent, against 1e-14 without `faithful`
+    energy = (
+        report[(report.structures == "free") & (report.quantity == "energy")]
+        .set_index("check")
+        .residual
+    )
+    # some per cent, against 1e-14 without `faithful`
+    assert energy["cutoff_continuity"] > 0.01 and energy["extensivity"] > 1e-3
     assert not report[report.check == "cutoff_continuity"].claimed.any()
 
 
 @pytest.mark.parametrize("preset", PAPERS)
 def test_gradcheck_through_minus_gradient(preset):
-    """torch's own check of the derivative of −∂E/∂x by positions and a weight, and of the second derivative of the energy."""
+    """torch's own check of the derivative of −∂E/∂x by positions and a weight, and of the second
+    derivative of the energy.
+    """
     model = small(preset, hidden=8, vector="gradient")
-    batch = Structures([8, 1, 6], [[0.0, 0.0, 0.1], [0.9, 0.1, 0.0], [-0.5, 1.1, 0.3]], [0, 3]).batch(dtype=torch.float64)
+    batch = Structures(
+        [8, 1, 6], [[0.0, 0.0, 0.1], [0.9, 0.1, 0.0], [-0.5, 1.1, 0.3]], [0, 3]
+    ).batch(dtype=torch.float64)
     weight = model.backbone.layers[0].from_sender.weight
 
     def minus_gradient(pos, value):
         b = batch.clone()
         b.pos = pos
-        return torch.func.functional_call(model, {"backbone.layers.0.from_sender.weight": value}, (b, ("vector",))).vector
+        return torch.func.functional_call(
+            model, {"backbone.layers.0.from_sender.weight": value}, (b, ("vector",))
+        ).vector
 
     inputs = (batch.pos.clone().requires_grad_(True), weight.detach().clone().requires_grad_(True))
     assert torch.autograd.gradcheck(minus_gradient, inputs, eps=1e-5, atol=1e-7, rtol=1e-5)

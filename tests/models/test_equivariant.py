@@ -1,4 +1,6 @@
-"""The parts built on e3nn's irreps: against e3nn's own tensor product, and under random rotations of random irreps."""
+"""The parts built on e3nn's irreps: against e3nn's own tensor product, and under random
+rotations of random irreps.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ import pytest
 import torch
 from e3nn import o3
 
-from potkit.models.equivariant import Coupling, RadialNet, SelfInteraction, gather, harmonics, irreps, sum_edges
+from potkit.models.equivariant import (
+    Coupling,
+    RadialNet,
+    SelfInteraction,
+    gather,
+    harmonics,
+    irreps,
+    sum_edges,
+)
 
 KINDS = [(degree, parities) for degree in (1, 2, 3) for parities in ("natural", "both", "none")]
 
@@ -46,8 +56,10 @@ def test_harmonics(degree):
     v = torch.randn(9, 3)
     y = harmonics(degree, v)
     torch.testing.assert_close(y[:, 1:4], v / v.norm(dim=1, keepdim=True) * 3**0.5)
-    for l in range(degree + 1):  # noqa: E741
-        torch.testing.assert_close(y[:, l * l : (l + 1) ** 2].square().sum(1), torch.full((9,), 2.0 * l + 1))
+    for l in range(degree + 1):
+        torch.testing.assert_close(
+            y[:, l * l : (l + 1) ** 2].square().sum(1), torch.full((9,), 2.0 * l + 1)
+        )
     torch.testing.assert_close(harmonics(degree, 7.3 * v), y)
 
 
@@ -65,14 +77,26 @@ def test_coupling_is_the_tensor_product_of_e3nn(degree, parities):
                     instructions.append((a, b, len(middle), "uvu", True))
                     middle.append((channels, o))
     f, y = random(kinds, edges, channels), harmonics(2 * degree, torch.randn(edges, 3))
-    theirs = o3.TensorProduct([(channels, i) for i in kinds], sphere, middle, instructions, path_normalization="none", shared_weights=False)
+    theirs = o3.TensorProduct(
+        [(channels, i) for i in kinds],
+        sphere,
+        middle,
+        instructions,
+        path_normalization="none",
+        shared_weights=False,
+    )
     weights = torch.randn(edges, theirs.weight_numel)
     expected = theirs(flat(f), y, weights)
 
     products = coupling(coupling.kernels(y), f)
-    assert {o: v.shape[2] for o, v in products.items()} == {o: n * channels for o, n in coupling.paths.items()}
+    assert {o: v.shape[2] for o, v in products.items()} == {
+        o: n * channels for o, n in coupling.paths.items()
+    }
     parts = weights.split([n * channels for n in coupling.paths.values()], 1)
-    found = [(v * w[:, None]).unflatten(2, (-1, channels)).permute(0, 2, 3, 1).flatten(1) for v, w in zip(products.values(), parts)]
+    found = [
+        (v * w[:, None]).unflatten(2, (-1, channels)).permute(0, 2, 3, 1).flatten(1)
+        for v, w in zip(products.values(), parts)
+    ]
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -87,7 +111,8 @@ def test_coupling_and_self_interaction_turn_with_their_input(degree, parities):
         return mix(coupling(coupling.kernels(harmonics(degree, v)), x))
 
     matrices = [o3.rand_matrix() for _ in range(3)]
-    matrices += [] if parities == "none" else [-m for m in matrices]  # with parity, reflections as well
+    # with parity, reflections as well
+    matrices += [] if parities == "none" else [-m for m in matrices]
     before = layer(f, vector)
     for m in matrices:
         after = layer(turned(f, m), vector @ m.T)
@@ -96,13 +121,19 @@ def test_coupling_and_self_interaction_turn_with_their_input(degree, parities):
 
 
 def test_variance_is_kept():
-    """Random features of variance 1 give products of variance about 1, on average over directions."""
+    """Random features of variance 1 give products of variance about 1, on average over
+    directions.
+    """
     kinds = irreps(3)
     coupling = Coupling(kinds, 6, kinds)
-    products = coupling(coupling.kernels(harmonics(6, torch.randn(4000, 3))), random(kinds, 4000, 2))
+    products = coupling(
+        coupling.kernels(harmonics(6, torch.randn(4000, 3))), random(kinds, 4000, 2)
+    )
     for ir, value in products.items():
         assert value.shape == (4000, ir.dim, 2 * coupling.paths[ir])
-        torch.testing.assert_close(value.square().mean((0, 1)), torch.ones(value.shape[2]), rtol=0.2, atol=0)
+        torch.testing.assert_close(
+            value.square().mean((0, 1)), torch.ones(value.shape[2]), rtol=0.2, atol=0
+        )
     net = RadialNet([8, 64, 64, 100])
     variance = net(torch.randn(2000, 8)).var()
     assert 0.5 < variance < 2.0
@@ -113,11 +144,19 @@ def test_paths_that_do_not_exist_are_dropped():
     first = Coupling([o3.Irrep("0e")], 2, irreps(2, "both"))
     assert [str(o) for o in first.irreps_out] == ["0e", "1o", "2e"]
     assert list(first.paths.values()) == [1, 1, 1]
-    assert [str(o) for o in Coupling(first.irreps_out, 2, irreps(2, "both")).irreps_out] == ["0e", "1o", "1e", "2e", "2o"]
+    assert [str(o) for o in Coupling(first.irreps_out, 2, irreps(2, "both")).irreps_out] == [
+        "0e",
+        "1o",
+        "1e",
+        "2e",
+        "2o",
+    ]
 
 
 def test_constants_are_exact_in_every_dtype():
-    """Coefficients are kept in float64 and cast on use, also in a copy, and not saved with a model."""
+    """Coefficients are kept in float64 and cast on use, also in a copy, and not saved with a
+    model.
+    """
     coupling = copy.deepcopy(Coupling(irreps(2), 2, irreps(2)))
     v = torch.randn(5, 3)
     single = coupling.kernels(harmonics(2, v.float()))
@@ -125,7 +164,9 @@ def test_constants_are_exact_in_every_dtype():
     for ir, kernel in double.items():
         assert kernel.dtype == torch.float64 and single[ir].dtype == torch.float32
         torch.testing.assert_close(single[ir].double(), kernel, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(kernel, Coupling(irreps(2), 2, irreps(2)).kernels(harmonics(2, v))[ir], rtol=0, atol=0)
+        torch.testing.assert_close(
+            kernel, Coupling(irreps(2), 2, irreps(2)).kernels(harmonics(2, v))[ir], rtol=0, atol=0
+        )
 
 
 def test_kernels_made_in_inference_mode_serve_training():
@@ -158,5 +199,8 @@ def test_second_derivatives():
         f = coupling(coupling.kernels(harmonics(2, vector)), f)
         return sum(v.sin().sum() for v in f.values())
 
-    inputs = [torch.randn(2, 3, requires_grad=True), *(v.requires_grad_(True) for v in random(kinds, 2, 1).values())]
+    inputs = [
+        torch.randn(2, 3, requires_grad=True),
+        *(v.requires_grad_(True) for v in random(kinds, 2, 1).values()),
+    ]
     assert torch.autograd.gradcheck(energy, inputs) and torch.autograd.gradgradcheck(energy, inputs)

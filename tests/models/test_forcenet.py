@@ -1,4 +1,6 @@
-"""ForceNet: its equations written plainly, what it has and lacks, its faithful variant, and that it learns."""
+"""ForceNet: its equations written plainly, what it has and lacks, its faithful variant, and that
+it learns.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from denoising import losses
 from torch import nn
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError
-from potkit.structures.elements import covalent_radii, element_properties
 from potkit.models.forcenet import PowerSine
 from potkit.models.layers import polynomial_envelope
+from potkit.structures.elements import covalent_radii, element_properties
 from potkit.structures.store import Structures
+from potkit.testing import contract
 
 SMALL = dict(hidden=16, layers=2)
 
@@ -28,8 +30,16 @@ def build(preset="small", **options):
 def test_published_setting():
     model = models.build("forcenet", "masked-paper")
     backbone = model.backbone
-    assert (backbone.n_features, len(backbone.layers), model.cutoff, backbone.degrees) == (128, 5, 3.4, [0, 1, 2])
-    assert backbone.embedding.element.linear.in_features == 9 * 50 and backbone.radial.in_features == 4 * 50
+    assert (backbone.n_features, len(backbone.layers), model.cutoff, backbone.degrees) == (
+        128,
+        5,
+        3.4,
+        [0, 1, 2],
+    )
+    assert (
+        backbone.embedding.element.linear.in_features == 9 * 50
+        and backbone.radial.in_features == 4 * 50
+    )
     assert (model.vector_mode, model.forces_mode) == ("direct", "vector")
 
 
@@ -37,13 +47,20 @@ def test_power_sine():
     x = torch.tensor([[0.3, 0.7]])
     found = PowerSine(4)(x)
     assert found.shape == (1, 8)
-    torch.testing.assert_close(found[0], torch.tensor([math.sin(1.1**n * v) for v in (0.3, 0.7) for n in range(4)]))
+    torch.testing.assert_close(
+        found[0], torch.tensor([math.sin(1.1**n * v) for v in (0.3, 0.7) for n in range(4)])
+    )
 
 
 def test_node_input_is_scaled_to_the_unit_interval():
     embedding = build().backbone.embedding.element
     table = embedding.table[1:]
-    assert table.min() == 0 and table.max() == 1 and (table.amax(0) == 1).all() and (table.amin(0) == 0).all()
+    assert (
+        table.min() == 0
+        and table.max() == 1
+        and (table.amax(0) == 1).all()
+        and (table.amin(0) == 0).all()
+    )
     raw = element_properties()[1:].float()
     order = torch.argsort(raw[:, 6], stable=True)
     assert (table[order, 6].diff() >= 0).all()
@@ -71,14 +88,31 @@ def test_equations(periodic, float64):
             x, y, z = graph.vector[n] / d
             s3, s5, s15 = math.sqrt(3), math.sqrt(5), math.sqrt(15)
             # e3nn takes y as the polar axis, so l = 2 reads xz, xy, y², yz, z² − x²
-            angular = [1, s3 * x, s3 * y, s3 * z, s15 * x * z, s15 * x * y, s5 / 2 * (3 * y * y - 1), s15 * y * z, s15 / 2 * (z * z - x * x)]
+            angular = [
+                1,
+                s3 * x,
+                s3 * y,
+                s3 * z,
+                s15 * x * z,
+                s15 * x * y,
+                s5 / 2 * (3 * y * y - 1),
+                s15 * y * z,
+                s15 / 2 * (z * z - x * x),
+            ]
             radial = backbone.radial(torch.cat([torch.sin(powers * v) for v in lengths])[None])[0]
             edge.append(torch.cat([float(a) * radial for a in angular]))
         edge = torch.stack(edge)
         torch.testing.assert_close(backbone.edge_basis(graph), edge, rtol=1e-12, atol=1e-12)
         for layer in backbone.layers:
-            weight = torch.cat([layer.from_edge.weight, layer.from_receiver.weight, layer.from_sender.weight], 1)
-            joint = torch.stack([torch.cat([edge[n], h[i], h[j]]) for n, (j, i) in enumerate(zip(graph.sender, graph.receiver))])
+            weight = torch.cat(
+                [layer.from_edge.weight, layer.from_receiver.weight, layer.from_sender.weight], 1
+            )
+            joint = torch.stack(
+                [
+                    torch.cat([edge[n], h[i], h[j]])
+                    for n, (j, i) in enumerate(zip(graph.sender, graph.receiver))
+                ]
+            )
             filters, x = layer.filter(joint @ weight.T + layer.from_edge.bias), layer.linear(h)
             total = layer.own * x
             for n, (j, i) in enumerate(zip(graph.sender.tolist(), graph.receiver.tolist())):
@@ -92,7 +126,9 @@ def test_what_it_has_and_lacks(record_property):
     """Translation and permutation exactly; rotation and reflection not, by how much is measured."""
     model = build()
     assert model.backbone.symmetries == {"translation", "permutation"}
-    report = contract.check_model(model, checks=["translation", "permutation", "rotation", "reflection"])
+    report = contract.check_model(
+        model, checks=["translation", "permutation", "rotation", "reflection"]
+    )
     worst = report.groupby(["check", "quantity"]).residual.max()
     assert worst[["translation", "permutation"]].max() < 1e-12
     assert worst["rotation"]["vector"] > 0.1 and worst["rotation"]["energy"] > 1e-5
@@ -101,11 +137,15 @@ def test_what_it_has_and_lacks(record_property):
 
 
 def test_elements_are_told_apart():
-    """Every element alone has its own energy; the authors' fault, brought back, makes all of them oxygen."""
+    """Every element alone has its own energy; the authors' fault, brought back, makes all of
+    them oxygen.
+    """
     alone = Structures(range(1, 119), torch.zeros(118, 3).numpy(), range(119))
     right = contract.evaluate(contract.prepared(build()), alone)["energy"]
     wrong = contract.evaluate(contract.prepared(build(faithful=True)), alone)["energy"]
-    assert len(set(right.tolist())) == 118 and float(wrong.max() - wrong.min()) < 1e-14 < float(right.diff().abs().min())
+    assert len(set(right.tolist())) == 118 and float(wrong.max() - wrong.min()) < 1e-14 < float(
+        right.diff().abs().min()
+    )
 
 
 def test_faithful_variant():
@@ -121,7 +161,9 @@ def test_faithful_variant():
 
 
 def test_forces_from_the_energy():
-    report = contract.check_model(build(vector="gradient", forces="gradient"), checks=["finite_differences", "isolated_atom"])
+    report = contract.check_model(
+        build(vector="gradient", forces="gradient"), checks=["finite_differences", "isolated_atom"]
+    )
     assert report.claimed.all() and report.residual.max() < 1e-7
 
 
@@ -130,7 +172,11 @@ def test_learns():
     assert seen[-1] < 0.3 < 0.7 < seen[0]  # 1 is what predicting zero gets
 
 
-@pytest.mark.parametrize("options", [dict(hidden=0), dict(layers=0), dict(max_n=0), dict(frequencies=0)])
+@pytest.mark.parametrize(
+    "options", [dict(hidden=0), dict(layers=0), dict(max_n=0), dict(frequencies=0)]
+)
 def test_bad_options(options):
-    with pytest.raises(ConfigError, match="ForceNet needs hidden, layers, max_n and frequencies ≥ 1"):
+    with pytest.raises(
+        ConfigError, match="ForceNet needs hidden, layers, max_n and frequencies ≥ 1"
+    ):
         build(**options)

@@ -1,4 +1,6 @@
-"""GNS: its equations written plainly, what it has and lacks, its faithful variant, and that it learns."""
+"""GNS: its equations written plainly, what it has and lacks, its faithful variant, and that it
+learns.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from denoising import losses
 from torch import nn
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError
 from potkit.models.layers import polynomial_envelope
+from potkit.testing import contract
 
 SMALL = dict(hidden=16, layers=2)
 
@@ -28,7 +30,9 @@ def test_published_setting():
     assert (backbone.n_features, len(backbone.steps), model.cutoff) == (128, 10, 3.4)
     assert (model.vector_mode, model.forces_mode) == ("direct", "vector")
     linear = [m for m in backbone.encode_edge if isinstance(m, nn.Linear)]
-    assert [m.in_features for m in linear] == [4, 128, 128] and isinstance(backbone.encode_edge[-1], nn.LayerNorm)
+    assert [m.in_features for m in linear] == [4, 128, 128] and isinstance(
+        backbone.encode_edge[-1], nn.LayerNorm
+    )
 
 
 @pytest.mark.parametrize("periodic", [False, True])
@@ -41,8 +45,15 @@ def test_equations(periodic):
         v = backbone.encode_node(backbone.embedding(graph))
         e = backbone.encode_edge(torch.cat([graph.vector / 3.4, graph.distance[:, None] / 3.4], 1))
         for step in backbone.steps:
-            weight = torch.cat([step.from_edge.weight, step.from_receiver.weight, step.from_sender.weight], 1)
-            joint = torch.stack([torch.cat([e[n], v[i], v[j]]) for n, (j, i) in enumerate(zip(graph.sender, graph.receiver))])
+            weight = torch.cat(
+                [step.from_edge.weight, step.from_receiver.weight, step.from_sender.weight], 1
+            )
+            joint = torch.stack(
+                [
+                    torch.cat([e[n], v[i], v[j]])
+                    for n, (j, i) in enumerate(zip(graph.sender, graph.receiver))
+                ]
+            )
             new = step.message(joint @ weight.T + step.from_edge.bias)
             total = torch.zeros_like(v)
             for n, i in enumerate(graph.receiver.tolist()):
@@ -66,7 +77,9 @@ def test_what_it_has_and_lacks(record_property):
 
 
 def test_faithful_variant():
-    """Positions as node input, ReLU, no envelope: translation is lost and the output jumps at the cutoff."""
+    """Positions as node input, ReLU, no envelope: translation is lost and the output jumps at
+    the cutoff.
+    """
     model = build("masked-paper", faithful=True)
     assert model.backbone.symmetries == {"permutation"}
     report = contract.check_model(model, measure=["second_derivatives"])  # ReLU has none
@@ -75,7 +88,9 @@ def test_faithful_variant():
 
 
 def test_forces_from_the_energy():
-    report = contract.check_model(build(vector="gradient", forces="gradient"), checks=["finite_differences", "isolated_atom"])
+    report = contract.check_model(
+        build(vector="gradient", forces="gradient"), checks=["finite_differences", "isolated_atom"]
+    )
     assert report.claimed.all() and report.residual.max() < 1e-8
 
 
@@ -85,10 +100,14 @@ def test_learns():
 
 
 def test_directions_and_lengths_are_in_the_basis():
-    """With ``radial`` the edge input also holds r/|r| and Bessel functions; without, it is the paper's."""
+    """With ``radial`` the edge input also holds r/|r| and Bessel functions; without, it is the
+    paper's.
+    """
     sizes = {radial: build(radial=radial).backbone.encode_edge[0].in_features for radial in (0, 5)}
     assert sizes == {0: 4, 5: 12}
-    report = contract.check_model(build(radial=5), checks=["cutoff_continuity", "periodic_image", "supercell"])
+    report = contract.check_model(
+        build(radial=5), checks=["cutoff_continuity", "periodic_image", "supercell"]
+    )
     assert report.passed.all()
 
 

@@ -1,4 +1,6 @@
-"""The contract suite applied to every registered network, and the suite itself applied to networks with known faults."""
+"""The contract suite applied to every registered network, and the suite itself applied to
+networks with known faults.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,22 @@ import torch
 from torch import nn
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError, DataError
 from potkit.models import Features, Potential
 from potkit.models.layers import polynomial_envelope, sum_over
 from potkit.structures.store import Structures
+from potkit.testing import contract
 
 PRESETS = [(name, preset) for name in models.names() for preset in models.presets(name)]
-QUICK = ("shapes", "rotation", "reflection", "permutation", "batch_independence", "supercell", "cutoff_continuity")
+QUICK = (
+    "shapes",
+    "rotation",
+    "reflection",
+    "permutation",
+    "batch_independence",
+    "supercell",
+    "cutoff_continuity",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +35,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-# -- every network ---------------------------------------------------------------------------------------------------------------
+# -- every network -------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", models.names())
 def test_contract(name):
     report = contract.check_model(models.build(name))
@@ -36,9 +46,13 @@ def test_contract(name):
 
 @pytest.mark.parametrize("name", models.names())
 def test_contract_with_derivative_forces(name):
-    """Whatever a preset says: −∂E/∂x of every network is the derivative of its energy, and can itself be differentiated."""
+    """Whatever a preset says: −∂E/∂x of every network is the derivative of its energy, and can
+    itself be differentiated.
+    """
     model = models.build(name, vector="gradient", forces="gradient")
-    report = contract.check_model(model, checks=["finite_differences", "second_derivatives", "isolated_atom"])
+    report = contract.check_model(
+        model, checks=["finite_differences", "second_derivatives", "isolated_atom"]
+    )
     assert report.claimed.all()
 
 
@@ -68,7 +82,9 @@ def test_float32_is_close_to_float64(name):
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_parameter_of_a_used_part_learns(name):
-    """The loss on energy and vector reaches all parameters of the parts that `Potential.parts` names, flags included."""
+    """The loss on energy and vector reaches all parameters of the parts that `Potential.parts`
+    names, flags included.
+    """
     model = contract.prepared(models.build(name))
     batch = contract.examples(model.cutoff).batch(dtype=torch.float64)
     batch.mask[::2] = 1
@@ -76,7 +92,9 @@ def test_every_parameter_of_a_used_part_learns(name):
     (prediction.energy.square().sum() + prediction.vector.square().sum()).backward()
     used = model.parts(("energy", "vector"))
     silent = [
-        k for k, p in model.named_parameters() if k.split(".")[0] in used and (p.grad is None or not bool((p.grad != 0).any()))
+        k
+        for k, p in model.named_parameters()
+        if k.split(".")[0] in used and (p.grad is None or not bool((p.grad != 0).any()))
     ]
     assert not silent
 
@@ -91,7 +109,11 @@ def test_flagged_atoms_are_seen(name):
         flagged = model(batch).energy
         batch.mask = None
         without = model(batch).energy
-    assert plain[0] != flagged[0] and torch.equal(plain[1:], flagged[1:]) and torch.equal(plain, without)
+    assert (
+        plain[0] != flagged[0]
+        and torch.equal(plain[1:], flagged[1:])
+        and torch.equal(plain, without)
+    )
 
 
 def test_charge_embedding():
@@ -107,28 +129,49 @@ def test_charge_embedding():
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("name", models.names())
 def test_empty_batch(name, periodic):
-    """A filter may leave nothing: the answer is nothing, in the right shapes, and its derivatives are zero."""
+    """A filter may leave nothing: the answer is nothing, in the right shapes, and its
+    derivatives are zero.
+    """
     model = contract.prepared(models.build(name), torch.float32)
-    prediction = model(contract.examples(model.cutoff, periodic=periodic)[:0].batch(), ("energy", "vector", "forces"))
-    assert prediction.energy.shape == (0,) and prediction.vector.shape == prediction.forces.shape == (0, 3)
-    (prediction.energy.sum() + prediction.vector.square().sum() + prediction.forces.square().sum()).backward()
+    prediction = model(
+        contract.examples(model.cutoff, periodic=periodic)[:0].batch(),
+        ("energy", "vector", "forces"),
+    )
+    assert prediction.energy.shape == (
+        0,
+    ) and prediction.vector.shape == prediction.forces.shape == (0, 3)
+    (
+        prediction.energy.sum()
+        + prediction.vector.square().sum()
+        + prediction.forces.square().sum()
+    ).backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_box_smaller_than_the_cutoff(name):
-    """One water molecule in a cube of 3.2 Å sees its own images: per molecule the same energy as eight of them in a cube twice as wide."""
+    """One water molecule in a cube of 3.2 Å sees its own images: per molecule the same energy as
+    eight of them in a cube twice as wide.
+    """
     model = contract.prepared(models.build(name))
     water = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
     corners = 3.2 * np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     pos = np.concatenate([water, (corners[:, None] + water).reshape(-1, 3)])
-    boxes = Structures(z=[8, 1, 1] * 9, pos=pos, ptr=[0, 3, 27], cell=[3.2 * np.eye(3), 6.4 * np.eye(3)], pbc=[[True] * 3] * 2)
+    boxes = Structures(
+        z=[8, 1, 1] * 9,
+        pos=pos,
+        ptr=[0, 3, 27],
+        cell=[3.2 * np.eye(3), 6.4 * np.eye(3)],
+        pbc=[[True] * 3] * 2,
+    )
     found = contract.evaluate(model, boxes)
-    assert model.cutoff > 3.2 and abs(8 * found["energy"][0] - found["energy"][1]) < 1e-9 * abs(found["energy"][1])
+    assert model.cutoff > 3.2 and abs(8 * found["energy"][0] - found["energy"][1]) < 1e-9 * abs(
+        found["energy"][1]
+    )
     assert (found["forces"][3:].reshape(8, 3, 3) - found["forces"][:3]).abs().max() < 1e-9
 
 
-# -- bad input -------------------------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", models.names())
 def test_bad_options_are_named(name):
     with pytest.raises(ConfigError, match="unknown preset 'huge' of " + name):
@@ -156,11 +199,13 @@ def test_unknown_names():
 
 @pytest.mark.parametrize("z", [0, 119])
 def test_impossible_element(z):
-    with pytest.raises(DataError, match=f"structure 1: atomic number {z} of atom 0 is not in 1…118"):
+    with pytest.raises(
+        DataError, match=f"structure 1: atomic number {z} of atom 0 is not in 1…118"
+    ):
         Structures([1, z], [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [0, 1, 2])
 
 
-# -- the suite finds faults ------------------------------------------------------------------------------------------------------
+# -- the suite finds faults ----------------------------------------------------------------------
 class Toy(nn.Module):
     """A little message-passing network that is right, but for the ``fault`` it is told to have."""
 
@@ -172,7 +217,12 @@ class Toy(nn.Module):
         self.element, self.radial = nn.Embedding(119, 4), nn.Linear(2, 4)
 
     def forward(self, graph):
-        sender, receiver, vector, distance = graph.sender, graph.receiver, graph.vector, graph.distance
+        sender, receiver, vector, distance = (
+            graph.sender,
+            graph.receiver,
+            graph.vector,
+            graph.distance,
+        )
         n = len(graph.z)
         if self.fault == "periodic_image":
             vector = graph.pos[sender] - graph.pos[receiver]
@@ -184,15 +234,22 @@ class Toy(nn.Module):
         envelope = polynomial_envelope(distance, self.cutoff)
         if self.fault == "cutoff_continuity":
             envelope = envelope + 0.01
-        m = torch.tanh(self.radial(torch.stack([distance, distance**2], -1))) * self.element(graph.z)[sender]
+        m = (
+            torch.tanh(self.radial(torch.stack([distance, distance**2], -1)))
+            * self.element(graph.z)[sender]
+        )
         h = sum_over(m * envelope[:, None], receiver, n) + self.element(graph.z)
         h = h + 0.1 * torch.tanh(h)
         if self.fault == "translation":
             h = h + 0.1 * graph.pos[:, :1]
         if self.fault == "rotation":
             h = h + 0.1 * sum_over(vector[:, :1] ** 2 * envelope[:, None], receiver, n)
-        if self.fault == "reflection":  # a triple product of three different weighted sums of directions
-            parts = [vector * (envelope * torch.cos(k * distance) * graph.z[sender])[:, None] for k in range(3)]
+        # a triple product of three different weighted sums of directions
+        if self.fault == "reflection":
+            parts = [
+                vector * (envelope * torch.cos(k * distance) * graph.z[sender])[:, None]
+                for k in range(3)
+            ]
             sums = [sum_over(part, receiver, n) for part in parts]
             h = h + (torch.linalg.cross(sums[0], sums[1]) * sums[2]).sum(1, keepdim=True)
         if self.fault == "permutation":
@@ -213,7 +270,9 @@ class Toy(nn.Module):
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """The identity with a right first and a wrong second derivative, as hand-written backward functions often have."""
+    """The identity with a right first and a wrong second derivative, as hand-written backward
+    functions often have.
+    """
 
     @staticmethod
     def forward(ctx, x):
@@ -246,19 +305,31 @@ def test_lacking_symmetries_are_measured_not_asserted():
 
 
 def test_check_model_leaves_the_model_alone():
-    model = models.build("egnn", hidden=16, layers=2).set_references({1: -13.6, 8: -2000.0}, scale=2.0).train()
+    model = (
+        models.build("egnn", hidden=16, layers=2)
+        .set_references({1: -13.6, 8: -2000.0}, scale=2.0)
+        .train()
+    )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     contract.check_model(model, checks=["second_derivatives", "isolated_atom"])
     after = model.state_dict()
-    assert model.training and all(torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items())
+    assert model.training and all(
+        torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items()
+    )
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_given_structures_and_direct_forces():
-    given = Structures([8, 1, 1, 6, 8], [[0, 0, 0], [0, 0, 0.96], [0.93, 0, -0.2], [0, 0, 0], [0, 0, 1.2]], [0, 3, 5])
+    given = Structures(
+        [8, 1, 1, 6, 8],
+        [[0, 0, 0], [0, 0, 0.96], [0.93, 0, -0.2], [0, 0, 0], [0, 0, 1.2]],
+        [0, 3, 5],
+    )
     report = contract.check_model(Potential(Toy(), vector="direct", forces="vector"), given)
     assert set(report.structures) == {"given"}
     unclaimed = report[~report.claimed]
     assert set(zip(unclaimed.check, unclaimed.quantity)) == {
-        (check, quantity) for check in ("rotation", "reflection") for quantity in ("forces", "vector")
+        (check, quantity)
+        for check in ("rotation", "reflection")
+        for quantity in ("forces", "vector")
     } | {("finite_differences", "forces")}

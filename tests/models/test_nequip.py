@@ -1,4 +1,6 @@
-"""NequIP: a layer against e3nn's tensor product with the same weights, parity, shared kernels, and that it learns."""
+"""NequIP: a layer against e3nn's tensor product with the same weights, parity, shared kernels,
+and that it learns.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from e3nn import o3
 from e3nn.math import normalize2mom as unit
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError
 from potkit.models.equivariant import Coupling, harmonics, irreps
 from potkit.models.nequip import SCALAR, VECTOR, Layer
+from potkit.testing import contract
 
 SMALL = dict(channels=4, layers=2, radial_hidden=8, attributes=3)
 
@@ -39,12 +41,21 @@ def flat(x):
 def layer_input(kinds, n=5, channels=4):
     pairs = torch.tensor([(j, i) for i in range(n - 1) for j in range(n) if i != j])
     x = {ir: torch.randn(n, ir.dim, channels) for ir in kinds}
-    return x, torch.randn(n, 3), pairs[:, 0], pairs[:, 1], torch.randn(len(pairs), 3), torch.randn(len(pairs), 8)
+    return (
+        x,
+        torch.randn(n, 3),
+        pairs[:, 0],
+        pairs[:, 1],
+        torch.randn(len(pairs), 3),
+        torch.randn(len(pairs), 8),
+    )
 
 
 @pytest.mark.parametrize("parities", ["natural", "both"])
 def test_layer_is_built_of_e3nn_parts(parities):
-    """Convolution, linear maps, self-connection and gate put together from e3nn's modules, with our weights in them."""
+    """Convolution, linear maps, self-connection and gate put together from e3nn's modules, with
+    our weights in them.
+    """
     kinds, channels = irreps(2, parities), 4
     coupling = Coupling(kinds, 2, kinds)
     layer = Layer(coupling, channels, attributes=3, radial=8, hidden=8, neighbors=9.0)
@@ -60,8 +71,12 @@ def test_layer_is_built_of_e3nn_parts(parities):
                 if o in i * J:
                     instructions.append((a, b, len(middle), "uvu", True))
                     middle.append((channels, o))
-    product = o3.TensorProduct(before, sphere, middle, instructions, path_normalization="none", shared_weights=False)
-    wanted = o3.Irreps([(layer.collect.linear[str(o)].out_features, o) for o in coupling.irreps_out])
+    product = o3.TensorProduct(
+        before, sphere, middle, instructions, path_normalization="none", shared_weights=False
+    )
+    wanted = o3.Irreps(
+        [(layer.collect.linear[str(o)].out_features, o) for o in coupling.irreps_out]
+    )
 
     def linear(irreps_in, maps, normalization):
         """An o3.Linear that holds our matrices: its own 1/√(fan in) is divided out."""
@@ -70,7 +85,9 @@ def test_layer_is_built_of_e3nn_parts(parities):
         for ins in made.instructions:
             o = made.irreps_out[ins.i_out].ir
             matrix, start = maps[o], normalization[ins.i_in]
-            weights.append(matrix[:, start : start + ins.path_shape[0]].T.flatten() / ins.path_weight)
+            weights.append(
+                matrix[:, start : start + ins.path_shape[0]].T.flatten() / ins.path_weight
+            )
         with torch.no_grad():
             made.weight.copy_(torch.cat(weights))
         return made
@@ -85,10 +102,17 @@ def test_layer_is_built_of_e3nn_parts(parities):
     second = linear(o3.Irreps(middle), {**collect, "out": wanted}, starts)
     messages = product(first(flat(x))[sender], y, layer.radial(edge) / 3.0)  # √9 neighbours
     new = second(torch.zeros(5, messages.shape[1]).index_add(0, receiver, messages))
-    for part, o in zip(wanted.slices(), coupling.irreps_out):  # self-connection: x ⊗ a, then a matrix
-        both = torch.einsum("nmc,na->nmca", x[o], attributes).flatten(2) @ layer.own.linear[str(o)].weight.T
+    # self-connection: x ⊗ a, then a matrix
+    for part, o in zip(wanted.slices(), coupling.irreps_out):
+        both = (
+            torch.einsum("nmc,na->nmca", x[o], attributes).flatten(2)
+            @ layer.own.linear[str(o)].weight.T
+        )
         new[:, part] = (new[:, part] + both.transpose(1, 2).flatten(1)) / 2**0.5
-    values = {o: new[:, part].unflatten(1, (-1, o.dim)) for part, o in zip(wanted.slices(), coupling.irreps_out)}
+    values = {
+        o: new[:, part].unflatten(1, (-1, o.dim))
+        for part, o in zip(wanted.slices(), coupling.irreps_out)
+    }
     scalars = values[SCALAR][..., 0]
     for o, value in found.items():
         if o == SCALAR:
@@ -97,8 +121,11 @@ def test_layer_is_built_of_e3nn_parts(parities):
             expected = unit(torch.tanh)(values[o][..., 0])[:, None]
         else:
             k = layer.gated.index(o) + 1
-            expected = (values[o] * unit(torch.sigmoid)(scalars[:, k * channels : (k + 1) * channels, None])).transpose(1, 2)
-        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)  # their factors come from random numbers
+            expected = (
+                values[o] * unit(torch.sigmoid)(scalars[:, k * channels : (k + 1) * channels, None])
+            ).transpose(1, 2)
+        # their factors come from random numbers
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("parities", ["natural", "both"])
@@ -122,11 +149,16 @@ def test_layer_turns_with_its_input(parities):
 
 
 def test_what_layers_reach():
-    """Parity: what cannot be made yet is not carried; the last layer makes scalars and vectors; equal layers share kernels."""
+    """Parity: what cannot be made yet is not carried; the last layer makes scalars and vectors;
+    equal layers share kernels.
+    """
     backbone = build(parity=True, layers=5).backbone
     reached = [[str(ir) for ir in c.irreps_out] for c in backbone.couplings]
     assert reached[0] == ["0e", "1o", "2e"] and reached[1] == ["0e", "1o", "1e", "2e", "2o"]
-    assert reached[2] == reached[3] == ["0e", "0o", "1o", "1e", "2e", "2o"] and reached[4] == ["0e", "1o"]
+    assert reached[2] == reached[3] == ["0e", "0o", "1o", "1e", "2e", "2o"] and reached[4] == [
+        "0e",
+        "1o",
+    ]
     assert len({id(c) for c in build(layers=5).backbone.couplings}) == 3  # first, three alike, last
     assert (backbone.n_features, backbone.n_vector_features) == (4, 4)
 
@@ -139,12 +171,16 @@ def test_contract(parity):
 
 
 def test_pseudoscalars_are_made():
-    """With parity there are 0o features: they change sign in the mirror image of a chiral structure."""
+    """With parity there are 0o features: they change sign in the mirror image of a chiral
+    structure.
+    """
     model = contract.prepared(build(parity=True, layers=4))
     rng = np.random.default_rng(0)
     batch = contract.examples(5.0).batch(dtype=torch.float64)
     seen = []
-    model.backbone.layers[2].register_forward_hook(lambda _, inputs, out: seen.append(out[o3.Irrep("0o")]))
+    model.backbone.layers[2].register_forward_hook(
+        lambda _, inputs, out: seen.append(out[o3.Irrep("0o")])
+    )
     normal = torch.from_numpy(contract.random_rotation(rng)[0])
     with torch.no_grad():
         model(batch)
@@ -159,8 +195,10 @@ def test_vectors_are_x_y_z():
     model = contract.prepared(build())
     batch = contract.examples(5.0).batch([0], dtype=torch.float64)
     one = contract.examples(5.0)[0]
-    pair = type(one)(one.z[:2], np.array([[0.0, 0.0, 0.0], [0.3, -1.1, 0.7]]), np.array([0, 2])).batch(dtype=torch.float64)
-    assert VECTOR == o3.Irrep("1o") and batch.num_graphs == 1
+    pair = type(one)(
+        one.z[:2], np.array([[0.0, 0.0, 0.0], [0.3, -1.1, 0.7]]), np.array([0, 2])
+    ).batch(dtype=torch.float64)
+    assert o3.Irrep("1o") == VECTOR and batch.num_graphs == 1
     with torch.no_grad():
         vectors = model.backbone(model.graph(pair, pair.pos)).vector  # [2, 3, channels]
     bond = pair.pos[1] - pair.pos[0]
@@ -169,15 +207,24 @@ def test_vectors_are_x_y_z():
 
 
 def test_without_vectors():
-    """Scalars alone at the end: the same energy as with vectors beside them, and no read-out that would need them."""
+    """Scalars alone at the end: the same energy as with vectors beside them, and no read-out
+    that would need them.
+    """
     both, alone = build(vector="gradient"), build(vector="gradient", vectors=False)
     state = both.state_dict()
     layer = both.backbone.layers[-1]
-    kept = {k: state[k] for k in alone.state_dict() if state[k].shape == alone.state_dict()[k].shape}
-    assert set(alone.state_dict()) - set(kept) == {f"backbone.layers.1.{n}.weight" for n in ("radial.4", "collect.linear.0e", "own.linear.0e")}
+    kept = {
+        k: state[k] for k in alone.state_dict() if state[k].shape == alone.state_dict()[k].shape
+    }
+    assert set(alone.state_dict()) - set(kept) == {
+        f"backbone.layers.1.{n}.weight" for n in ("radial.4", "collect.linear.0e", "own.linear.0e")
+    }
     scalar = layer.widths[SCALAR]
-    for name, weight in (("radial.4", layer.radial[4].weight[:scalar]), ("collect.linear.0e", layer.collect.linear["0e"].weight[:4]),
-                         ("own.linear.0e", layer.own.linear["0e"].weight[:4])):  # fmt: skip
+    for name, weight in (
+        ("radial.4", layer.radial[4].weight[:scalar]),
+        ("collect.linear.0e", layer.collect.linear["0e"].weight[:4]),
+        ("own.linear.0e", layer.own.linear["0e"].weight[:4]),
+    ):
         kept[f"backbone.layers.1.{name}.weight"] = weight
     alone.load_state_dict(kept)
     batch = contract.examples(5.0).batch(dtype=torch.float64)
@@ -192,7 +239,10 @@ def test_learns():
     assert seen[-1] < 0.5 < 0.7 < seen[0]  # 1 is what predicting zero gets
 
 
-@pytest.mark.parametrize("options", [dict(channels=0), dict(max_degree=0), dict(layers=0), dict(radial=0), dict(neighbors=0.0)])
+@pytest.mark.parametrize(
+    "options",
+    [dict(channels=0), dict(max_degree=0), dict(layers=0), dict(radial=0), dict(neighbors=0.0)],
+)
 def test_bad_options(options):
     with pytest.raises(ConfigError, match="NequIP needs"):
         build(**options)

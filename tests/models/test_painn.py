@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError
+from potkit.testing import contract
 
 
 def silu(x):
@@ -40,7 +40,12 @@ def numpy_painn(backbone, z, pos):
                 if i == j or d >= c:
                     continue
                 basis = np.sqrt(2 / c) * np.sin(k * np.pi * d / c) / d
-                x = net(message.phi, s[j]) * linear(message.filter, basis) * 0.5 * (1 + np.cos(np.pi * d / c))
+                x = (
+                    net(message.phi, s[j])
+                    * linear(message.filter, basis)
+                    * 0.5
+                    * (1 + np.cos(np.pi * d / c))
+                )
                 ss, vs, vv = np.split(x, 3)
                 new_s[i] += ss  # equation 7
                 new_v[i] += v[j] * vv + np.outer((pos[j] - pos[i]) / d, vs)  # equation 8
@@ -49,7 +54,9 @@ def numpy_painn(backbone, z, pos):
         new_s, new_v = s.copy(), v.copy()
         for i in range(n):
             u, w = v[i] @ u_weight.T, v[i] @ v_weight.T
-            a_ss, a_sv, a_vv = np.split(net(update.net, np.concatenate([s[i], np.sqrt((w**2).sum(0) + 1e-6)])), 3)
+            a_ss, a_sv, a_vv = np.split(
+                net(update.net, np.concatenate([s[i], np.sqrt((w**2).sum(0) + 1e-6)])), 3
+            )
             new_s[i] += a_ss + a_sv * (u * w).sum(0)  # equation 9
             new_v[i] += a_vv * u  # equation 10
         s, v = new_s, new_v
@@ -75,7 +82,9 @@ def test_equals_the_equations_in_numpy(hidden):
     np.testing.assert_allclose(features.vector.numpy(), v, rtol=0, atol=1e-11 * np.abs(v).max())
 
 
-@pytest.mark.parametrize("vector, forces", [("gated", "vector"), ("direct", "vector"), ("direct", "gradient")])
+@pytest.mark.parametrize(
+    "vector, forces", [("gated", "vector"), ("direct", "vector"), ("direct", "gradient")]
+)
 def test_contract_of_other_read_outs(vector, forces):
     torch.manual_seed(0)
     model = models.build("painn", hidden=16, layers=2, vector=vector, forces=forces)
@@ -86,7 +95,9 @@ def test_contract_of_other_read_outs(vector, forces):
 
 
 def test_options():
-    with pytest.raises(ConfigError, match="unknown preset 'denoise-paper' of painn; there are paper, small"):
+    with pytest.raises(
+        ConfigError, match="unknown preset 'denoise-paper' of painn; there are paper, small"
+    ):
         models.build("painn", "denoise-paper")
     with pytest.raises(ConfigError, match="hidden, layers, radial ≥ 1, got 64, 3, 0"):
         models.build("painn", radial=0)

@@ -10,32 +10,47 @@ import torch
 from torch_geometric.nn import SchNet as PyGSchNet
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError
 from potkit.models.schnet import shifted_softplus
 from potkit.structures.store import Structures
+from potkit.testing import contract
 
 
 def copied(hidden, filters, layers, radial, cutoff, dtype, **options):
-    """Ours, and torch-geometric's with our weights; its graph is given to it, as it cannot search neighbours by itself here."""
+    """Ours, and torch-geometric's with our weights; its graph is given to it, as it cannot
+    search neighbours by itself here.
+    """
     torch.manual_seed(0)
     options |= dict(hidden=hidden, filters=filters, layers=layers, radial=radial, cutoff=cutoff)
     ours = contract.prepared(models.build("schnet", "denoise-paper", **options), dtype)
     state = {}
 
     def graph_of(pos, batch):
-        return torch.stack([state["graph"].sender, state["graph"].receiver]), state["graph"].distance
+        return torch.stack([state["graph"].sender, state["graph"].receiver]), state[
+            "graph"
+        ].distance
 
-    theirs = PyGSchNet(hidden, filters, layers, radial, cutoff, interaction_graph=graph_of).to(dtype).eval()
+    theirs = (
+        PyGSchNet(hidden, filters, layers, radial, cutoff, interaction_graph=graph_of)
+        .to(dtype)
+        .eval()
+    )
     backbone = ours.backbone
-    theirs.distance_expansion.coeff = backbone.basis.coefficient  # theirs is rounded to float32, and so is their log 2
+    # theirs is rounded to float32, and so is their log 2
+    theirs.distance_expansion.coeff = backbone.basis.coefficient
     for module in theirs.modules():
         if hasattr(module, "shift"):
             module.shift = math.log(2.0)
     with torch.no_grad():
         theirs.embedding.weight.copy_(backbone.embedding.element.weight[:100])
         for a, b in zip(backbone.layers, theirs.interactions):
-            pairs = {a.filter_in: b.mlp[0], a.filter_out: b.mlp[2], a.project: b.conv.lin1, a.mix: b.conv.lin2, a.out: b.lin}
+            pairs = {
+                a.filter_in: b.mlp[0],
+                a.filter_out: b.mlp[2],
+                a.project: b.conv.lin1,
+                a.mix: b.conv.lin2,
+                a.out: b.lin,
+            }
             for mine, other in pairs.items():
                 other.load_state_dict(mine.state_dict())
     return ours, theirs, state
@@ -55,9 +70,14 @@ def test_equals_torch_geometric(size, dtype, tolerance, periodic):
     features = ours.backbone(graph).scalar
     assert (features - entering[0]).abs().max() < tolerance * features.abs().max()
 
-    head = theirs.lin2(theirs.act(theirs.lin1(features)))[:, 0]  # their read-out on our features: the same energy and forces
-    expected, found = (torch.autograd.grad(e.sum(), batch.pos, retain_graph=True)[0] for e in (energy, head))
-    assert (torch.zeros_like(energy).index_add(0, batch.batch, head) - energy).abs().max() < tolerance * energy.abs().max()
+    # their read-out on our features: the same energy and forces
+    head = theirs.lin2(theirs.act(theirs.lin1(features)))[:, 0]
+    expected, found = (
+        torch.autograd.grad(e.sum(), batch.pos, retain_graph=True)[0] for e in (energy, head)
+    )
+    assert (
+        torch.zeros_like(energy).index_add(0, batch.batch, head) - energy
+    ).abs().max() < tolerance * energy.abs().max()
     assert (found - expected).abs().max() < 10 * tolerance * expected.abs().max()
 
 
@@ -68,14 +88,20 @@ def test_shifted_softplus():
 
 
 def test_polynomial_envelope_has_continuous_second_derivatives():
-    """Curvature of the energy as an atom crosses the cutoff: it jumps with the cosine, not with the polynomial."""
+    """Curvature of the energy as an atom crosses the cutoff: it jumps with the cosine, not with
+    the polynomial.
+    """
     jumps = {}
     for envelope in ("cosine", "polynomial"):
         torch.manual_seed(0)
-        model = contract.prepared(models.build("schnet", "small", hidden=16, filters=16, layers=1, envelope=envelope))
+        model = contract.prepared(
+            models.build("schnet", "small", hidden=16, filters=16, layers=1, envelope=envelope)
+        )
 
         def curvature(d):
-            pair = Structures([8, 1], [[0.0, 0.0, 0.0], [d, 0.0, 0.0]], [0, 2]).batch(dtype=torch.float64)
+            pair = Structures([8, 1], [[0.0, 0.0, 0.0], [d, 0.0, 0.0]], [0, 2]).batch(
+                dtype=torch.float64
+            )
             pair.pos.requires_grad_(True)
             forces = model(pair, ("forces",)).forces
             return float(torch.autograd.grad(forces[1, 0], pair.pos)[0][1, 0])
@@ -86,27 +112,38 @@ def test_polynomial_envelope_has_continuous_second_derivatives():
 
 
 def test_faithful_keeps_32_neighbours():
-    """A crystal with more than 32 neighbours per atom: faithful sees the first 32 of each, the default all of them."""
+    """A crystal with more than 32 neighbours per atom: faithful sees the first 32 of each, the
+    default all of them.
+    """
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3) * 1.4
-    crystal = Structures(np.full(64, 6), grid + 0.05 * np.random.default_rng(0).normal(size=(64, 3)), [0, 64])
+    crystal = Structures(
+        np.full(64, 6), grid + 0.05 * np.random.default_rng(0).normal(size=(64, 3)), [0, 64]
+    )
     torch.manual_seed(0)
     right = contract.prepared(models.build("schnet", "small", hidden=16, filters=16, layers=1))
     torch.manual_seed(0)
-    cut = contract.prepared(models.build("schnet", "small", hidden=16, filters=16, layers=1, faithful=True))
+    cut = contract.prepared(
+        models.build("schnet", "small", hidden=16, filters=16, layers=1, faithful=True)
+    )
     batch = crystal.batch(dtype=torch.float64)
     graph = right.graph(batch, batch.pos)
     assert torch.bincount(graph.receiver).min() > 32
     assert not torch.allclose(right(batch).energy, cut(batch).energy)
     kept = torch.cat([torch.nonzero(graph.receiver == i)[:32, 0] for i in range(64)])
     edges = {k: getattr(graph, k)[kept] for k in ("sender", "receiver", "vector", "distance")}
-    torch.testing.assert_close(cut.backbone(graph).scalar, right.backbone(graph._replace(**edges)).scalar)
+    torch.testing.assert_close(
+        cut.backbone(graph).scalar, right.backbone(graph._replace(**edges)).scalar
+    )
     few = contract.examples(5.0).batch(dtype=torch.float64)
-    torch.testing.assert_close(right(few).energy, cut(few).energy)  # one by pairs, the other by edges
+    # one by pairs, the other by edges
+    torch.testing.assert_close(right(few).energy, cut(few).energy)
 
 
 def test_presets_and_options():
     assert models.presets("schnet")["denoise-paper"]["layers"] == 5
-    with pytest.raises(ConfigError, match="unknown preset 'masked-paper' of schnet; there are denoise-paper, small"):
+    with pytest.raises(
+        ConfigError, match="unknown preset 'masked-paper' of schnet; there are denoise-paper, small"
+    ):
         models.build("schnet", "masked-paper")
     with pytest.raises(ConfigError, match="unknown envelope 'square'"):
         models.build("schnet", envelope="square")

@@ -1,4 +1,6 @@
-"""SE(3)-Transformer: its equations evaluated atom by atom with e3nn, its symmetries, smooth attention, and that it learns."""
+"""SE(3)-Transformer: its equations evaluated atom by atom with e3nn, its symmetries, smooth
+attention, and that it learns.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from denoising import losses
 from e3nn import o3
 
 from potkit import models
-from potkit.testing import contract
 from potkit.errors import ConfigError
 from potkit.models.equivariant import Coupling, gather, harmonics, irreps
 from potkit.models.layers import polynomial_envelope
 from potkit.models.se3_transformer import Attention, Kernel, NormGate, attention_weights
 from potkit.structures.store import Structures
+from potkit.testing import contract
 
 SMALL = dict(channels=4, heads=2, division=2, layers=2, radial_hidden=8)
 
@@ -57,7 +59,9 @@ def test_published_setting():
 
 
 def test_kernel_is_a_fully_connected_tensor_product():
-    """Equations 8 and 9: the same numbers as e3nn's tensor product with one weight matrix per edge and path."""
+    """Equations 8 and 9: the same numbers as e3nn's tensor product with one weight matrix per
+    edge and path.
+    """
     kinds, channels, width, count = irreps(2), 3, 2, 6
     coupling = Coupling(kinds, 4, kinds)
     kernel = Kernel(coupling, channels, dict.fromkeys(kinds, width), 1, 8)
@@ -67,13 +71,25 @@ def test_kernel_is_a_fully_connected_tensor_product():
     instructions, order = [], []
     for n, o in enumerate(kinds):  # our order: output, input, degree of the harmonics
         for a, i in enumerate(kinds):
-            instructions += [(a, b, n, "uvw", True) for b, (_, J) in enumerate(sphere) if o in i * J]
+            instructions += [
+                (a, b, n, "uvw", True) for b, (_, J) in enumerate(sphere) if o in i * J
+            ]
     theirs = o3.TensorProduct(
-        [(channels, i) for i in kinds], sphere, [(width, i) for i in kinds], instructions, path_normalization="none", shared_weights=False
+        [(channels, i) for i in kinds],
+        sphere,
+        [(width, i) for i in kinds],
+        instructions,
+        path_normalization="none",
+        shared_weights=False,
     )
     weights = kernel.radial(edge)
     assert weights.shape[1] == theirs.weight_numel
-    torch.testing.assert_close(flat(kernel(coupling.kernels(y), f, edge)), theirs(flat(f), y, weights), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        flat(kernel(coupling.kernels(y), f, edge)),
+        theirs(flat(f), y, weights),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("smooth", [True, False])
@@ -93,13 +109,24 @@ def test_attention_atom_by_atom(smooth):
         neighbors = torch.nonzero(receiver == i).flatten().tolist()
         attended = {ir: torch.zeros(ir.dim, 2) for ir in kinds}
         for head in range(2):  # each head has one of the two channels of every degree
-            logits = [sum((q[ir][i, :, head] * both[ir][n, :, 2 + head]).sum() for ir in kinds) / math.sqrt(1 + 3) for n in neighbors]
-            numerator = [torch.exp(s) * (float(envelope[n]) if smooth else 1.0) for s, n in zip(logits, neighbors)]
+            logits = [
+                sum((q[ir][i, :, head] * both[ir][n, :, 2 + head]).sum() for ir in kinds)
+                / math.sqrt(1 + 3)
+                for n in neighbors
+            ]
+            numerator = [
+                torch.exp(s) * (float(envelope[n]) if smooth else 1.0)
+                for s, n in zip(logits, neighbors)
+            ]
             for weight, n in zip(numerator, neighbors):
                 for ir in kinds:
-                    attended[ir][:, head] += weight / (sum(numerator) + smooth) * both[ir][n, :, head]
+                    attended[ir][:, head] += (
+                        weight / (sum(numerator) + smooth) * both[ir][n, :, head]
+                    )
         for ir in kinds:
-            expected = torch.cat([f[ir][i], attended[ir]], -1) @ layer.merge.linear[str(ir)].weight.T
+            expected = (
+                torch.cat([f[ir][i], attended[ir]], -1) @ layer.merge.linear[str(ir)].weight.T
+            )
             torch.testing.assert_close(found[ir][i], expected, rtol=1e-10, atol=1e-12)
 
 
@@ -113,7 +140,9 @@ def test_attention_weights():
     assert (total < 1).all() and not total[2].any()  # atom 2 has no neighbours
     for shift in (-800.0, 800.0):  # exp alone would be 0 or infinite
         far = attention_weights(logits + shift, torch.ones(6, 1), receiver, 4)
-        assert torch.isfinite(far).all() and (far.max() < 1e-300 if shift < 0 else torch.allclose(far, hard))
+        assert torch.isfinite(far).all() and (
+            far.max() < 1e-300 if shift < 0 else torch.allclose(far, hard)
+        )
     # a neighbour that leaves takes its weight along smoothly, also when it is the only one
     leaving = torch.tensor([[1.0], [1.0], [1e-14], [1.0], [1.0], [1e-14]])
     left = attention_weights(logits, leaving, receiver, 4)
@@ -127,7 +156,10 @@ def test_layers_turn_with_their_input(faithful):
     coupling = Coupling(kinds, 6, kinds, parity=not faithful)
     layer, gate = Attention(coupling, channels, channels, 2, 2, 1, 8), NormGate(coupling, channels)
     sender, receiver, vector = edges()
-    f, edge = {ir: torch.randn(5, ir.dim, channels) for ir in kinds}, vector.norm(dim=1, keepdim=True) / 5
+    f, edge = (
+        {ir: torch.randn(5, ir.dim, channels) for ir in kinds},
+        vector.norm(dim=1, keepdim=True) / 5,
+    )
     envelope = None if faithful else polynomial_envelope(edge[:, 0], 1.0)[:, None]
 
     def apply(x, v):
@@ -139,15 +171,23 @@ def test_layers_turn_with_their_input(faithful):
     before, rotation = apply(f, vector), o3.rand_matrix()
     for m in (rotation, -rotation):
         after = apply(turned(f, m), vector @ m.T)
-        error = max(float((after[ir] - v).detach().abs().max()) for ir, v in turned(before, m).items())
+        error = max(
+            float((after[ir] - v).detach().abs().max()) for ir, v in turned(before, m).items()
+        )
         assert (error > 1e-3) if faithful and m is not rotation else (error < 1e-12)
 
 
 def test_mirror_images():
-    """Default: a chiral molecule and its mirror image have one energy. Faithful: the network tells them apart."""
+    """Default: a chiral molecule and its mirror image have one energy. Faithful: the network
+    tells them apart.
+    """
     rng = np.random.default_rng(3)
-    pos = np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * 0.9 + 0.1 * rng.normal(size=(5, 3))
-    pair = Structures(np.tile([6, 1, 7, 8, 9], 2), np.concatenate([pos, pos * [1, 1, -1]]), np.array([0, 5, 10]))
+    pos = np.array(
+        [[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+    ) * 0.9 + 0.1 * rng.normal(size=(5, 3))
+    pair = Structures(
+        np.tile([6, 1, 7, 8, 9], 2), np.concatenate([pos, pos * [1, 1, -1]]), np.array([0, 5, 10])
+    )
     difference = {}
     for faithful in (False, True):
         energy = contract.evaluate(contract.prepared(build(faithful=faithful)), pair)["energy"]
@@ -158,9 +198,19 @@ def test_mirror_images():
 @pytest.mark.parametrize("vector", ["gradient", "gated"])
 def test_contract_of_the_published_kind(vector):
     """Degrees 0 to 3, distance input; the gated read-out takes the l = 1 channels as x, y, z."""
-    checks = ["translation", "rotation", "reflection", "permutation", "supercell", "cutoff_continuity", "isolated_atom"]
+    checks = [
+        "translation",
+        "rotation",
+        "reflection",
+        "permutation",
+        "supercell",
+        "cutoff_continuity",
+        "isolated_atom",
+    ]
     report = contract.check_model(build("denoise-paper", vector=vector), checks=checks)
-    assert report.claimed.all() and report[report.check != "cutoff_continuity"].residual.max() < 1e-11
+    assert (
+        report.claimed.all() and report[report.check != "cutoff_continuity"].residual.max() < 1e-11
+    )
 
 
 def test_faithful_variant():
@@ -180,7 +230,9 @@ def test_made_in_float32_exact_in_float64():
     again.load_state_dict(model.state_dict())
     structures = contract.examples(model.cutoff)
     contract.evaluate(contract.prepared(model, torch.float32), structures)
-    first, second = (contract.evaluate(contract.prepared(copy.deepcopy(m)), structures) for m in (model, again))
+    first, second = (
+        contract.evaluate(contract.prepared(copy.deepcopy(m)), structures) for m in (model, again)
+    )
     assert torch.equal(first["forces"], second["forces"])
     report = contract.check_model(model, checks=["rotation", "reflection"], periodic=False)
     assert report.residual.max() < 1e-11
@@ -198,7 +250,9 @@ def test_channels_must_divide(options):
         build(**options)
 
 
-@pytest.mark.parametrize("options", [dict(max_degree=0), dict(channels=0), dict(layers=0), dict(radial=1)])
+@pytest.mark.parametrize(
+    "options", [dict(max_degree=0), dict(channels=0), dict(layers=0), dict(radial=1)]
+)
 def test_bad_options(options):
     with pytest.raises(ConfigError, match="SE3Transformer needs"):
         build(**options)

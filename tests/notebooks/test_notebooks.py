@@ -1,4 +1,6 @@
-"""The notebook runner, that a changed stored number is noticed, and that the committed notebooks keep the house rules."""
+"""The notebook runner, that a changed stored number is noticed, and that the committed notebooks
+keep the house rules.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,29 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from potkit.experiments import experiment, tasks
-from potkit.report import gallery
 from potkit import models
-from potkit.notebooks import runner, profiles
-from potkit.training.config import TrainConfig
 from potkit.errors import ConfigError, DataError, PotkitError
+from potkit.experiments import experiment, tasks
+from potkit.notebooks import profiles, runner
 from potkit.objectives import Denoise, Masked, Supervised
+from potkit.report import gallery
+from potkit.training.config import TrainConfig
 
 COMMITTED = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-PROFILES = dict(smoke=dict(steps=1, seeds=[0]), quick=dict(steps=5, seeds=[0, 1]), paper=dict(steps=9, seeds=[0, 1, 2]))
+PROFILES = dict(
+    smoke=dict(steps=1, seeds=[0]),
+    quick=dict(steps=5, seeds=[0, 1]),
+    paper=dict(steps=9, seeds=[0, 1, 2]),
+)
 START = """from potkit import notebooks
 run = notebooks.settings(profile, smoke=dict(steps=1), quick=dict(steps=5), paper=dict(steps=9), steps=steps)"""
 
 
 def write(path: Path, *sources: str, parameters: str = 'profile = "quick"\nsteps = None') -> Path:
-    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(new_code_cell, sources)]
+    cells = [
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        *map(new_code_cell, sources),
+    ]
     nbformat.write(new_notebook(cells=cells), path)
     return path
 
@@ -36,7 +45,7 @@ def output(path: Path, cell: int) -> str:
     return "".join(o.get("text", "") for o in runner.read(path).cells[cell].outputs)
 
 
-# --- settings --------------------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------
 
 
 def test_settings_are_the_profiles_unless_a_parameter_is_given():
@@ -54,9 +63,21 @@ def test_environment_goes_before_the_cell(monkeypatch):
     "profile, parameters, message",
     [
         ("fast", {}, "profile 'fast' is unknown; known: smoke, quick, paper"),
-        ("quick", {"seed": 1}, "parameter 'seed' is not one of the profile's settings: steps, seeds"),
-        ("quick", {"seeds": 3}, r"parameter seeds=3 does not fit: expected something like \[0, 1\]"),
-        ("quick", {"steps": "many"}, "parameter steps='many' does not fit: expected something like 5"),
+        (
+            "quick",
+            {"seed": 1},
+            "parameter 'seed' is not one of the profile's settings: steps, seeds",
+        ),
+        (
+            "quick",
+            {"seeds": 3},
+            r"parameter seeds=3 does not fit: expected something like \[0, 1\]",
+        ),
+        (
+            "quick",
+            {"steps": "many"},
+            "parameter steps='many' does not fit: expected something like 5",
+        ),
         ("quick", {"steps": True}, "parameter steps=True does not fit"),
     ],
 )
@@ -67,16 +88,26 @@ def test_wrong_settings_are_one_line(profile, parameters, message):
 
 
 def test_profiles_must_set_the_same_names():
-    with pytest.raises(ConfigError, match="profiles quick and paper do not set the same names: steps"):
+    with pytest.raises(
+        ConfigError, match="profiles quick and paper do not set the same names: steps"
+    ):
         runner.settings("quick", **{**PROFILES, "paper": dict(seeds=[0])})
 
 
-# --- parameters ------------------------------------------------------------------------------------------------------------------
+# --- parameters ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "text, value",
-    [("[0,1]", [0, 1]), ("1e-4", 1e-4), ("3", 3), ("true", True), ("null", None), ("ani-mini", "ani-mini"), ("{a: 1}", {"a": 1})],
+    [
+        ("[0,1]", [0, 1]),
+        ("1e-4", 1e-4),
+        ("3", 3),
+        ("true", True),
+        ("null", None),
+        ("ani-mini", "ani-mini"),
+        ("{a: 1}", {"a": 1}),
+    ],
 )
 def test_parameters_are_read_as_yaml(text, value):
     found = runner.parse_parameter("name", text)
@@ -89,7 +120,10 @@ def test_broken_yaml_is_named():
 
 
 def test_parameters_come_from_the_tagged_cell(tmp_path):
-    path = write(tmp_path / "a.ipynb", parameters='profile = "quick"\nseeds: list = [0, 1]  # three\nsteps = None')
+    path = write(
+        tmp_path / "a.ipynb",
+        parameters='profile = "quick"\nseeds: list = [0, 1]  # three\nsteps = None',
+    )
     assert runner.parameters(path) == {"profile": "quick", "seeds": [0, 1], "steps": None}
     with pytest.raises(DataError, match="parameter steps must be a literal value"):
         runner.parameters(write(tmp_path / "b.ipynb", parameters="steps = len([1])"))
@@ -106,20 +140,32 @@ def test_files_that_are_no_notebooks(tmp_path):
         runner.find([tmp_path / "none*.ipynb"])
 
 
-# --- execute ---------------------------------------------------------------------------------------------------------------------
+# --- execute ------------------------------------------------------------------------------------
 
 
 def test_execute_goes_on_after_a_failure_and_says_what_failed(tmp_path):
     bad = write(tmp_path / "01_bad.ipynb", START, "1 / 0")
-    good = write(tmp_path / "02_good.ipynb", START, "import os\nprint(run.steps, run.profile, os.environ['POTKIT_FIGURES'])")
+    good = write(
+        tmp_path / "02_good.ipynb",
+        START,
+        "import os\nprint(run.steps, run.profile, os.environ['POTKIT_FIGURES'])",
+    )
     said = []
-    outcomes = runner.execute([tmp_path / "0*.ipynb"], "smoke", {"steps": 3}, tmp_path / "out", report=said.append)
+    outcomes = runner.execute(
+        [tmp_path / "0*.ipynb"], "smoke", {"steps": 3}, tmp_path / "out", report=said.append
+    )
     assert [o.status for o in outcomes] == ["failed", "ok"]
-    assert outcomes[0].error == "cell 4: ZeroDivisionError: division by zero"  # counted with the injected cell
-    assert output(tmp_path / "out" / "02_good.ipynb", 3) == f"3 smoke {tmp_path / 'out' / 'figures'}\n"
-    assert "2 notebooks" in said[-2] and "1 failed" in said[-2] and str(tmp_path / "out") in said[-1]
+    # counted with the injected cell
+    assert outcomes[0].error == "cell 4: ZeroDivisionError: division by zero"
+    assert (
+        output(tmp_path / "out" / "02_good.ipynb", 3) == f"3 smoke {tmp_path / 'out' / 'figures'}\n"
+    )
+    assert (
+        "2 notebooks" in said[-2] and "1 failed" in said[-2] and str(tmp_path / "out") in said[-1]
+    )
     assert "POTKIT_PROFILE" not in os.environ
-    assert [runner.read(p).cells[1].execution_count for p in (bad, good)] == [None, None]  # the originals stay as they were
+    # the originals stay as they were
+    assert [runner.read(p).cells[1].execution_count for p in (bad, good)] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +204,10 @@ def test_inplace_stores_clean_outputs_and_leaves_failures_alone(tmp_path, monkey
 
 
 def test_clean_keeps_what_is_not_a_progress_bar():
-    bar = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "  0%|          | 0/3 [00:00<?, ?it/s]"}
+    bar = {
+        "application/vnd.jupyter.widget-view+json": {},
+        "text/plain": "  0%|          | 0/3 [00:00<?, ?it/s]",
+    }
     viewer = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Viewer(structure)"}
     outputs = [
         new_output("display_data", data=bar),
@@ -166,26 +215,43 @@ def test_clean_keeps_what_is_not_a_progress_bar():
         new_output("stream", name="stderr", text=" 50%|#####     | 1/2 [00:00<00:00, 9.1it/s]"),
         new_output("stream", name="stderr", text="note: 50 structures left out"),
     ]
-    notebook = new_notebook(cells=[new_code_cell("x", outputs=outputs, execution_count=7), new_markdown_cell("text")])
+    notebook = new_notebook(
+        cells=[new_code_cell("x", outputs=outputs, execution_count=7), new_markdown_cell("text")]
+    )
     kept = runner.clean(notebook).cells[0]
-    assert [o.get("text") or o.data["text/plain"] for o in kept.outputs] == ["Viewer(structure)", "note: 50 structures left out"]
+    assert [o.get("text") or o.data["text/plain"] for o in kept.outputs] == [
+        "Viewer(structure)",
+        "note: 50 structures left out",
+    ]
     assert kept.execution_count == 1
 
 
-# --- the check bites -------------------------------------------------------------------------------------------------------------
+# --- the check bites ----------------------------------------------------------------------------
 
 
 def test_nbval_sees_a_changed_number_and_not_the_profile(tmp_path):
-    """`make test` on two notebooks whose outputs were stored with profile quick: one as stored, one with a digit changed."""
+    """`make test` on two notebooks whose outputs were stored with profile quick: one as stored,
+    one with a digit changed.
+    """
     marked = f"# {runner.CHECKED}\nprint(sum(range(10)))"
     path = write(tmp_path / "01_stored.ipynb", START, marked, "print(run.steps)")
     runner.execute([path], "quick", out=tmp_path / "out", report=lambda _: None)
     stored = runner.clean(runner.read(tmp_path / "out" / path.name))
-    assert stored.cells[3].outputs[0].text == "5\n"  # another profile would print another number here; it is not marked
+    # another profile would print another number here; it is not marked
+    assert stored.cells[3].outputs[0].text == "5\n"
     nbformat.write(stored, tmp_path / "good.ipynb")
     stored.cells[2].outputs[0].text = "46\n"
     nbformat.write(stored, tmp_path / "changed.ipynb")
-    options = "-q --nbval-lax --nbval-current-env -p no:cacheprovider -o addopts= --rootdir".split()
+    options = [
+        "-q",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "--rootdir",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path), "good.ipynb", "changed.ipynb"],
         cwd=tmp_path,
@@ -200,7 +266,7 @@ def test_nbval_sees_a_changed_number_and_not_the_profile(tmp_path):
     assert "46" in done.stdout and "45" in done.stdout
 
 
-# --- the gallery of figures ------------------------------------------------------------------------------------------------------
+# --- the gallery of figures ---------------------------------------------------------------------
 
 
 def test_gallery_names_every_figure_under_its_notebook(tmp_path):
@@ -211,7 +277,11 @@ def test_gallery_names_every_figure_under_its_notebook(tmp_path):
     (figures / "01_first.png").write_bytes(b"")
     write(books / "01_a.ipynb")
     text = gallery.write(figures).read_text()
-    assert text.index("[01_a](../notebooks/01_a.ipynb)") < text.index("[![First](01_first.png)](01_first.html)") < text.index("**Gain & loss**")
+    assert (
+        text.index("[01_a](../notebooks/01_a.ipynb)")
+        < text.index("[![First](01_first.png)](01_first.html)")
+        < text.index("**Gain & loss**")
+    )
     assert "(02_scan.png)" not in text and "extra.html" in text
     assert gallery.write(figures).read_text() == text
 
@@ -222,7 +292,7 @@ def test_gallery_in_the_repository_is_up_to_date(repository, tmp_path):
     assert listed == {p.name for p in figures.glob("*.html")}
 
 
-# --- the committed notebooks -----------------------------------------------------------------------------------------------------
+# --- the committed notebooks --------------------------------------------------------------------
 
 
 def test_there_are_notebooks():
@@ -230,31 +300,64 @@ def test_there_are_notebooks():
 
 
 def set_up(path: Path, **values) -> dict:
-    """What the notebook's names are after its first cells: parameters (with ``values`` put behind them), settings, objectives, data."""
+    """What the notebook's names are after its first cells: parameters (with ``values`` put
+    behind them), settings, objectives, data.
+    """
     code = [c.source for c in runner.read(path).cells if c.cell_type == "code"]
     space: dict = {}
     exec(code[0], space)
-    assert values.keys() <= space.keys(), f"{path.name} has no parameter {values.keys() - space.keys()}"
+    assert values.keys() <= space.keys(), (
+        f"{path.name} has no parameter {values.keys() - space.keys()}"
+    )
     exec("\n".join(f"{k} = {v!r}" for k, v in values.items()), space)
-    for source in code[1 : 2 + (path.name[:2] in ("06", "07"))]:  # the set-up of these two is in two cells
+    # the set-up of these two is in two cells
+    for source in code[1 : 2 + (path.name[:2] in ("06", "07"))]:
         exec(source, space)
     return space
 
 
 # a wrong profile, a wrong noise scale or ratio, an unknown set, an unknown network
 WRONG = {
-    "01": [dict(sigmas=[0.1, -0.1]), dict(data="no-such-set"), dict(sets=["ani-mini", "no-such-set"])],
-    "02": [dict(sigmas=[-0.1]), dict(data="no-such-set"), dict(model="no-such-net"), dict(labels=100)],
-    "03": [dict(ratios=[1.5]), dict(sigmas=[0.0]), dict(elements=[["Xx"]]), dict(data="no-such-set"), dict(model="no-such-net")],
+    "01": [
+        dict(sigmas=[0.1, -0.1]),
+        dict(data="no-such-set"),
+        dict(sets=["ani-mini", "no-such-set"]),
+    ],
+    "02": [
+        dict(sigmas=[-0.1]),
+        dict(data="no-such-set"),
+        dict(model="no-such-net"),
+        dict(labels=100),
+    ],
+    "03": [
+        dict(ratios=[1.5]),
+        dict(sigmas=[0.0]),
+        dict(elements=[["Xx"]]),
+        dict(data="no-such-set"),
+        dict(model="no-such-net"),
+    ],
     "04": [dict(sigma=-0.1), dict(sets=["no-such-set"]), dict(models=["no-such-net"])],
     "05": [dict(sigma=-0.1), dict(sets=["no-such-set"]), dict(model="no-such-net")],
-    "06": [dict(sigma=-0.1), dict(ratio=0.0), dict(molecules=["no-such-molecule"]), dict(models=["no-such-net"])],
-    "07": [dict(sigma=-0.1), dict(along=2.0), dict(data="no-such-set"), dict(models=["no-such-net"])],
+    "06": [
+        dict(sigma=-0.1),
+        dict(ratio=0.0),
+        dict(molecules=["no-such-molecule"]),
+        dict(models=["no-such-net"]),
+    ],
+    "07": [
+        dict(sigma=-0.1),
+        dict(along=2.0),
+        dict(data="no-such-set"),
+        dict(models=["no-such-net"]),
+    ],
 }
 
 
-@pytest.mark.parametrize("path, values", [(p, v) for p in COMMITTED for v in [dict(profile="fast"), *WRONG[p.name[:2]]]],
-                         ids=lambda x: x.stem[:2] if isinstance(x, Path) else "-".join(map(str, x)))  # fmt: skip
+@pytest.mark.parametrize(
+    "path, values",
+    [(p, v) for p in COMMITTED for v in [dict(profile="fast"), *WRONG[p.name[:2]]]],
+    ids=lambda x: x.stem[:2] if isinstance(x, Path) else "-".join(map(str, x)),
+)
 def test_a_wrong_parameter_stops_the_set_up_with_one_line(path, values, monkeypatch):
     monkeypatch.setattr("potkit.experiments.run", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(PotkitError) as caught:
@@ -262,13 +365,21 @@ def test_a_wrong_parameter_stops_the_set_up_with_one_line(path, values, monkeypa
     line = str(caught.value)
     assert "\n" not in line and len(line) < 400
     wrong = next(iter(values.values()))
-    culprit = str(wrong if not isinstance(wrong, list) else wrong[-1][0] if isinstance(wrong[-1], list) else wrong[-1])
+    culprit = str(
+        wrong
+        if not isinstance(wrong, list)
+        else wrong[-1][0]
+        if isinstance(wrong[-1], list)
+        else wrong[-1]
+    )
     assert culprit in line, line
 
 
 @pytest.mark.parametrize("profile", runner.PROFILES)
 def test_settings_of_every_profile_fit(profile, monkeypatch):
-    """Training settings, objectives and networks of every profile are accepted, also where the data are not at hand."""
+    """Training settings, objectives and networks of every profile are accepted, also where the
+    data are not at hand.
+    """
     for path in COMMITTED:
         code = [c.source for c in runner.read(path).cells if c.cell_type == "code"]
         space: dict = {}
@@ -287,13 +398,19 @@ def test_settings_of_every_profile_fit(profile, monkeypatch):
             profiles.network(run, name)
         if hasattr(run, "organic"):
             models.build(**run.organic["network"])
-            TrainConfig(**run.organic["pretrain"]), TrainConfig(**run.organic["finetune"]), Supervised(**run.organic["supervised"])
+            (
+                TrainConfig(**run.organic["pretrain"]),
+                TrainConfig(**run.organic["finetune"]),
+                Supervised(**run.organic["supervised"]),
+            )
         if hasattr(run, "seeds") and profile != "smoke":
             assert len(run.seeds) >= 3
 
 
 def test_notebooks_share_their_pretrained_networks():
-    """02, 04, 05 and 07 name the same pretraining, and so do 03 and 06: the store's hash of each is one."""
+    """02, 04, 05 and 07 name the same pretraining, and so do 03 and 06: the store's hash of each
+    is one.
+    """
     folders: dict[str, set] = {"molecules": set(), "water": set()}
     for path in COMMITTED:
         number = path.name[:2]
@@ -304,9 +421,15 @@ def test_notebooks_share_their_pretrained_networks():
         pool = space["pools"]["water-mini"][0] if number == "06" else space["pool"]
         objective = Masked(ratio=0.5) if group == "water" else Denoise(sigma=run.sigma)
         one = experiment.Experiment(
-            model=profiles.network(run), objectives={"one": objective}, pretrain_on=profiles.unlabelled(run, pool), train=pool, test=pool, labels=[10],
-            pretrain_config=TrainConfig(**run.pretrain), seeds=run.seeds,
-        )  # fmt: skip
+            model=profiles.network(run),
+            objectives={"one": objective},
+            pretrain_on=profiles.unlabelled(run, pool),
+            train=pool,
+            test=pool,
+            labels=[10],
+            pretrain_config=TrainConfig(**run.pretrain),
+            seeds=run.seeds,
+        )
         folders[group].add(tasks.pretrain_folder(one, "one", 0).name)
     assert [len(f) for f in folders.values()] == [1, 1], folders
 
@@ -316,7 +439,10 @@ class TestCommitted:
     def test_parameters(self, path):
         parameters = runner.parameters(path)
         assert parameters["profile"] == runner.COMMITTED_PROFILE
-        assert any("notebooks.settings(" in c.source or "import settings" in c.source for c in runner.read(path).cells)
+        assert any(
+            "notebooks.settings(" in c.source or "import settings" in c.source
+            for c in runner.read(path).cells
+        )
 
     def test_executed_without_errors_or_noise(self, path):
         code = [c for c in runner.read(path).cells if c.cell_type == "code" and c.source.strip()]
@@ -327,7 +453,13 @@ class TestCommitted:
         assert not noise
 
     def test_figures_have_a_static_image(self, path):
-        data = [o.data for c in runner.read(path).cells if c.cell_type == "code" for o in c.outputs if "data" in o]
+        data = [
+            o.data
+            for c in runner.read(path).cells
+            if c.cell_type == "code"
+            for o in c.outputs
+            if "data" in o
+        ]
         figures = [d for d in data if "application/vnd.plotly.v1+json" in d]
         assert figures and all("image/png" in d or "image/svg+xml" in d for d in figures)
 
@@ -339,5 +471,7 @@ class TestCommitted:
         text = path.read_text()
         assert not re.search(r'["\' (](/work|/tmp|/root|/home|/Users)/', text)
         assert "papermill" not in runner.read(path).metadata
-        longest = max(len(c.source.splitlines()) for c in runner.read(path).cells if c.cell_type == "code")
+        longest = max(
+            len(c.source.splitlines()) for c in runner.read(path).cells if c.cell_type == "code"
+        )
         assert longest <= 25

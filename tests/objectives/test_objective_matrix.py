@@ -16,7 +16,15 @@ SIZES = {
     "egnn": {"hidden": 16, "layers": 2, "radial": 4},
     "torchmd_et": {"hidden": 16, "layers": 2, "radial": 8, "heads": 2},
     "painn": {"hidden": 16, "layers": 2, "radial": 8},
-    "se3_transformer": {"channels": 8, "max_degree": 1, "layers": 1, "heads": 2, "division": 4, "radial": 8, "radial_hidden": 8},
+    "se3_transformer": {
+        "channels": 8,
+        "max_degree": 1,
+        "layers": 1,
+        "heads": 2,
+        "division": 4,
+        "radial": 8,
+        "radial_hidden": 8,
+    },
     "gns": {"hidden": 16, "layers": 2, "radial": 4},
     "forcenet": {"hidden": 16, "layers": 2, "max_n": 2, "frequencies": 4},
     "nequip": {"channels": 8, "max_degree": 1, "layers": 2, "radial": 4, "radial_hidden": 8},
@@ -49,7 +57,8 @@ def test_a_few_steps_lower_the_loss(network, objective):
     task = objectives.from_dict({"objective": objective, **TASKS[objective]})
     model = potkit.build(network, cutoff=4.0, seed=0, **SIZES[network])
     if task.labels():
-        model.set_references({1: 0.0, 6: 0.0, 8: 0.0}, 3.0)  # about the root mean square force of these molecules
+        # about the root mean square force of these molecules
+        model.set_references({1: 0.0, 6: 0.0, 8: 0.0}, 3.0)
     model.extend(task.needed(), task.inputs)
     batch = task.corrupt(structures(objective).batch(dtype=torch.float32), generator(1))
     used = model.parts(task.needed())
@@ -66,4 +75,6 @@ def test_a_few_steps_lower_the_loss(network, objective):
     # every part that is said to take part does learn: some weight of it has a gradient
     for part in used:
         own = [p for n, p in trained.items() if n.split(".")[0] == part]
-        assert not own or any(p.grad is not None and bool(p.grad.any()) for p in own), f"{part} does not learn"
+        assert not own or any(p.grad is not None and bool(p.grad.any()) for p in own), (
+            f"{part} does not learn"
+        )

@@ -42,60 +42,105 @@ def snapshot(batch) -> dict:
 
 
 def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) if isinstance(v, torch.Tensor) else np.all(v == b[k]) for k, v in a.items())
+    return a.keys() == b.keys() and all(
+        torch.equal(v, b[k]) if isinstance(v, torch.Tensor) else np.all(v == b[k])
+        for k, v in a.items()
+    )
 
 
-# -- every objective -------------------------------------------------------------------------------------------------------------
+# -- every objective -----------------------------------------------------------------------------
 @pytest.mark.parametrize("objective", [*ALL, *LABELLED], ids=repr)
 def test_corruption_follows_the_generator_and_leaves_the_batch(objective):
-    batch = attach((molecules if objective in LABELLED else water)(3).batch(dtype=torch.float64), 3.0)
+    batch = attach(
+        (molecules if objective in LABELLED else water)(3).batch(dtype=torch.float64), 3.0
+    )
     before = snapshot(batch)
     first, again, other = (objective.corrupt(batch, generator(s)) for s in (1, 1, 2))
     assert same(before, snapshot(batch))
     assert torch.equal(first.pos, again.pos) and torch.equal(first.target, again.target)
     assert first.pos.shape != other.pos.shape or not torch.equal(first.pos, other.pos)
-    assert first.edge_index is None and first.edge_shift is None  # edges of the clean structure must not be used
+    # edges of the clean structure must not be used
+    assert first.edge_index is None and first.edge_shift is None
     assert batch.edge_index is not None
-    assert len(first.z) == len(first.batch) == len(first.mask) == len(first.target) == int(first.ptr[-1]) == len(first.pos)
+    assert (
+        len(first.z)
+        == len(first.batch)
+        == len(first.mask)
+        == len(first.target)
+        == int(first.ptr[-1])
+        == len(first.pos)
+    )
 
 
-@pytest.mark.parametrize("objective", [*ALL, *LABELLED, potkit.Supervised(energy=2.0, forces=3.0, loss_function="huber", per_atom=True)], ids=repr)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *ALL,
+        *LABELLED,
+        potkit.Supervised(energy=2.0, forces=3.0, loss_function="huber", per_atom=True),
+    ],
+    ids=repr,
+)
 def test_settings_survive_a_dictionary(objective):
     import json
 
     assert objectives.from_dict(json.loads(json.dumps(objective.to_dict()))) == objective
 
 
-@pytest.mark.parametrize("objective", [*ALL, *LABELLED, potkit.Supervised(forces=3.0), potkit.Supervised(per_atom=True, loss_function="mse")], ids=repr)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *ALL,
+        *LABELLED,
+        potkit.Supervised(forces=3.0),
+        potkit.Supervised(per_atom=True, loss_function="mse"),
+    ],
+    ids=repr,
+)
 def test_parts_of_a_batch_add_up_to_the_whole(objective):
-    structures = molecules(7) if objective.labels() or getattr(objective, "by", "") == "atom" else water(7)
+    structures = (
+        molecules(7) if objective.labels() or getattr(objective, "by", "") == "atom" else water(7)
+    )
     batch = objective.corrupt(structures.batch(dtype=torch.float64), generator(3))
     torch.manual_seed(0)
     n = batch.num_graphs  # with a second copy of each structure: 14
-    prediction = Prediction(torch.randn(n, dtype=torch.float64), *(torch.randn_like(batch.pos) for _ in range(3)))
+    prediction = Prediction(
+        torch.randn(n, dtype=torch.float64), *(torch.randn_like(batch.pos) for _ in range(3))
+    )
     loss, metrics = objective.loss(prediction, batch)
     sums: dict[str, list] = {}
     for a, b in ((0, 2), (2, 3), (3, n)):
         i, j = int(batch.ptr[a]), int(batch.ptr[b])
-        rows = {k: v for k, v in batch.to_dict().items() if isinstance(v, torch.Tensor) and k not in ("ptr", "batch")}
+        rows = {
+            k: v
+            for k, v in batch.to_dict().items()
+            if isinstance(v, torch.Tensor) and k not in ("ptr", "batch")
+        }
         cut = {k: v[i:j] if len(v) == len(batch.pos) else v[a:b] for k, v in rows.items()}
         part = SimpleNamespace(**cut, ptr=batch.ptr[a : b + 1] - i, batch=batch.batch[i:j] - a)
-        for t in objective.terms(Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:])), part):
+        for t in objective.terms(
+            Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:])), part
+        ):
             entry = sums.setdefault(t.name, [0.0, 0.0, t.weight, t.finish])
             entry[0], entry[1] = entry[0] + float(t.total), entry[1] + float(t.count)
     assert sum(w * s / n for s, n, w, _ in sums.values()) == pytest.approx(float(loss), rel=1e-12)
     for name, (s, n, _, finish) in sums.items():
-        assert (finish(s / n) if finish else s / n) == pytest.approx(float(metrics[name]), rel=1e-12)
+        assert (finish(s / n) if finish else s / n) == pytest.approx(
+            float(metrics[name]), rel=1e-12
+        )
 
 
-# -- denoise ---------------------------------------------------------------------------------------------------------------------
+# -- denoise -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sigma", [0.02, 0.5])
 def test_noise_is_normal_with_the_width_asked_for(sigma):
     n = 20_000
-    structures = potkit.Structures(np.ones(n), np.random.default_rng(0).normal(size=(n, 3)), np.array([0, n]))
+    structures = potkit.Structures(
+        np.ones(n), np.random.default_rng(0).normal(size=(n, 3)), np.array([0, n])
+    )
     batch = structures.batch(dtype=torch.float64)
     new = potkit.Denoise(sigma=sigma).corrupt(batch, generator(1))
-    assert torch.allclose(new.target, batch.pos - new.pos, atol=1e-14, rtol=0)  # the way back, as a force would point
+    # the way back, as a force would point
+    assert torch.allclose(new.target, batch.pos - new.pos, atol=1e-14, rtol=0)
     published = potkit.Denoise(sigma=sigma, faithful=True).corrupt(batch, generator(1))
     assert torch.equal(published.pos, new.pos) and torch.equal(published.target, -new.target)
     noise = -new.target.numpy() / sigma
@@ -108,13 +153,17 @@ def test_noise_is_normal_with_the_width_asked_for(sigma):
 
 def test_zero_mean_noise_moves_no_structure_as_a_whole():
     structures = molecules(4000)
-    new = potkit.Denoise(sigma=0.2, zero_mean=True).corrupt(structures.batch(dtype=torch.float64), generator())
+    new = potkit.Denoise(sigma=0.2, zero_mean=True).corrupt(
+        structures.batch(dtype=torch.float64), generator()
+    )
     for s in range(0, 4000, 500):
         assert new.target[new.ptr[s] : new.ptr[s + 1]].sum(0).abs().max() < 1e-14
     for kind, n in ((0, 4), (1, 6)):  # what is left has variance σ²(1 − 1/n)
         part = new.target[(torch.from_numpy(structures.system).long() == kind)[new.batch]]
         degrees = 3 * (n - 1) / n * len(part)
-        assert float(part.square().mean()) == pytest.approx(0.04 * (1 - 1 / n), rel=Z * math.sqrt(2 / degrees))
+        assert float(part.square().mean()) == pytest.approx(
+            0.04 * (1 - 1 / n), rel=Z * math.sqrt(2 / degrees)
+        )
 
 
 def test_denoise_loss_against_numpy():
@@ -122,17 +171,21 @@ def test_denoise_loss_against_numpy():
     guess = torch.randn_like(batch.pos)
     mse = np.mean((guess.numpy() - batch.target.numpy()) ** 2)
     prediction = Prediction(None, guess)
-    assert float(potkit.Denoise(sigma=0.2, normalize=False).loss(prediction, batch)[0]) == pytest.approx(mse, rel=1e-12)
+    assert float(
+        potkit.Denoise(sigma=0.2, normalize=False).loss(prediction, batch)[0]
+    ) == pytest.approx(mse, rel=1e-12)
     loss, metrics = potkit.Denoise(sigma=0.2).loss(prediction, batch)
     assert float(loss) == pytest.approx(mse / 0.04, rel=1e-12)
     assert float(metrics["noise_mse"]) == pytest.approx(mse, rel=1e-12)
 
 
 def test_trained_denoiser_is_the_posterior_mean():
-    """Diatomics of one bond length L: given the noisy difference y the clean one has mean L·(coth κ − 1/κ)·ŷ, κ = L|y|/2σ².
+    """Diatomics of one bond length L: given the noisy difference y the clean one has mean L·(coth κ
+    − 1/κ)·ŷ, κ = L|y|/2σ².
 
-    (The direction of the bond follows a von Mises–Fisher law around ŷ; the noise of the difference has variance 2σ².) Half of
-    y − that mean is the best guess for the noise of each atom, and with its sign turned for the way back.
+    (The direction of the bond follows a von Mises–Fisher law around ŷ; the noise of the difference
+    has variance 2σ².) Half of y − that mean is the best guess for the noise of each atom, and with
+    its sign turned for the way back.
     """
     length, sigma, n = 1.0, 0.2, 256
     rng = np.random.default_rng(0)
@@ -162,7 +215,7 @@ def test_trained_denoiser_is_the_posterior_mean():
     assert error < 0.03, f"{float(error):.4f} of the posterior mean's variance is not explained"
 
 
-# -- masked, by molecule ---------------------------------------------------------------------------------------------------------
+# -- masked, by molecule -------------------------------------------------------------------------
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9, 1.0])
 def test_masked_takes_one_hydrogen_from_exactly_that_share_of_molecules(ratio):
     structures = water(5, per_side=3)
@@ -175,14 +228,17 @@ def test_masked_takes_one_hydrogen_from_exactly_that_share_of_molecules(ratio):
         left = torch.bincount(molecule, minlength=27)
         assert sorted(left.tolist()) == [2] * wanted + [3] * (27 - wanted)
         assert int((z == 8).sum()) == 27  # no oxygen went
-        assert torch.equal(mask, (left == 2)[molecule].long())  # the two atoms left in such a molecule, and no others
+        # the two atoms left in such a molecule, and no others
+        assert torch.equal(mask, (left == 2)[molecule].long())
         assert torch.equal(new.has_target[rows], mask.bool())
     assert torch.equal(new.target[~new.has_target], torch.zeros_like(new.target[~new.has_target]))
     assert torch.equal(new.ptr[1:] - new.ptr[:-1], torch.bincount(new.batch))
 
 
 def test_masked_target_is_the_shortest_way_to_the_lost_hydrogen_across_the_boundary():
-    """Ideal TIP3P water: the target of O is 0.9572 Å at 104.52° to the remaining O–H, that of H is the H–H distance."""
+    """Ideal TIP3P water: the target of O is 0.9572 Å at 104.52° to the remaining O–H, that of H
+    is the H–H distance.
+    """
     structures = water(6, per_side=2)
     batch = structures.batch(dtype=torch.float64)
     new = potkit.Masked(ratio=1.0).corrupt(batch, generator())
@@ -195,7 +251,11 @@ def test_masked_target_is_the_shortest_way_to_the_lost_hydrogen_across_the_bound
     bond = pos[hydrogen] - pos[oxygen]
     crossing = abs(bond).max(1) > side / 2
     bond -= side * np.round(bond / side)
-    cosine = (target[oxygen] * bond).sum(1) / np.linalg.norm(target[oxygen], axis=1) / np.linalg.norm(bond, axis=1)
+    cosine = (
+        (target[oxygen] * bond).sum(1)
+        / np.linalg.norm(target[oxygen], axis=1)
+        / np.linalg.norm(bond, axis=1)
+    )
     np.testing.assert_allclose(cosine, math.cos(math.radians(ANGLE)), atol=1e-12)
     # the two targets of a molecule point to the same place, which is where a hydrogen was
     np.testing.assert_allclose(target[oxygen], bond + target[hydrogen], atol=1e-12)
@@ -213,7 +273,9 @@ def test_masked_target_is_the_shortest_way_to_the_lost_hydrogen_across_the_bound
 
 def test_masked_target_in_a_triclinic_cell_and_along_a_single_periodic_vector():
     cell = np.array([[0.0, 5.0, 0.0], [5.0, 1.0, 0.0], [1.0, 0.5, 6.0]])
-    shape = BOND * np.array([[0, 0, 0], [1.0, 0, 0], [math.cos(math.radians(ANGLE)), math.sin(math.radians(ANGLE)), 0]])
+    shape = BOND * np.array(
+        [[0, 0, 0], [1.0, 0, 0], [math.cos(math.radians(ANGLE)), math.sin(math.radians(ANGLE)), 0]]
+    )
     for pbc in ([True, True, True], [True, False, False], [True, True, False]):
         shift = np.array([[0, 0, 0], [1, -2, 1], [-1, 1, 3]]) * pbc @ cell
         structures = potkit.Structures([8, 1, 1], shape + shift, [0, 3], cell=cell[None], pbc=[pbc])
@@ -224,19 +286,26 @@ def test_masked_target_in_a_triclinic_cell_and_along_a_single_periodic_vector():
 
 def test_free_and_periodic_structures_in_one_batch():
     free = potkit.Structures([8, 1, 1], np.array([[0, 0, 0], [30.0, 0, 0], [0, 40.0, 0]]), [0, 3])
-    new = potkit.Masked(ratio=1.0).corrupt((water(1) + free).batch(dtype=torch.float64), generator())
+    new = potkit.Masked(ratio=1.0).corrupt(
+        (water(1) + free).batch(dtype=torch.float64), generator()
+    )
     far = new.target[new.batch == 1].norm(dim=1)
-    assert sorted(far.tolist()) == pytest.approx(sorted([50.0, float(far.min())])) and float(far.min()) in (30.0, 40.0)
+    assert sorted(far.tolist()) == pytest.approx(sorted([50.0, float(far.min())])) and float(
+        far.min()
+    ) in (30.0, 40.0)
 
 
 def test_masked_chance_is_the_same_for_both_hydrogens_and_all_molecules():
     n = 400
     structures = water(n, per_side=2)
     batch = structures.batch(dtype=torch.float64)
-    batch.tag = torch.arange(len(batch.z)) % 24  # which atom of its box; found again through the positions
+    # which atom of its box; found again through the positions
+    batch.tag = torch.arange(len(batch.z)) % 24
     new = potkit.Masked(ratio=0.25).corrupt(batch, generator())  # 2 of 8 molecules
     kept = {tuple(p) for p in new.pos.tolist()}
-    lost = np.array([t for t, p in zip(batch.tag.tolist(), batch.pos.tolist()) if tuple(p) not in kept])
+    lost = np.array(
+        [t for t, p in zip(batch.tag.tolist(), batch.pos.tolist()) if tuple(p) not in kept]
+    )
     assert len(lost) == 2 * n and not (lost % 3 == 0).any()
     first = int((lost % 3 == 1).sum())
     assert abs(first - n) < Z * math.sqrt(2 * n / 4)
@@ -250,7 +319,12 @@ def test_masked_chance_does_not_depend_on_the_size_of_a_molecule():
     n = 2000
     rng = np.random.default_rng(0)
     z, molecule = [8, 1, 1, 6, 6, 1, 1, 1, 1, 1, 1], [0] * 3 + [1] * 8
-    structures = potkit.Structures(np.tile(z, n), rng.normal(size=(11 * n, 3)), 11 * np.arange(n + 1), molecule=np.tile(molecule, n))
+    structures = potkit.Structures(
+        np.tile(z, n),
+        rng.normal(size=(11 * n, 3)),
+        11 * np.arange(n + 1),
+        molecule=np.tile(molecule, n),
+    )
     new = potkit.Masked(ratio=0.5).corrupt(structures.batch(dtype=torch.float64), generator())
     small = int(((new.molecule == 0) & (new.mask == 1)).sum()) / 2
     assert abs(small - n / 2) < Z * math.sqrt(n / 4), small
@@ -259,7 +333,9 @@ def test_masked_chance_does_not_depend_on_the_size_of_a_molecule():
 def test_masked_elements_by_symbol_and_only_those():
     structures = molecules(6)
     assert potkit.Masked(elements=("H", 8)).elements == (1, 8)
-    assert potkit.Masked(elements="C").elements == (6,) and potkit.Masked(elements=6).elements == (6,)
+    assert potkit.Masked(elements="C").elements == (6,) and potkit.Masked(elements=6).elements == (
+        6,
+    )
     new = potkit.Masked(ratio=1.0, elements=("C",)).corrupt(structures.batch(), generator())
     batch = structures.batch()
     for z in (1, 6, 8):
@@ -278,10 +354,18 @@ def test_masked_loss_against_numpy_and_its_extremes():
     batch = objective.corrupt(water(2).batch(dtype=torch.float64), generator())
     guess = torch.randn_like(batch.pos)
     d, g, flag = batch.target.numpy(), guess.numpy(), batch.mask.numpy().astype(bool)
-    cosine = (d[flag] * g[flag]).sum(1) / np.linalg.norm(d[flag], axis=1) / np.linalg.norm(g[flag], axis=1)
-    assert float(objective.loss(Prediction(None, guess), batch)[0]) == pytest.approx(1 - cosine.mean(), rel=1e-10)
+    cosine = (
+        (d[flag] * g[flag]).sum(1)
+        / np.linalg.norm(d[flag], axis=1)
+        / np.linalg.norm(g[flag], axis=1)
+    )
+    assert float(objective.loss(Prediction(None, guess), batch)[0]) == pytest.approx(
+        1 - cosine.mean(), rel=1e-10
+    )
     for factor, wanted in ((3.0, 0.0), (-0.1, 2.0), (0.0, 1.0)):  # only the direction counts
-        assert float(objective.loss(Prediction(None, factor * batch.target), batch)[0]) == pytest.approx(wanted, abs=1e-12)
+        assert float(
+            objective.loss(Prediction(None, factor * batch.target), batch)[0]
+        ) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_masked_loss_has_finite_derivatives_for_a_vanishing_prediction():
@@ -292,7 +376,7 @@ def test_masked_loss_has_finite_derivatives_for_a_vanishing_prediction():
     assert bool(guess.grad.isfinite().all())
 
 
-# -- masked, by atom -------------------------------------------------------------------------------------------------------------
+# -- masked, by atom -----------------------------------------------------------------------------
 def test_masked_by_atom_takes_each_hydrogen_with_the_probability_asked_for():
     structures = molecules(3000)
     batch = structures.batch(dtype=torch.float64)
@@ -337,15 +421,19 @@ def test_masked_by_atom_without_any_loss_scores_zero():
 
 
 def test_masked_by_atom_never_empties_a_structure():
-    structures = potkit.Structures([1, 1, 8, 1, 1], np.random.default_rng(0).normal(size=(5, 3)), [0, 2, 5])
+    structures = potkit.Structures(
+        [1, 1, 8, 1, 1], np.random.default_rng(0).normal(size=(5, 3)), [0, 2, 5]
+    )
     new = potkit.Masked(ratio=1.0, by="atom").corrupt(structures.batch(), generator())
     assert new.ptr.tolist() == [0, 2, 3]
     assert new.has_target.tolist() == [False, False, True]
 
 
-# -- masked and denoise together -------------------------------------------------------------------------------------------------
+# -- masked and denoise together -----------------------------------------------------------------
 def test_masked_denoise_targets_and_loss():
-    """Flagged atoms point from where they are now to where the hydrogen was, the others to where they were themselves."""
+    """Flagged atoms point from where they are now to where the hydrogen was, the others to where
+    they were themselves.
+    """
     sigma, weight = 0.1, 0.7
     objective, structures = potkit.MaskedDenoise(ratio=0.5, sigma=sigma, weight=weight), water(200)
     batch = structures.batch(dtype=torch.float64)
@@ -354,16 +442,20 @@ def test_masked_denoise_targets_and_loss():
     assert torch.equal(new.z, clean.z) and torch.equal(new.mask, clean.mask)
     noise, flag = new.pos - clean.pos, new.mask.bool()
     torch.testing.assert_close(new.target[~flag], -noise[~flag], atol=1e-12, rtol=0)
-    torch.testing.assert_close(new.pos[flag] + new.target[flag], clean.pos[flag] + clean.target[flag], atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        new.pos[flag] + new.target[flag], clean.pos[flag] + clean.target[flag], atol=1e-12, rtol=0
+    )
     assert abs(float(noise.square().mean()) / sigma**2 - 1) < Z * math.sqrt(2 / noise.numel())
     guess = torch.randn_like(new.pos)
     g, d, m = guess.numpy(), new.target.numpy(), flag.numpy()
     cosine = (g[m] * d[m]).sum(1) / np.linalg.norm(g[m], axis=1) / np.linalg.norm(d[m], axis=1)
     expected = 1 - cosine.mean() + weight * np.mean((g[~m] - d[~m]) ** 2) / sigma**2
-    assert float(objective.loss(Prediction(None, guess), new)[0]) == pytest.approx(expected, rel=1e-10)
+    assert float(objective.loss(Prediction(None, guess), new)[0]) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
-# -- supervised ------------------------------------------------------------------------------------------------------------------
+# -- supervised ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["mse", "l1", "huber"])
 @pytest.mark.parametrize("per_atom", [False, True])
 def test_supervised_loss_against_numpy(kind, per_atom):
@@ -371,10 +463,18 @@ def test_supervised_loss_against_numpy(kind, per_atom):
     batch = structures.batch(dtype=torch.float64)
     rng = np.random.default_rng(1)
     de, df = rng.normal(scale=0.02, size=5), rng.normal(scale=0.02, size=structures.pos.shape)
-    prediction = Prediction(torch.from_numpy(structures.energy + de), None, torch.from_numpy(structures.forces + df))
-    shape = {"mse": np.square, "l1": np.abs, "huber": lambda x: np.where(abs(x) < 0.01, x**2 / 2, 0.01 * (abs(x) - 0.005))}[kind]
+    prediction = Prediction(
+        torch.from_numpy(structures.energy + de), None, torch.from_numpy(structures.forces + df)
+    )
+    shape = {
+        "mse": np.square,
+        "l1": np.abs,
+        "huber": lambda x: np.where(abs(x) < 0.01, x**2 / 2, 0.01 * (abs(x) - 0.005)),
+    }[kind]
     trained = de / structures.n_atoms if per_atom else de
-    loss, metrics = potkit.Supervised(energy=2.0, forces=5.0, loss_function=kind, per_atom=per_atom).loss(prediction, batch)
+    loss, metrics = potkit.Supervised(
+        energy=2.0, forces=5.0, loss_function=kind, per_atom=per_atom
+    ).loss(prediction, batch)
     assert float(loss) == pytest.approx(2 * shape(trained).mean() + 5 * shape(df).mean(), rel=1e-9)
     wanted = {"energy_mae": abs(de).mean(), "energy_rmse": math.sqrt((de**2).mean())}
     wanted |= {"forces_mae": abs(df).mean(), "forces_rmse": math.sqrt((df**2).mean())}
@@ -397,7 +497,7 @@ def test_energies_keep_their_digits_in_single_precision():
     assert float(metrics["energy_mae"]) == pytest.approx(1e-3, rel=1e-5)
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "make, word",
     [
@@ -435,7 +535,10 @@ def test_energies_keep_their_digits_in_single_precision():
         (lambda: potkit.ForceConditionedDenoise(atoms=0), "atoms"),
         (lambda: potkit.ForceConditionedDenoise(sigma={"*": 0.1}), "sigma"),
         (lambda: potkit.ForceConditionedDenoise(energy=-1), "energy"),
-        (lambda: potkit.ForceConditionedDenoise(energy=0, forces=0, loss_function="l3"), "loss_function"),
+        (
+            lambda: potkit.ForceConditionedDenoise(energy=0, forces=0, loss_function="l3"),
+            "loss_function",
+        ),
         (lambda: potkit.NoisyNodes(weight=0), "weight"),
         (lambda: potkit.NoisyNodes(energy=0, forces=0), "both"),
         (lambda: potkit.Supervised(energy=-1), "energy"),
@@ -469,7 +572,9 @@ def test_a_set_without_any_hydrogen_is_an_error_a_batch_without_is_not(by):
 def test_masked_denoise_needs_more_than_one_molecule():
     with pytest.raises(DataError, match="none is left to denoise"):
         potkit.MaskedDenoise(ratio=0.5).check(potkit.Structures([8, 1, 1], np.eye(3), [0, 3]))
-    potkit.MaskedDenoise(ratio=0.5).check(potkit.Structures([8, 1, 1], np.eye(3), [0, 3], molecule=[0, 1, 1]))
+    potkit.MaskedDenoise(ratio=0.5).check(
+        potkit.Structures([8, 1, 1], np.eye(3), [0, 3], molecule=[0, 1, 1])
+    )
 
 
 def test_missing_labels_are_an_error():

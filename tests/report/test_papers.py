@@ -1,4 +1,6 @@
-"""The published numbers: some by hand from the papers, and the papers' relative changes against their own tables."""
+"""The published numbers: some by hand from the papers, and the papers' relative changes against
+their own tables.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,55 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from potkit.report import published_numbers
 from potkit import units
 from potkit.errors import ConfigError
+from potkit.report import published_numbers
 
 
 @pytest.mark.parametrize(
     "where, value, std",
     [
-        (dict(table="Table 2", data="ANI-1", model="SchNet", arm="scratch", metric="RMSE"), 2.03, None),
-        (dict(table="Table 2", data="ANI-1x", model="SE(3)-Transformer", arm="denoise", metric="MAE"), 9.50, None),
+        (
+            dict(table="Table 2", data="ANI-1", model="SchNet", arm="scratch", metric="RMSE"),
+            2.03,
+            None,
+        ),
+        (
+            dict(
+                table="Table 2",
+                data="ANI-1x",
+                model="SE(3)-Transformer",
+                arm="denoise",
+                metric="MAE",
+            ),
+            9.50,
+            None,
+        ),
         (dict(data="ANI-1x", model="EGNN", arm="denoise", labels="5 %"), 10.04, None),
-        (dict(table="Table 1", data="RPBE", model="GNS", arm="masked", quantity="energy", metric="RMSE"), 2216.4, 76.9),
-        (dict(table="Table 1", data="TIP3P", model="EGNN", arm="scratch", quantity="forces", metric="RMSE"), 61.5, 4.0),
+        (
+            dict(
+                table="Table 1",
+                data="RPBE",
+                model="GNS",
+                arm="masked",
+                quantity="energy",
+                metric="RMSE",
+            ),
+            2216.4,
+            76.9,
+        ),
+        (
+            dict(
+                table="Table 1",
+                data="TIP3P",
+                model="EGNN",
+                arm="scratch",
+                quantity="forces",
+                metric="RMSE",
+            ),
+            61.5,
+            4.0,
+        ),
         (dict(data="rMD17 aspirin", arm="masked", quantity="forces", metric="MAE"), 29.5, None),
         (dict(data="TIP3P", arm="denoise", metric="RMSE"), 2442.75, None),
         (dict(table="Table 1", data="SPICE", quantity="conformations"), 1132808, None),
@@ -35,7 +73,11 @@ def test_units_and_arms():
     assert set(table.arm) == {"scratch", "denoise", "masked", ""}
     errors = table[table.metric.isin(["RMSE", "MAE"])]
     units = errors.groupby(["paper", "quantity"]).unit.unique().map(list).to_dict()
-    assert units == {("denoise", "energy"): ["kcal/mol"], ("masked", "energy"): ["meV"], ("masked", "forces"): ["meV/Å"]}
+    assert units == {
+        ("denoise", "energy"): ["kcal/mol"],
+        ("masked", "energy"): ["meV"],
+        ("masked", "forces"): ["meV/Å"],
+    }
     assert not table.duplicated(published_numbers.KEYS).any()
 
 
@@ -45,8 +87,14 @@ def test_changes_agree_with_what_is_printed():
     printed = changes[changes.printed.notna()]
     assert len(printed) == 32  # 8 in the masked paper's table 1, 16 in its table 2, and 8 averages
     off = printed[(printed.computed - printed.printed).abs() > 0.051]
-    found = {(row.paper, row.data, row.metric): (round(row.computed, 2), row.printed) for row in off.itertuples()}
-    assert found == {("denoise", "ANI-1x", "MAE"): (-30.76, -30.9), ("masked", "rMD17", "MAE"): (-30.75, -30.58)}
+    found = {
+        (row.paper, row.data, row.metric): (round(row.computed, 2), row.printed)
+        for row in off.itertuples()
+    }
+    assert found == {
+        ("denoise", "ANI-1x", "MAE"): (-30.76, -30.9),
+        ("masked", "rMD17", "MAE"): (-30.75, -30.58),
+    }
 
 
 def test_wrong_questions_are_answered_in_one_line():
@@ -61,30 +109,87 @@ def test_wrong_questions_are_answered_in_one_line():
 def summary() -> pd.DataFrame:
     """Ours: energies in eV and forces in eV/Å, as `statistics.summarise` gives them."""
     rows = [
-        dict(arm="scratch", metric="forces_rmse", mean=0.050, low=0.04, high=0.06), dict(arm="scratch", metric="forces_mae", mean=0.03, low=0, high=1),
-        dict(arm="masked 0.9", metric="forces_rmse", mean=0.040, low=0.03, high=0.05, **{"change_%": -20.0}),
-        dict(arm="masked 0.9", metric="energy_rmse", mean=0.3, low=0.2, high=0.4, **{"change_%": -10.0}),
-        dict(arm="scratch-longer", metric="forces_rmse", mean=0.045, low=0.04, high=0.05, **{"change_%": -10.0}),
-    ]  # fmt: skip
+        dict(arm="scratch", metric="forces_rmse", mean=0.050, low=0.04, high=0.06),
+        dict(arm="scratch", metric="forces_mae", mean=0.03, low=0, high=1),
+        dict(
+            arm="masked 0.9",
+            metric="forces_rmse",
+            mean=0.040,
+            low=0.03,
+            high=0.05,
+            **{"change_%": -20.0},
+        ),
+        dict(
+            arm="masked 0.9",
+            metric="energy_rmse",
+            mean=0.3,
+            low=0.2,
+            high=0.4,
+            **{"change_%": -10.0},
+        ),
+        dict(
+            arm="scratch-longer",
+            metric="forces_rmse",
+            mean=0.045,
+            low=0.04,
+            high=0.05,
+            **{"change_%": -10.0},
+        ),
+    ]
     return pd.DataFrame(rows).assign(model="egnn", labels=100)
 
 
 def test_ours_beside_theirs_in_their_units():
     table = published_numbers.beside(summary(), "masked", "TIP3P")
     assert table[["arm", "quantity", "unit"]].values.tolist() == [
-        ["scratch", "forces RMSE", "meV/Å"], ["masked 0.9", "forces RMSE", "meV/Å"], ["masked 0.9", "energy RMSE", "meV"],
+        ["scratch", "forces RMSE", "meV/Å"],
+        ["masked 0.9", "forces RMSE", "meV/Å"],
         ["masked 0.9", "energy RMSE", "meV"],
-    ]  # fmt: skip
-    assert table["ours"].tolist() == pytest.approx([50.0, 40.0, 300.0, 300.0]) and table["low"][0] == pytest.approx(40.0)
-    assert table["printed"].tolist() == [61.5, 39.3, 241.9, 241.85] and table["printed_std"][0] == 4.0  # the last from the text, not the table
-    assert table["printed_change_%"][1] == pytest.approx(100 * (39.3 / 61.5 - 1)) and table["change_%"][1] == -20.0
+        ["masked 0.9", "energy RMSE", "meV"],
+    ]
+    assert table["ours"].tolist() == pytest.approx([50.0, 40.0, 300.0, 300.0]) and table["low"][
+        0
+    ] == pytest.approx(40.0)
+    # the last from the text, not the table
+    assert (
+        table["printed"].tolist() == [61.5, 39.3, 241.9, 241.85] and table["printed_std"][0] == 4.0
+    )
+    assert (
+        table["printed_change_%"][1] == pytest.approx(100 * (39.3 / 61.5 - 1))
+        and table["change_%"][1] == -20.0
+    )
     assert np.isnan(table["printed_change_%"][0]) and "Table 1" in table["source"][0]
 
 
 def test_kilocalories_and_named_arms():
-    ours = pd.DataFrame([dict(arm="x", metric="energy_mae", mean=units.KCAL_MOL, low=0.0, high=1.0, data="small", network="q")])
-    table = published_numbers.beside(ours, "denoise", {"small": "ANI-1x"}, "EGNN", {"x": "denoise"}, labels="5 %")
-    assert table["ours"][0] == pytest.approx(1.0) and table["printed"][0] == 10.04 and table["unit"][0] == "kcal/mol"
-    for wrong in (dict(data="ANI-2x"), dict(data={"large": "ANI-1x"}), dict(data="ANI-1x", arms={"y": "denoise"}), dict(data="ANI-1x", labels="7 %")):
+    ours = pd.DataFrame(
+        [
+            dict(
+                arm="x",
+                metric="energy_mae",
+                mean=units.KCAL_MOL,
+                low=0.0,
+                high=1.0,
+                data="small",
+                network="q",
+            )
+        ]
+    )
+    table = published_numbers.beside(
+        ours, "denoise", {"small": "ANI-1x"}, "EGNN", {"x": "denoise"}, labels="5 %"
+    )
+    assert (
+        table["ours"][0] == pytest.approx(1.0)
+        and table["printed"][0] == 10.04
+        and table["unit"][0] == "kcal/mol"
+    )
+    for wrong in (
+        dict(data="ANI-2x"),
+        dict(data={"large": "ANI-1x"}),
+        dict(data="ANI-1x", arms={"y": "denoise"}),
+        dict(data="ANI-1x", labels="7 %"),
+    ):
         with pytest.raises(ConfigError, match="prints nothing for these rows"):
-            published_numbers.beside(ours, "denoise", model="EGNN", **{"arms": {"x": "denoise"}, **wrong})
+            published_numbers.beside(
+                ours, "denoise", model="EGNN", **{"arms": {"x": "denoise"}, **wrong}
+            )

@@ -1,4 +1,6 @@
-"""Figures: what they show, that they can be read, and that their export is complete and repeatable."""
+"""Figures: what they show, that they can be read, and that their export is complete and
+repeatable.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,17 @@ import psutil
 import pytest
 from PIL import Image
 
-from potkit.report import picture_export, figures
 from potkit.errors import ConfigError, PotkitError
+from potkit.report import figures, picture_export
 
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    rows = [(arm, n, 100.0 * k / n**0.5) for arm, k in (("scratch", 3), ("denoise", 2), ("mine", 2.5)) for n in (50, 25, 100)]
+    rows = [
+        (arm, n, 100.0 * k / n**0.5)
+        for arm, k in (("scratch", 3), ("denoise", 2), ("mine", 2.5))
+        for n in (50, 25, 100)
+    ]
     table = pd.DataFrame(rows, columns=["arm", "labels", "mean"])
     return table.assign(low=table["mean"] * 0.9, high=table["mean"] * 1.2)
 
@@ -30,9 +36,16 @@ def test_template_is_readable():
 
 
 def test_arms_keep_their_looks_and_differ():
-    some, more = figures.looks(["scratch", "denoise"]), figures.looks(["mine", "denoise", "scratch", "other"])
+    some, more = (
+        figures.looks(["scratch", "denoise"]),
+        figures.looks(["mine", "denoise", "scratch", "other"]),
+    )
     assert all(more[arm] == some[arm] for arm in some)
-    assert len({colour for colour, _ in more.values()}) == len({symbol for _, symbol in more.values()}) == 4
+    assert (
+        len({colour for colour, _ in more.values()})
+        == len({symbol for _, symbol in more.values()})
+        == 4
+    )
 
 
 def test_learning_curve_shows_points_and_intervals(table):
@@ -49,22 +62,42 @@ def test_learning_curve_shows_points_and_intervals(table):
 
 
 def test_learning_curves_of_a_grid(table):
-    """A panel per network and metric; every arm's points stand at its budgets, moved sideways by a few per cent at most."""
-    rows = pd.concat([table.assign(network=n, metric=m) for n in ("egnn", "gns") for m in ("forces_mae", "energy_mae")], ignore_index=True)
+    """A panel per network and metric; every arm's points stand at its budgets, moved sideways by
+    a few per cent at most.
+    """
+    rows = pd.concat(
+        [
+            table.assign(network=n, metric=m)
+            for n in ("egnn", "gns")
+            for m in ("forces_mae", "energy_mae")
+        ],
+        ignore_index=True,
+    )
     rows = rows[["network", "labels", "arm", "metric", "mean", "low", "high"]]
-    rows.loc[rows["network"] == "gns", "low"] = -1.0  # a wide interval: no place for its end on a logarithmic axis
+    # a wide interval: no place for its end on a logarithmic axis
+    rows.loc[rows["network"] == "gns", "low"] = -1.0
     chart = figures.learning_curves(rows, "a grid")
-    assert [t.name for t in chart.data] == ["scratch", "denoise", "mine"] * 4 and [bool(t.showlegend) for t in chart.data] == [True] * 3 + [False] * 9
+    assert [t.name for t in chart.data] == ["scratch", "denoise", "mine"] * 4 and [
+        bool(t.showlegend) for t in chart.data
+    ] == [True] * 3 + [False] * 9
     for trace in chart.data:
         np.testing.assert_allclose(trace.x, [25, 50, 100], rtol=0.05)
         own = 1000.0 * table[table["arm"] == trace.name].sort_values("labels")["mean"]
         np.testing.assert_allclose(trace.y, own)
-        below = np.log10(np.asarray(trace.y) - np.asarray(trace.error_y.arrayminus)) < chart.layout.yaxis.range[0]
-        assert below.all() if trace.xaxis in ("x2", "x4") else not below.any()  # a whisker that leaves the panel has no end in it
+        below = (
+            np.log10(np.asarray(trace.y) - np.asarray(trace.error_y.arrayminus))
+            < chart.layout.yaxis.range[0]
+        )
+        # a whisker that leaves the panel has no end in it
+        assert below.all() if trace.xaxis in ("x2", "x4") else not below.any()
     assert len({tuple(t.x) for t in chart.data[:3]}) == 3
     titles = [chart.layout[a].title.text for a in ("yaxis", "yaxis3")]
-    assert titles == ["force MAE (meV/Å)", "energy MAE (meV)"] and {a.text for a in chart.layout.annotations} == {"egnn", "gns"}
-    alone = figures.learning_curves(rows[(rows["network"] == "egnn") & (rows["metric"] == "forces_mae")].drop(columns="network"))
+    assert titles == ["force MAE (meV/Å)", "energy MAE (meV)"] and {
+        a.text for a in chart.layout.annotations
+    } == {"egnn", "gns"}
+    alone = figures.learning_curves(
+        rows[(rows["network"] == "egnn") & (rows["metric"] == "forces_mae")].drop(columns="network")
+    )
     assert len(alone.data) == 3 and not alone.layout.annotations
 
 
@@ -91,11 +124,15 @@ def test_bars_have_a_group_per_arm(table):
 
 
 def test_distribution_is_normalised_and_refuses_nonsense(rng):
-    chart = figures.distribution({"a": rng.normal(size=2000), "b": rng.uniform(size=500)}, "energy per atom (eV)", bins=40)
+    chart = figures.distribution(
+        {"a": rng.normal(size=2000), "b": rng.uniform(size=500)}, "energy per atom (eV)", bins=40
+    )
     for trace in chart.data:
         assert np.sum(np.asarray(trace.y)[:-1] * np.diff(trace.x)) == pytest.approx(1.0)
     cut = figures.distribution({"a": np.linspace(0, 10, 1001)}, "x (eV)", limits=(0, 5), bins=10)
-    assert np.sum(np.asarray(cut.data[0].y)[:-1] * np.diff(cut.data[0].x)) == pytest.approx(0.5, abs=1e-3)
+    assert np.sum(np.asarray(cut.data[0].y)[:-1] * np.diff(cut.data[0].x)) == pytest.approx(
+        0.5, abs=1e-3
+    )
     with pytest.raises(ConfigError, match="bad is empty or not finite"):
         figures.distribution({"bad": [1.0, np.nan]}, "x (eV)")
 
@@ -147,9 +184,15 @@ def test_show_stores_interactive_and_static_form(table, tmp_path, monkeypatch):
     import base64
 
     stored = base64.b64decode(shown[0]["image/png"])
-    shown_picture, saved_picture = Image.open(io.BytesIO(stored)), Image.open(tmp_path / "curve.png")
+    shown_picture, saved_picture = (
+        Image.open(io.BytesIO(stored)),
+        Image.open(tmp_path / "curve.png"),
+    )
     assert shown_picture.format == saved_picture.format == "PNG"
-    assert shown_picture.size == figures.SIZE and saved_picture.size == (2 * figures.SIZE[0], 2 * figures.SIZE[1])
+    assert shown_picture.size == figures.SIZE and saved_picture.size == (
+        2 * figures.SIZE[0],
+        2 * figures.SIZE[1],
+    )
 
 
 def test_missing_exporter_is_one_line(table, monkeypatch):
@@ -158,13 +201,17 @@ def test_missing_exporter_is_one_line(table, monkeypatch):
 
     chart = figures.learning_curve(table, "labels")
     monkeypatch.setattr(type(chart), "to_image", broken)
-    with pytest.raises(PotkitError, match="^no png of the figure: Image export needs kaleido .pip install") as caught:
+    with pytest.raises(
+        PotkitError, match="^no png of the figure: Image export needs kaleido .pip install"
+    ) as caught:
         figures.image(chart)
     assert "\n" not in str(caught.value)
 
 
 def test_exporter_that_hangs_is_killed_and_started_anew(table, monkeypatch):
-    """kaleido's browser can hang at its start; here the first one is stopped in its tracks, as a hanging one is."""
+    """kaleido's browser can hang at its start; here the first one is stopped in its tracks, as a
+    hanging one is.
+    """
     chart = figures.learning_curve(table, "labels")
     expected = picture_export.image(chart)
     hung = picture_export._scope()._proc

@@ -1,4 +1,6 @@
-"""The three-dimensional view: every atom is there, bonds are the bonds, the box has its edges, and frames follow the slider."""
+"""The three-dimensional view: every atom is there, bonds are the bonds, the box has its edges,
+and frames follow the slider.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ import numpy as np
 import pytest
 
 import potkit
-from potkit.report import figures, structures_3d
 from potkit.errors import DataError
+from potkit.report import figures, structures_3d
 from potkit.structures.store import Structures
 
 WATER = np.array([[0.0, 0.0, 0.117], [0.0, 0.757, -0.469], [0.0, -0.757, -0.469]])
@@ -16,7 +18,14 @@ WATER = np.array([[0.0, 0.0, 0.117], [0.0, 0.757, -0.469], [0.0, -0.757, -0.469]
 def box_of_waters(shift=(0.0, 0.0, 0.0)) -> Structures:
     """Two waters in a 6 Å cube, wrapped into it, the first one across a face when shifted."""
     pos = np.concatenate([WATER, WATER + 3.0]) + np.asarray(shift)
-    return Structures([8, 1, 1] * 2, pos % 6.0, [0, 6], cell=np.eye(3)[None] * 6.0, pbc=np.ones((1, 3), bool), molecule=[0] * 3 + [1] * 3)
+    return Structures(
+        [8, 1, 1] * 2,
+        pos % 6.0,
+        [0, 6],
+        cell=np.eye(3)[None] * 6.0,
+        pbc=np.ones((1, 3), bool),
+        molecule=[0] * 3 + [1] * 3,
+    )
 
 
 def by_name(chart) -> dict:
@@ -40,7 +49,9 @@ def test_ethanol_has_its_atoms_bonds_and_symbols():
     assert {name: len(traces[name].x) for name in ("O", "C", "H")} == {"O": 1, "C": 2, "H": 6}
     assert set(traces["H"].text) == {"H"} and traces["H"].mode == "markers+text"
     rows = np.asarray(traces["C"].customdata)
-    np.testing.assert_allclose(np.stack([traces["C"].x, traces["C"].y, traces["C"].z], 1), molecule.pos[rows], atol=1e-4)
+    np.testing.assert_allclose(
+        np.stack([traces["C"].x, traces["C"].y, traces["C"].z], 1), molecule.pos[rows], atol=1e-4
+    )
     assert len({traces[name].marker.color for name in ("O", "C", "H")}) == 3
     assert traces["O"].marker.size > traces["H"].marker.size
 
@@ -53,7 +64,8 @@ def test_elements_beyond_the_common_ones_have_colour_and_radius():
 @pytest.mark.parametrize("shift", [(0, 0, 0), (0.2, 0.3, 0.1)])
 def test_molecules_are_whole_in_a_box_of_twelve_edges(shift):
     structures = box_of_waters(shift)
-    assert (structures.pos.max() - structures.pos.min()) > 5  # wrapped: some atoms lie at the other side
+    # wrapped: some atoms lie at the other side
+    assert (structures.pos.max() - structures.pos.min()) > 5
     traces = by_name(structures_3d.structure3d(structures))
     drawn = lengths(traces["bonds"]) + structures_3d._radius(8) + structures_3d._radius(1)
     np.testing.assert_allclose(drawn, [0.957] * 4, atol=2e-3)
@@ -69,10 +81,19 @@ def test_many_atoms_carry_no_text():
 
 
 def test_frames_get_a_slider_that_moves_atoms_and_bonds():
-    frames = Structures([8, 1, 1] * 3, np.concatenate([WATER, 1.1 * WATER, 0.9 * WATER]), [0, 3, 6, 9], energy=[-1.0, -0.5, -0.25])
+    frames = Structures(
+        [8, 1, 1] * 3,
+        np.concatenate([WATER, 1.1 * WATER, 0.9 * WATER]),
+        [0, 3, 6, 9],
+        energy=[-1.0, -0.5, -0.25],
+    )
     chart = structures_3d.structure3d(frames)
     assert [f.name for f in chart.frames] == ["0", "1", "2"]
-    assert [s.label for s in chart.layout.sliders[0].steps] == ["0: 0.000 eV", "1: 0.500 eV", "2: 0.750 eV"]
+    assert [s.label for s in chart.layout.sliders[0].steps] == [
+        "0: 0.000 eV",
+        "1: 0.500 eV",
+        "2: 0.750 eV",
+    ]
     hydrogens = [t.name for t in chart.data].index("H")
     np.testing.assert_allclose(chart.frames[1].data[hydrogens].y, 1.1 * WATER[1:, 1], atol=1e-4)
     assert list(chart.frames[1].traces) == [0, 1, 2]
@@ -83,7 +104,10 @@ def test_single_atoms_and_the_same_bytes_twice():
     one = Structures([2], np.zeros((1, 3)), [0, 1])
     assert structures_3d.structure3d(one).to_json() == structures_3d.structure3d(one).to_json()
     structures = box_of_waters()
-    assert structures_3d.structure3d(structures).to_json() == structures_3d.structure3d(structures).to_json()
+    assert (
+        structures_3d.structure3d(structures).to_json()
+        == structures_3d.structure3d(structures).to_json()
+    )
 
 
 def test_nothing_to_show_and_frames_of_different_atoms_are_errors():

@@ -1,4 +1,6 @@
-"""The table of element properties: complete, plausible, blanks filled by the stated rule and no other."""
+"""The table of element properties: complete, plausible, blanks filled by the stated rule and no
+other.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,17 @@ def test_periodic_table_rules():
 @pytest.mark.parametrize(
     "z, name, expected",
     [
-        (1, "ionisation_energy", 13.598), (2, "ionisation_energy", 24.587), (55, "ionisation_energy", 3.894),
-        (9, "electronegativity", 3.98), (6, "electronegativity", 2.55), (17, "electron_affinity", 3.613),
-        (1, "electron_affinity", 0.754), (1, "polarizability", 4.507), (79, "electronegativity", 2.4),
+        (1, "ionisation_energy", 13.598),
+        (2, "ionisation_energy", 24.587),
+        (55, "ionisation_energy", 3.894),
+        (9, "electronegativity", 3.98),
+        (6, "electronegativity", 2.55),
+        (17, "electron_affinity", 3.613),
+        (1, "electron_affinity", 0.754),
+        (1, "polarizability", 4.507),
+        (79, "electronegativity", 2.4),
     ],
-)  # fmt: skip
+)
 def test_published_values(z, name, expected):
     assert value(z, name) == pytest.approx(expected, abs=1e-3)
     assert is_tabulated()[z, COLUMN[name]]
@@ -55,10 +63,21 @@ def test_radii_agree_with_an_independent_set():
 def test_blanks_are_filled_by_rule():
     known = is_tabulated()
     assert not known[0].any() and known[1:, COLUMN["covalent_radius"]].all()
-    blank = {name: torch.nonzero(~known[1:, i]).flatten().add(1).tolist() for name, i in COLUMN.items()}
-    assert blank["group"] == [*range(58, 72), *range(90, 104)] and all(value(z, "group") == 3 for z in blank["group"])
-    assert all(value(z, "electron_affinity") == 0 for z in blank["electron_affinity"]) and 7 in blank["electron_affinity"]
-    assert all(value(z, "electronegativity") == value(54, "electronegativity") for z in (2, 10, 18, 36, 86, 118))  # only Xe has one
+    blank = {
+        name: torch.nonzero(~known[1:, i]).flatten().add(1).tolist() for name, i in COLUMN.items()
+    }
+    assert blank["group"] == [*range(58, 72), *range(90, 104)] and all(
+        value(z, "group") == 3 for z in blank["group"]
+    )
+    assert (
+        all(value(z, "electron_affinity") == 0 for z in blank["electron_affinity"])
+        and 7 in blank["electron_affinity"]
+    )
+    # only Xe has one
+    assert all(
+        value(z, "electronegativity") == value(54, "electronegativity")
+        for z in (2, 10, 18, 36, 86, 118)
+    )
     assert value(104, "electronegativity") == value(72, "electronegativity")  # Rf from Hf
     assert value(61, "electronegativity") == value(60, "electronegativity")  # Pm from Nd
     assert value(117, "ionisation_energy") == value(85, "ionisation_energy")  # Ts from At

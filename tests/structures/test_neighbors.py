@@ -1,4 +1,6 @@
-"""Neighbour lists against ASE and matscipy, the three ways against each other, and the mistakes they must name."""
+"""Neighbour lists against ASE and matscipy, the three ways against each other, and the mistakes
+they must name.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,13 @@ import torch
 from ase import Atoms
 from ase.neighborlist import primitive_neighbor_list
 
-from potkit.structures import neighbors
 from potkit.errors import ConfigError, DataError
+from potkit.structures import neighbors
 from potkit.structures.store import Structures, concatenate
 
 TRICLINIC = np.array([[4.0, 0.0, 0.0], [1.3, 3.7, 0.0], [-0.8, 0.9, 4.4]])
-NEEDLE = np.array([[1.1, 0.2, 0.0], [0.0, 9.0, 0.0], [0.3, 0.0, 7.0]])  # far shorter than the cutoff along one vector
+# far shorter than the cutoff along one vector
+NEEDLE = np.array([[1.1, 0.2, 0.0], [0.0, 9.0, 0.0], [0.3, 0.0, 7.0]])
 FLAT = np.array([[5.0, 0.0, 0.0], [4.5, 1.0, 0.0], [0.0, 0.0, 6.0]])  # two vectors almost parallel
 CASES = {
     "free": (None, (False, False, False)),
@@ -35,11 +38,19 @@ def structure(case, n=12, seed=0):
     cell, pbc = CASES[case]
     rng = np.random.default_rng(seed)
     pos = rng.normal(scale=3.0, size=(n, 3))
-    return Structures(rng.integers(1, 9, n), pos, [0, n], cell=None if cell is None else cell[None], pbc=np.array([pbc]))
+    return Structures(
+        rng.integers(1, 9, n),
+        pos,
+        [0, n],
+        cell=None if cell is None else cell[None],
+        pbc=np.array([pbc]),
+    )
 
 
 def rows(edges, shifts):
-    """Edges as a sorted array of (receiver, sender, shift): for comparison without regard to order, counting duplicates."""
+    """Edges as a sorted array of (receiver, sender, shift): for comparison without regard to
+    order, counting duplicates.
+    """
     sender, receiver = edges.numpy()
     shifts = np.zeros((len(sender), 3), int) if shifts is None else shifts.numpy()
     table = np.column_stack([receiver, sender, shifts])
@@ -62,7 +73,16 @@ def reference(s, cutoff, package):
 
 def found(search, s, cutoff):
     batch = s.batch(dtype=torch.float64)
-    return rows(*search(batch.pos, batch.batch, batch.ptr, cutoff, batch.cell, batch.pbc if s.cell is not None else None))
+    return rows(
+        *search(
+            batch.pos,
+            batch.batch,
+            batch.ptr,
+            cutoff,
+            batch.cell,
+            batch.pbc if s.cell is not None else None,
+        )
+    )
 
 
 @pytest.mark.parametrize("package", ["ase", "matscipy"])
@@ -85,18 +105,29 @@ def test_batch_of_free_structures(way):
     else:
         edges, shifts = WAYS[way](batch.pos, batch.batch, batch.ptr, 3.0, None, None)
         assert not shifts.any()
-    expected = [reference(p, 3.0, "ase")[:, :2] + start for p, start in zip(parts, batch.ptr.tolist())]
+    expected = [
+        reference(p, 3.0, "ase")[:, :2] + start for p, start in zip(parts, batch.ptr.tolist())
+    ]
     np.testing.assert_array_equal(rows(edges, None)[:, :2], np.concatenate(expected))
     assert (edges[1].diff() >= 0).all()
 
 
 def test_mixed_batch_and_edge_vectors():
-    """All kinds of periodicity in one batch: both ways give the same edges, by receiver, and vectors with the right lengths."""
-    batch = concatenate([structure(case, 5 + k, seed=k) for k, case in enumerate(CASES)]).batch(dtype=torch.float64)
-    first, second = (search(batch.pos, batch.batch, batch.ptr, 4.0, batch.cell, batch.pbc) for search in WAYS.values())
+    """All kinds of periodicity in one batch: both ways give the same edges, by receiver, and
+    vectors with the right lengths.
+    """
+    batch = concatenate([structure(case, 5 + k, seed=k) for k, case in enumerate(CASES)]).batch(
+        dtype=torch.float64
+    )
+    first, second = (
+        search(batch.pos, batch.batch, batch.ptr, 4.0, batch.cell, batch.pbc)
+        for search in WAYS.values()
+    )
     np.testing.assert_array_equal(rows(*first), rows(*second))
     for edges, _ in (first, second):
-        assert (edges[1].diff() >= 0).all() and torch.equal(batch.batch[edges[0]], batch.batch[edges[1]])
+        assert (edges[1].diff() >= 0).all() and torch.equal(
+            batch.batch[edges[0]], batch.batch[edges[1]]
+        )
     batch = neighbors.attach(batch, 4.0)
     sender, receiver = batch.edge_index
     vector = batch.pos[sender] + batch.edge_shift - batch.pos[receiver]
@@ -109,15 +140,23 @@ def test_mixed_batch_and_edge_vectors():
 
 
 def test_images_are_counted_not_dropped():
-    """One atom in a cube of 2 Å: within 3.5 Å it has 6 + 12 + 8 images of itself (2, 2.83, 3.46 Å)."""
+    """One atom in a cube of 2 Å: within 3.5 Å it has 6 + 12 + 8 images of itself (2, 2.83, 3.46
+    Å).
+    """
     one = Structures([18], [[0.3, 0.1, -7.0]], [0, 1], cell=2.0 * np.eye(3)[None], pbc=[[True] * 3])
     for search in WAYS.values():
         table = found(search, one, 3.5)
-        assert len(table) == 26 and (table[:, :2] == 0).all() and len(np.unique(table[:, 2:], axis=0)) == 26
+        assert (
+            len(table) == 26
+            and (table[:, :2] == 0).all()
+            and len(np.unique(table[:, 2:], axis=0)) == 26
+        )
 
 
 def test_choice_of_the_way(monkeypatch):
-    """Small free structures take all pairs, large ones and periodic ones do not; the edges are the same."""
+    """Small free structures take all pairs, large ones and periodic ones do not; the edges are
+    the same.
+    """
     big = structure("free", neighbors.DENSE_LIMIT + 40).batch(dtype=torch.float64)
     edges, shifts = neighbors.neighbor_list(big.pos, big.batch, big.ptr, 2.0)
     dense = neighbors._all_pairs(big.pos, big.batch, big.ptr, 2.0, big.max_atoms)
@@ -125,7 +164,12 @@ def test_choice_of_the_way(monkeypatch):
     np.testing.assert_array_equal(rows(edges, None), rows(dense, None))
     monkeypatch.setattr(neighbors, "_all_pairs", None)
     small = structure("cubic").batch(dtype=torch.float64)
-    assert neighbors.neighbor_list(small.pos, small.batch, small.ptr, 3.0, small.cell, small.pbc)[1].shape[1] == 3
+    assert (
+        neighbors.neighbor_list(small.pos, small.batch, small.ptr, 3.0, small.cell, small.pbc)[
+            1
+        ].shape[1]
+        == 3
+    )
 
 
 def test_nothing_to_find():
@@ -156,8 +200,12 @@ def test_cell_without_volume_names_the_structure(way, pbc):
     flat = TRICLINIC.copy()
     flat[1] = 2 * flat[0]  # no area either
     cells = np.stack([TRICLINIC, flat])
-    bad = Structures([1, 1], np.zeros((2, 3)), [0, 1, 2], cell=cells, pbc=[(True, True, True), pbc]).batch(dtype=torch.float64)
-    with pytest.raises(DataError, match="structure 1 of the batch is periodic but its cell has no volume"):
+    bad = Structures(
+        [1, 1], np.zeros((2, 3)), [0, 1, 2], cell=cells, pbc=[(True, True, True), pbc]
+    ).batch(dtype=torch.float64)
+    with pytest.raises(
+        DataError, match="structure 1 of the batch is periodic but its cell has no volume"
+    ):
         WAYS[way](bad.pos, bad.batch, bad.ptr, 3.0, bad.cell, bad.pbc)
 
 
@@ -171,18 +219,29 @@ def test_attach_keeps_edges_of_the_same_cutoff():
 def test_float32_positions():
     s = structure("triclinic")
     batch = s.batch(dtype=torch.float32)
-    first, second = (search(batch.pos, batch.batch, batch.ptr, 3.4, batch.cell, batch.pbc) for search in WAYS.values())
+    first, second = (
+        search(batch.pos, batch.batch, batch.ptr, 3.4, batch.cell, batch.pbc)
+        for search in WAYS.values()
+    )
     np.testing.assert_array_equal(rows(*first), rows(*second))
 
 
 def test_overlaps_are_named():
     good = [structure("cubic", 4, seed=k) for k in range(3)]
-    bad = Structures([6, 1, 8], [[0, 0, 0], [2, 2, 2.0], [5.95, 0, 6.0]], [0, 3], cell=6 * np.eye(3)[None], pbc=[[True] * 3])
+    bad = Structures(
+        [6, 1, 8],
+        [[0, 0, 0], [2, 2, 2.0], [5.95, 0, 6.0]],
+        [0, 3],
+        cell=6 * np.eye(3)[None],
+        pbc=[[True] * 3],
+    )
     neighbors.check_overlaps(concatenate(good))
     joined = concatenate([*good, bad, good[0]])
     joined.info["name"] = "heap"
     for chunk in (20_000, 1):
-        with pytest.raises(DataError, match="heap: atoms 0 and 2 of structure 3 are closer than 0.1 Å"):
+        with pytest.raises(
+            DataError, match="heap: atoms 0 and 2 of structure 3 are closer than 0.1 Å"
+        ):
             neighbors.check_overlaps(joined, chunk_atoms=chunk)
     neighbors.check_overlaps(joined, limit=0.01)
     neighbors.check_overlaps(joined[:0])
@@ -191,7 +250,13 @@ def test_overlaps_are_named():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_finds_the_same():
-    batch = concatenate([structure(case, 40, seed=k) for k, case in enumerate(CASES)]).batch(dtype=torch.float64)
+    batch = concatenate([structure(case, 40, seed=k) for k, case in enumerate(CASES)]).batch(
+        dtype=torch.float64
+    )
     arguments = (batch.pos, batch.batch, batch.ptr, 4.0, batch.cell, batch.pbc)
-    edges, shifts = neighbors.neighbor_list(*(a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments))
-    np.testing.assert_array_equal(rows(edges.cpu(), shifts.cpu()), rows(*neighbors.neighbor_list(*arguments)))
+    edges, shifts = neighbors.neighbor_list(
+        *(a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments)
+    )
+    np.testing.assert_array_equal(
+        rows(edges.cpu(), shifts.cpu()), rows(*neighbors.neighbor_list(*arguments))
+    )

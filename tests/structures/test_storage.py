@@ -1,4 +1,6 @@
-"""Stores that grow on disk: the same content as one packed in memory, nothing left behind by failures, kills and full disks."""
+"""Stores that grow on disk: the same content as one packed in memory, nothing left behind by
+failures, kills and full disks.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ ROOT = str(Path(potkit.__file__).parents[1])
 
 def same(a: Structures, b: Structures) -> bool:
     left, right = a.arrays(), b.arrays()
-    return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) and left[k].dtype == right[k].dtype for k in left)
+    return left.keys() == right.keys() and all(
+        np.array_equal(left[k], right[k]) and left[k].dtype == right[k].dtype for k in left
+    )
 
 
 def ani1(path: Path, groups: int = 12, n: int = 50) -> Path:
@@ -40,7 +44,7 @@ def ani1(path: Path, groups: int = 12, n: int = 50) -> Path:
     return path
 
 
-# -- the writer ------------------------------------------------------------------------------------------------------------------
+# -- the writer ----------------------------------------------------------------------------------
 def test_blocks_become_one_store(tmp_path):
     parts = [molecules(5), molecules(1, seed=1), molecules(40, seed=2)]
     with StoreWriter(tmp_path / "store") as writer:
@@ -50,12 +54,18 @@ def test_blocks_become_one_store(tmp_path):
         writer.finish({"name": "grown"}, drop=["charge"])
     s = Structures.open(tmp_path / "store")
     whole = concatenate(parts)
-    assert all(np.array_equal(a, s.arrays()[k]) for k, a in whole.arrays().items()) and s.info == {"name": "grown"}
-    assert [p.name for p in tmp_path.iterdir()] == ["store"] and not (tmp_path / "store/charge.npy").exists()
+    assert all(np.array_equal(a, s.arrays()[k]) for k, a in whole.arrays().items()) and s.info == {
+        "name": "grown"
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["store"] and not (
+        tmp_path / "store/charge.npy"
+    ).exists()
 
 
 def test_blocks_that_do_not_fit(tmp_path):
-    with pytest.raises(DataError, match="store: a block has the arrays .*'z'., those before .*'forces'"):
+    with pytest.raises(
+        DataError, match="store: a block has the arrays .*'z'., those before .*'forces'"
+    ):
         with StoreWriter(tmp_path / "store") as writer:
             writer.append(molecules(2).arrays())
             writer.append({k: v for k, v in molecules(2).arrays().items() if k != "forces"})
@@ -73,7 +83,7 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [".other.1234abcd.tmp"]
 
 
-# -- readers that pack into a store ------------------------------------------------------------------------------------------------
+# -- readers that pack into a store --------------------------------------------------------------
 @pytest.mark.parametrize("held", [1, 3_000, 1 << 30])
 def test_packing_into_a_store_gives_what_reading_gives(tmp_path, monkeypatch, held):
     path = ani1(tmp_path / "a.h5")
@@ -81,20 +91,34 @@ def test_packing_into_a_store_gives_what_reading_gives(tmp_path, monkeypatch, he
     monkeypatch.setattr(packing, "HELD", held)
     with packing_into(tmp_path / "store"):
         packed = read(path)
-    assert same(plain, packed) and packed.info == plain.info and packed.lies_in(tmp_path / "store") and not plain.lies_in(tmp_path)
+    assert (
+        same(plain, packed)
+        and packed.info == plain.info
+        and packed.lies_in(tmp_path / "store")
+        and not plain.lies_in(tmp_path)
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "store"]
     assert same(read(path), plain)  # and the next reading is in memory again
 
 
 def test_labels_that_only_some_have_and_boxes_are_kept_right(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "HELD", 1)
-    frame = '1\nProperties=species:S:1:pos:R:3 {}\nH 0 0 0\n'
+    frame = "1\nProperties=species:S:1:pos:R:3 {}\nH 0 0 0\n"
     path = tmp_path / "a.xyz"
-    path.write_text(frame.format("energy=-13.0") + frame.format('Lattice="4 0 0 0 4 0 0 0 4"') + frame.format("energy=-14.0"))
+    path.write_text(
+        frame.format("energy=-13.0")
+        + frame.format('Lattice="4 0 0 0 4 0 0 0 4"')
+        + frame.format("energy=-14.0")
+    )
     plain = read(path, require=None)
     with packing_into(tmp_path / "store"):
         packed = read(path, require=None)
-    assert same(plain, packed) and packed.energy is None and packed.cell[1, 0, 0] == 4 and packed.info["notes"] == plain.info["notes"]
+    assert (
+        same(plain, packed)
+        and packed.energy is None
+        and packed.cell[1, 0, 0] == 4
+        and packed.info["notes"] == plain.info["notes"]
+    )
 
 
 def test_a_reader_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -122,36 +146,50 @@ def test_what_is_filtered_or_joined_afterwards_is_packed_too(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    """A set of 120 MB, packed by a process of its own: what it needs beyond reading a tiny set stays far below that."""
+    """A set of 120 MB, packed by a process of its own: what it needs beyond reading a tiny set
+    stays far below that.
+    """
     big, small = ani1(tmp_path / "big.h5", groups=400, n=3500), ani1(tmp_path / "small.h5")
-    code = ("import resource, sys; from potkit.datasets import registry; from potkit.datasets.formats import packer; packer.HELD = 4 << 20; "
-            "registry.pack(sys.argv[1], sys.argv[2]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")  # fmt: skip
+    code = (
+        "import resource, sys; from potkit.datasets import registry; from potkit.datasets.formats import packer; packer.HELD = 4 << 20; "
+        "registry.pack(sys.argv[1], sys.argv[2]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
     peaks = []
     for path in (small, big):
         command = [sys.executable, "-c", code, str(path), str(tmp_path / f"{path.stem}-store")]
-        done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
     size = sum(p.stat().st_size for p in (tmp_path / "big-store").iterdir()) / 2**20
     assert size > 120 and peaks[1] - peaks[0] < 60, (peaks, size)
 
 
-# -- kills and full disks ----------------------------------------------------------------------------------------------------------
+# -- kills and full disks ------------------------------------------------------------------------
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_conversion_is_made_again(tmp_path, how):
     path = ani1(tmp_path / "a.h5", groups=40)
-    code = ("import sys, time; from potkit.datasets import registry; from potkit.datasets.formats import packer; packer.HELD = 1; "
-            "write = packer.Packer._write\n"
-            "def slow(self):\n    write(self); print('block', flush=True); time.sleep(0.2)\n"
-            "packer.Packer._write = slow\nregistry.pack(sys.argv[1], sys.argv[2])")  # fmt: skip
+    code = (
+        "import sys, time; from potkit.datasets import registry; from potkit.datasets.formats import packer; packer.HELD = 1; "
+        "write = packer.Packer._write\n"
+        "def slow(self):\n    write(self); print('block', flush=True); time.sleep(0.2)\n"
+        "packer.Packer._write = slow\nregistry.pack(sys.argv[1], sys.argv[2])"
+    )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "store")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONPATH": ROOT})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONPATH": ROOT}
+    )
     for _ in range(3):
         assert process.stdout.readline() == b"block\n"
     process.send_signal(how)
     assert process.wait(30) != 0 and not (tmp_path / "store").exists()
     left = [p for p in tmp_path.iterdir() if p.name != "a.h5"]
-    assert (len(left) == 1) == (how == signal.SIGKILL)  # only a kill leaves the half store, under a name no one opens
+    # only a kill leaves the half store, under a name no one opens
+    assert (len(left) == 1) == (how == signal.SIGKILL)
     remove_leftovers(tmp_path / "store")
     registry.pack(path, tmp_path / "store")
     assert same(Structures.open(tmp_path / "store"), read(path))
@@ -161,12 +199,18 @@ def test_an_interrupted_conversion_is_made_again(tmp_path, how):
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, name):
     """A limit on the size of files, set by the kernel, stands for the disk."""
     molecules(400).save(tmp_path / "whole.h5")
-    code = ("import resource, signal, sys, potkit; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "s = potkit.Structures.open('whole.h5'); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-            "try: s.save(sys.argv[1])\nexcept potkit.errors.DataError as error: print(error)")  # fmt: skip
+    code = (
+        "import resource, signal, sys, potkit; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "s = potkit.Structures.open('whole.h5'); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "try: s.save(sys.argv[1])\nexcept potkit.errors.DataError as error: print(error)"
+    )
     command = [sys.executable, "-c", code, name]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": ROOT})
-    assert len(done.stdout.splitlines()) == 1 and f"{name}: cannot be written" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": ROOT}
+    )
+    assert len(done.stdout.splitlines()) == 1 and f"{name}: cannot be written" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["whole.h5"]
 
 
@@ -211,21 +255,45 @@ def test_two_processes_convert_the_same_set(tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     ani1(raw / "a.h5")
     (tmp_path / "cache/tiny/.packed.0123abcd.tmp").mkdir()  # of a conversion that was killed
-    record = Record("tiny", "public", "test", "none", ("ani1",), "H O", files=(Remote("a.h5", "http://nowhere"),), read_from="a.h5",
-                    format="ani1", structures=600)  # fmt: skip
+    record = Record(
+        "tiny",
+        "public",
+        "test",
+        "none",
+        ("ani1",),
+        "H O",
+        files=(Remote("a.h5", "http://nowhere"),),
+        read_from="a.h5",
+        format="ani1",
+        structures=600,
+    )
     monkeypatch.setattr(registry, "RECORDS", (record,))
     monkeypatch.setenv("POTKIT_DATA", str(tmp_path / "cache"))
     monkeypatch.delenv("POTKIT_REFERENCE_DATA", raising=False)
-    work = [multiprocessing.get_context("fork").Process(target=_convert, args=(str(tmp_path / "cache"),)) for _ in range(2)]
+    work = [
+        multiprocessing.get_context("fork").Process(
+            target=_convert, args=(str(tmp_path / "cache"),)
+        )
+        for _ in range(2)
+    ]
     for p in work:
         p.start()
     for p in work:
         p.join(60)
     assert [p.exitcode for p in work] == [0, 0]
     s = registry.load("tiny")
-    assert same(s, read(raw / "a.h5")) and s.lies_in(tmp_path / "cache/tiny/packed") and s.info["name"] == "tiny"
-    assert sorted(p.name for p in (tmp_path / "cache/tiny").iterdir()) == [".convert.lock", "packed", "raw"]
+    assert (
+        same(s, read(raw / "a.h5"))
+        and s.lies_in(tmp_path / "cache/tiny/packed")
+        and s.info["name"] == "tiny"
+    )
+    assert sorted(p.name for p in (tmp_path / "cache/tiny").iterdir()) == [
+        ".convert.lock",
+        "packed",
+        "raw",
+    ]
     written = (tmp_path / "cache/tiny/packed/pos.npy").stat().st_mtime_ns
     registry.load("tiny")
-    assert (tmp_path / "cache/tiny/packed/pos.npy").stat().st_mtime_ns == written  # opened, not packed again
+    # opened, not packed again
+    assert (tmp_path / "cache/tiny/packed/pos.npy").stat().st_mtime_ns == written
     assert formats.guess(tmp_path / "cache/tiny/packed") == "potkit"

@@ -12,23 +12,36 @@ from tiny import egnn, equal, molecules, one_line, weights
 
 import potkit
 from potkit import TrainConfig
-from potkit.training import checkpoints
 from potkit.errors import CheckpointError, DataError
+from potkit.training import checkpoints
 
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    return checkpoints.save(tmp_path / "model.safetensors", egnn(seed=3).set_references({1: -13.6, 6: -1029.0, 8: -2041.98}, 0.7))
+    return checkpoints.save(
+        tmp_path / "model.safetensors",
+        egnn(seed=3).set_references({1: -13.6, 6: -1029.0, 8: -2041.98}, 0.7),
+    )
 
 
-# -- save and load ---------------------------------------------------------------------------------------------------------------
+# -- save and load -------------------------------------------------------------------------------
 def test_a_loaded_model_is_the_saved_one(saved):
-    original, copy = egnn(seed=3).set_references({1: -13.6, 6: -1029.0, 8: -2041.98}, 0.7), checkpoints.load(saved)
-    assert equal(weights(original), weights(copy)) and copy.recipe == original.recipe and not copy.training
+    original, copy = (
+        egnn(seed=3).set_references({1: -13.6, 6: -1029.0, 8: -2041.98}, 0.7),
+        checkpoints.load(saved),
+    )
+    assert (
+        equal(weights(original), weights(copy))
+        and copy.recipe == original.recipe
+        and not copy.training
+    )
     structures = molecules(3)
     first, second = potkit.predict(original, structures), potkit.predict(copy, structures)
-    assert (first["energy"] == second["energy"]).all() and (first["forces"] == second["forces"]).all()
-    with pytest.raises(DataError, match="no reference energy for N"):  # the known elements travel with the weights
+    assert (first["energy"] == second["energy"]).all() and (
+        first["forces"] == second["forces"]
+    ).all()
+    # the known elements travel with the weights
+    with pytest.raises(DataError, match="no reference energy for N"):
         copy.check_elements([1, 7])
 
 
@@ -52,20 +65,30 @@ def test_a_folder_means_its_best_checkpoint(tmp_path):
     assert equal(weights(checkpoints.load(tmp_path)), weights(egnn(seed=2)))
 
 
-# -- transfer --------------------------------------------------------------------------------------------------------------------
+# -- transfer ------------------------------------------------------------------------------------
 def test_transfer_copies_the_parts_asked_for_and_lists_the_rest(saved):
     model, theirs = egnn(seed=5), weights(checkpoints.load(saved))
     before = weights(model)
     report = checkpoints.transfer(model, saved)
     after = weights(model)
     for key in after:
-        assert torch.equal(after[key], (theirs if key.startswith("backbone.") else before)[key]), key
+        assert torch.equal(after[key], (theirs if key.startswith("backbone.") else before)[key]), (
+            key
+        )
     assert sorted(report.copied) == sorted(k for k in after if k.startswith("backbone."))
     assert sorted(report.copied + report.new) == sorted(after) and report.mismatched == []
     text = str(report)
-    assert f"{len(report.copied)} of backbone" in text and "of energy_head" in text and str(saved) in text
+    assert (
+        f"{len(report.copied)} of backbone" in text
+        and "of energy_head" in text
+        and str(saved) in text
+    )
     checkpoints.transfer(model, saved, parts=("backbone", "energy_head"))
-    assert all(torch.equal(v, theirs[k]) for k, v in weights(model).items() if k.startswith(("backbone.", "energy_head.")))
+    assert all(
+        torch.equal(v, theirs[k])
+        for k, v in weights(model).items()
+        if k.startswith(("backbone.", "energy_head."))
+    )
 
 
 @pytest.mark.parametrize("option, value", [("cutoff", 3.25), ("tanh", False)])
@@ -82,8 +105,13 @@ def test_transfer_skips_only_what_was_allowed(saved):
     theirs = weights(checkpoints.load(saved))
     allow = ["backbone.layers.0.from_distance", "backbone.layers.1.from_distance", "backbone.basis"]
     report = checkpoints.transfer(model, saved, allow=allow)
-    assert sorted(report.mismatched) == ["backbone.basis.frequencies"] + [f"backbone.layers.{i}.from_distance.weight" for i in (0, 1)]
-    assert torch.equal(weights(model)["backbone.embedding.element.weight"], theirs["backbone.embedding.element.weight"])
+    assert sorted(report.mismatched) == ["backbone.basis.frequencies"] + [
+        f"backbone.layers.{i}.from_distance.weight" for i in (0, 1)
+    ]
+    assert torch.equal(
+        weights(model)["backbone.embedding.element.weight"],
+        theirs["backbone.embedding.element.weight"],
+    )
 
 
 BROKEN = {
@@ -94,9 +122,13 @@ BROKEN = {
     "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "header cut": lambda path: path.write_bytes(path.read_bytes()[:20]),
     "foreign": lambda path: save_file({"a": torch.zeros(3)}, path),
-    "foreign with metadata": lambda path: save_file({"a": torch.zeros(3)}, path, metadata={"format": "pt"}),
+    "foreign with metadata": lambda path: save_file(
+        {"a": torch.zeros(3)}, path, metadata={"format": "pt"}
+    ),
     "no JSON": lambda path: save_file({"a": torch.zeros(3)}, path, metadata={"potkit": "{"}),
-    "newer": lambda path: save_file({"a": torch.zeros(3)}, path, metadata={"potkit": json.dumps({"format_version": 99})}),
+    "newer": lambda path: save_file(
+        {"a": torch.zeros(3)}, path, metadata={"potkit": json.dumps({"format_version": 99})}
+    ),
     "layers": lambda path: checkpoints.save(path, egnn(layers=3)),
     "fewer layers": lambda path: checkpoints.save(path, egnn(layers=1)),
     "width": lambda path: checkpoints.save(path, egnn(hidden=9)),
@@ -120,11 +152,24 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_model_alone(saved, how, tmp_p
         checkpoints.transfer(model, saved)
     text = one_line(caught.value)
     assert "model.safetensors" in text and equal(before, weights(model))
-    words = {"missing": ["no such"], "width": ["(9,)", "(8,)"], "network": ["schnet", "egnn"], "newer": ["99"],
-             "layers": ["backbone.layers.2"], "fewer layers": ["backbone.layers.1"], "foreign": ["not a checkpoint of potkit"]}  # fmt: skip
+    words = {
+        "missing": ["no such"],
+        "width": ["(9,)", "(8,)"],
+        "network": ["schnet", "egnn"],
+        "newer": ["99"],
+        "layers": ["backbone.layers.2"],
+        "fewer layers": ["backbone.layers.1"],
+        "foreign": ["not a checkpoint of potkit"],
+    }
     assert all(w in text for w in words.get(how, []))
     with pytest.raises(CheckpointError):
-        potkit.finetune(model, molecules(4), config=TrainConfig(steps=1, progress=False), init=saved, out=tmp_path / "r")
+        potkit.finetune(
+            model,
+            molecules(4),
+            config=TrainConfig(steps=1, progress=False),
+            init=saved,
+            out=tmp_path / "r",
+        )
     assert equal(before, weights(model)) and not (tmp_path / "r").exists()
 
 

@@ -10,10 +10,33 @@ from potkit.errors import ConfigError
 from potkit.training.run_folder import identity_hash
 
 FULL = dict(
-    steps=7, epochs=1.5, batch_size=3, lr=2e-4, min_lr=1e-7, warmup=0.3, flat=0.2, schedule="constant", weight_decay=1e-4, clip=None,
-    ema=0.99, seed=5, validate_every=2, checkpoint_every=3, log_every=4, eval_batch_size=6, device="cpu", devices=2, nodes=3,
-    precision="64-true", resident=False, progress=False, freeze=0.2, layer_decay=0.8, micro_batch=2, compile=True,
-)  # fmt: skip
+    steps=7,
+    epochs=1.5,
+    batch_size=3,
+    lr=2e-4,
+    min_lr=1e-7,
+    warmup=0.3,
+    flat=0.2,
+    schedule="constant",
+    weight_decay=1e-4,
+    clip=None,
+    ema=0.99,
+    seed=5,
+    validate_every=2,
+    checkpoint_every=3,
+    log_every=4,
+    eval_batch_size=6,
+    device="cpu",
+    devices=2,
+    nodes=3,
+    precision="64-true",
+    resident=False,
+    progress=False,
+    freeze=0.2,
+    layer_decay=0.8,
+    micro_batch=2,
+    compile=True,
+)
 
 
 def test_yaml_round_trip_of_every_setting(tmp_path):
@@ -25,7 +48,9 @@ def test_yaml_round_trip_of_every_setting(tmp_path):
 
 
 def test_settings_that_came_later_leave_earlier_runs_where_they_are():
-    """The hash of the defaults is that of potkit 0.1.0; a stored run would not be found under another."""
+    """The hash of the defaults is that of potkit 0.1.0; a stored run would not be found under
+    another.
+    """
     assert identity_hash(TrainConfig().identity()) == "f57ec950d22208b5"
     for change in ({"freeze": 0.1}, {"layer_decay": 0.9}):
         assert identity_hash(TrainConfig(**change).identity()) != "f57ec950d22208b5"
@@ -76,13 +101,27 @@ def test_all_problems_are_told_at_once(tmp_path):
         TrainConfig.from_yaml(path)
     text = one_line(caught.value)
     assert str(path) in text
-    for word in ("steps", "-3", "'batchsize'", "did you mean 'batch_size'?", "precision", "16-true", "ema"):
+    for word in (
+        "steps",
+        "-3",
+        "'batchsize'",
+        "did you mean 'batch_size'?",
+        "precision",
+        "16-true",
+        "ema",
+    ):
         assert word in text
 
 
 @pytest.mark.parametrize(
     "content, word",
-    [(b"steps: [1,\n", "not YAML"), (b"- 1\n- 2\n", "list"), (b"just words", "str"), (b"\xff\xfe\x00steps", "not a text file"), (b"1: 2", "'1'")],
+    [
+        (b"steps: [1,\n", "not YAML"),
+        (b"- 1\n- 2\n", "list"),
+        (b"just words", "str"),
+        (b"\xff\xfe\x00steps", "not a text file"),
+        (b"1: 2", "'1'"),
+    ],
 )
 def test_unreadable_files_are_named(tmp_path, content, word):
     path = tmp_path / "c.yaml"
@@ -111,13 +150,27 @@ def test_epochs_become_steps():
     assert TrainConfig(steps=77).total_steps(10) == 77
     assert TrainConfig(epochs=5, batch_size=32).total_steps(3200) == 500
     assert TrainConfig(epochs=2, batch_size=32).total_steps(100) == 6  # 200 / 32
-    assert TrainConfig(epochs=3, batch_size=32).total_steps(10) == 3  # batches are never larger than the set
+    # batches are never larger than the set
+    assert TrainConfig(epochs=3, batch_size=32).total_steps(10) == 3
     assert TrainConfig(epochs=0.001).total_steps(10) == 1
 
 
 def test_identity_leaves_out_what_cannot_change_the_result():
     base = TrainConfig()
-    for change in ({"device": "cpu"}, {"log_every": 3}, {"checkpoint_every": 9}, {"progress": False}, {"resident": False}):
+    for change in (
+        {"device": "cpu"},
+        {"log_every": 3},
+        {"checkpoint_every": 9},
+        {"progress": False},
+        {"resident": False},
+    ):
         assert base.replace(**change).identity() == base.identity()
-    for change in ({"lr": 1e-5}, {"seed": 1}, {"precision": "64-true"}, {"ema": 0.9}, {"batch_size": 3}, {"validate_every": 3}):
+    for change in (
+        {"lr": 1e-5},
+        {"seed": 1},
+        {"precision": "64-true"},
+        {"ema": 0.9},
+        {"batch_size": 3},
+        {"validate_every": 3},
+    ):
         assert base.replace(**change).identity() != base.identity()

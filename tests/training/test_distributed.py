@@ -1,4 +1,6 @@
-"""Two processes on the CPU (gloo, over the loopback interface only) do what one process with the whole batch does."""
+"""Two processes on the CPU (gloo, over the loopback interface only) do what one process with the
+whole batch does.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from tiny import egnn, molecules, water
 
 import potkit
 from potkit import TrainConfig
-from potkit.training import checkpoints, step as steps, loop
+from potkit.training import checkpoints, loop
+from potkit.training import step as steps
 
 SCRIPT = """
 import json, os, sys
@@ -70,7 +73,9 @@ for name, (model, structures, valid, objective, config) in runs().items():
 
 @dataclasses.dataclass(frozen=True)
 class NowAndThen(potkit.Supervised):
-    """Shows the flag of atoms in batches with an odd number of structures only: one process uses its weight, the other does not."""
+    """Shows the flag of atoms in batches with an odd number of structures only: one process uses
+    its weight, the other does not.
+    """
 
     def corrupt(self, batch, generator):
         batch = super().corrupt(batch, generator)
@@ -81,25 +86,75 @@ class NowAndThen(potkit.Supervised):
 
 def runs() -> dict:
     """Name -> model, structures, validation, objective, config; the same in every process."""
-    base = dict(batch_size=6, lr=3e-3, precision="64-true", progress=False, device="cpu", log_every=1, clip=0.5)
+    base = dict(
+        batch_size=6,
+        lr=3e-3,
+        precision="64-true",
+        progress=False,
+        device="cpu",
+        log_every=1,
+        clip=0.5,
+    )
     uneven = molecules(13)  # structures of 4 and 6 atoms: the shares of a batch differ in atoms
     return {
-        "supervised": (egnn(), uneven, molecules(5, seed=1), potkit.Supervised(), TrainConfig(steps=8, **base)),
-        # decay must not touch the weights that only the coordinate read-out uses; an odd batch is shared unevenly
+        "supervised": (
+            egnn(),
+            uneven,
+            molecules(5, seed=1),
+            potkit.Supervised(),
+            TrainConfig(steps=8, **base),
+        ),
+        # decay must not touch the weights that only the coordinate read-out uses; an odd batch is
+        # shared unevenly
         "energies": (
-            egnn(), uneven, None, potkit.Supervised(forces=0.0, loss_function="mse"),
-            TrainConfig(steps=6, ema=0.8, weight_decay=0.1, **{**base, "batch_size": 5, "clip": None}),
+            egnn(),
+            uneven,
+            None,
+            potkit.Supervised(forces=0.0, loss_function="mse"),
+            TrainConfig(
+                steps=6, ema=0.8, weight_decay=0.1, **{**base, "batch_size": 5, "clip": None}
+            ),
         ),
-        "in parts": (  # each process cuts its share; only the first has to try again, the other waits for it, and counts are exchanged once
-            egnn(), uneven, molecules(5, seed=1), potkit.Supervised(loss_function="mse"), TrainConfig(steps=4, freeze=0.5, layer_decay=0.7, **base),
+        # each process cuts its share; only the first has to try again, the other waits for it, and
+        # counts are exchanged once
+        "in parts": (
+            egnn(),
+            uneven,
+            molecules(5, seed=1),
+            potkit.Supervised(loss_function="mse"),
+            TrainConfig(steps=4, freeze=0.5, layer_decay=0.7, **base),
         ),
-        "denoise": (egnn(), uneven, molecules(4, seed=1), potkit.Denoise(sigma=0.1), TrainConfig(steps=4, ema=0.9, **base)),
+        "denoise": (
+            egnn(),
+            uneven,
+            molecules(4, seed=1),
+            potkit.Denoise(sigma=0.1),
+            TrainConfig(steps=4, ema=0.9, **base),
+        ),
         "masked": (egnn(), water(6), None, potkit.Masked(ratio=0.5), TrainConfig(steps=3, **base)),
-        "different starts": (egnn(), uneven, uneven, potkit.Supervised(), TrainConfig(steps=4, ema=0.9, **base)),
+        "different starts": (
+            egnn(),
+            uneven,
+            uneven,
+            potkit.Supervised(),
+            TrainConfig(steps=4, ema=0.9, **base),
+        ),
         # batches of 5 are shared as 3 and 2: only the first process uses the flag's weight
-        "one uses": (egnn(), uneven, None, NowAndThen(loss_function="mse"), TrainConfig(steps=4, weight_decay=0.5, **{**base, "batch_size": 5})),
-        "too small a batch": (egnn(), uneven, None, potkit.Denoise(sigma=0.1), TrainConfig(steps=2, **{**base, "batch_size": 1})),
-    }  # fmt: skip
+        "one uses": (
+            egnn(),
+            uneven,
+            None,
+            NowAndThen(loss_function="mse"),
+            TrainConfig(steps=4, weight_decay=0.5, **{**base, "batch_size": 5}),
+        ),
+        "too small a batch": (
+            egnn(),
+            uneven,
+            None,
+            potkit.Denoise(sigma=0.1),
+            TrainConfig(steps=2, **{**base, "batch_size": 1}),
+        ),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +165,22 @@ def two(tmp_path_factory) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK", "WORLD", "MASTER", "CUDA"))}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("SLURM", "RANK", "WORLD", "MASTER", "CUDA"))
+    }
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = str(Path(potkit.__file__).parents[1])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "static"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-backend",
+        "static",
+    ]
     launch += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
     command = [*launch, str(out / "script.py"), str(Path(__file__).parents[1]), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
@@ -140,10 +207,15 @@ def test_two_processes_end_with_the_weights_of_one(two, name, tmp_path):
         torch.testing.assert_close(first[key], end[key], atol=1e-10, rtol=0)
         moved = max(moved, float((end[key] - start[key]).abs().max()))
     assert moved > 1e-4  # and they have gone somewhere
-    # every number that was written down is that of the whole batch, not of the first process's share
-    theirs = potkit.Run(two / name, alone.model, json.loads((two / name / "summary.json").read_text())).metrics
+    # every number that was written down is that of the whole batch, not of the first process's
+    # share
+    theirs = potkit.Run(
+        two / name, alone.model, json.loads((two / name / "summary.json").read_text())
+    ).metrics
     for column in set(alone.metrics) - {"seconds"}:
-        torch.testing.assert_close(torch.tensor(theirs[column]), torch.tensor(alone.metrics[column]), atol=1e-9, rtol=1e-8)
+        torch.testing.assert_close(
+            torch.tensor(theirs[column]), torch.tensor(alone.metrics[column]), atol=1e-9, rtol=1e-8
+        )
 
 
 @pytest.mark.parametrize("name", ["denoise", "masked"])
@@ -165,7 +237,9 @@ def test_what_one_process_uses_is_trained_on_both(two):
 
 @pytest.mark.parametrize("others", [False, True])
 def test_the_optimizer_leaves_alone_what_nobody_used(others):
-    """With momentum and weight decay, as if its gradient had been None, and from its next use on as if nothing had been; else trained."""
+    """With momentum and weight decay, as if its gradient had been None, and from its next use on
+    as if nothing had been; else trained.
+    """
     torch.manual_seed(0)
     gradients = torch.randn(4, 3)
     ends = []
@@ -175,7 +249,13 @@ def test_the_optimizer_leaves_alone_what_nobody_used(others):
         for k, gradient in enumerate(gradients.double()):
             idle = k in (0, 2)
             a.grad = gradient.clone()
-            b.grad = gradient if not idle or others else torch.zeros(3, dtype=torch.float64) if guarded else None
+            b.grad = (
+                gradient
+                if not idle or others
+                else torch.zeros(3, dtype=torch.float64)
+                if guarded
+                else None
+            )
             with steps._unused(optimizer, {b: torch.tensor(others)} if guarded and idle else {}):
                 optimizer.step()
         ends.append([a, b, *optimizer.state[b].values()])
@@ -187,11 +267,17 @@ def test_the_optimizer_leaves_alone_what_nobody_used(others):
 def test_corruption_differs_between_the_processes(tmp_path):
     """The noise of a step follows from (seed, step, process)."""
     generator = torch.Generator()
-    states = {loop._draw(generator, 0, step, rank).initial_seed() for step in range(50) for rank in range(8)}
+    states = {
+        loop._draw(generator, 0, step, rank).initial_seed()
+        for step in range(50)
+        for rank in range(8)
+    }
     assert len(states) == 400
 
 
 def test_a_batch_too_small_to_share_is_an_error(two):
     for rank in (0, 1):
         told = json.loads((two / f"rank{rank}.json").read_text())["too small a batch"]
-        assert told.startswith("ConfigError") and "batch of 1 cannot be shared by 2 processes" in told
+        assert (
+            told.startswith("ConfigError") and "batch of 1 cannot be shared by 2 processes" in told
+        )

@@ -11,8 +11,8 @@ from ase.md.verlet import VelocityVerlet
 from tiny import egnn, molecules, one_line, water
 
 import potkit
-from potkit.training import checkpoints
 from potkit.errors import DataError
+from potkit.training import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,15 @@ def model() -> potkit.Potential:
 
 def labelled(n: int, with_forces: bool = True) -> potkit.Structures:
     s = molecules(n, seed=2)
-    energy = s.energy + np.array([np.sum(np.choose(z // 6, [-13.6, -1029.48])) for z in np.split(s.z, s.ptr[1:-1])])
-    return potkit.Structures(s.z, s.pos, s.ptr, energy, s.forces if with_forces else None, system=s.system, info=s.info)
+    energy = s.energy + np.array(
+        [np.sum(np.choose(z // 6, [-13.6, -1029.48])) for z in np.split(s.z, s.ptr[1:-1])]
+    )
+    return potkit.Structures(
+        s.z, s.pos, s.ptr, energy, s.forces if with_forces else None, system=s.system, info=s.info
+    )
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_errors_against_numpy(model, batch_size):
     structures = labelled(7)
@@ -42,20 +46,38 @@ def test_errors_against_numpy(model, batch_size):
         energy.append(float(e[0]))
         forces.append(f.detach().numpy())
     de, df = np.array(energy) - structures.energy, np.concatenate(forces) - structures.forces
-    expected = {"energy_mae": abs(de).mean(), "energy_rmse": np.sqrt((de**2).mean()), "forces_mae": abs(df).mean(),
-                "forces_rmse": np.sqrt((df**2).mean()), "n_structures": 7}  # fmt: skip
+    expected = {
+        "energy_mae": abs(de).mean(),
+        "energy_rmse": np.sqrt((de**2).mean()),
+        "forces_mae": abs(df).mean(),
+        "forces_rmse": np.sqrt((df**2).mean()),
+        "n_structures": 7,
+    }
     assert got.to_dict() == pytest.approx(expected, rel=1e-9)
     table = got.structures
     np.testing.assert_allclose(table["predicted_energy"], energy, rtol=1e-12)
-    np.testing.assert_allclose(table["forces_mae"], [abs(d).mean() for d in np.split(df, structures.ptr[1:-1])], rtol=1e-9)
-    np.testing.assert_allclose(table["forces_rmse"], [np.sqrt((d**2).mean()) for d in np.split(df, structures.ptr[1:-1])], rtol=1e-9)
-    assert table["system"].tolist() == ["CH2O", "C2H4"] * 3 + ["CH2O"] and table["atoms"].tolist() == [4, 6] * 3 + [4]
+    np.testing.assert_allclose(
+        table["forces_mae"], [abs(d).mean() for d in np.split(df, structures.ptr[1:-1])], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        table["forces_rmse"],
+        [np.sqrt((d**2).mean()) for d in np.split(df, structures.ptr[1:-1])],
+        rtol=1e-9,
+    )
+    assert table["system"].tolist() == ["CH2O", "C2H4"] * 3 + ["CH2O"] and table[
+        "atoms"
+    ].tolist() == [4, 6] * 3 + [4]
     owner = np.repeat(structures.system, structures.n_atoms)
     for row in got.systems.to_dict("records"):
         system = ["CH2O", "C2H4"].index(row["system"])
         of, atoms = structures.system == system, owner == system
-        wanted = {"structures": of.sum(), "energy_mae": abs(de[of]).mean(), "energy_rmse": np.sqrt((de[of] ** 2).mean()),
-                  "forces_mae": abs(df[atoms]).mean(), "forces_rmse": np.sqrt((df[atoms] ** 2).mean())}  # fmt: skip
+        wanted = {
+            "structures": of.sum(),
+            "energy_mae": abs(de[of]).mean(),
+            "energy_rmse": np.sqrt((de[of] ** 2).mean()),
+            "forces_mae": abs(df[atoms]).mean(),
+            "forces_rmse": np.sqrt((df[atoms] ** 2).mean()),
+        }
         assert {k: row[k] for k in wanted} == pytest.approx(wanted, rel=1e-9)
     assert len(got.systems) == 2
     assert f"{1e3 * expected['energy_mae']:.2f}" in repr(got) and "meV" in repr(got)
@@ -64,7 +86,9 @@ def test_errors_against_numpy(model, batch_size):
 def test_without_forces_only_energies_are_scored(model):
     got = potkit.evaluate(model, labelled(4, with_forces=False))
     full = potkit.evaluate(model, labelled(4))
-    assert np.isnan(got.forces_mae) and got.energy_mae == full.energy_mae and "forces" not in repr(got)
+    assert (
+        np.isnan(got.forces_mae) and got.energy_mae == full.energy_mae and "forces" not in repr(got)
+    )
     assert "forces_mae" not in got.structures and got.systems["forces_mae"].isna().all()
 
 
@@ -79,7 +103,10 @@ def test_perfect_labels_give_zero(model):
 def test_a_checkpoint_is_evaluated_as_its_model(model, tmp_path):
     path = checkpoints.save(tmp_path / "best.safetensors", model)
     for source in (path, str(path), tmp_path):
-        assert potkit.evaluate(source, labelled(3)).to_dict() == potkit.evaluate(model, labelled(3)).to_dict()
+        assert (
+            potkit.evaluate(source, labelled(3)).to_dict()
+            == potkit.evaluate(model, labelled(3)).to_dict()
+        )
 
 
 def test_evaluation_leaves_the_model_and_the_structures_as_they_were(model):
@@ -93,9 +120,11 @@ def test_evaluation_leaves_the_model_and_the_structures_as_they_were(model):
 
 
 def test_large_energies_keep_their_digits():
-    """A float32 network on total energies of −10⁵ eV: only its own part is rounded, the references are not."""
+    """A float32 network on total energies of −10⁵ eV: only its own part is rounded, the
+    references are not.
+    """
     shift, s = -1e5, molecules(6)
-    near, far = egnn(), egnn().set_references({z: shift for z in s.elements})
+    near, far = egnn(), egnn().set_references(dict.fromkeys(s.elements, shift))
     small, large = potkit.predict(near, s)["energy"], potkit.predict(far, s)["energy"]
     assert large.dtype == np.float64
     np.testing.assert_allclose(large - shift * s.n_atoms, small, rtol=0, atol=1e-9)
@@ -107,7 +136,7 @@ def test_predict_gives_the_vector_read_out(model):
     assert set(got) == {"vector"} and got["vector"].shape == s.pos.shape
 
 
-# -- calculator ------------------------------------------------------------------------------------------------------------------
+# -- calculator ----------------------------------------------------------------------------------
 def test_the_calculator_says_what_evaluate_says(model, tmp_path):
     path = checkpoints.save(tmp_path / "m.safetensors", model)
     for structures in (molecules(3), water(1)):
@@ -115,7 +144,11 @@ def test_the_calculator_says_what_evaluate_says(model, tmp_path):
         for i, atoms in enumerate(structures.to_ase()):
             atoms.calc = potkit.calculator(path)
             assert atoms.get_potential_energy() == pytest.approx(expected["energy"][i], rel=1e-12)
-            np.testing.assert_allclose(atoms.get_forces(), expected["forces"][structures.ptr[i] : structures.ptr[i + 1]], atol=1e-10)
+            np.testing.assert_allclose(
+                atoms.get_forces(),
+                expected["forces"][structures.ptr[i] : structures.ptr[i + 1]],
+                atol=1e-10,
+            )
 
 
 def test_calculator_forces_are_the_derivative_of_its_energy(model):
@@ -131,17 +164,23 @@ def test_calculator_forces_are_the_derivative_of_its_energy(model):
                 moved.calc = atoms.calc
                 moved.positions[i, axis] += sign * step
                 energies.append(moved.get_potential_energy())
-            assert -(energies[0] - energies[1]) / (2 * step) == pytest.approx(forces[i, axis], abs=2e-6)
+            assert -(energies[0] - energies[1]) / (2 * step) == pytest.approx(
+                forces[i, axis], abs=2e-6
+            )
 
 
 def test_dynamics_conserve_energy(model):
-    """Velocity Verlet in float64: the total energy wanders by the square of the time step, far below the kinetic energy."""
+    """Velocity Verlet in float64: the total energy wanders by the square of the time step, far
+    below the kinetic energy.
+    """
     drift = []
     for femtoseconds, steps in ((0.5, 40), (0.25, 80)):
         atoms = molecules(2)[1].to_ase()[0]
         atoms.calc = potkit.calculator(model)
         rng = np.random.default_rng(0)
-        atoms.set_velocities(rng.normal(size=(len(atoms), 3)) * np.sqrt(300 * units.kB / atoms.get_masses())[:, None])
+        atoms.set_velocities(
+            rng.normal(size=(len(atoms), 3)) * np.sqrt(300 * units.kB / atoms.get_masses())[:, None]
+        )
         total, kinetic = [], []
 
         def note():
@@ -162,10 +201,13 @@ def test_a_calculator_does_not_change_the_model_it_was_made_from():
     assert single.training and next(single.parameters()).dtype == torch.float32
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------------------------
+# -- mistakes ------------------------------------------------------------------------------------
 def test_an_unknown_element_is_named_with_the_known_ones(model):
     nitrogen = potkit.Structures([7, 1], np.eye(2, 3), [0, 2], [0.0])
-    for attempt in (lambda: potkit.evaluate(model, nitrogen), lambda: potkit.predict(model, nitrogen)):
+    for attempt in (
+        lambda: potkit.evaluate(model, nitrogen),
+        lambda: potkit.predict(model, nitrogen),
+    ):
         with pytest.raises(DataError) as caught:
             attempt()
         assert "N" in one_line(caught.value) and "H, C, O" in str(caught.value)
@@ -204,10 +246,12 @@ def test_two_atoms_in_one_place_are_an_error_not_a_nan(model):
     one_line(caught.value)
 
 
-# -- GPU -------------------------------------------------------------------------------------------------------------------------
+# -- GPU -----------------------------------------------------------------------------------------
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("structures", [molecules(7), water(2, per_side=3)], ids=["free", "periodic"])
+@pytest.mark.parametrize(
+    "structures", [molecules(7), water(2, per_side=3)], ids=["free", "periodic"]
+)
 def test_a_gpu_predicts_as_the_cpu_does(model, structures):
     import copy
 
@@ -223,7 +267,9 @@ def test_short_memory_makes_no_other_numbers(monkeypatch):
     model, structures = egnn(), molecules(13)
     whole = potkit.predict(model, structures)
     short = Short(monkeypatch, room=4)
-    with pytest.warns(UserWarning, match="evaluation: out of memory with 8 structures at once, going on with 4"):
+    with pytest.warns(
+        UserWarning, match="evaluation: out of memory with 8 structures at once, going on with 4"
+    ):
         again = potkit.predict(model, structures, batch_size=8)
     assert short.sizes == [8, 4, 4, 4, 1]
     for name in whole:

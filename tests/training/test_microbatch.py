@@ -1,4 +1,6 @@
-"""Batches in parts: the gradient of the whole, whatever the objective; and what happens when memory runs out."""
+"""Batches in parts: the gradient of the whole, whatever the objective; and what happens when
+memory runs out.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,26 @@ from tiny import egnn, equal, generator, molecules, one_line, water, weights
 
 import potkit
 from potkit import TrainConfig
-from potkit.training import memory as microbatch, step as steps, loop
 from potkit.errors import TrainingError
 from potkit.models import Potential
+from potkit.training import loop
+from potkit.training import memory as microbatch
+from potkit.training import step as steps
 
 
 def settings(**changes) -> TrainConfig:
-    return TrainConfig(**{**dict(steps=6, batch_size=6, lr=3e-3, progress=False, device="cpu", log_every=1), **changes})
+    return TrainConfig(
+        **{
+            **dict(steps=6, batch_size=6, lr=3e-3, progress=False, device="cpu", log_every=1),
+            **changes,
+        }
+    )
 
 
 OBJECTIVES = [
     (potkit.Denoise(sigma=0.1), molecules(7)),
-    (potkit.Masked(ratio=0.4, by="atom"), molecules(7)),  # structures lose different numbers of atoms, so parts weigh differently
+    # structures lose different numbers of atoms, so parts weigh differently
+    (potkit.Masked(ratio=0.4, by="atom"), molecules(7)),
     (potkit.Masked(ratio=0.5), water(5)),
     (potkit.MaskedDenoise(ratio=0.5, sigma=0.05), water(5)),
     (potkit.Supervised(), molecules(7)),
@@ -32,17 +42,23 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("objective, structures", OBJECTIVES, ids=lambda x: getattr(x, "name", None))
+@pytest.mark.parametrize(
+    "objective, structures", OBJECTIVES, ids=lambda x: getattr(x, "name", None)
+)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_parts_add_up_to_the_gradient_of_the_batch(objective, structures, size):
     fabric, outcome = loop.make_fabric(settings()), []
     for limit in (None, size):
         model = egnn().double()
         model.extend(objective.needed(), objective.inputs)
-        state = steps.State(fabric, model, model.parts(objective.needed()), settings(micro_batch=limit))
+        state = steps.State(
+            fabric, model, model.parts(objective.needed()), settings(micro_batch=limit)
+        )
         batch = objective.corrupt(structures.batch(dtype=torch.float64), generator(3))
         loss, terms = steps.gradient(fabric, state, batch, objective)
-        outcome.append((loss, terms, {n: p.grad for n, p in state.trained.items() if p.grad is not None}))
+        outcome.append(
+            (loss, terms, {n: p.grad for n, p in state.trained.items() if p.grad is not None})
+        )
     (loss, terms, whole), (again, others, parts) = outcome
     assert whole.keys() == parts.keys() and max(float(g.abs().max()) for g in whole.values()) > 1e-6
     for name in whole:
@@ -56,10 +72,15 @@ def test_parts_add_up_to_the_gradient_of_the_batch(objective, structures, size):
 def test_parts_hold_what_the_batch_holds():
     batch = water(5).batch()
     cut = list(microbatch.parts(batch, 2))
-    assert [p.num_graphs for p in cut] == [2, 2, 1] and [p.num_nodes for p in cut] == [len(p.z) for p in cut]
+    assert [p.num_graphs for p in cut] == [2, 2, 1] and [p.num_nodes for p in cut] == [
+        len(p.z) for p in cut
+    ]
     for key in ("z", "pos", "cell", "pbc", "molecule", "system"):
         assert torch.equal(torch.cat([p[key] for p in cut]), batch[key]), key
-    assert all(int(p.ptr[0]) == 0 and int(p.ptr[-1]) == len(p.z) and int(p.batch.max()) + 1 == p.num_graphs for p in cut)
+    assert all(
+        int(p.ptr[0]) == 0 and int(p.ptr[-1]) == len(p.z) and int(p.batch.max()) + 1 == p.num_graphs
+        for p in cut
+    )
     assert [list(p.indices) for p in cut] == [[0, 1], [2, 3], [4]]
 
 
@@ -71,7 +92,9 @@ def test_a_batch_that_cannot_be_cut_is_refused():
 
 
 class Short:
-    """A device on which more than ``room`` structures at once do not fit; ``late``: the network passes, the derivative does not."""
+    """A device on which more than ``room`` structures at once do not fit; ``late``: the network
+    passes, the derivative does not.
+    """
 
     def __init__(self, monkeypatch, room: int, late: bool = False) -> None:
         self.sizes: list[int] = []
@@ -80,12 +103,16 @@ class Short:
         def forward(model, batch, outputs=None):
             self.sizes.append(batch.num_graphs)
             if batch.num_graphs > room and not late:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines"
+                )
             return original(model, batch, outputs)
 
         def refused(tensor, *args, **kwargs):
             if self.sizes[-1] > room:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines"
+                )
             return backward(tensor, *args, **kwargs)
 
         monkeypatch.setattr(Potential, "forward", forward)
@@ -98,14 +125,21 @@ def test_out_of_memory_halves_the_batch_says_so_and_learns_the_same(tmp_path, mo
     structures = molecules(12)
     whole = loop.fit(egnn(), structures, potkit.Denoise(sigma=0.1), settings(), tmp_path / "whole")
     short = Short(monkeypatch, room=2, late=late)
-    with pytest.warns(UserWarning, match="out of memory with 6 structures at once, going on with 3") as said:
-        run = loop.fit(egnn(), structures, potkit.Denoise(sigma=0.1), settings(), tmp_path / "short")
+    with pytest.warns(
+        UserWarning, match="out of memory with 6 structures at once, going on with 3"
+    ) as said:
+        run = loop.fit(
+            egnn(), structures, potkit.Denoise(sigma=0.1), settings(), tmp_path / "short"
+        )
     texts = [str(w.message) for w in said if "out of memory" in str(w.message)]
-    assert len(texts) == 2 and all("\n" not in t for t in texts), texts  # 6 → 3 → 2, once for the whole run
+    # 6 → 3 → 2, once for the whole run
+    assert len(texts) == 2 and all("\n" not in t for t in texts), texts
     assert short.sizes[:2] == [6, 3] and set(short.sizes[2:]) <= {1, 2}
     for name, value in weights(run.model).items():
         torch.testing.assert_close(value, weights(whole.model)[name], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(torch.tensor(run.metrics["loss"]), torch.tensor(whole.metrics["loss"]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(run.metrics["loss"]), torch.tensor(whole.metrics["loss"]), rtol=1e-4, atol=0
+    )
     assert json.loads((run.path / "summary.json").read_text())["micro_batch"] == 2
 
 
@@ -115,7 +149,10 @@ def test_validation_in_parts_gives_the_same_numbers(tmp_path, monkeypatch):
     fabric = loop.make_fabric(config)
     for objective in (potkit.Denoise(sigma=0.1), potkit.Supervised()):
         whole = loop.validate(fabric, egnn(), structures, objective, config, torch.float32)
-        with monkeypatch.context() as patch, pytest.warns(UserWarning, match="validation: out of memory with 12"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.warns(UserWarning, match="validation: out of memory with 12"),
+        ):
             Short(patch, room=5)
             again = loop.validate(fabric, egnn(), structures, objective, config, torch.float32)
         assert again == pytest.approx(whole, rel=1e-5)
@@ -130,17 +167,28 @@ def test_a_resumed_run_remembers_what_did_not_fit(tmp_path, monkeypatch):
         return original(fabric, state, *args)
 
     short = Short(monkeypatch, room=3)
-    with monkeypatch.context() as patch, pytest.warns(UserWarning), pytest.raises(KeyboardInterrupt):
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning),
+        pytest.raises(KeyboardInterrupt),
+    ):
         patch.setattr(loop, "_step", dying)
-        loop.fit(egnn(), molecules(12), potkit.Denoise(sigma=0.1), settings(checkpoint_every=1), tmp_path)
+        loop.fit(
+            egnn(), molecules(12), potkit.Denoise(sigma=0.1), settings(checkpoint_every=1), tmp_path
+        )
     short.sizes.clear()
-    loop.fit(egnn(), molecules(12), potkit.Denoise(sigma=0.1), settings(checkpoint_every=1), tmp_path)
+    loop.fit(
+        egnn(), molecules(12), potkit.Denoise(sigma=0.1), settings(checkpoint_every=1), tmp_path
+    )
     assert set(short.sizes) == {3}
 
 
 def test_a_single_structure_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
     Short(monkeypatch, room=0)
-    with pytest.warns(UserWarning), pytest.raises(TrainingError, match="a single structure does not fit") as caught:
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(TrainingError, match="a single structure does not fit") as caught,
+    ):
         loop.fit(egnn(), molecules(12), potkit.Denoise(sigma=0.1), settings(), tmp_path)
     one_line(caught.value)
 

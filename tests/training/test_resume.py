@@ -1,4 +1,6 @@
-"""Runs that stop half-way: a loss that is no number, Ctrl-C, a full disk, damaged states, SIGKILL; and how they go on."""
+"""Runs that stop half-way: a loss that is no number, Ctrl-C, a full disk, damaged states,
+SIGKILL; and how they go on.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,20 @@ from tiny import egnn, equal, molecules, one_line, weights
 
 import potkit
 from potkit import TrainConfig
-from potkit.training import checkpoints, loop
-from potkit.structures import storage
 from potkit.errors import DataError, PotkitError, TrainingError
+from potkit.structures import storage
+from potkit.training import checkpoints, loop
 
 
 def settings(**changes) -> TrainConfig:
-    fixed = {"steps": 12, "batch_size": 4, "lr": 3e-3, "progress": False, "device": "cpu", "checkpoint_every": 1}
+    fixed = {
+        "steps": 12,
+        "batch_size": 4,
+        "lr": 3e-3,
+        "progress": False,
+        "device": "cpu",
+        "checkpoint_every": 1,
+    }
     return TrainConfig(**{**fixed, **changes})
 
 
@@ -32,14 +41,17 @@ def run(out: Path, **changes):
     return loop.fit(egnn(), molecules(9), potkit.Denoise(sigma=0.1), settings(**changes), out)
 
 
-# -- stopping --------------------------------------------------------------------------------------------------------------------
+# -- stopping ------------------------------------------------------------------------------------
 def test_a_loss_that_explodes_names_step_and_structures(tmp_path):
     with pytest.raises(TrainingError) as caught:
         run(tmp_path / "r", lr=1e30, warmup=0.0, log_every=1)
     text = one_line(caught.value)
     step = int(text.split("of step ")[1].split()[0])
     assert str(loop.batch_indices(step, 4, 9, 0).tolist()) in text and str(tmp_path / "r") in text
-    assert not (tmp_path / "r" / "best.safetensors").exists() and not (tmp_path / "r" / "summary.json").exists()
+    assert (
+        not (tmp_path / "r" / "best.safetensors").exists()
+        and not (tmp_path / "r" / "summary.json").exists()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +66,21 @@ class Poisoned(potkit.Denoise):
         if self.victim not in batch.indices:
             return terms
         if self.gradient_only:
-            return [terms[0]._replace(total=terms[0].total + (prediction.vector * 0).square().sum().sqrt())]
+            return [
+                terms[0]._replace(
+                    total=terms[0].total + (prediction.vector * 0).square().sum().sqrt()
+                )
+            ]
         return [terms[0]._replace(total=terms[0].total * float("nan"))]
 
 
 @pytest.mark.parametrize("gradient_only", [False, True])
-def test_a_poisoned_structure_stops_the_run_and_no_checkpoint_keeps_the_damage(tmp_path, gradient_only):
+def test_a_poisoned_structure_stops_the_run_and_no_checkpoint_keeps_the_damage(
+    tmp_path, gradient_only
+):
     config = settings(batch_size=2, log_every=50, validate_every=50, steps=20)
-    where, victim = 3, int(loop.batch_indices(3, 2, 9, 0)[0])  # within the first epoch, so it does not come before
+    # within the first epoch, so it does not come before
+    where, victim = 3, int(loop.batch_indices(3, 2, 9, 0)[0])
     objective = Poisoned(sigma=0.1, victim=victim, gradient_only=gradient_only)
     with pytest.raises(TrainingError, match=f"step {where} .*") as caught:
         loop.fit(egnn(), molecules(9), objective, config, tmp_path / "r")
@@ -69,7 +88,9 @@ def test_a_poisoned_structure_stops_the_run_and_no_checkpoint_keeps_the_damage(t
     names = dict.fromkeys(("CH2O", "C2H4")[i % 2] for i in rows)
     assert f"{rows.tolist()} ({', '.join(names)})" in one_line(caught.value)
     tensors, header = checkpoints.read(tmp_path / "r" / "last.safetensors")
-    assert header["state"]["step"] == where and all(bool(t.isfinite().all()) for t in tensors.values())
+    assert header["state"]["step"] == where and all(
+        bool(t.isfinite().all()) for t in tensors.values()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +114,9 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
         Interrupted.calls, Interrupted.at, Interrupted.how = 0, at, how
         where = tmp_path / str(at)
         if at:
-            with pytest.raises(TrainingError, match="after step 4; the same call goes on from there") as caught:
+            with pytest.raises(
+                TrainingError, match="after step 4; the same call goes on from there"
+            ) as caught:
                 loop.fit(egnn(), structures, Interrupted(sigma=0.1), config, where)
             one_line(caught.value)
             assert signal.getsignal(how) is old
@@ -104,10 +127,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
     assert one.equals(other)
 
 
-# -- a full disk -----------------------------------------------------------------------------------------------------------------
+# -- a full disk ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["no space, when moved", "file size limit"])
 def test_a_full_disk_is_one_line_and_the_earlier_state_survives(tmp_path, monkeypatch, kind):
-    """Once the move to the final name fails; once the operating system itself refuses to write so large a file."""
+    """Once the move to the final name fails; once the operating system itself refuses to write
+    so large a file.
+    """
     whole = run(tmp_path / "whole")
     if kind == "file size limit":
         original, calls = checkpoints.save_file, []
@@ -136,10 +161,16 @@ def test_a_full_disk_is_one_line_and_the_earlier_state_survives(tmp_path, monkey
     with pytest.raises(PotkitError) as caught:
         run(tmp_path / "r")
     text = one_line(caught.value)
-    assert "last.safetensors: cannot be written" in text and ("No space left" in text or "File too large" in text)
+    assert "last.safetensors: cannot be written" in text and (
+        "No space left" in text or "File too large" in text
+    )
     monkeypatch.undo()
     assert not list((tmp_path / "r").glob(".*"))  # nothing half-written is left
-    state = next(p for p in (tmp_path / "r" / n for n in ("last.safetensors", "previous.safetensors")) if p.exists())
+    state = next(
+        p
+        for p in (tmp_path / "r" / n for n in ("last.safetensors", "previous.safetensors"))
+        if p.exists()
+    )
     assert checkpoints.read(state)[1]["state"]["step"] == 5
     assert equal(weights(run(tmp_path / "r").model), weights(whole.model))
 
@@ -152,7 +183,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         assert "cannot be written" in one_line(caught.value)
 
 
-# -- damaged states --------------------------------------------------------------------------------------------------------------
+# -- damaged states ------------------------------------------------------------------------------
 def stop_at(step: int, out: Path) -> None:
     """A run that ends as if killed right after the checkpoint of ``step``."""
     original = loop._step
@@ -174,7 +205,10 @@ def test_a_damaged_last_state_falls_back_to_the_previous_and_says_so(tmp_path):
     whole, out = run(tmp_path / "whole"), tmp_path / "r"
     stop_at(6, out)
     (out / "last.safetensors").write_bytes((out / "last.safetensors").read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=r"last.safetensors: not a readable checkpoint.*going on from previous.safetensors, step 5"):
+    with pytest.warns(
+        UserWarning,
+        match=r"last.safetensors: not a readable checkpoint.*going on from previous.safetensors, step 5",
+    ):
         again = run(out)
     assert equal(weights(again.model), weights(whole.model))
     assert again.metrics.drop(columns="seconds").equals(whole.metrics.drop(columns="seconds"))
@@ -214,7 +248,7 @@ def test_an_unreadable_run_file_is_one_line(tmp_path):
     assert "run.json" in one_line(caught.value)
 
 
-# -- SIGKILL ---------------------------------------------------------------------------------------------------------------------
+# -- SIGKILL -------------------------------------------------------------------------------------
 DRIVER = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
@@ -307,24 +341,54 @@ for index, (kind, number) in enumerate(points):
 print("REPORT" + json.dumps(report))
 """
 
-# what comes when: 1 run.json, 2 config.yaml, 3 metrics, 4 last (step 1), 5 last → previous, 6 last (step 2), …
+# what comes when: 1 run.json, 2 config.yaml, 3 metrics, 4 last (step 1), 5 last → previous, 6 last
+# (step 2), …
 POINTS = [
-    ("before", 1), ("after", 2), ("before", 4), ("after", 4), ("after", 5), ("before", 6), ("after", 9), ("before", 11), ("after", 16),
-    ("half", 1), ("half", 4), ("half", 5), ("half", 12), ("half", 15), ("before", 26), ("before", 29), ("after", 29),
-    ("log", 2), ("log", 3), ("random", 1), ("random", 2),
-]  # fmt: skip
+    ("before", 1),
+    ("after", 2),
+    ("before", 4),
+    ("after", 4),
+    ("after", 5),
+    ("before", 6),
+    ("after", 9),
+    ("before", 11),
+    ("after", 16),
+    ("half", 1),
+    ("half", 4),
+    ("half", 5),
+    ("half", 12),
+    ("half", 15),
+    ("before", 26),
+    ("before", 29),
+    ("after", 29),
+    ("log", 2),
+    ("log", 3),
+    ("random", 1),
+    ("random", 2),
+]
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
-    """SIGKILL at chosen points (most while a checkpoint is being written) and at random times; then the same call again.
+    """SIGKILL at chosen points (most while a checkpoint is being written) and at random times; then
+    the same call again.
 
-    The final weights, the averaged weights, the optimizer's state and every row of the metrics (but for the seconds) must be
-    those of the run that was left alone, to the last bit.
+    The final weights, the averaged weights, the optimizer's state and every row of the metrics (but
+    for the seconds) must be those of the run that was left alone, to the last bit.
     """
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER))
-    command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(tmp_path), json.dumps(POINTS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(potkit.__file__).parents[1])])}
+    command = [
+        sys.executable,
+        str(script),
+        str(Path(__file__).parents[1]),
+        str(tmp_path),
+        json.dumps(POINTS),
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(potkit.__file__).parents[1])]),
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.split("REPORT")[1])
@@ -333,12 +397,16 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         summary = json.loads((folder / "summary.json").read_text())
         return (
-            [{k: v for k, v in row.items() if k != "seconds"} for row in rows], {k: summary[k] for k in ("steps", "best", "hash")},
-            checkpoints.read(folder / "best.safetensors")[0], checkpoints.read(folder / "last.safetensors")[0],
-        )  # fmt: skip
+            [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+            {k: summary[k] for k in ("steps", "best", "hash")},
+            checkpoints.read(folder / "best.safetensors")[0],
+            checkpoints.read(folder / "last.safetensors")[0],
+        )
 
     rows, summary, best, last = end(tmp_path / "whole")
-    assert [r["step"] for r in rows] == [4, 5, 8, 10, 12] and any(k.startswith("optimizer.") for k in last)
+    assert [r["step"] for r in rows] == [4, 5, 8, 10, 12] and any(
+        k.startswith("optimizer.") for k in last
+    )
     for entry in report:
         where = str(entry)
         assert entry["code"] == 0, where + done.stderr[-3000:]

@@ -1,4 +1,6 @@
-"""The loop: schedule, order of the data, what a run learns, keeps and writes down, and how it stops."""
+"""The loop: schedule, order of the data, what a run learns, keeps and writes down, and how it
+stops.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from tiny import egnn, equal, molecules, one_line, water, weights
 
 import potkit
 from potkit import TrainConfig
-from potkit.training import checkpoints, step as steps, loop
 from potkit.datasets.references import ReferenceEnergies
 from potkit.errors import ConfigError, DataError
+from potkit.training import checkpoints, loop
+from potkit.training import step as steps
 
 QUIET = dict(progress=False, device="cpu")
 
@@ -25,19 +28,29 @@ def settings(**changes) -> TrainConfig:
 
 
 def denoise(out, model=None, structures=None, **changes):
-    return loop.fit(model or egnn(), structures or molecules(9), potkit.Denoise(sigma=0.1), settings(**changes), out)
+    return loop.fit(
+        model or egnn(),
+        structures or molecules(9),
+        potkit.Denoise(sigma=0.1),
+        settings(**changes),
+        out,
+    )
 
 
-# -- learning rate and order -----------------------------------------------------------------------------------------------------
+# -- learning rate and order ---------------------------------------------------------------------
 def test_learning_rate_of_the_papers_schedule():
     config = TrainConfig(lr=2e-4, min_lr=1e-7, warmup=0.1, flat=0.2)
     rates = [loop.learning_rate(s, 1000, config) for s in range(1000)]
     np.testing.assert_allclose(rates[:100], 2e-4 * np.arange(1, 101) / 100)
     np.testing.assert_allclose(rates[100:300], 2e-4)
     phase = np.arange(700) / 700
-    np.testing.assert_allclose(rates[300:], 1e-7 + (2e-4 - 1e-7) * (1 + np.cos(np.pi * phase)) / 2, rtol=1e-12)
+    np.testing.assert_allclose(
+        rates[300:], 1e-7 + (2e-4 - 1e-7) * (1 + np.cos(np.pi * phase)) / 2, rtol=1e-12
+    )
     assert rates[-1] == pytest.approx(1e-7, rel=0.05)
-    constant = [loop.learning_rate(s, 1000, config.replace(schedule="constant")) for s in range(1000)]
+    constant = [
+        loop.learning_rate(s, 1000, config.replace(schedule="constant")) for s in range(1000)
+    ]
     assert constant[:300] == rates[:300] and set(constant[300:]) == {2e-4}
 
 
@@ -62,10 +75,12 @@ def test_every_structure_comes_once_per_epoch(n, size):
     again = np.concatenate([loop.batch_indices(s, size, n, 3) for s in range(steps)])
     assert (walk == again).all()
     if n >= 7:
-        assert not (walk == np.concatenate([loop.batch_indices(s, size, n, 4) for s in range(steps)])).all()
+        assert not (
+            walk == np.concatenate([loop.batch_indices(s, size, n, 4) for s in range(steps)])
+        ).all()
 
 
-# -- learning --------------------------------------------------------------------------------------------------------------------
+# -- learning ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "objective, structures, drop",
     [
@@ -78,10 +93,14 @@ def test_every_structure_comes_once_per_epoch(n, size):
     ids=lambda x: getattr(x, "name", None),
 )
 def test_training_learns(tmp_path, objective, structures, drop):
-    """The validation loss, measured with the same corruption each time, falls below ``drop`` of its first value."""
+    """The validation loss, measured with the same corruption each time, falls below ``drop`` of
+    its first value.
+    """
     config = settings(steps=120, batch_size=8, lr=1e-2, validate_every=20, warmup=0.0)
     start = egnn(hidden=12)
-    before = loop.validate(loop.make_fabric(config), start, structures, objective, config, torch.float32)
+    before = loop.validate(
+        loop.make_fabric(config), start, structures, objective, config, torch.float32
+    )
     run = loop.fit(start, structures, objective, config, tmp_path, valid=structures)
     assert run.summary["best"] < drop * before["loss"]
     assert run.metrics["valid_loss"].min() == run.summary["best"]
@@ -93,7 +112,9 @@ def test_a_run_depends_on_its_seed_alone(tmp_path):
     np.random.seed(999)
     elsewhere = denoise(tmp_path / "c", resident=False, log_every=1, checkpoint_every=1)
     other = denoise(tmp_path / "d", seed=1)
-    assert equal(weights(first.model), weights(again.model)) and equal(weights(first.model), weights(elsewhere.model))
+    assert equal(weights(first.model), weights(again.model)) and equal(
+        weights(first.model), weights(elsewhere.model)
+    )
     assert not equal(weights(first.model), weights(other.model))
 
 
@@ -108,15 +129,25 @@ def test_only_what_takes_part_is_trained(tmp_path):
     start = weights(egnn())
     end = weights(denoise(tmp_path, weight_decay=0.1).model)
     moved = {k.split(".")[0] for k in start if not torch.equal(start[k], end[k])}
-    assert moved == {"backbone"}  # denoising by coordinates uses no energy head; decay must not touch it
-    end = weights(loop.fit(egnn(), molecules(9), potkit.Supervised(), settings(), tmp_path / "s").model)
-    assert {k.split(".")[0] for k in start if not torch.equal(start[k], end[k])} == {"backbone", "energy_head"}
+    # denoising by coordinates uses no energy head; decay must not touch it
+    assert moved == {"backbone"}
+    end = weights(
+        loop.fit(egnn(), molecules(9), potkit.Supervised(), settings(), tmp_path / "s").model
+    )
+    assert {k.split(".")[0] for k in start if not torch.equal(start[k], end[k])} == {
+        "backbone",
+        "energy_head",
+    }
 
 
 def test_moving_average_of_the_weights(tmp_path):
-    """Against the weights of runs that stop after 0, 1, … 5 steps (constant rate: each is the beginning of the next)."""
+    """Against the weights of runs that stop after 0, 1, … 5 steps (constant rate: each is the
+    beginning of the next).
+    """
     same_rate = dict(schedule="constant", warmup=0.0, flat=0.0)
-    path = [weights(egnn())] + [weights(denoise(tmp_path / str(n), steps=n, **same_rate).model) for n in range(1, 6)]
+    path = [weights(egnn())] + [
+        weights(denoise(tmp_path / str(n), steps=n, **same_rate).model) for n in range(1, 6)
+    ]
     average = {k: v.double() for k, v in path[0].items()}
     for one in path[1:]:
         average = {k: 0.7 * v + 0.3 * one[k].double() for k, v in average.items()}
@@ -124,32 +155,54 @@ def test_moving_average_of_the_weights(tmp_path):
     for k, v in weights(run.model).items():
         torch.testing.assert_close(v.double(), average[k], atol=1e-6, rtol=1e-5)
     tensors, header = checkpoints.read(run.path / "last.safetensors")
-    assert equal(checkpoints.weights(tensors), path[-1])  # the file to resume from holds the live weights as such
+    # the file to resume from holds the live weights as such
+    assert equal(checkpoints.weights(tensors), path[-1])
     assert header["state"]["step"] == 5
 
 
 def test_clipping_bounds_the_gradient(tmp_path):
     """Adam's step does not depend on the gradient's size until that comes near its ε of 1e-8."""
-    loose, tight = denoise(tmp_path / "a", clip=None, log_every=1), denoise(tmp_path / "b", clip=1e-13, log_every=1)
+    loose, tight = (
+        denoise(tmp_path / "a", clip=None, log_every=1),
+        denoise(tmp_path / "b", clip=1e-13, log_every=1),
+    )
     start = weights(egnn())
-    move = [max(float((v - start[k]).abs().max()) for k, v in weights(r.model).items() if v.dtype.is_floating_point) for r in (loose, tight)]
+    move = [
+        max(
+            float((v - start[k]).abs().max())
+            for k, v in weights(r.model).items()
+            if v.dtype.is_floating_point
+        )
+        for r in (loose, tight)
+    ]
     assert move[0] > 1e-3 and move[1] < 1e-5
-    assert loose.metrics["gradient_norm"][0] == tight.metrics["gradient_norm"][0] > 1e-4  # reported before clipping
+    # reported before clipping
+    assert loose.metrics["gradient_norm"][0] == tight.metrics["gradient_norm"][0] > 1e-4
 
 
-# -- what is kept ----------------------------------------------------------------------------------------------------------------
+# -- what is kept --------------------------------------------------------------------------------
 def test_validation_picks_the_best_state(tmp_path, monkeypatch):
     structures = molecules(12)
     config = settings(steps=40, validate_every=2)
-    monkeypatch.setattr(steps, "learning_rate", lambda step, *_: 3e-3 if step < 21 else 1.0)  # ruins what was learnt by then
-    run = loop.fit(egnn(), structures[:8], potkit.Supervised(), config, tmp_path, valid=structures[8:])
+    # ruins what was learnt by then
+    monkeypatch.setattr(steps, "learning_rate", lambda step, *_: 3e-3 if step < 21 else 1.0)
+    run = loop.fit(
+        egnn(), structures[:8], potkit.Supervised(), config, tmp_path, valid=structures[8:]
+    )
     table = run.metrics
     best = table.loc[table["valid_loss"].idxmin()]
     assert not run.model.training
     assert 4 < best["step"] < 24  # else the test shows nothing
     assert run.summary["best"] == best["valid_loss"]
     assert checkpoints.read(run.checkpoint)[1]["step"] == best["step"]
-    scores = loop.validate(loop.make_fabric(config), run.model, structures[8:], potkit.Supervised(), config, torch.float32)
+    scores = loop.validate(
+        loop.make_fabric(config),
+        run.model,
+        structures[8:],
+        potkit.Supervised(),
+        config,
+        torch.float32,
+    )
     assert scores["loss"] == best["valid_loss"]
     assert scores["energy_mae"] == best["valid_energy_mae"]
 
@@ -161,7 +214,9 @@ def test_validation_is_exact_over_batches(tmp_path):
     de, df = got["energy"] - structures.energy, got["forces"] - structures.forces
     for size in (2, 7, 100):
         config = settings(eval_batch_size=size, precision="64-true")
-        scores = loop.validate(loop.make_fabric(config), model, structures, potkit.Supervised(), config, torch.float64)
+        scores = loop.validate(
+            loop.make_fabric(config), model, structures, potkit.Supervised(), config, torch.float64
+        )
         assert scores["energy_mae"] == pytest.approx(abs(de).mean(), rel=1e-10)
         assert scores["forces_rmse"] == pytest.approx(np.sqrt((df**2).mean()), rel=1e-10)
         assert scores["loss"] == pytest.approx(abs(de).mean() + 10 * abs(df).mean(), rel=1e-10)
@@ -169,8 +224,16 @@ def test_validation_is_exact_over_batches(tmp_path):
 
 def test_metrics_are_a_table_of_exact_means(tmp_path):
     structures = molecules(8)
-    fine = loop.fit(egnn(), structures, potkit.Supervised(), settings(log_every=1), tmp_path / "a").metrics
-    coarse = loop.fit(egnn(), structures, potkit.Supervised(), settings(log_every=5, validate_every=10), tmp_path / "b").metrics
+    fine = loop.fit(
+        egnn(), structures, potkit.Supervised(), settings(log_every=1), tmp_path / "a"
+    ).metrics
+    coarse = loop.fit(
+        egnn(),
+        structures,
+        potkit.Supervised(),
+        settings(log_every=5, validate_every=10),
+        tmp_path / "b",
+    ).metrics
     assert fine["step"].tolist() == list(range(1, 11)) and coarse["step"].tolist() == [5, 10]
     for name in ("loss", "energy_loss", "energy_mae", "forces_mae"):
         energy = name.startswith("energy")
@@ -179,41 +242,60 @@ def test_metrics_are_a_table_of_exact_means(tmp_path):
         if energy or name == "loss":
             np.testing.assert_allclose(coarse[name], expected, rtol=1e-6)
     squares = (fine["energy_rmse"].to_numpy() ** 2).reshape(2, 5).mean(1)
-    np.testing.assert_allclose(coarse["energy_rmse"], np.sqrt(squares), rtol=1e-6)  # a root of a mean, not a mean
+    # a root of a mean, not a mean
+    np.testing.assert_allclose(coarse["energy_rmse"], np.sqrt(squares), rtol=1e-6)
     assert (fine["energy_rmse"] >= fine["energy_mae"] * (1 - 1e-6)).all()
     config = settings()
-    np.testing.assert_allclose(fine["lr"], [loop.learning_rate(s, 10, config) for s in range(10)], rtol=1e-6)
+    np.testing.assert_allclose(
+        fine["lr"], [loop.learning_rate(s, 10, config) for s in range(10)], rtol=1e-6
+    )
     assert (fine["seconds"].diff().dropna() > 0).all()
 
 
 def test_the_folder_tells_what_was_run(tmp_path):
     run = denoise(tmp_path / "r")
     assert sorted(p.name for p in run.path.iterdir()) == sorted(
-        ["run.json", "config.yaml", "metrics.jsonl", "best.safetensors", "last.safetensors", "summary.json"]
+        [
+            "run.json",
+            "config.yaml",
+            "metrics.jsonl",
+            "best.safetensors",
+            "last.safetensors",
+            "summary.json",
+        ]
     )
     assert TrainConfig.from_yaml(run.path / "config.yaml") == settings()
     about = json.loads((run.path / "run.json").read_text())
-    assert about["versions"]["torch"] == torch.__version__ and about["identity"]["objective"] == {**potkit.Denoise(sigma=0.1).to_dict()}
+    assert about["versions"]["torch"] == torch.__version__ and about["identity"]["objective"] == {
+        **potkit.Denoise(sigma=0.1).to_dict()
+    }
     assert about["identity"]["data"] == molecules(9).fingerprint()
     header = checkpoints.read(run.checkpoint)[1]
-    assert header["units"] == {"length": "Å", "energy": "eV", "forces": "eV/Å"} and header["data"] == "tiny molecules"
+    assert (
+        header["units"] == {"length": "Å", "energy": "eV", "forces": "eV/Å"}
+        and header["data"] == "tiny molecules"
+    )
     assert "10 steps" in repr(run)
 
 
 def test_a_finished_run_is_loaded_not_run_again(tmp_path, monkeypatch):
     first = denoise(tmp_path / "r")
     monkeypatch.setattr(loop, "_step", None)
-    again = denoise(tmp_path / "r", log_every=3, checkpoint_every=2)  # what does not change the result does not matter
+    # what does not change the result does not matter
+    again = denoise(tmp_path / "r", log_every=3, checkpoint_every=2)
     assert equal(weights(first.model), weights(again.model)) and again.summary == first.summary
 
 
 @pytest.mark.parametrize(
     "change, word",
     [
-        (dict(steps=11), "config"), (dict(seed=1), "config"), (dict(model=egnn(seed=1)), "weights"),
-        (dict(model=egnn(hidden=9)), "model"), (dict(structures=molecules(9, seed=1)), "data"),
+        (dict(steps=11), "config"),
+        (dict(seed=1), "config"),
+        (dict(model=egnn(seed=1)), "weights"),
+        (dict(model=egnn(hidden=9)), "model"),
+        (dict(structures=molecules(9, seed=1)), "data"),
     ],
-)  # fmt: skip
+)
 def test_another_run_in_the_same_folder_is_refused(tmp_path, change, word):
     denoise(tmp_path / "r")
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
@@ -223,19 +305,28 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, change, word):
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
 
 
-# -- pretrain and finetune -------------------------------------------------------------------------------------------------------
+# -- pretrain and finetune -----------------------------------------------------------------------
 def test_pretrain_sets_a_part_aside_and_needs_no_labels(tmp_path):
     s = molecules(40)
     bare = potkit.Structures(s.z, s.pos, s.ptr, system=s.system)
     run = potkit.pretrain(egnn(), bare, potkit.Denoise(sigma=0.1), settings(), out=tmp_path / "a")
     assert "valid_loss" in run.metrics and run.summary["best"] > 0
-    few = potkit.pretrain(egnn(), bare[:6], potkit.Denoise(sigma=0.1), settings(), out=tmp_path / "b")
+    few = potkit.pretrain(
+        egnn(), bare[:6], potkit.Denoise(sigma=0.1), settings(), out=tmp_path / "b"
+    )
     assert "valid_loss" not in few.metrics and few.summary["best"] is None
     assert "10 steps" in repr(few)
 
 
 def test_an_empty_validation_part_counts_as_none(tmp_path):
-    run = loop.fit(egnn(), molecules(5), potkit.Denoise(sigma=0.1), settings(), tmp_path, valid=molecules(5)[:0])
+    run = loop.fit(
+        egnn(),
+        molecules(5),
+        potkit.Denoise(sigma=0.1),
+        settings(),
+        tmp_path,
+        valid=molecules(5)[:0],
+    )
     assert "valid_loss" not in run.metrics and run.summary["best"] is None
 
 
@@ -248,18 +339,31 @@ def test_finetune_from_a_pretrained_run_copies_the_backbone_and_keeps_the_head_n
         loop.fit = lambda m, *args: seen.append(weights(m)) or original(m, *args)
         for init in (pretrained, pretrained.path, pretrained.checkpoint):
             config = settings(steps=1)
-            loop.finetune(egnn(seed=7), molecules(8), config=config, init=init, out=tmp_path / f"f{len(seen)}")
-        loop.finetune(egnn(seed=7), molecules(8), config=settings(steps=1), out=tmp_path / "scratch")
+            loop.finetune(
+                egnn(seed=7), molecules(8), config=config, init=init, out=tmp_path / f"f{len(seen)}"
+            )
+        loop.finetune(
+            egnn(seed=7), molecules(8), config=settings(steps=1), out=tmp_path / "scratch"
+        )
     finally:
         loop.fit = original
     theirs = weights(pretrained.model)
     for start in seen[:3]:
         for key, value in start.items():
             if key not in ("references", "known", "scale"):
-                assert torch.equal(value, (theirs if key.startswith("backbone") else fresh)[key]), key
+                assert torch.equal(value, (theirs if key.startswith("backbone") else fresh)[key]), (
+                    key
+                )
     scratch = seen[3]
-    assert all(torch.equal(scratch[k], fresh[k]) for k in fresh if k not in ("references", "known", "scale"))
-    assert equal({k: seen[0][k] for k in ("references", "known", "scale")}, {k: scratch[k] for k in ("references", "known", "scale")})
+    assert all(
+        torch.equal(scratch[k], fresh[k])
+        for k in fresh
+        if k not in ("references", "known", "scale")
+    )
+    assert equal(
+        {k: seen[0][k] for k in ("references", "known", "scale")},
+        {k: scratch[k] for k in ("references", "known", "scale")},
+    )
     assert any(not torch.equal(theirs[k], fresh[k]) for k in fresh if k.startswith("backbone"))
 
 
@@ -280,7 +384,10 @@ def test_finetune_on_energies_alone(tmp_path):
     bare = potkit.Structures(s.z, s.pos, s.ptr, s.energy, system=s.system)
     run = potkit.finetune(egnn(), bare, bare, settings(), out=tmp_path)
     residual = (s.energy - ReferenceEnergies.fit(bare).energy(bare)) / s.n_atoms
-    assert float(run.model.scale) == pytest.approx(np.std(residual)) and "valid_energy_mae" in run.metrics
+    assert (
+        float(run.model.scale) == pytest.approx(np.std(residual))
+        and "valid_energy_mae" in run.metrics
+    )
     with pytest.raises(DataError, match="no forces"):
         potkit.finetune(egnn(), s, bare, settings(), out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -290,26 +397,42 @@ def test_finetune_on_energies_alone(tmp_path):
 def test_finetune_says_what_is_missing(tmp_path, what):
     s = molecules(8)
     train = {"energy": potkit.Structures(s.z, s.pos, s.ptr), "train": s[:0], "element": s}[what]
-    valid = potkit.Structures([7, 1], np.eye(2, 3), [0, 2], [0.0], np.zeros((2, 3))) if what == "element" else None
+    valid = (
+        potkit.Structures([7, 1], np.eye(2, 3), [0, 2], [0.0], np.zeros((2, 3)))
+        if what == "element"
+        else None
+    )
     with pytest.raises(DataError) as caught:
         potkit.finetune(egnn(), train, valid, settings(), out=tmp_path / "r")
     assert {"energy": "no energy", "train": "label", "element": "N"}[what] in one_line(caught.value)
     assert not (tmp_path / "r").exists()
 
 
-# -- precision -------------------------------------------------------------------------------------------------------------------
+# -- precision -----------------------------------------------------------------------------------
 def test_references_stay_exact_in_a_float32_run(tmp_path):
-    """−10⁵ eV of reference energies, of which 1e-6 eV matter; float32 would round them by 4e-3 eV."""
-    table = ReferenceEnergies({1: -13.587222780835477, 6: -100029.4889999855063, 8: -2041.9816003861047})
+    """−10⁵ eV of reference energies, of which 1e-6 eV matter; float32 would round them by 4e-3
+    eV.
+    """
+    table = ReferenceEnergies(
+        {1: -13.587222780835477, 6: -100029.4889999855063, 8: -2041.9816003861047}
+    )
     s = molecules(6)
-    train = potkit.Structures(s.z, s.pos, s.ptr, s.energy + table.energy(s), s.forces, system=s.system)
+    train = potkit.Structures(
+        s.z, s.pos, s.ptr, s.energy + table.energy(s), s.forces, system=s.system
+    )
     run = potkit.finetune(egnn(), train, train, settings(steps=2), out=tmp_path, references=table)
-    for model in (run.model, checkpoints.load(run.checkpoint), checkpoints.load(run.checkpoint).double().float()):
+    for model in (
+        run.model,
+        checkpoints.load(run.checkpoint),
+        checkpoints.load(run.checkpoint).double().float(),
+    ):
         assert {z: float(model.references[z]) for z in table.table} == table.table
         bare = potkit.predict(model, s, outputs=("energy",))["energy"] - table.energy(s)
         assert abs(bare).max() < 100
         model.references.zero_()
-        np.testing.assert_allclose(potkit.predict(model, s, outputs=("energy",))["energy"], bare, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(
+            potkit.predict(model, s, outputs=("energy",))["energy"], bare, atol=1e-6, rtol=0
+        )
 
 
 def test_float64_means_float64_everywhere(tmp_path):
@@ -318,12 +441,26 @@ def test_float64_means_float64_everywhere(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Spy(potkit.Supervised):
         def terms(self, prediction, batch):
-            seen.extend([prediction.energy.dtype, prediction.forces.dtype, batch.pos.dtype, batch.forces.dtype])
+            seen.extend(
+                [
+                    prediction.energy.dtype,
+                    prediction.forces.dtype,
+                    batch.pos.dtype,
+                    batch.forces.dtype,
+                ]
+            )
             terms = super().terms(prediction, batch)
             seen.extend(t.total.dtype for t in terms)
             return terms
 
-    run = loop.fit(egnn(), molecules(6), Spy(), settings(steps=2, precision="64-true", ema=0.5), tmp_path, valid=molecules(6))
+    run = loop.fit(
+        egnn(),
+        molecules(6),
+        Spy(),
+        settings(steps=2, precision="64-true", ema=0.5),
+        tmp_path,
+        valid=molecules(6),
+    )
     assert set(seen) == {torch.float64}
     assert {p.dtype for p in run.model.parameters()} == {torch.float64}
     tensors, _ = checkpoints.read(tmp_path / "last.safetensors")
@@ -331,27 +468,35 @@ def test_float64_means_float64_everywhere(tmp_path):
     assert set(moments) == {torch.float64}
     assert {p.dtype for p in checkpoints.load(run.checkpoint).parameters()} == {torch.float64}
     single = loop.fit(egnn(), molecules(6), potkit.Supervised(), settings(steps=2), tmp_path / "s")
-    assert {p.dtype for p in single.model.parameters()} == {torch.float32} and single.model.references.dtype == torch.float64
+    assert {p.dtype for p in single.model.parameters()} == {
+        torch.float32
+    } and single.model.references.dtype == torch.float64
 
 
 def test_mixed_precision_learns_and_keeps_float32_weights(tmp_path, caplog):
     config = settings(steps=60, batch_size=8, lr=1e-2, precision="bf16-mixed", validate_every=10)
-    run = loop.fit(egnn(), molecules(20), potkit.Supervised(), config, tmp_path, valid=molecules(20))
+    run = loop.fit(
+        egnn(), molecules(20), potkit.Supervised(), config, tmp_path, valid=molecules(20)
+    )
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     assert run.metrics["valid_loss"].min() < 0.8 * run.metrics["valid_loss"].iloc[0]
     assert "Mixed Precision" not in caplog.text, "a grid would say it once per run"
 
 
-# -- GPU -------------------------------------------------------------------------------------------------------------------------
+# -- GPU -----------------------------------------------------------------------------------------
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("objective", [potkit.Supervised(), potkit.Supervised(loss_function="mse", forces=0.0)], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [potkit.Supervised(), potkit.Supervised(loss_function="mse", forces=0.0)], ids=repr
+)
 def test_a_gpu_trains_as_the_cpu_does(tmp_path, objective, resident):
     ends = []
     for device in ("cpu", "cuda"):
         config = settings(steps=5, device=device, precision="64-true", ema=0.9, resident=resident)
-        run = loop.fit(egnn(), molecules(12), objective, config, tmp_path / device, valid=molecules(4, seed=1))
+        run = loop.fit(
+            egnn(), molecules(12), objective, config, tmp_path / device, valid=molecules(4, seed=1)
+        )
         ends.append({k: v.cpu() for k, v in weights(run.model).items()})
         assert next(run.model.parameters()).device.type == device
     for key, value in ends[0].items():
@@ -360,7 +505,11 @@ def test_a_gpu_trains_as_the_cpu_does(tmp_path, objective, resident):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("objective", [potkit.Denoise(sigma=0.1), potkit.Masked(ratio=0.5), potkit.MaskedDenoise(ratio=0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "objective",
+    [potkit.Denoise(sigma=0.1), potkit.Masked(ratio=0.5), potkit.MaskedDenoise(ratio=0.5)],
+    ids=repr,
+)
 def test_corruption_and_resume_on_a_gpu(tmp_path, objective, monkeypatch):
     structures = water(6, per_side=3)
     config, ordinary = settings(steps=6, device="cuda", checkpoint_every=1, ema=0.9), loop._step

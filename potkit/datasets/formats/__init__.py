@@ -1,7 +1,9 @@
-"""One reader per file format. A reader is a module with NAME, DESCRIPTION, ``sniff(path)`` and ``read(path, dtype, **options)``.
+"""One reader per file format. A reader is a module with NAME, DESCRIPTION, ``sniff(path)`` and
+``read(path, dtype, **options)``.
 
-A new format is one new file and its name in FORMATS. ``sniff`` judges by content, never by the file's name; the first that says
-yes reads. Readers return `Structures` in Å, eV and eV/Å, or raise DataError naming file and place.
+A new format is one new file and its name in FORMATS. ``sniff`` judges by content, never by the
+file's name; the first that says yes reads. Readers return `Structures` in Å, eV and eV/Å, or raise
+DataError naming file and place.
 """
 
 from __future__ import annotations
@@ -15,24 +17,44 @@ from ...errors import ConfigError, DataError
 from ...structures.store import Structures, concatenate
 from . import ani1, ani1x, ase_db, deepmd, extxyz, iso17, md17, packed, runner, spice, tip3p_npz
 
-FORMATS: dict[str, ModuleType] = {m.NAME: m for m in (
-    packed, ani1, ani1x, spice, md17, extxyz, runner, iso17, deepmd, ase_db, tip3p_npz,
-)}  # fmt: skip
-# order matters only where one content is a special case of another: md17 (kcal/mol by the size of the energy) before extxyz
+FORMATS: dict[str, ModuleType] = {
+    m.NAME: m
+    for m in (
+        packed,
+        ani1,
+        ani1x,
+        spice,
+        md17,
+        extxyz,
+        runner,
+        iso17,
+        deepmd,
+        ase_db,
+        tip3p_npz,
+    )
+}
+# order matters only where one content is a special case of another: md17 (kcal/mol by the size of
+# the energy) before extxyz
 SKIPPED = {".md", ".txt", ".yaml", ".yml", ".json", ".py", ".pdf", ".license", ".bib"}
 
 
 def guess(path: Path) -> str | None:
-    """The name of the format ``path`` (a file or a folder) is written in, judged by its content; None if none fits."""
+    """The name of the format ``path`` (a file or a folder) is written in, judged by its content;
+    None if none fits.
+    """
     return next((name for name, module in FORMATS.items() if module.sniff(path)), None)
 
 
-def read(path: str | Path, format: str | None = None, dtype: Any = None, **options: Any) -> Structures:
+def read(
+    path: str | Path, format: str | None = None, dtype: Any = None, **options: Any
+) -> Structures:
     """`Structures` from a file or folder in any format of FORMATS; ``format`` forces one.
 
-    Positions and forces are kept as ``dtype`` (default float32; energies are float64 always). ``options`` go to the reader. A
-    folder of files that only make sense one by one is read file by file, in name order, and joined.
-    Raises DataError for a missing file, an unknown content, or whatever is wrong inside; ConfigError for an unknown option.
+    Positions and forces are kept as ``dtype`` (default float32; energies are float64 always).
+    ``options`` go to the reader. A folder of files that only make sense one by one is read file by
+    file, in name order, and joined.
+    Raises DataError for a missing file, an unknown content, or whatever is wrong inside;
+    ConfigError for an unknown option.
     """
     path = Path(path)
     if not path.exists():
@@ -45,11 +67,15 @@ def read(path: str | Path, format: str | None = None, dtype: Any = None, **optio
     if name is None and path.is_dir():
         return _read_each(path, dtype, options)
     if name is None:
-        raise DataError(f"{path}: {_what(path)}; known formats are {', '.join(FORMATS)} (format= forces one)")
+        raise DataError(
+            f"{path}: {_what(path)}; known formats are {', '.join(FORMATS)} (format= forces one)"
+        )
     reader = FORMATS[name].read
     known = [p for p in inspect.signature(reader).parameters if p not in ("path", "dtype")]
     if unknown := sorted(set(options) - set(known)):
-        raise ConfigError(f"format {name} has no option {unknown[0]!r} (it has: {', '.join(known) or 'none'})")
+        raise ConfigError(
+            f"format {name} has no option {unknown[0]!r} (it has: {', '.join(known) or 'none'})"
+        )
     if dtype is not None:
         options["dtype"] = dtype
     try:
@@ -61,7 +87,11 @@ def read(path: str | Path, format: str | None = None, dtype: Any = None, **optio
 
 
 def _read_each(folder: Path, dtype: Any, options: dict[str, Any]) -> Structures:
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() not in SKIPPED and f.name[0] != "."]
+    files = [
+        f
+        for f in sorted(folder.iterdir())
+        if f.is_file() and f.suffix.lower() not in SKIPPED and f.name[0] != "."
+    ]
     formats = {f: guess(f) for f in files}
     foreign = [f.name for f, name in formats.items() if name is None]
     if not files or foreign:

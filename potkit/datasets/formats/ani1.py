@@ -1,8 +1,10 @@
-"""ANI-1 HDF5: group/molecule/{coordinates [n,a,3] Å, energies [n] Hartree, species [a]}; one file, or all files of a folder.
+"""ANI-1 HDF5: group/molecule/{coordinates [n,a,3] Å, energies [n] Hartree, species [a]}; one file,
+or all files of a folder.
 
-J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193 (2017), 10.1038/sdata.2017.193. The public files hold no forces; files
-of the same layout from others do (``forces`` [n,a,3], Hartree/Bohr). ``coordinatesHE``/``energiesHE`` are the conformations above
-275 kcal/mol that the authors set apart. ``smiles`` is not read: in some files it names another molecule.
+J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193 (2017), 10.1038/sdata.2017.193. The
+public files hold no forces; files of the same layout from others do (``forces`` [n,a,3],
+Hartree/Bohr). ``coordinatesHE``/``energiesHE`` are the conformations above 275 kcal/mol that the
+authors set apart. ``smiles`` is not read: in some files it names another molecule.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ def read(
 ) -> Structures:
     """Read one file or every ``*.h5`` below a folder.
 
-    ``systems``: "group" (a molecule is a group of the file, as in ANI-1) or "composition" (files that cut one molecule into many
-    groups). ``high_energy`` adds the set-apart conformations. ``max_energy`` (eV) drops conformations that lie further above the
-    lowest one of their composition (over all files read). Raises DataError for anything that does not fit, naming file and group.
+    ``systems``: "group" (a molecule is a group of the file, as in ANI-1) or "composition" (files
+    that cut one molecule into many groups). ``high_energy`` adds the set-apart conformations.
+    ``max_energy`` (eV) drops conformations that lie further above the lowest one of their
+    composition (over all files read). Raises DataError for anything that does not fit, naming file
+    and group.
     """
     if systems not in ("group", "composition"):
         raise ConfigError(f"systems must be 'group' or 'composition', got {systems!r}")
@@ -56,9 +60,13 @@ def read(
         with open_hdf5(file) as handle:
             groups = list(groups_with(handle, "coordinates"))
             if not groups:
-                raise DataError(f"{file}: holds no data, expected groups with coordinates, energies, species")
+                raise DataError(
+                    f"{file}: holds no data, expected groups with coordinates, energies, species"
+                )
             blocks = [dataset(g, "coordinates", file).shape for g in groups]
-            packer.reserve(sum(s[0] for s in blocks), sum(s[0] * s[1] for s in blocks if len(s) == 3))
+            packer.reserve(
+                sum(s[0] for s in blocks), sum(s[0] * s[1] for s in blocks if len(s) == 3)
+            )
             for group in groups:
                 _read_group(group, file, packer, systems, high_energy, forces_unit)
     out = packer.finish(str(path), name=path.stem, source_format=NAME)
@@ -69,13 +77,17 @@ def read(
     return near_minimum(out, max_energy)
 
 
-def _read_group(group: h5py.Group, file: Path, packer: Packer, systems: str, high_energy: bool, forces_unit: str) -> None:
+def _read_group(
+    group: h5py.Group, file: Path, packer: Packer, systems: str, high_energy: bool, forces_unit: str
+) -> None:
     where = f"{file}: group {group.name}"
     species = load(dataset(group, "species", file), file)
     if species.ndim == 2:  # one row per conformation: fine as long as all rows agree
         differ = (species != species[:1]).any(1)
         if differ.any():
-            raise DataError(f"{where}: species of row {int(np.flatnonzero(differ)[0])} are in another order than those of row 0")
+            raise DataError(
+                f"{where}: species of row {int(np.flatnonzero(differ)[0])} are in another order than those of row 0"
+            )
         species = species[0]
     z = numbers_of(species.tolist(), where)
     if not len(z):
@@ -83,7 +95,9 @@ def _read_group(group: h5py.Group, file: Path, packer: Packer, systems: str, hig
     name, composition = group.name.rsplit("/", 1)[-1] or "root", formula(z)
     if systems == "composition":
         system = packer.system(composition)
-    else:  # in ANI-1 a name stands for one molecule; elsewhere the same name may come back for another one
+    else:
+        # in ANI-1 a name stands for one molecule; elsewhere the same name may come back for another
+        # one
         again = packer.has_label(name) and not packer.has_system((name, composition))
         system = packer.system((name, composition), f"{name} ({composition})" if again else name)
     for suffix in ("", "HE") if high_energy else ("",):
@@ -92,7 +106,9 @@ def _read_group(group: h5py.Group, file: Path, packer: Packer, systems: str, hig
         pos = load(dataset(group, f"coordinates{suffix}", file), file)
         energy = load(dataset(group, f"energies{suffix}", file), file)
         if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
-            raise DataError(f"{where}: coordinates{suffix} have shape {pos.shape}, {len(z)} species ask for (n, {len(z)}, 3)")
+            raise DataError(
+                f"{where}: coordinates{suffix} have shape {pos.shape}, {len(z)} species ask for (n, {len(z)}, 3)"
+            )
         if energy.shape != (len(pos),):
             raise DataError(
                 f"{where}: energies{suffix} have shape {energy.shape}, {len(pos)} conformations ask for ({len(pos)},)"
@@ -107,7 +123,9 @@ def _read_group(group: h5py.Group, file: Path, packer: Packer, systems: str, hig
         if "forces" in group and not suffix:
             forces = load(group["forces"], file)
             if forces.shape != pos.shape:
-                raise DataError(f"{where}: forces have shape {forces.shape}, coordinates {pos.shape}")
+                raise DataError(
+                    f"{where}: forces have shape {forces.shape}, coordinates {pos.shape}"
+                )
             require_finite(forces, "forces", where)
             forces = forces.astype(np.float64) * units.factor(forces_unit)
         packer.add(z, pos, system, energy.astype(np.float64) * units.HARTREE, forces)

@@ -1,8 +1,9 @@
-"""ANI-1x HDF5: a group per formula with atomic_numbers [a], coordinates [n,a,3] Å and one data set per property and level of
-theory.
+"""ANI-1x HDF5: a group per formula with atomic_numbers [a], coordinates [n,a,3] Å and one data set
+per property and level of theory.
 
-J. S. Smith et al., Sci. Data 7, 134 (2020), 10.1038/s41597-020-0473-z. Energies in Hartree, forces in Hartree/Å; a property
-that was not computed for a conformation is NaN there. Groups are formulas: isomers share one.
+J. S. Smith et al., Sci. Data 7, 134 (2020), 10.1038/s41597-020-0473-z. Energies in Hartree, forces
+in Hartree/Å; a property that was not computed for a conformation is NaN there. Groups are formulas:
+isomers share one.
 """
 
 from __future__ import annotations
@@ -19,23 +20,31 @@ from .common import checked_numbers, dataset, groups_with, load, open_hdf5, requ
 from .packer import Packer
 
 NAME = "ani1x"
-DESCRIPTION = "ANI-1x HDF5: coordinates Å, LEVEL.energy Hartree, LEVEL.forces Hartree/Å, NaN where missing"
+DESCRIPTION = (
+    "ANI-1x HDF5: coordinates Å, LEVEL.energy Hartree, LEVEL.forces Hartree/Å, NaN where missing"
+)
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first groups hold coordinates, atomic_numbers and something called LEVEL.energy."""
+    """Whether the first groups hold coordinates, atomic_numbers and something called
+    LEVEL.energy.
+    """
     from .hdf5 import first_keys
 
     keys = first_keys(path)
     return {"coordinates", "atomic_numbers"} <= keys and any(k.endswith(".energy") for k in keys)
 
 
-def read(path: Path, dtype: Any = np.float32, level: str = "wb97x_dz", forces: bool = True) -> Structures:
-    """Read the conformations that have energy (and forces, where the level has them) at ``level``; the others are dropped and
-    counted.
+def read(
+    path: Path, dtype: Any = np.float32, level: str = "wb97x_dz", forces: bool = True
+) -> Structures:
+    """Read the conformations that have energy (and forces, where the level has them) at ``level``;
+    the others are dropped and counted.
 
-    ``level``: the part before ".energy" (wb97x_dz, wb97x_tz, ccsd(t)_cbs …). ``info["notes"]`` says how many rows were dropped.
-    Raises ConfigError for a level the file does not have, DataError naming file and group for shapes that do not fit.
+    ``level``: the part before ".energy" (wb97x_dz, wb97x_tz, ccsd(t)_cbs …). ``info["notes"]`` says
+    how many rows were dropped.
+    Raises ConfigError for a level the file does not have, DataError naming file and group for
+    shapes that do not fit.
     """
     packer, dropped, levels = Packer(dtype), 0, set()
     with open_hdf5(path) as file:
@@ -48,17 +57,27 @@ def read(path: Path, dtype: Any = np.float32, level: str = "wb97x_dz", forces: b
                 continue
             pos = load(dataset(group, "coordinates", path), path)
             energy = load(group[f"{level}.energy"], path)
-            force = load(group[f"{level}.forces"], path) if forces and f"{level}.forces" in group else None
+            force = (
+                load(group[f"{level}.forces"], path)
+                if forces and f"{level}.forces" in group
+                else None
+            )
             if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
-                raise DataError(f"{where}: coordinates have shape {pos.shape}, {len(z)} atomic_numbers ask for (n, {len(z)}, 3)")
+                raise DataError(
+                    f"{where}: coordinates have shape {pos.shape}, {len(z)} atomic_numbers ask for (n, {len(z)}, 3)"
+                )
             if not len(pos) or not len(z):
-                raise DataError(f"{where}: holds no conformations (coordinates have shape {pos.shape})")
+                raise DataError(
+                    f"{where}: holds no conformations (coordinates have shape {pos.shape})"
+                )
             if energy.shape != (len(pos),):
                 raise DataError(
                     f"{where}: {level}.energy has shape {energy.shape}, {len(pos)} conformations ask for ({len(pos)},)"
                 )
             if force is not None and force.shape != pos.shape:
-                raise DataError(f"{where}: {level}.forces have shape {force.shape}, coordinates {pos.shape}")
+                raise DataError(
+                    f"{where}: {level}.forces have shape {force.shape}, coordinates {pos.shape}"
+                )
             keep = ~np.isnan(energy)
             if force is not None:
                 keep &= ~np.isnan(force).any((1, 2))
@@ -69,13 +88,20 @@ def read(path: Path, dtype: Any = np.float32, level: str = "wb97x_dz", forces: b
             require_finite(energy[keep], f"{level}.energy", where, "kept row")
             name = group.name.strip("/")
             packer.add(
-                z, pos[keep], packer.system(name), energy[keep].astype(np.float64) * units.HARTREE,
-                None if force is None else force[keep].astype(np.float64) * units.factor("hartree/å"),
-            )  # fmt: skip
+                z,
+                pos[keep],
+                packer.system(name),
+                energy[keep].astype(np.float64) * units.HARTREE,
+                None
+                if force is None
+                else force[keep].astype(np.float64) * units.factor("hartree/å"),
+            )
     if not levels:
         raise DataError(f"{path}: no group holds an energy (LEVEL.energy)")
     if level not in levels:
         raise ConfigError(f"{path}: no level {level!r} (it has: {', '.join(sorted(levels))})")
     if dropped:
-        packer.notes.append(f"{dropped} conformations without {level} energy{' and forces' if forces else ''} dropped")
+        packer.notes.append(
+            f"{dropped} conformations without {level} energy{' and forces' if forces else ''} dropped"
+        )
     return packer.finish(str(path), name=path.stem, source_format=NAME, level=level)

@@ -1,10 +1,13 @@
-"""ASE databases in general: energy and forces as ASE stores them, or as key-value pairs and data under other names. eV and Å."""
+"""ASE databases in general: energy and forces as ASE stores them, or as key-value pairs and data
+under other names. eV and Å.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +33,10 @@ def sniff(path: Path) -> bool:
 
         try:
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as base:
-                tables = {row[0] for row in base.execute("select name from sqlite_master where type='table'")}
+                tables = {
+                    row[0]
+                    for row in base.execute("select name from sqlite_master where type='table'")
+                }
         except sqlite3.Error:
             return True  # it is a database, only damaged: let the reader say so
         return {"systems", "keys"} <= tables
@@ -41,7 +47,9 @@ PAGE = 1000  # rows fetched at once: ASE would bring a whole database into memor
 
 
 def rows(path: Path):
-    """The rows of an ASE database in the order of their ids; sqlite's complaints become one line naming file and row."""
+    """The rows of an ASE database in the order of their ids; sqlite's complaints become one line
+    naming file and row.
+    """
     import sqlite3
 
     from ase.db import connect
@@ -52,7 +60,11 @@ def rows(path: Path):
             kind = "json" if file.read(1) == b"{" else "db"
         with connect(path, type=kind, use_lock_file=False) as base:
             while True:
-                page = list(base.select([("id", ">", last)], sort="id", limit=PAGE) if kind == "db" else base.select())
+                page = list(
+                    base.select([("id", ">", last)], sort="id", limit=PAGE)
+                    if kind == "db"
+                    else base.select()
+                )
                 for row in page:
                     last = row.id
                     yield row
@@ -61,12 +73,17 @@ def rows(path: Path):
     except (sqlite3.Error, json.JSONDecodeError, KeyError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: after row {last}: not a readable ASE database ({str(error).splitlines()[0]})") from error
+        raise DataError(
+            f"{path}: after row {last}: not a readable ASE database ({str(error).splitlines()[0]})"
+        ) from error
 
 
-def add_row(row: Any, where: str, packer: Packer, system: Any = None, require: Sequence[str] = ("energy",)) -> None:
-    """Append an `ase.db` row to ``packer``. ``system``: key of its system (default: the row's ``system`` or ``name``, or
-    formula)."""
+def add_row(
+    row: Any, where: str, packer: Packer, system: Any = None, require: Sequence[str] = ("energy",)
+) -> None:
+    """Append an `ase.db` row to ``packer``. ``system``: key of its system (default: the row's
+    ``system`` or ``name``, or formula).
+    """
     z = checked_numbers(row.numbers, where)
     data = row.data if row.data else {}
     pairs = row.key_value_pairs
@@ -84,7 +101,9 @@ def add_row(row: Any, where: str, packer: Packer, system: Any = None, require: S
     energy, forces = find(ENERGY_KEYS), find(FORCES_KEYS)
     for name, value in (("energy", energy), ("forces", forces)):
         if value is None and name in require:
-            raise DataError(f"{where}: has no {name} (it has: {', '.join([*pairs, *data]) or 'nothing'})")
+            raise DataError(
+                f"{where}: has no {name} (it has: {', '.join([*pairs, *data]) or 'nothing'})"
+            )
     require_finite(row.positions, "position", where, "atom")
     if energy is not None:
         energy = np.asarray(energy, np.float64).reshape(-1)
@@ -99,12 +118,20 @@ def add_row(row: Any, where: str, packer: Packer, system: Any = None, require: S
         forces = forces[None]
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     packer.add(
-        z, row.positions[None], packer.system(key), energy, forces, row.cell if np.any(row.pbc) else None, row.pbc,
+        z,
+        row.positions[None],
+        packer.system(key),
+        energy,
+        forces,
+        row.cell if np.any(row.pbc) else None,
+        row.pbc,
         int(round(pairs.get("charge", data.get("charge", row.get("charge") or 0)) or 0)),
-    )  # fmt: skip
+    )
 
 
-def read(path: Path, dtype: Any = np.float32, require: Sequence[str] | None = ("energy",)) -> Structures:
+def read(
+    path: Path, dtype: Any = np.float32, require: Sequence[str] | None = ("energy",)
+) -> Structures:
     """Read every row. ``require`` as in extended XYZ. Raises DataError naming file and row."""
     packer = Packer(dtype)
     for row in rows(path):

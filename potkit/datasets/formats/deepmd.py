@@ -1,8 +1,10 @@
-"""DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force}.npy; several below one folder are read together.
+"""DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force}.npy; several below
+one folder are read together.
 
-Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a] eV/Å; type.raw holds one
-index per atom into type_map.raw. A file ``nopbc`` beside type.raw says that there are no periodic boundaries. Mixed-type
-systems (real_atom_types.npy) are understood too. Pure water gets its molecules from the geometry.
+Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a]
+eV/Å; type.raw holds one index per atom into type_map.raw. A file ``nopbc`` beside type.raw says
+that there are no periodic boundaries. Mixed-type systems (real_atom_types.npy) are understood too.
+Pure water gets its molecules from the geometry.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures.store import Structures
 from ...structures.geometry import water_molecules
+from ...structures.store import Structures
 from .common import NUMBERS, require_finite, system_name
 from .packer import Packer
 
@@ -32,7 +34,8 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, dtype: Any = np.float32, type_map: list[str] | None = None) -> Structures:
-    """Read every system below ``path``. ``type_map`` gives the elements where type_map.raw is missing.
+    """Read every system below ``path``. ``type_map`` gives the elements where type_map.raw is
+    missing.
 
     Raises DataError naming the folder and the array that does not fit.
     """
@@ -53,7 +56,9 @@ def _array(file: Path, shape: tuple[int, ...] | None, optional: bool = False) ->
     try:
         array = np.load(file, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{file}: cannot be read ({(str(error).splitlines() or ['truncated'])[0]})") from error
+        raise DataError(
+            f"{file}: cannot be read ({(str(error).splitlines() or ['truncated'])[0]})"
+        ) from error
     if shape is not None:
         if array.size != int(np.prod(shape)) or len(array) != shape[0]:
             raise DataError(f"{file}: has shape {array.shape}, expected {shape}")
@@ -66,9 +71,15 @@ def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label
         types = np.array((folder / "type.raw").read_text().split(), np.int64)
     except ValueError as error:
         raise DataError(f"{folder / 'type.raw'}: not a list of whole numbers ({error})") from error
-    names = (folder / "type_map.raw").read_text().split() if (folder / "type_map.raw").exists() else type_map
+    names = (
+        (folder / "type_map.raw").read_text().split()
+        if (folder / "type_map.raw").exists()
+        else type_map
+    )
     if names is None:
-        raise DataError(f"{folder}: has no type_map.raw; give type_map=[…] with the elements in the order of the types")
+        raise DataError(
+            f"{folder}: has no type_map.raw; give type_map=[…] with the elements in the order of the types"
+        )
     unknown = [n for n in names if n not in NUMBERS]
     if unknown:
         raise DataError(f"{folder / 'type_map.raw'}: unknown element {unknown[0]!r}")
@@ -96,13 +107,20 @@ def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label
             flags = np.full(3, periodic)
             molecule = water_molecules(z, pos[k], None if box is None else box[k], flags)
             packer.add(
-                z, pos[k : k + 1], packer.system((label, system_name(z)), label if label != "." else system_name(z)),
-                None if energy is None else energy[k : k + 1], None if forces is None else forces[k : k + 1],
-                None if box is None else box[k], periodic, molecule=0 if molecule is None else molecule,
-            )  # fmt: skip
+                z,
+                pos[k : k + 1],
+                packer.system((label, system_name(z)), label if label != "." else system_name(z)),
+                None if energy is None else energy[k : k + 1],
+                None if forces is None else forces[k : k + 1],
+                None if box is None else box[k],
+                periodic,
+                molecule=0 if molecule is None else molecule,
+            )
 
 
 def _check_types(types: np.ndarray, known: int, folder: Path) -> None:
     bad = (types < 0) | (types >= known)
     if bad.any():
-        raise DataError(f"{folder}: type {int(types[bad][0])} is not in the type map of {known} elements")
+        raise DataError(
+            f"{folder}: type {int(types[bad][0])} is not in the type map of {known} elements"
+        )

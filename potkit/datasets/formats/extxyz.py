@@ -1,17 +1,20 @@
-"""Extended XYZ: a count, a comment of key=value pairs with Properties=…, then a line per atom. Energies in eV, forces in eV/Å.
+"""Extended XYZ: a count, a comment of key=value pairs with Properties=…, then a line per atom.
+Energies in eV, forces in eV/Å.
 
-The layout is that of libAtoms and ASE. Read here without per-frame objects: the atom lines of many frames go through one C
-parser. Understood: Properties, Lattice, pbc, energy, forces (or ``force``, ``REF_forces`` …), charge, system. Everything else,
-the virial among it, is ignored. A frame with a Lattice and no pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped.
+The layout is that of libAtoms and ASE. Read here without per-frame objects: the atom lines of many
+frames go through one C parser. Understood: Properties, Lattice, pbc, energy, forces (or ``force``,
+``REF_forces`` …), charge, system. Everything else, the virial among it, is ignored. A frame with a
+Lattice and no pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, NamedTuple, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -65,7 +68,9 @@ def parse_comment(comment: str) -> dict[str, str]:
 
 
 def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
-    """The frames of an open file, one after the other. Raises DataError where the file ends too early or a count is no count."""
+    """The frames of an open file, one after the other. Raises DataError where the file ends too
+    early or a count is no count.
+    """
     index = 0
     while True:
         count = file.readline()
@@ -73,11 +78,15 @@ def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
             rest = file.readline() if count else b""
             if not count or not rest.strip():
                 return
-            raise DataError(f"{path}: frame {index}: expected the number of atoms, found an empty line")
+            raise DataError(
+                f"{path}: frame {index}: expected the number of atoms, found an empty line"
+            )
         try:
             n = int(count)
         except ValueError:
-            raise DataError(f"{path}: frame {index}: expected the number of atoms, found {_shown(count)}") from None
+            raise DataError(
+                f"{path}: frame {index}: expected the number of atoms, found {_shown(count)}"
+            ) from None
         if n < 1:
             raise DataError(f"{path}: frame {index}: has {n} atoms")
         comment = file.readline().decode("utf-8", "replace")
@@ -102,18 +111,33 @@ def columns(properties: str, where: str) -> dict[str, tuple[str, slice]]:
 def parse_lines(
     block: Sequence[Frame], species: int | None, numeric: Sequence[int], width: int, path: Path
 ) -> tuple[list[str] | None, np.ndarray]:
-    """The atom lines of ``block``: the strings of column ``species`` and the numbers of the columns ``numeric`` [N, len]."""
+    """The atom lines of ``block``: the strings of column ``species`` and the numbers of the
+    columns ``numeric`` [N, len].
+    """
     text, n = b"".join(line for frame in block for line in frame.lines), sum(f.n for f in block)
     try:  # the quick way; whatever it stumbles over goes the exact way, which names the place
         table = pd.read_csv(
-            io.BytesIO(text), sep=r"\s+", header=None, dtype={} if species is None else {species: str}, na_filter=False, quoting=3
+            io.BytesIO(text),
+            sep=r"\s+",
+            header=None,
+            dtype={} if species is None else {species: str},
+            na_filter=False,
+            quoting=3,
         )
     except (ValueError, pd.errors.ParserError):
         table = None
-    if table is not None and table.shape == (n, width) and all(table[c].dtype.kind in "if" for c in numeric):
-        return None if species is None else table[species].tolist(), table[list(numeric)].to_numpy(np.float64)
+    if (
+        table is not None
+        and table.shape == (n, width)
+        and all(table[c].dtype.kind in "if" for c in numeric)
+    ):
+        return None if species is None else table[species].tolist(), table[list(numeric)].to_numpy(
+            np.float64
+        )
     words = text.split()
-    if len(words) != n * width or any(len(line.split()) != width for frame in block for line in frame.lines):
+    if len(words) != n * width or any(
+        len(line.split()) != width for frame in block for line in frame.lines
+    ):
         _explain(block, numeric, width, path)
     words = np.array(words).reshape(n, width)
     try:
@@ -124,18 +148,24 @@ def parse_lines(
 
 
 def _explain(block: Sequence[Frame], numeric: Sequence[int], width: int, path: Path) -> None:
-    """Raise the DataError that names frame and atom of the first line that is not what Properties says."""
+    """Raise the DataError that names frame and atom of the first line that is not what
+    Properties says.
+    """
     for frame in block:
         for i, line in enumerate(frame.lines):
             words = line.split()
             where = f"{path}: frame {frame.index}, atom {i}"
             if len(words) != width:
-                raise DataError(f"{where}: expected {width} columns, found {len(words)} in {_shown(line)}")
+                raise DataError(
+                    f"{where}: expected {width} columns, found {len(words)} in {_shown(line)}"
+                )
             for c in numeric:
                 try:
                     float(words[c])
                 except ValueError:
-                    raise DataError(f"{where}: column {c + 1} is not a number: {_shown(words[c])}") from None
+                    raise DataError(
+                        f"{where}: column {c + 1} is not a number: {_shown(words[c])}"
+                    ) from None
     raise DataError(f"{path}: frames {block[0].index}…{block[-1].index} cannot be parsed")
 
 
@@ -159,10 +189,10 @@ def read(
 ) -> Structures:
     """Read a file of frames.
 
-    ``energy_key``/``forces_key`` force a name where the usual ones are not meant. ``require``: what every frame must have, of
-    "energy" and "forces"; a label that only some frames have is otherwise left out and told in ``info["notes"]``. Raises
-    DataError naming file, frame and atom: no energy, unknown element, NaN, a wrong number of columns, an early end, energies
-    that are not eV.
+    ``energy_key``/``forces_key`` force a name where the usual ones are not meant. ``require``: what
+    every frame must have, of "energy" and "forces"; a label that only some frames have is otherwise
+    left out and told in ``info["notes"]``. Raises DataError naming file, frame and atom: no energy,
+    unknown element, NaN, a wrong number of columns, an early end, energies that are not eV.
     """
     required = tuple(require or ())
     if unknown := set(required) - {"energy", "forces"}:
@@ -185,25 +215,41 @@ def read(
 
 
 def _pack(
-    block: list[Frame], properties: str, path: Path, packer: Packer, factors: tuple[float, float],
-    energy_key: str | None, forces_key: str | None, required: Sequence[str],
-) -> None:  # fmt: skip
+    block: list[Frame],
+    properties: str,
+    path: Path,
+    packer: Packer,
+    factors: tuple[float, float],
+    energy_key: str | None,
+    forces_key: str | None,
+    required: Sequence[str],
+) -> None:
     where = f"{path}: frame {block[0].index}"
     layout = columns(properties, where)
     if "pos" not in layout or layout["pos"][1].stop - layout["pos"][1].start != 3:
         raise DataError(f"{where}: Properties has no pos:R:3 (it has: {', '.join(layout)})")
     kind = next((k for k in ("species", "Z", "numbers", "atomic_numbers") if k in layout), None)
     if kind is None:
-        raise DataError(f"{where}: Properties has neither species nor Z (it has: {', '.join(layout)})")
+        raise DataError(
+            f"{where}: Properties has neither species nor Z (it has: {', '.join(layout)})"
+        )
     forces_name = _first(layout, FORCES_KEYS, forces_key)
     if forces_name is None and (forces_key or "forces" in required):
-        raise DataError(f"{where}: has no {forces_key or 'forces'!r} column (it has: {', '.join(layout)})")
+        raise DataError(
+            f"{where}: has no {forces_key or 'forces'!r} column (it has: {', '.join(layout)})"
+        )
     width = max(s.stop for _, s in layout.values())
     symbols = layout[kind][0] == "S"
     numeric = [*range(layout["pos"][1].start, layout["pos"][1].stop)]
-    numeric += [] if forces_name is None else [*range(layout[forces_name][1].start, layout[forces_name][1].stop)]
+    numeric += (
+        []
+        if forces_name is None
+        else [*range(layout[forces_name][1].start, layout[forces_name][1].stop)]
+    )
     wanted = numeric + ([] if symbols else [layout[kind][1].start])
-    names, numbers = parse_lines(block, layout[kind][1].start if symbols else None, wanted, width, path)
+    names, numbers = parse_lines(
+        block, layout[kind][1].start if symbols else None, wanted, width, path
+    )
     start = 0
     for frame in block:
         rows, where = slice(start, start + frame.n), f"{path}: frame {frame.index}"
@@ -221,21 +267,35 @@ def _pack(
         system = _first(frame.info, SYSTEM_KEYS, None)
         charge = _first(frame.info, CHARGE_KEYS, None)
         packer.add(
-            z, pos[None], packer.system(frame.info[system] if system else system_name(z)), energy, forces, cell, pbc,
+            z,
+            pos[None],
+            packer.system(frame.info[system] if system else system_name(z)),
+            energy,
+            forces,
+            cell,
+            pbc,
             number(frame.info, charge, where) if charge else 0,
-        )  # fmt: skip
+        )
 
 
 def _energy(
-    info: dict[str, str], z: np.ndarray, where: str, key: str | None, required: Sequence[str], factor: float
+    info: dict[str, str],
+    z: np.ndarray,
+    where: str,
+    key: str | None,
+    required: Sequence[str],
+    factor: float,
 ) -> float | None:
     name = _first(info, ENERGY_KEYS, key)
     if name is None:
         if "energy" in required or key:
-            raise DataError(f"{where}: has no {key or 'energy'!r} in its comment line (it has: {', '.join(info) or 'nothing'})")
+            raise DataError(
+                f"{where}: has no {key or 'energy'!r} in its comment line (it has: {', '.join(info) or 'nothing'})"
+            )
         return None
     energy = number(info, name, where) * factor
-    # more binding than all electrons have: such a number cannot be eV. (Less is common: pseudopotentials, formation energies.)
+    # more binding than all electrons have: such a number cannot be eV. (Less is common:
+    # pseudopotentials, formation energies.)
     unit = energy_unit_from_size(z, energy)
     if unit in ("kcal/mol", "kj/mol"):
         raise DataError(

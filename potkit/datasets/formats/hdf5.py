@@ -1,4 +1,6 @@
-"""What is in an HDF5 file: the keys of its first groups that hold data, which is how HDF5 formats are told apart."""
+"""What is in an HDF5 file: the keys of its first groups that hold data, which is how HDF5
+formats are told apart.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ def is_hdf5(path: Path) -> bool:
 
 
 def first_keys(path: Path, groups: int = 20) -> set[str]:
-    """The data set names in the first ``groups`` groups that hold any; empty if the file cannot be opened. For a folder: its
-    first HDF5 file."""
+    """The data set names in the first ``groups`` groups that hold any; empty if the file cannot be
+    opened. For a folder: its first HDF5 file.
+    """
     if path.is_dir():
         path = next((f for f in sorted(path.rglob("*")) if f.is_file() and is_hdf5(f)), path)
     if not path.is_file() or not is_hdf5(path):
@@ -35,7 +38,9 @@ def first_keys(path: Path, groups: int = 20) -> set[str]:
                 data = {name for name, kind in kinds.items() if kind is h5py.Dataset}
                 seen += bool(data)
                 found |= data
-                stack.extend(group[name] for name, kind in reversed(kinds.items()) if kind is h5py.Group)
+                stack.extend(
+                    group[name] for name, kind in reversed(kinds.items()) if kind is h5py.Group
+                )
     except (OSError, RuntimeError, KeyError):
         return found
     return found

@@ -1,9 +1,10 @@
-"""ISO17: ASE databases of C7O2H10 isomers with ``total_energy`` (eV) and ``atomic_forces`` (eV/Å), and id files for its own
-split.
+"""ISO17: ASE databases of C7O2H10 isomers with ``total_energy`` (eV) and ``atomic_forces`` (eV/Å),
+and id files for its own split.
 
-K. T. Schütt et al., NeurIPS 30 (2017). A folder with reference.db (80 % of the steps of 80 % of the trajectories),
-test_within.db (their other steps), test_other.db (unseen trajectories), train_ids.txt and validation_ids.txt (rows of
-reference.db, counted from 1). The archive's reference_eq.db and test_eq.db (one relaxed geometry per isomer) are left aside.
+K. T. Schütt et al., NeurIPS 30 (2017). A folder with reference.db (80 % of the steps of 80 % of the
+trajectories), test_within.db (their other steps), test_other.db (unseen trajectories),
+train_ids.txt and validation_ids.txt (rows of reference.db, counted from 1). The archive's
+reference_eq.db and test_eq.db (one relaxed geometry per isomer) are left aside.
 """
 
 from __future__ import annotations
@@ -14,31 +15,44 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, DataError
-from ...structures.store import Structures
 from ...structures.geometry import bond_graph, graph_key
+from ...structures.store import Structures
 from .ase_db import add_row, rows
 from .common import checked_numbers, system_name
 from .packer import Packer
 
 NAME = "iso17"
-DESCRIPTION = "ISO17 folder: reference.db, test_within.db, test_other.db, train_ids.txt, validation_ids.txt"
+DESCRIPTION = (
+    "ISO17 folder: reference.db, test_within.db, test_other.db, train_ids.txt, validation_ids.txt"
+)
 PARTS = ("train", "valid", "test_within", "test_other")
 _IDS = {"train": "train_ids.txt", "valid": "validation_ids.txt"}
-_DATABASES = {"train": "reference.db", "valid": "reference.db", "test_within": "test_within.db", "test_other": "test_other.db"}
+_DATABASES = {
+    "train": "reference.db",
+    "valid": "reference.db",
+    "test_within": "test_within.db",
+    "test_other": "test_other.db",
+}
 
 
 def sniff(path: Path) -> bool:
     """Whether it is a folder that holds reference.db and train_ids.txt."""
-    return path.is_dir() and (path / "reference.db").is_file() and (path / "train_ids.txt").is_file()
+    return (
+        path.is_dir() and (path / "reference.db").is_file() and (path / "train_ids.txt").is_file()
+    )
 
 
-def read(path: Path, dtype: Any = np.float32, part: str | None = None, systems: str = "isomer") -> Structures:
-    """Read one ``part`` ("train", "valid", "test_within", "test_other") or all four, one after the other.
+def read(
+    path: Path, dtype: Any = np.float32, part: str | None = None, systems: str = "isomer"
+) -> Structures:
+    """Read one ``part`` ("train", "valid", "test_within", "test_other") or all four, one after the
+    other.
 
-    ``systems``: "isomer" (the files carry no name of the molecule: isomers are told apart by the graph of their bonds, named by its
-    hash, so isomers of different stereochemistry share one) or "part". `parts` gives the rows of the published split; the isomers of
-    test_other occur nowhere else. Raises DataError for a missing database, and for an id that points past the end of reference.db or
-    comes twice.
+    ``systems``: "isomer" (the files carry no name of the molecule: isomers are told apart by the
+    graph of their bonds, named by its hash, so isomers of different stereochemistry share one) or
+    "part". `parts` gives the rows of the published split; the isomers of test_other occur nowhere
+    else. Raises DataError for a missing database, and for an id that points past the end of
+    reference.db or comes twice.
     """
     if part is not None and part not in PARTS:
         raise ConfigError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
@@ -48,7 +62,11 @@ def read(path: Path, dtype: Any = np.float32, part: str | None = None, systems: 
 
     def add(row: Any, database: Path, name: str) -> None:
         where = f"{database}: row {row.id}"
-        key = name if systems == "part" else isomers.name(checked_numbers(row.numbers, where), row.positions)
+        key = (
+            name
+            if systems == "part"
+            else isomers.name(checked_numbers(row.numbers, where), row.positions)
+        )
         add_row(row, where, packer, system=key, require=("energy", "forces"))
         counts[name] = counts.get(name, 0) + 1
 
@@ -74,7 +92,9 @@ def read(path: Path, dtype: Any = np.float32, part: str | None = None, systems: 
 
 
 class _Isomers:
-    """The name of the isomer a geometry shows; graphs that were seen in the same numbering of atoms are looked up."""
+    """The name of the isomer a geometry shows; graphs that were seen in the same numbering of
+    atoms are looked up.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[bytes, str] = {}

@@ -1,10 +1,11 @@
-"""MD17, revised MD17 and MD22: one molecule, many frames, kcal/mol and Å. As .npz (two sets of names) and as .xyz (two header
-styles).
+"""MD17, revised MD17 and MD22: one molecule, many frames, kcal/mol and Å. As .npz (two sets of
+names) and as .xyz (two header styles).
 
-sGDML's .npz: R [n,a,3], E [n] or [n,1], F [n,a,3], z [a] (S. Chmiela et al., 10.1126/sciadv.1603015 and
-10.1126/sciadv.adf0873); the revised set: coords, energies, forces, nuclear_charges (10.1088/2632-2153/abba6f). sGDML's .xyz:
-the comment line is the energy alone, or says Energy=…; the atom lines are element x y z fx fy fz. An .npz that names its units
-(r_unit, e_unit) is believed.
+sGDML's .npz: R [n,a,3], E [n] or [n,1], F [n,a,3], z [a] (S. Chmiela et al., 10.1126/sciadv.1603015
+and 10.1126/sciadv.adf0873); the revised set: coords, energies, forces, nuclear_charges
+(10.1088/2632-2153/abba6f). sGDML's .xyz:
+the comment line is the energy alone, or says Energy=…; the atom lines are element x y z fx fy fz.
+An .npz that names its units (r_unit, e_unit) is believed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from ... import units
 from ...errors import DataError
 from ...structures.store import Structures
 from . import extxyz
-from .common import NpyRows, checked_numbers, energy_unit_from_size, load_npz, npz_names, numbers_of, require_finite, system_name
+from .common import (
+    NpyRows,
+    checked_numbers,
+    energy_unit_from_size,
+    load_npz,
+    npz_names,
+    numbers_of,
+    require_finite,
+    system_name,
+)
 from .packer import Packer
 
 NAME = "md17"
@@ -32,8 +42,9 @@ SPELLINGS = (
 
 
 def sniff(path: Path) -> bool:
-    """Whether it is an .npz with one of the two sets of names, or an .xyz whose energy is the size of kcal/mol; or a folder of
-    them."""
+    """Whether it is an .npz with one of the two sets of names, or an .xyz whose energy is the size
+    of kcal/mol; or a folder of them.
+    """
     if path.is_dir():
         files = _files(path)
         return bool(files) and all(sniff(f) for f in files)
@@ -58,7 +69,8 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, dtype: Any = np.float32, old: bool = False) -> Structures:
-    """Read one molecule, or every molecule of a folder. ``old`` takes rMD17's original MD17 labels (old_energies, old_forces).
+    """Read one molecule, or every molecule of a folder. ``old`` takes rMD17's original MD17 labels
+    (old_energies, old_forces).
 
     Raises DataError naming file and frame for what does not fit.
     """
@@ -69,19 +81,29 @@ def read(path: Path, dtype: Any = np.float32, old: bool = False) -> Structures:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() in (".npz", ".xyz", ".extxyz")]
+    return [
+        f
+        for f in sorted(folder.iterdir())
+        if f.is_file() and f.suffix.lower() in (".npz", ".xyz", ".extxyz")
+    ]
 
 
 def _label(path: Path, arrays: dict[str, np.ndarray]) -> str:
     name = (
-        str(arrays["name"].reshape(-1)[0]) if arrays.get("name") is not None and arrays["name"].dtype.kind == "U" else path.stem
+        str(arrays["name"].reshape(-1)[0])
+        if arrays.get("name") is not None and arrays["name"].dtype.kind == "U"
+        else path.stem
     )
     return name.removeprefix("rmd17_").removeprefix("md17_").removeprefix("md22_")
 
 
 def _unit(arrays: dict[str, np.ndarray], key: str, default: str) -> float:
     value = arrays.get(key)
-    return units.factor(default if value is None else {"Ang": "å", "kcal/mol": "kcal/mol"}.get(str(value), str(value)))
+    return units.factor(
+        default
+        if value is None
+        else {"Ang": "å", "kcal/mol": "kcal/mol"}.get(str(value), str(value))
+    )
 
 
 def _read_npz(path: Path, packer: Packer, old: bool) -> None:
@@ -92,25 +114,38 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
     if spelling is None or (missing := [k for k in spelling.values() if k not in names]):
         wanted = " or ".join("/".join(s.values()) for s in SPELLINGS)
         lacks = f" has no {missing[0]!r}" if spelling else ""
-        raise DataError(f"{path}:{lacks} needs {wanted} (it has: {', '.join(sorted(names)) or 'nothing'})")
+        raise DataError(
+            f"{path}:{lacks} needs {wanted} (it has: {', '.join(sorted(names)) or 'nothing'})"
+        )
     keys = dict(spelling)
     if old:
         keys |= {"energy": "old_energies", "forces": "old_forces"}
         if keys["energy"] not in names or keys["forces"] not in names:
-            raise DataError(f"{path}: has no old_energies and old_forces (it has: {', '.join(sorted(names))})")
+            raise DataError(
+                f"{path}: has no old_energies and old_forces (it has: {', '.join(sorted(names))})"
+            )
     arrays = load_npz(path, [keys["z"], keys["energy"], "name", "r_unit", "e_unit"])
     where = str(path)
     z, energy = checked_numbers(arrays[keys["z"]], where), arrays[keys["energy"]]
-    with closing(NpyRows(path, keys["pos"])) as pos, closing(NpyRows(path, keys["forces"])) as forces:
+    with (
+        closing(NpyRows(path, keys["pos"])) as pos,
+        closing(NpyRows(path, keys["forces"])) as forces,
+    ):
         n = pos.shape[0] if pos.shape else 0
         if len(pos.shape) != 3 or pos.shape[1:] != (len(z), 3):
-            raise DataError(f"{where}: {keys['pos']} has shape {pos.shape}, {len(z)} atomic numbers ask for (n, {len(z)}, 3)")
+            raise DataError(
+                f"{where}: {keys['pos']} has shape {pos.shape}, {len(z)} atomic numbers ask for (n, {len(z)}, 3)"
+            )
         if not n or not len(z):
             raise DataError(f"{where}: holds no frames ({keys['pos']} has shape {pos.shape})")
         if energy.size != n or energy.shape[0] != n:
-            raise DataError(f"{where}: {keys['energy']} has shape {energy.shape}, {n} frames ask for ({n},)")
+            raise DataError(
+                f"{where}: {keys['energy']} has shape {energy.shape}, {n} frames ask for ({n},)"
+            )
         if forces.shape != pos.shape:
-            raise DataError(f"{where}: {keys['forces']} has shape {forces.shape}, {keys['pos']} {pos.shape}")
+            raise DataError(
+                f"{where}: {keys['forces']} has shape {forces.shape}, {keys['pos']} {pos.shape}"
+            )
         length, kcal = _unit(arrays, "r_unit", "å"), _unit(arrays, "e_unit", "kcal/mol")
         energy = energy.reshape(-1).astype(np.float64) * kcal
         require_finite(energy, keys["energy"], where, "frame")
@@ -121,7 +156,9 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
             some, force = pos.take(count).astype(np.float64), forces.take(count).astype(np.float64)
             require_finite(some, keys["pos"], where, "frame", start)
             require_finite(force, keys["forces"], where, "frame", start)
-            packer.add(z, some * length, system, energy[start : start + count], force * (kcal / length))
+            packer.add(
+                z, some * length, system, energy[start : start + count], force * (kcal / length)
+            )
 
 
 def _bare_energy(comment: str) -> float | None:
@@ -154,9 +191,19 @@ def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str)
         key = next((k for k in ("Energy", "energy") if k in frame.info), None)
         if key is None and _bare_energy(bare) is None:
             raise DataError(f"{where}: the comment line is neither an energy nor holds Energy=")
-        energy = extxyz.number(frame.info, key, where) if key else extxyz.number({"energy": bare}, "energy", where)
+        energy = (
+            extxyz.number(frame.info, key, where)
+            if key
+            else extxyz.number({"energy": bare}, "energy", where)
+        )
         z = numbers_of(names[rows], where)
         require_finite(numbers[rows, :3], "position", where, "atom")
         require_finite(numbers[rows, 3:], "force", where, "atom")
         system = packer.system((label, system_name(z)), label)
-        packer.add(z, numbers[rows, :3][None], system, np.array([energy]) * factor, numbers[rows, 3:][None] * factor)
+        packer.add(
+            z,
+            numbers[rows, :3][None],
+            system,
+            np.array([energy]) * factor,
+            numbers[rows, 3:][None] * factor,
+        )

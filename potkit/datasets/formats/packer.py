@@ -1,10 +1,13 @@
-"""Packed arrays that grow block by block: in memory, or, while `packing_into` says so, in a store folder on disk."""
+"""Packed arrays that grow block by block: in memory, or, while `packing_into` says so, in a
+store folder on disk.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,18 +20,30 @@ _target: _Target | None = None
 
 
 class _Target:
-    """Where the next packer puts its structures. What it opened is closed, and removed unless finished, by ``stack``."""
+    """Where the next packer puts its structures. What it opened is closed, and removed unless
+    finished, by ``stack``.
+    """
 
     def __init__(self, path: Path, total: int | None, progress: bool) -> None:
-        self.path, self.total, self.progress, self.taken, self.stack = path, total, progress, False, ExitStack()
+        self.path, self.total, self.progress, self.taken, self.stack = (
+            path,
+            total,
+            progress,
+            False,
+            ExitStack(),
+        )
 
 
 @contextmanager
-def packing_into(path: str | Path, total: int | None = None, progress: bool = False) -> Iterator[None]:
-    """Inside this block the first reader packs straight into the store folder ``path``, in memory that does not grow with the set.
+def packing_into(
+    path: str | Path, total: int | None = None, progress: bool = False
+) -> Iterator[None]:
+    """Inside this block the first reader packs straight into the store folder ``path``, in memory
+    that does not grow with the set.
 
-    What the reader returns is that store, memory-mapped. ``total``: how many structures to expect, for the progress bar. A reader
-    that gathers several files with a packer each, or filters afterwards, returns what does not lie in ``path``: compare.
+    What the reader returns is that store, memory-mapped. ``total``: how many structures to expect,
+    for the progress bar. A reader that gathers several files with a packer each, or filters
+    afterwards, returns what does not lie in ``path``: compare.
     """
     global _target
     before, target = _target, _Target(Path(path), total, progress)
@@ -43,17 +58,30 @@ def packing_into(path: str | Path, total: int | None = None, progress: bool = Fa
 class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
-    ``energy`` and ``forces`` survive only if every block brought them; what was dropped is told in ``info["notes"]``. Positions
-    and forces are kept as ``dtype``, energies as float64. Growing uses realloc, so that memory stays near the packed result.
+    ``energy`` and ``forces`` survive only if every block brought them; what was dropped is told in
+    ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as float64. Growing uses
+    realloc, so that memory stays near the packed result.
     """
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
         self.n_structures = self.n_atoms = 0  # all that were added
         self._written_s = self._written_a = 0  # those of them that are on disk already
-        self._structures = {"energy": np.empty(0), "charge": np.empty(0, np.int16), "system": np.empty(0, np.int32)}
-        self._structures |= {"cell": np.empty((0, 3, 3)), "pbc": np.empty((0, 3), bool), "size": np.empty(0, np.int32)}
-        self._atoms = {"z": np.empty(0, np.uint8), "pos": np.empty((0, 3), self.dtype), "forces": np.empty((0, 3), self.dtype)}
+        self._structures = {
+            "energy": np.empty(0),
+            "charge": np.empty(0, np.int16),
+            "system": np.empty(0, np.int32),
+        }
+        self._structures |= {
+            "cell": np.empty((0, 3, 3)),
+            "pbc": np.empty((0, 3), bool),
+            "size": np.empty(0, np.int32),
+        }
+        self._atoms = {
+            "z": np.empty(0, np.uint8),
+            "pos": np.empty((0, 3), self.dtype),
+            "forces": np.empty((0, 3), self.dtype),
+        }
         self._atoms["molecule"] = np.empty(0, np.int32)
         self._without: dict[str, int] = {}
         self._systems: dict[Any, int] = {}
@@ -72,7 +100,9 @@ class Packer:
         self._writer = target.stack.enter_context(StoreWriter(target.path))
         name = target.path.parent.name if target.path.name == "packed" else target.path.name
         options = {"desc": f"packing {name}", "unit": " structures", "unit_scale": True}
-        self._bar = target.stack.enter_context(tqdm(total=target.total, disable=not target.progress, **options))
+        self._bar = target.stack.enter_context(
+            tqdm(total=target.total, disable=not target.progress, **options)
+        )
 
     @staticmethod
     def _grow(arrays: dict[str, np.ndarray], needed: int, exact: bool = False) -> None:
@@ -149,7 +179,9 @@ class Packer:
     def _held(self) -> dict[str, np.ndarray]:
         """Everything that is not on disk, as `Structures.arrays` names it."""
         n, a = self.n_structures - self._written_s, self.n_atoms - self._written_a
-        out = {k: v[:n] for k, v in self._structures.items()} | {k: v[:a] for k, v in self._atoms.items()}
+        out = {k: v[:n] for k, v in self._structures.items()} | {
+            k: v[:a] for k, v in self._atoms.items()
+        }
         return {"ptr": np.concatenate([[0], np.cumsum(out.pop("size"), dtype=np.int64)])} | out
 
     def _write(self) -> None:
@@ -163,10 +195,16 @@ class Packer:
         drop = list(self._without)
         for name, missing in self._without.items():
             if missing < self.n_structures:
-                self.notes.append(f"{name} left out: {missing} of {self.n_structures} structures have none")
+                self.notes.append(
+                    f"{name} left out: {missing} of {self.n_structures} structures have none"
+                )
         if not self._periodic:
-            drop.append("cell")  # a box around a molecule that does not repeat is not a property of the molecule
-        info |= {"systems": self._labels, "units": {"length": "Å", "energy": "eV", "forces": "eV/Å"}}
+            # a box around a molecule that does not repeat is not a property of the molecule
+            drop.append("cell")
+        info |= {
+            "systems": self._labels,
+            "units": {"length": "Å", "energy": "eV", "forces": "eV/Å"},
+        }
         if self.notes:
             info["notes"] = self.notes
         if self._writer is None:

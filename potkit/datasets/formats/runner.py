@@ -1,8 +1,10 @@
-"""RuNNer and n2p2 ``input.data``: blocks begin … lattice ×3 … atom … energy … charge … end, in Bohr, Hartree and Hartree/Bohr.
+"""RuNNer and n2p2 ``input.data``: blocks begin … lattice ×3 … atom … energy … charge … end, in
+Bohr, Hartree and Hartree/Bohr.
 
-An atom line is ``atom x y z element charge n fx fy fz`` (charge: of the atom, n: unused). Three lattice lines or none.
-Described by J. Behler, RuNNer, and by n2p2's documentation (A. Singraber et al., 10.1021/acs.jctc.8b00770). Pure water gets its
-molecules from the geometry.
+An atom line is ``atom x y z element charge n fx fy fz`` (charge: of the atom, n: unused). Three
+lattice lines or none.
+Described by J. Behler, RuNNer, and by n2p2's documentation (A. Singraber et al.,
+10.1021/acs.jctc.8b00770). Pure water gets its molecules from the geometry.
 """
 
 from __future__ import annotations
@@ -14,35 +16,51 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures.store import Structures
 from ...structures.geometry import water_molecules
+from ...structures.store import Structures
 from .common import numbers_of, require_finite, system_name
 from .extxyz import first_lines
 from .packer import Packer
 
 NAME = "runner"
-DESCRIPTION = "RuNNer / n2p2 input.data (file or folder with input.data): Bohr, Hartree, Hartree/Bohr"
+DESCRIPTION = (
+    "RuNNer / n2p2 input.data (file or folder with input.data): Bohr, Hartree, Hartree/Bohr"
+)
 KEYWORDS = {"lattice", "atom", "energy", "charge", "comment", "end"}
 
 
 def _file(path: Path) -> Path:
-    """``path``, or the one input.data at or below a folder; the folder itself if there is none or more than one."""
+    """``path``, or the one input.data at or below a folder; the folder itself if there is none
+    or more than one.
+    """
     found = sorted(path.rglob("input.data*")) if path.is_dir() else [path]
     return found[0] if len(found) == 1 else path
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first line that is not empty says begin, and the next is a keyword of the format."""
-    lines = [line.split() for line in first_lines(_file(path), 6) if line.split() and line.lstrip()[0] != "#"]
+    """Whether the first line that is not empty says begin, and the next is a keyword of the
+    format.
+    """
+    lines = [
+        line.split()
+        for line in first_lines(_file(path), 6)
+        if line.split() and line.lstrip()[0] != "#"
+    ]
     return len(lines) > 1 and lines[0] == ["begin"] and lines[1][0] in KEYWORDS
 
 
-def read(path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_unit: str = "hartree") -> Structures:
+def read(
+    path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_unit: str = "hartree"
+) -> Structures:
     """Read every block. Raises DataError naming file and line."""
     folder, path, packer = path, _file(path), Packer(dtype)
     if path.is_dir():
-        found = ", ".join(f.relative_to(folder).as_posix() for f in sorted(folder.rglob("input.data*"))[:8])
-        raise DataError(f"{folder}: needs one input.data, found {found or 'none'}: read one of them by its path")
+        found = ", ".join(
+            f.relative_to(folder).as_posix() for f in sorted(folder.rglob("input.data*"))[:8]
+        )
+        raise DataError(
+            f"{folder}: needs one input.data, found {found or 'none'}: read one of them by its path"
+        )
     length, energy_factor = units.factor(length_unit), units.factor(energy_unit)
     block: dict[str, Any] | None = None
     with open(path) as file:
@@ -53,8 +71,17 @@ def read(path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_
             where = f"{path}: line {number}"
             if words[0] == "begin":
                 if block is not None:
-                    raise DataError(f"{where}: begin inside the block that began at line {block['line']}")
-                block = {"line": number, "lattice": [], "atoms": [], "symbols": [], "energy": None, "charge": 0.0}
+                    raise DataError(
+                        f"{where}: begin inside the block that began at line {block['line']}"
+                    )
+                block = {
+                    "line": number,
+                    "lattice": [],
+                    "atoms": [],
+                    "symbols": [],
+                    "energy": None,
+                    "charge": 0.0,
+                }
             elif block is None:
                 raise DataError(f"{where}: {words[0]!r} outside begin … end")
             elif words[0] == "atom":
@@ -70,10 +97,18 @@ def read(path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_
                 _add(block, f"{path}: block at line {block['line']}", packer, length, energy_factor)
                 block = None
             elif words[0] != "comment":
-                raise DataError(f"{where}: unknown keyword {words[0]!r} (known: begin, {', '.join(sorted(KEYWORDS))})")
+                raise DataError(
+                    f"{where}: unknown keyword {words[0]!r} (known: begin, {', '.join(sorted(KEYWORDS))})"
+                )
     if block is not None:
-        raise DataError(f"{path}: the file ends inside the block that began at line {block['line']}")
-    return packer.finish(str(path), name=path.parent.name if path.name == "input.data" else path.stem, source_format=NAME)
+        raise DataError(
+            f"{path}: the file ends inside the block that began at line {block['line']}"
+        )
+    return packer.finish(
+        str(path),
+        name=path.parent.name if path.name == "input.data" else path.stem,
+        source_format=NAME,
+    )
 
 
 def _floats(words: list[str], where: str, count: int | None = None) -> list[float]:
@@ -94,7 +129,9 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _add(block: dict[str, Any], where: str, packer: Packer, length: float, energy_factor: float) -> None:
+def _add(
+    block: dict[str, Any], where: str, packer: Packer, length: float, energy_factor: float
+) -> None:
     if not block["atoms"]:
         raise DataError(f"{where}: has no atoms")
     if block["energy"] is None:
@@ -109,7 +146,13 @@ def _add(block: dict[str, Any], where: str, packer: Packer, length: float, energ
     pos = numbers[:, :3] * length
     molecule = water_molecules(z, pos, cell, np.full(3, periodic))
     packer.add(
-        z, pos[None], packer.system(system_name(z)), np.array([block["energy"]]) * energy_factor,
-        numbers[None, :, 3:] * (energy_factor / length), cell, periodic, round(block["charge"]),
+        z,
+        pos[None],
+        packer.system(system_name(z)),
+        np.array([block["energy"]]) * energy_factor,
+        numbers[None, :, 3:] * (energy_factor / length),
+        cell,
+        periodic,
+        round(block["charge"]),
         0 if molecule is None else molecule,
-    )  # fmt: skip
+    )

@@ -1,15 +1,18 @@
-"""SPICE HDF5, versions 1 and 2: a group per molecule with atomic_numbers [a], conformations [n,a,3] Bohr, energies Hartree.
+"""SPICE HDF5, versions 1 and 2: a group per molecule with atomic_numbers [a], conformations [n,a,3]
+Bohr, energies Hartree.
 
-P. Eastman et al., Sci. Data 10, 11 (2023), 10.1038/s41597-022-01882-6. ``dft_total_gradient`` [n,a,3] Hartree/Bohr is minus the
-force; ``formation_energy`` is relative to free atoms or ions, ``dft_total_energy`` is not. A data set's ``units`` attribute,
-where there is one, is believed. The elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order.
+P. Eastman et al., Sci. Data 10, 11 (2023), 10.1038/s41597-022-01882-6. ``dft_total_gradient``
+[n,a,3] Hartree/Bohr is minus the force; ``formation_energy`` is relative to free atoms or ions,
+``dft_total_energy`` is not. A data set's ``units`` attribute, where there is one, is believed. The
+elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -35,7 +38,9 @@ def sniff(path: Path) -> bool:
 
 
 def charge_of(smiles: str) -> int:
-    """The total charge of a SMILES: the sum over its bracket atoms. Which atom carries it is not asked."""
+    """The total charge of a SMILES: the sum over its bracket atoms. Which atom carries it is not
+    asked.
+    """
     total = 0
     for atom in _BRACKET.findall(smiles):
         signs = _SIGN.search(atom.split(":")[0].rstrip("]"))
@@ -52,11 +57,13 @@ def read(
     subsets: Sequence[str] | None = None,
     max_force: float | None = None,
 ) -> Structures:
-    """Read all molecules, or those whose ``subset`` contains one of ``subsets`` ("Dipeptides", "PubChem" …).
+    """Read all molecules, or those whose ``subset`` contains one of ``subsets`` ("Dipeptides",
+    "PubChem" …).
 
-    ``energy``: "formation" or "total". ``max_force`` (eV/Å) drops conformations with a larger force component. Charges come from
-    MBIS charges or else from the SMILES. Groups without conformations (the public files have one) are skipped and named in
-    ``info["notes"]``. Raises DataError naming file and group for whatever else does not fit.
+    ``energy``: "formation" or "total". ``max_force`` (eV/Å) drops conformations with a larger force
+    component. Charges come from MBIS charges or else from the SMILES. Groups without conformations
+    (the public files have one) are skipped and named in ``info["notes"]``. Raises DataError naming
+    file and group for whatever else does not fit.
     """
     if energy not in ENERGIES:
         raise ConfigError(f"energy must be 'formation' or 'total', got {energy!r}")
@@ -71,11 +78,15 @@ def read(
                 continue
             for needed in ("atomic_numbers", "conformations", ENERGIES[energy]):
                 if get(needed) is None:
-                    raise DataError(f"{where} has no {needed!r} (it has: {', '.join(group) or 'nothing'})")
+                    raise DataError(
+                        f"{where} has no {needed!r} (it has: {', '.join(group) or 'nothing'})"
+                    )
             z = checked_numbers(load(get("atomic_numbers"), path), where)
             pos = _converted(get("conformations"), "bohr", path)
             if pos.ndim < 3 or not len(pos):
-                packer.notes.append(f"group {group.name} skipped: conformations have shape {pos.shape}")
+                packer.notes.append(
+                    f"group {group.name} skipped: conformations have shape {pos.shape}"
+                )
                 continue
             if pos.shape[1:] != (len(z), 3):
                 raise DataError(
@@ -90,7 +101,9 @@ def read(
             if get("dft_total_gradient") is not None:
                 forces = -_converted(get("dft_total_gradient"), "hartree/bohr", path)
                 if forces.shape != pos.shape:
-                    raise DataError(f"{where}: dft_total_gradient has shape {forces.shape}, conformations {pos.shape}")
+                    raise DataError(
+                        f"{where}: dft_total_gradient has shape {forces.shape}, conformations {pos.shape}"
+                    )
                 require_finite(forces, "dft_total_gradient", where)
             require_finite(pos, "conformations", where)
             require_finite(value, ENERGIES[energy], where)
@@ -101,11 +114,17 @@ def read(
             if keep.any():
                 name = group.name.strip("/")
                 packer.add(
-                    z, pos[keep], packer.system(name), value[keep], None if forces is None else forces[keep],
+                    z,
+                    pos[keep],
+                    packer.system(name),
+                    value[keep],
+                    None if forces is None else forces[keep],
                     charge=_charge(get, path, where),
-                )  # fmt: skip
+                )
     if subsets is not None and not packer.n_structures:
-        raise ConfigError(f"{path}: no subset matches {list(subsets)} (it has: {', '.join(sorted(seen))})")
+        raise ConfigError(
+            f"{path}: no subset matches {list(subsets)} (it has: {', '.join(sorted(seen))})"
+        )
     if dropped:
         packer.notes.append(f"{dropped} conformations with a force above {max_force} eV/Å dropped")
     return packer.finish(str(path), name=path.stem, source_format=NAME, energy_kind=energy)
@@ -138,6 +157,8 @@ def _charge(get: Any, path: Path, where: str) -> int:
         if len(total) and np.isfinite(total).all():
             charge = np.round(np.median(total))
             if abs(np.median(total) - charge) > 0.25:
-                raise DataError(f"{where}: mbis_charges add up to {np.median(total):.2f}, not to a whole charge")
+                raise DataError(
+                    f"{where}: mbis_charges add up to {np.median(total):.2f}, not to a whole charge"
+                )
             return int(charge)
     return charge_of(_text(get("smiles"))) if get("smiles") is not None else 0

@@ -1,7 +1,10 @@
-"""Per-frame .npz of classical water, as the masked paper's code stores them: ``data_SEED_FRAME.npz`` with pos, energy, forces.
+"""Per-frame .npz of classical water, as the masked paper's code stores them:
+``data_SEED_FRAME.npz`` with pos, energy, forces.
 
-pos [3m, 3] Å with atoms O H H of one molecule after another, energy kJ/mol, forces [3m, 3] kJ/mol/nm. The box is not in the
-files: a cube of 20 Å unless ``box`` says otherwise. Each seed is a system, so that "by seed" is a split by system.
+pos [3m, 3] Å with atoms O H H of one molecule after another, energy kJ/mol, forces [3m, 3]
+kJ/mol/nm. The box is not in the
+files: a cube of 20 Å unless ``box`` says otherwise. Each seed is a system, so that "by seed" is a
+split by system.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from .common import load_npz, npz_names, require_finite
 from .packer import Packer
 
 NAME = "tip3p-npz"
-DESCRIPTION = "folder of data_SEED_FRAME.npz (pos Å, energy kJ/mol, forces kJ/mol/nm), three-site water"
+DESCRIPTION = (
+    "folder of data_SEED_FRAME.npz (pos Å, energy kJ/mol, forces kJ/mol/nm), three-site water"
+)
 PATTERN = re.compile(r"data_(\d+)_(\d+)\.npz$")
 
 
@@ -35,7 +40,9 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
-    """Read every frame of a folder (or one). ``box``: edge of the cubic cell, Å. Raises DataError naming the file."""
+    """Read every frame of a folder (or one). ``box``: edge of the cubic cell, Å. Raises
+    DataError naming the file.
+    """
     packer, force_factor = Packer(dtype), units.factor("kj/mol/nm")
     frames = _frames(path) or [(0, 0, path)]
     size = None
@@ -44,29 +51,43 @@ def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
         arrays = load_npz(file)
         missing = {"pos", "energy", "forces"} - names
         if missing:
-            raise DataError(f"{file}: has no {sorted(missing)[0]!r} (it has: {', '.join(sorted(names))})")
+            raise DataError(
+                f"{file}: has no {sorted(missing)[0]!r} (it has: {', '.join(sorted(names))})"
+            )
         if arrays["pos"].size % 9 or arrays["pos"].size == 0:
-            raise DataError(f"{file}: pos has shape {arrays['pos'].shape}, expected (3 m, 3) for m waters")
+            raise DataError(
+                f"{file}: pos has shape {arrays['pos'].shape}, expected (3 m, 3) for m waters"
+            )
         pos = arrays["pos"].reshape(-1, 3).astype(np.float64)
         if arrays["forces"].size != pos.size:
-            raise DataError(f"{file}: forces have shape {arrays['forces'].shape}, pos {arrays['pos'].shape}")
+            raise DataError(
+                f"{file}: forces have shape {arrays['forces'].shape}, pos {arrays['pos'].shape}"
+            )
         if arrays["energy"].size != 1:
-            raise DataError(f"{file}: energy has shape {arrays['energy'].shape}, expected one value")
+            raise DataError(
+                f"{file}: energy has shape {arrays['energy'].shape}, expected one value"
+            )
         if size is not None and len(pos) != size:
             raise DataError(f"{file}: has {len(pos)} atoms, the frames before have {size}")
         size = len(pos)
         for what in ("pos", "forces", "energy"):
             require_finite(arrays[what].reshape(-1, 1), what, str(file), "entry")
-        bond = np.linalg.norm(pos[1::3] - pos[::3] - np.round((pos[1::3] - pos[::3]) / box) * box, axis=1)
+        bond = np.linalg.norm(
+            pos[1::3] - pos[::3] - np.round((pos[1::3] - pos[::3]) / box) * box, axis=1
+        )
         if bond.max() > 2.0:
             first = 3 * int(bond.argmax())
             raise DataError(
                 f"{file}: atoms {first} and {first + 1} are {bond.max():.1f} Å apart: the order is not O H H, or box is not {box} Å"
             )
         packer.add(
-            np.tile(np.array([8, 1, 1], np.uint8), len(pos) // 3), pos[None], packer.system(seed, f"seed-{seed}"),
+            np.tile(np.array([8, 1, 1], np.uint8), len(pos) // 3),
+            pos[None],
+            packer.system(seed, f"seed-{seed}"),
             arrays["energy"].reshape(1).astype(np.float64) * units.KJ_MOL,
-            arrays["forces"].reshape(1, -1, 3).astype(np.float64) * force_factor, np.eye(3) * box, True,
+            arrays["forces"].reshape(1, -1, 3).astype(np.float64) * force_factor,
+            np.eye(3) * box,
+            True,
             molecule=np.repeat(np.arange(len(pos) // 3), 3),
-        )  # fmt: skip
+        )
     return packer.finish(str(path), name=path.name, source_format=NAME)

@@ -24,9 +24,11 @@ def make(
     progress: bool = True,
     **options: Any,
 ) -> Structures:
-    """Make the data set ``name`` and save it to ``out``; see `common.generate`. Raises DataError for an
-    unknown name.
+    """Make the data set ``name`` and save it to ``out``; see `common.generate`. Raises DataError
+    for an unknown name.
     """
     if name not in RECIPES:
         raise DataError(f"no recipe called {name!r}; there are {', '.join(RECIPES)}")
-    return generate(RECIPES[name], out, scale=scale, seed=seed, jobs=jobs, progress=progress, **options)
+    return generate(
+        RECIPES[name], out, scale=scale, seed=seed, jobs=jobs, progress=progress, **options
+    )

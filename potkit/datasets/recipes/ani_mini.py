@@ -1,17 +1,21 @@
-"""Recipe of `ani-mini`: small H C N O molecules out of equilibrium, sampled as ANI-1 was, at GFN2-xTB.
+"""Recipe of `ani-mini`: small H C N O molecules out of equilibrium, sampled as ANI-1 was, at
+GFN2-xTB.
 
-Per molecule: SMILES -> RDKit embedding (ETKDG, MMFF94 or else UFF) -> GFN2-xTB minimum (BFGS) -> Hessian by
-central differences of the gradient -> normal modes -> random displacements -> GFN2-xTB energy and forces of
-the stored positions.
+Per molecule: SMILES -> RDKit embedding (ETKDG, MMFF94 or else UFF) -> GFN2-xTB minimum (BFGS) ->
+Hessian by central differences of the gradient -> normal modes -> random displacements -> GFN2-xTB
+energy and forces of the stored positions.
 
-Sampling (J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193, 2017, doi:10.1038/sdata.2017.193):
-numbers c_i >= 0 with a sum uniform in [0, 1] are dealt at random to the modes; mode i is displaced by
+Sampling (J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193, 2017,
+doi:10.1038/sdata.2017.193):
+numbers c_i >= 0 with a sum uniform in [0, 1] are dealt at random to the modes; mode i is displaced
+by
     R_i = ± sqrt(3 c_i N k_B T / K_i)
-along its normalised Cartesian vector, so that the harmonic energy is at most 3/2 N k_B T (N atoms). As in
-ANI-1, T falls with size and there is one conformer per molecule. Differences: force constants are floored at
-`K_FLOOR`, because the straight line along a soft torsion would stretch bonds before it turns anything;
-structures more than `ENERGY_WINDOW` above the minimum, or with two atoms closer than `CLOSEST`, are dropped
-and counted.
+along its normalised Cartesian vector, so that the harmonic energy is at most 3/2 N k_B T (N atoms).
+As in ANI-1, T falls with size and there is one conformer per molecule. Differences: force constants
+are floored at `K_FLOOR`, because the straight line along a soft torsion would stretch bonds before
+it turns anything;
+structures more than `ENERGY_WINDOW` above the minimum, or with two atoms closer than `CLOSEST`, are
+dropped and counted.
 """
 
 from __future__ import annotations
@@ -41,7 +45,9 @@ FLAT = 1e-4  # Hartree/Bohr²: what noise in a flat torsion may give
 
 
 def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A first geometry: atomic numbers, positions (Å), masses (u), bonds [N,N]. Raises ValueError."""
+    """A first geometry: atomic numbers, positions (Å), masses (u), bonds [N,N]. Raises
+    ValueError.
+    """
     from rdkit import Chem, RDLogger
     from rdkit.Chem import AllChem
 
@@ -61,7 +67,12 @@ def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     optimize(molecule, maxIters=2000)
     z = np.array([a.GetAtomicNum() for a in molecule.GetAtoms()])
     masses = np.array([a.GetMass() for a in molecule.GetAtoms()])
-    return z, molecule.GetConformer().GetPositions(), masses, Chem.GetAdjacencyMatrix(molecule).astype(bool)
+    return (
+        z,
+        molecule.GetConformer().GetPositions(),
+        masses,
+        Chem.GetAdjacencyMatrix(molecule).astype(bool),
+    )
 
 
 def check_bonds(z: np.ndarray, positions: np.ndarray, bonds: np.ndarray) -> None:
@@ -73,7 +84,9 @@ def check_bonds(z: np.ndarray, positions: np.ndarray, bonds: np.ndarray) -> None
     np.fill_diagonal(close, False)
     if (close != bonds).any():
         i, j = np.argwhere(close != bonds)[0]
-        raise ValueError(f"GFN2-xTB {'makes' if close[i, j] else 'breaks'} the bond of atoms {i} and {j}")
+        raise ValueError(
+            f"GFN2-xTB {'makes' if close[i, j] else 'breaks'} the bond of atoms {i} and {j}"
+        )
 
 
 def distances(positions: np.ndarray) -> np.ndarray:
@@ -92,7 +105,11 @@ def minimize(xtb: XTB, start: np.ndarray) -> tuple[np.ndarray, float]:
     found, slope = start, np.inf
     for _ in range(3):  # a line search that stalls is started afresh
         result = bfgs(
-            target, found.ravel(), jac=True, method="BFGS", options={"gtol": GRADIENT, "maxiter": 500}
+            target,
+            found.ravel(),
+            jac=True,
+            method="BFGS",
+            options={"gtol": GRADIENT, "maxiter": 500},
         )
         found, slope = result.x.reshape(-1, 3), np.abs(result.jac).max()
         if slope <= GRADIENT:
@@ -101,7 +118,9 @@ def minimize(xtb: XTB, start: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def hessian(xtb: XTB, positions: np.ndarray) -> np.ndarray:
-    """Symmetric second derivatives [3N,3N] in Hartree/Bohr² by central differences of the gradient."""
+    """Symmetric second derivatives [3N,3N] in Hartree/Bohr² by central differences of the
+    gradient.
+    """
     size = positions.size
     rows = np.empty((size, size))
     for i in range(size):
@@ -115,10 +134,11 @@ def hessian(xtb: XTB, positions: np.ndarray) -> np.ndarray:
 def normal_modes(
     second: np.ndarray, positions: np.ndarray, masses: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Force constants [M] and normalised Cartesian mode vectors [M,N,3]; M = 3N-6, or 3N-5 if linear.
+    """Force constants [M] and normalised Cartesian mode vectors [M,N,3]; M = 3N-6, or 3N-5 if
+    linear.
 
-    Translations and rotations are projected out of the mass-weighted Hessian. The force constant of mode
-    vector e is eᵀ H e, in the unit of ``second``; it may be negative at a saddle point.
+    Translations and rotations are projected out of the mass-weighted Hessian. The force constant of
+    mode vector e is eᵀ H e, in the unit of ``second``; it may be negative at a saddle point.
     """
     centred = positions - np.average(positions, axis=0, weights=masses)
     rigid = [np.tile(axis, (len(masses), 1)) for axis in np.eye(3)] + [
@@ -137,7 +157,8 @@ def normal_modes(
 def find_minimum(
     xtb: XTB, start: np.ndarray, masses: np.ndarray
 ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
-    """Positions, energy, force constants and modes (Bohr, Hartree) of a minimum; steps off saddle points.
+    """Positions, energy, force constants and modes (Bohr, Hartree) of a minimum; steps off saddle
+    points.
 
     Raises ValueError if only saddle points, or no stationary point, are found.
     """
@@ -148,13 +169,17 @@ def find_minimum(
         if force_constants.min() > -FLAT:
             return positions, energy, force_constants, modes
         positions = positions + (0.3 + 0.1 * attempt) * modes[int(force_constants.argmin())]
-    raise ValueError(f"only a saddle point, force constant {force_constants.min():.1e} Hartree/Bohr²")
+    raise ValueError(
+        f"only a saddle point, force constant {force_constants.min():.1e} Hartree/Bohr²"
+    )
 
 
 def displacements(
     rng: np.random.Generator, force_constants: np.ndarray, modes: np.ndarray, temperature: float
 ) -> np.ndarray:
-    """One random displacement [N,3] in Å; ``force_constants`` in eV/Å² (see the module's docstring)."""
+    """One random displacement [N,3] in Å; ``force_constants`` in eV/Å² (see the module's
+    docstring).
+    """
     shares = rng.uniform() * rng.dirichlet(np.ones(len(modes)))
     signs = rng.choice([-1.0, 1.0], len(modes))
     size = np.sqrt(
@@ -163,14 +188,18 @@ def displacements(
     return np.tensordot(signs * size, modes, axes=1)
 
 
-def plan(scale: float | str, seed: int, molecules: Sequence[str] = MOLECULES) -> list[dict[str, Any]]:
+def plan(
+    scale: float | str, seed: int, molecules: Sequence[str] = MOLECULES
+) -> list[dict[str, Any]]:
     """A task per molecule. ``molecules``: SMILES, default the recipe's own list."""
-    return [{"label": smiles, "smiles": smiles, "scale": scale, "seed": seed} for smiles in molecules]
+    return [
+        {"label": smiles, "smiles": smiles, "scale": scale, "seed": seed} for smiles in molecules
+    ]
 
 
 def work(task: dict[str, Any]) -> Structures:
-    """All structures of one molecule; none, and the reason as ``info["failure"]``, if it has no usable
-    minimum.
+    """All structures of one molecule; none, and the reason as ``info["failure"]``, if it has no
+    usable minimum.
     """
     smiles = task["smiles"]
     # seeded by the SMILES, not by its place in the list: adding a molecule changes no other one
@@ -200,7 +229,10 @@ def work(task: dict[str, Any]) -> Structures:
     dropped = {"scc": 0, "close": 0, "energy": 0}
     for _ in range(wanted):
         stored = on_grid(positions + displacements(rng, force_constants, modes, temperature))
-        if len(z) > 1 and distances(stored.astype(float))[np.triu_indices(len(z), 1)].min() < CLOSEST:
+        if (
+            len(z) > 1
+            and distances(stored.astype(float))[np.triu_indices(len(z), 1)].min() < CLOSEST
+        ):
             dropped["close"] += 1
             continue
         try:
@@ -221,20 +253,30 @@ def work(task: dict[str, Any]) -> Structures:
 
 
 def _pack(
-    z: np.ndarray, pos: list[np.ndarray], energy: list[float], forces: list[np.ndarray], info: dict[str, Any]
+    z: np.ndarray,
+    pos: list[np.ndarray],
+    energy: list[float],
+    forces: list[np.ndarray],
+    info: dict[str, Any],
 ) -> Structures:
-    stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)  # noqa: E731
+    stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)
     return Structures(
-        z=np.tile(z, len(pos)), pos=stack(pos), ptr=np.arange(len(pos) + 1) * len(z),
-        energy=np.array(energy, float), forces=stack(forces), info=info,
-    )  # fmt: skip
+        z=np.tile(z, len(pos)),
+        pos=stack(pos),
+        ptr=np.arange(len(pos) + 1) * len(z),
+        energy=np.array(energy, float),
+        forces=stack(forces),
+        info=info,
+    )
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Level of theory, reference energies, and what was dropped."""
     failures = {t["smiles"]: i["failure"] for t, i in zip(tasks, infos) if "failure" in i}
     good = [i for i in infos if "failure" not in i]
-    dropped = {reason: sum(i["dropped"][reason] for i in good) for reason in ("scc", "close", "energy")}
+    dropped = {
+        reason: sum(i["dropped"][reason] for i in good) for reason in ("scc", "close", "energy")
+    }
     floored, modes = (sum(i[key] for i in good) for key in ("floored_modes", "modes"))
     notes = [
         f"Molecules given up: {len(failures)} of {len(tasks)}"

@@ -1,4 +1,6 @@
-"""The molecules of `ani-mini`, as SMILES: neutral and closed-shell, with 1 to 8 atoms of C, N and O."""
+"""The molecules of `ani-mini`, as SMILES: neutral and closed-shell, with 1 to 8 atoms of C, N
+and O.
+"""
 
 from __future__ import annotations
 
@@ -65,4 +67,6 @@ FAMILIES: dict[str, str] = {
         Cc1cc(C)no1""",
 }
 
-MOLECULES: tuple[str, ...] = tuple(smiles for block in FAMILIES.values() for smiles in block.split())
+MOLECULES: tuple[str, ...] = tuple(
+    smiles for block in FAMILIES.values() for smiles in block.split()
+)

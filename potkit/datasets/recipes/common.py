@@ -1,10 +1,10 @@
-"""What all recipes share: cutting the work into parts, running them in parallel, resuming, storing, and the
-data sheet.
+"""What all recipes share: cutting the work into parts, running them in parallel, resuming, storing,
+and the data sheet.
 
-A recipe cuts a data set into independent tasks (a molecule, a trajectory). Each finished task lies as a small
-packed file in ``<out>.parts/`` until the whole set is written, so a killed generation goes on where it
-stopped. What a task yields depends on its own settings only, never on the other tasks, their order or the
-number of processes.
+A recipe cuts a data set into independent tasks (a molecule, a trajectory). Each finished task lies
+as a small packed file in ``<out>.parts/`` until the whole set is written, so a killed generation
+goes on where it stopped. What a task yields depends on its own settings only, never on the other
+tasks, their order or the number of processes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENMM
 class Recipe:
     """How one embedded data set is made.
 
-    ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``; ``scale`` is a
-    number or "paper". ``work(task)`` makes the structures of one task; what it leaves in ``info`` is handed
-    to ``describe``. ``describe(tasks, infos)`` gives the set's ``info`` (level of theory, references, ...);
-    plain sentences under "notes" and Markdown under "tables" (by heading) reach the data sheet. ``arrange``, if given,
-    puts the finished set into its final order. ``revision`` rises whenever the same settings would give other data.
+    ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``;
+    ``scale`` is a number or "paper". ``work(task)`` makes the structures of one task; what it
+    leaves in ``info`` is handed to ``describe``. ``describe(tasks, infos)`` gives the set's
+    ``info`` (level of theory, references, ...);
+    plain sentences under "notes" and Markdown under "tables" (by heading) reach the data sheet.
+    ``arrange``, if given, puts the finished set into its final order. ``revision`` rises whenever
+    the same settings would give other data.
     """
 
     name: str
@@ -59,7 +61,9 @@ class Recipe:
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:
-    """``values`` rounded to multiples of `GRID`, as float32 (what is stored is what was labelled)."""
+    """``values`` rounded to multiples of `GRID`, as float32 (what is stored is what was
+    labelled).
+    """
     return (np.round(np.asarray(values, np.float64) / GRID) * GRID).astype(np.float32)
 
 
@@ -89,11 +93,11 @@ def require(recipe: Recipe) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread per process while the block runs: sums keep their order, so results do not depend on the
-    machine's load.
+    """One thread per process while the block runs: sums keep their order, so results do not depend
+    on the machine's load.
     """
     before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update({name: "1" for name in THREADS})
+    os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
         yield
     finally:
@@ -106,7 +110,9 @@ def _part_path(folder: Path, recipe: Recipe, task: dict[str, Any]) -> Path:
     return folder / f"{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}.h5"
 
 
-def _run_part(work: Callable[[dict[str, Any]], Structures], task: dict[str, Any], path: Path) -> None:
+def _run_part(
+    work: Callable[[dict[str, Any]], Structures], task: dict[str, Any], path: Path
+) -> None:
     start = time.perf_counter()
     part = work(task)
     part.info["seconds"] = time.perf_counter() - start
@@ -126,7 +132,11 @@ def _run_all(
 ) -> None:
     todo = [i for i, path in enumerate(paths) if _open_part(path) is None]
     bar = tqdm(
-        total=len(tasks), initial=len(tasks) - len(todo), desc=recipe.name, unit="part", disable=not progress
+        total=len(tasks),
+        initial=len(tasks) - len(todo),
+        desc=recipe.name,
+        unit="part",
+        disable=not progress,
     )
     with one_thread(), bar:
         if jobs == 1 or len(todo) <= 1:
@@ -134,8 +144,11 @@ def _run_all(
                 _run_part(recipe.work, tasks[i], paths[i])
                 bar.update()
             return
-        # spawn, not fork: forked children would inherit thread pools that torch and OpenMM have started
-        pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn"))
+        # spawn, not fork: forked children would inherit thread pools that torch and OpenMM have
+        # started
+        pool = ProcessPoolExecutor(
+            min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn")
+        )
         try:
             futures = [pool.submit(_run_part, recipe.work, tasks[i], paths[i]) for i in todo]
             for future in as_completed(futures):
@@ -155,12 +168,14 @@ def generate(
     progress: bool = True,
     **options: Any,
 ) -> Structures:
-    """Make the set, save it to ``out`` (a ``.h5`` file, else a folder) with a data sheet ``<out>.md`` beside
-    it, and return it.
+    """Make the set, save it to ``out`` (a ``.h5`` file, else a folder) with a data sheet
+    ``<out>.md`` beside it, and return it.
 
-    ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own number.
-    ``jobs`` processes share the tasks. The same scale, seed, options and package versions give the same file,
-    whatever ``jobs``. Raises DataError for a bad argument, a missing package, or when nothing could be made.
+    ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own
+    number.
+    ``jobs`` processes share the tasks. The same scale, seed, options and package versions give the
+    same file, whatever ``jobs``. Raises DataError for a bad argument, a missing package, or when
+    nothing could be made.
     """
     out = Path(out)
     scale = parse_scale(recipe.name, scale)

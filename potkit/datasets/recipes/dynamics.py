@@ -1,7 +1,7 @@
 """Langevin dynamics at constant temperature, for any force, and what is measured along it.
 
-Only positions are kept, and at one temperature they have the same distribution whatever the masses are. The
-recipes use that: hydrogen weighs `HYDROGEN` u, and the step can be 2 fs.
+Only positions are kept, and at one temperature they have the same distribution whatever the masses
+are. The recipes use that: hydrogen weighs `HYDROGEN` u, and the step can be 2 fs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,32 @@ def heavy_masses(masses: np.ndarray) -> np.ndarray:
     return np.where(masses < 2.5, HYDROGEN, masses)
 
 
-def thermal_velocities(masses: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+def thermal_velocities(
+    masses: np.ndarray, temperature: float, rng: np.random.Generator
+) -> np.ndarray:
     """Maxwell-Boltzmann velocities [N,3] in Å/fs; ``masses`` in u."""
-    return rng.normal(size=(len(masses), 3)) * np.sqrt(BOLTZMANN * temperature / (masses * AMU))[:, None]
+    return (
+        rng.normal(size=(len(masses), 3))
+        * np.sqrt(BOLTZMANN * temperature / (masses * AMU))[:, None]
+    )
 
 
 class Langevin:
-    """Dynamics of one structure: ``positions`` [N,3] Å, ``velocities`` [N,3] Å/fs, ``energy`` eV, ``forces`` eV/Å.
+    """Dynamics of one structure: ``positions`` [N,3] Å, ``velocities`` [N,3] Å/fs, ``energy`` eV,
+    ``forces`` eV/Å.
 
-    BAOAB splitting (B. Leimkuhler, C. Matthews, J. Chem. Phys. 138, 174102, 2013, doi:10.1063/1.4802990): in a
-    harmonic well the positions obey Boltzmann's law exactly at any stable step.
+    BAOAB splitting (B. Leimkuhler, C. Matthews, J. Chem. Phys. 138, 174102, 2013,
+    doi:10.1063/1.4802990): in a harmonic well the positions obey Boltzmann's law exactly at any
+    stable step.
     """
 
     def __init__(
-        self, force: Force, positions: np.ndarray, masses: np.ndarray, temperature: float, rng: np.random.Generator
+        self,
+        force: Force,
+        positions: np.ndarray,
+        masses: np.ndarray,
+        temperature: float,
+        rng: np.random.Generator,
     ) -> None:
         self.force, self.temperature, self.rng = force, temperature, rng
         self.masses = masses
@@ -53,7 +65,9 @@ class Langevin:
         for _ in range(steps):
             self.velocities += kick * self.forces
             self.positions += step / 2 * self.velocities
-            self.velocities = keep * self.velocities + noise * self.rng.normal(size=self.velocities.shape)
+            self.velocities = keep * self.velocities + noise * self.rng.normal(
+                size=self.velocities.shape
+            )
             self.positions += step / 2 * self.velocities
             self.energy, self.forces = self.force(self.positions)
             self.velocities += kick * self.forces
@@ -61,11 +75,18 @@ class Langevin:
     @property
     def kinetic_temperature(self) -> float:
         """Of the present velocities, in K."""
-        return float((self.masses[:, None] * AMU * self.velocities**2).sum() / (3 * len(self.masses) * BOLTZMANN))
+        return float(
+            (self.masses[:, None] * AMU * self.velocities**2).sum()
+            / (3 * len(self.masses) * BOLTZMANN)
+        )
 
 
-def quench(force: Force, positions: np.ndarray, steps: int = 60, slope: float = 0.03) -> tuple[np.ndarray, float]:
-    """Positions and energy of the minimum below, to a largest force of ``slope`` eV/Å or as far as ``steps`` lead (L-BFGS)."""
+def quench(
+    force: Force, positions: np.ndarray, steps: int = 60, slope: float = 0.03
+) -> tuple[np.ndarray, float]:
+    """Positions and energy of the minimum below, to a largest force of ``slope`` eV/Å or as far
+    as ``steps`` lead (L-BFGS).
+    """
     from scipy.optimize import minimize
 
     def target(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -73,12 +94,20 @@ def quench(force: Force, positions: np.ndarray, steps: int = 60, slope: float = 
         return energy, -forces.ravel()
 
     options = {"gtol": slope, "maxiter": steps, "maxfun": 2 * steps, "maxcor": 20}
-    result = minimize(target, np.asarray(positions, np.float64).ravel(), jac=True, method="L-BFGS-B", options=options)
+    result = minimize(
+        target,
+        np.asarray(positions, np.float64).ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options=options,
+    )
     return result.x.reshape(-1, 3), float(result.fun)
 
 
 def lag_one(values: np.ndarray) -> float:
-    """Correlation of neighbours in a series [T] or [T,K]: summed covariance over summed variance; 0 if too short."""
+    """Correlation of neighbours in a series [T] or [T,K]: summed covariance over summed
+    variance; 0 if too short.
+    """
     values = np.asarray(values, np.float64).reshape(len(values), -1)
     if len(values) < 3:
         return 0.0
@@ -88,6 +117,8 @@ def lag_one(values: np.ndarray) -> float:
 
 
 def pair_distances(frames: np.ndarray) -> np.ndarray:
-    """Distances of all pairs, [T, N(N-1)/2], of frames [T,N,3]: what a frame looks like, whatever its orientation."""
+    """Distances of all pairs, [T, N(N-1)/2], of frames [T,N,3]: what a frame looks like,
+    whatever its orientation.
+    """
     i, j = np.triu_indices(frames.shape[1], 1)
     return np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)

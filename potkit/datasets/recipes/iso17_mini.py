@@ -1,8 +1,10 @@
-"""Recipe of `iso17-mini`: isomers of C7H10O2 at 500 K, by GFN2-xTB dynamics, some held out as unseen.
+"""Recipe of `iso17-mini`: isomers of C7H10O2 at 500 K, by GFN2-xTB dynamics, some held out as
+unseen.
 
-ISO17 (K. T. Schütt et al., NeurIPS 30, 2017) holds 5 000 steps of dynamics at 500 K of each of 129 isomers of
-C7O2H10. A fifth of the isomers is test_other: never seen in training. Of the others four steps in five are the
-reference database, the fifth is test_within. `arrange` puts this set into the same parts.
+ISO17 (K. T. Schütt et al., NeurIPS 30, 2017) holds 5 000 steps of dynamics at 500 K of each of 129
+isomers of C7O2H10. A fifth of the isomers is test_other: never seen in training. Of the others four
+steps in five are the reference database, the fifth is test_within. `arrange` puts this set into the
+same parts.
 """
 
 from __future__ import annotations
@@ -20,12 +22,28 @@ from .species import Species
 from .trajectories import by_system, dropped_note, follow, markdown, rng_of
 from .xtb import METHOD, atomic_energies
 
-ISOMERS = (  # SMILES; chains and rings, one or two of the families alcohol, ether, ketone, aldehyde, ester, acid, lactone
-    "CC1=CC(=O)CCC1O", "O=C1CCCC(=O)CC1", "COC1=CC(=O)CCC1", "CC1(C)CC(=O)C=CO1", "CCOC(=O)C=CC=C", "CC1CC=CC(=O)OC1",
-    "OC(=O)C1CCC=CC1", "CC(=O)C1CCCC1=O", "C=CC(=O)CCC(C)=O", "O=CCCCC=CC=O", "C1CC2(C=C1)OCCO2", "CC(C)(O)C#CC(C)=O",
-    "COC(=O)C1CC1C=C", "OCC#CCCCC=O", "CC1=C(C(C)=O)CCO1", "OC1CCC2(CC2)C1=O",
-)  # fmt: skip
-UNSEEN = ("COC1=CC(=O)CCC1", "CC(=O)C1CCCC1=O", "OCC#CCCCC=O")  # of families that others have: a fifth, as in ISO17
+# SMILES; chains and rings, one or two of the families alcohol, ether, ketone, aldehyde, ester,
+# acid, lactone
+ISOMERS = (
+    "CC1=CC(=O)CCC1O",
+    "O=C1CCCC(=O)CC1",
+    "COC1=CC(=O)CCC1",
+    "CC1(C)CC(=O)C=CO1",
+    "CCOC(=O)C=CC=C",
+    "CC1CC=CC(=O)OC1",
+    "OC(=O)C1CCC=CC1",
+    "CC(=O)C1CCCC1=O",
+    "C=CC(=O)CCC(C)=O",
+    "O=CCCCC=CC=O",
+    "C1CC2(C=C1)OCCO2",
+    "CC(C)(O)C#CC(C)=O",
+    "COC(=O)C1CC1C=C",
+    "OCC#CCCCC=O",
+    "CC1=C(C(C)=O)CCO1",
+    "OC1CCC2(CC2)C1=O",
+)
+# of families that others have: a fifth, as in ISO17
+UNSEEN = ("COC1=CC(=O)CCC1", "CC(=O)C1CCCC1=O", "OCC#CCCCC=O")
 TEMPERATURE = 500.0  # K
 FRAMES = 100  # per isomer at scale 1
 PAPER_FRAMES = 5_000
@@ -40,8 +58,8 @@ PARTS = ("train", "valid", "test_within", "test_other")
 def arrange(made: Structures) -> Structures:
     """The set in the order of ISO17's parts, which it then knows (`potkit.datasets.splits.parts`).
 
-    All frames of the isomers `UNSEEN` are test_other. Of every other isomer the last fifth of each trajectory is test_within and the
-    tenth before it valid, so that parts lie apart in time.
+    All frames of the isomers `UNSEEN` are test_other. Of every other isomer the last fifth of each
+    trajectory is test_within and the tenth before it valid, so that parts lie apart in time.
     """
     from ..splits import mark_parts
 
@@ -52,10 +70,15 @@ def arrange(made: Structures) -> Structures:
             rows["test_other"].append(mine)
             continue
         for one in np.split(mine, np.cumsum(blocks(len(mine), BLOCK))[:-1]):
-            cuts = [len(one) - round(0.2 * len(one)) - round(0.1 * len(one)), len(one) - round(0.2 * len(one))]
+            cuts = [
+                len(one) - round(0.2 * len(one)) - round(0.1 * len(one)),
+                len(one) - round(0.2 * len(one)),
+            ]
             for part, some in zip(PARTS, np.split(one, cuts)):
                 rows[part].append(some)
-    joined = {part: np.concatenate(some) if some else np.zeros(0, int) for part, some in rows.items()}
+    joined = {
+        part: np.concatenate(some) if some else np.zeros(0, int) for part, some in rows.items()
+    }
     ordered = made[np.concatenate(list(joined.values()))]
     return mark_parts(ordered, {part: len(some) for part, some in joined.items()})
 
@@ -73,9 +96,16 @@ def plan(scale: float | str, seed: int, isomers: Sequence[str] = ISOMERS) -> lis
 def work(task: dict[str, Any]) -> Structures:
     """One trajectory."""
     return follow(
-        Species(task["smiles"]), task["smiles"], rng_of(task["seed"], task["label"]), task["frames"],
-        temperature=TEMPERATURE, every=EVERY, friction=FRICTION, field_steps=FIELD_STEPS, equilibration=EQUILIBRATION,
-    )  # fmt: skip
+        Species(task["smiles"]),
+        task["smiles"],
+        rng_of(task["seed"], task["label"]),
+        task["frames"],
+        temperature=TEMPERATURE,
+        every=EVERY,
+        friction=FRICTION,
+        field_steps=FIELD_STEPS,
+        equilibration=EQUILIBRATION,
+    )
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,10 +119,14 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "minimum_energies": {name: row["lowest minimum (eV)"] for name, row in table.items()},
         "unseen": unseen,
         "dynamics": table,
-        "tables": {"How the dynamics went": markdown({f"`{name}`": row for name, row in table.items()}, "isomer")},
+        "tables": {
+            "How the dynamics went": markdown(
+                {f"`{name}`": row for name, row in table.items()}, "isomer"
+            )
+        },
         "notes": [
             f"Held out as unseen isomers: {', '.join(f'`{s}`' for s in unseen)}. `potkit.datasets.registry.published_split"
-            "(\"iso17-mini\")` gives the rows of train, valid, test_within and test_other, as ISO17 has them.",
+            '("iso17-mini")` gives the rows of train, valid, test_within and test_other, as ISO17 has them.',
             f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; energy lag 1 and shape lag 1 are the "
             "correlations of neighbouring frames' energies and pair distances.",
             "Above minimum: mean potential energy of the frames over that of quenched last frames; a harmonic molecule would "
@@ -102,7 +136,7 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
             dropped_note(infos),
             "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
         ],
-    }  # fmt: skip
+    }
 
 
 RECIPE = Recipe(

@@ -1,8 +1,9 @@
 """Recipe of `md22-mini`: four molecules of MD22 at 500 K, with GFN2-xTB energies and forces.
 
-MD22 (S. Chmiela et al., Sci. Adv. 9, eadf0873, 2023, doi:10.1126/sciadv.adf0873) holds dynamics of seven
-large molecules at 400 to 500 K. The four up to 87 atoms are here; a gradient of the others costs too much for
-a set that anyone can make again. See `trajectories.branch` for how a frame comes about.
+MD22 (S. Chmiela et al., Sci. Adv. 9, eadf0873, 2023, doi:10.1126/sciadv.adf0873) holds dynamics of
+seven large molecules at 400 to 500 K. The four up to 87 atoms are here; a gradient of the others
+costs too much for a set that anyone can make again. See `trajectories.branch` for how a frame comes
+about.
 """
 
 from __future__ import annotations
@@ -20,18 +21,31 @@ from .common import Recipe
 from .dynamics import HYDROGEN, STEP
 from .rmd17_mini import blocks
 from .species import Species
-from .trajectories import BRANCH_FRICTION, branch, by_system, dropped_note, field_of, markdown, rng_of, tied
+from .trajectories import (
+    BRANCH_FRICTION,
+    branch,
+    by_system,
+    dropped_note,
+    field_of,
+    markdown,
+    rng_of,
+    tied,
+)
 from .xtb import METHOD, XTB, atomic_energies
 
 ADENINE, THYMINE = "Nc1ncnc2[nH]cnc12", "Cc1c[nH]c(=O)[nH]c1=O"
-HYDROGEN_BONDS = ((2, 6, 2.85), (0, 8, 2.95))  # adenine's atom, thymine's atom, Å: N1...H-N3 and N6-H...O4
+# adenine's atom, thymine's atom, Å: N1...H-N3 and N6-H...O4
+HYDROGEN_BONDS = ((2, 6, 2.85), (0, 8, 2.95))
 REACH = 3.1  # Å, how long those may become in the force-field part
-RISE, TWIST = 3.4, np.deg2rad(216.0)  # Å, rad: B-DNA's 36°, and half a turn that puts adenine over thymine
+# Å, rad: B-DNA's 36°, and half a turn that puts adenine over thymine
+RISE, TWIST = 3.4, np.deg2rad(216.0)
 
 
 @dataclass(frozen=True)
 class Molecule:
-    """``smiles``; the ``paper``'s number of frames; the ``radius`` (Å) that keeps its parts together, see `trajectories.held`."""
+    """``smiles``; the ``paper``'s number of frames; the ``radius`` (Å) that keeps its parts
+    together, see `trajectories.held`.
+    """
 
     smiles: str
     paper: int
@@ -57,7 +71,8 @@ STEPS = 4  # damped steps of GFN2-xTB that end in a frame
 
 
 def pair_of_bases() -> tuple[np.ndarray, int]:
-    """Adenine and thymine, flat, with Watson and Crick's two hydrogen bonds: positions [30,3] Å, hydrogens last within each.
+    """Adenine and thymine, flat, with Watson and Crick's two hydrogen bonds: positions [30,3] Å,
+    hydrogens last within each.
 
     The second value is the number of atoms of adenine.
     """
@@ -105,21 +120,35 @@ def _flat(x: np.ndarray) -> np.ndarray:
 
 
 def _about_z(angle: float) -> np.ndarray:
-    return np.array([[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0], [0.0, 0.0, 1.0]])
+    return np.array(
+        [[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0], [0.0, 0.0, 1.0]]
+    )
 
 
 def plan(
     scale: float | str, seed: int, molecules: Sequence[str] = tuple(MOLECULES), steps: int = STEPS
 ) -> list[dict[str, Any]]:
-    """A task per trajectory. ``molecules``: names out of the four; ``steps`` of GFN2-xTB per frame."""
+    """A task per trajectory. ``molecules``: names out of the four; ``steps`` of GFN2-xTB per
+    frame.
+    """
     tasks = []
     for name in molecules:
         if name not in MOLECULES:
-            raise DataError(f"md22-mini: no molecule called {name!r}; there are {', '.join(MOLECULES)}")
+            raise DataError(
+                f"md22-mini: no molecule called {name!r}; there are {', '.join(MOLECULES)}"
+            )
         total = MOLECULES[name].paper if scale == "paper" else max(1, round(scale * FRAMES))
         for k, frames in enumerate(blocks(total, BLOCK)):
             label = f"{name}-{k}"
-            tasks.append({"label": label, "molecule": name, "frames": frames, "steps": int(steps), "seed": seed})
+            tasks.append(
+                {
+                    "label": label,
+                    "molecule": name,
+                    "frames": frames,
+                    "steps": int(steps),
+                    "seed": seed,
+                }
+            )
     return tasks
 
 
@@ -134,9 +163,18 @@ def work(task: dict[str, Any]) -> Structures:
     if name == "AT-AT":
         field = tied(field, hydrogen_bonds(species), REACH)
     return branch(
-        species, name, rng, task["frames"], temperature=TEMPERATURE, every=EVERY, equilibration=EQUILIBRATION,
-        steps=task["steps"], field=field, xtb=xtb, start=start,
-    )  # fmt: skip
+        species,
+        name,
+        rng,
+        task["frames"],
+        temperature=TEMPERATURE,
+        every=EVERY,
+        equilibration=EQUILIBRATION,
+        steps=task["steps"],
+        field=field,
+        xtb=xtb,
+        start=start,
+    )
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,7 +203,7 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
             "A molecule is a system; its trajectories are independent and lie one after the other.",
             "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
         ],
-    }  # fmt: skip
+    }
 
 
 RECIPE = Recipe(

@@ -1,8 +1,9 @@
 """Recipe of `rmd17-mini`: the ten molecules of rMD17 at 500 K, by GFN2-xTB dynamics.
 
-MD17 (S. Chmiela et al., Sci. Adv. 3, e1603015, 2017, doi:10.1126/sciadv.1603015) sampled each molecule at
-500 K; rMD17 (A. S. Christensen, O. A. von Lilienfeld, Mach. Learn.: Sci. Technol. 1, 045018, 2020) computed
-100 000 of its frames again. Here each molecule has independent trajectories of `BLOCK` frames.
+MD17 (S. Chmiela et al., Sci. Adv. 3, e1603015, 2017, doi:10.1126/sciadv.1603015) sampled each
+molecule at 500 K; rMD17 (A. S. Christensen, O. A. von Lilienfeld, Mach. Learn.: Sci. Technol. 1,
+045018, 2020) computed 100 000 of its frames again. Here each molecule has independent trajectories
+of `BLOCK` frames.
 """
 
 from __future__ import annotations
@@ -46,11 +47,15 @@ def blocks(total: int, block: int) -> list[int]:
     return [total // count + (k < total % count) for k in range(count)]
 
 
-def plan(scale: float | str, seed: int, molecules: Sequence[str] = tuple(MOLECULES)) -> list[dict[str, Any]]:
+def plan(
+    scale: float | str, seed: int, molecules: Sequence[str] = tuple(MOLECULES)
+) -> list[dict[str, Any]]:
     """A task per trajectory. ``molecules``: names out of the ten."""
     for name in molecules:
         if name not in MOLECULES:
-            raise DataError(f"rmd17-mini: no molecule called {name!r}; there are {', '.join(MOLECULES)}")
+            raise DataError(
+                f"rmd17-mini: no molecule called {name!r}; there are {', '.join(MOLECULES)}"
+            )
     total = PAPER_FRAMES if scale == "paper" else max(1, round(scale * FRAMES))
     return [
         {"label": f"{name}-{k}", "molecule": name, "frames": frames, "seed": seed}
@@ -62,9 +67,16 @@ def plan(scale: float | str, seed: int, molecules: Sequence[str] = tuple(MOLECUL
 def work(task: dict[str, Any]) -> Structures:
     """One trajectory."""
     return follow(
-        Species(MOLECULES[task["molecule"]]), task["molecule"], rng_of(task["seed"], task["label"]), task["frames"],
-        temperature=TEMPERATURE, every=EVERY, friction=FRICTION, field_steps=FIELD_STEPS, equilibration=EQUILIBRATION,
-    )  # fmt: skip
+        Species(MOLECULES[task["molecule"]]),
+        task["molecule"],
+        rng_of(task["seed"], task["label"]),
+        task["frames"],
+        temperature=TEMPERATURE,
+        every=EVERY,
+        friction=FRICTION,
+        field_steps=FIELD_STEPS,
+        equilibration=EQUILIBRATION,
+    )
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,7 +101,7 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
             f"({BLOCK} frames each at most).",
             "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
         ],
-    }  # fmt: skip
+    }
 
 
 RECIPE = Recipe(

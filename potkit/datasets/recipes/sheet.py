@@ -29,18 +29,26 @@ def _per_element(made: Structures) -> list[str]:
     ]
     for z in made.elements:
         mine = size[made.z == z]
-        rows.append(f"| {SYMBOLS[z]} | {len(mine):,} | {np.sqrt(np.mean(mine**2)):.3f} | {mine.max():.2f} |")
+        rows.append(
+            f"| {SYMBOLS[z]} | {len(mine):,} | {np.sqrt(np.mean(mine**2)):.3f} | {mine.max():.2f} |"
+        )
     return rows
 
 
-def write_sheet(path: Path, recipe: Recipe, made: Structures, data: Path, cost: dict[str, float]) -> None:
-    """Write the data sheet of ``made``, stored at ``data``; ``cost``: wall and work seconds, jobs."""
+def write_sheet(
+    path: Path, recipe: Recipe, made: Structures, data: Path, cost: dict[str, float]
+) -> None:
+    """Write the data sheet of ``made``, stored at ``data``; ``cost``: wall and work seconds,
+    jobs.
+    """
     info, sizes = made.info, made.n_atoms
     settings = info["recipe"]
     options = " ".join(f"{key}={json.dumps(value)}" for key, value in settings["options"].items())
     per_atom = made.energy / sizes
     counts = np.bincount(made.system)
-    command = f"potkit data make {recipe.name} --scale {settings['scale']} --seed {settings['seed']}"
+    command = (
+        f"potkit data make {recipe.name} --scale {settings['scale']} --seed {settings['seed']}"
+    )
     command += f" --jobs {cost['jobs']}"
     megabytes = sum(f.stat().st_size for f in ([data] if data.is_file() else data.iterdir())) / 1e6
     lines = [
@@ -77,7 +85,10 @@ def write_sheet(path: Path, recipe: Recipe, made: Structures, data: Path, cost: 
     if "atomic_energies" in info:
         lines += ["Energies of isolated atoms at the same level (eV), ground-state multiplicity: "]
         lines += [
-            ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in info["atomic_energies"].items()) + ".",
+            ", ".join(
+                f"{symbol} {energy:.6f}" for symbol, energy in info["atomic_energies"].items()
+            )
+            + ".",
             "",
         ]
     for head, table in info.get("tables", {}).items():
@@ -88,7 +99,9 @@ def write_sheet(path: Path, recipe: Recipe, made: Structures, data: Path, cost: 
 
 
 def index_text(folder: Path) -> str:
-    """The Markdown table of all packed sets (``*.h5``) in ``folder``, each linked to its data sheet."""
+    """The Markdown table of all packed sets (``*.h5``) in ``folder``, each linked to its data
+    sheet.
+    """
     lines = [
         "# Embedded data sets",
         "",

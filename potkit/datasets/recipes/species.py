@@ -1,7 +1,8 @@
-"""Molecules and clusters from SMILES: first geometries, force fields, and whether bonds still hold (RDKit).
+"""Molecules and clusters from SMILES: first geometries, force fields, and whether bonds still hold
+(RDKit).
 
-A SMILES with dots is a cluster: every fragment is embedded by itself and placed, randomly turned, in contact
-with those before it.
+A SMILES with dots is a cluster: every fragment is embedded by itself and placed, randomly turned,
+in contact with those before it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import numpy as np
 
 from ...units import KCAL_MOL
 
-Force = Callable[[np.ndarray], tuple[float, np.ndarray]]  # positions [N,3] Å -> energy eV, forces [N,3] eV/Å
+# positions [N,3] Å -> energy eV, forces [N,3] eV/Å
+Force = Callable[[np.ndarray], tuple[float, np.ndarray]]
 CONTACT = 2.3  # Å between the nearest atoms of two fragments at the start
 BROKEN = 1.5  # a bond longer than this times the sum of its covalent radii is no bond any more
 FUSED = 0.75  # two atoms not bonded come no nearer than this times it
 
 
 class Species:
-    """One chemical species. ``z`` [N], ``molecule`` [N] (fragment of each atom), ``bonds`` [B,2], ``charge``, ``masses`` (u).
+    """One chemical species. ``z`` [N], ``molecule`` [N] (fragment of each atom), ``bonds`` [B,2],
+    ``charge``, ``masses`` (u).
 
-    Atoms stand in RDKit's order, hydrogens last. Raises ValueError for a SMILES that RDKit cannot read.
+    Atoms stand in RDKit's order, hydrogens last. Raises ValueError for a SMILES that RDKit cannot
+    read.
     """
 
     def __init__(self, smiles: str) -> None:
@@ -38,24 +42,32 @@ class Species:
         self.masses = np.array([a.GetMass() for a in atoms])
         self.radii = np.array([table.GetRcovalent(int(k)) for k in self.z])
         self.charge = Chem.GetFormalCharge(self.rdkit)
-        self.bonds = np.array([(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in self.rdkit.GetBonds()], int).reshape(-1, 2)
+        self.bonds = np.array(
+            [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in self.rdkit.GetBonds()], int
+        ).reshape(-1, 2)
         self.molecule = np.zeros(len(self.z), int)
         for k, members in enumerate(Chem.GetMolFrags(self.rdkit)):
             self.molecule[list(members)] = k
 
     def embed(self, rng: np.random.Generator) -> np.ndarray:
-        """A first geometry [N,3] in Å: ETKDG per fragment, relaxed by its force field. Raises ValueError."""
+        """A first geometry [N,3] in Å: ETKDG per fragment, relaxed by its force field. Raises
+        ValueError.
+        """
         from rdkit import Chem
 
         positions = np.zeros((len(self.z), 3))
         for k, fragment in enumerate(Chem.GetMolFrags(self.rdkit, asMols=True)):
             mine = np.flatnonzero(self.molecule == k)
             x = _embed_one(fragment, int(rng.integers(2**31 - 1)))
-            positions[mine] = x - x.mean(0) if k == 0 else _beside(positions[self.molecule < k], x, rng)
+            positions[mine] = (
+                x - x.mean(0) if k == 0 else _beside(positions[self.molecule < k], x, rng)
+            )
         return positions
 
     def force_field(self) -> Force | None:
-        """MMFF94 where it has all parameters, else UFF (which has no charges), else None; between all fragments too."""
+        """MMFF94 where it has all parameters, else UFF (which has no charges), else None;
+        between all fragments too.
+        """
         from rdkit.Chem import AllChem
 
         rdkit = type(self.rdkit)(self.rdkit)
@@ -63,10 +75,14 @@ class Species:
         rdkit.AddConformer(_conformer(len(self.z)))
         if AllChem.MMFFHasAllMoleculeParams(rdkit):
             properties = AllChem.MMFFGetMoleculeProperties(rdkit)
-            field = AllChem.MMFFGetMoleculeForceField(rdkit, properties, ignoreInterfragInteractions=False)
+            field = AllChem.MMFFGetMoleculeForceField(
+                rdkit, properties, ignoreInterfragInteractions=False
+            )
             self.field_name = "MMFF94"
         elif AllChem.UFFHasAllMoleculeParams(rdkit):
-            field = AllChem.UFFGetMoleculeForceField(rdkit, vdwThresh=100.0, ignoreInterfragInteractions=False)
+            field = AllChem.UFFGetMoleculeForceField(
+                rdkit, vdwThresh=100.0, ignoreInterfragInteractions=False
+            )
             self.field_name = "UFF"
         else:
             self.field_name = "none"
@@ -75,7 +91,8 @@ class Species:
 
         def force(x: np.ndarray) -> tuple[float, np.ndarray]:
             flat = x.ravel().tolist()
-            energy = field.CalcEnergy(flat)  # first: RDKit's gradient uses the distances that the last energy left behind
+            # first: RDKit's gradient uses the distances that the last energy left behind
+            energy = field.CalcEnergy(flat)
             return energy * KCAL_MOL, -np.array(field.CalcGrad(flat)).reshape(-1, 3) * KCAL_MOL
 
         return force
@@ -114,7 +131,9 @@ def _embed_one(fragment, seed: int) -> np.ndarray:
 
 
 def _beside(placed: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``x`` turned at random and moved along a random direction until it touches ``placed``; nearest of several tries."""
+    """``x`` turned at random and moved along a random direction until it touches ``placed``;
+    nearest of several tries.
+    """
     from scipy.spatial.transform import Rotation
 
     best, nearest = x, np.inf

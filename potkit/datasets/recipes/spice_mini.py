@@ -1,9 +1,11 @@
-"""Recipe of `spice-mini`: molecules, ions and clusters of many elements, sampled as SPICE was, at GFN2-xTB.
+"""Recipe of `spice-mini`: molecules, ions and clusters of many elements, sampled as SPICE was, at
+GFN2-xTB.
 
-SPICE (P. Eastman et al., Sci. Data 10, 11, 2023, doi:10.1038/s41597-022-01882-6) took conformations from
-force-field dynamics at 500 K and, for half of them, stopped a minimisation after a few steps. Here a frame of
-force-field dynamics ends in a few damped GFN2-xTB steps (`trajectories.branch`); every second one is then
-relaxed by `RELAXATION` steps of minimisation. Ion pairs are set at random distances instead.
+SPICE (P. Eastman et al., Sci. Data 10, 11, 2023, doi:10.1038/s41597-022-01882-6) took conformations
+from force-field dynamics at 500 K and, for half of them, stopped a minimisation after a few steps.
+Here a frame of force-field dynamics ends in a few damped GFN2-xTB steps (`trajectories.branch`);
+every second one is then relaxed by `RELAXATION` steps of minimisation. Ion pairs are set at random
+distances instead.
 """
 
 from __future__ import annotations
@@ -36,24 +38,36 @@ RADIUS_MORE = 5.0
 DISTANCES = (0.85, 2.5)  # of ion pairs, in sums of covalent radii
 
 
-def plan(scale: float | str, seed: int, systems: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def plan(
+    scale: float | str, seed: int, systems: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """A task per trajectory. ``systems``: SMILES; default all of `spice_systems.SUBSETS`."""
     everything = [(subset, smiles) for subset, members in SUBSETS.items() for smiles in members]
     known = {smiles: subset for subset, smiles in everything}
-    chosen = everything if systems is None else [(known.get(s, "Small molecules"), s) for s in systems]
+    chosen = (
+        everything if systems is None else [(known.get(s, "Small molecules"), s) for s in systems]
+    )
     tasks = []
     for k, (subset, smiles) in enumerate(chosen):
         share, rest = divmod(PAPER_STRUCTURES, len(chosen))
         total = share + (k < rest) if scale == "paper" else max(1, round(scale * FRAMES))
         tasks += [
-            {"label": f"{smiles} {b}", "smiles": smiles, "subset": subset, "frames": frames, "seed": seed}
+            {
+                "label": f"{smiles} {b}",
+                "smiles": smiles,
+                "subset": subset,
+                "frames": frames,
+                "seed": seed,
+            }
             for b, frames in enumerate(blocks(total, BLOCK))
         ]
     return tasks
 
 
 def work(task: dict[str, Any]) -> Structures:
-    """One trajectory; nothing, and the reason as ``info["failure"]``, if the system cannot be built."""
+    """One trajectory; nothing, and the reason as ``info["failure"]``, if the system cannot be
+    built.
+    """
     rng = rng_of(task["seed"], task["label"])
     info = {"systems": [task["smiles"]]}
     try:
@@ -68,13 +82,26 @@ def work(task: dict[str, Any]) -> Structures:
             return quench(xtb.follow, positions, steps=RELAXATION)[0] if k % 2 else positions
 
         return branch(
-            species, task["smiles"], rng, task["frames"], temperature=TEMPERATURE, every=EVERY, equilibration=EQUILIBRATION,
-            steps=STEPS, field=field, xtb=xtb, start=start, finish=finish, measure=False,
-        )  # fmt: skip
+            species,
+            task["smiles"],
+            rng,
+            task["frames"],
+            temperature=TEMPERATURE,
+            every=EVERY,
+            equilibration=EQUILIBRATION,
+            steps=STEPS,
+            field=field,
+            xtb=xtb,
+            start=start,
+            finish=finish,
+            measure=False,
+        )
     except (ValueError, RuntimeError) as error:  # RDKit's and tblite's
         empty = np.zeros((0, 3), np.float32)
         info["failure"] = (str(error).splitlines() or ["no reason given"])[0]
-        return Structures(z=np.zeros(0, int), pos=empty, ptr=[0], energy=np.zeros(0), forces=empty, info=info)
+        return Structures(
+            z=np.zeros(0, int), pos=empty, ptr=[0], energy=np.zeros(0), forces=empty, info=info
+        )
 
 
 def _ion_pair(species: Species, system: str, rng: np.random.Generator, frames: int) -> Structures:
@@ -99,11 +126,17 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         mine = [(t, i) for t, i in good if t["subset"] == subset]
         atoms = [i["atoms"] for _, i in mine]
         systems = len({t["smiles"] for t, _ in mine})
-        rows.append(f"| {subset} | {systems} | {sum(i['frames'] for _, i in mine):,} | {min(atoms)} to {max(atoms)} |")
+        rows.append(
+            f"| {subset} | {systems} | {sum(i['frames'] for _, i in mine):,} | {min(atoms)} to {max(atoms)} |"
+        )
     fields = {name: sum(i["field"] == name for _, i in good) for name in ("MMFF94", "UFF", "none")}
-    empty = [t["smiles"] for t, i in zip(tasks, infos) if "failure" not in i and not i.get("frames")]
+    empty = [
+        t["smiles"] for t, i in zip(tasks, infos) if "failure" not in i and not i.get("frames")
+    ]
     apart = sum(i["dropped"]["scc"] for t, i in good if t["subset"] == "Ion Pairs")
-    lost = "".join(f"; `{s}` ({why})" for s, why in failures.items()) + "".join(f"; `{s}` (no frame kept)" for s in empty)
+    lost = "".join(f"; `{s}` ({why})" for s, why in failures.items()) + "".join(
+        f"; `{s}` (no frame kept)" for s in empty
+    )
     return {
         "level_of_theory": METHOD,
         "temperature": TEMPERATURE,
@@ -113,7 +146,8 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "tables": {"Subsets": "\n".join(rows)},
         "notes": [
             f"Systems given up: {len(failures) + len(empty)}{lost}.",
-            dropped_note([i for _, i in good]) + f" {apart} of the latter are ion pairs, mostly beyond two sums of covalent radii: few "
+            dropped_note([i for _, i in good])
+            + f" {apart} of the latter are ion pairs, mostly beyond two sums of covalent radii: few "
             "of their distances reach the upper limit.",
             f"Trajectories by MMFF94: {fields['MMFF94']}, by UFF, which has no charges: {fields['UFF']}, ion pairs and others "
             f"without a force field: {fields['none']}. In the force-field part springs hold the fragments of a cluster together "
@@ -124,7 +158,7 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
             "any correction, and the energies of isolated atoms are those of neutral ones.",
             "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
         ],
-    }  # fmt: skip
+    }
 
 
 RECIPE = Recipe(

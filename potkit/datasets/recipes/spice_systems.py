@@ -1,11 +1,23 @@
-"""The systems of `spice-mini`, as SMILES, in subsets named after SPICE's own. All are closed-shell."""
+"""The systems of `spice-mini`, as SMILES, in subsets named after SPICE's own. All are
+closed-shell.
+"""
 
 from __future__ import annotations
 
 SIDE_CHAINS = {  # of an amino acid N-CHR-C(=O), by one-letter code; lower case: charged as at pH 7
-    "A": "C", "S": "CO", "C": "CS", "T": "[C@@H](C)O", "V": "C(C)C", "N": "CC(N)=O", "D": "CC(O)=O", "d": "CC(=O)[O-]",
-    "k": "CCCC[NH3+]", "M": "CCSC", "F": "Cc1ccccc1", "H": "Cc1c[nH]cn1",
-}  # fmt: skip
+    "A": "C",
+    "S": "CO",
+    "C": "CS",
+    "T": "[C@@H](C)O",
+    "V": "C(C)C",
+    "N": "CC(N)=O",
+    "D": "CC(O)=O",
+    "d": "CC(=O)[O-]",
+    "k": "CCCC[NH3+]",
+    "M": "CCSC",
+    "F": "Cc1ccccc1",
+    "H": "Cc1c[nH]cn1",
+}
 
 
 def peptide(residues: str, waters: int = 0) -> str:
@@ -43,8 +55,31 @@ ION_PAIRS = """
     [Li+].[F-] [Li+].[Cl-] [Li+].[Br-] [Li+].[I-] [Na+].[F-] [Na+].[Cl-] [Na+].[Br-] [Na+].[I-] [K+].[F-] [K+].[Cl-] [K+].[Br-]
     [K+].[I-] [Li+].[Na+] [Na+].[K+]
 """
-DIPEPTIDES = "GG GA AA AG GS SA AC CG GV VA GN GD Ad Gk GT TA GM GF GH SC CC SS".split()
-AMINO_ACIDS = "G A S C T V N d k M H F".split()
+DIPEPTIDES = [
+    "GG",
+    "GA",
+    "AA",
+    "AG",
+    "GS",
+    "SA",
+    "AC",
+    "CG",
+    "GV",
+    "VA",
+    "GN",
+    "GD",
+    "Ad",
+    "Gk",
+    "GT",
+    "TA",
+    "GM",
+    "GF",
+    "GH",
+    "SC",
+    "CC",
+    "SS",
+]
+AMINO_ACIDS = ["G", "A", "S", "C", "T", "V", "N", "d", "k", "M", "H", "F"]
 
 SUBSETS: dict[str, tuple[str, ...]] = {
     "Small molecules": tuple(SMALL.split()),

@@ -1,20 +1,22 @@
-"""Recipe of `tip3p-mini`: the masked paper's classical water, 258 TIP3P molecules in a 20 Å cube, by OpenMM.
+"""Recipe of `tip3p-mini`: the masked paper's classical water, 258 TIP3P molecules in a 20 Å cube,
+by OpenMM.
 
 The system is that of the paper (arXiv:2402.15921, §3.1): periodic, cutoff 10 Å, NVT at 300 K with a
-Nosé-Hoover chain, random initial positions, a frame every 50 steps, split by seed. What the paper leaves out
-is taken from the generator the same group published with GAMD (repository BaratiLab/GAMD,
-dataset/generate_tip3p_data.py): openmmtools' WaterBox with its defaults, that is rigid molecules, PME,
-Lennard-Jones switched off over the last 1.5 Å with the long-range correction; 2 fs steps; chain of 10,
-friction 1/ps, 5 multiple time steps, 5 Suzuki-Yoshida weights.
+Nosé-Hoover chain, random initial positions, a frame every 50 steps, split by seed. What the paper
+leaves out is taken from the generator the same group published with GAMD (repository
+BaratiLab/GAMD, dataset/generate_tip3p_data.py): openmmtools' WaterBox with its defaults, that is
+rigid molecules, PME, Lennard-Jones switched off over the last 1.5 Å with the long-range correction;
+2 fs steps; chain of 10, friction 1/ps, 5 multiple time steps, 5 Suzuki-Yoshida weights.
 
-Rigid or flexible: rigid (`rigid=True`) is what that generator does and what TIP3P means. The labels are then
-the energy without bond and angle terms and its gradient, without constraint forces: forces inside a molecule
-are absent, every O-H is 0.9572 Å and every H-O-H angle 104.52°. With `rigid=False` the bonds and angles of
-OpenMM's tip3p.xml are harmonic springs, are part of the labels, and the step is 0.5 fs.
+Rigid or flexible: rigid (`rigid=True`) is what that generator does and what TIP3P means. The labels
+are then the energy without bond and angle terms and its gradient, without constraint forces: forces
+inside a molecule are absent, every O-H is 0.9572 Å and every H-O-H angle 104.52°. With
+`rigid=False` the bonds and angles of OpenMM's tip3p.xml are harmonic springs, are part of the
+labels, and the step is 0.5 fs.
 
-Start: molecules on random sites of a 7 × 7 × 7 grid, randomly turned, energy-minimised, then Langevin
-dynamics and Nosé-Hoover dynamics for `equilibration_ps` each before frame 0. Frames hold whole molecules
-whose centres lie in the cell.
+Start: molecules on random sites of a 7 × 7 × 7 grid, randomly turned, energy-minimised, then
+Langevin dynamics and Nosé-Hoover dynamics for `equilibration_ps` each before frame 0. Frames hold
+whole molecules whose centres lie in the cell.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ OH, HOH = 0.9572, np.deg2rad(104.52)  # Å, rad (Jorgensen et al. 1983, doi:10.1
 
 
 def build_system(rigid: bool, tolerance: float, dynamic: bool):
-    """OpenMM's topology and system. ``tolerance``: PME's relative force error; ``dynamic``: remove drift."""
+    """OpenMM's topology and system. ``tolerance``: PME's relative force error; ``dynamic``:
+    remove drift.
+    """
     from openmm import NonbondedForce, app, unit
 
     topology = app.Topology()
@@ -52,15 +56,21 @@ def build_system(rigid: bool, tolerance: float, dynamic: bool):
     for _ in range(WATERS):
         residue = topology.addResidue("HOH", chain)
         o, h1, h2 = (
-            topology.addAtom(n, e, residue) for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen))
+            topology.addAtom(n, e, residue)
+            for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen))
         )
         topology.addBond(o, h1)
         topology.addBond(o, h2)
     topology.setPeriodicBoxVectors(np.eye(3) * BOX / NM * unit.nanometer)
     system = app.ForceField("tip3p.xml").createSystem(
-        topology, nonbondedMethod=app.PME, nonbondedCutoff=CUTOFF / NM, rigidWater=rigid, constraints=None,
-        ewaldErrorTolerance=tolerance, removeCMMotion=dynamic,
-    )  # fmt: skip
+        topology,
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=CUTOFF / NM,
+        rigidWater=rigid,
+        constraints=None,
+        ewaldErrorTolerance=tolerance,
+        removeCMMotion=dynamic,
+    )
     force = next(f for f in system.getForces() if isinstance(f, NonbondedForce))
     force.setUseSwitchingFunction(True)
     force.setSwitchingDistance(SWITCH / NM)
@@ -69,11 +79,15 @@ def build_system(rigid: bool, tolerance: float, dynamic: bool):
 
 
 def random_start(rng: np.random.Generator) -> np.ndarray:
-    """Positions [3·WATERS, 3] in Å, O H H per molecule: random sites of a grid, random orientation."""
+    """Positions [3·WATERS, 3] in Å, O H H per molecule: random sites of a grid, random
+    orientation.
+    """
     from scipy.spatial.transform import Rotation
 
     grid = (
-        (np.stack(np.meshgrid(*[np.arange(SITES)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5) * BOX / SITES
+        (np.stack(np.meshgrid(*[np.arange(SITES)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5)
+        * BOX
+        / SITES
     )
     sites = grid[rng.permutation(len(grid))[:WATERS]]
     water = np.array([[0.0, 0, 0], [OH, 0, 0], [OH * np.cos(HOH), OH * np.sin(HOH), 0]])
@@ -83,9 +97,15 @@ def random_start(rng: np.random.Generator) -> np.ndarray:
 
 
 def plan(
-    scale: float | str, seed: int, rigid: bool = True, seeds: int = SEEDS, equilibration_ps: float = 10.0
+    scale: float | str,
+    seed: int,
+    rigid: bool = True,
+    seeds: int = SEEDS,
+    equilibration_ps: float = 10.0,
 ) -> list[dict[str, Any]]:
-    """A task per trajectory, of ``seeds``; each equilibrates twice ``equilibration_ps`` (see the module)."""
+    """A task per trajectory, of ``seeds``; each equilibrates twice ``equilibration_ps`` (see the
+    module).
+    """
     frames = PAPER_FRAMES if scale == "paper" else max(1, round(scale * FRAMES))
     common = {
         "frames": frames,
@@ -101,7 +121,8 @@ def work(task: dict[str, Any]) -> Structures:
     import openmm
 
     rng = np.random.default_rng([task["seed"], task["trajectory"]])
-    dice = [int(rng.integers(1, 2**31 - 1)) for _ in range(3)]  # OpenMM takes 0 for "choose one yourself"
+    # OpenMM takes 0 for "choose one yourself"
+    dice = [int(rng.integers(1, 2**31 - 1)) for _ in range(3)]
     rigid, step = task["rigid"], STEP_FS[task["rigid"]] * 1e-3  # ps
     cpu, once = openmm.Platform.getPlatform("CPU"), {"Threads": "1", "DeterministicForces": "true"}
     topology, system = build_system(rigid, 5e-4, dynamic=True)
@@ -130,7 +151,9 @@ def work(task: dict[str, Any]) -> Structures:
         if frame:
             chain.step(EVERY)
         state = context.getState(getPositions=True, getEnergy=True, enforcePeriodicBox=True)
-        temperatures.append(float(2 * state.getKineticEnergy() / (free * boltzmann) / openmm.unit.kelvin))
+        temperatures.append(
+            float(2 * state.getKineticEnergy() / (free * boltzmann) / openmm.unit.kelvin)
+        )
         stored = on_grid(state.getPositions(asNumpy=True)._value * NM)
         energy, force = label(stored)
         frames.append(stored)
@@ -138,12 +161,16 @@ def work(task: dict[str, Any]) -> Structures:
         forces.append(on_grid(force))
     count, atoms = len(frames), 3 * WATERS
     return Structures(
-        z=np.tile([8, 1, 1], count * WATERS), pos=np.concatenate(frames), ptr=np.arange(count + 1) * atoms,
-        energy=np.array(energies), forces=np.concatenate(forces),
-        cell=np.tile(np.eye(3) * BOX, (count, 1, 1)), pbc=np.ones((count, 3), bool),
+        z=np.tile([8, 1, 1], count * WATERS),
+        pos=np.concatenate(frames),
+        ptr=np.arange(count + 1) * atoms,
+        energy=np.array(energies),
+        forces=np.concatenate(forces),
+        cell=np.tile(np.eye(3) * BOX, (count, 1, 1)),
+        pbc=np.ones((count, 3), bool),
         molecule=np.tile(np.repeat(np.arange(WATERS), 3), count),
         info={"systems": [task["label"]], "temperatures": temperatures},
-    )  # fmt: skip
+    )
 
 
 class Labeller:

@@ -1,9 +1,12 @@
-"""Frames of molecular dynamics with GFN2-xTB labels: what the recipes after MD17, ISO17, MD22 and SPICE share.
+"""Frames of molecular dynamics with GFN2-xTB labels: what the recipes after MD17, ISO17, MD22 and
+SPICE share.
 
-Two ways to a frame, by what a gradient costs. `follow`: one GFN2-xTB trajectory, a frame every so many steps.
-`branch`: one force-field trajectory, cheap and therefore long; every so many steps a copy of it runs a few
-strongly damped GFN2-xTB steps, in which bonds and angles forget the force field, and becomes a frame. Slow
-coordinates (torsions, contacts) of `branch` keep the force field's distribution.
+Two ways to a frame, by what a gradient costs. `follow`: one GFN2-xTB trajectory, a frame every so
+many steps.
+`branch`: one force-field trajectory, cheap and therefore long; every so many steps a copy of it
+runs a few strongly damped GFN2-xTB steps, in which bonds and angles forget the force field, and
+becomes a frame. Slow coordinates (torsions, contacts) of `branch` keep the force field's
+distribution.
 """
 
 from __future__ import annotations
@@ -27,12 +30,16 @@ BRANCH_FRICTION = 0.25  # a C-H stretch with a hydrogen of 4 u is then close to 
 
 
 def rng_of(seed: int, label: str) -> np.random.Generator:
-    """Dice of one task, by its label and not by its place in the list: adding a task changes no other one."""
+    """Dice of one task, by its label and not by its place in the list: adding a task changes no
+    other one.
+    """
     return np.random.default_rng([seed, zlib.crc32(label.encode())])
 
 
 class Frames:
-    """Collects labelled frames of one species; a frame is rounded first and labelled then, centred on its mean."""
+    """Collects labelled frames of one species; a frame is rounded first and labelled then,
+    centred on its mean.
+    """
 
     def __init__(self, species: Species, xtb: XTB) -> None:
         self.species, self._xtb = species, xtb
@@ -42,7 +49,9 @@ class Frames:
         self.dropped = {"bonds": 0, "scc": 0}
 
     def add(self, positions: np.ndarray) -> bool:
-        """Keep a frame, unless a bond has changed or the SCC does not converge (counted in ``dropped``)."""
+        """Keep a frame, unless a bond has changed or the SCC does not converge (counted in
+        ``dropped``).
+        """
         stored = on_grid(positions - positions.mean(0))
         if not self.species.intact(stored.astype(np.float64)):
             self.dropped["bonds"] += 1
@@ -58,25 +67,37 @@ class Frames:
         return True
 
     def pack(self, system: str, info: dict[str, Any]) -> Structures:
-        """All frames as `Structures` of one system; ``info`` gains how neighbouring frames correlate and what was dropped."""
+        """All frames as `Structures` of one system; ``info`` gains how neighbouring frames
+        correlate and what was dropped.
+        """
         count, atoms = len(self.positions), len(self.species.z)
         frames = np.array(self.positions, np.float64).reshape(count, atoms, 3)
         info = {
-            "systems": [system], "dropped": self.dropped, "frames": count, "atoms": atoms,
+            "systems": [system],
+            "dropped": self.dropped,
+            "frames": count,
+            "atoms": atoms,
             "mean_energy": float(np.mean(self.energies)) if count else None,
             "energy_lag": lag_one(np.array(self.energies)),
             "shape_lag": lag_one(pair_distances(frames)) if count else 0.0,
-        } | info  # fmt: skip
-        stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)  # noqa: E731
+        } | info
+        stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)
         return Structures(
-            z=np.tile(self.species.z, count), pos=stack(self.positions), ptr=np.arange(count + 1) * atoms,
-            energy=np.array(self.energies), forces=stack(self.forces), charge=np.full(count, self.species.charge),
-            molecule=np.tile(self.species.molecule, count), info=info,
-        )  # fmt: skip
+            z=np.tile(self.species.z, count),
+            pos=stack(self.positions),
+            ptr=np.arange(count + 1) * atoms,
+            energy=np.array(self.energies),
+            forces=stack(self.forces),
+            charge=np.full(count, self.species.charge),
+            molecule=np.tile(self.species.molecule, count),
+            info=info,
+        )
 
 
 def held(force: Force, species: Species, radius: float, stiffness: float = 0.05) -> Force:
-    """``force`` plus springs (eV/Å²) that pull fragments back whose centre is further than ``radius`` from the cluster's."""
+    """``force`` plus springs (eV/Å²) that pull fragments back whose centre is further than
+    ``radius`` from the cluster's.
+    """
     owner = species.molecule
     size = np.bincount(owner)
 
@@ -94,7 +115,9 @@ def held(force: Force, species: Species, radius: float, stiffness: float = 0.05)
 
 
 def tied(force: Force, pairs: np.ndarray, reach: float, stiffness: float = 0.5) -> Force:
-    """``force`` plus springs (eV/Å²) between the atoms of ``pairs`` [P,2] that are further apart than ``reach`` Å."""
+    """``force`` plus springs (eV/Å²) between the atoms of ``pairs`` [P,2] that are further apart
+    than ``reach`` Å.
+    """
     i, j = np.asarray(pairs).T
 
     def with_ties(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -112,14 +135,23 @@ def tied(force: Force, pairs: np.ndarray, reach: float, stiffness: float = 0.5) 
 
 
 def field_of(species: Species, xtb: XTB, radius: float) -> Force:
-    """The force field that moves the species between frames, with `held` fragments; GFN2-xTB where there is none."""
+    """The force field that moves the species between frames, with `held` fragments; GFN2-xTB
+    where there is none.
+    """
     return held(species.force_field() or xtb.follow, species, radius)
 
 
 def equilibrated(
-    species: Species, rng: np.random.Generator, field: Force, temperature: float, steps: int, start: np.ndarray | None = None
+    species: Species,
+    rng: np.random.Generator,
+    field: Force,
+    temperature: float,
+    steps: int,
+    start: np.ndarray | None = None,
 ) -> Langevin:
-    """Force-field dynamics after ``steps`` steps from an embedded geometry (or ``start``). Raises ValueError."""
+    """Force-field dynamics after ``steps`` steps from an embedded geometry (or ``start``).
+    Raises ValueError.
+    """
     positions = species.embed(rng) if start is None else start
     positions, _ = quench(field, positions, steps=200, slope=0.3)
     walker = Langevin(field, positions, heavy_masses(species.masses), temperature, rng)
@@ -128,20 +160,33 @@ def equilibrated(
 
 
 def follow(
-    species: Species, system: str, rng: np.random.Generator, frames: int, *, temperature: float, every: int,
-    friction: float, field_steps: int, equilibration: int, start: np.ndarray | None = None,
-) -> Structures:  # fmt: skip
+    species: Species,
+    system: str,
+    rng: np.random.Generator,
+    frames: int,
+    *,
+    temperature: float,
+    every: int,
+    friction: float,
+    field_steps: int,
+    equilibration: int,
+    start: np.ndarray | None = None,
+) -> Structures:
     """``frames`` frames of one GFN2-xTB trajectory, ``every`` steps apart.
 
-    After a change of bonds it goes on from the last good frame. The quenched energy of the last frame is left in ``info``.
+    After a change of bonds it goes on from the last good frame. The quenched energy of the last
+    frame is left in ``info``.
     """
     first = species.embed(rng) if start is None else start
     xtb = XTB(species.z, first / BOHR, charge=species.charge)
     field = field_of(species, xtb, np.inf)
     walker = Langevin(
-        xtb.follow, equilibrated(species, rng, field, temperature, field_steps, first).positions,
-        heavy_masses(species.masses), temperature, rng,
-    )  # fmt: skip
+        xtb.follow,
+        equilibrated(species, rng, field, temperature, field_steps, first).positions,
+        heavy_masses(species.masses),
+        temperature,
+        rng,
+    )
     walker.run(equilibration, EQUILIBRATION_FRICTION)
     made = Frames(species, xtb)
     kelvin = []
@@ -159,11 +204,23 @@ def follow(
 
 
 def branch(
-    species: Species, system: str, rng: np.random.Generator, frames: int, *, temperature: float, every: int,
-    equilibration: int, steps: int, field: Force, xtb: XTB, start: np.ndarray | None = None,
-    finish: Callable[[int, np.ndarray], np.ndarray] | None = None, measure: bool = True,
-) -> Structures:  # fmt: skip
-    """``frames`` frames of ``steps`` damped GFN2-xTB steps each, from a force-field trajectory, ``every`` steps apart.
+    species: Species,
+    system: str,
+    rng: np.random.Generator,
+    frames: int,
+    *,
+    temperature: float,
+    every: int,
+    equilibration: int,
+    steps: int,
+    field: Force,
+    xtb: XTB,
+    start: np.ndarray | None = None,
+    finish: Callable[[int, np.ndarray], np.ndarray] | None = None,
+    measure: bool = True,
+) -> Structures:
+    """``frames`` frames of ``steps`` damped GFN2-xTB steps each, from a force-field trajectory,
+    ``every`` steps apart.
 
     ``finish(k, positions)``, if given, makes the k-th frame out of what those steps end with.
     """
@@ -187,11 +244,17 @@ def branch(
 
 
 def _thermometer(made: Frames, xtb: XTB, kelvin: float) -> dict[str, Any]:
-    """How warm the frames are: the kinetic temperature, and the energy of the last frame's own minimum."""
+    """How warm the frames are: the kinetic temperature, and the energy of the last frame's own
+    minimum.
+    """
     if not made.positions:
         return {}
     _, lowest = quench(xtb.follow, made.positions[-1].astype(np.float64))
-    return {"kinetic_temperature": kelvin, "minimum_energy": round(lowest, 6), "last_energy": made.energies[-1]}
+    return {
+        "kinetic_temperature": kelvin,
+        "minimum_energy": round(lowest, 6),
+        "last_energy": made.energies[-1],
+    }
 
 
 def equipartition(atoms: int, temperature: float) -> float:
@@ -200,7 +263,8 @@ def equipartition(atoms: int, temperature: float) -> float:
 
 
 def by_system(infos: list[dict[str, Any]], temperature: float) -> dict[str, dict[str, float]]:
-    """Per system, over its trajectories: frames, energy above the minimum per equipartition's, correlations of neighbours.
+    """Per system, over its trajectories: frames, energy above the minimum per equipartition's,
+    correlations of neighbours.
 
     The minimum is the mean over the trajectories of the quenched last frames.
     """
@@ -210,7 +274,7 @@ def by_system(infos: list[dict[str, Any]], temperature: float) -> dict[str, dict
         if not mine:
             continue
         weights = [i["frames"] for i in mine]
-        average = lambda key: float(np.average([i[key] for i in mine], weights=weights))  # noqa: E731
+        average = lambda key: float(np.average([i[key] for i in mine], weights=weights))
         above = average("mean_energy") - float(np.mean([i["minimum_energy"] for i in mine]))
         table[name] = {
             "frames": int(sum(weights)),
@@ -228,11 +292,15 @@ def markdown(table: dict[str, dict[str, float]], head: str) -> str:
     """A table of `by_system` as Markdown for the data sheet."""
     columns = list(next(iter(table.values())))
     lines = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(f'{row[c]:,}' for c in columns)} |" for name, row in table.items()]
+    lines += [
+        f"| {name} | {' | '.join(f'{row[c]:,}' for c in columns)} |" for name, row in table.items()
+    ]
     return "\n".join(lines)
 
 
 def dropped_note(infos: list[dict[str, Any]]) -> str:
     """What was left out, as a sentence."""
-    bonds, scc = (sum(i["dropped"][key] for i in infos if "dropped" in i) for key in ("bonds", "scc"))
+    bonds, scc = (
+        sum(i["dropped"][key] for i in infos if "dropped" in i) for key in ("bonds", "scc")
+    )
     return f"Frames dropped: {bonds} with a bond broken or made, {scc} without SCC convergence."

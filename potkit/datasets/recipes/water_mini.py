@@ -1,13 +1,15 @@
-"""Recipe of `water-mini`: periodic boxes of 8 to 64 flexible waters, labelled by the many-body model AMOEBA.
+"""Recipe of `water-mini`: periodic boxes of 8 to 64 flexible waters, labelled by the many-body
+model AMOEBA.
 
-It stands in for the RPBE-D3 water of T. Morawietz et al. (PNAS 113, 8368, 2016, doi:10.1073/pnas.1602375113),
-which the masked paper uses: boxes of several sizes, densities and temperatures. AMOEBA (P. Ren, J. W. Ponder,
-J. Phys. Chem. B 107, 5933, 2003, doi:10.1021/jp027815+; OpenMM's amoeba2018.xml) has flexible molecules,
-multipoles and mutually induced dipoles, so its energy is no sum over pairs.
+It stands in for the RPBE-D3 water of T. Morawietz et al. (PNAS 113, 8368, 2016,
+doi:10.1073/pnas.1602375113), which the masked paper uses: boxes of several sizes, densities and
+temperatures. AMOEBA (P. Ren, J. W. Ponder, J. Phys. Chem. B 107, 5933, 2003, doi:10.1021/jp027815+;
+OpenMM's amoeba2018.xml) has flexible molecules, multipoles and mutually induced dipoles, so its
+energy is no sum over pairs.
 
-All boxes obey one and the same potential: electrostatics by particle-mesh Ewald, van der Waals up to `CUTOFF`
-with the long-range correction. A box narrower than twice the cutoff is repeated until it is not; energy and
-forces are then those of one copy.
+All boxes obey one and the same potential: electrostatics by particle-mesh Ewald, van der Waals up
+to `CUTOFF` with the long-range correction. A box narrower than twice the cutoff is repeated until
+it is not; energy and forces are then those of one copy.
 """
 
 from __future__ import annotations
@@ -35,13 +37,16 @@ SIZES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {  # waters: den
     48: ((0.7, 0.85, 1.0), TEMPERATURES),  # up to here wide enough to need no copies
     64: (DENSITIES, TEMPERATURES),
 }
-BOXES = tuple((n, d, t) for n, (densities, kelvins) in SIZES.items() for d in densities for t in kelvins)
+BOXES = tuple(
+    (n, d, t) for n, (densities, kelvins) in SIZES.items() for d in densities for t in kelvins
+)
 FRAMES = 21  # per box at scale 1
 PAPER_FRAMES = 7_241
 EQUILIBRATION = 1000  # steps of the classical model before the first frame
 EVERY = 80  # steps of it between frames
 STEPS = 6  # damped steps of AMOEBA that end in a frame
-LABEL, DYNAMICS = (1e-5, 1e-4), (1e-3, 1e-3)  # thresholds of induced dipoles (Debye) and Ewald forces (relative)
+# thresholds of induced dipoles (Debye) and Ewald forces (relative)
+LABEL, DYNAMICS = (1e-5, 1e-4), (1e-3, 1e-3)
 
 
 def edge(waters: int, density: float) -> float:
@@ -51,26 +56,35 @@ def edge(waters: int, density: float) -> float:
 
 
 class Water:
-    """A model of water in a cube of edge ``box`` (Å). Called with positions [3·waters,3] Å: energy eV, forces [3·waters,3] eV/Å.
+    """A model of water in a cube of edge ``box`` (Å). Called with positions [3·waters,3] Å: energy
+    eV, forces [3·waters,3] eV/Å.
 
-    ``model``: "amoeba" (Reference platform, double precision), or "classical", flexible TIP3P. ``thresholds``: of the induced
-    dipoles and of the Ewald sum. ``copies`` along each axis; default: as many as the cutoff needs.
+    ``model``: "amoeba" (Reference platform, double precision), or "classical", flexible TIP3P.
+    ``thresholds``: of the induced dipoles and of the Ewald sum. ``copies`` along each axis;
+    default: as many as the cutoff needs.
     """
 
     def __init__(
-        self, model: str, waters: int, box: float, thresholds: tuple[float, float] = LABEL, copies: int | None = None
+        self,
+        model: str,
+        waters: int,
+        box: float,
+        thresholds: tuple[float, float] = LABEL,
+        copies: int | None = None,
     ) -> None:
         import openmm
 
         self.copies = copies or int(np.ceil(2 * CUTOFF / box))
         self.box, self.count = box, 3 * waters
-        shifts = np.stack(np.meshgrid(*[np.arange(self.copies)] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
+        shifts = np.stack(np.meshgrid(*[np.arange(self.copies)] * 3, indexing="ij"), -1).reshape(
+            -1, 1, 3
+        )
         self._shifts = shifts * box
         system = _system(model, waters * len(shifts), self.copies * box, thresholds)
         name, settings = {
             "amoeba": ("Reference", {}),
             "classical": ("CPU", {"Threads": "1", "DeterministicForces": "true"}),
-        }[model]  # fmt: skip
+        }[model]
         platform = openmm.Platform.getPlatform(name)
         self._context = openmm.Context(system, openmm.VerletIntegrator(1e-3), platform, settings)
 
@@ -91,25 +105,37 @@ def _system(model: str, waters: int, box: float, thresholds: tuple[float, float]
     oxygen, hydrogen = app.Element.getByAtomicNumber(8), app.Element.getByAtomicNumber(1)
     for _ in range(waters):
         residue = topology.addResidue("HOH", chain)
-        o, h1, h2 = (topology.addAtom(n, e, residue) for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen)))
+        o, h1, h2 = (
+            topology.addAtom(n, e, residue)
+            for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen))
+        )
         topology.addBond(o, h1)
         topology.addBond(o, h2)
     topology.setPeriodicBoxVectors(np.eye(3) * box / NM * unit.nanometer)
     settings = dict(
-        nonbondedMethod=app.PME, nonbondedCutoff=CUTOFF / NM, rigidWater=False, constraints=None, removeCMMotion=False,
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=CUTOFF / NM,
+        rigidWater=False,
+        constraints=None,
+        removeCMMotion=False,
         ewaldErrorTolerance=thresholds[1],
-    )  # fmt: skip
+    )
     if model == "classical":
         return app.ForceField("tip3p.xml").createSystem(topology, **settings)
     system = app.ForceField("amoeba2018.xml").createSystem(
-        topology, vdwCutoff=CUTOFF / NM, polarization="mutual", mutualInducedTargetEpsilon=thresholds[0], **settings
+        topology,
+        vdwCutoff=CUTOFF / NM,
+        polarization="mutual",
+        mutualInducedTargetEpsilon=thresholds[0],
+        **settings,
     )
     for index in reversed(range(system.getNumForces())):
         force = system.getForce(index)
         if isinstance(force, AmoebaVdwForce):
             system.addForce(_of_two_types(force))
             system.removeForce(index)
-        elif _terms(force) == 0:  # torsions and the like: OpenMM takes 10 s to prepare them even where there are none
+        elif _terms(force) == 0:
+            # torsions and the like: OpenMM takes 10 s to prepare them even where there are none
             system.removeForce(index)
     return system
 
@@ -117,7 +143,8 @@ def _system(model: str, waters: int, box: float, thresholds: tuple[float, float]
 def _of_two_types(force):
     """The same van der Waals force with its long-range correction, over the types that occur.
 
-    amoeba2018.xml declares 106 types, and OpenMM integrates the correction of every pair of them: 0.9 s per box.
+    amoeba2018.xml declares 106 types, and OpenMM integrates the correction of every pair of them:
+    0.9 s per box.
     """
     from openmm import AmoebaVdwForce
 
@@ -139,18 +166,28 @@ def _of_two_types(force):
 def _terms(force) -> int:
     """How many bonds, angles, torsions or particles an OpenMM force acts on."""
     kinds = ("Bonds", "Angles", "Torsions", "TorsionTorsions", "Particles", "Multipoles")
-    return sum(getattr(force, f"getNum{kind}")() for kind in kinds if hasattr(force, f"getNum{kind}"))
+    return sum(
+        getattr(force, f"getNum{kind}")() for kind in kinds if hasattr(force, f"getNum{kind}")
+    )
 
 
 def random_start(waters: int, box: float, rng: np.random.Generator) -> np.ndarray:
-    """Positions [3·waters,3] in Å, O H H per molecule: random sites of a grid, random orientation."""
+    """Positions [3·waters,3] in Å, O H H per molecule: random sites of a grid, random
+    orientation.
+    """
     from scipy.spatial.transform import Rotation
 
     sites = int(np.ceil(round(waters ** (1 / 3), 6)))
-    grid = (np.stack(np.meshgrid(*[np.arange(sites)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5) * box / sites
+    grid = (
+        (np.stack(np.meshgrid(*[np.arange(sites)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5)
+        * box
+        / sites
+    )
     chosen = grid[rng.permutation(len(grid))[:waters]]
     water = np.array([[0.0, 0, 0], [OH, 0, 0], [OH * np.cos(HOH), OH * np.sin(HOH), 0]])
-    turned = np.einsum("wij,aj->wai", Rotation.from_quat(rng.normal(size=(waters, 4))).as_matrix(), water)
+    turned = np.einsum(
+        "wij,aj->wai", Rotation.from_quat(rng.normal(size=(waters, 4))).as_matrix(), water
+    )
     return (turned + chosen[:, None]).reshape(-1, 3)
 
 
@@ -168,19 +205,37 @@ def whole(positions: np.ndarray) -> bool:
 
 
 def plan(
-    scale: float | str, seed: int, boxes: Sequence[Sequence[float]] = BOXES, equilibration: int = EQUILIBRATION
+    scale: float | str,
+    seed: int,
+    boxes: Sequence[Sequence[float]] = BOXES,
+    equilibration: int = EQUILIBRATION,
 ) -> list[dict[str, Any]]:
-    """A task per box. ``boxes``: (waters, density in g/cm³, temperature in K); ``equilibration`` in steps."""
+    """A task per box. ``boxes``: (waters, density in g/cm³, temperature in K); ``equilibration``
+    in steps.
+    """
     tasks = []
     for k, (waters, density, kelvin) in enumerate(boxes):
         if not (waters == int(waters) > 0 and density > 0 and kelvin > 0):
-            raise DataError(f"water-mini: box {k}: waters, density and temperature must be positive, got {waters}, {density}, {kelvin}")
-        frames = max(1, round(scale * FRAMES)) if scale != "paper" else PAPER_FRAMES // len(boxes) + (k < PAPER_FRAMES % len(boxes))
+            raise DataError(
+                f"water-mini: box {k}: waters, density and temperature must be positive, got {waters}, {density}, {kelvin}"
+            )
+        frames = (
+            max(1, round(scale * FRAMES))
+            if scale != "paper"
+            else PAPER_FRAMES // len(boxes) + (k < PAPER_FRAMES % len(boxes))
+        )
         label = f"{int(waters)} waters, {density:g} g/cm³, {kelvin:g} K"
-        tasks.append({
-            "label": label, "waters": int(waters), "density": float(density), "temperature": float(kelvin), "frames": frames,
-            "equilibration": int(equilibration), "seed": seed,
-        })  # fmt: skip
+        tasks.append(
+            {
+                "label": label,
+                "waters": int(waters),
+                "density": float(density),
+                "temperature": float(kelvin),
+                "frames": frames,
+                "equilibration": int(equilibration),
+                "seed": seed,
+            }
+        )
     return tasks
 
 
@@ -212,20 +267,33 @@ def work(task: dict[str, Any]) -> Structures:
         energies.append(round(energy, 6))
         forces.append(on_grid(force))
     count = len(frames)
-    stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)  # noqa: E731
+    stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)
     return Structures(
-        z=np.tile([8, 1, 1], count * waters), pos=stack(frames), ptr=np.arange(count + 1) * 3 * waters,
-        energy=np.array(energies), forces=stack(forces), cell=np.tile(np.eye(3) * box, (count, 1, 1)),
-        pbc=np.ones((count, 3), bool), molecule=np.tile(np.repeat(np.arange(waters), 3), count),
-        info={"systems": [task["label"]], "kinetic_temperature": float(np.mean(kelvins or [0.0])), "dropped": dropped,
-              "energy_per_water": float(np.mean(energies or [0.0]) / waters), "copies": label.copies},
-    )  # fmt: skip
+        z=np.tile([8, 1, 1], count * waters),
+        pos=stack(frames),
+        ptr=np.arange(count + 1) * 3 * waters,
+        energy=np.array(energies),
+        forces=stack(forces),
+        cell=np.tile(np.eye(3) * box, (count, 1, 1)),
+        pbc=np.ones((count, 3), bool),
+        molecule=np.tile(np.repeat(np.arange(waters), 3), count),
+        info={
+            "systems": [task["label"]],
+            "kinetic_temperature": float(np.mean(kelvins or [0.0])),
+            "dropped": dropped,
+            "energy_per_water": float(np.mean(energies or [0.0]) / waters),
+            "copies": label.copies,
+        },
+    )
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Level of theory and how the dynamics went."""
     ratio = np.array([i["kinetic_temperature"] / t["temperature"] for i, t in zip(infos, tasks)])
-    rows = ["| waters | boxes | copies | edge (Å) | mean energy per water (eV) |", "| ---: | ---: | ---: | --- | --- |"]
+    rows = [
+        "| waters | boxes | copies | edge (Å) | mean energy per water (eV) |",
+        "| ---: | ---: | ---: | --- | --- |",
+    ]
     for waters in dict.fromkeys(t["waters"] for t in tasks):
         mine = [(t, i) for t, i in zip(tasks, infos) if t["waters"] == waters]
         edges = [edge(waters, t["density"]) for t, _ in mine]
@@ -251,7 +319,7 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
             "images of one atom (potkit's do).",
             "The energy of molecules far apart is close to zero: there are no energies of atoms in it.",
         ],
-    }  # fmt: skip
+    }
 
 
 RECIPE = Recipe(

@@ -1,6 +1,7 @@
 """GFN2-xTB through tblite, as all molecular recipes use it.
 
-C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019), doi:10.1021/acs.jctc.8b01176.
+C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019),
+doi:10.1021/acs.jctc.8b01176.
 """
 
 from __future__ import annotations
@@ -14,15 +15,33 @@ from ...units import BOHR, HARTREE
 
 METHOD = "GFN2-xTB"
 ACCURACY = 0.05  # tblite's SCC thresholds relative to their defaults, for labels
-FOLLOWING = 10.0  # and along a trajectory: forces off by 1 to 2 meV/Å, little beside the thermostat's noise
+# and along a trajectory: forces off by 1 to 2 meV/Å, little beside the thermostat's noise
+FOLLOWING = 10.0
 UNPAIRED = {  # unpaired electrons of the free atoms' ground states
-    "H": 1, "Li": 1, "B": 1, "C": 2, "N": 3, "O": 2, "F": 1, "Na": 1, "Mg": 0, "Si": 2, "P": 3, "S": 2,
-    "Cl": 1, "K": 1, "Ca": 0, "Br": 1, "I": 1,
-}  # fmt: skip
+    "H": 1,
+    "Li": 1,
+    "B": 1,
+    "C": 2,
+    "N": 3,
+    "O": 2,
+    "F": 1,
+    "Na": 1,
+    "Mg": 0,
+    "Si": 2,
+    "P": 3,
+    "S": 2,
+    "Cl": 1,
+    "K": 1,
+    "Ca": 0,
+    "Br": 1,
+    "I": 1,
+}
 
 
 class XTB:
-    """GFN2-xTB of one molecule. Called, it speaks tblite's units (Bohr, Hartree); its methods Å, eV and eV/Å."""
+    """GFN2-xTB of one molecule. Called, it speaks tblite's units (Bohr, Hartree); its methods Å,
+    eV and eV/Å.
+    """
 
     def __init__(self, z: np.ndarray, positions: np.ndarray, uhf: int = 0, charge: int = 0) -> None:
         self._arguments = (np.asarray(z), np.asarray(positions, float), charge, uhf)
@@ -49,20 +68,29 @@ class XTB:
     def label(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
         """Energy (eV) and forces [N,3] (eV/Å) at positions in Å. RuntimeError: no SCC convergence.
 
-        The SCC starts from the wavefunction of the last `follow`, which saves time and changes 1e-9 eV.
+        The SCC starts from the wavefunction of the last `follow`, which saves time and changes 1e-9
+        eV.
         """
         self._calculator.update(positions=np.asarray(positions, np.float64).reshape(-1, 3) / BOHR)
         try:
-            result = self._calculator.singlepoint(self._last, copy=True) if self._last else self._calculator.singlepoint()
+            result = (
+                self._calculator.singlepoint(self._last, copy=True)
+                if self._last
+                else self._calculator.singlepoint()
+            )
         except RuntimeError:
             if self._last is None:
                 raise
             result = self._calculator.singlepoint()
         self.calls += 1
-        return float(result.get("energy")) * HARTREE, -np.array(result.get("gradient")) * (HARTREE / BOHR)
+        return float(result.get("energy")) * HARTREE, -np.array(result.get("gradient")) * (
+            HARTREE / BOHR
+        )
 
     def follow(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """As `label`, but looser and from the wavefunction of the last call: for steps along a trajectory."""
+        """As `label`, but looser and from the wavefunction of the last call: for steps along a
+        trajectory.
+        """
         if self._follower is None:
             self._follower = self._new(FOLLOWING)
         self._follower.update(positions=np.asarray(positions, np.float64).reshape(-1, 3) / BOHR)
@@ -75,13 +103,19 @@ class XTB:
             result = self._follower.singlepoint()
         self._last = result
         self.calls += 1
-        return float(result.get("energy")) * HARTREE, -np.array(result.get("gradient")) * (HARTREE / BOHR)
+        return float(result.get("energy")) * HARTREE, -np.array(result.get("gradient")) * (
+            HARTREE / BOHR
+        )
 
 
 @lru_cache
 def atomic_energies() -> dict[str, float]:
-    """GFN2-xTB energies (eV) of isolated atoms in their ground-state multiplicity, by element symbol."""
+    """GFN2-xTB energies (eV) of isolated atoms in their ground-state multiplicity, by element
+    symbol.
+    """
     return {
-        s: round(XTB(np.array([SYMBOLS.index(s)]), np.zeros((1, 3)), n)(np.zeros((1, 3)))[0] * HARTREE, 6)
+        s: round(
+            XTB(np.array([SYMBOLS.index(s)]), np.zeros((1, 3)), n)(np.zeros((1, 3)))[0] * HARTREE, 6
+        )
         for s, n in UNPAIRED.items()
     }
