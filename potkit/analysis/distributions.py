@@ -7,18 +7,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..datasets.references import composition
 from ..errors import DataError
+from ..structures.elements import SYMBOLS, atomic_number, composition
+from ..structures.geometry import edge_vectors
 from ..structures.neighbors import attach
-from ..structures.store import SYMBOLS, Structures
-
-
-def _number(element: int | str) -> int:
-    if isinstance(element, str):
-        if element not in SYMBOLS[1:]:
-            raise DataError(f"unknown element {element!r}")
-        return SYMBOLS.index(element)
-    return element
+from ..structures.store import Structures
 
 
 def pair_distances(
@@ -27,7 +20,7 @@ def pair_distances(
     """All distances (Å) below ``cutoff`` from an atom of element ``first`` to one of ``second``,
     periodic images included.
     """
-    a, b, out = _number(first), _number(second), [np.zeros(0)]
+    a, b, out = atomic_number(first), atomic_number(second), [np.zeros(0)]
     for start in range(0, len(structures), chunk):
         batch = structures.batch(
             np.arange(start, min(start + chunk, len(structures))), dtype=torch.float64
@@ -35,10 +28,7 @@ def pair_distances(
         batch = attach(batch, cutoff)
         sender, receiver = batch.edge_index
         keep = (batch.z[receiver] == a) & (batch.z[sender] == b)
-        vector = batch.pos[sender[keep]] - batch.pos[receiver[keep]]
-        if batch.edge_shift is not None:
-            vector = vector + batch.edge_shift[keep]
-        out.append(vector.norm(dim=1).numpy())
+        out.append(edge_vectors(batch)[keep].norm(dim=1).numpy())
     return np.concatenate(out)
 
 
@@ -53,10 +43,10 @@ def bonds(
     """
     batch = attach(structures.batch(dtype=torch.float64), cutoff)
     sender, receiver = batch.edge_index
-    keep = (batch.z[receiver] == _number(first)) & (batch.z[sender] == _number(second))
+    keep = (batch.z[receiver] == atomic_number(first)) & (batch.z[sender] == atomic_number(second))
     if batch.edge_shift is not None:
         keep &= (batch.edge_shift == 0).all(1)
-    if _number(first) == _number(second):
+    if atomic_number(first) == atomic_number(second):
         keep &= receiver < sender
     return receiver[keep].numpy(), sender[keep].numpy()
 
@@ -75,7 +65,7 @@ def radial_distribution(
         raise DataError(
             "a radial distribution needs structures that are periodic in all directions"
         )
-    a, b = _number(first), _number(second)
+    a, b = atomic_number(first), atomic_number(second)
     counts, edges = np.histogram(
         pair_distances(structures, a, b, cutoff), bins=bins, range=(0.0, cutoff)
     )

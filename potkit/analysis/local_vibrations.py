@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError
-from ..structures.elements import covalent_radii
-from ..structures.neighbors import attach
+from ..structures.element_properties import covalent_radii
+from ..structures.geometry import bonded_edges, minimum_image
 from ..structures.store import Structures
 
 # in sums of covalent radii: a bond below, the bond of another structure no longer above
@@ -167,7 +167,7 @@ def _steps(
     )
     if structures.cell is None:
         return steps
-    return _nearest_images(steps, structures.cell[rows], structures.pbc[rows])
+    return minimum_image(steps, structures.cell[rows], structures.pbc[rows])
 
 
 def _unbroken(
@@ -200,16 +200,10 @@ def _one_hand(copies: np.ndarray) -> np.ndarray:
 def _bonds(structures: Structures, row: int) -> list[list[int]]:
     """The atoms bonded to each atom of structure ``row``, rising."""
     batch = structures.batch([row], dtype=torch.float64)
-    radii = covalent_radii()[batch.z]
-    batch = attach(batch, 2 * BOND * float(radii.max()))
-    sender, receiver = batch.edge_index
-    vector = batch.pos[sender] - batch.pos[receiver]
-    if batch.edge_shift is not None:
-        vector = vector + batch.edge_shift
-    near = vector.norm(dim=1) < BOND * (radii[sender] + radii[receiver])
-    bonded: list[set[int]] = [set() for _ in radii]
-    for j, i in zip(sender[near].tolist(), receiver[near].tolist()):
-        bonded[i].add(j)
+    edges, _, _ = bonded_edges(batch, BOND)
+    bonded: list[set[int]] = [set() for _ in batch.z]
+    for sender, receiver in edges.T.tolist():
+        bonded[receiver].add(sender)
     return [sorted(s - {i}) for i, s in enumerate(bonded)]
 
 
@@ -231,11 +225,3 @@ def _members(
         members = np.array([i, *near])
         own = np.array([True, *(len(bonded[j]) == 1 for j in near)])
         yield (elements[molecule[i]], tuple(place[members])), members, own
-
-
-def _nearest_images(steps: np.ndarray, cells: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """``steps`` [n, k, 3] in ``cells`` [n, 3, 3], each brought to its shortest periodic image
-    (by rounding: right for bonds).
-    """
-    full = np.where(pbc[:, :, None], cells, np.eye(3))
-    return steps - (np.round(steps @ np.linalg.inv(full)) * pbc[:, None]) @ full

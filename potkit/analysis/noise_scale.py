@@ -17,9 +17,11 @@ from scipy import stats
 from scipy.special import ndtr
 
 from ..errors import ConfigError, DataError
-from ..structures.elements import covalent_radii
+from ..structures.element_properties import covalent_radii
+from ..structures.elements import SYMBOLS
+from ..structures.geometry import edge_vectors
 from ..structures.neighbors import attach
-from ..structures.store import SYMBOLS, Structures
+from ..structures.store import Structures
 from .local_vibrations import BOND, FEWEST, Star, stars
 
 RIGID = 0.005  # Å; vibrations smaller than this are not there (rigid water models)
@@ -202,10 +204,9 @@ def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict
     rows = np.sort(order[: 1 + int((np.cumsum(structures.n_atoms[order]) < 20_000).sum())])
     batch = attach(structures.batch(rows, dtype=torch.float64), 4.0)
     sender, receiver = batch.edge_index
-    vector = batch.pos[sender] - batch.pos[receiver]
-    if batch.edge_shift is not None:
-        vector = vector + batch.edge_shift
-    distance, radii, n = vector.norm(dim=1), covalent_radii()[batch.z], len(batch.z)
+    distance = edge_vectors(batch).norm(dim=1)
+    radii = covalent_radii()[batch.z]
+    n = len(batch.z)
     bonded = distance < BOND * (radii[sender] + radii[receiver])
 
     def per_atom(kept: torch.Tensor, how: str, start: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..models.base import Potential
 from ..models.nequip import SCALAR, SIGMOID, SILU, TANH
-from ..structures.store import SYMBOLS
+from ..structures.elements import SYMBOLS
 from .peers import Peer, edges_of, minus_gradient, package
 
 

@@ -80,7 +80,6 @@ def _run(
     """Run benchmark ``name``, print its table, and write it and its figure if asked to."""
     import importlib
 
-    from .. import bench
     from ..bench.common import check_device
     from ..report import gallery
 
@@ -90,7 +89,7 @@ def _run(
         raise ConfigError(f"--json {json_path}: there is no folder {json_path.resolve().parent}")
     gallery.check(figure)
     check_device(device, threads)
-    table = importlib.import_module(f".bench.{name}", __package__).run(
+    table = importlib.import_module(f"potkit.bench.{name}").run(
         device=device, threads=threads, repeats=repeats, **options
     )
     print(f"potkit bench {name}: {device}, {threads} thread{'s' * (threads > 1)}, {repeats} rounds")
@@ -107,7 +106,7 @@ def _run(
         print(f"written: {json_path}")
     if figure is not None:
         for path in gallery.draw(
-            importlib.import_module(f".bench.{name}", __package__).figure(table), figure
+            importlib.import_module(f"potkit.bench.{name}").figure(table), figure
         ):
             print(f"written: {path}")
 

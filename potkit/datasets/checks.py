@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..structures.store import SYMBOLS, Structures
+from ..structures.elements import SYMBOLS
+from ..structures.geometry import minimum_image
+from ..structures.store import Structures
 from .duplicates import pairs
 from .formats.common import energy_unit_from_size
 from .splits import by_system
@@ -43,11 +45,8 @@ def shortest_distances(structures: Structures, rows: np.ndarray | None = None) -
         first, second = np.triu_indices(len(pos), 1)
         if not len(first):
             continue
-        cell, pbc = structures.cell[i], structures.pbc[i]
-        # a direction without repeat needs some vector to invert
-        full = np.where(pbc[:, None], cell, np.eye(3))
-        step = np.round((pos[first] - pos[second]) @ np.linalg.inv(full)) * pbc
-        out[k] = np.sqrt(np.square(pos[first] - pos[second] - step @ full).sum(1).min())
+        step = minimum_image(pos[first] - pos[second], structures.cell[i], structures.pbc[i])
+        out[k] = np.sqrt(np.square(step).sum(1).min())
     return out
 
 

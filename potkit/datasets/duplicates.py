@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..structures.store import MAX_Z, Structures
+from ..structures.elements import MAX_Z, composition
+from ..structures.store import Structures
 
 CHUNK = 50_000  # structures at once
 # directions in which two elements weigh differently; irrational steps keep them from cancelling
@@ -77,8 +78,6 @@ def _waves(structures: Structures, i: int) -> np.ndarray:
 
 def _key(structures: Structures) -> np.ndarray:
     """A number per structure that is the same only for the same composition and cell."""
-    from .references import composition
-
     generator = np.random.default_rng(7)
     weights, cells = generator.integers(1, 2**40, MAX_Z), generator.integers(1, 2**30, 9)
     key = np.empty(len(structures), np.int64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..structures.elements import composition
 from ..structures.store import Structures
-from .references import composition
 
 
 def near_minimum(structures: Structures, limit: float) -> Structures:

@@ -16,7 +16,8 @@ import numpy as np
 
 from .. import units
 from ..errors import DataError
-from ..structures.store import MAX_Z, SYMBOLS, Structures
+from ..structures.elements import MAX_Z, SYMBOLS, composition
+from ..structures.store import Structures
 from .formats import read
 
 # eV, from Hartree. ANI-1: isolated atoms of J. S. Smith et al., Chem. Sci. 8, 3192 (2017), as
@@ -99,21 +100,6 @@ def isolated_atoms(source: str | Path) -> dict[int, float]:
             raise DataError(f"{path}: {SYMBOLS[z]} comes twice")
         table[z] = energy
     return table
-
-
-def composition(structures: Structures, elements: list[int] | None = None) -> np.ndarray:
-    """How many atoms of each element, [S, len(elements)] int64 (default: the elements that
-    occur).
-    """
-    elements = structures.elements if elements is None else elements
-    column = np.full(MAX_Z + 1, -1)
-    column[elements] = np.arange(len(elements))
-    owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
-    at = column[structures.z]
-    flat = np.bincount(
-        owner[at >= 0] * len(elements) + at[at >= 0], minlength=len(structures) * len(elements)
-    )
-    return flat.reshape(len(structures), len(elements))
 
 
 class ReferenceEnergies:

@@ -4,7 +4,6 @@ the hash of what they split.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,11 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..structures import storage
+from ..structures.splits import BY, by_system, split
 from ..structures.store import Structures
 from .duplicates import distinct, leakage, leakage_report
 from .formats.common import load_npz
+from .published_splits import mark_parts, parts, published
 
 __all__ = [
     "BY",
@@ -32,90 +33,6 @@ __all__ = [
     "save_indices",
     "split",
 ]
-BY = ("structure", "system", "structure-within-system")
-Part = float | int | None
-
-
-def split(
-    structures: Structures,
-    fractions: Sequence[Part] = (0.8, 0.1, 0.1),
-    seed: int = 0,
-    by: str = "structure",
-) -> tuple[np.ndarray, ...]:
-    """Disjoint index arrays (each rising), one per entry of ``fractions``.
-
-    An entry is a share (float, of what is split), a count (int), or None for all that is left.
-    Shares and counts are of structures for "structure"; of systems, none of which lands in two
-    parts, for "system" (unseen molecules, or whole trajectories); of each system's structures,
-    drawn independently for each system, for "structure-within-system" (both papers).
-    Raises ConfigError for shares that do not fit, DataError if there are too few structures.
-    """
-    parts = _check(fractions)
-    if by not in BY:
-        raise ConfigError(f"by must be one of {', '.join(BY)}, got {by!r}")
-    if by == "structure":
-        return _cut(np.arange(len(structures)), parts, np.random.default_rng(seed), "structures")
-    if by == "system":
-        systems = np.unique(structures.system)
-        chosen = _cut(systems, parts, np.random.default_rng(seed), "systems")
-        return tuple(np.flatnonzero(np.isin(structures.system, c)) for c in chosen)
-    names, out = structures.system_names(), []
-    for system, rows in by_system(structures):
-        # a stream of its own for each system: adding a system leaves the split of the others as it
-        # was
-        out.append(
-            _cut(
-                rows, parts, np.random.default_rng([seed, system]), f"structures of {names[system]}"
-            )
-        )
-    return tuple(np.sort(np.concatenate(part)) for part in zip(*out))
-
-
-def by_system(structures: Structures) -> list[tuple[int, np.ndarray]]:
-    """For each system in use: its number and the rows of its structures, both rising."""
-    order = np.argsort(structures.system, kind="stable")
-    systems, first = np.unique(structures.system[order], return_index=True)
-    return [(int(s), rows) for s, rows in zip(systems, np.split(order, first[1:]))]
-
-
-def _check(fractions: Sequence[Part]) -> list[Part]:
-    parts = list(fractions)
-    shares = [p for p in parts if isinstance(p, (float, np.floating))]
-    counts = [p for p in parts if isinstance(p, (int, np.integer)) and not isinstance(p, bool)]
-    if (
-        not parts
-        or len(shares) + len(counts) + parts.count(None) != len(parts)
-        or parts.count(None) > 1
-    ):
-        raise ConfigError(f"a split is a list of shares, counts and at most one None, got {parts}")
-    if any(not 0 <= p <= 1 for p in shares) or sum(shares) > 1 + 1e-9 or any(p < 0 for p in counts):
-        raise ConfigError(
-            f"shares of a split lie in 0…1 and add up to at most 1, counts are not negative, got {parts}"
-        )
-    return parts
-
-
-def _cut(
-    rows: np.ndarray, parts: list[Part], rng: np.random.Generator, what: str
-) -> tuple[np.ndarray, ...]:
-    rows = rng.permutation(rows)
-    exact = np.array(
-        [
-            0.0 if p is None else float(p) * len(rows) if isinstance(p, (float, np.floating)) else p
-            for p in parts
-        ]
-    )
-    sizes = np.floor(exact + 1e-9).astype(np.int64)
-    rest = np.clip(exact - sizes, 0.0, None)
-    left = int(round(rest.sum()))
-    if left:  # drawn, not rounded: else every system of five structures would lose the same part
-        sizes[rng.choice(len(parts), size=left, replace=False, p=rest / rest.sum())] += 1
-    if sizes.sum() > len(rows):
-        raise DataError(f"split asks for {int(sizes.sum())} of {len(rows)} {what}")
-    if None in parts:
-        sizes[parts.index(None)] = len(rows) - sizes.sum()
-    ends = np.cumsum(sizes)
-    return tuple(np.sort(rows[end - size : end]) for end, size in zip(ends, sizes))
 
 
 def label_budget(
@@ -189,75 +106,3 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
             f"these are {structures.info.get('name', 'unnamed')} ({len(structures)}, {structures.fingerprint()})"
         )
     return arrays
-
-
-def mark_parts(structures: Structures, counts: Mapping[str, int]) -> Structures:
-    """Note in ``structures.info`` that its first rows are one published part, the next another
-    …; `parts` finds them again.
-    """
-    ends = np.cumsum(list(counts.values()))
-    rows = {name: [int(end) - count, int(end)] for (name, count), end in zip(counts.items(), ends)}
-    structures.info["parts"] = {"rows": rows, "of": _order(structures)}
-    return structures
-
-
-def _order(structures: Structures) -> str:
-    """A hash of the energies in their order: another selection or order has another."""
-    source = structures.system if structures.energy is None else structures.energy
-    return f"{len(structures)}-{hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=8).hexdigest()}"
-
-
-def parts(structures: Structures) -> dict[str, np.ndarray]:
-    """The parts that were published with the set: name -> rows. Raises DataError if there are
-    none, or the set was cut since.
-    """
-    known, name = structures.info.get("parts"), structures.info.get("name", "structures")
-    if not known:
-        raise DataError(f"{name}: no published parts are known; draw a split of your own")
-    if known["of"] != _order(structures):
-        raise DataError(
-            f"{name}: cut or reordered since it was read: take its published parts first, then cut"
-        )
-    return {part: np.arange(*bounds) for part, bounds in known["rows"].items()}
-
-
-def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
-    """The rows in an index file published with a data set: one whole number per line or comma,
-    counted from ``base``.
-
-    rMD17's index files count from 0, ISO17's id files from 1. Raises DataError naming the line of
-    what is no number, points past the ``n`` structures there are, or comes twice.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such index file")
-    rows, lines = [], []
-    for line, text in enumerate(path.read_text().splitlines(), start=1):
-        for word in text.replace(",", " ").split():
-            try:
-                rows.append(
-                    int(word)
-                    if word.lstrip("+-").isdigit()
-                    else int(float(word))
-                    if float(word).is_integer()
-                    else _no(word)
-                )
-            except (ValueError, OverflowError):
-                raise DataError(f"{path}: line {line}: {word!r} is not a whole number") from None
-            lines.append(line)
-    out = np.array(rows, np.int64) - base
-    bad = (out < 0) | (out >= n)
-    if bad.any():
-        i = int(np.flatnonzero(bad)[0])
-        raise DataError(
-            f"{path}: line {lines[i]}: index {rows[i]} points outside the {n} structures (counted from {base})"
-        )
-    _, first = np.unique(out, return_index=True)
-    if len(first) < len(out):
-        i = int(np.setdiff1d(np.arange(len(out)), first)[0])
-        raise DataError(f"{path}: line {lines[i]}: index {rows[i]} comes twice")
-    return out
-
-
-def _no(word: str) -> int:
-    raise ValueError(word)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from ..structures import neighbors
-from ..structures.store import MAX_Z, SYMBOLS, Batch
+from ..structures.batch import Batch
+from ..structures.elements import MAX_Z, SYMBOLS
 from .layers import AtomEmbedding, mlp, sum_over
 from .read_in import ForceEncoder
 

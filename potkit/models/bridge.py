@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..structures.store import MAX_Z, Batch
+from ..structures.batch import Batch
+from ..structures.elements import MAX_Z
 from .base import Features, Graph, Potential
 from .layers import sum_over
 

@@ -31,7 +31,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..structures.elements import covalent_radii, element_properties
+from ..structures.element_properties import covalent_radii, element_properties
 from .base import Features, Graph
 from .layers import AtomEmbedding, mlp, polynomial_envelope, sum_over
 

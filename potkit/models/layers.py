@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
-from ..structures.store import MAX_Z
+from ..structures.elements import MAX_Z
 
 MAX_CHARGE = 10  # e; total charges from −10 to 10 have an embedding of their own
 

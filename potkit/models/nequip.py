@@ -23,11 +23,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..structures.store import MAX_Z
+from ..structures.elements import MAX_Z
 from .base import Features, Graph
 from .equivariant import (
     ByIrrep,

@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..structures.store import MAX_Z
+from ..structures.elements import MAX_Z
 from .layers import BesselBasis, mlp, polynomial_envelope, sum_over
 
 RADIAL = 8

@@ -37,9 +37,9 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models.base import Prediction
 from ..models.layers import sum_over
-from ..structures import neighbors
-from ..structures.elements import covalent_radii
-from ..structures.store import MAX_Z, SYMBOLS, Batch
+from ..structures.batch import Batch
+from ..structures.elements import MAX_Z, SYMBOLS
+from ..structures.geometry import bonded_edges
 from .base import Objective, Term, positive
 
 BONDED, FREE = 1.15, 1.35  # in sums of covalent radii: a full bond below, none above
@@ -91,7 +91,7 @@ class AnisotropicDenoise(Objective):
             * torch.linalg.solve_triangular(factor.mT, normal[..., None], upper=True)[..., 0]
         )
         new = copy.copy(batch)
-        new.edge_index = new.edge_shift = new.cutoff = None
+        new.drop_edges()
         new.pos, new.target = like + noise, -(precision @ noise[..., None])[..., 0]
         new.noise_scale = sigma
         new.stiffness = precision.diagonal(dim1=1, dim2=2).sum(1)  # tr A, [N]
@@ -117,16 +117,9 @@ def bond_precision(batch: Batch, kappa: float) -> Tensor:
     eye = torch.eye(3, dtype=batch.pos.dtype, device=batch.pos.device).expand(len(batch.z), 3, 3)
     if kappa == 0 or not len(batch.z):
         return eye
-    radii = covalent_radii().to(batch.pos)[batch.z]
-    bonded = copy.copy(batch)
-    bonded.edge_index = bonded.edge_shift = bonded.cutoff = None
-    bonded = neighbors.attach(bonded, 2 * FREE * float(radii.max()))
-    sender, receiver = bonded.edge_index
-    vector = batch.pos[sender] - batch.pos[receiver]
-    if bonded.edge_shift is not None:
-        vector = vector + bonded.edge_shift
+    (sender, receiver), vector, sums = bonded_edges(batch, FREE)
     distance = vector.square().sum(1).sqrt()
-    stretch = (distance / (radii[sender] + radii[receiver]) - BONDED) / (FREE - BONDED)
+    stretch = (distance / sums - BONDED) / (FREE - BONDED)
     weight = 0.5 * (1.0 + torch.cos(math.pi * stretch.clamp(0.0, 1.0)))  # [E]
     direction = vector / distance[:, None]
     outer = weight[:, None, None] * direction[:, :, None] * direction[:, None]

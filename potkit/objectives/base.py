@@ -12,14 +12,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures.neighbors import complete_cells
-from ..structures.store import Batch, Structures
+from ..structures.batch import Batch
+from ..structures.store import Structures
 
 # metadata of settings that came later: left out of `to_dict` at their default, so that earlier runs
 # are still found
@@ -118,58 +117,3 @@ def positive(owner: str, **values: float) -> None:
     for name, value in values.items():
         if not (isinstance(value, (int, float)) and value > 0 and value != float("inf")):
             raise ConfigError(f"{owner}: {name} must be a positive number, got {value!r}")
-
-
-def keep_atoms(batch: Batch, keep: Tensor) -> tuple[Batch, Tensor]:
-    """``batch`` without the atoms where ``keep`` [N] is False, and the kept rows. Waits for the
-    device once (sizes change).
-
-    Atom-wise arrays shrink, ``ptr`` and the sizes are made anew, edges are dropped; structure-wise
-    arrays stay.
-    """
-    rows = torch.nonzero(keep).flatten()
-    new = Batch()
-    for key, value in batch.to_dict().items():
-        if key in ("edge_index", "edge_shift", "cutoff", "ptr", "num_nodes"):
-            continue
-        atomwise = key in ("z", "pos", "forces", "molecule", "mask", "batch", "target")
-        setattr(new, key, value.index_select(0, rows) if atomwise and value is not None else value)
-    counts = torch.zeros(batch.ptr.shape[0] - 1, dtype=torch.long, device=rows.device).index_add_(
-        0, new.batch, torch.ones_like(rows)
-    )
-    new.ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    new.num_nodes = len(rows)
-    return new, rows
-
-
-def doubled(batch: Batch) -> Batch:
-    """``batch`` followed by a copy of itself: structure s + S is a second structure s. Edges are
-    dropped.
-    """
-    new, n_structures, n_atoms = Batch(), batch.ptr.shape[0] - 1, batch.z.shape[0]
-    for key, value in batch.to_dict().items():
-        if key in ("edge_index", "edge_shift", "cutoff", "origin"):
-            continue
-        if isinstance(value, Tensor) and value.ndim:
-            value = torch.cat([value, value])
-        elif isinstance(value, np.ndarray):
-            value = np.concatenate([value, value])
-        setattr(new, key, value)
-    new.batch = torch.cat([batch.batch, batch.batch + n_structures])
-    new.ptr = torch.cat([batch.ptr, batch.ptr[1:] + n_atoms])
-    new.num_nodes = 2 * n_atoms
-    return new
-
-
-def minimum_image(vector: Tensor, batch: Batch, owner: Tensor) -> Tensor:
-    """Shortest periodic image of ``vector`` [M,3] in the cells of structures ``owner`` [M].
-
-    Rounds fractional coordinates, which is exact while the vector's length stays below half the
-    smallest cell height, as it does between atoms of one molecule.
-    """
-    if batch.cell is None or not getattr(batch, "periodic", True):
-        return vector
-    cell, _ = complete_cells(batch.cell, batch.pbc, batch.ptr.shape[0] - 1, vector)
-    fraction = (vector[:, None] @ torch.linalg.inv(cell)[owner])[:, 0]
-    image = torch.where(batch.pbc[owner], fraction.round(), torch.zeros_like(fraction))
-    return vector - (image[:, None] @ cell[owner])[:, 0]

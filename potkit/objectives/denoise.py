@@ -33,7 +33,8 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
 from ..models.layers import sum_over
-from ..structures.store import Batch, Origin, Structures
+from ..structures.batch import Batch
+from ..structures.store import Origin, Structures
 from .base import Objective, Term, positive
 
 Range = float | tuple[float, float]
@@ -77,7 +78,7 @@ class Denoise(Objective):
             batch.pos.shape, generator=generator, dtype=batch.pos.dtype, device=batch.pos.device
         )
         new = copy.copy(batch)
-        new.edge_index = new.edge_shift = new.cutoff = None
+        new.drop_edges()
         if isinstance(self.sigma, float):
             noise = self.sigma * noise
         else:

@@ -27,7 +27,8 @@ import torch
 
 from ..errors import ConfigError
 from ..models.base import Prediction
-from ..structures.store import Batch, Structures
+from ..structures.batch import Batch
+from ..structures.store import Structures
 from .base import Objective, Term, positive, require
 from .denoise import Range, checked_sigma, draw_sigma
 from .supervised import LOSSES, Supervised
@@ -111,7 +112,7 @@ class ForceConditionedDenoise(Objective):
             torch.rand(n, generator=generator, device=like.device, dtype=torch.float64) < self.atoms
         )
         new = copy.copy(batch)
-        new.edge_index = new.edge_shift = new.cutoff = None
+        new.drop_edges()
         new.has_target = chosen[batch.batch] & moved
         new.noise_scale = draw_sigma(self.sigma, batch, generator)[batch.batch]  # [N]
         noise = torch.where(new.has_target[:, None], new.noise_scale[:, None] * noise, 0.0)

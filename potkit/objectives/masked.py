@@ -29,8 +29,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures.store import MAX_Z, SYMBOLS, Batch, Structures
-from .base import LATER, Objective, Term, keep_atoms, minimum_image
+from ..structures.batch import Batch, keep_atoms
+from ..structures.elements import MAX_Z, SYMBOLS
+from ..structures.geometry import minimum_image_of
+from ..structures.store import Structures
+from .base import LATER, Objective, Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Masked(Objective):
         new, rows = keep_atoms(batch, ~removed)
         kept_group = group[rows]
         flagged = chosen[kept_group]
-        target = minimum_image(lost[kept_group] - new.pos, batch, new.batch)
+        target = minimum_image_of(lost[kept_group] - new.pos, batch, new.batch)
         new.target = torch.where(flagged[:, None], target, 0.0)
         if self.flag is not False:
             new.mask = flagged.long()
@@ -180,7 +183,7 @@ class Masked(Objective):
         index = (lost_ptr[new.batch][:, None] + slot).clamp(max=len(lost_pos) - 1)
         vector = lost_pos[index] - new.pos[:, None]  # [N, W, 3]
         flat_owner = new.batch[:, None].expand(-1, widest).reshape(-1)
-        vector = minimum_image(vector.reshape(-1, 3), batch, flat_owner).reshape(vector.shape)
+        vector = minimum_image_of(vector.reshape(-1, 3), batch, flat_owner).reshape(vector.shape)
         distance = torch.where(there, vector.square().sum(-1), -1.0)
         farthest = vector.gather(1, distance.argmax(1)[:, None, None].expand(-1, 1, 3))[:, 0]
         new.target = torch.where(new.has_target[:, None], farthest, 0.0)
@@ -206,7 +209,7 @@ def nearest_heavy(batch: Batch, points: Tensor, owner: Tensor) -> tuple[Tensor, 
     )
     there = torch.arange(widest, device=owner.device) < count[owner][:, None]
     way = points[:, None] - batch.pos[row]
-    way = minimum_image(
+    way = minimum_image_of(
         way.reshape(-1, 3), batch, owner[:, None].expand(-1, widest).reshape(-1)
     ).reshape(way.shape)
     distance = torch.where(there, way.square().sum(-1), torch.inf)

@@ -15,7 +15,8 @@ import torch
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures.store import Batch, Structures
+from ..structures.batch import Batch
+from ..structures.store import Structures
 from .base import Term, positive
 from .masked import Masked, cosine_to_target
 

@@ -20,8 +20,8 @@ from typing import ClassVar
 import torch
 
 from ..models.base import Prediction
-from ..structures.store import Batch
-from .base import Term, doubled, positive
+from ..structures.batch import Batch, doubled
+from .base import Term, positive
 from .supervised import Supervised
 
 
@@ -53,7 +53,7 @@ class NoisyNodes(Supervised):
         )
         n, s = len(batch.z), batch.ptr.shape[0] - 1
         new = doubled(batch) if self.beside else copy.copy(batch)
-        new.edge_index = new.edge_shift = new.cutoff = None
+        new.drop_edges()
         # [S'] the clean ones, or simply all
         new.has_label = torch.arange(new.ptr.shape[0] - 1, device=noise.device) < s
         shift = torch.cat([torch.zeros_like(noise), noise]) if self.beside else noise

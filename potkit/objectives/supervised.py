@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
-from ..structures.store import Batch
+from ..structures.batch import Batch
 from .base import Objective, Term
 
 LOSSES = {

@@ -29,7 +29,7 @@ from ..experiments import statistics
 from ..structures.storage import replacing
 from . import tables as report
 from .picture_export import image, wanted
-from .structures_3d import structure3d
+from .structures_3d import structure3d as structure3d  # a figure like the others
 
 OKABE_ITO = {
     "blue": "#0072B2",

@@ -18,32 +18,17 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
 from ..errors import DataError
-from ..structures.geometry import minimum_image
-from ..structures.store import SYMBOLS, Structures
+from ..structures.elements import SYMBOLS
+from ..structures.geometry import bonds, minimum_image
+from ..structures.store import Structures
 
 SIZE = (700, 520)  # pixels
 LABELLED = 80  # atoms up to which each carries its symbol
-# a bond is shorter than this times the sum of two covalent radii (Cordero et al. 2008)
-STRETCH = 1.2
+STRETCH = 1.2  # a drawn bond is shorter than this times the sum of two covalent radii
 BALL = 0.5  # radius of a drawn atom in covalent radii
 ZOOM = {"molecule": 2.3, "box": 1.5}  # plotly's unit cube fills no more than half of the screen
 PIXELS = 250.0  # that unit on the screen
 GLYPH = 3.1  # pixels of the drawn disc per unit of plotly's three-dimensional marker size
-
-
-def bonds(z: np.ndarray, pos: np.ndarray) -> np.ndarray:
-    """Pairs [B,2] (i < j) of the atoms z [A] at pos [A,3] Å that are as close as bonded ones;
-    not through a cell's faces.
-    """
-    from scipy.spatial import cKDTree
-
-    radii = covalent_radii[np.asarray(z, int)]
-    pairs = cKDTree(pos).query_pairs(2 * STRETCH * float(radii.max()), output_type="ndarray")
-    if not len(pairs):
-        return np.zeros((0, 2), int)
-    length = np.linalg.norm(pos[pairs[:, 0]] - pos[pairs[:, 1]], axis=1)
-    kept = pairs[length < STRETCH * (radii[pairs[:, 0]] + radii[pairs[:, 1]])]
-    return kept[np.lexsort(kept.T[::-1])]
 
 
 def structure3d(
@@ -153,7 +138,7 @@ def _colour(number: int) -> str:
 
 def _traces(z: np.ndarray, pos: np.ndarray, scale: float, labels: bool) -> list[go.Scatter3d]:
     """A trace with the bonds, then one per element, heavy ones first."""
-    pairs = bonds(z, pos)
+    pairs = bonds(z, pos, STRETCH)
     width = float(np.clip(0.15 * scale, 1.5, 8))
     start, end = pos[pairs[:, 0]], pos[pairs[:, 1]]
     along = (end - start) / np.linalg.norm(end - start, axis=1, keepdims=True)

@@ -8,19 +8,22 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["ase_io", "batch", "elements", "geometry", "neighbors", "storage", "store"],
+    submodules=[
+        "arrays",
+        "ase_io",
+        "batch",
+        "element_properties",
+        "elements",
+        "geometry",
+        "neighbors",
+        "splits",
+        "storage",
+        "store",
+    ],
     submod_attrs={
+        "arrays": ["ARRAYS", "PER_ATOM", "PER_STRUCTURE"],
         "batch": ["Batch"],
-        "store": [
-            "ARRAYS",
-            "MAX_Z",
-            "PER_ATOM",
-            "PER_STRUCTURE",
-            "SYMBOLS",
-            "Origin",
-            "Structures",
-            "concatenate",
-            "formula",
-        ],
+        "elements": ["MAX_Z", "SYMBOLS", "composition", "formula"],
+        "store": ["Origin", "Structures", "concatenate"],
     },
 )

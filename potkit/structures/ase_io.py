@@ -1,14 +1,17 @@
-"""`Structures` as tables, and to and from lists of `ase.Atoms`."""
+"""`Structures` as lists of ``ase.Atoms``, the arrays that lists of them make, and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError
-from .store import Structures, formula
+from .elements import formula
+
+if TYPE_CHECKING:
+    from .store import Structures
 
 
 def to_ase(structures: Structures) -> list:
@@ -36,45 +39,44 @@ def to_ase(structures: Structures) -> list:
     return frames
 
 
-def from_ase(
-    frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
-) -> Structures:
-    """The reverse of `to_ase`. Raises DataError if energy or forces are there for some frames
-    only, or not finite.
+def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]:
+    """The arrays of `Structures` from ``ase.Atoms``, and under "info" the names of their systems.
+
+    Raises DataError if energy or forces are there for some frames only.
     """
     frames = [frames] if hasattr(frames, "get_positions") else list(frames)
     results = [getattr(f.calc, "results", {}) if f.calc is not None else {} for f in frames]
 
-    def all_or_none(key: str) -> bool:
+    def labelled(key: str) -> bool:
+        """Whether all frames have the label, or none."""
         have = [key in r for r in results]
         if any(have) and not all(have):
             raise DataError(f"frame {have.index(False)} has no {key} while others have")
         return bool(have) and all(have)
 
+    def stack(parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
+        return np.concatenate(parts).astype(kind) if parts else np.zeros(empty, kind)
+
     names: dict[str, int] = {}
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
-    system = np.array([names.setdefault(n, len(names)) for n in labels], np.int32)
-    stack = lambda parts, width, kind: (
-        np.concatenate(parts).astype(kind) if parts else np.zeros(width, kind)
-    )
-    periodic = any(f.cell.rank for f in frames)
-    return Structures(
-        z=stack([f.numbers for f in frames], 0, np.int64),
-        pos=stack([f.positions for f in frames], (0, 3), dtype),
-        ptr=np.cumsum([0] + [len(f) for f in frames]),
-        energy=np.array([r["energy"] for r in results]) if all_or_none("energy") else None,
-        forces=stack([r["forces"] for r in results], (0, 3), dtype)
-        if all_or_none("forces")
+    system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
+    molecules = [f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames]
+    with_cell = any(f.cell.rank for f in frames)
+    return {
+        "z": stack([f.numbers for f in frames], 0, np.int64),
+        "pos": stack([f.positions for f in frames], (0, 3), dtype),
+        "ptr": np.cumsum([0] + [len(f) for f in frames]),
+        "energy": np.array([r["energy"] for r in results]) if labelled("energy") else None,
+        "forces": stack([r["forces"] for r in results], (0, 3), dtype)
+        if labelled("forces")
         else None,
-        cell=np.array([f.cell.array for f in frames]) if periodic else None,
-        pbc=np.array([f.pbc for f in frames]) if frames else None,
-        charge=np.array([int(f.info.get("charge", 0)) for f in frames], np.int16),
-        system=system,
-        molecule=stack(
-            [f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames], 0, np.int32
-        ),
-        info={"systems": list(names)} | dict(info or {}),
-    ).validate()
+        "cell": np.array([f.cell.array for f in frames]) if with_cell else None,
+        "pbc": np.array([f.pbc for f in frames]) if frames else None,
+        "charge": np.array([int(f.info.get("charge", 0)) for f in frames], np.int16),
+        "system": system,
+        "molecule": stack(molecules, 0, np.int32),
+        "info": {"systems": list(names)},
+    }
 
 
 def summary(s: Structures):

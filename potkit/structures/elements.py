@@ -1,99 +1,59 @@
-"""Nine properties of every element, from hydrogen to oganesson: the node input of ForceNet.
-
-The table `elements.csv` was written with mendeleev 1.3.0 (a database of published values) and
-holds, in this order,
-    group, period, block (s p d f), valence electrons (outside the noble-gas core and filled inner d
-    and f shells), electronegativity (Pauling), covalent radius (Å, single bonds, Pyykkö and Atsumi
-    2009), first ionisation energy (eV, NIST), electron affinity (eV), static dipole polarizability
-    (bohr³, Schwerdtfeger and Nagle 2018).
-These are the properties of CGCNN and ForceNet but for the last, which replaces "atomic volume": the
-molar volume of the element at room temperature says nothing about an atom of a gas, the
-polarizability is the volume of the free atom.
-
-A blank in the table is a value that does not exist or was never measured. `element_properties`
-fills blanks by rule, so that no element reaches a network as NaN: f elements stand in group 3; an
-electron affinity that is missing is 0 (no bound anion);
-anything else is taken from the nearest element of the same group and block that has it (nearest
-period, then nearest number).
-"""
+"""Chemical elements: their symbols by atomic number, and formulas."""
 
 from __future__ import annotations
 
-import csv
-from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from .store import MAX_Z
+from ..errors import DataError
 
-PROPERTIES = (
-    "group",
-    "period",
-    "block",
-    "valence",
-    "electronegativity",
-    "covalent_radius",
-    "ionisation_energy",
-    "electron_affinity",
-    "polarizability",
-)
-BLOCKS = "spdf"
+if TYPE_CHECKING:
+    from .store import Structures
+
+SYMBOLS = (
+    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As "
+    "Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd "
+    "Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am "
+    "Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+).split()
+MAX_Z = len(SYMBOLS) - 1  # 118
 
 
-@lru_cache(maxsize=1)
-def _table() -> tuple[tuple[float | None, ...], ...]:
-    """118 rows of the nine properties as they stand in the file; None where it is blank."""
-    with (Path(__file__).parent / "elements.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if [int(r["number"]) for r in rows] != list(range(1, MAX_Z + 1)):
-        # a broken installation
-        raise RuntimeError(f"elements.csv must list the elements 1 to {MAX_Z} in order")
-
-    def number(row: dict[str, str], name: str) -> float | None:
-        if name == "block":
-            return float(BLOCKS.index(row[name]))
-        return float(row[name]) if row[name] else None
-
-    return tuple(tuple(number(r, name) for name in PROPERTIES) for r in rows)
+def atomic_number(element: int | str) -> int:
+    """The atomic number of a symbol; a number is returned as it is. Raises DataError."""
+    if not isinstance(element, str):
+        return element
+    if element not in SYMBOLS[1:]:
+        raise DataError(f"unknown element {element!r}")
+    return SYMBOLS.index(element)
 
 
-def is_tabulated() -> Tensor:
-    """True where the file has a value, [119, 9] bool; row 0 (no element) is False."""
-    known = [[v is not None for v in row] for row in _table()]
-    return torch.tensor([[False] * len(PROPERTIES)] + known)
+def formula(z: np.ndarray) -> str:
+    """Hill formula of atomic numbers, such as C2H6O: carbon, hydrogen, then by the alphabet."""
+    counts = np.bincount(np.asarray(z, np.int64), minlength=MAX_Z + 1)
+    present = np.flatnonzero(counts).tolist()
+
+    def hill(number: int) -> tuple[bool, bool, str]:
+        with_carbon = counts[6] > 0
+        return not (with_carbon and number == 6), not (with_carbon and number == 1), SYMBOLS[number]
+
+    def term(number: int) -> str:
+        return SYMBOLS[number] + (str(counts[number]) if counts[number] > 1 else "")
+
+    return "".join(term(number) for number in sorted(present, key=hill))
 
 
-def element_properties() -> Tensor:
-    """The nine `PROPERTIES` by atomic number with blanks filled, [119, 9] float64, units of the
-    module's docstring; row 0 is 0.
+def composition(structures: Structures, elements: list[int] | None = None) -> np.ndarray:
+    """How many atoms of each element, [S, len(elements)] int64 (default: the elements that
+    occur).
     """
-    rows = [list(row) for row in _table()]
-    group, period, block = (PROPERTIES.index(n) for n in ("group", "period", "block"))
-    for row in rows:
-        if row[group] is None:
-            row[group] = 3.0
-        affinity = PROPERTIES.index("electron_affinity")
-        row[affinity] = row[affinity] or 0.0
-    filled = [list(row) for row in rows]
-    for i, row in enumerate(rows):
-        relatives = [
-            k
-            for k, other in enumerate(rows)
-            if other[group] == row[group] and other[block] == row[block]
-        ]
-        # helium is an s element; its relatives are the other noble gases
-        if row[period] == 1 and row[group] == 18:
-            relatives = [k for k, other in enumerate(rows) if other[group] == 18]
-        for column, value in enumerate(row):
-            if value is None:
-                known = [k for k in relatives if rows[k][column] is not None]
-                nearest = min(known, key=lambda k: (abs(rows[k][period] - row[period]), abs(k - i)))
-                filled[i][column] = rows[nearest][column]
-    return torch.tensor([[0.0] * len(PROPERTIES)] + filled, dtype=torch.float64)
-
-
-def covalent_radii() -> Tensor:
-    """Single-bond covalent radii in Å by atomic number, [119] float64; entry 0 is 0."""
-    return element_properties()[:, PROPERTIES.index("covalent_radius")]
+    elements = structures.elements if elements is None else elements
+    column = np.full(MAX_Z + 1, -1)
+    column[elements] = np.arange(len(elements))
+    owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
+    at = column[structures.z]
+    flat = np.bincount(
+        owner[at >= 0] * len(elements) + at[at >= 0], minlength=len(structures) * len(elements)
+    )
+    return flat.reshape(len(structures), len(elements))

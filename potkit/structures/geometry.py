@@ -1,23 +1,147 @@
-"""Which atoms belong to one molecule, and which isomer it is, from the geometry alone."""
+"""Geometry of atoms, each thing once: minimum images, edge vectors, bonds, molecules, isomers.
+
+Functions of NumPy arrays serve readers, which do without torch; functions of batches serve networks
+and objectives, on the device of the batch.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .element_properties import covalent_radii_array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .batch import Batch
+
+
+# --- minimum images -----------------------------------------------------------------------------
+
 
 def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) -> np.ndarray:
-    """``step`` [..., 3] Å brought to the image nearest to zero along the periodic directions of
-    ``cell`` [3,3].
+    """``step`` [..., 3] Å brought to its shortest image along the periodic directions.
 
-    By rounding fractional coordinates: exact for the short distances of bonds in any cell that is
-    not strongly skewed.
+    ``cell`` [3, 3] and ``pbc`` [3], or one of each per row: [n, 3, 3] and [n, 3] for ``step``
+    [n, k, 3]. Right angles are a matter of rounding; any other cell goes through ASE's search over
+    the images of its Minkowski-reduced form, and is exact however skewed it is.
     """
-    if cell is None or not np.any(pbc):
+    pbc = np.asarray(pbc, bool)
+    if cell is None or not pbc.any():
         return step
-    full = np.where(np.asarray(pbc)[:, None], cell, np.eye(3))
+    cell = np.asarray(cell, np.float64)
+    if cell.ndim == 3 and not _rectangular(cell, pbc):
+        return np.stack([minimum_image(*one) for one in zip(step, cell, pbc, strict=True)])
+    if not _rectangular(cell, pbc):
+        from ase.geometry import complete_cell, find_mic
+
+        # a vector without repeat must stand upright on the others, or ASE rounds along it
+        upright = complete_cell(np.where(pbc[:, None], cell, 0.0))
+        shortest, _ = find_mic(np.reshape(step, (-1, 3)), upright, pbc)
+        return shortest.reshape(np.shape(step))
+    full = np.where(pbc[..., None], cell, np.eye(3))
+    if cell.ndim == 3:
+        pbc = pbc[:, None]
     return step - (np.round(step @ np.linalg.inv(full)) * pbc) @ full
+
+
+def _rectangular(cell: np.ndarray, pbc: np.ndarray) -> bool:
+    """Whether the periodic vectors stand at right angles, and the others' places are free."""
+    full = np.where(pbc[..., None], cell, np.eye(3))
+    products = full @ np.swapaxes(full, -1, -2)
+    lengths = np.sqrt(np.einsum("...ii->...i", products))
+    cosines = products / (lengths[..., :, None] * lengths[..., None, :])
+    return bool(np.abs(cosines - np.eye(3)).max() < 1e-10)
+
+
+def minimum_image_of(
+    vector: Tensor,  # [M, 3] Å
+    batch: Batch,
+    owner: Tensor,  # [M] the structure each vector belongs to
+) -> Tensor:
+    """The shortest periodic image of each ``vector`` in the cell of its structure, [M, 3].
+
+    The best of 27 images around the rounded one: exact for cells with angles from 60° to 120°, on
+    the device of the batch and without waiting for it.
+    """
+    import torch
+
+    from .neighbors import complete_cells
+
+    if batch.cell is None or not getattr(batch, "periodic", True):
+        return vector
+    cell, pbc = complete_cells(batch.cell, batch.pbc, batch.ptr.shape[0] - 1, vector)
+    cell, pbc = cell[owner], pbc[owner]
+    fraction = (vector[:, None] @ torch.linalg.inv(cell))[:, 0]  # [M, 3]
+    image = torch.where(pbc, fraction.round(), torch.zeros_like(fraction))
+    rounded = vector - (image[:, None] @ cell)[:, 0]
+    # no step first: where several images are equally short, the rounded one stays
+    steps = sorted(itertools.product((0, -1, 1), repeat=3), key=lambda step: step != (0, 0, 0))
+    around = torch.tensor(steps, dtype=vector.dtype, device=vector.device)  # [27, 3]
+    allowed = torch.where(pbc[:, None], around, torch.zeros_like(around))  # [M, 27, 3]
+    candidates = rounded[:, None] + allowed @ cell  # [M, 27, 3]
+    shortest = candidates.square().sum(-1).argmin(1)
+    return candidates[torch.arange(len(vector), device=vector.device), shortest]
+
+
+# --- edges and bonds ----------------------------------------------------------------------------
+
+
+def edge_vectors(batch: Batch, pos: Tensor | None = None) -> Tensor:
+    """x_j + shift − x_i of every edge of ``batch`` (sender j, receiver i), [E, 3] Å.
+
+    ``pos`` [N, 3] stands in for the batch's positions, such as a copy to be differentiated.
+    """
+    pos = batch.pos if pos is None else pos
+    sender, receiver = batch.edge_index
+    vector = pos[sender] - pos[receiver]
+    return vector if batch.edge_shift is None else vector + batch.edge_shift
+
+
+def bonded_edges(batch: Batch, stretch: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of atoms closer than ``stretch`` times the sum of their covalent radii.
+
+    Returns edges [2, B] (sender, receiver; each bond both ways), vectors [B, 3] Å and the sums of
+    radii [B] Å. Periodic images count; the batch keeps the edges it has.
+    """
+    import torch
+
+    from .neighbors import attach
+
+    table = torch.as_tensor(covalent_radii_array(), device=batch.pos.device)
+    radii = table.to(batch.pos.dtype)[batch.z]
+    bare = copy.copy(batch).drop_edges()
+    reach = 2 * stretch * float(radii.max()) if len(radii) else 1.0
+    near = attach(bare, reach)
+    vector = edge_vectors(near)
+    sender, receiver = near.edge_index
+    sums = radii[sender] + radii[receiver]
+    kept = vector.square().sum(1).sqrt() < stretch * sums
+    return near.edge_index[:, kept], vector[kept], sums[kept]
+
+
+def bonds(z: np.ndarray, pos: np.ndarray, stretch: float) -> np.ndarray:
+    """Bonded pairs [B, 2] (i < j, rising) of atoms z [A] at pos [A, 3] Å, without periodic images.
+
+    As `bonded_edges`, for readers and pictures.
+    """
+    from scipy.spatial import cKDTree
+
+    radii = covalent_radii_array()[np.asarray(z, int)]
+    if not len(radii):
+        return np.zeros((0, 2), int)
+    pairs = cKDTree(pos).query_pairs(2 * stretch * float(radii.max()), output_type="ndarray")
+    length = np.linalg.norm(pos[pairs[:, 0]] - pos[pairs[:, 1]], axis=1)
+    kept = pairs[length < stretch * (radii[pairs[:, 0]] + radii[pairs[:, 1]])]
+    return kept[np.lexsort(kept.T[::-1])]
+
+
+# --- molecules and isomers ----------------------------------------------------------------------
 
 
 def water_molecules(
@@ -49,18 +173,15 @@ def bond_graph(z: np.ndarray, pos: np.ndarray, scale: float = 1.3) -> tuple[np.n
     """Heavy atoms as a graph: colour [h] (atomic number, hydrogens at it) and adjacency [h,h] bool
     of one molecule without box.
 
-    Two heavy atoms are bonded if closer than ``scale`` times the sum of their covalent radii (ASE's
-    table: Cordero et al., Dalton Trans. 2832 (2008)): at 1.3 a C–C bond may stretch by 0.4 Å, seven
-    standard deviations at 500 K. A hydrogen belongs to its nearest heavy atom however far it has
+    Two heavy atoms are bonded if closer than ``scale`` times the sum of their covalent radii: at 1.3
+    a C–C bond may stretch by 0.4 Å, seven standard deviations at 500 K. A hydrogen belongs to its nearest heavy atom however far it has
     swung, so vibrations do not change the graph.
     """
-    from ase.data import covalent_radii
-
     heavy, pos = z > 1, np.asarray(pos, np.float64)
     points, numbers = pos[heavy], z[heavy].astype(np.int64)
-    radii = covalent_radii[numbers]
-    bonded = np.linalg.norm(points[:, None] - points, axis=-1) < scale * (radii[:, None] + radii)
-    np.fill_diagonal(bonded, False)
+    bonded = np.zeros((len(numbers), len(numbers)), bool)
+    first, second = bonds(numbers, points, scale).T
+    bonded[first, second] = bonded[second, first] = True
     hydrogens = np.zeros(len(numbers), np.int64)
     if len(numbers) and (~heavy).any():
         nearest = np.square(pos[~heavy][:, None] - points).sum(-1).argmin(1)

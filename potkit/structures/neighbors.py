@@ -19,7 +19,8 @@ from torch import Tensor
 from vesin import NeighborList
 
 from ..errors import ConfigError, DataError
-from .store import Batch, Structures
+from .batch import Batch
+from .store import Structures
 
 DENSE_LIMIT = 200  # atoms in the largest structure up to which all pairs are cheaper than cells
 OVERLAP = 0.1  # Å; two atoms closer than this are a broken structure, not physics

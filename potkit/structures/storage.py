@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from ..errors import DataError
+from .arrays import PER_ATOM
 
 FORMAT_VERSION = 1
 SCAN = 1 << 22  # entries looked at at once, so that checking a large set needs no large temporary
@@ -243,7 +244,7 @@ class StoreWriter:
                     self.n_structures + 1
                     if name == "ptr"
                     else self.n_atoms
-                    if name in self._atomwise()
+                    if name in PER_ATOM
                     else self.n_structures
                 )
                 self._header(name, rows)
@@ -253,12 +254,6 @@ class StoreWriter:
             (self._folder / "potkit.json").write_text(_header(info))
         self._finished = True
         return self.path
-
-    @staticmethod
-    def _atomwise() -> tuple[str, ...]:
-        from .store import PER_ATOM
-
-        return PER_ATOM
 
 
 def set_info(path: Path, info: dict[str, Any]) -> None:

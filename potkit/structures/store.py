@@ -19,138 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
-from . import storage
+from . import ase_io, splits, storage
+from .arrays import ARRAYS, PER_ATOM, PER_STRUCTURE
+from .elements import MAX_Z, SYMBOLS
 
 if TYPE_CHECKING:
     import torch
 
     from .batch import Batch
 
-SYMBOLS = [
-    "X",
-    "H",
-    "He",
-    "Li",
-    "Be",
-    "B",
-    "C",
-    "N",
-    "O",
-    "F",
-    "Ne",
-    "Na",
-    "Mg",
-    "Al",
-    "Si",
-    "P",
-    "S",
-    "Cl",
-    "Ar",
-    "K",
-    "Ca",
-    "Sc",
-    "Ti",
-    "V",
-    "Cr",
-    "Mn",
-    "Fe",
-    "Co",
-    "Ni",
-    "Cu",
-    "Zn",
-    "Ga",
-    "Ge",
-    "As",
-    "Se",
-    "Br",
-    "Kr",
-    "Rb",
-    "Sr",
-    "Y",
-    "Zr",
-    "Nb",
-    "Mo",
-    "Tc",
-    "Ru",
-    "Rh",
-    "Pd",
-    "Ag",
-    "Cd",
-    "In",
-    "Sn",
-    "Sb",
-    "Te",
-    "I",
-    "Xe",
-    "Cs",
-    "Ba",
-    "La",
-    "Ce",
-    "Pr",
-    "Nd",
-    "Pm",
-    "Sm",
-    "Eu",
-    "Gd",
-    "Tb",
-    "Dy",
-    "Ho",
-    "Er",
-    "Tm",
-    "Yb",
-    "Lu",
-    "Hf",
-    "Ta",
-    "W",
-    "Re",
-    "Os",
-    "Ir",
-    "Pt",
-    "Au",
-    "Hg",
-    "Tl",
-    "Pb",
-    "Bi",
-    "Po",
-    "At",
-    "Rn",
-    "Fr",
-    "Ra",
-    "Ac",
-    "Th",
-    "Pa",
-    "U",
-    "Np",
-    "Pu",
-    "Am",
-    "Cm",
-    "Bk",
-    "Cf",
-    "Es",
-    "Fm",
-    "Md",
-    "No",
-    "Lr",
-    "Rf",
-    "Db",
-    "Sg",
-    "Bh",
-    "Hs",
-    "Mt",
-    "Ds",
-    "Rg",
-    "Cn",
-    "Nh",
-    "Fl",
-    "Mc",
-    "Lv",
-    "Ts",
-    "Og",
-]
-MAX_Z = len(SYMBOLS) - 1  # 118
-PER_ATOM = ("z", "pos", "forces", "molecule")
-PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
-ARRAYS = ("ptr",) + PER_ATOM + PER_STRUCTURE
 # what a batch holds as long, and in its own precision
 WHOLE, REAL = ("z", "system", "molecule"), ("pos", "forces", "cell", "charge")
 # up to so many structures are read one by one from the large arrays of a mapped store; more go
@@ -320,9 +197,7 @@ class Structures:
         """A DataFrame with a row per system: structures, atoms, formula of the first, energy
         (eV/atom) and forces (eV/Å).
         """
-        from .ase_io import summary
-
-        return summary(self)
+        return ase_io.summary(self)
 
     # -- selecting and joining --------------------------------------------------------------------
     def _rows(self, key: Any) -> np.ndarray:
@@ -397,8 +272,6 @@ class Structures:
         """Disjoint random parts. ``by``: "structure", "system" (no system in two parts) or
         "structure-within-system".
         """
-        from ..datasets import splits
-
         return tuple(self[rows] for rows in splits.split(self, fractions, seed=seed, by=by))
 
     # -- files ------------------------------------------------------------------------------------
@@ -593,9 +466,7 @@ class Structures:
     # -- ASE --------------------------------------------------------------------------------------
     def to_ase(self) -> list:
         """A list of `ase.Atoms` with energy and forces in a SinglePointCalculator."""
-        from .ase_io import to_ase
-
-        return to_ase(self)
+        return ase_io.to_ase(self)
 
     @classmethod
     def from_ase(
@@ -604,20 +475,9 @@ class Structures:
         """From `ase.Atoms`: energy and forces come from the attached calculator and must be
         there for all frames or for none.
         """
-        from .ase_io import from_ase
-
-        return from_ase(frames, info, dtype)
-
-
-def formula(z: np.ndarray) -> str:
-    """Hill formula of atomic numbers, such as C2H6O."""
-    counts = np.bincount(np.asarray(z, np.int64), minlength=MAX_Z + 1)
-    present = [i for i in np.flatnonzero(counts)]
-    carbon_first = sorted(
-        present,
-        key=lambda i: (i != 6, i != 1, SYMBOLS[i]) if counts[6] else (True, True, SYMBOLS[i]),
-    )
-    return "".join(f"{SYMBOLS[i]}{counts[i] if counts[i] > 1 else ''}" for i in carbon_first)
+        arrays = ase_io.arrays_from_ase(frames, dtype)
+        info = arrays.pop("info") | dict(info or {})
+        return cls(**arrays, info=info).validate()
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.base import Potential
-from ..structures.store import MAX_Z, Structures
+from ..structures.elements import MAX_Z
+from ..structures.store import Structures
 from .sample_structures import examples
 
 SYMMETRIES = frozenset({"translation", "rotation", "reflection", "permutation"})

@@ -42,7 +42,6 @@ from . import checkpoints
 from .config import TrainConfig
 from .run_folder import Run, RunFolder
 from .step import State, batch_indices, learning_rate, validate
-from .step import draw as _draw
 from .step import step as _step
 
 __all__ = [

@@ -8,18 +8,15 @@ not depend on the parts. Each part's terms are divided by the counts of the whol
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import TrainingError
 from ..models import Prediction
-from ..structures.store import Batch, Origin
+from ..structures.batch import Batch
 
 T = TypeVar("T")
 
@@ -64,48 +61,6 @@ class Limit:
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that a device (or the CPU's allocator) has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """``batch`` cut into batches of at most ``size`` structures; edges are left out, to be made
-    anew.
-
-    What has as many rows as there are atoms or structures is cut with them, single values are kept.
-    Waits for the device once.
-    Raises TrainingError for anything else an objective may have put into the batch.
-    """
-    n_structures, n_atoms = batch.ptr.shape[0] - 1, batch.z.shape[0]
-    if size >= n_structures:
-        yield batch
-        return
-    ptr = batch.ptr.tolist()
-    values = {
-        k: v
-        for k, v in batch.to_dict().items()
-        if k not in ("edge_index", "edge_shift", "cutoff", "ptr", "num_nodes", "max_atoms")
-    }
-    for key, value in values.items():
-        if (
-            isinstance(value, (Tensor, np.ndarray))
-            and value.ndim
-            and len(value) not in (1, n_atoms, n_structures)
-        ):
-            raise TrainingError(
-                f"{key} of the batch has {len(value)} rows for {n_atoms} atoms in {n_structures} structures: it cannot be cut"
-            )
-    for a in range(0, n_structures, size):
-        b = min(a + size, n_structures)
-        new = Batch()
-        for key, value in values.items():
-            if isinstance(value, (Tensor, np.ndarray)) and value.ndim and len(value) > 1:
-                value = value[ptr[a] : ptr[b]] if len(value) == n_atoms else value[a:b]
-            elif isinstance(value, Origin):
-                value = dataclasses.replace(value, systems=value.systems[a:b])
-            setattr(new, key, value)
-        new.batch, new.ptr = new.batch - a, batch.ptr[a : b + 1] - batch.ptr[a]
-        new.num_nodes = ptr[b] - ptr[a]
-        new.max_atoms = max(q - p for p, q in zip(ptr[a:b], ptr[a + 1 : b + 1]))
-        yield new
 
 
 def blank(batch: Batch, outputs: tuple[str, ...]) -> Prediction:

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models import Potential
 from ..objectives import Objective, Term, total
-from ..structures.store import Batch, Structures
+from ..structures.batch import Batch, cut
+from ..structures.store import Structures
 from . import checkpoints
 from . import memory as microbatch
 from .config import TrainConfig
@@ -243,7 +244,7 @@ def gradient(
                 fabric, objective.terms(microbatch.blank(batch, objective.needed()), batch)
             )
         losses, sums = [], {}
-        for part in microbatch.parts(batch, size):
+        for part in cut(batch, size):
             loss, terms = score(part, counts)
             losses.append(loss)
             for term in terms:
@@ -348,7 +349,7 @@ def validate(
 
     def score(batch: Batch, at_once: int) -> dict[str, list]:
         own: dict[str, list] = {}
-        for part in microbatch.parts(batch, at_once):
+        for part in cut(batch, at_once):
             with fabric.autocast():
                 prediction = model(part, objective.needed())
             for term in objective.terms(prediction, part):

@@ -9,7 +9,7 @@ from test_recipes import needs
 from potkit.datasets import references
 from potkit.datasets.recipes import dynamics, trajectories, xtb
 from potkit.datasets.recipes.species import Species
-from potkit.structures.store import SYMBOLS
+from potkit.structures.elements import SYMBOLS
 from potkit.units import AMU, BOHR, BOLTZMANN, HARTREE
 
 

@@ -24,7 +24,8 @@ from potkit.datasets.recipes.species import Species
 from potkit.datasets.recipes.spice_systems import SUBSETS
 from potkit.datasets.recipes.xtb import XTB
 from potkit.errors import DataError
-from potkit.structures.store import SYMBOLS, Structures, formula
+from potkit.structures.elements import SYMBOLS, formula
+from potkit.structures.store import Structures
 from potkit.units import BOHR
 
 MOLECULAR = ("spice-mini", "md22-mini", "iso17-mini", "rmd17-mini")

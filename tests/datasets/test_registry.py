@@ -25,7 +25,7 @@ from potkit.datasets import fetch as fetching
 from potkit.datasets import formats, load, names, records, registry
 from potkit.datasets.records import Record, Remote
 from potkit.errors import ConfigError, DataError
-from potkit.structures.store import SYMBOLS
+from potkit.structures.elements import SYMBOLS
 
 
 def test_records_hold_together():

@@ -15,7 +15,7 @@ from potkit import models
 from potkit.errors import ConfigError
 from potkit.models.forcenet import PowerSine
 from potkit.models.layers import polynomial_envelope
-from potkit.structures.elements import covalent_radii, element_properties
+from potkit.structures.element_properties import covalent_radii, element_properties
 from potkit.structures.store import Structures
 from potkit.testing import contract
 

@@ -300,12 +300,10 @@ def test_masked_chance_is_the_same_for_both_hydrogens_and_all_molecules():
     structures = water(n, per_side=2)
     batch = structures.batch(dtype=torch.float64)
     # which atom of its box; found again through the positions
-    batch.tag = torch.arange(len(batch.z)) % 24
+    tag = torch.arange(len(batch.z)) % 24
     new = potkit.Masked(ratio=0.25).corrupt(batch, generator())  # 2 of 8 molecules
     kept = {tuple(p) for p in new.pos.tolist()}
-    lost = np.array(
-        [t for t, p in zip(batch.tag.tolist(), batch.pos.tolist()) if tuple(p) not in kept]
-    )
+    lost = np.array([t for t, p in zip(tag.tolist(), batch.pos.tolist()) if tuple(p) not in kept])
     assert len(lost) == 2 * n and not (lost % 3 == 0).any()
     first = int((lost % 3 == 1).sum())
     assert abs(first - n) < Z * math.sqrt(2 * n / 4)

@@ -41,7 +41,7 @@ def lengths(trace) -> np.ndarray:
 def test_ethanol_has_its_atoms_bonds_and_symbols():
     ase_build = pytest.importorskip("ase.build")
     molecule = Structures.from_ase([ase_build.molecule("CH3CH2OH")])
-    pairs = structures_3d.bonds(molecule.z, molecule.pos)
+    pairs = structures_3d.bonds(molecule.z, molecule.pos, structures_3d.STRETCH)
     degree = np.bincount(pairs.ravel(), minlength=9)
     assert len(pairs) == 8 and sorted(degree.tolist()) == [1] * 6 + [2, 4, 4]
     traces = by_name(figures.structure3d(molecule))

@@ -16,7 +16,8 @@ from ase.build import bulk, molecule
 from potkit.errors import DataError
 from potkit.structures import storage
 from potkit.structures import store as structures
-from potkit.structures.store import SYMBOLS, Structures, concatenate, formula
+from potkit.structures.elements import SYMBOLS, formula
+from potkit.structures.store import Structures, concatenate
 
 
 def water(n=4, name="water", seed=0, **options):

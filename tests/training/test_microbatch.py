@@ -12,8 +12,10 @@ from tiny import egnn, equal, generator, molecules, one_line, water, weights
 
 import potkit
 from potkit import TrainConfig
-from potkit.errors import TrainingError
+from potkit.errors import DataError, TrainingError
 from potkit.models import Potential
+from potkit.structures import arrays
+from potkit.structures.batch import cut, keep_atoms
 from potkit.training import loop
 from potkit.training import memory as microbatch
 from potkit.training import step as steps
@@ -71,24 +73,39 @@ def test_parts_add_up_to_the_gradient_of_the_batch(objective, structures, size):
 
 def test_parts_hold_what_the_batch_holds():
     batch = water(5).batch()
-    cut = list(microbatch.parts(batch, 2))
-    assert [p.num_graphs for p in cut] == [2, 2, 1] and [p.num_nodes for p in cut] == [
-        len(p.z) for p in cut
-    ]
+    parts = list(cut(batch, 2))
+    assert [p.num_graphs for p in parts] == [2, 2, 1]
+    assert [p.num_nodes for p in parts] == [len(p.z) for p in parts]
     for key in ("z", "pos", "cell", "pbc", "molecule", "system"):
-        assert torch.equal(torch.cat([p[key] for p in cut]), batch[key]), key
+        assert torch.equal(torch.cat([p[key] for p in parts]), batch[key]), key
     assert all(
         int(p.ptr[0]) == 0 and int(p.ptr[-1]) == len(p.z) and int(p.batch.max()) + 1 == p.num_graphs
-        for p in cut
+        for p in parts
     )
-    assert [list(p.indices) for p in cut] == [[0, 1], [2, 3], [4]]
+    assert [list(p.indices) for p in parts] == [[0, 1], [2, 3], [4]]
 
 
 def test_a_batch_that_cannot_be_cut_is_refused():
     batch = molecules(4).batch()
-    batch.odd = torch.zeros(7)
-    with pytest.raises(TrainingError, match="odd of the batch has 7 rows"):
-        list(microbatch.parts(batch, 2))
+    batch.target = torch.zeros(7, 3)
+    with pytest.raises(DataError, match="target of the batch has 7 rows"):
+        list(cut(batch, 2))
+
+
+def test_an_array_that_nobody_declared_is_refused_and_one_that_was_is_cut(monkeypatch):
+    monkeypatch.setattr(arrays, "_rows", dict(arrays._rows))
+    batch = molecules(4).batch()
+    batch.odd = torch.arange(len(batch.z))
+    everything = torch.ones(len(batch.z), dtype=torch.bool)
+    for work in (lambda: list(cut(batch, 2)), lambda: keep_atoms(batch, everything)):
+        with pytest.raises(DataError, match="odd of the batch is not declared"):
+            work()
+    arrays.declare("odd", per="atom")
+    assert torch.equal(torch.cat([part.odd for part in cut(batch, 2)]), batch.odd)
+    keep = batch.odd % 2 == 0
+    assert torch.equal(keep_atoms(batch, keep)[0].odd, batch.odd[keep])
+    with pytest.raises(DataError, match="odd has a row per atom already"):
+        arrays.declare("odd", per="structure")
 
 
 class Short:

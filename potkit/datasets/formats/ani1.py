@@ -17,7 +17,8 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
-from ...structures.store import Structures, formula
+from ...structures.elements import formula
+from ...structures.store import Structures
 from .common import dataset, groups_with, load, numbers_of, open_hdf5, require_finite
 from .packer import Packer
 

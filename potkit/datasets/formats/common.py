@@ -17,7 +17,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures.store import SYMBOLS, formula
+from ...structures.elements import SYMBOLS, formula
 
 NUMBERS: dict[str, int] = {symbol: i for i, symbol in enumerate(SYMBOLS) if i}
 # Total (all-electron) energies of atoms follow roughly −½ Z^2.4 Hartree (H −0.50, C −36.9, O −73.5,

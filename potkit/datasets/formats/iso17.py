@@ -17,6 +17,7 @@ import numpy as np
 from ...errors import ConfigError, DataError
 from ...structures.geometry import bond_graph, graph_key
 from ...structures.store import Structures
+from .. import published_splits
 from .ase_db import add_row, rows
 from .common import checked_numbers, system_name
 from .packer import Packer
@@ -86,9 +87,9 @@ def read(
                 later.append(row)  # the validation rows: 1 in 100
         for row in later:
             add(row, database, within[1])
-    from ..splits import mark_parts
-
-    return mark_parts(packer.finish(str(path), name="iso17", source_format=NAME), counts)
+    return published_splits.mark_parts(
+        packer.finish(str(path), name="iso17", source_format=NAME), counts
+    )
 
 
 class _Isomers:
@@ -110,15 +111,11 @@ class _Isomers:
 def _wanted(ids: Path, database: Path) -> set[int]:
     from ase.db import connect
 
-    from ..splits import published
-
     with connect(database, use_lock_file=False) as base:
         count = base.count()
-    return set((published(ids, count, base=1) + 1).tolist())
+    return set((published_splits.published(ids, count, base=1) + 1).tolist())
 
 
 def parts(structures: Structures) -> dict[str, np.ndarray]:
     """The published split of what `read` returned: part -> rows."""
-    from ..splits import parts
-
-    return parts(structures)
+    return published_splits.parts(structures)

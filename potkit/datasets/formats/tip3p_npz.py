@@ -17,6 +17,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
+from ...structures.geometry import minimum_image
 from ...structures.store import Structures
 from .common import load_npz, npz_names, require_finite
 from .packer import Packer
@@ -72,9 +73,8 @@ def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
         size = len(pos)
         for what in ("pos", "forces", "energy"):
             require_finite(arrays[what].reshape(-1, 1), what, str(file), "entry")
-        bond = np.linalg.norm(
-            pos[1::3] - pos[::3] - np.round((pos[1::3] - pos[::3]) / box) * box, axis=1
-        )
+        step = minimum_image(pos[1::3] - pos[::3], np.eye(3) * box, np.ones(3, bool))
+        bond = np.linalg.norm(step, axis=1)
         if bond.max() > 2.0:
             first = 3 * int(bond.argmax())
             raise DataError(

@@ -28,7 +28,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...errors import DataError
-from ...structures.store import SYMBOLS, Structures, concatenate
+from ...structures.store import Structures, concatenate
+from .sheet import write_sheet
 
 GRID = (
     2.0**-14
@@ -221,8 +222,6 @@ def generate(
         made = recipe.arrange(made)
     made.validate().save(out)
     cost = {"wall": time.perf_counter() - start, "work": sum(seconds), "jobs": jobs}
-    from .sheet import write_sheet
-
     write_sheet(
         out.with_suffix(".md") if out.suffix == ".h5" else out.with_name(out.name + ".md"),
         recipe,
@@ -232,8 +231,3 @@ def generate(
     )
     shutil.rmtree(folder)
     return made
-
-
-def symbols_of(structures: Structures) -> str:
-    """The elements of a set as text, such as "H C N O"."""
-    return " ".join(SYMBOLS[z] for z in structures.elements)

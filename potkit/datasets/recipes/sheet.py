@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...structures.elements import SYMBOLS
 from ...structures.storage import replacing
-from ...structures.store import SYMBOLS, Structures
-from .common import Recipe, symbols_of
+from ...structures.store import Structures
+
+if TYPE_CHECKING:
+    from .common import Recipe
 
 
 def sha256(path: Path) -> str:
@@ -33,6 +37,11 @@ def _per_element(made: Structures) -> list[str]:
             f"| {SYMBOLS[z]} | {len(mine):,} | {np.sqrt(np.mean(mine**2)):.3f} | {mine.max():.2f} |"
         )
     return rows
+
+
+def symbols_of(structures: Structures) -> str:
+    """The elements of a set as text, such as "H C N O"."""
+    return " ".join(SYMBOLS[z] for z in structures.elements)
 
 
 def write_sheet(

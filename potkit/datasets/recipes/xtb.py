@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...structures.store import SYMBOLS
+from ...structures.elements import SYMBOLS
 from ...units import BOHR, HARTREE
 
 METHOD = "GFN2-xTB"

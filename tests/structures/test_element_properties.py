@@ -9,7 +9,12 @@ import pytest
 import torch
 from ase.data import covalent_radii as cordero
 
-from potkit.structures.elements import PROPERTIES, covalent_radii, element_properties, is_tabulated
+from potkit.structures.element_properties import (
+    PROPERTIES,
+    covalent_radii,
+    element_properties,
+    is_tabulated,
+)
 
 COLUMN = {name: i for i, name in enumerate(PROPERTIES)}
 

@@ -1,0 +1,85 @@
+"""Splits that were published with a data set: index files, and the parts noted when it was read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..structures.store import Structures
+
+
+def mark_parts(structures: Structures, counts: Mapping[str, int]) -> Structures:
+    """Note in ``structures.info`` that its first rows are one published part, the next another
+    …; `parts` finds them again.
+    """
+    ends = np.cumsum(list(counts.values()))
+    rows = {name: [int(end) - count, int(end)] for (name, count), end in zip(counts.items(), ends)}
+    structures.info["parts"] = {"rows": rows, "of": _order(structures)}
+    return structures
+
+
+def _order(structures: Structures) -> str:
+    """A hash of the energies in their order: another selection or order has another."""
+    source = structures.system if structures.energy is None else structures.energy
+    return f"{len(structures)}-{hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=8).hexdigest()}"
+
+
+def parts(structures: Structures) -> dict[str, np.ndarray]:
+    """The parts that were published with the set: name -> rows. Raises DataError if there are
+    none, or the set was cut since.
+    """
+    known, name = structures.info.get("parts"), structures.info.get("name", "structures")
+    if not known:
+        raise DataError(f"{name}: no published parts are known; draw a split of your own")
+    if known["of"] != _order(structures):
+        raise DataError(
+            f"{name}: cut or reordered since it was read: take its published parts first, then cut"
+        )
+    return {part: np.arange(*bounds) for part, bounds in known["rows"].items()}
+
+
+def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
+    """The rows in an index file published with a data set: one whole number per line or comma,
+    counted from ``base``.
+
+    rMD17's index files count from 0, ISO17's id files from 1. Raises DataError naming the line of
+    what is no number, points past the ``n`` structures there are, or comes twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such index file")
+    rows, lines = [], []
+    for line, text in enumerate(path.read_text().splitlines(), start=1):
+        for word in text.replace(",", " ").split():
+            row = _whole_number(word)
+            if row is None:
+                raise DataError(f"{path}: line {line}: {word!r} is not a whole number")
+            rows.append(row)
+            lines.append(line)
+    out = np.array(rows, np.int64) - base
+    bad = (out < 0) | (out >= n)
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{path}: line {lines[i]}: index {rows[i]} points outside the {n} structures (counted from {base})"
+        )
+    _, first = np.unique(out, return_index=True)
+    if len(first) < len(out):
+        i = int(np.setdiff1d(np.arange(len(out)), first)[0])
+        raise DataError(f"{path}: line {lines[i]}: index {rows[i]} comes twice")
+    return out
+
+
+def _whole_number(word: str) -> int | None:
+    """The number ``word`` writes, such as 12 or 1.2e1; None if it is not a whole one."""
+    if word.lstrip("+-").isdigit():
+        return int(word)
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None
