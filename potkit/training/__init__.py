@@ -12,12 +12,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "memory",
         "run_folder",
         "step",
+        "validation",
     ],
     submod_attrs={
         "config": ["TrainConfig"],
         "evaluation": ["Evaluation", "calculator", "evaluate", "predict"],
         "loop": ["finetune", "fit", "make_fabric", "pretrain"],
         "run_folder": ["Run"],
-        "step": ["batch_indices", "learning_rate", "validate"],
+        "step": ["batch_indices", "learning_rate"],
+        "validation": ["validate"],
     },
 )

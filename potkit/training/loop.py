@@ -2,7 +2,7 @@
 scored.
 
 Read from the bottom: `pretrain` and `finetune` prepare a model and call `fit`; `fit` takes steps
-(`steps.step`) until done, validating, writing checkpoints and metrics on the way. What is random in
+(`step.take_step`) until done, validating, writing checkpoints and metrics on the way. What is random in
 a step follows from (seed, step, process), so a run that was killed goes on exactly as if it had not
 been.
 
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..datasets.references import ReferenceEnergies
@@ -41,8 +42,8 @@ from ..structures.store import Structures
 from . import checkpoints
 from .config import TrainConfig
 from .run_folder import Run, RunFolder
-from .step import State, batch_indices, learning_rate, validate
-from .step import step as _step
+from .step import State, Training, batch_indices, learning_rate, take_step
+from .validation import validate
 
 __all__ = [
     "batch_indices",
@@ -161,7 +162,8 @@ def fit(
         with compiled(
             model, objective.needed(), config.compile, fabric.device.type, config.precision
         ):
-            return _train(fabric, model, structures, objective, config, folder, valid, notes)
+            training = Training(fabric, model, structures, objective, config)
+            return _train(training, folder, valid, notes or {})
 
 
 # fingerprints of sets whose geometry was looked at: the runs of a grid share them
@@ -175,119 +177,85 @@ def _check_geometry(structures: Structures) -> None:
         _sound.add(structures.fingerprint())
 
 
-def _train(fabric, model, structures, objective, config, folder, valid, notes) -> Run:
+def _train(
+    training: Training, folder: RunFolder, valid: Structures | None, notes: dict[str, Any]
+) -> Run:
     """The loop of `fit`, in a folder that is ours."""
-    steps = config.total_steps(len(structures))
-    if fabric.world_size > min(config.batch_size, len(structures)):
+    fabric, model, config = training.fabric, training.model, training.config
+    structures, objective = training.structures, training.objective
+    at_most = min(config.batch_size, len(structures))
+    if fabric.world_size > at_most:
         raise ConfigError(
-            f"config: a batch of {min(config.batch_size, len(structures))} cannot be shared by {fabric.world_size} processes"
+            f"config: a batch of {at_most} cannot be shared by {fabric.world_size} processes"
         )
-    dtype = torch.float64 if config.precision == "64-true" else torch.float32
-    model.to(fabric.device, dtype=dtype)
+    model.to(fabric.device, dtype=training.dtype)
     model.train()
     if config.resident:
         structures.to(fabric.device)
     state = State(fabric, model, model.parts(objective.needed()), config)
     resumed = folder.resume(state)
-    validate_every = config.validate_every or max(1, steps // 10)
+    validate_every = config.validate_every or max(1, training.steps // 10)
     checkpoint_every = config.checkpoint_every or validate_every
-    generator = torch.Generator(device=fabric.device)
     writer = fabric.global_rank == 0
     header = {
         "objective": objective.to_dict(),
         "config": config.model_dump(),
         "data": structures.info.get("name", "unnamed"),
         "data_fingerprint": structures.fingerprint(),
-        **(notes or {}),
+        **notes,
     }
     if writer:
         folder.begin(header, resumed)
-    first_bad = torch.full((), -1, dtype=torch.long, device=fabric.device)
-    clock = time.perf_counter()
+    broken = _FirstBroken(training, folder)
+    clock = _Clock(state)
     bar = tqdm(
-        total=steps,
+        total=training.steps,
         initial=state.step,
         desc=folder.path.name,
         disable=not (config.progress and writer),
         leave=False,
     )
-
     stop = _Stop(fabric.world_size)
-
-    def stop_if_broken() -> None:
-        bad = int(first_bad)
-        if bad >= 0:
-            rows = batch_indices(bad, config.batch_size, len(structures), config.seed)
-            names = structures.system_names()
-            systems = ", ".join(list(dict.fromkeys(names[i] for i in structures.system[rows]))[:5])
-            raise TrainingError(
-                f"{folder.path}: the loss of step {bad} or its gradient is not a finite number; its structures: {rows.tolist()} ({systems}); "
-                f"the last good state is {folder.last if folder.last.exists() else 'the initial one'}"
-            )
-
     try:
-        while state.step < steps:
-            loss, terms, norm = _step(
-                fabric, state, structures, objective, config, steps, dtype, generator
-            )
-            first_bad = torch.where(
-                (first_bad < 0) & ~(torch.isfinite(loss) & torch.isfinite(norm)),
-                state.step - 1,
-                first_bad,
-            )
+        while state.step < training.steps:
+            loss, terms, norm = take_step(training, state)
+            broken.look(state.step - 1, loss, norm)
             state.note(loss, terms)
             bar.update()
-            at_end = state.step == steps
-            if state.step % config.log_every == 0 or at_end or state.step % validate_every == 0:
-                stop_if_broken()
+            at_end = state.step == training.steps
+            validates = state.step % validate_every == 0 or at_end
+            if state.step % config.log_every == 0 or validates:
+                broken.stop_if_any()
                 row = {"step": state.step, **state.row(terms)}
-                row |= {"gradient_norm": float(norm), "lr": state.optimizer.param_groups[0]["lr"]}
-                row["seconds"] = state.seconds + time.perf_counter() - clock
-                if valid is not None and (state.step % validate_every == 0 or at_end):
-                    with state.averaged():
-                        scores = validate(
-                            fabric,
-                            model,
-                            valid,
-                            objective.validation(),
-                            config,
-                            dtype,
-                            state.valid_limit,
-                        )
-                        if not np.isfinite(scores["loss"]):
-                            raise TrainingError(
-                                f"{folder.path}: the validation loss after step {state.step} is not a finite number"
-                            )
-                        row |= {f"valid_{k}": v for k, v in scores.items()}
-                        if scores["loss"] < state.best:
-                            state.best = scores["loss"]
-                            if writer:
-                                checkpoints.save(
-                                    folder.best,
-                                    model,
-                                    header | {"step": state.step, "valid": scores},
-                                )
+                row["gradient_norm"] = float(norm)
+                row["lr"] = state.optimizer.param_groups[0]["lr"]
+                row["seconds"] = clock.seconds()
+                if valid is not None and validates:
+                    scores = _validate(training, state, folder, valid, header)
+                    row |= {f"valid_{name}": value for name, value in scores.items()}
                 bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "valid_loss") if k in row})
                 if writer:
                     folder.log(row)
-            if state.step % checkpoint_every == 0 and not at_end:
-                stop_if_broken()
-                state.seconds += time.perf_counter() - clock
-                clock = time.perf_counter()
+            if at_end:
+                break
+            if state.step % checkpoint_every == 0:
+                broken.stop_if_any()
+                clock.write()
                 if writer:
                     folder.checkpoint(model, state, header)
-            if stop.asked and not at_end:
-                stop_if_broken()
-                state.seconds += time.perf_counter() - clock
+            if stop.asked:
+                broken.stop_if_any()
+                clock.write()
                 folder.checkpoint(model, state, header)
                 raise Interrupted(
-                    f"{folder.path}: interrupted after step {state.step}; the same call goes on from there"
+                    f"{folder.path}: interrupted after step {state.step}; the same call goes on "
+                    "from there"
                 )
     finally:
         state.freeze(False)
         stop.restore()
         bar.close()
-    state.seconds += time.perf_counter() - clock
+    clock.write()
     if writer:
         if valid is None:
             # a run without validation ends with (and keeps) the averaged weights
@@ -298,13 +266,92 @@ def _train(fabric, model, structures, objective, config, folder, valid, notes) -
     return folder.load(into=model)
 
 
-def _identity(model, structures, valid, objective, config, notes) -> dict[str, Any]:
-    state = hashlib.blake2b(digest_size=8)
+def _validate(
+    training: Training,
+    state: State,
+    folder: RunFolder,
+    valid: Structures,
+    header: dict[str, Any],
+) -> dict[str, float]:
+    """Score the averaged weights on ``valid``, and keep them if they are the best so far."""
+    fabric, model, config = training.fabric, training.model, training.config
+    judged_by = training.objective.validation()
+    with state.averaged():
+        scores = validate(
+            fabric, model, valid, judged_by, config, training.dtype, state.valid_limit
+        )
+        if not np.isfinite(scores["loss"]):
+            raise TrainingError(
+                f"{folder.path}: the validation loss after step {state.step} is not a finite number"
+            )
+        if scores["loss"] < state.best:
+            state.best = scores["loss"]
+            if fabric.global_rank == 0:
+                kept = header | {"step": state.step, "valid": scores}
+                checkpoints.save(folder.best, model, kept)
+    return scores
+
+
+class _FirstBroken:
+    """The first step whose loss or gradient is not finite, found without waiting for the device."""
+
+    def __init__(self, training: Training, folder: RunFolder) -> None:
+        self.training, self.folder = training, folder
+        self.step = torch.full((), -1, dtype=torch.long, device=training.fabric.device)
+
+    def look(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Note ``step`` (from 0) if it is the first one that broke."""
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        self.step = torch.where((self.step < 0) & ~finite, step, self.step)
+
+    def stop_if_any(self) -> None:
+        """Raise TrainingError that names the step and its structures. Waits for the device."""
+        step = int(self.step)
+        if step < 0:
+            return
+        structures, folder = self.training.structures, self.folder
+        rows = self.training.rows(step)
+        names = structures.system_names()
+        systems = list(dict.fromkeys(names[number] for number in structures.system[rows]))[:5]
+        good = folder.last if folder.last.exists() else "the initial one"
+        raise TrainingError(
+            f"{folder.path}: the loss of step {step} or its gradient is not a finite number; its "
+            f"structures: {rows.tolist()} ({', '.join(systems)}); the last good state is {good}"
+        )
+
+
+class _Clock:
+    """Seconds a run has taken, over all its stretches."""
+
+    def __init__(self, state: State) -> None:
+        self.state, self.start = state, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far, this stretch included."""
+        return self.state.seconds + time.perf_counter() - self.start
+
+    def write(self) -> None:
+        """Put the seconds so far into the state."""
+        now = time.perf_counter()
+        self.state.seconds += now - self.start
+        self.start = now
+
+
+def _identity(
+    model: Potential,
+    structures: Structures,
+    valid: Structures | None,
+    objective: Objective,
+    config: TrainConfig,
+    notes: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """All that decides the numbers a run ends with."""
+    weights = hashlib.blake2b(digest_size=8)
     for name, value in model.state_dict().items():
-        state.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        weights.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return {
         "model": getattr(model, "recipe", {"name": type(model).__name__}),
-        "weights": state.hexdigest(),
+        "weights": weights.hexdigest(),
         "data": structures.fingerprint(),
         "valid": valid.fingerprint() if valid is not None else None,
         "objective": objective.to_dict(),

@@ -1,5 +1,4 @@
-"""One step of training and one pass of validation, for `training.fit`: learning rates, the order of
-the data, gradients, state.
+"""One step of training: learning rates, the order of the data, gradients, the state that changes.
 
 Everything random in a step is drawn from a generator seeded by (seed, step, process), and the
 structures of a step follow from (seed, step). Over several processes the gradient is summed in one
@@ -8,15 +7,18 @@ flat all-reduce, with counts summed first.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..errors import ConfigError
 from ..models import Potential
@@ -24,8 +26,39 @@ from ..objectives import Objective, Term, total
 from ..structures.batch import Batch, cut
 from ..structures.store import Structures
 from . import checkpoints
-from . import memory as microbatch
 from .config import TrainConfig
+from .memory import Limit, blank
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What is trained on what, how and where: all that stays from the first step to the last."""
+
+    fabric: Fabric
+    model: Potential
+    structures: Structures
+    objective: Objective
+    config: TrainConfig
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.total_steps(len(self.structures))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's arithmetic, before autocast."""
+        return torch.float64 if self.config.precision == "64-true" else torch.float32
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Seeded anew whenever something is drawn: see `draw`."""
+        return torch.Generator(device=self.fabric.device)
+
+    def rows(self, step: int) -> np.ndarray:
+        """The structures of a step, over all processes."""
+        size, seed = self.config.batch_size, self.config.seed
+        return batch_indices(step, size, len(self.structures), seed)
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -87,15 +120,21 @@ class State:
     def __init__(
         self, fabric: Fabric, model: Potential, used: set[str], config: TrainConfig
     ) -> None:
-        self.model, self.step, self.seconds, self.best = model, 0, 0.0, float("inf")
+        self.model = model
+        self.step = 0
+        self.seconds = 0.0
+        self.best = float("inf")
         self.trained = {
-            n: p for n, p in model.named_parameters() if n.split(".")[0] in used and p.requires_grad
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if name.split(".")[0] in used and parameter.requires_grad
         }
-        self.backbone = [p for n, p in self.trained.items() if n.startswith("backbone.")]
+        self.backbone = [p for name, p in self.trained.items() if name.startswith("backbone.")]
         self.frozen = False
         if config.freeze and len(self.backbone) == len(self.trained):
             raise ConfigError(
-                "config: freeze leaves nothing to train: this objective uses no weights beside the backbone's"
+                "config: freeze leaves nothing to train: this objective uses no weights beside "
+                "the backbone's"
             )
         groups = rate_groups(model, self.trained, config.layer_decay)
         self.optimizer = torch.optim.AdamW(
@@ -104,13 +143,14 @@ class State:
         if fabric.world_size > 1:
             for tensor in model.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
-        self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if config.ema else {}
+        self.ema: dict[str, Tensor] = {}
+        if config.ema:
+            self.ema = {name: p.detach().clone() for name, p in self.trained.items()}
+            self._average = get_ema_multi_avg_fn(config.ema)
         # sum and count of the loss and every term since the last row of metrics
         self.window: dict[str, list] = {}
-        self.limit, self.valid_limit = (
-            microbatch.Limit(config.micro_batch),
-            microbatch.Limit(what="validation"),
-        )
+        self.limit = Limit(config.micro_batch)
+        self.valid_limit = Limit(what="validation")
 
     def freeze(self, frozen: bool) -> None:
         """Hold the backbone, or let it go. Without a gradient the optimizer leaves a weight
@@ -121,9 +161,15 @@ class State:
                 parameter.requires_grad_(not frozen)
             self.frozen = frozen
 
-    def averaged(self):
+    def average(self) -> None:
+        """Move the averaged weights (if there are any) towards the present ones."""
+        if self.ema:
+            present = [p.detach() for p in self.trained.values()]
+            self._average(list(self.ema.values()), present, self.step)
+
+    def averaged(self) -> AbstractContextManager[None]:
         """A context in which the model holds the averaged weights (if there are any)."""
-        return _Swap(self.trained, self.ema) if self.ema else nullcontext()
+        return _swapped(self.trained, self.ema) if self.ema else nullcontext()
 
     def note(self, loss: Tensor, terms: list[Term]) -> None:
         """Add a step to the window, without waiting for the device."""
@@ -142,13 +188,15 @@ class State:
         return row | {t.name: t.finish(row[t.name]) for t in terms if t.finish}
 
     def tensors(self) -> dict[str, Tensor]:
-        out = {f"ema.{n}": t for n, t in self.ema.items()}
+        """What a checkpoint holds beside the weights: averages and the optimizer's moments."""
+        out = {f"ema.{name}": tensor for name, tensor in self.ema.items()}
         for name, parameter in self.trained.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                out[f"optimizer.{name}/{key}"] = value
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                out[f"optimizer.{name}/{slot}"] = value
         return out
 
     def header(self) -> dict[str, Any]:
+        """What a checkpoint's header holds of the state."""
         window = {
             name: [float(value), float(count)] for name, (value, count) in self.window.items()
         }
@@ -161,36 +209,67 @@ class State:
         }
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any], source: str) -> None:
+        """Take up the state that `tensors` and `header` wrote. Raises CheckpointError."""
         checkpoints.restore(self.model, checkpoints.weights(tensors), source)
         device = next(iter(self.trained.values())).device
-        for key, value in checkpoints.weights(tensors, "ema.").items():
-            self.ema[key].copy_(value)
+        for name, value in checkpoints.weights(tensors, "ema.").items():
+            self.ema[name].copy_(value)
         for key, value in checkpoints.weights(tensors, "optimizer.").items():
             name, slot = key.rsplit("/", 1)
             self.optimizer.state[self.trained[name]][slot] = value.to(device)
-        self.step, self.seconds, self.best = header["step"], header["seconds"], header["best"]
+        self.step = header["step"]
+        self.seconds = header["seconds"]
+        self.best = header["best"]
         self.window = {name: list(entry) for name, entry in header["window"].items()}
         # what did not fit before will not fit now
-        sizes = [s for s in (self.limit.size, header.get("micro_batch")) if s]
+        sizes = [size for size in (self.limit.size, header.get("micro_batch")) if size]
         self.limit.size = min(sizes, default=None)
 
 
-class _Swap:
-    def __init__(self, live: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-        self.live, self.other = live, other
+@contextmanager
+def _swapped(live: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[None]:
+    """Within, the parameters ``live`` hold what ``other`` holds, and the other way round."""
+    _swap(live, other)
+    try:
+        yield
+    finally:
+        _swap(live, other)
 
-    def _swap(self) -> None:
-        with torch.no_grad():
-            for name, parameter in self.live.items():
-                held = parameter.detach().clone()
-                parameter.copy_(self.other[name])
-                self.other[name].copy_(held)
 
-    def __enter__(self) -> None:
-        self._swap()
+@torch.no_grad()
+def _swap(live: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, parameter in live.items():
+        held = parameter.detach().clone()
+        parameter.copy_(other[name])
+        other[name].copy_(held)
 
-    def __exit__(self, *_: object) -> None:
-        self._swap()
+
+def take_step(training: Training, state: State) -> tuple[Tensor, list[Term], Tensor]:
+    """One optimizer step; returns loss, terms and gradient norm as device tensors.
+
+    Nothing here waits for a GPU but the neighbour list and the removal of atoms, whose sizes the
+    host must know.
+    """
+    fabric, objective, config = training.fabric, training.objective, training.config
+    state.freeze(state.step < round(config.freeze * training.steps))
+    rows = training.rows(state.step)[fabric.global_rank :: fabric.world_size]
+    batch = training.structures.batch(rows, fabric.device, training.dtype)
+    key = (config.seed, state.step, fabric.global_rank)
+    batch = objective.corrupt(batch, draw(training.generator, *key))
+    loss, terms = gradient(fabric, state, batch, objective)
+    unused: dict[torch.nn.Parameter, Tensor] = {}
+    if fabric.world_size > 1:
+        loss, terms, unused = _sum_over_processes(fabric, state, loss, terms)
+    parameters = list(state.trained.values())
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
+    rate = learning_rate(state.step, training.steps, config)
+    for group in state.optimizer.param_groups:
+        group["lr"] = group["factor"] * rate
+    with _untouched(state.optimizer, unused):
+        state.optimizer.step()
+    state.step += 1
+    state.average()
+    return loss, terms, norm.detach()
 
 
 def _sum_counts(fabric: Fabric, terms: list[Term]) -> dict[str, int | Tensor]:
@@ -198,15 +277,14 @@ def _sum_counts(fabric: Fabric, terms: list[Term]) -> dict[str, int | Tensor]:
     if fabric.world_size == 1:
         return {t.name: t.count for t in terms}
     # a number is filled in by the device: copying it there would wait for all that is queued
-    own = [
+    local = [
         t.count.double()
         if isinstance(t.count, Tensor)
         else torch.full((), t.count, dtype=torch.float64, device=fabric.device)
         for t in terms
     ]
-    counts = torch.stack(own)
-    counts = fabric.all_reduce(counts, reduce_op="sum")
-    return {t.name: c.to(t.total.dtype) for t, c in zip(terms, counts)}
+    counts = fabric.all_reduce(torch.stack(local), reduce_op="sum")
+    return {t.name: count.to(t.total.dtype) for t, count in zip(terms, counts, strict=True)}
 
 
 def gradient(
@@ -240,153 +318,70 @@ def gradient(
         if size >= batch.ptr.shape[0] - 1:
             return score(batch, counts)
         if counts is None:
-            counts = _sum_counts(
-                fabric, objective.terms(microbatch.blank(batch, objective.needed()), batch)
-            )
-        losses, sums = [], {}
+            # what is counted follows from the batch alone, and is needed before the first part
+            nothing = blank(batch, objective.needed())
+            counts = _sum_counts(fabric, objective.terms(nothing, batch))
+        losses: list[Tensor] = []
+        sums: dict[str, Term] = {}
         for part in cut(batch, size):
             loss, terms = score(part, counts)
             losses.append(loss)
             for term in terms:
-                known = sums.get(term.name)
-                sums[term.name] = (
-                    term if known is None else known._replace(total=known.total + term.total)
-                )
+                before = sums.get(term.name)
+                summed = term.total if before is None else before.total + term.total
+                sums[term.name] = term._replace(total=summed)
         return torch.stack(losses).sum(), list(sums.values())
 
     return state.limit.attempt(batch.ptr.shape[0] - 1, work)
 
 
-def step(
-    fabric, state, structures, objective, config, steps, dtype, generator
-) -> tuple[Tensor, list[Term], Tensor]:
-    """One optimizer step; returns loss, terms and gradient norm as device tensors (nothing here
-    waits for a GPU but the neighbour list and the removal of atoms, whose sizes the host must
-    know).
+def _sum_over_processes(
+    fabric: Fabric, state: State, loss: Tensor, terms: list[Term]
+) -> tuple[Tensor, list[Term], dict[torch.nn.Parameter, Tensor]]:
+    """Sum gradients, loss and terms over all processes in one flat all-reduce.
+
+    Also returned: the parameters this process did not use -> whether another one did (on the
+    device).
     """
-    state.freeze(state.step < round(config.freeze * steps))
-    rows = batch_indices(state.step, config.batch_size, len(structures), config.seed)[
-        fabric.global_rank :: fabric.world_size
-    ]
-    batch = structures.batch(rows, fabric.device, dtype)
-    batch = objective.corrupt(batch, draw(generator, config.seed, state.step, fabric.global_rank))
-    loss, terms = gradient(fabric, state, batch, objective)
     parameters = list(state.trained.values())
-    idle: dict[torch.nn.Parameter, Tensor] = {}
-    if fabric.world_size > 1:
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        local = [p.grad is not None for p in parameters]
-        used = torch.tensor(local).to(fabric.device, non_blocking=True)
-        scores = torch.stack([loss, *(t.total for t in terms)])
-        flat = torch.cat(
-            [g.flatten() for g in [*grads, used.to(grads[0].dtype), scores.to(grads[0].dtype)]]
-        )
-        *grads, used, scores = fabric.all_reduce(flat, reduce_op="sum").split(
-            [*(g.numel() for g in grads), len(used), len(scores)]
-        )
-        for p, g in zip(parameters, grads):
-            p.grad = g.view_as(p) if p.requires_grad else None
-        idle = {
-            p: u > 0 for p, u, here in zip(parameters, used, local) if p.requires_grad and not here
-        }
-        loss, terms = scores[0], [t._replace(total=s) for t, s in zip(terms, scores[1:])]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
-    for group in state.optimizer.param_groups:
-        group["lr"] = group["factor"] * learning_rate(state.step, steps, config)
-    with _unused(state.optimizer, idle):
-        state.optimizer.step()
-    if state.ema:
-        torch._foreach_lerp_(
-            list(state.ema.values()), [p.detach() for p in parameters], 1.0 - config.ema
-        )
-    state.step += 1
-    return loss, terms, norm.detach()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    local = [p.grad is not None for p in parameters]
+    used = torch.tensor(local).to(fabric.device, non_blocking=True)
+    scores = torch.stack([loss, *(t.total for t in terms)])
+    parts = [*grads, used.to(grads[0].dtype), scores.to(grads[0].dtype)]
+    flat = fabric.all_reduce(torch.cat([part.flatten() for part in parts]), reduce_op="sum")
+    *grads, used, scores = flat.split([part.numel() for part in parts])
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad.view_as(parameter) if parameter.requires_grad else None
+    unused = {
+        parameter: by_another > 0
+        for parameter, by_another, here in zip(parameters, used, local, strict=True)
+        if parameter.requires_grad and not here
+    }
+    summed = [term._replace(total=score) for term, score in zip(terms, scores[1:], strict=True)]
+    return scores[0], summed, unused
 
 
 @contextmanager
-def _unused(
-    optimizer: torch.optim.Optimizer, idle: dict[torch.nn.Parameter, Tensor]
+def _untouched(
+    optimizer: torch.optim.Optimizer, unused: dict[torch.nn.Parameter, Tensor]
 ) -> Iterator[None]:
     """Undo what the optimizer does within to parameters that no process used: moments and weight
     decay must not touch them.
 
-    ``idle``: those that this process did not use -> whether another one did, a bool on the device.
+    ``unused``: those that this process did not use -> whether another one did, a bool on the device.
     The host does not read it (that would wait for the whole backward pass), so their old values are
     kept (there are few of them) and chosen from on the device.
     """
-    before = {
-        p: {key: value.clone() for key, value in optimizer.state[p].items()}
-        | {"": p.detach().clone()}
-        for p in idle
-    }
+    before: dict[torch.nn.Parameter, dict[str, Tensor]] = {}
+    for parameter in unused:
+        moments = {slot: value.clone() for slot, value in optimizer.state[parameter].items()}
+        before[parameter] = {"weight": parameter.detach().clone(), **moments}
     yield
     with torch.no_grad():
-        for parameter, used in idle.items():
-            for key, value in [("", parameter), *optimizer.state[parameter].items()]:
-                old = before[parameter].get(key)
-                # a new state starts at 0
-                value.copy_(
-                    torch.where(used, value, torch.zeros_like(value) if old is None else old)
-                )
-
-
-def validate(
-    fabric: Fabric,
-    model: Potential,
-    structures: Structures,
-    objective: Objective,
-    config: TrainConfig,
-    dtype: torch.dtype,
-    limit: microbatch.Limit | None = None,
-) -> dict[str, float]:
-    """Mean of every term over ``structures``, exact over batches and processes, with the same
-    corruption at every call.
-    """
-    size = config.eval_batch_size or 2 * config.batch_size
-    limit = limit or microbatch.Limit(what="validation")
-    generator = torch.Generator(device=fabric.device)
-    sums: dict[str, list] = {}
-
-    def score(batch: Batch, at_once: int) -> dict[str, list]:
-        own: dict[str, list] = {}
-        for part in cut(batch, at_once):
-            with fabric.autocast():
-                prediction = model(part, objective.needed())
-            for term in objective.terms(prediction, part):
-                pair = torch.stack(
-                    [
-                        term.total.double(),
-                        torch.as_tensor(term.count, dtype=torch.float64, device=fabric.device),
-                    ]
-                )
-                kept = own.setdefault(term.name, [torch.zeros_like(pair), term])
-                kept[0] = kept[0] + pair
-        return own
-
-    model.eval()
-    chunks = [np.arange(a, min(a + size, len(structures))) for a in range(0, len(structures), size)]
-    with torch.no_grad():
-        for number, rows in list(enumerate(chunks))[fabric.global_rank :: fabric.world_size]:
-            batch = structures.batch(rows, fabric.device, dtype)
-            batch = objective.corrupt(batch, draw(generator, config.seed, "valid", number))
-            for name, (pair, term) in limit.attempt(
-                len(rows), lambda at_once: score(batch, at_once)
-            ).items():
-                kept = sums.setdefault(name, [torch.zeros_like(pair), term])
-                kept[0] = kept[0] + pair
-    model.train()
-    out, loss = {}, 0.0
-    gathered: list[dict] = [{k: (v[0].tolist(), v[1].weight, v[1].finish) for k, v in sums.items()}]
-    if fabric.world_size > 1:
-        gathered = [None] * fabric.world_size  # type: ignore[list-item]
-        torch.distributed.all_gather_object(
-            gathered, {k: (v[0].tolist(), v[1].weight, None) for k, v in sums.items()}
-        )
-        finishers = {k: v[1].finish for k, v in sums.items()}
-    for name in dict.fromkeys(n for part in gathered for n in part):
-        entries = [part[name] for part in gathered if name in part]
-        mean = sum(e[0][0] for e in entries) / max(sum(e[0][1] for e in entries), 1.0)
-        loss += entries[0][1] * mean
-        finish = entries[0][2] if fabric.world_size == 1 else finishers.get(name)
-        out[name] = finish(mean) if finish else mean
-    return {"loss": loss, **out}
+        for parameter, by_another in unused.items():
+            for slot, value in [("weight", parameter), *optimizer.state[parameter].items()]:
+                old = before[parameter].get(slot)
+                if old is None:  # a new moment starts at 0
+                    old = torch.zeros_like(value)
+                value.copy_(torch.where(by_another, value, old))

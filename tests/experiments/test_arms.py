@@ -87,19 +87,19 @@ def test_freezing_survives_a_stop(tmp_path, stop):
     """Stopped while the backbone is held, and after it was let go."""
     config = settings(freeze=0.5, checkpoint_every=1)
     whole = loop.fit(egnn(), molecules(12), potkit.Supervised(), config, tmp_path / "whole")
-    original = loop._step
+    original = loop.take_step
 
-    def dying(fabric, state, *args):
+    def dying(training, state):
         if state.step == stop:
             raise KeyboardInterrupt
-        return original(fabric, state, *args)
+        return original(training, state)
 
-    loop._step = dying
+    loop.take_step = dying
     try:
         with pytest.raises(KeyboardInterrupt):
             loop.fit(egnn(), molecules(12), potkit.Supervised(), config, tmp_path / "cut")
     finally:
-        loop._step = original
+        loop.take_step = original
     again = loop.fit(egnn(), molecules(12), potkit.Supervised(), config, tmp_path / "cut")
     assert equal(weights(again.model), weights(whole.model))
 

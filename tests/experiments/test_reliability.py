@@ -26,7 +26,9 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import potkit
-from potkit import experiments, tasks, training
+from potkit import experiments
+from potkit.experiments import tasks
+from potkit.training import loop
 from chores import child, wait
 from grids import grid, numbers
 base, points, pairs = Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
@@ -52,14 +54,14 @@ def dying(store, after):
 
 
 def counting(store, log):
-    original = training._train
+    original = loop._train
 
-    def noted(fabric, model, structures, objective, config, folder, valid, notes):
+    def noted(training, folder, valid, notes):
         with open(log, "a") as file:
             file.write(folder.path.name + "\\n")
-        return original(fabric, model, structures, objective, config, folder, valid, notes)
+        return original(training, folder, valid, notes)
 
-    training._train = noted
+    loop._train = noted
     table(store)
 
 
@@ -194,12 +196,13 @@ def test_ctrl_c_ends_a_grid_not_only_its_run(tmp_path, monkeypatch):
 def test_a_failed_run_keeps_its_error_and_its_place(tmp_path, monkeypatch):
     original = loop._train
 
-    def failing(fabric, model, structures, objective, config, folder, valid, notes):
+    def failing(training, folder, valid, notes):
+        config = training.config
         if notes["task"] == "finetune" and config.seed == 1 and config.freeze:
             raise TrainingError(
                 f"{folder.path}: the loss of step 2 or its gradient is not a finite number"
             )
-        return original(fabric, model, structures, objective, config, folder, valid, notes)
+        return original(training, folder, valid, notes)
 
     monkeypatch.setattr(loop, "_train", failing)
     table = experiment.run(grid(tmp_path), progress=False)

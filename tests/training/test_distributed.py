@@ -25,7 +25,7 @@ from potkit.training import step as steps
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/training"]
 import torch
 import potkit
 from potkit import TrainConfig, training
@@ -256,7 +256,7 @@ def test_the_optimizer_leaves_alone_what_nobody_used(others):
                 if guarded
                 else None
             )
-            with steps._unused(optimizer, {b: torch.tensor(others)} if guarded and idle else {}):
+            with steps._untouched(optimizer, {b: torch.tensor(others)} if guarded and idle else {}):
                 optimizer.step()
         ends.append([a, b, *optimizer.state[b].values()])
     for mine, plain in zip(*ends):
@@ -268,7 +268,7 @@ def test_corruption_differs_between_the_processes(tmp_path):
     """The noise of a step follows from (seed, step, process)."""
     generator = torch.Generator()
     states = {
-        loop._draw(generator, 0, step, rank).initial_seed()
+        steps.draw(generator, 0, step, rank).initial_seed()
         for step in range(50)
         for rank in range(8)
     }

@@ -176,12 +176,12 @@ def test_validation_in_parts_gives_the_same_numbers(tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_remembers_what_did_not_fit(tmp_path, monkeypatch):
-    original = loop._step
+    original = loop.take_step
 
-    def dying(fabric, state, *args):
+    def dying(training, state):
         if state.step == 3:
             raise KeyboardInterrupt
-        return original(fabric, state, *args)
+        return original(training, state)
 
     short = Short(monkeypatch, room=3)
     with (
@@ -189,7 +189,7 @@ def test_a_resumed_run_remembers_what_did_not_fit(tmp_path, monkeypatch):
         pytest.warns(UserWarning),
         pytest.raises(KeyboardInterrupt),
     ):
-        patch.setattr(loop, "_step", dying)
+        patch.setattr(loop, "take_step", dying)
         loop.fit(
             egnn(), molecules(12), potkit.Denoise(sigma=0.1), settings(checkpoint_every=1), tmp_path
         )

@@ -186,19 +186,19 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 # -- damaged states ------------------------------------------------------------------------------
 def stop_at(step: int, out: Path) -> None:
     """A run that ends as if killed right after the checkpoint of ``step``."""
-    original = loop._step
+    original = loop.take_step
 
-    def dying(fabric, state, *args):
+    def dying(training, state):
         if state.step == step:
             raise KeyboardInterrupt
-        return original(fabric, state, *args)
+        return original(training, state)
 
-    loop._step = dying
+    loop.take_step = dying
     try:
         with pytest.raises(KeyboardInterrupt):
             run(out)
     finally:
-        loop._step = original
+        loop.take_step = original
 
 
 def test_a_damaged_last_state_falls_back_to_the_previous_and_says_so(tmp_path):
@@ -255,7 +255,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import potkit
-import potkit.training as training, potkit.checkpoints as checkpoints
+from potkit import training
+from potkit.training import checkpoints, run_folder
 from chores import child, wait
 from tiny import egnn, molecules
 torch.set_num_threads(1)
@@ -306,7 +307,7 @@ def killed_at(kind, number):
         elif kind == "half":
             checkpoints.save_file = save_file
         elif kind == "log":
-            training.RunFolder.log = log
+            run_folder.RunFolder.log = log
         train(out)
     return work
 

@@ -280,7 +280,7 @@ def test_the_folder_tells_what_was_run(tmp_path):
 
 def test_a_finished_run_is_loaded_not_run_again(tmp_path, monkeypatch):
     first = denoise(tmp_path / "r")
-    monkeypatch.setattr(loop, "_step", None)
+    monkeypatch.setattr(loop, "take_step", None)
     # what does not change the result does not matter
     again = denoise(tmp_path / "r", log_every=3, checkpoint_every=2)
     assert equal(weights(first.model), weights(again.model)) and again.summary == first.summary
@@ -512,15 +512,15 @@ def test_a_gpu_trains_as_the_cpu_does(tmp_path, objective, resident):
 )
 def test_corruption_and_resume_on_a_gpu(tmp_path, objective, monkeypatch):
     structures = water(6, per_side=3)
-    config, ordinary = settings(steps=6, device="cuda", checkpoint_every=1, ema=0.9), loop._step
+    config, ordinary = settings(steps=6, device="cuda", checkpoint_every=1, ema=0.9), loop.take_step
     whole = loop.fit(egnn(), structures, objective, config, tmp_path / "a")
 
-    def dying(fabric, state, *args):
+    def dying(training, state):
         if state.step == 3:
             raise KeyboardInterrupt
-        return ordinary(fabric, state, *args)
+        return ordinary(training, state)
 
-    monkeypatch.setattr(loop, "_step", dying)
+    monkeypatch.setattr(loop, "take_step", dying)
     with pytest.raises(KeyboardInterrupt):
         loop.fit(egnn(), structures, objective, config, tmp_path / "b")
     monkeypatch.undo()
