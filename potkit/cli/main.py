@@ -18,6 +18,7 @@ from typer import Argument, Option
 from ..errors import ConfigError, PotkitError
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
+from .weights import weights_app
 
 app = typer.Typer(
     help="Self-supervised pretraining of neural potentials.",
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(weights_app, name="weights")
 
 DataOption = Annotated[
     str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from . import published_codes
 from .base import Features, Graph, Potential, Prediction
 from .bridge import CurrentGraph, adapt
+from .published_codes import published
 
 MODELS = {
     "schnet": "schnet:SchNet",
@@ -38,6 +40,7 @@ __all__ = [
     "build",
     "names",
     "presets",
+    "published",
 ]
 
 
@@ -80,6 +83,8 @@ def build(
     ``head_norm``, ``pooled``. ``seed`` makes the initial weights repeatable and leaves torch's
     generator alone. Raises ConfigError naming what is unknown or out of range.
     """
+    if name.startswith(published_codes.PREFIX):
+        return _published(name, preset, seed, overrides)
     cls, table = _find(name)
     if preset not in table:
         raise ConfigError(f"unknown preset {preset!r} of {name}; there are {', '.join(table)}")
@@ -105,3 +110,18 @@ def build(
     # what a checkpoint needs to build it again
     model.recipe = {"name": name, "preset": preset, "options": {**options, **readout}}
     return model
+
+
+def _published(name: str, preset: str, seed: int | None, overrides: dict[str, Any]) -> Potential:
+    """A network of `published_codes` with new weights; recipes name it "published/NAME"."""
+    if preset != published_codes.PRESET:
+        raise ConfigError(f"unknown preset {preset!r} of {name}; there is {published_codes.PRESET}")
+    settings = {k: v for k, v in overrides.items() if k not in ("noise_readout", "force_input")}
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = published_codes.network(name.removeprefix(published_codes.PREFIX), **settings)
+    noise = ("noise",) if overrides.get("noise_readout") else ()
+    forces = ("forces",) if overrides.get("force_input") else ()
+    # parts that an objective added to the network a recipe stands for
+    return model.extend(noise, forces)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,32 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: format version {header.get('format_version')}, this potkit reads {FORMAT_VERSION}"
         )
     return tensors, header
+
+
+def read_pickled(path: str | Path) -> dict[str, Tensor]:
+    """A state dict that torch.save wrote. Only tensors are unpickled, no code of the file is run.
+
+    Raises CheckpointError for a file that is missing, broken, or holds anything but named tensors.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: refused, for it holds more than tensors and unpickling that could run any "
+            "code; save model.state_dict() where it was made"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError):
+        raise CheckpointError(f"{path}: not a whole file of torch.save") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds {type(state).__name__}, not a state dict")
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: {key!r} is {type(value).__name__}, not a tensor; a state dict is wanted"
+            )
+    return state
 
 
 def weights(tensors: dict[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
