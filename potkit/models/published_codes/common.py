@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import DataError
-from ...structures.store import SYMBOLS, Batch
+from ...structures.batch import Batch
+from ...structures.elements import SYMBOLS
 from ..base import Features, Graph, Potential, Prediction
 from ..layers import sum_over
 
