@@ -9,6 +9,7 @@ structures with broken bonds and boxes of molecules are dealt with there.
 from __future__ import annotations
 
 import dataclasses
+import html
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ class SigmaProposal:
         return f"SigmaProposal(σ = {self.sigma:.3f} Å by {self.method}; {per}; {self.reason})"
 
     def _repr_html_(self) -> str:
-        return f"<p><b>σ = {self.sigma:.3f} Å</b> ({self.reason})</p>{self.table.to_html(float_format='%.3f')}"
+        return f"<p><b>σ = {self.sigma:.3f} Å</b> ({html.escape(self.reason)})</p>{self.table.to_html(float_format='%.3f')}"
 
 
 METHODS = ("thermal", "harmonic", "neighbours")

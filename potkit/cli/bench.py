@@ -89,26 +89,21 @@ def _run(
         raise ConfigError(f"--json {json_path}: there is no folder {json_path.resolve().parent}")
     gallery.check(figure)
     check_device(device, threads)
-    table = importlib.import_module(f"potkit.bench.{name}").run(
-        device=device, threads=threads, repeats=repeats, **options
-    )
-    print(f"potkit bench {name}: {device}, {threads} thread{'s' * (threads > 1)}, {repeats} rounds")
-    notes = dict.fromkeys(n for n in table.get("note", []) if n)
-    print(
-        table.drop(columns=["device", "threads", "note"], errors="ignore").to_string(
-            index=False, na_rep="", formatters=_formats(table)
-        )
-    )
-    for note in notes:
-        print(f"  {note}")
-    if json_path is not None:
+    case = importlib.import_module(f"potkit.bench.{name}")
+    table = case.run(device=device, threads=threads, repeats=repeats, **options)
+    written: list[Path] = []
+    if json_path is not None:  # before anything is printed: whoever reads may be gone
         _write(json_path, table)
-        print(f"written: {json_path}")
+        written.append(json_path)
     if figure is not None:
-        for path in gallery.draw(
-            importlib.import_module(f"potkit.bench.{name}").figure(table), figure
-        ):
-            print(f"written: {path}")
+        written += gallery.draw(case.figure(table), figure)
+    print(f"potkit bench {name}: {device}, {threads} thread{'s' * (threads > 1)}, {repeats} rounds")
+    shown = table.drop(columns=["device", "threads", "note"], errors="ignore")
+    print(shown.to_string(index=False, na_rep="", formatters=_formats(table)))
+    for note in dict.fromkeys(note for note in table.get("note", []) if note):
+        print(f"  {note}")
+    for path in written:
+        print(f"written: {path}")
 
 
 def _formats(table: Any) -> dict[str, Callable[[float], str]]:
@@ -120,16 +115,13 @@ def _formats(table: Any) -> dict[str, Callable[[float], str]]:
 
 def _write(path: Path, table: Any) -> None:
     """The rows with command, commit, hardware and versions, as JSON; missing numbers are null."""
-    from ..report import tables as report
+    from ..report import provenance
     from ..structures.storage import replacing
-    from ..training.run_folder import versions
 
     command = "potkit " + shlex.join(sys.argv[1:])
     content = {
         "command": command,
-        "commit": report.commit(),
-        "hardware": report.hardware(),
-        "versions": versions(),
+        **provenance.made_by(),
         "rows": json.loads(table.to_json(orient="records", double_precision=10)),
     }
     with replacing(path) as temporary:

@@ -16,6 +16,7 @@ import typer
 from typer import Argument, Option
 
 from ..errors import ConfigError, PotkitError
+from . import streams
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
 from .weights import weights_app
@@ -124,8 +125,7 @@ def _model(
             raise ConfigError(
                 "--set changes the network of --model; without --model it is the one in --init"
             )
-        recipe = potkit.checkpoints.read(init)[1]["recipe"]
-        return potkit.build(recipe["name"], preset=recipe["preset"], **recipe["options"])
+        return potkit.checkpoints.build_again(potkit.checkpoints.read(init)[1], init)
     return potkit.build(name or "egnn", preset=preset, **_assignments("--set", options))
 
 
@@ -311,6 +311,9 @@ def evaluate(
     result = potkit.evaluate(
         model, structures, batch_size=batch_size, device=device, compile=compile
     )
+    if out:  # before anything is printed: whoever reads may be gone
+        with replacing(out) as temporary:
+            result.structures.to_csv(temporary, index=False)
     print(result)
     print("errors per system, energy in eV, forces in eV/Å")
     print(
@@ -318,9 +321,6 @@ def evaluate(
             index=False, float_format=lambda value: f"{value:.4f}", max_rows=60
         )
     )
-    if out:
-        with replacing(out) as temporary:
-            result.structures.to_csv(temporary, index=False)
 
 
 @app.command()
@@ -356,26 +356,20 @@ def compare(
     spec = yaml_form.read(experiment)
     grid = spec.experiments(store=store, jobs=jobs)
     runs = experiments.run(grid, client=dask)
+    good = runs[runs["status"] == "ok"]
+    failures = runs.loc[runs["status"] != "ok", "error"]
+    if good.empty:
+        raise PotkitError(f"none of the {len(runs)} runs ended well; the first: {failures.iloc[0]}")
     summary = experiments.compare(runs, method=interval)
-    print(report.wide(summary).to_string(index=False))
     effects = statistics.effects(runs, method=interval)
-    if len(effects):
-        print("over all label budgets (** the interval leaves out 0):")
-        print(report.effects(effects).to_string(index=False))
-    good, curve = runs[runs["status"] == "ok"], None
+    curve, metric = None, "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
     if good["labels"].nunique() > 2:
-        metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
         curve = report.curves(runs, metric)
-        print(
-            f"learning curves of {metric}: slope, and the labels training from scratch needs to do as well"
-        )
-        print(curve.to_string(index=False))
     spread = uncertainty.of_experiments(grid, runs) if ensembles else None
-    if spread is not None:
-        print("ensembles over seeds: errors and spreads in eV and eV/Å, correlation, coverage")
-        print(spread.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    if out is not None:
+    written: list[Path] = []
+    if out is not None:  # before anything is printed: whoever reads may be gone
         command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''} --out {out}"
+        notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
         report.store(runs, f"{spec.name}-runs", command, out)
         if spread is not None:
             report.store(spread, f"{spec.name}-ensembles", command, out)
@@ -383,19 +377,31 @@ def compare(
             report.store(curve, f"{spec.name}-curves", command, out)
         if len(effects):
             report.store(effects, f"{spec.name}-effects", command, out)
-        print(
-            f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump(), leakage=runs.attrs['leakage'])}"
-        )
+        written.append(report.store(summary, spec.name, command, out, **notes))
     if figure is not None:
         from ..report import figures
 
-        for path in gallery.draw(
-            figures.learning_curves(summary, f"Error against label budget ({spec.name})"), figure
-        ):
-            print(f"written: {path}")
-    if (runs["status"] != "ok").any():
+        title = f"Error against label budget ({spec.name})"
+        written += gallery.draw(figures.learning_curves(summary, title), figure)
+    print(report.wide(summary).to_string(index=False))
+    if len(effects):
+        print("over all label budgets (** the interval leaves out 0):")
+        print(report.effects(effects).to_string(index=False))
+    if curve is not None:
+        print(
+            f"learning curves of {metric}: slope, and the labels training from scratch needs to "
+            "do as well"
+        )
+        print(curve.to_string(index=False))
+    if spread is not None:
+        print("ensembles over seeds: errors and spreads in eV and eV/Å, correlation, coverage")
+        print(spread.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    for path in written:
+        print(f"written: {path}")
+    if len(failures):
         raise PotkitError(
-            f"{int((runs['status'] != 'ok').sum())} runs failed; the table has only the others"
+            f"{len(failures)} of {len(runs)} runs failed, the table has only the others; the "
+            f"first: {failures.iloc[0]}"
         )
 
 
@@ -467,16 +473,16 @@ def _joined(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a PotkitError ends it with one line on stderr and exit code 1."""
+    streams.prepare()
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     try:
+        streams.check_surroundings()
         app(args=arguments, prog_name="potkit")
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:
             raise
-        text = (
-            f"{error.filename}: {error.strerror}"
-            if isinstance(error, OSError) and error.filename
-            else str(error)
-        )
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename}: {error.strerror}"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .. import models
 from ..datasets import splits
-from ..errors import ConfigError, Interrupted
+from ..errors import ConfigError, Interrupted, TrainingError
 from ..objectives import Objective, Supervised
 from ..structures.store import Structures
 from ..training.config import TrainConfig
@@ -285,6 +285,7 @@ def compare(
     """Scratch against pretrained: mean, 95 % interval and paired relative change of each metric for
     each arm and budget.
 
+    Raises TrainingError where no run ended well.
     Takes an `Experiment` or several (which are run, or loaded from their store; with ``client``
     over Dask) or the table `run` returned;
     ``method`` of the intervals is "t" or "bootstrap"; see `statistics.summarise`.
@@ -292,4 +293,7 @@ def compare(
     table = (
         experiment if isinstance(experiment, pd.DataFrame) else run(experiment, progress, client)
     )
+    if len(table) and not (table["status"] == "ok").any():
+        first = table["error"].iloc[0]
+        raise TrainingError(f"none of the {len(table)} runs ended well; the first: {first}")
     return summarise(table, metrics, baseline=SCRATCH, by=grouping(table), method=method)

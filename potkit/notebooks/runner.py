@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import html
 import os
 import re
 import time
@@ -60,7 +61,8 @@ class Settings(SimpleNamespace):
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in vars(self).items()
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+            for name, value in vars(self).items()
         )
         return f"<table><tr><th>setting</th><th>value</th></tr>{rows}</table>"
 

@@ -13,6 +13,7 @@ import base64
 import html
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -472,7 +473,7 @@ def save(
     MB); where it is missing, as in a fresh clone, the page loads the same version from plotly's own
     server. Same figure, same bytes.
     """
-    if not name or any(c in name for c in "/\\ ") or name.startswith("."):
+    if not re.fullmatch(r"\w[\w.+-]*", name):  # it becomes a file's name and an element's id
         raise ConfigError(f"figure name {name!r} is not a plain file name")
     target = Path(to) if to else folder()
     target.mkdir(parents=True, exist_ok=True)

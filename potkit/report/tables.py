@@ -5,22 +5,17 @@ Markdown for README and notebooks.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from ..errors import DataError
 from ..experiments import statistics
 from ..structures.storage import replacing
-from ..training.run_folder import versions
-from . import published_numbers
+from . import provenance, published_numbers
 
 UNITS = {
     "energy_mae": ("energy MAE", "meV", 1e3),
@@ -28,45 +23,6 @@ UNITS = {
     "forces_mae": ("force MAE", "meV/Å", 1e3),
     "forces_rmse": ("force RMSE", "meV/Å", 1e3),
 }
-
-
-def hardware() -> str:
-    """The device results were made on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass
-    return f"{os.cpu_count()} cores of {model}"
-
-
-def commit(folder: str | Path = ".") -> str:
-    """The commit a result was made at ("+changes" if files differed from it), or "unknown"
-    outside a repository.
-    """
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "potkit"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def store(
@@ -78,13 +34,7 @@ def store(
     folder = Path(folder)
     with replacing(folder / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    how = {
-        "command": command,
-        "commit": commit(),
-        "hardware": hardware(),
-        "versions": versions(),
-        **notes,
-    }
+    how = {"command": command, **provenance.made_by(), **notes}
     with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(how, indent=1, default=str, ensure_ascii=False) + "\n")
     return folder / f"{name}.csv"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
 import json
 import os
 from collections.abc import Sequence
@@ -191,7 +192,8 @@ class Structures:
     def _repr_html_(self) -> str:
         table = self.summary()
         more = f"<p>… {len(table) - 8} more systems</p>" if len(table) > 8 else ""
-        return f"<p><b>{self!r}</b></p>{table.head(8).to_html(float_format='%.4g')}{more}"
+        first = table.head(8).to_html(float_format="%.4g")  # pandas escapes what it shows
+        return f"<p><b>{html.escape(repr(self))}</b></p>{first}{more}"
 
     def summary(self):
         """A DataFrame with a row per system: structures, atoms, formula of the first, energy

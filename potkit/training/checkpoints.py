@@ -10,13 +10,15 @@ there is never half a checkpoint under its name.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,10 +54,13 @@ def save(
         **(header or {}),
     }
     with replacing(Path(path)) as temporary:
+        temporary.touch()
+        rights = temporary.stat().st_mode  # what the umask leaves; safetensors says 0600
         try:
             save_file(tensors, temporary, metadata={"potkit": json.dumps(head, default=str)})
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error).splitlines()[0]) from error
+        temporary.chmod(rights)
     return Path(path)
 
 
@@ -82,23 +87,103 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = find(path)
     try:
+        with path.open("rb"):  # safetensors calls a file it may not read "no such file"
+            pass
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            header = json.loads(metadata["potkit"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            text = metadata["potkit"]
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except KeyError:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of potkit"
         ) from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from None
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})"
         ) from None
-    if header.get("format_version") != FORMAT_VERSION:
+    return tensors, _header(path, text, tensors)
+
+
+class _Recipe(BaseModel):
+    """How a network is built again: what `potkit.build` is given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(max_length=200)
+    preset: str = Field(max_length=200)
+    options: dict[str, Any]
+
+
+class _Header(BaseModel):
+    """What every checkpoint's header holds; more is welcome."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format_version: int
+    recipe: _Recipe
+
+
+LARGEST = 1024  # a size that a header may name without a tensor that has it
+
+
+def _header(path: Path, text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The checked header: its words are of the right kind, and its sizes those of the tensors.
+
+    Raises CheckpointError. Nothing that a header names is imported or run.
+    """
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: its header is not JSON ({reason})") from None
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if isinstance(header, dict) and version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {header.get('format_version')}, this potkit reads {FORMAT_VERSION}"
+            f"{path}: format version {version}, this potkit reads {FORMAT_VERSION}"
         )
-    return tensors, header
+    try:
+        _Header.model_validate(header)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "header"
+        raise CheckpointError(f"{path}: its header is damaged: {where}: {problem['msg']}") from None
+    dimensions = [size for tensor in tensors.values() for size in tensor.shape]
+    limit = max([LARGEST, *dimensions])
+    for name, value in header["recipe"]["options"].items():
+        largest = max(_whole_numbers(value), default=0)
+        if largest > limit or (name == "layers" and largest > len(tensors)):
+            raise CheckpointError(
+                f"{path}: its header is damaged: {name} of {largest} does not belong to the "
+                f"{len(tensors)} tensors of this file"
+            )
+    return header
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Every whole number in nested lists and tables."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield abs(value)
+    elif isinstance(value, dict):
+        yield from itertools.chain.from_iterable(map(_whole_numbers, value.values()))
+    elif isinstance(value, (list, tuple)):
+        yield from itertools.chain.from_iterable(map(_whole_numbers, value))
+
+
+def build_again(header: dict[str, Any], source: str | Path) -> Potential:
+    """The network a header describes, with new weights. Raises CheckpointError."""
+    recipe = header["recipe"]
+    try:
+        model = build(recipe["name"], recipe["preset"], **recipe["options"])
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{source}: its header builds no network ({reason})") from None
+    model.recipe = recipe
+    return model
 
 
 def read_pickled(path: str | Path) -> dict[str, Tensor]:
@@ -135,10 +220,8 @@ def weights(tensors: dict[str, Tensor], prefix: str = "model.") -> dict[str, Ten
 def load(path: str | Path, device: str | torch.device = "cpu") -> Potential:
     """The network a checkpoint holds, built again with its weights, in evaluation mode."""
     tensors, header = read(path)
-    recipe = header["recipe"]
-    model = build(recipe["name"], recipe["preset"], **recipe["options"])
+    model = build_again(header, find(path))
     restore(model, weights(tensors), str(find(path)))
-    model.recipe = recipe
     return model.to(device).eval()
 
 

@@ -21,7 +21,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,34 @@ def fit(
     with folder.lock() if fabric.global_rank == 0 else nullcontext():
         if fabric.world_size == 1 and folder.finished:  # by another process, while we were looking
             return folder.load(into=model)
-        with compiled(
+        fast = compiled(
             model, objective.needed(), config.compile, fabric.device.type, config.precision
-        ):
+        )
+        with fast, _repeatable(fabric.device):
             training = Training(fabric, model, structures, objective, config)
             return _train(training, folder, valid, notes or {})
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Within, the same run gives the same bits: on a CPU also with several threads.
+
+    There the double backward pass of training on −∂E/∂x adds up gradients of gathered rows by
+    several threads at once, in any order: two runs differed by 2e-7. PyTorch's deterministic
+    versions of these operations cost about a tenth of a step; one thread needs none.
+    """
+    if device.type != "cpu" or torch.get_num_threads() == 1:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 # fingerprints of sets whose geometry was looked at: the runs of a grid share them

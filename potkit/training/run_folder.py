@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from ..errors import Busy, CheckpointError, ConfigError, DataError
@@ -72,6 +73,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             out[name] = "not installed"
     return out
+
+
+def machine() -> dict[str, Any]:
+    """What else may show in the last digits of a run: threads and the kind of processor."""
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def identity_hash(identity: dict[str, Any]) -> str:
@@ -161,6 +171,7 @@ class RunFolder:
                     "identity": self.identity,
                     "hash": identity_hash(self.identity),
                     "versions": versions(),
+                    "machine": machine(),
                     "header": header,
                 },
             )

@@ -10,9 +10,9 @@ import tiny
 
 from potkit import units
 from potkit.datasets.references import ReferenceEnergies, isolated_atoms
-from potkit.structures.elements import composition
 from potkit.datasets.splits import split
 from potkit.errors import DataError
+from potkit.structures.elements import composition
 from potkit.structures.store import Structures
 
 
