@@ -14,6 +14,7 @@ store, also at the same time.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -187,11 +188,12 @@ def run(
         bar.close()
     failed = [r for r in done.values() if r["status"] != "ok"]
     if failed:
-        tqdm.write(f"{len(failed)} of {len(done)} runs failed; the first: {failed[0]['error']}")
+        line = f"{len(failed)} of {len(done)} runs failed; the first: {failed[0]['error']}"
+        tqdm.write(line, file=sys.stderr)  # stdout may be a pipe nobody reads
     table = _table(grid, done)
     table.attrs["leakage"] = leakage(grid)
     for line in table.attrs["leakage"]:
-        tqdm.write(f"leakage: {line}")
+        tqdm.write(f"leakage: {line}", file=sys.stderr)
     return table
 
 

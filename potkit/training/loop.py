@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -473,7 +474,8 @@ def finetune(
     if init is not None:
         source = init.checkpoint if isinstance(init, Run) else init
         report = checkpoints.transfer(model, source, parts)
-        tqdm.write(str(report)) if (config or TrainConfig()).progress else None
+        if (config or TrainConfig()).progress:
+            tqdm.write(str(report), file=sys.stderr)  # stdout may be a pipe nobody reads
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
     model.set_references(references.table, _unit(train, references))
     return fit(model, train, objective, config or TrainConfig(), out, valid, notes)
