@@ -22,7 +22,11 @@ import pandas as pd
 from .. import models
 from ..errors import PotkitError
 from ..experiments import yaml_form
+from ..experiments.experiment import Experiment
+from ..objectives import Supervised
 from ..structures.store import Structures, concatenate
+from ..training.config import TrainConfig
+from . import runner
 
 MOLECULES: dict[str, dict[str, Any]] = {
     "smoke": dict(
@@ -276,3 +280,23 @@ def unlabelled(run: SimpleNamespace, pool: Structures) -> Structures:
 def budgets(labels: Sequence[float | int], structures: Structures) -> list[int]:
     """Label budgets as numbers of structures: a float is a share of ``structures``."""
     return [round(x * len(structures)) if isinstance(x, float) else int(x) for x in labels]
+
+
+def experiment(run: SimpleNamespace, device: str = "auto", **given: Any) -> Experiment:
+    """The experiment that a notebook's settings describe; what is ``given`` goes before them.
+
+    From ``run`` come label budgets, seeds, the settings of pretraining and fine-tuning, the loss,
+    how scratch-longer is counted, and the number of processes; finished runs lie in the notebooks'
+    run store. ``given`` are further arguments of `Experiment`: model, train, test, objectives, …
+    """
+    from_settings = dict(
+        labels=budgets(run.labels, given["train"]),
+        seeds=run.seeds,
+        pretrain_config=TrainConfig(**run.pretrain, device=device),
+        finetune_config=TrainConfig(**run.finetune, device=device),
+        supervised=Supervised(**run.supervised),
+        longer=run.longer,
+        store=runner.store(),
+        jobs=run.jobs,
+    )
+    return Experiment(**from_settings | given)
