@@ -8,7 +8,11 @@ shows the traceback instead.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +60,13 @@ Devices = Annotated[
     int | None, Option(help="processes per machine, each with its own GPU (or share of the CPU)")
 ]
 Nodes = Annotated[int | None, Option("--num-nodes", help="machines")]
+Force = Annotated[
+    bool,
+    Option(
+        "--force",
+        help="replace another run of potkit's in the folder; nothing else is ever replaced",
+    ),
+]
 Precision = Annotated[str | None, Option(help="32-true, 64-true, bf16-mixed or tf32")]
 
 
@@ -163,10 +174,14 @@ def pretrain(
     out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
         "runs/pretrain"
     ),
+    force: Force = False,
 ) -> None:
     """Pretrain a network on structures without looking at their labels."""
     import potkit
+    from potkit.structures import outputs
+    from potkit.training import run_folder
 
+    outputs.check(out, run_folder.RUN)
     settings = _config(
         config,
         config_set,
@@ -181,7 +196,11 @@ def pretrain(
     )
     task = _objective(objective, objective_set, sigma=sigma, ratio=ratio)
     network = _model(model, preset, model_set, settings.seed)
-    _finished(potkit.pretrain(network, _structures(data, format), task, settings, out=out))
+    _finished(
+        potkit.pretrain(
+            network, _structures(data, format), task, settings, out=out, overwrite=force
+        )
+    )
 
 
 @app.command()
@@ -227,11 +246,15 @@ def finetune(
     out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
         "runs/finetune"
     ),
+    force: Force = False,
 ) -> None:
     """Train a network on labels, from scratch or from pretrained weights."""
     import potkit
     from potkit.datasets import splits
+    from potkit.structures import outputs
+    from potkit.training import run_folder
 
+    outputs.check(out, run_folder.RUN)
     settings = _config(
         config,
         config_set,
@@ -273,6 +296,7 @@ def finetune(
         objective=task,
         references=references,
         parts=tuple(parts.split(",")),
+        overwrite=force,
     )
     _finished(run)
     if tested is not None and len(tested):
@@ -299,9 +323,13 @@ def evaluate(
     """Errors of a trained network, overall and per system."""
     import potkit
     from potkit.datasets import splits
+    from potkit.structures.outputs import check
     from potkit.structures.storage import replacing
     from potkit.training import checkpoints
+    from potkit.training.evaluation import ERRORS
 
+    if out:
+        check(out, ERRORS)
     model = checkpoints.load(checkpoint)
     structures = _structures(data, format)
     if split:
@@ -317,7 +345,7 @@ def evaluate(
         )
     )
     if out:
-        with replacing(out) as temporary:
+        with replacing(out, ERRORS) as temporary:
             result.structures.to_csv(temporary, index=False)
 
 
@@ -349,32 +377,41 @@ def compare(
     from ..experiments import statistics, uncertainty, yaml_form
     from ..report import gallery
     from ..report import tables as report
+    from ..structures import outputs
 
     gallery.check(figure)
+    outputs.check_folder(store)
     spec = yaml_form.read(experiment)
+    if out is not None:
+        outputs.check_folder(out)
+        report.check_results(
+            out,
+            spec.name,
+            *(f"{spec.name}-{part}" for part in ("runs", "ensembles", "curves", "effects")),
+        )
     grid = spec.experiments(store=store, jobs=jobs)
-    runs = experiments.run(grid, client=dask)
-    summary = experiments.compare(runs, method=interval)
+    run_folder = experiments.run(grid, client=dask)
+    summary = experiments.compare(run_folder, method=interval)
     print(report.wide(summary).to_string(index=False))
-    effects = statistics.effects(runs, method=interval)
+    effects = statistics.effects(run_folder, method=interval)
     if len(effects):
         print("over all label budgets (** the interval leaves out 0):")
         print(report.effects(effects).to_string(index=False))
-    good, curve = runs[runs["status"] == "ok"], None
+    good, curve = run_folder[run_folder["status"] == "ok"], None
     if good["labels"].nunique() > 2:
         metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
-        curve = report.curves(runs, metric)
+        curve = report.curves(run_folder, metric)
         print(
             f"learning curves of {metric}: slope, and the labels training from scratch needs to do as well"
         )
         print(curve.to_string(index=False))
-    spread = uncertainty.of_experiments(grid, runs) if ensembles else None
+    spread = uncertainty.of_experiments(grid, run_folder) if ensembles else None
     if spread is not None:
         print("ensembles over seeds: errors and spreads in eV and eV/Å, correlation, coverage")
         print(spread.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     if out is not None:
         command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''} --out {out}"
-        report.store(runs, f"{spec.name}-runs", command, out)
+        report.store(run_folder, f"{spec.name}-runs", command, out)
         if spread is not None:
             report.store(spread, f"{spec.name}-ensembles", command, out)
         if curve is not None:
@@ -382,7 +419,7 @@ def compare(
         if len(effects):
             report.store(effects, f"{spec.name}-effects", command, out)
         print(
-            f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump(), leakage=runs.attrs['leakage'])}"
+            f"written: {report.store(summary, spec.name, command, out, experiment=spec.model_dump(), leakage=run_folder.attrs['leakage'])}"
         )
     if figure is not None:
         from ..report import figures
@@ -391,9 +428,9 @@ def compare(
             figures.learning_curves(summary, f"Error against label budget ({spec.name})"), figure
         ):
             print(f"written: {path}")
-    if (runs["status"] != "ok").any():
+    if (run_folder["status"] != "ok").any():
         raise PotkitError(
-            f"{int((runs['status'] != 'ok').sum())} runs failed; the table has only the others"
+            f"{int((run_folder['status'] != 'ok').sum())} runs failed; the table has only the others"
         )
 
 
@@ -463,11 +500,37 @@ def _joined(arguments: list[str]) -> list[str]:
     return words
 
 
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Within, SIGTERM and a closed terminal end the command as Ctrl-C does: what is half-written is
+    removed.
+    """
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second request does not wait
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    main_thread = threading.current_thread() is threading.main_thread()
+    # nohup ignores SIGHUP
+    ours = [
+        number for number in numbers if main_thread and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a PotkitError ends it with one line on stderr and exit code 1."""
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        app(args=arguments, prog_name="potkit")
+        with _ended_in_order():
+            app(args=arguments, prog_name="potkit")
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:
             raise

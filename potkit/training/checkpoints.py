@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models import Potential, backbone_options, build
+from ..structures.outputs import Kind
 from ..structures.storage import replacing
 
 FORMAT_VERSION = 1
@@ -29,14 +30,32 @@ UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å"}
 PARTS = ("backbone", "energy_head", "vector_readout")
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the header of ``path`` is that of a checkpoint of potkit; its tensors may be
+    damaged.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return (
+            size < path.stat().st_size and "potkit" in json.loads(file.read(size))["__metadata__"]
+        )
+
+
+CHECKPOINT = Kind("a checkpoint of potkit", _is_checkpoint)
+
+
 def save(
     path: str | Path,
     model: Potential,
     header: dict[str, Any] | None = None,
     extra: dict[str, Tensor] | None = None,
+    kind: Kind = CHECKPOINT,
 ) -> Path:
     """Write ``model`` (weights, references, scale, how to build it) with ``header`` and further
     tensors to ``path``.
+
+    Raises DataError where ``path`` holds anything but a checkpoint; ``kind`` is for those who know
+    better what lies there.
     """
     if not hasattr(model, "recipe"):
         raise CheckpointError(
@@ -50,7 +69,7 @@ def save(
         "units": UNITS,
         **(header or {}),
     }
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), kind) as temporary:
         try:
             save_file(tensors, temporary, metadata={"potkit": json.dumps(head, default=str)})
         except SafetensorError as error:  # how safetensors reports a full disk
