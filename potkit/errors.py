@@ -36,4 +36,4 @@ class Interrupted(TrainingError):
 
 
 class Busy(TrainingError):
-    """Another process trains in this folder right now."""
+    """Another process trains in this folder, or writes this store, right now."""

@@ -15,6 +15,7 @@ import typer
 from typer import Option
 
 from ..errors import ConfigError
+from ..structures.outputs import Kind, check, check_folder, is_provenance, read_json
 
 bench_app = typer.Typer(
     help="How fast potkit is beside other packages, on this machine.", no_args_is_help=True
@@ -64,6 +65,14 @@ SHOWN = {
 }
 
 
+def _is_bench(path: Path) -> bool:
+    content = read_json(path)
+    return is_provenance(content) and isinstance(content["rows"], list)
+
+
+BENCH = Kind("a stored benchmark of `potkit bench`", _is_bench)
+
+
 def _say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
@@ -88,6 +97,8 @@ def _run(
     if json_path is not None and not json_path.resolve().parent.is_dir():
         raise ConfigError(f"--json {json_path}: there is no folder {json_path.resolve().parent}")
     gallery.check(figure)
+    if json_path is not None:
+        check(json_path, BENCH)
     check_device(device, threads)
     case = importlib.import_module(f"potkit.bench.{name}")
     table = case.run(device=device, threads=threads, repeats=repeats, **options)
@@ -124,7 +135,7 @@ def _write(path: Path, table: Any) -> None:
         **provenance.made_by(),
         "rows": json.loads(table.to_json(orient="records", double_precision=10)),
     }
-    with replacing(path) as temporary:
+    with replacing(path, BENCH) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -281,9 +292,13 @@ def everything(
     ] = None,
 ) -> None:
     """Steps, inference, neighbours, scaling and data, one after the other."""
+    commands = (step, infer, neighbors, scaling, data)
     if json is not None:
+        check_folder(json)
+        for command in commands:
+            check(json / f"bench-{command.__name__}.json", BENCH)
         json.mkdir(parents=True, exist_ok=True)
-    for command in (step, infer, neighbors, scaling, data):
+    for command in commands:
         name = command.__name__
         command(
             device=device,

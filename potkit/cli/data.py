@@ -210,8 +210,12 @@ def data_leakage(
     reordered. Exit code 1 if any are.
     """
     from potkit.datasets import splits
+    from potkit.datasets.duplicates import PAIRS
+    from potkit.structures.outputs import check
     from potkit.structures.storage import replacing
 
+    if out is not None:
+        check(out, PAIRS)
     found = splits.leakage(_found(first)[0], _found(second)[0], tolerance)
     print(
         found.attrs["message"]
@@ -227,7 +231,7 @@ def data_leakage(
             .to_string(index=False, max_rows=20)
         )
     if out is not None:
-        with replacing(out) as temporary:
+        with replacing(out, PAIRS) as temporary:
             found.to_csv(temporary, index=False)
     if len(found):
         raise DataError(f"{second}: {found.attrs['message']}")
@@ -252,7 +256,9 @@ def data_split(
     to.
     """
     from potkit.datasets import registry, splits
+    from potkit.structures.outputs import check
 
+    check(out, splits.SPLIT)
     if by == "published":
         structures = _structures(data, format)
         parts = registry.published_split(data, structures, fold)

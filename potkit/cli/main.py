@@ -8,7 +8,11 @@ shows the traceback instead.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +63,13 @@ Devices = Annotated[
     int | None, Option(help="processes per machine, each with its own GPU (or share of the CPU)")
 ]
 Nodes = Annotated[int | None, Option("--num-nodes", help="machines")]
+Force = Annotated[
+    bool,
+    Option(
+        "--force",
+        help="replace another run of potkit's in the folder; nothing else is ever replaced",
+    ),
+]
 Precision = Annotated[str | None, Option(help="32-true, 64-true, bf16-mixed or tf32")]
 
 
@@ -165,10 +176,14 @@ def pretrain(
     out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
         "runs/pretrain"
     ),
+    force: Force = False,
 ) -> None:
     """Pretrain a network on structures without looking at their labels."""
     import potkit
+    from potkit.structures import outputs
+    from potkit.training import run_folder
 
+    outputs.check(out, run_folder.RUN)
     settings = _config(
         config,
         config_set,
@@ -183,7 +198,11 @@ def pretrain(
     )
     task = _objective(objective, objective_set, sigma=sigma, ratio=ratio)
     network = _model(model, preset, model_set, settings.seed)
-    _finished(potkit.pretrain(network, _structures(data, format), task, settings, out=out))
+    _finished(
+        potkit.pretrain(
+            network, _structures(data, format), task, settings, out=out, overwrite=force
+        )
+    )
 
 
 @app.command()
@@ -229,11 +248,15 @@ def finetune(
     out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
         "runs/finetune"
     ),
+    force: Force = False,
 ) -> None:
     """Train a network on labels, from scratch or from pretrained weights."""
     import potkit
     from potkit.datasets import splits
+    from potkit.structures import outputs
+    from potkit.training import run_folder
 
+    outputs.check(out, run_folder.RUN)
     settings = _config(
         config,
         config_set,
@@ -275,6 +298,7 @@ def finetune(
         objective=task,
         references=references,
         parts=tuple(parts.split(",")),
+        overwrite=force,
     )
     _finished(run)
     if tested is not None and len(tested):
@@ -301,9 +325,13 @@ def evaluate(
     """Errors of a trained network, overall and per system."""
     import potkit
     from potkit.datasets import splits
+    from potkit.structures.outputs import check
     from potkit.structures.storage import replacing
     from potkit.training import checkpoints
+    from potkit.training.evaluation import ERRORS
 
+    if out:
+        check(out, ERRORS)
     model = checkpoints.load(checkpoint)
     structures = _structures(data, format)
     if split:
@@ -312,7 +340,7 @@ def evaluate(
         model, structures, batch_size=batch_size, device=device, compile=compile
     )
     if out:  # before anything is printed: whoever reads may be gone
-        with replacing(out) as temporary:
+        with replacing(out, ERRORS) as temporary:
             result.structures.to_csv(temporary, index=False)
     print(result)
     print("errors per system, energy in eV, forces in eV/Å")
@@ -351,9 +379,18 @@ def compare(
     from ..experiments import statistics, uncertainty, yaml_form
     from ..report import gallery
     from ..report import tables as report
+    from ..structures import outputs
 
     gallery.check(figure)
+    outputs.check_folder(store)
     spec = yaml_form.read(experiment)
+    if out is not None:
+        outputs.check_folder(out)
+        report.check_results(
+            out,
+            spec.name,
+            *(f"{spec.name}-{part}" for part in ("runs", "ensembles", "curves", "effects")),
+        )
     grid = spec.experiments(store=store, jobs=jobs)
     runs = experiments.run(grid, client=dask)
     good = runs[runs["status"] == "ok"]
@@ -471,13 +508,39 @@ def _joined(arguments: list[str]) -> list[str]:
     return words
 
 
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Within, SIGTERM and a closed terminal end the command as Ctrl-C does: what is half-written is
+    removed.
+    """
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second request does not wait
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    main_thread = threading.current_thread() is threading.main_thread()
+    # nohup ignores SIGHUP
+    ours = [
+        number for number in numbers if main_thread and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a PotkitError ends it with one line on stderr and exit code 1."""
     streams.prepare()
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     try:
         streams.check_surroundings()
-        app(args=arguments, prog_name="potkit")
+        with _ended_in_order():
+            app(args=arguments, prog_name="potkit")
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:
             raise

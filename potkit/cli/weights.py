@@ -37,6 +37,7 @@ def weights_import(
     """Make a checkpoint of a published network's weights, for `finetune --init` and `evaluate`."""
     from ..models import published, published_codes
     from ..notebooks.runner import parse_parameter
+    from ..structures import outputs
     from ..training import checkpoints
 
     settings = {}
@@ -45,7 +46,8 @@ def weights_import(
         if not equals or not key:
             raise ConfigError(f"--set {pair!r} is not KEY=VALUE")
         settings[key] = parse_parameter(key, text, "--set")
-    target = out / "best.safetensors"
+    outputs.check(out, checkpoints.IMPORTED)
+    target = out / checkpoints.IMPORTED_FILE
     if target.exists():
         raise ConfigError(f"{target} is there already; choose another folder or delete it")
     code = published_codes.code(name)
@@ -54,7 +56,8 @@ def weights_import(
         model = published(name, state, **settings)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    checkpoints.save(target, model, {"imported": {"file": file.name, "network": name}})
+    origin = {"imported": {"file": file.name, "network": name}}
+    checkpoints.save(target, model, origin, kind=outputs.PART)
     print(f"{name}: {model.n_parameters():,} weights")
     told = code.sizes(state)
     for key, value in model.recipe["options"].items():

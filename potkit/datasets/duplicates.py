@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..structures.elements import MAX_Z, composition
+from ..structures.outputs import Kind, head
 from ..structures.store import Structures
 
 CHUNK = 50_000  # structures at once
@@ -175,6 +176,12 @@ def pairs(
             break
     joined = np.concatenate(out)[:limit] if out else np.zeros((0, 2), np.int64)
     return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
+
+
+PAIRS = Kind(
+    "a table of `potkit data leakage`",
+    lambda path: head(path).split("\n")[0].strip() == "a,b,system",
+)
 
 
 def leakage(a: Structures, b: Structures, tol: float = 1e-3):

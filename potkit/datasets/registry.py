@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from ..errors import ConfigError, DataError
 from ..structures import storage
+from ..structures.outputs import check
 from ..structures.store import Structures, concatenate
 from . import fetch as fetching
 from . import splits
@@ -306,6 +307,7 @@ def convert(name: str, verify: bool = True, progress: bool = True) -> Path:
     if r.kind == "embedded":
         raise ConfigError(f"data set {name!r} is embedded and packed already")
     folder, out = raw_path(r), packed_path(r)
+    check(out, storage.STORE)
     if verify:
         fetching.verify(folder, r.files)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -338,22 +340,25 @@ def pack(
     """Read ``source`` (any file or folder `read` takes) straight into the store folder ``out``, in
     bounded memory. Returns ``out``.
 
-    ``total``: how many structures to expect, for the progress bar. Raises DataError; nothing is
-    left at ``out`` then.
+    ``total``: how many structures to expect, for the progress bar. A store of potkit's at ``out``
+    is replaced. Raises DataError, also for any other folder that is not empty, and Busy while
+    another process packs into ``out``; what was at ``out`` is left as it was then.
     """
     out = Path(out)
     if out.suffix == ".h5":
         raise ConfigError(
             f"{out}: a store is a folder; one .h5 file is what Structures.save writes"
         )
-    with packing_into(out, total, progress):
-        s = read(source, format, **options)
-    if record is not None:
-        _named(s, record)
-    if s.lies_in(out):
-        storage.set_info(out, s.info)
-    else:
-        s.save(out)  # several files joined, or filtered after reading: it was in memory
+    check(out, storage.STORE)  # before anything is read
+    with storage.only_writer(out):
+        with packing_into(out, total, progress, record.name if record is not None else None):
+            s = read(source, format, **options)
+        if record is not None:
+            _named(s, record)
+        if s.lies_in(out):
+            storage.set_info(out, s.info)
+        else:
+            s.save(out)  # several files joined, or filtered after reading: it was in memory
     return out
 
 

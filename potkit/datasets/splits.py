@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..structures import storage
+from ..structures.outputs import Kind
 from ..structures.splits import BY, by_system, split
 from ..structures.store import Structures
 from .duplicates import distinct, leakage, leakage_report
@@ -65,20 +66,30 @@ def label_budget(
     return out
 
 
+def _is_split(path: Path) -> bool:
+    header = json.loads(str(load_npz(path, ["header"])["header"]))
+    return header["format"] == SPLIT_FORMAT
+
+
+SPLIT_FORMAT = "potkit-split"
+SPLIT = Kind("a split that potkit wrote", _is_split)
+
+
 def save_indices(
     path: str | Path, structures: Structures, parts: Mapping[str, np.ndarray], **about: Any
 ) -> Path:
     """Write named index arrays with the fingerprint of ``structures`` (one .npz); ``about`` says
-    how they were drawn.
+    how they were drawn. An earlier split at ``path`` is replaced; raises DataError where there is
+    another file.
     """
     path = Path(path)
     header = {
-        "format": "potkit-split",
+        "format": SPLIT_FORMAT,
         "structures": len(structures),
         "name": structures.info.get("name", "unnamed"),
     }
     header |= {"fingerprint": structures.fingerprint(), "about": about}
-    with storage.replacing(path) as temporary:
+    with storage.replacing(path, SPLIT) as temporary:
         with open(temporary, "wb") as file:
             np.savez_compressed(
                 file,

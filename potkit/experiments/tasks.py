@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from ..errors import Busy, ConfigError, Interrupted, PotkitError
+from ..structures.outputs import PART, Kind, read_json
 from ..structures.storage import replacing
 from ..training.evaluation import evaluate
 from ..training.loop import finetune, pretrain
@@ -91,8 +92,11 @@ class Executor:
         try:
             if task.kind == "pretrain":
                 folder = pretrain_folder(experiment, task.arm, task.seed)
-                found = _summary(json.loads((folder / "summary.json").read_text()), folder)
-                return self.row(task) | found if (folder / "best.safetensors").is_file() else None
+                summary = read_json(folder / "summary.json")
+                whole = (folder / "best.safetensors").is_file() and summary["hash"] == read_json(
+                    folder / "run.json"
+                )["hash"]
+                return self.row(task) | _summary(summary, folder) if whole else None
             result = (
                 finetune_folder(experiment, task) / f"test-{experiment.test.fingerprint()}.json"
             )
@@ -196,9 +200,15 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
         | {k: v for k, v in errors.items() if k != "n_structures"}
         | {"n_test": scores.n_structures}
     )
-    with replacing(result) as temporary:
+    with replacing(result, PART) as temporary:
         temporary.write_text(json.dumps(row))
     return row
+
+
+MEASURED = Kind(
+    "the measured cost of a pretraining",
+    lambda path: {"steps", "seconds_per_step"} <= read_json(path).keys(),
+)
 
 
 def longer_steps(
@@ -247,7 +257,7 @@ def longer_steps(
             len(r) == len(experiment.seeds) for r in pretrainings.values()
         )
         if complete and len(pretrainings) == len(experiment.objectives):
-            with replacing(path) as temporary:
+            with replacing(path, MEASURED) as temporary:
                 temporary.write_text(
                     json.dumps(
                         {

@@ -45,6 +45,7 @@ from .. import datasets, objectives
 from ..datasets import splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
+from ..structures.outputs import plain_name
 from ..structures.store import Structures
 from ..training.config import TrainConfig
 from .experiment import Experiment
@@ -212,6 +213,9 @@ class GridSpec:
                     f"grid.{column}: expected a name that is no column yet, with the settings of each of its values"
                 )
         self.name = values.get("name", "")
+        # results are stored under it; what is no text is told below
+        if isinstance(self.name, str) and self.name:
+            plain_name(self.name)
         self.specs: list[tuple[dict[str, str], ExperimentSpec]] = []
         for cell in itertools.product(*(cells.items() for cells in grid.values())):
             merged = dict(values)

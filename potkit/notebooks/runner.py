@@ -49,7 +49,8 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..report import gallery
-from ..structures.storage import replacing
+from ..structures.outputs import PART, Kind, check, check_folder, read_json, reason
+from ..structures.storage import replacing, workspace
 
 PROFILES = ("smoke", "quick", "paper")
 COMMITTED_PROFILE = "quick"  # the one whose outputs are stored in the repository
@@ -209,6 +210,16 @@ def _root() -> Path:
 # --- executing ----------------------------------------------------------------------------------
 
 
+def _is_executed(path: Path) -> bool:
+    """Whether `execute` made the notebook ``path``: papermill notes the parameters, and ours always
+    hold the profile.
+    """
+    return read_json(path)["metadata"]["papermill"]["parameters"]["profile"] in PROFILES
+
+
+EXECUTED = Kind("a notebook that `potkit run` executed", _is_executed)
+
+
 @dataclass
 class Outcome:
     """What became of one notebook: ``error`` is empty if it ran to its end."""
@@ -236,10 +247,12 @@ def execute(
 
     Executed copies go to ``out`` (default runs/notebooks/PROFILE), their figures to
     ``out``/figures. With ``inplace`` the outputs are written back into the notebooks and the
-    figures go to figures/, which is how the committed outputs are made; a notebook that fails is
-    left as it was. Every notebook is checked for its parameters before the first one starts.
+    figures go to figures/, which is how the committed outputs are made; a notebook that fails, or
+    was changed meanwhile, is left as it was. Every notebook is checked for its parameters before
+    the first one starts.
 
-    Raises ConfigError for an unknown profile or parameter, DataError for a missing notebook.
+    Raises ConfigError for an unknown profile or parameter, DataError for a missing notebook and
+    where a copy would replace anything but an earlier executed copy.
     """
     values = dict(values or {})
     check_profile(profile)
@@ -255,8 +268,21 @@ def execute(
         for name in {"profile", *values} - known.keys():
             raise ConfigError(f"{path}: unknown parameter {name!r}; known: {', '.join(known)}")
     folder = Path(out) if out else _root() / "runs" / "notebooks" / profile
-    folder.mkdir(parents=True, exist_ok=True)
     figures = _root() / "figures" if inplace else folder / "figures"
+    check_folder(folder)
+    check_folder(figures)
+    for path in paths:
+        if (target := folder / path.name).exists() and target.samefile(path):
+            raise ConfigError(
+                f"{target}: the executed copy would replace the notebook itself; choose another folder with --out"
+            )
+        check(target, EXECUTED)
+    if inplace:
+        check(figures / "README.md", gallery.GALLERY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({reason(error)})") from error
     outcomes = []
     for number, path in enumerate(paths, start=1):
         report(f"[{number}/{len(paths)}] {path.name} (profile {profile}) ...")
@@ -267,10 +293,16 @@ def execute(
             POTKIT_FIGURES=str(figures.resolve()),
             PYDEVD_DISABLE_FILE_VALIDATION="1",
         ):
+            before = path.read_bytes()
             outcome = _execute_one(path, folder / path.name, {"profile": profile, **values})
         if inplace and not outcome.error:
-            _write_back(outcome.path, path)
-            outcome.path = path
+            if path.read_bytes() == before:
+                _write_back(outcome.path, path)
+                outcome.path = path
+            else:
+                outcome.error = (
+                    f"changed while it was executed; its outputs are in {_shown(outcome.path)}"
+                )
         report(
             f"[{number}/{len(paths)}] {path.name} {outcome.status} after {outcome.seconds:.0f} s {outcome.error}".rstrip()
         )
@@ -292,23 +324,42 @@ def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
     # not warn that they could
     transport = Config(KernelManager={"transport": "ipc"}) if os.name == "posix" else Config()
     start, error = time.perf_counter(), ""
-    try:
-        papermill.execute_notebook(
-            str(path),
-            str(target),
-            parameters=values,
-            language="python",
-            # the interpreter that runs this, whatever the notebook was made with
-            kernel_name="python3",
-            cwd=str(path.parent),
-            progress_bar=False,
-            config=transport,
-        )
-    except papermill.PapermillExecutionError as failure:
-        error = f"cell {failure.exec_count}: {failure.ename}: {_first_line(failure.evalue)}"
-    except Exception as failure:  # a kernel that died or could not start must not stop the others
-        error = f"{type(failure).__name__}: {_first_line(failure)}"
+    with workspace(target) as folder:
+        executed = folder / target.name
+        try:
+            papermill.execute_notebook(
+                str(path),
+                str(executed),
+                parameters=values,
+                language="python",
+                # the interpreter that runs this, whatever the notebook was made with
+                kernel_name="python3",
+                cwd=str(path.parent),
+                progress_bar=False,
+                config=transport,
+            )
+        except papermill.PapermillExecutionError as failure:
+            error = f"cell {failure.exec_count}: {failure.ename}: {_first_line(failure.evalue)}"
+        except Exception as failure:
+            # a kernel that died or could not start must not stop the others
+            error = f"{type(failure).__name__}: {_first_line(failure)}"
+        try:
+            _move_executed(executed, target)
+        except DataError as failure:  # half of it, or none: the disk may be full
+            error = error or str(failure)
     return Outcome(path.name, time.perf_counter() - start, error, target)
+
+
+def _move_executed(executed: Path, target: Path) -> None:
+    """Give a whole executed notebook its name. Raises DataError where it is not whole or there is
+    no room.
+    """
+    import nbformat
+
+    notebook = read(executed)
+    notebook.metadata["papermill"]["output_path"] = str(target)
+    with replacing(target, EXECUTED) as temporary:
+        nbformat.write(notebook, temporary)
 
 
 def summary(outcomes: list[Outcome]) -> str:
@@ -428,7 +479,7 @@ def _write_back(executed: Path, target: Path) -> None:
     import nbformat
 
     notebook = clean(read(executed), roots=[_root()])
-    with replacing(target) as temporary:
+    with replacing(target, PART) as temporary:
         nbformat.write(notebook, temporary)
 
 
@@ -458,7 +509,6 @@ def keep(table: Any, name: str, notebook: str, profile: str) -> Path:
         if own
         else (_root() / "runs" if profile == "smoke" else plots.folder().parent) / "results"
     )
-    folder.mkdir(parents=True, exist_ok=True)
     return report.store(
         table, name, f"potkit run notebooks/{notebook}.ipynb --profile {profile} --inplace", folder
     )

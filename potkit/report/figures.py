@@ -27,9 +27,10 @@ from plotly.subplots import make_subplots
 
 from ..errors import ConfigError
 from ..experiments import statistics
+from ..structures.outputs import PART, Kind, check, check_folder, head, is_a, plain_name
 from ..structures.storage import replacing
 from . import tables as report
-from .picture_export import image, wanted
+from .picture_export import image, is_png, marked, picture_is_marked, wanted
 from .structures_3d import structure3d as structure3d  # a figure like the others
 
 OKABE_ITO = {
@@ -463,29 +464,69 @@ def folder() -> Path:
     return (above if (above / "pyproject.toml").is_file() else Path.cwd()) / "figures"
 
 
+MARK = '<meta name="generator" content="potkit">'
+_BEFORE_MARKS = re.compile(
+    r'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>[^<]*</title>\n'
+    r'<script src="plotly\.min\.js"></script>\n<script>window\.Plotly \|\| document\.write'
+)
+
+
+def _is_page(path: Path) -> bool:
+    start = head(path)
+    return MARK in start or _BEFORE_MARKS.match(start) is not None
+
+
+PAGE = Kind("a figure's page that potkit made", _is_page)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a picture carries potkit's mark, or is that of a page beside it from before either
+    had one.
+    """
+    picture, page = path.read_bytes(), path.with_suffix(".html")
+    return picture_is_marked(picture) or (
+        is_png(picture) and is_a(PAGE, page) and MARK not in head(page)
+    )
+
+
+PICTURE = Kind("a picture that potkit made", _is_picture)
+
+
+def check_figure(name: str, to: str | Path | None = None) -> Path:
+    """The folder that `save` would write NAME.html and NAME.png into. Raises DataError where it
+    could not.
+    """
+    plain_name(name, "figure name")
+    if not re.fullmatch(r"\w[\w.+-]*", name):  # it becomes an element's id as well
+        raise ConfigError(f"figure name {name!r} is not a plain file name")
+    target = Path(to) if to else folder()
+    check_folder(target)
+    check(target / f"{name}.html", PAGE)
+    check(target / f"{name}.png", PICTURE)
+    return target
+
+
 def save(
     chart: go.Figure, name: str, to: str | Path | None = None, png: bytes | None = None
 ) -> Path:
     """Write NAME.html (interactive) and NAME.png into ``to`` (default `folder`); returns the PNG's
-    path.
+    path. An earlier figure of that name is replaced; raises DataError where another file has it.
 
     The page takes plotly.min.js from beside it, which is written here once and not committed (5
     MB); where it is missing, as in a fresh clone, the page loads the same version from plotly's own
     server. Same figure, same bytes.
     """
-    if not re.fullmatch(r"\w[\w.+-]*", name):  # it becomes a file's name and an element's id
-        raise ConfigError(f"figure name {name!r} is not a plain file name")
-    target = Path(to) if to else folder()
+    target = check_figure(name, to)
     target.mkdir(parents=True, exist_ok=True)
     script = target / "plotly.min.js"
-    if not script.is_file():
-        with replacing(script) as temporary:
+    if not script.exists():
+        with replacing(script, PART) as temporary:
             temporary.write_text(get_plotlyjs(), encoding="utf-8")
-    with replacing(target / f"{name}.html") as temporary:
+    with replacing(target / f"{name}.html", PAGE) as temporary:
         temporary.write_text(_page(chart, name), encoding="utf-8")
     if png or wanted():
-        with replacing(target / f"{name}.png") as temporary:
-            temporary.write_bytes(png or image(chart))
+        with replacing(target / f"{name}.png", PICTURE) as temporary:
+            temporary.write_bytes(marked(png or image(chart)))
     return target / f"{name}.png"
 
 
@@ -494,7 +535,7 @@ def _page(chart: go.Figure, name: str) -> str:
     remote = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
     title = html.escape(chart.layout.title.text or name)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title>\n'
         '<script src="plotly.min.js"></script>\n'
         f"<script>window.Plotly || document.write('<script src=\"{remote}\"><\\/script>')</script>\n"
         f"</head><body>\n{body}\n</body></html>\n"

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..structures.outputs import Kind, head, is_a
+from ..structures.outputs import check as check_output
 from ..structures.storage import replacing
 
+_HEAD = "# Figures"
+_WORDS = "What the notebooks export, made by `potkit run --inplace` (profile quick), and what `potkit compare` and `potkit bench` drew with"
+GALLERY = Kind(
+    "a gallery of figures that potkit wrote",
+    lambda path: head(path).startswith(f"{_HEAD}\n\n{_WORDS}"),
+)
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 
 
@@ -29,6 +37,7 @@ def entries(folder: str | Path) -> list[tuple[str, str]]:
 def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
     """Write README.md into ``folder``: title, picture and link of each figure, under the notebook
     whose number its name begins with.
+    Raises DataError where there is another README.md.
 
     ``notebooks``: the folder of the notebooks, for the links (default: notebooks/ beside
     ``folder``). Same figures, same bytes.
@@ -39,9 +48,9 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
         for p in sorted(Path(notebooks or folder.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     }
     lines = [
-        "# Figures",
+        _HEAD,
         "",
-        "What the notebooks export, made by `potkit run --inplace` (profile quick), and what `potkit compare` and `potkit bench` drew with",
+        _WORDS,
         "`--figure`. A picture links to its interactive page; download the page to turn and zoom it (it loads plotly.js from beside it or from",
         "plotly's server).",
     ]
@@ -60,32 +69,42 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
         title = html.escape(title, quote=False).replace("[", r"\[").replace("]", r"\]")
         lines += ["", f"**{title}** · [`{name}.html`]({name}.html)"]
         lines += ["", f"[![{title}]({picture})]({name}.html)"] if picture else []
-    with replacing(folder / "README.md") as temporary:
+    with replacing(folder / "README.md", GALLERY) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "README.md"
 
 
 def check(path: Path | None) -> None:
-    """Raise ConfigError for a ``--figure`` that no figure can be written to, before anything is
-    run.
+    """Raise ConfigError or DataError for a ``--figure`` that no figure can be written to, before
+    anything is run.
     """
-    if path is not None and path.suffix not in (".png", ".svg", ".html"):
+    if path is None:
+        return
+    from . import figures
+
+    if path.suffix not in (".png", ".svg", ".html"):
         raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .html")
-    if path is not None and not path.resolve().parent.is_dir():
+    if not path.resolve().parent.is_dir():
         raise ConfigError(f"--figure {path}: there is no folder {path.resolve().parent}")
+    if path.suffix == ".html":
+        figures.check_figure(path.stem, path.parent)
+    else:
+        check_output(path, figures.PICTURE)
 
 
 def draw(chart: Any, path: Path) -> list[Path]:
-    """A picture; or a page with a picture beside it, and both in the gallery of the folder if it
-    has one. The files written.
+    """A picture; or a page with a picture beside it, and both in the gallery of the folder if
+    potkit wrote one. The files written.
     """
     from . import figures, picture_export
 
     if path.suffix != ".html":
-        with replacing(path) as temporary:
-            temporary.write_bytes(picture_export.image(chart, kind=path.suffix[1:]))
+        with replacing(path, figures.PICTURE) as temporary:
+            temporary.write_bytes(
+                picture_export.marked(picture_export.image(chart, kind=path.suffix[1:]))
+            )
         return [path]
     figures.save(chart, path.stem, path.parent)
-    if (path.parent / "README.md").is_file():
+    if is_a(GALLERY, path.parent / "README.md"):
         write(path.parent)
     return [path, path.with_suffix(".png")]

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,38 @@ from ..errors import PotkitError
 # seconds for one picture; the browser starts in one or two, a picture takes a tenth
 PATIENCE = 30.0
 ATTEMPTS = 4
+
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER_END = 33  # bytes of a PNG's signature and its first chunk
+_SOFTWARE = b"tEXtSoftware\0potkit"
+_COMMENT = b"<!-- made by potkit -->\n"
+
+
+def is_png(picture: bytes) -> bool:
+    """Whether these are the bytes of a PNG."""
+    return picture.startswith(_SIGNATURE)
+
+
+def marked(picture: bytes) -> bytes:
+    """A PNG or SVG that says potkit made it, so that potkit may replace it later; it looks the
+    same.
+    """
+    if picture_is_marked(picture):
+        return picture
+    if not is_png(picture):
+        return picture.rstrip() + b"\n" + _COMMENT
+    # of a chunk's content; its type counts for the checksum only
+    length, checksum = len(_SOFTWARE) - 4, zlib.crc32(_SOFTWARE)
+    chunk = struct.pack(">I", length) + _SOFTWARE + struct.pack(">I", checksum)
+    return picture[:_HEADER_END] + chunk + picture[_HEADER_END:]
+
+
+def picture_is_marked(picture: bytes) -> bool:
+    """Whether `marked` went over a PNG or SVG."""
+    if is_png(picture):
+        return picture[_HEADER_END + 4 :].startswith(_SOFTWARE)
+    return picture.endswith(_COMMENT)
 
 
 def wanted() -> bool:

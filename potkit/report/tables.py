@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..errors import DataError
 from ..experiments import statistics
+from ..structures.outputs import Kind, check, is_a, is_provenance, plain_name, read_json
 from ..structures.storage import replacing
 from . import provenance, published_numbers
 
@@ -25,19 +26,47 @@ UNITS = {
 }
 
 
+def _is_origin(path: Path) -> bool:
+    about = read_json(path)
+    return is_provenance(about) and "rows" not in about  # which a benchmark has
+
+
+ORIGIN = Kind("how `potkit` made a stored result", _is_origin)
+RESULT = Kind(
+    "a stored result of `potkit` with its origin beside it",
+    lambda path: is_a(ORIGIN, path.with_suffix(".json")),
+)
+
+
+def check_results(folder: str | Path, *names: str) -> None:
+    """Raise DataError where `store` could not write the results ``names``, ConfigError for a name
+    that is no plain one.
+    """
+    for name in names:
+        plain_name(name, "result")
+        check(Path(folder) / f"{name}.csv", RESULT)
+        check(Path(folder) / f"{name}.json", ORIGIN)
+
+
 def store(
     table: pd.DataFrame, name: str, command: str, folder: str | Path = "data/results", **notes: Any
 ) -> Path:
     """Write ``table`` to folder/name.csv and how it was made to name.json (command, commit,
     hardware, versions, notes).
+
+    An earlier result of the name is replaced; raises as `check_results` does.
     """
-    folder = Path(folder)
-    with replacing(folder / f"{name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    check_results(folder, name)
+    path = Path(folder) / f"{name}.csv"
     how = {"command": command, **provenance.made_by(), **notes}
-    with replacing(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(how, indent=1, default=str, ensure_ascii=False) + "\n")
-    return folder / f"{name}.csv"
+    # both are written before either is moved; then the origin first, which says whose the table is
+    with (
+        replacing(path, RESULT) as new_table,
+        replacing(path.with_name(f"{name}.json"), ORIGIN) as new_origin,
+    ):
+        table.to_csv(new_table, index=False, float_format="%.6g")
+        new_origin.write_text(json.dumps(how, indent=1, default=str, ensure_ascii=False) + "\n")
+    return path
 
 
 def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -4,11 +4,11 @@ file. Written, then moved.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,10 +17,14 @@ from typing import Any
 
 import h5py
 import numpy as np
+from filelock import FileLock, Timeout
 
-from ..errors import DataError
+from ..errors import Busy, DataError
+from . import outputs
 from .arrays import PER_ATOM
+from .outputs import PART, Kind, reason
 
+FORMAT = "potkit-structures"
 FORMAT_VERSION = 1
 SCAN = 1 << 22  # entries looked at at once, so that checking a large set needs no large temporary
 
@@ -95,31 +99,152 @@ def writeable(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+# -- what a store is, for those who would replace it ---------------------------------------------
+def _is_store_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder that `save` or `StoreWriter` wrote, with nothing of anybody
+    else's in it.
+    """
+    from .arrays import ARRAYS
+
+    known = {"potkit.json", *(f"{name}.npy" for name in ARRAYS)}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            ours = entry.name in known or outputs.is_temporary(entry.name)
+            if not (ours and entry.is_file(follow_symlinks=False)):
+                return False
+    return outputs.read_json(path / "potkit.json").get("format") == FORMAT
+
+
+def _is_store_file(path: Path) -> bool:
+    from .arrays import ARRAYS
+
+    with h5py.File(path, "r") as file:
+        return json.loads(file.attrs["potkit"])["format"] == FORMAT and set(file) <= set(ARRAYS)
+
+
+STORE = Kind("a store of potkit's", _is_store_folder, folder=True, replaced=True)
+STORE_FILE = Kind("a store of potkit's (.h5)", _is_store_file)
+
+
+# -- writing: under a temporary name, then moved -------------------------------------------------
+@contextmanager
+def replacing(path: str | Path, kind: Kind = PART) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when the block ends well, and is
+    removed when it does not.
+
+    Raises DataError, before the block and again before anything is moved, where `outputs.check`
+    lets nothing of ``kind`` be written; and for what the operating system refuses, such as a full
+    disk. A link is followed: what it points to is replaced.
+    """
+    place = outputs.check(path, kind)
+    temporary = outputs.temporary(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        outputs.check(place, kind)  # it may have taken hours
+        _move(temporary, place, path, kind)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({reason(error)})") from error
+    finally:
+        _sweep(temporary)
+
+
+def _move(temporary: Path, place: Path, path: str | Path, kind: Kind) -> None:
+    """Give ``temporary`` the name ``place``. A folder that is there goes aside first, is looked at
+    once more, and only then removed.
+    """
+    aside: list[Path] = []
+    try:
+        while not _moved(temporary, place, kind):
+            old = outputs.temporary(place)
+            with suppress(FileNotFoundError):  # another process was quicker
+                os.replace(place, old)
+                aside.append(old)
+            if aside and not outputs.is_a(kind, aside[-1]):  # something came into it meanwhile
+                raise DataError(f"{path}: changed while it was to be replaced; it is left as it is")
+    except BaseException:
+        if aside and not place.exists():
+            os.replace(aside.pop(), place)
+        raise
+    for old in aside:
+        for file in old.iterdir():
+            file.unlink()  # of the store: it was looked at under this name, which nobody else knows
+        old.rmdir()
+
+
+def _moved(temporary: Path, place: Path, kind: Kind) -> bool:
+    """Move ``temporary`` over a file, an empty folder or nothing; False where a folder that is to
+    be replaced is in the way.
+    """
+    try:
+        os.replace(temporary, place)
+    except OSError as error:
+        if kind.replaced and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _sweep(temporary: Path) -> None:
+    """Remove what lies under a name with potkit's mark, if anything does."""
+    with suppress(OSError):
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block ends well, and is
-    removed when it does not.
+def workspace(path: str | Path) -> Iterator[Path]:
+    """A folder beside ``path`` for work in progress, removed at the end however it comes. Raises
+    DataError where it cannot be made.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    folder = outputs.temporary(Path(os.path.realpath(path)))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        folder.mkdir(parents=True)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({_reason(error)})") from error
+        raise DataError(f"{path}: cannot be written ({reason(error)})") from error
+    try:
+        yield folder
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                temporary.unlink()
+        _sweep(folder)
+
+
+@contextmanager
+def only_writer(path: str | Path) -> Iterator[None]:
+    """Hold ``path`` while it is written. Raises Busy if another process does; the operating system
+    lets go when a process dies.
+    """
+    lock_path = outputs.lock_name(Path(os.path.realpath(path)))
+    lock = FileLock(lock_path, timeout=0)
+    try:
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise Busy(
+            f"{path}: another process is writing it; wait for it or choose another name"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({reason(error)})") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock_path.unlink()
+        lock.release()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of ``path`` left beside it when they were killed. Only where no other
+    process writes it.
+    """
+    place = Path(os.path.realpath(path))
+    if not place.parent.is_dir():
+        return
+    for left in list(place.parent.iterdir()):
+        if outputs.is_temporary(left.name, place):
+            _sweep(left)
+    _sweep(outputs.lock_name(place))
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Path:
@@ -127,8 +252,8 @@ def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Pat
     folder).
     """
     header = _header(info)
-    with replacing(path) as temporary:
-        if path.suffix == ".h5":
+    if path.suffix == ".h5":
+        with replacing(path, STORE_FILE) as temporary:
             # built in memory: HDF5 cannot close a file whose disk is full, and says so many times
             with h5py.File(temporary.name, "w", driver="core", backing_store=False) as file:
                 file.attrs["potkit"] = header
@@ -141,12 +266,28 @@ def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Pat
                     file.create_dataset(name, data=array, **options)
                 file.flush()
                 temporary.write_bytes(file.id.get_file_image())
-        else:
+    else:
+        with replacing(path, STORE) as temporary:
             temporary.mkdir()
             for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
+                _write_array(temporary / f"{name}.npy", array)
             (temporary / "potkit.json").write_text(header)
     return path
+
+
+class _Stream:
+    """A file that numpy does not know for one: it writes past Python else, and a full disk is only
+    told by a count of bytes.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.write = file.write
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """As `numpy.save`, but that an error of the disk says what it is."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array(_Stream(file), array, allow_pickle=False)
 
 
 class StoreWriter:
@@ -166,7 +307,7 @@ class StoreWriter:
         self._stack, self._finished = ExitStack(), False
 
     def __enter__(self) -> StoreWriter:
-        self._folder = self._stack.enter_context(replacing(self.path))
+        self._folder = self._stack.enter_context(replacing(self.path, STORE))
         with self._writing():
             self._folder.mkdir()
         return self
@@ -191,7 +332,7 @@ class StoreWriter:
         try:
             yield
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({_reason(error)})") from error
+            raise DataError(f"{self.path}: cannot be written ({reason(error)})") from error
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
         """Add structures; ``arrays`` as `Structures.arrays` gives them, with ``ptr`` from 0.
@@ -262,19 +403,9 @@ def set_info(path: Path, info: dict[str, Any]) -> None:
         temporary.write_text(_header(info))
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what writers of ``path`` left beside it when they were killed. Only where no other
-    process writes it.
-    """
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-
-
 def _header(info: dict[str, Any]) -> str:
     return json.dumps(
-        {"format": "potkit-structures", "version": FORMAT_VERSION, "info": info},
-        default=str,
-        indent=1,
+        {"format": FORMAT, "version": FORMAT_VERSION, "info": info}, default=str, indent=1
     )
 
 

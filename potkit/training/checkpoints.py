@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models import Potential, backbone_options, build
+from ..structures.outputs import Kind, is_temporary
 from ..structures.storage import replacing
 
 FORMAT_VERSION = 1
@@ -32,14 +34,43 @@ UNITS = {"length": "Å", "energy": "eV", "forces": "eV/Å"}
 PARTS = ("backbone", "energy_head", "vector_readout")
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the header of ``path`` is that of a checkpoint of potkit; its tensors may be
+    damaged.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return (
+            size < path.stat().st_size and "potkit" in json.loads(file.read(size))["__metadata__"]
+        )
+
+
+CHECKPOINT = Kind("a checkpoint of potkit", _is_checkpoint)
+
+
+IMPORTED_FILE = "best.safetensors"  # what `find` looks for first in a folder
+
+
+def _is_imported(path: Path) -> bool:
+    names = [name for name in os.listdir(path) if not is_temporary(name)]
+    return names == [IMPORTED_FILE] and "imported" in read(path / IMPORTED_FILE)[1]
+
+
+IMPORTED = Kind("a folder of weights that potkit imported", _is_imported, folder=True)
+
+
 def save(
     path: str | Path,
     model: Potential,
     header: dict[str, Any] | None = None,
     extra: dict[str, Tensor] | None = None,
+    kind: Kind = CHECKPOINT,
 ) -> Path:
     """Write ``model`` (weights, references, scale, how to build it) with ``header`` and further
     tensors to ``path``.
+
+    Raises DataError where ``path`` holds anything but a checkpoint; ``kind`` is for those who know
+    better what lies there.
     """
     if not hasattr(model, "recipe"):
         raise CheckpointError(
@@ -53,7 +84,7 @@ def save(
         "units": UNITS,
         **(header or {}),
     }
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), kind) as temporary:
         temporary.touch()
         rights = temporary.stat().st_mode  # what the umask leaves; safetensors says 0600
         try:

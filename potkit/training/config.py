@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError
+from ..structures.outputs import Kind
 from ..structures.storage import replacing
 
 # what does not change the numbers a run ends with, or only where and how often they are written
@@ -148,10 +149,14 @@ class TrainConfig(BaseModel):
             if k not in NOT_IDENTITY and not (k in LATER and v == defaults[k])
         }
 
-    def to_yaml(self, path: str | Path) -> Path:
-        """Write all settings to ``path``; `from_yaml` reads them back equal."""
-        with replacing(Path(path)) as temporary:
-            temporary.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+    def to_yaml(self, path: str | Path, kind: Kind | None = None) -> Path:
+        """Write all settings to ``path``; `from_yaml` reads them back equal.
+
+        Raises DataError where ``path`` holds anything but what this wrote, such as settings written
+        by hand; ``kind`` is for those who know better what lies there.
+        """
+        with replacing(Path(path), kind or SETTINGS) as temporary:
+            temporary.write_text(_dumped(self.model_dump()))
         return Path(path)
 
     @classmethod
@@ -175,6 +180,26 @@ class TrainConfig(BaseModel):
             return cls(**{str(k): v for k, v in (values or {}).items()})
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+
+
+def _dumped(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _is_dumped(path: Path) -> bool:
+    """Whether `TrainConfig.to_yaml` wrote ``path``: known settings in its form, to the byte, and
+    not just some of them.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    known = isinstance(values, dict) and values.keys() <= TrainConfig.model_fields.keys()
+    return known and len(values) > len(TrainConfig.model_fields) // 2 and _dumped(values) == text
+
+
+SETTINGS = Kind("settings that TrainConfig.to_yaml wrote", _is_dumped)
 
 
 def _problem(problem: dict[str, Any]) -> str:

@@ -15,9 +15,13 @@ import torch
 from ..errors import DataError
 from ..kernels.compiling import for_predictions
 from ..models import Potential
+from ..structures.outputs import Kind, head
 from ..structures.store import Structures
 from . import checkpoints
 from .memory import Limit
+
+FIRST_COLUMNS = "system,atoms,energy,predicted_energy"  # of `Evaluation.structures` as CSV
+ERRORS = Kind("a table of `potkit evaluate`", lambda path: head(path).startswith(FIRST_COLUMNS))
 
 
 @dataclasses.dataclass(frozen=True)

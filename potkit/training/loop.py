@@ -40,6 +40,7 @@ from ..kernels.compiling import compiled
 from ..models import Potential
 from ..objectives import Objective, Supervised
 from ..structures.neighbors import check_overlaps
+from ..structures.outputs import PART
 from ..structures.store import Structures
 from . import checkpoints
 from .config import TrainConfig
@@ -130,23 +131,24 @@ def fit(
     valid: Structures | None = None,
     notes: dict[str, Any] | None = None,
     whole: Structures | None = None,
+    overwrite: bool = False,
 ) -> Run:
     """Train ``model`` in place on ``structures`` and keep the run in folder ``out``; see `pretrain`
     and `finetune`.
 
     A finished run of the same identity is loaded, a broken one resumed, a different one is an
-    error. The model ends with the best weights on ``valid`` if given, else the last. ``whole`` is
-    the set both were cut from, if an error is to count structures there.
-    Raises TrainingError when the loss is no longer a number or memory does not suffice for one
-    structure; Interrupted after Ctrl-C;
-    Busy while another process trains in ``out``.
+    error, or replaced with ``overwrite``; a folder with anything else in it is left as it is, with
+    an error. The model ends with the best weights on ``valid`` if given, else the last. ``whole``
+    is the set both were cut from, if an error is to count structures there. Raises TrainingError
+    when the loss is no longer a number or memory does not suffice for one structure; Interrupted
+    after Ctrl-C; Busy while another process trains in ``out``.
     """
     if not len(structures):
         raise DataError("no structures to train on")
     model.extend(objective.needed(), objective.inputs, seed=config.seed)
     valid = valid if valid is not None and len(valid) else None
     folder = RunFolder(
-        Path(out), _identity(model, structures, valid, objective, config, notes), config
+        Path(out), _identity(model, structures, valid, objective, config, notes), config, overwrite
     )
     if folder.finished:
         return folder.load(into=model)
@@ -285,7 +287,7 @@ def _train(
         if valid is None:
             # a run without validation ends with (and keeps) the averaged weights
             with state.averaged():
-                checkpoints.save(folder.best, model, header | {"step": state.step})
+                checkpoints.save(folder.best, model, header | {"step": state.step}, kind=PART)
         folder.finish(model, state, header)
     fabric.barrier()
     return folder.load(into=model)
@@ -313,7 +315,7 @@ def _validate(
             state.best = scores["loss"]
             if fabric.global_rank == 0:
                 kept = header | {"step": state.step, "valid": scores}
-                checkpoints.save(folder.best, model, kept)
+                checkpoints.save(folder.best, model, kept, kind=PART)
     return scores
 
 
@@ -404,14 +406,15 @@ def pretrain(
     config: TrainConfig | None = None,
     out: str | Path = "runs/pretrain",
     valid: Structures | None = None,
+    overwrite: bool = False,
 ) -> Run:
     """Train ``model`` on unlabelled ``structures`` with a self-supervised ``objective``; 5 % are
     set aside for validation.
 
     Labels of ``structures`` are not looked at, unless the objective asks for them
     (`ForceConditionedDenoise`); then reference energies and the unit of energies and forces follow
-    from them as in `finetune`. ``out`` holds the run: config, metrics, best and last checkpoint.
-    Returns the Run.
+    from them as in `finetune`. ``out`` holds the run: config, metrics, best and last checkpoint;
+    with ``overwrite`` another run that lies there is replaced. Returns the Run.
     """
     if objective.labels():
         objective.check(structures)
@@ -427,10 +430,19 @@ def pretrain(
             out,
             valid,
             {"task": "pretrain"},
-            whole=structures,
+            structures,
+            overwrite,
         )
     return fit(
-        model, structures, objective, config or TrainConfig(), out, valid, {"task": "pretrain"}
+        model,
+        structures,
+        objective,
+        config or TrainConfig(),
+        out,
+        valid,
+        {"task": "pretrain"},
+        None,
+        overwrite,
     )
 
 
@@ -444,6 +456,7 @@ def finetune(
     objective: Supervised | None = None,
     references: str | ReferenceEnergies = "fit",
     parts: tuple[str, ...] = ("backbone",),
+    overwrite: bool = False,
 ) -> Run:
     """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts``
     it starts from.
@@ -451,7 +464,7 @@ def finetune(
     ``references``: "fit" (least squares over compositions of ``train`` only), the name of a table
     of isolated atoms, or ReferenceEnergies. The unit of the energy head is the root mean square
     force of ``train`` (its spread of energies per atom where there are no forces). Validation and
-    test labels are never used for either.
+    test labels are never used for either. ``overwrite`` as in `pretrain`.
     """
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
     for part, role in ((train, "train"), (valid, "valid")):
@@ -473,9 +486,13 @@ def finetune(
     notes: dict[str, Any] = {"task": "finetune", "init": None}
     if init is not None:
         source = init.checkpoint if isinstance(init, Run) else init
+        if overwrite and checkpoints.find(source).resolve().parent == Path(out).resolve():
+            raise ConfigError(
+                f"{out}: holds the weights to start from, which are not overwritten; choose another folder"
+            )
         report = checkpoints.transfer(model, source, parts)
         if (config or TrainConfig()).progress:
             tqdm.write(str(report), file=sys.stderr)  # stdout may be a pipe nobody reads
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
     model.set_references(references.table, _unit(train, references))
-    return fit(model, train, objective, config or TrainConfig(), out, valid, notes)
+    return fit(model, train, objective, config or TrainConfig(), out, valid, notes, None, overwrite)

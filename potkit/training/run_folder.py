@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import Busy, CheckpointError, ConfigError, DataError
 from ..models import Potential
+from ..structures.outputs import PART, Kind, check, is_a, is_temporary, read_json, some
 from ..structures.storage import replacing
 from . import checkpoints
 from .config import TrainConfig
@@ -60,7 +62,7 @@ class Run:
 
 
 def _write(path: Path, value: Any) -> None:
-    with replacing(path) as temporary:
+    with replacing(path, PART) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
@@ -90,6 +92,33 @@ def identity_hash(identity: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+NAMES = (
+    "best.safetensors",
+    "config.yaml",
+    "last.safetensors",
+    "metrics.jsonl",
+    "previous.safetensors",
+    "run.json",
+    "run.lock",
+    "summary.json",
+)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder says which run it holds, or is one in which nothing has been written yet."""
+    names = [name for name in os.listdir(path) if not is_temporary(name)]
+    if names == ["run.lock"]:
+        return (path / "run.lock").stat().st_size == 0
+    if "run.json" in names:
+        about = read_json(path / "run.json")
+        return isinstance(about["identity"], dict) and "potkit" in about["versions"]
+    summary = read_json(path / "summary.json")
+    return isinstance(summary["hash"], str) and {"steps", "seconds", "best"} <= summary.keys()
+
+
+RUN = Kind("a run of potkit's", _is_run, folder=True)
+
+
 def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
     out = []
     for key in ours.keys() | theirs.keys():
@@ -102,9 +131,16 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
 
 
 class RunFolder:
-    """Reads and writes the files above. Raises ConfigError when the folder holds another run."""
+    """Reads and writes the files above. Raises ConfigError when the folder holds another run,
+    DataError when it holds something else.
 
-    def __init__(self, path: Path, identity: dict[str, Any], config: TrainConfig) -> None:
+    ``overwrite``: another run is removed, by its files' names, when this one begins; a folder with
+    anything beside them is refused.
+    """
+
+    def __init__(
+        self, path: Path, identity: dict[str, Any], config: TrainConfig, overwrite: bool = False
+    ) -> None:
         self.path, self.identity, self.config = (
             path,
             json.loads(json.dumps(identity, default=str)),
@@ -119,18 +155,46 @@ class RunFolder:
             path / "run.json",
         )
         self.broken: set[Path] = set()
-        if self.run.is_file():
-            try:
-                theirs = json.loads(self.run.read_text())["identity"]
-            except (ValueError, KeyError):
-                raise ConfigError(
-                    f"{self.run}: not readable; delete {path} to start anew"
-                ) from None
-            if theirs != self.identity:
-                differs = _differences(theirs, self.identity)
-                raise ConfigError(
-                    f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it"
+        self.other = False  # whether another run lies here that is to make room
+        if self.run.is_file() and not is_a(RUN, path):
+            raise ConfigError(
+                f"{self.run}: not readable, so the run it belongs to cannot be told; choose another folder"
+            )
+        check(path, RUN)
+        differs = self._differs()
+        if differs and not overwrite:
+            raise ConfigError(
+                f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it"
+            )
+        if differs:
+            if foreign := [name for name in os.listdir(path) if not self._mine(name)]:
+                raise DataError(
+                    f"{path}: the run there is not replaced, because beside it there is {some(foreign)}; choose another folder"
                 )
+            self.other = True
+
+    def _differs(self) -> list[str]:
+        """In what the run that lies here is another one."""
+        if self.run.is_file() and (
+            differs := _differences(read_json(self.run)["identity"], self.identity)
+        ):
+            return differs
+        try:
+            about = read_json(self.summary) if self.summary.is_file() else {}
+        except ValueError:
+            raise ConfigError(
+                f"{self.summary}: not readable, so it cannot be told which run ended; choose another folder"
+            ) from None
+        own = identity_hash(self.identity)
+        return ["hash in summary.json"] if about.get("hash", own) != own else []
+
+    @staticmethod
+    def _mine(name: str) -> bool:
+        return (
+            name in NAMES
+            or is_temporary(name)
+            or re.fullmatch(r"test-[0-9a-f]+\.json", name) is not None
+        )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -150,6 +214,8 @@ class RunFolder:
                 f"{self.path}: cannot be written ({error.strerror or error})"
             ) from error
         try:
+            if self.other:
+                self._make_room()
             yield
         finally:
             # before release: whoever comes next finds a finished run and needs no lock
@@ -157,13 +223,24 @@ class RunFolder:
                 (self.path / "run.lock").unlink(missing_ok=True)
             lock.release()
 
+    def _make_room(self) -> None:
+        """Remove the files of the other run that lies here; what says which run it is goes last."""
+        if self._differs():
+            names = [
+                name for name in os.listdir(self.path) if self._mine(name) and name != "run.lock"
+            ]
+            for name in sorted(names, key=lambda name: name == "run.json"):
+                (self.path / name).unlink()
+        self.other = False
+
     @property
     def finished(self) -> bool:
-        return self.summary.is_file() and self.best.is_file()
+        return not self.other and self.summary.is_file() and self.best.is_file()
 
     def begin(self, header: dict[str, Any], resumed_at: int) -> None:
-        for leftover in self.path.glob(".*.tmp"):  # half a file of a process that was killed
-            leftover.unlink(missing_ok=True)
+        # half a file of a process that was killed
+        for name in [n for n in os.listdir(self.path) if is_temporary(n)]:
+            (self.path / name).unlink(missing_ok=True)
         if not self.run.is_file():
             _write(
                 self.run,
@@ -175,7 +252,7 @@ class RunFolder:
                     "header": header,
                 },
             )
-            self.config.to_yaml(self.path / "config.yaml")
+            self.config.to_yaml(self.path / "config.yaml", PART)
         # rows beyond the state we go on from will be made again; a last line cut short by a kill is
         # dropped with them
         kept = []
@@ -186,7 +263,7 @@ class RunFolder:
                         kept.append(line)
                 except (ValueError, KeyError):
                     continue
-        with replacing(self.metrics) as temporary:
+        with replacing(self.metrics, PART) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def log(self, row: dict[str, float]) -> None:
@@ -202,11 +279,15 @@ class RunFolder:
         """Write the full state as last.safetensors; what was there becomes previous.safetensors."""
         if self.last.is_file() and self.last not in self.broken:
             os.replace(self.last, self.previous)
-        checkpoints.save(self.last, model, header | {"state": state.header()}, state.tensors())
+        checkpoints.save(
+            self.last, model, header | {"state": state.header()}, state.tensors(), PART
+        )
         self.broken.clear()
 
     def resume(self, state: Any) -> int:
         """Take up the last good state, if there is one; returns its step."""
+        if self.other:  # the first process is removing it
+            return 0
         problems = []
         for path in (self.last, self.previous):
             if not path.is_file():
@@ -228,7 +309,9 @@ class RunFolder:
         return 0
 
     def finish(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
-        checkpoints.save(self.last, model, header | {"state": state.header()}, state.tensors())
+        checkpoints.save(
+            self.last, model, header | {"state": state.header()}, state.tensors(), PART
+        )
         self.previous.unlink(missing_ok=True)
         smaller = {"micro_batch": state.limit.size} if state.limit.size else {}
         _write(

@@ -16,6 +16,7 @@ from potkit.bench import common, infer, neighbors, peers, scaling, step
 from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
 from potkit.objectives import Denoise
+from potkit.report import gallery
 from potkit.report import tables as report
 
 
@@ -203,7 +204,7 @@ def test_scaling_command_and_its_block(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         scaling, "run", lambda **options: original(**options, atoms=(10, 40), total=40)
     )
-    (tmp_path / "README.md").write_text("# Figures\n")
+    gallery.write(tmp_path)
     for name in ("cost.png", "cost.html"):
         with pytest.raises(SystemExit) as done:
             options = ["--threads", "1", "--repeats", "1", "--sweep", "atoms"]

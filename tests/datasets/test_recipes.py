@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_recipe import TOY, toy_work
 
 from potkit.datasets import recipes
 from potkit.datasets.recipes import ani_mini, common, sheet, tip3p_mini
@@ -26,32 +27,6 @@ def needs(*packages: str):
 
 
 # -- the machinery, with a recipe that needs nothing ---------------------------------------------
-
-
-def toy_work(task: dict) -> Structures:
-    rng = np.random.default_rng([task["seed"], task["k"]])
-    part = Structures(
-        z=np.full(4, 1),
-        pos=common.on_grid(rng.normal(size=(4, 3))),
-        ptr=[0, 2, 4],
-        energy=rng.normal(size=2),
-        forces=common.on_grid(rng.normal(size=(4, 3))),
-        info={"systems": [task["label"]]},
-    )
-    return part[:0] if task["k"] == 2 else part
-
-
-TOY = common.Recipe(
-    name="toy",
-    title="toy",
-    story="Random numbers.",
-    packages=("numpy",),
-    work=toy_work,
-    plan=lambda scale, seed, parts=4: [
-        {"label": f"part-{k}", "k": k, "seed": seed} for k in range(parts)
-    ],
-    describe=lambda tasks, infos: {"level_of_theory": "none", "notes": [f"{len(infos)} parts."]},
-)
 
 
 def test_interrupted_generation_resumes_to_the_same_file(tmp_path):

@@ -15,6 +15,7 @@ from potkit import TrainConfig, models
 from potkit.cli import main as cli
 from potkit.errors import ConfigError
 from potkit.experiments import experiment, yaml_form
+from potkit.report import gallery
 from potkit.report import tables as report
 from potkit.training import checkpoints, loop
 from potkit.training import step as steps
@@ -282,7 +283,7 @@ def test_a_grid_in_yaml(tmp_path):
 def test_the_command_stores_tables_and_draws(tmp_path, capsys):
     path = tmp_path / "grid.yaml"
     path.write_text(GRID[: GRID.index("  data:\n")].replace("two networks", "networks"))
-    (tmp_path / "README.md").write_text("# Figures\n")
+    gallery.write(tmp_path)
     options = [
         "--store",
         str(tmp_path / "store"),

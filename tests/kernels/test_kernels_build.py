@@ -403,7 +403,6 @@ def as_nobody(work) -> int:
     """The exit code of ``work``, done in a process for which rights are not waived as for root."""
 
     def unprivileged():
-        import pwd  # now: this Python's own folder may be closed to that user
 
         if os.geteuid() == 0:
             os.setgroups([])

@@ -76,11 +76,18 @@ def test_blocks_that_do_not_fit(tmp_path):
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
-    (tmp_path / ".store.1234abcd.tmp").mkdir()
-    (tmp_path / ".store.1234abcd.tmp/pos.npy").write_bytes(b"half")
-    (tmp_path / ".other.1234abcd.tmp").mkdir()
+    (tmp_path / ".store.potkit-1234abcd.tmp").mkdir()
+    (tmp_path / ".store.potkit-1234abcd.tmp/pos.npy").write_bytes(b"half")
+    others = [
+        ".other.potkit-1234abcd.tmp",
+        ".store.1234abcd.tmp",
+        ".store.mine.tmp",
+        ".store.potkit-notes.tmp",
+    ]
+    for name in others:  # another writer's, and what a user may have called so
+        (tmp_path / name).mkdir()
     remove_leftovers(tmp_path / "store")
-    assert [p.name for p in tmp_path.iterdir()] == [".other.1234abcd.tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == others
 
 
 # -- readers that pack into a store --------------------------------------------------------------
@@ -188,9 +195,12 @@ def test_an_interrupted_conversion_is_made_again(tmp_path, how):
     process.send_signal(how)
     assert process.wait(30) != 0 and not (tmp_path / "store").exists()
     left = [p for p in tmp_path.iterdir() if p.name != "a.h5"]
-    # only a kill leaves the half store, under a name no one opens
-    assert (len(left) == 1) == (how == signal.SIGKILL)
+    # names no one opens, which say whose they are
+    assert all(".potkit" in p.name and p.name[0] == "." for p in left)
+    # only a kill leaves the half store and its lock
+    assert [p.is_dir() for p in sorted(left)] == ([True, False] if how == signal.SIGKILL else [])
     remove_leftovers(tmp_path / "store")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
     registry.pack(path, tmp_path / "store")
     assert same(Structures.open(tmp_path / "store"), read(path))
 
@@ -254,7 +264,7 @@ def test_two_processes_convert_the_same_set(tmp_path, monkeypatch):
     raw = tmp_path / "cache/tiny/raw"
     raw.mkdir(parents=True)
     ani1(raw / "a.h5")
-    (tmp_path / "cache/tiny/.packed.0123abcd.tmp").mkdir()  # of a conversion that was killed
+    (tmp_path / "cache/tiny/.packed.potkit-0123abcd.tmp").mkdir()  # of a conversion that was killed
     record = Record(
         "tiny",
         "public",

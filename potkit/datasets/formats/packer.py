@@ -24,7 +24,7 @@ class _Target:
     finished, by ``stack``.
     """
 
-    def __init__(self, path: Path, total: int | None, progress: bool) -> None:
+    def __init__(self, path: Path, total: int | None, progress: bool, name: str | None) -> None:
         self.path, self.total, self.progress, self.taken, self.stack = (
             path,
             total,
@@ -32,21 +32,23 @@ class _Target:
             False,
             ExitStack(),
         )
+        self.name = name or path.name
 
 
 @contextmanager
 def packing_into(
-    path: str | Path, total: int | None = None, progress: bool = False
+    path: str | Path, total: int | None = None, progress: bool = False, name: str | None = None
 ) -> Iterator[None]:
     """Inside this block the first reader packs straight into the store folder ``path``, in memory
     that does not grow with the set.
 
     What the reader returns is that store, memory-mapped. ``total``: how many structures to expect,
-    for the progress bar. A reader that gathers several files with a packer each, or filters
-    afterwards, returns what does not lie in ``path``: compare.
+    for the progress bar, which calls the set ``name`` (default: the folder's). A reader that
+    gathers several files with a packer each, or filters afterwards, returns what does not lie in
+    ``path``: compare.
     """
     global _target
-    before, target = _target, _Target(Path(path), total, progress)
+    before, target = _target, _Target(Path(path), total, progress, name)
     _target = target
     try:
         with target.stack:
@@ -98,8 +100,7 @@ class Packer:
 
         target.taken, self._target = True, target
         self._writer = target.stack.enter_context(StoreWriter(target.path))
-        name = target.path.parent.name if target.path.name == "packed" else target.path.name
-        options = {"desc": f"packing {name}", "unit": " structures", "unit_scale": True}
+        options = {"desc": f"packing {target.name}", "unit": " structures", "unit_scale": True}
         self._bar = target.stack.enter_context(
             tqdm(total=target.total, disable=not target.progress, **options)
         )

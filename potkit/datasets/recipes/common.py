@@ -14,11 +14,11 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +28,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...errors import DataError
+from ...structures.outputs import Kind, check, is_a, is_temporary
+from ...structures.storage import STORE, STORE_FILE
 from ...structures.store import Structures, concatenate
-from .sheet import write_sheet
+from .sheet import SHEET, sheet_path, write_sheet
 
 GRID = (
     2.0**-14
@@ -111,9 +113,31 @@ def _part_path(folder: Path, recipe: Recipe, task: dict[str, Any]) -> Path:
     return folder / f"{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}.h5"
 
 
+def _is_parts_folder(path: Path) -> bool:
+    return all(_PART_NAME.fullmatch(name) or is_temporary(name) for name in os.listdir(path))
+
+
+_PART_NAME = re.compile(r"[0-9a-f]{20}\.h5")
+PARTS = Kind("a folder with the parts of a recipe's unfinished work", _is_parts_folder, folder=True)
+
+
+def _remove_parts(folder: Path, paths: list[Path]) -> None:
+    """Remove the parts ``paths``, those of earlier work with other settings, and their folder."""
+    for path in list(folder.iterdir()):
+        if (
+            path in paths
+            or is_temporary(path.name)
+            or (_PART_NAME.fullmatch(path.name) and is_a(STORE_FILE, path))
+        ):
+            path.unlink()
+    with suppress(OSError):  # what nobody knows stays
+        folder.rmdir()
+
+
 def _run_part(
     work: Callable[[dict[str, Any]], Structures], task: dict[str, Any], path: Path
 ) -> None:
+    path.unlink(missing_ok=True)  # a damaged one: those that can be read are not made again
     start = time.perf_counter()
     part = work(task)
     part.info["seconds"] = time.perf_counter() - start
@@ -173,11 +197,12 @@ def generate(
     ``<out>.md`` beside it, and return it.
 
     ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own
-    number.
-    ``jobs`` processes share the tasks. The same scale, seed, options and package versions give the
-    same file, whatever ``jobs``. Raises DataError for a bad argument, a missing package, or when
-    nothing could be made.
+    number. ``jobs`` processes share the tasks. The same scale, seed, options and package versions
+    give the same file, whatever ``jobs``. An earlier set and its sheet are replaced. Raises
+    DataError for a bad argument, a missing package, other files in the places of set, sheet or
+    parts, or when nothing could be made.
     """
+
     out = Path(out)
     scale = parse_scale(recipe.name, scale)
     if jobs < 1:
@@ -185,12 +210,15 @@ def generate(
     if seed < 0:
         raise DataError(f"{recipe.name}: seed must not be negative, got {seed}")
     require(recipe)
+    check(out, STORE_FILE if out.suffix == ".h5" else STORE)
+    folder, sheet = out.with_name(out.name + ".parts"), sheet_path(out)
+    check(sheet, SHEET)
+    check(folder, PARTS)
     start = time.perf_counter()
     try:
         tasks = recipe.plan(scale, seed, **options)
     except TypeError as error:
         raise DataError(f"{recipe.name}: unknown or ill-typed option ({error})") from error
-    folder = out.with_name(out.name + ".parts")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [_part_path(folder, recipe, task) for task in tasks]
     _run_all(recipe, tasks, paths, jobs, progress)
@@ -222,12 +250,6 @@ def generate(
         made = recipe.arrange(made)
     made.validate().save(out)
     cost = {"wall": time.perf_counter() - start, "work": sum(seconds), "jobs": jobs}
-    write_sheet(
-        out.with_suffix(".md") if out.suffix == ".h5" else out.with_name(out.name + ".md"),
-        recipe,
-        made,
-        out,
-        cost,
-    )
-    shutil.rmtree(folder)
+    write_sheet(sheet, recipe, made, out, cost)
+    _remove_parts(folder, paths)
     return made

@@ -9,12 +9,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...structures import outputs
 from ...structures.elements import SYMBOLS
+from ...structures.outputs import Kind
 from ...structures.storage import replacing
 from ...structures.store import Structures
 
 if TYPE_CHECKING:
     from .common import Recipe
+
+_WRITTEN = "This sheet was written by the recipe together with the data; do not edit it."
+_INDEX = "# Embedded data sets"
+_INDEX_WRITTEN = "`write_index` in `sheet.py` there."
+
+
+def _is_sheet(path: Path) -> bool:
+    lines = outputs.head(path).splitlines()
+    return lines[0].startswith("# ") and lines[2] == _WRITTEN
+
+
+def _is_index(path: Path) -> bool:
+    text = outputs.head(path)
+    return text.startswith(_INDEX + "\n") and _INDEX_WRITTEN in text
+
+
+SHEET = Kind("a data sheet that a recipe wrote", _is_sheet)
+INDEX = Kind("the list of the data sets in its folder that potkit wrote", _is_index)
+
+
+def sheet_path(data: Path) -> Path:
+    """Where the data sheet of the set stored at ``data`` lies."""
+    return data.with_suffix(".md") if data.suffix == ".h5" else data.with_name(data.name + ".md")
 
 
 def sha256(path: Path) -> str:
@@ -63,7 +88,7 @@ def write_sheet(
     lines = [
         f"# {recipe.name}: {recipe.title}",
         "",
-        "This sheet was written by the recipe together with the data; do not edit it.",
+        _WRITTEN,
         "",
         recipe.story,
         "",
@@ -103,7 +128,7 @@ def write_sheet(
     for head, table in info.get("tables", {}).items():
         lines += [f"## {head}", "", table, ""]
     lines += ["## Caveats", "", *(f"- {note}" for note in info["notes"]), ""]
-    with replacing(path) as temporary:
+    with replacing(path, SHEET) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -112,7 +137,7 @@ def index_text(folder: Path) -> str:
     sheet.
     """
     lines = [
-        "# Embedded data sets",
+        _INDEX,
         "",
         "Made by the recipes in `potkit/datasets/recipes/`; `potkit data make NAME --scale X` makes them "
         "again at any size. The sheet of",
@@ -136,9 +161,11 @@ def index_text(folder: Path) -> str:
 
 
 def write_index(folder: str | Path) -> Path:
-    """Write ``README.md`` in ``folder`` (see `index_text`) and return its path."""
+    """Write ``README.md`` in ``folder`` (see `index_text`) and return its path. Raises DataError
+    where there is another README.md.
+    """
     path = Path(folder) / "README.md"
     text = index_text(Path(folder))
-    with replacing(path) as temporary:
+    with replacing(path, INDEX) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
