@@ -64,14 +64,18 @@ CITATIONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a set: its place below the set's folder, where it comes from, and what it must
-    hash to ("sha256:…", "md5:…").
+    """A file of a set: its place below the set's folder, where it comes from, and what it must hash
+    to ("sha256:…", "md5:…").
+
+    ``members``: of an archive (``unpack``) patterns of all files that are read from it, each of
+    which fits at least one: they tell whether a set that was unpacked by hand is complete.
     """
 
     path: str
     url: str | None = None
     checksum: str | None = None
     unpack: bool = False
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,22 @@ def _reference(pairs: dict[str, str], base: str | None = None) -> tuple[Remote, 
     )
 
 
+_ANI1 = tuple(f"ANI-1_release/ani_gdb_s{heavy:02d}.h5" for heavy in range(1, 9))
+_ISO17_DATABASES = ("iso17/reference.db", "iso17/test_within.db", "iso17/test_other.db")
+_ISO17 = (*_ISO17_DATABASES, "iso17/train_ids.txt", "iso17/validation_ids.txt")
+_RMD17_MOLECULES = (
+    "aspirin",
+    "azobenzene",
+    "benzene",
+    "ethanol",
+    "malonaldehyde",
+    "naphthalene",
+    "paracetamol",
+    "salicylic",
+    "toluene",
+    "uracil",
+)
+_RMD17 = tuple(f"rmd17/npz_data/rmd17_{molecule}.npz" for molecule in _RMD17_MOLECULES)
 _GDML = "http://www.quantum-machine.org/gdml/repo/datasets"
 _MD22 = (
     "Ac-Ala3-NHMe",
@@ -392,6 +412,7 @@ RECORDS: tuple[Record, ...] = (
                 "https://ndownloader.figshare.com/files/9057631",
                 None,
                 unpack=True,
+                members=_ANI1,
             ),
         ),
         format="ani1",
@@ -444,6 +465,7 @@ RECORDS: tuple[Record, ...] = (
                 "http://quantum-machine.org/datasets/iso17.tar.gz",
                 None,
                 unpack=True,
+                members=_ISO17,
             ),
         ),
         used_for="denoise paper: fine-tuning, unseen isomers",
@@ -534,6 +556,7 @@ RECORDS: tuple[Record, ...] = (
                 "https://figshare.com/ndownloader/files/23950376",
                 "sha256:cddeea2ec2c4b22a9de16a9a65a3eeedac5b29da9c99c20bbff0153912bf922b",
                 unpack=True,
+                members=_RMD17,
             ),
         ),
         read_from="rmd17/npz_data",
@@ -565,6 +588,8 @@ RECORDS: tuple[Record, ...] = (
                 f"{_ZENODO}/2634098/files/training-data_H2O.tar.gz",
                 None,
                 unpack=True,
+                # how its files are called is not published: see choose
+                members=("**/*[Rr][Pp][Bb][Ee]*",),
             ),
         ),
         split="81/9/10",

@@ -134,14 +134,27 @@ def embedded_path(r: Record) -> Path | None:
 
 
 def reference_path(r: Record) -> Path | None:
-    """The folder of a reference set below POTKIT_REFERENCE_DATA; None if the variable is not set
-    or files are missing there.
+    """The folder of a reference set below POTKIT_REFERENCE_DATA; None if the variable is not set or
+    files are missing there.
+
+    An archive lies there unpacked by the user, with or without the archive itself: it is complete
+    if all files that are read from it are there.
     """
     root = os.environ.get("POTKIT_REFERENCE_DATA")
     if not root:
         return None
-    folders = [p for p in (Path(root) / r.name, Path(root) / r.name.removesuffix("-sample"))]
-    return next((f for f in folders if all((f / file.path).is_file() for file in r.files)), None)
+    for folder in (Path(root) / r.name, Path(root) / r.name.removesuffix("-sample")):
+        if fetching.lacking(folder, r.files, by_hand=True) is None:
+            return folder
+    return None
+
+
+def _downloaded_path(r: Record) -> Path | None:
+    """The folder of `fetch`, if all files of the set are in it, and its archives unpacked to the
+    end.
+    """
+    raw = cache_dir() / r.name / "raw"
+    return raw if r.files and fetching.lacking(raw, r.files) is None else None
 
 
 def packed_path(r: Record) -> Path:
@@ -154,9 +167,7 @@ def _place(r: Record) -> Path | None:
         return embedded_path(r)
     if packed_path(r).exists():
         return packed_path(r)
-    found = reference_path(r)
-    raw = cache_dir() / r.name / "raw"
-    return found or (raw if r.files and all((raw / f.path).is_file() for f in r.files) else None)
+    return reference_path(r) or _downloaded_path(r)
 
 
 def _size(path: Path) -> tuple[int, int, tuple[int, int]]:
@@ -217,15 +228,13 @@ def load(
 
 
 def raw_path(r: Record) -> Path:
-    """The folder with the files of a set, as they were published. Raises DataError if they are
-    not on this machine.
+    """The folder with the files of a set, as they were published.
+
+    Raises DataError if they are not on this machine, or not all, or not unpacked to the end.
     """
-    found = reference_path(r)
-    raw = cache_dir() / r.name / "raw"
-    if found is not None:
-        return found
-    if r.files and all((raw / f.path).is_file() for f in r.files):
-        return raw
+    folder = reference_path(r) or _downloaded_path(r)
+    if folder is not None:
+        return folder
     root = os.environ.get("POTKIT_REFERENCE_DATA")
     if r.kind == "reference" and not any(f.url for f in r.files):
         where = (
@@ -233,6 +242,13 @@ def raw_path(r: Record) -> Path:
         )
         raise DataError(
             f"data set {r.name!r}: {where}; it needs {len(r.files)} files from {r.source}, such as {r.files[0].path}"
+        )
+    raw = cache_dir() / r.name / "raw"
+    if raw.is_dir() and any(raw.iterdir()):  # fetching or unpacking was interrupted
+        reason = fetching.lacking(raw, r.files)
+        raise DataError(
+            f"data set {r.name!r} is not complete: {reason}; "
+            f"`potkit data fetch {r.name}` goes on from what is there"
         )
     raise DataError(
         f"data set {r.name!r} is not on this machine: `potkit data fetch {r.name}` downloads it from {r.source}"

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import multiprocessing
 import re
 import shutil
@@ -19,10 +20,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import requests
 
+from potkit.datasets import archives, formats, load, names, records, registry
 from potkit.datasets import fetch as fetching
-from potkit.datasets import formats, load, names, records, registry
 from potkit.datasets.records import Record, Remote
 from potkit.errors import ConfigError, DataError
 from potkit.structures.elements import SYMBOLS
@@ -115,6 +115,18 @@ def test_every_set_of_both_papers_has_an_embedded_counterpart():
         )
 
 
+def unpacked(raw: Path, archive: str) -> None:
+    """Mark all files below ``raw`` as those of ``archive``, of which there is no more than the
+    name.
+    """
+    names = [p.relative_to(raw).as_posix() for p in raw.rglob("*") if p.is_file()]
+    members = {name: archives._state(raw / name) for name in names}
+    (raw / archive).write_bytes(b"")
+    archives.marker_of(raw / archive).write_text(
+        json.dumps({"format": archives.FORMAT, "archive": "", "members": members})
+    )
+
+
 def rmd17(tmp_path, monkeypatch, **index):
     """The revised MD17 in its published layout: a folder of .npz and index files that count from
     0 within each molecule.
@@ -122,7 +134,6 @@ def rmd17(tmp_path, monkeypatch, **index):
     raw = tmp_path / "cache/rmd17/raw"
     (raw / "rmd17/npz_data").mkdir(parents=True)
     (raw / "rmd17/splits").mkdir()
-    (raw / "rmd17.tar.bz2").write_bytes(b"")
     rng = np.random.default_rng(0)
     for name, z, n in (
         ("ethanol", [6, 6, 8, 1, 1, 1, 1, 1, 1], 10),
@@ -136,6 +147,7 @@ def rmd17(tmp_path, monkeypatch, **index):
         np.savez(raw / f"rmd17/npz_data/rmd17_{name}.npz", nuclear_charges=np.array(z), **arrays)
     for part, rows in ({"train": "0\n5\n2\n", "test": "7\n1\n"} | index).items():
         (raw / f"rmd17/splits/index_{part}_01.csv").write_text(rows)
+    unpacked(raw, "rmd17.tar.bz2")
     monkeypatch.setenv("POTKIT_DATA", str(tmp_path / "cache"))
     monkeypatch.delenv("POTKIT_REFERENCE_DATA", raising=False)
     monkeypatch.setattr(fetching, "verify", lambda *_: None)  # the archive is a stand-in
@@ -172,7 +184,6 @@ def test_an_index_file_that_points_past_the_end(tmp_path, monkeypatch):
 def test_of_several_functionals_the_one_of_the_set_is_read(tmp_path, monkeypatch):
     raw = tmp_path / "rpbe-water/raw"
     (raw / "training-data_H2O").mkdir(parents=True)
-    (raw / "training-data_H2O.tar.gz").write_bytes(b"")
     block = "begin\natom 0 0 0 H 0 0 0 0 0\nenergy {}\ncharge 0\nend\n"
     for k, name in enumerate(("BLYP", "BLYP-D3", "RPBE", "RPBE-D3")):
         (raw / f"training-data_H2O/input.data.{name}").write_text(block.format(-k))
@@ -285,6 +296,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("ETag", tag)
         self.end_headers()
         stop = Handler.limit.pop(self.path, None)
@@ -359,19 +372,20 @@ def test_a_download_cut_short_in_an_earlier_session_goes_on(server, tmp_path):
     )
 
 
-def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path):
+def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path, monkeypatch):
     root, url = server
     (root / "big").write_bytes(b"old" * 100_000)
     Handler.limit["/big"] = 150_000
-    downloader = fetching._Resuming(tmp_path / "big.part", progress=False)
-    with pytest.raises(requests.RequestException):
-        downloader._some(f"{url}/big", 0)
-    assert 0 < downloader._have() <= 150_000
+    files = (Remote("big", f"{url}/big"),)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(fetching, "RETRIES", 1)
+        with pytest.raises(DataError, match="download failed .*; fetch again to resume"):
+            fetching.fetch(tmp_path / "cache", files, progress=False)
+    assert 0 < (tmp_path / "cache/big.part").stat().st_size <= 150_000
     (root / "big").write_bytes(b"new" * 100_000)
-    downloader(f"{url}/big", tmp_path / "big")
-    assert (tmp_path / "big").read_bytes() == b"new" * 100_000 and sorted(
-        p.name for p in tmp_path.iterdir()
-    ) == ["big", "served"]
+    fetching.fetch(tmp_path / "cache", files, progress=False)
+    assert (tmp_path / "cache/big").read_bytes() == b"new" * 100_000
+    assert {p.name for p in (tmp_path / "cache").iterdir()} - {".lock"} == {"big", "checksums.json"}
 
 
 def test_a_server_without_ranges_starts_over(server, tmp_path):
@@ -458,11 +472,12 @@ def test_a_damaged_archive_is_named_and_its_checksum_not_recorded(server, tmp_pa
     (root / name).write_bytes(bad)
     files = (Remote(name, f"{url}/{name}", unpack=True),)
     with pytest.raises(
-        DataError, match=f"{name}: archive is truncated or damaged .*; delete it and fetch it again"
+        DataError,
+        match=f"{name}: archive is truncated or damaged .*; it was removed, fetch it again",
     ) as error:
         fetching.fetch(tmp_path / "cache", files, progress=False)
     assert "\n" not in str(error.value) and fetching.recorded(tmp_path / "cache") == {}
-    (tmp_path / "cache" / name).unlink()
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.name != ".lock"]
     (root / name).write_bytes(whole)
     fetching.fetch(tmp_path / "cache", files, progress=False)
     assert (tmp_path / "cache/set/data.bin").read_bytes() == content and fetching.recorded(
