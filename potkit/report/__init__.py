@@ -27,8 +27,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "markdown",
             "measured",
             "printed",
+            "settings",
             "store",
             "stored",
+            "studies",
             "wide",
         ]
     },
