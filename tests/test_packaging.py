@@ -279,7 +279,8 @@ def test_the_wheel_has_what_lies_beside_its_code(installed):
         [
             "from potkit import kernels, papers",
             "from potkit.structures import SYMBOLS",
-            "sources = sorted(p.name for p in kernels.HERE.iterdir() if p.suffix in ('.cpp', '.h'))",
+            "beside = kernels.HERE.iterdir()",
+            "sources = sorted(p.name for p in beside if p.suffix in ('.cpp', '.h'))",
             "print(SYMBOLS[1], len(papers.changes()) > 0, *sources)",
         ]
     )

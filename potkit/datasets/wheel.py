@@ -1,7 +1,7 @@
-"""What setuptools asks when a wheel or an sdist is built: the embedded data sets go into the package.
+"""What setuptools asks when a wheel or an sdist is built: embedded data sets go into the package.
 
-In a checkout they lie in data/, which stays their only place, also for an editable installation. A
-wheel has no such folder beside the package, so it holds copies in potkit/datasets/embedded. Named in
+In a checkout they lie in data/, their only place, also for an editable installation. A wheel has no
+such folder beside the package, so it holds copies in potkit/datasets/embedded. Named in
 pyproject.toml; imports nothing of potkit, because what potkit needs is not there while it is built.
 """
 
@@ -25,6 +25,7 @@ class BuildWithEmbeddedSets(build_py):
         return {Path(self.build_lib) / TARGET / file.name: file for file in files}
 
     def run(self) -> None:
+        """Copy what setuptools copies, and the embedded sets."""
         super().run()
         if self.editable_mode:
             return
@@ -33,6 +34,7 @@ class BuildWithEmbeddedSets(build_py):
             self.copy_file(str(source), str(target))
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Everything that `run` writes."""
         copies = [] if self.editable_mode else [str(target) for target in self.embedded()]
         return [*super().get_outputs(include_bytecode), *copies]
 
