@@ -22,7 +22,7 @@ CHECK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 LINTED := potkit tests notebooks
 QUICK := -m "not slow" $(addprefix tests/,structures objectives)
 
-.PHONY: help setup peers reproduce lint test test-quick notebooks-text lab clean
+.PHONY: help setup peers reproduce lint test test-quick notebooks-text pages lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-quick  the inner loop: the tests that need no training, under two minutes"
 	@echo "make lint        format and rules of package, tests and notebooks; changes nothing"
 	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
+	@echo "make pages       fill the tables of README and RESULTS from data/results"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -82,6 +83,9 @@ lint: setup
 
 notebooks-text: setup
 	@$(BIN)/python -m potkit.notebooks.text
+
+pages: setup
+	@$(BIN)/python -m potkit.report.tables README.md RESULTS.md
 
 test-quick: setup
 	@$(CHECK) $(QUICK)

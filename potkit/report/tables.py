@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -431,3 +432,21 @@ def _shown(kind: str, table: pd.DataFrame, how: dict[str, Any]) -> str:
         shown = markdown(table)
     origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
     return f"{shown}\n\n{origin}"
+
+
+def fill_files(*paths: str | Path) -> list[Path]:
+    """`fill` pages in place; returns those that changed. Raises DataError as `fill` does."""
+    changed = []
+    for path in map(Path, paths):
+        text = path.read_text()
+        filled = fill(text)
+        if filled != text:
+            with replacing(path) as temporary:
+                temporary.write_text(filled)
+            changed.append(path)
+    return changed
+
+
+if __name__ == "__main__":
+    for page in fill_files(*sys.argv[1:]):
+        print(f"written: {page}")
