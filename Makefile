@@ -20,14 +20,18 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 CHECK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 LINTED := potkit tests notebooks
-QUICK := -m "not slow" $(addprefix tests/,structures objectives)
+# The inner loop: whole rooms that need little training, and what holds the house together.
+QUICK := -m "not slow and not generate" $(addprefix tests/,structures datasets objectives analysis \
+    training/test_config.py training/test_checkpoints.py training/test_training.py training/test_evaluation.py \
+    models/test_egnn.py models/test_painn.py experiments/test_statistics.py report/test_readme.py \
+    test_architecture.py test_house.py)
 
 .PHONY: help setup peers reproduce lint test test-quick notebooks-text pages lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
 	@echo "make test        set up, then lint, run the tests and check the notebooks' stored numbers"
-	@echo "make test-quick  the inner loop: the tests that need no training, under two minutes"
+	@echo "make test-quick  the inner loop: the tests that need little training, under two minutes"
 	@echo "make lint        format and rules of package, tests and notebooks; changes nothing"
 	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
 	@echo "make pages       fill the tables of README and RESULTS from data/results"

@@ -170,6 +170,55 @@ def test_old_python_is_named(repository, tmp_path):
     assert not venv.exists()
 
 
+def dry_run(folder: Path, target: str) -> str:
+    """What `make` would do for a target where nothing is set up."""
+    shown = subprocess.run(
+        ["make", "-n", target, "VENV=no-such-folder"], cwd=folder, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+def test_make_test_lints_before_it_tests(repository):
+    commands = dry_run(repository, "test")
+    steps = ["ruff format --check potkit tests notebooks", "ruff check potkit", "-m pytest"]
+    assert [commands.find(step) for step in steps] == sorted(commands.find(s) for s in steps)
+    assert all(step in commands for step in steps)
+
+
+def test_quick_tests_are_there_and_leave_out_the_slow_ones(repository):
+    command = dry_run(repository, "test-quick").splitlines()[-1]
+    paths = re.findall(r"tests/\S+", command)
+    assert '-m "not slow and not generate"' in command and len(paths) > 3
+    assert [path for path in paths if not (repository / path).exists()] == []
+
+
+def test_make_takes_every_notebook_whatever_its_number(repository, tmp_path):
+    shutil.copy(repository / "Makefile", tmp_path)
+    shutil.copy(repository / "pyproject.toml", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    names = ["notebooks/01_first.ipynb", "notebooks/10_tenth.ipynb"]
+    for name in names:
+        (tmp_path / name).touch()
+    for target in ("reproduce", "test"):
+        assert all(name in dry_run(tmp_path, target) for name in names)
+
+
+def test_one_ruff_is_pinned_and_installed_by_make(project, repository):
+    (ruff,) = map(Requirement, project["optional-dependencies"]["lint"])
+    assert ruff.name == "ruff" and re.fullmatch(r"==0\.\d+\.\*", str(ruff.specifier))
+    extras = re.search(r'-e "\.\[([\w,]+)\]"', dry_run(repository, "setup"))[1].split(",")
+    assert {"lint", "test", "notebooks"} <= set(extras)
+
+
+def test_commit_hooks_use_the_tools_of_the_set_up(repository):
+    hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [source["repo"] for source in hooks] == ["local"]
+    entries = [hook["entry"].split()[0] for source in hooks for hook in source["hooks"]]
+    assert {Path(entry).name for entry in entries} == {"ruff", "python"}
+    assert all(entry.startswith(".venv/bin/") for entry in entries)
+
+
 def test_no_machine_paths_or_hosts_in_the_outside(repository):
     files = [
         "pyproject.toml",
@@ -179,6 +228,10 @@ def test_no_machine_paths_or_hosts_in_the_outside(repository):
         "CITATION.cff",
         "CHANGELOG.md",
         ".gitignore",
+        ".pre-commit-config.yaml",
+        ".git-blame-ignore-revs",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
     ]
     text = "\n".join((repository / name).read_text() for name in files)
     assert not re.search(r"/(work|tmp|root|home)/|https?://", text)
