@@ -1,4 +1,4 @@
-# potkit: `make reproduce` (set-up + all notebooks), `make test` (set-up + tests + notebook check), `make lab`, `make clean`.
+# potkit: `make reproduce` (set-up + all notebooks), `make test` (set-up + lint + tests + notebook check), `make test-quick`, `make lab`.
 #
 # The set-up goes into .venv and nowhere else. Each of its steps leaves a stamp file, so a second run starts at once, an
 # interrupted one goes on where it stopped, and a changed pyproject.toml repeats what depends on it.
@@ -10,7 +10,7 @@ SHELL := bash
 
 PYTHON ?= python3
 WORKERS ?= 2
-NOTEBOOKS ?= $(wildcard notebooks/0*.ipynb)
+NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
@@ -19,11 +19,22 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # One thread a process: the tests and notebooks run $(WORKERS) processes side by side, and small tensors gain nothing from more.
 CHECK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help setup peers reproduce test lab clean
+LINTED := potkit tests notebooks
+# The inner loop: whole rooms that need little training, and what holds the house together.
+QUICK := -m "not slow and not generate" $(addprefix tests/,structures datasets objectives analysis \
+    training/test_config.py training/test_checkpoints.py training/test_training.py training/test_evaluation.py \
+    models/test_egnn.py models/test_painn.py experiments/test_statistics.py report/test_readme.py \
+    test_architecture.py test_house.py)
+
+.PHONY: help setup peers reproduce lint test test-quick notebooks-text pages lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
-	@echo "make test        set up, then run the tests and check the notebooks' stored numbers"
+	@echo "make test        set up, then lint, run the tests and check the notebooks' stored numbers"
+	@echo "make test-quick  the inner loop: the tests that need little training, under two minutes"
+	@echo "make lint        format and rules of package, tests and notebooks; changes nothing"
+	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
+	@echo "make pages       fill the tables of README and RESULTS from data/results"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -45,7 +56,7 @@ $(VENV)/.stamp-$(subst ==,-,$(TORCH)): | $(VENV)/.stamp-venv
 
 $(VENV)/.stamp-package: pyproject.toml $(VENV)/.stamp-$(subst ==,-,$(TORCH))
 	@echo "set-up 3/4: potkit and what it needs (a few minutes)"
-	@$(PIP) -e ".[notebooks,generate,test,cluster]"
+	@$(PIP) -e ".[notebooks,generate,test,lint,cluster]"
 	@touch $@
 
 # Compiled against the torch above, hence no build isolation.
@@ -69,7 +80,21 @@ $(VENV)/.stamp-peers: | setup
 reproduce: setup
 	@$(BIN)/potkit run --profile quick $(NOTEBOOKS)
 
-test: setup $(VENV)/.stamp-peers
+# Looks only: `ruff format` and `ruff check --fix` change what can be changed by themselves.
+lint: setup
+	@$(BIN)/ruff format --check $(LINTED)
+	@$(BIN)/ruff check $(LINTED)
+
+notebooks-text: setup
+	@$(BIN)/python -m potkit.notebooks.text
+
+pages: setup
+	@$(BIN)/python -m potkit.report.tables README.md RESULTS.md
+
+test-quick: setup
+	@$(CHECK) $(QUICK)
+
+test: setup $(VENV)/.stamp-peers lint
 	@$(CHECK)
 	@if [ -n "$(NOTEBOOKS)" ]; then \
 	    echo "notebooks: executing them in profile smoke and comparing the marked cells with what is stored"; \

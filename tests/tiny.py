@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import potkit
+from potkit.objectives import OBJECTIVES, Objective
 
 BOND, ANGLE = 0.9572, 104.52  # Å and degrees: TIP3P water (Jorgensen et al. 1983)
 HH = 2 * BOND * np.sin(np.radians(ANGLE / 2))  # Å between the two hydrogens
@@ -103,6 +104,12 @@ def morse(
     return 0.5 * depth * float(((1 - w) ** 2 * (1 - np.eye(len(x)))).sum()), -(
         (slope / r)[..., None] * d
     ).sum(1)
+
+
+def unlisted(*listed: Objective) -> list[Objective]:
+    """Registered objectives of which ``listed`` has no example, with their default settings."""
+    kinds = {type(objective) for objective in listed}
+    return [kind() for kind in OBJECTIVES.values() if kind not in kinds]
 
 
 def generator(seed: int = 0) -> torch.Generator:

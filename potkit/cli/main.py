@@ -448,7 +448,7 @@ def compare(
 @app.command()
 def run(
     notebooks: Annotated[
-        list[str] | None, Argument(help="notebooks or globs; default: notebooks/0*.ipynb")
+        list[str] | None, Argument(help="notebooks or globs; default: all in notebooks/")
     ] = None,
     profile: Annotated[
         str, Option(help="smoke (seconds), quick (minutes), paper (GPUs)")

@@ -126,10 +126,11 @@ def cache_dir() -> Path:
 
 
 def embedded_path(r: Record) -> Path | None:
-    """The file of an embedded set: in the checkout's data/ (beside the package), else below
-    POTKIT_DATA; None if in neither.
+    """The file of an embedded set: in the checkout's data/ (beside the package), else in the
+    installed package (`wheel.py` copies it there), else below POTKIT_DATA; None if in none.
     """
-    candidates = [Path(__file__).resolve().parents[2] / "data", cache_dir()]
+    here = Path(__file__).resolve()
+    candidates = [here.parents[2] / "data", here.parent / "embedded", cache_dir()]
     return next((c / r.read_from for c in candidates if (c / r.read_from).exists()), None)
 
 
@@ -202,7 +203,7 @@ def load(
         path = embedded_path(r)
         if path is None:
             raise DataError(
-                f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor in {cache_dir()}; "
+                f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor in the package nor in {cache_dir()}; "
                 f"make it with `potkit data make {name}`"
             )
         return _named(read(path, **options), r)

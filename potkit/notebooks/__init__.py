@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["profiles", "runner"],
+    submodules=["profiles", "runner", "text"],
     submod_attrs={
         "runner": [
             "CHECKED",
@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "settings",
             "store",
             "summary",
+            "tagged",
         ]
     },
 )

@@ -251,8 +251,9 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
     """
     failed = runs[runs["status"] != "ok"]
     if len(failed):
+        first = failed.iloc[0]
         raise PotkitError(
-            f"{len(failed)} of {len(runs)} runs failed; the first, {failed.iloc[0]['arm']}: {failed.iloc[0]['error']}"
+            f"{len(failed)} of {len(runs)} runs failed; the first, {first['arm']}: {first['error']}"
         )
     return runs
 

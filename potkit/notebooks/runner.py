@@ -10,8 +10,8 @@ the profile says"::
     seeds = None
     steps = None
 
-The second cell turns them into the settings of this run, and is where a wrong parameter stops the
-notebook with one line::
+The next cell, or the next few, are tagged ``setup``. They turn parameters into the settings of this
+run, and are where a wrong parameter stops the notebook with one line, before anything is trained::
 
     from potkit import notebooks
     run = notebooks.settings(
@@ -129,14 +129,20 @@ def read(path: str | Path) -> Any:
         raise DataError(f"{path}: not a notebook ({_first_line(error)})") from error
 
 
+def tagged(path: str | Path, tag: str) -> list[str]:
+    """The sources of the code cells with ``tag``, in order. Raises DataError if there is none."""
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    sources = [cell.source for cell in cells if tag in cell.metadata.get("tags", [])]
+    if not sources:
+        raise DataError(f"{path}: no cell is tagged {tag!r}")
+    return sources
+
+
 def parameters(path: str | Path) -> dict[str, Any]:
     """Names and default values of the cell tagged ``parameters``. Raises DataError where there
     is no such cell.
     """
-    for cell in read(path).cells:
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            return dict(_assignments(cell.source, path))
-    raise DataError(f"{path}: no cell is tagged 'parameters'")
+    return dict(_assignments(tagged(path, "parameters")[0], path))
 
 
 def _assignments(source: str, path: str | Path) -> Iterator[tuple[str, Any]]:
@@ -181,10 +187,10 @@ def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
 
 
 def find(patterns: Iterable[str | Path] = ()) -> list[Path]:
-    """The notebooks that ``patterns`` name (files or globs), by default notebooks/0*.ipynb of
-    this repository.
+    """The notebooks that ``patterns`` name (files or globs), by default all of this repository's
+    notebooks/.
     """
-    patterns = [str(p) for p in patterns] or [str(_root() / "notebooks" / "0*.ipynb")]
+    patterns = [str(p) for p in patterns] or [str(_root() / "notebooks" / "*.ipynb")]
     found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
@@ -196,7 +202,8 @@ def find(patterns: Iterable[str | Path] = ()) -> list[Path]:
     for name in names:
         if names.count(name) > 1:
             raise DataError(
-                f"{name}: named twice in different folders; the executed copies would overwrite each other"
+                f"{name}: named twice in different folders; "
+                "the executed copies would overwrite each other"
             )
     return found
 
@@ -231,7 +238,11 @@ class Outcome:
 
     @property
     def status(self) -> str:
+        """ "ok" or "failed"."""
         return "failed" if self.error else "ok"
+
+
+_say = partial(print, flush=True)
 
 
 def execute(
@@ -240,7 +251,7 @@ def execute(
     values: dict[str, Any] | None = None,
     out: str | Path | None = None,
     inplace: bool = False,
-    report: Callable[[str], None] = partial(print, flush=True),
+    report: Callable[[str], None] = _say,
 ) -> list[Outcome]:
     """Execute notebooks one after the other with papermill; go on after a failure, and say what
     became of each.
@@ -303,16 +314,14 @@ def execute(
                 outcome.error = (
                     f"changed while it was executed; its outputs are in {_shown(outcome.path)}"
                 )
-        report(
-            f"[{number}/{len(paths)}] {path.name} {outcome.status} after {outcome.seconds:.0f} s {outcome.error}".rstrip()
-        )
+        how = f"{outcome.status} after {outcome.seconds:.0f} s {outcome.error}".rstrip()
+        report(f"[{number}/{len(paths)}] {path.name} {how}")
         outcomes.append(outcome)
     if inplace:
         gallery.write(figures)
     report(summary(outcomes))
-    report(
-        f"executed notebooks: {_shown(path.parent if inplace else folder)}   figures: {_shown(figures)}"
-    )
+    executed = path.parent if inplace else folder
+    report(f"executed notebooks: {_shown(executed)}   figures: {_shown(figures)}")
     return outcomes
 
 

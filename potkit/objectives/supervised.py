@@ -30,8 +30,8 @@ LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(Objective):
-    """``energy`` and ``forces`` are the weights w_E and w_F (0 leaves a part out); ``loss`` is
-    "mse", "l1" or "huber" (0.01 eV).
+    """``energy`` and ``forces`` are the weights w_E and w_F (0 leaves a part out);
+    ``loss_function`` is "mse", "l1" or "huber" (0.01 eV).
     """
 
     name: ClassVar[str] = "supervised"

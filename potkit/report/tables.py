@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -272,34 +273,159 @@ def printed(network: str) -> pd.DataFrame:
     )
 
 
-def fill(text: str, folder: str | Path = "data/results") -> str:
-    """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by
-    the stored table NAME and its origin;
-    likewise ``<!-- across: NAME -->`` with an arm per column (a table for forces, one for
-    energies), ``<!-- effects: NAME -->`` with the changes over all label budgets, ``<!-- bench:
-    NAME -->`` by the stored benchmark NAME, and ``<!-- papers: NETWORK -->`` by what the papers
-    print.
+def settings(how: dict[str, Any]) -> pd.DataFrame:
+    """What a stored comparison trained, a row per part of its grid: data, steps, batch and rate.
+
+    ``how`` is the provenance that `stored` returns. Raises DataError for one without settings, such
+    as a notebook's table.
     """
+    if "experiment" not in how:
+        raise DataError(f"`{how['command']}`: its table has no settings of an experiment beside it")
+    parts = how["experiment"]
+    rows = []
+    for part in parts if isinstance(parts, list) else [parts]:
+        rows.append(
+            {
+                **part.get("grid", {}),
+                "pretrained on": _data_name(part.get("pretrain_on")),
+                "pretraining": _training(part["pretrain"]),
+                "fine-tuned on": _data_name(part["train"]),
+                "fine-tuning": _training(part["finetune"]),
+                "labels": ", ".join(map(str, part["labels"])),
+                "seeds": len(part["seeds"]),
+            }
+        )
+    return pd.DataFrame(rows)
 
-    def block(match: re.Match) -> str:
-        kind, name = match[1], match[2]
-        if kind == "papers":
-            return f"<!-- papers: {name} -->\n{markdown(printed(name))}\n<!-- end -->"
+
+def _data_name(data: dict[str, Any] | None) -> str:
+    """A data set of an experiment by its name, or by its file's last two parts."""
+    return "–" if data is None else "/".join(Path(data["data"]).parts[-2:])
+
+
+def _training(config: dict[str, Any]) -> str:
+    if "steps" not in config:
+        return "–"
+    rate = f", rate {config['lr']:g}" if "lr" in config else ""
+    return f"{config['steps']} steps of {config['batch_size']}{rate}"
+
+
+def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.DataFrame:
+    """The stored comparisons ``names`` side by side, a row per pretraining objective and network.
+
+    Columns: how long each trained, and changes of the force error over all label budgets with 95 %
+    intervals: of the pretrained arm and of longer training, both against scratch; beside them the
+    change of scratch's mean error from the fewest to the most labels, without an interval. Raises
+    DataError where a table is missing.
+    """
+    rows = []
+    for name in names:
+        summary, how = stored(name, folder)
+        effects, _ = stored(f"{name}-effects", folder)
+        effects = effects[(effects["metric"] == "forces_mae") & (effects["against"] == "scratch")]
+        for part in how["experiment"]:
+            grid = part["grid"]
+            errors = _of_part(summary[summary["metric"] == "forces_mae"], grid)
+            scratch = errors[errors["arm"] == "scratch"].set_index("labels")["mean"].sort_index()
+            changes = _of_part(effects, grid).set_index("arm")
+            for arm, objective in part["arms"].items():
+                if "objective" not in objective or arm not in changes.index:
+                    continue  # a variant of another arm; RESULTS.md has it
+                rows.append(
+                    {
+                        "study": name,
+                        "network": " ".join(map(str, grid.values())),
+                        "pretraining": f"{arm}, {part['pretrain']['steps']} steps",
+                        "fine-tuning": f"{part['finetune']['steps']} steps",
+                        "labels": f"{scratch.index[0]} to {scratch.index[-1]}",
+                        "seeds": changes.loc[arm, "seeds"],
+                        "pretrained": _change_in_words(changes.loc[arm]),
+                        "trained longer": _change_in_words(changes.loc["scratch-longer"]),
+                        "scratch, fewest → most labels": (
+                            f"{100 * (scratch.iloc[-1] / scratch.iloc[0] - 1):+.0f} %"
+                        ),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _of_part(table: pd.DataFrame, grid: dict[str, Any]) -> pd.DataFrame:
+    """The rows of one part of a grid."""
+    return table[(table[list(grid)].astype(str) == pd.Series(grid).astype(str)).all(axis=1)]
+
+
+def _change_in_words(row: Any) -> str:
+    text = f"{row['change_%']:+.0f} %"
+    if pd.notna(row["change_low_%"]):
+        text += f" ({row['change_low_%']:+.0f} to {row['change_high_%']:+.0f})"
+    return text
+
+
+BLOCK = re.compile(
+    r"<!-- (results|across|effects|settings|studies|bench|papers): (\S+) -->\n.*?<!-- end -->",
+    flags=re.DOTALL,
+)
+
+
+def fill(text: str, folder: str | Path = "data/results") -> str:
+    """``text`` with every generated block (`BLOCK`) written anew from what is stored in ``folder``.
+
+    A block stands between ``<!-- KIND: NAME -->`` and ``<!-- end -->``; KIND is one of
+
+    - results: the stored table NAME, an arm per row;
+    - across: the same with an arm per column, a table for forces and one for energies;
+    - effects: the stored changes over all label budgets;
+    - settings: what the comparison NAME trained;
+    - studies: several comparisons (names joined by commas) side by side;
+    - bench: the stored benchmark NAME;
+    - papers: what the papers print for the network NAME.
+
+    Raises DataError where NAME is not stored.
+    """
+    return BLOCK.sub(lambda match: _block(match[1], match[2], folder), text)
+
+
+def _block(kind: str, name: str, folder: str | Path) -> str:
+    if kind == "papers":
+        shown = markdown(printed(name))
+    elif kind == "studies":
+        shown = markdown(studies(name.split(","), folder))
+    else:
         table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
-        origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
-        if kind == "across":
-            shown = "\n\n".join(
-                markdown(across(table, metric)) for metric in ("forces_mae", "energy_mae")
-            )
-        else:
-            shown = markdown(
-                {"bench": lambda t: t, "effects": effects, "results": wide}[kind](table)
-            )
-        return f"<!-- {kind}: {name} -->\n{shown}\n\n{origin}\n<!-- end -->"
+        shown = _shown(kind, table, how)
+    return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
-    return re.sub(
-        r"<!-- (results|across|effects|bench|papers): (\S+) -->\n.*?<!-- end -->",
-        block,
-        text,
-        flags=re.DOTALL,
-    )
+
+def _shown(kind: str, table: pd.DataFrame, how: dict[str, Any]) -> str:
+    if kind == "settings":
+        return markdown(settings(how))
+    if kind == "across":
+        shown = "\n\n".join(
+            markdown(across(table, metric)) for metric in ("forces_mae", "energy_mae")
+        )
+    elif kind == "effects":
+        shown = markdown(effects(table))
+    elif kind == "results":
+        shown = markdown(wide(table))
+    else:
+        shown = markdown(table)
+    origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
+    return f"{shown}\n\n{origin}"
+
+
+def fill_files(*paths: str | Path) -> list[Path]:
+    """`fill` pages in place; returns those that changed. Raises DataError as `fill` does."""
+    changed = []
+    for path in map(Path, paths):
+        text = path.read_text()
+        filled = fill(text)
+        if filled != text:
+            with replacing(path) as temporary:
+                temporary.write_text(filled)
+            changed.append(path)
+    return changed
+
+
+if __name__ == "__main__":
+    for page in fill_files(*sys.argv[1:]):
+        print(f"written: {page}")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from potkit.cli import main as cli
+from potkit.datasets.records import RECORDS
 from potkit.errors import ConfigError
 
 METHANE = np.array(
@@ -247,7 +248,8 @@ def one_line(result: tuple[int, str, str]) -> str:
     [
         (
             ["--data", "no-such-set"],
-            "'no-such-set' is neither a file or folder nor a data set; data sets: ani-mini",
+            "'no-such-set' is neither a file or folder nor a data set; "
+            f"data sets: {', '.join(r.name for r in RECORDS)}",
         ),
         (["--data", "missing.xyz"], "'missing.xyz' is neither"),
         (["--data", "DATA", "--sigma", "0"], "sigma must be a positive number, got 0.0"),

@@ -52,7 +52,8 @@ def test_everything_about_one_set(run, name):
 
 
 def test_unknown_set(run):
-    assert "unknown data set 'ani-7': known are ani-mini" in run("list", "ani-7")[2]
+    known = ", ".join(r.name for r in RECORDS)
+    assert f"unknown data set 'ani-7': known are {known}" in run("list", "ani-7")[2]
 
 
 def test_convert_a_file_of_ones_own(run, tmp_path):

@@ -23,13 +23,14 @@ from potkit.datasets.recipes import (
 from potkit.datasets.recipes.species import Species
 from potkit.datasets.recipes.spice_systems import SUBSETS
 from potkit.datasets.recipes.xtb import XTB
+from potkit.datasets.records import RECORDS
 from potkit.errors import DataError
 from potkit.structures.elements import SYMBOLS, formula
 from potkit.structures.store import Structures
 from potkit.units import BOHR
 
-MOLECULAR = ("spice-mini", "md22-mini", "iso17-mini", "rmd17-mini")
-ALL = (*MOLECULAR, "water-mini")
+MOLECULAR = [r.name for r in RECORDS if r.kind == "embedded" and r.level.startswith("GFN2-xTB")]
+ALL = [r.name for r in RECORDS if r.kind == "embedded"]
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from potkit import models
 from potkit.errors import ConfigError, DataError, PotkitError
 from potkit.experiments import experiment, tasks
-from potkit.notebooks import profiles, runner
+from potkit.notebooks import profiles, runner, text
 from potkit.objectives import Denoise, Masked, Supervised
 from potkit.report import gallery
 from potkit.training.config import TrainConfig
@@ -29,7 +29,8 @@ PROFILES = dict(
     paper=dict(steps=9, seeds=[0, 1, 2]),
 )
 START = """from potkit import notebooks
-run = notebooks.settings(profile, smoke=dict(steps=1), quick=dict(steps=5), paper=dict(steps=9), steps=steps)"""
+smoke, quick, paper = dict(steps=1), dict(steps=5), dict(steps=9)
+run = notebooks.settings(profile, smoke=smoke, quick=quick, paper=paper, steps=steps)"""
 
 
 def write(path: Path, *sources: str, parameters: str = 'profile = "quick"\nsteps = None') -> Path:
@@ -134,9 +135,9 @@ def test_parameters_come_from_the_tagged_cell(tmp_path):
 
 def test_files_that_are_no_notebooks(tmp_path):
     (tmp_path / "broken.ipynb").write_text("{")
-    with pytest.raises(DataError, match="broken.ipynb: not a notebook"):
+    with pytest.raises(DataError, match=r"broken\.ipynb: not a notebook"):
         runner.read(tmp_path / "broken.ipynb")
-    with pytest.raises(DataError, match="none.*: no such notebook"):
+    with pytest.raises(DataError, match=r"none.*: no such notebook"):
         runner.find([tmp_path / "none*.ipynb"])
 
 
@@ -188,7 +189,8 @@ def test_inplace_stores_clean_outputs_and_leaves_failures_alone(tmp_path, monkey
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setattr(runner, "_root", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
-    source = f"from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass\nprint({str(tmp_path)!r} + '/figures/a.png')"
+    bar = "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass\n"
+    source = f"{bar}print({str(tmp_path)!r} + '/figures/a.png')"
     path = write(tmp_path / "notebooks" / "01_a.ipynb", START, source)
     broken = write(tmp_path / "notebooks" / "02_b.ipynb", START, "1 / 0")
     before = broken.read_bytes()
@@ -295,84 +297,75 @@ def test_gallery_in_the_repository_is_up_to_date(repository, tmp_path):
 # --- the committed notebooks --------------------------------------------------------------------
 
 
-def test_there_are_notebooks():
-    assert [p.name[:2] for p in COMMITTED] == ["01", "02", "03", "04", "05", "06", "07"]
+def test_notebooks_are_numbered_without_gaps():
+    numbers = [path.name[:3] for path in COMMITTED]
+    assert numbers == [f"{n:02d}_" for n in range(1, len(numbers) + 1)] and len(numbers) >= 7
 
 
 def set_up(path: Path, **values) -> dict:
-    """What the notebook's names are after its first cells: parameters (with ``values`` put
-    behind them), settings, objectives, data.
+    """What the notebook's names are after its cells tagged ``setup``: settings, objectives, data.
+
+    ``values`` are put behind its parameters.
     """
-    code = [c.source for c in runner.read(path).cells if c.cell_type == "code"]
     space: dict = {}
-    exec(code[0], space)
-    assert values.keys() <= space.keys(), (
-        f"{path.name} has no parameter {values.keys() - space.keys()}"
-    )
-    exec("\n".join(f"{k} = {v!r}" for k, v in values.items()), space)
-    # the set-up of these two is in two cells
-    for source in code[1 : 2 + (path.name[:2] in ("06", "07"))]:
+    exec(runner.tagged(path, "parameters")[0], space)
+    unknown = values.keys() - space.keys()
+    assert not unknown, f"{path.name} has no parameter {unknown}"
+    space |= values
+    for source in runner.tagged(path, "setup"):
         exec(source, space)
     return space
 
 
-# a wrong profile, a wrong noise scale or ratio, an unknown set, an unknown network
+# parameter of a notebook -> values that must not get past its set-up, the last part is the culprit
 WRONG = {
-    "01": [
-        dict(sigmas=[0.1, -0.1]),
-        dict(data="no-such-set"),
-        dict(sets=["ani-mini", "no-such-set"]),
-    ],
-    "02": [
-        dict(sigmas=[-0.1]),
-        dict(data="no-such-set"),
-        dict(model="no-such-net"),
-        dict(labels=100),
-    ],
-    "03": [
-        dict(ratios=[1.5]),
-        dict(sigmas=[0.0]),
-        dict(elements=[["Xx"]]),
-        dict(data="no-such-set"),
-        dict(model="no-such-net"),
-    ],
-    "04": [dict(sigma=-0.1), dict(sets=["no-such-set"]), dict(models=["no-such-net"])],
-    "05": [dict(sigma=-0.1), dict(sets=["no-such-set"]), dict(model="no-such-net")],
-    "06": [
-        dict(sigma=-0.1),
-        dict(ratio=0.0),
-        dict(molecules=["no-such-molecule"]),
-        dict(models=["no-such-net"]),
-    ],
-    "07": [
-        dict(sigma=-0.1),
-        dict(along=2.0),
-        dict(data="no-such-set"),
-        dict(models=["no-such-net"]),
-    ],
+    "profile": ["fast"],
+    "data": ["no-such-set"],
+    "sets": [["no-such-set"], ["ani-mini", "no-such-set"]],
+    "model": ["no-such-net"],
+    "models": [["no-such-net"]],
+    "molecules": [["no-such-molecule"]],
+    "sigma": [-0.1],
+    "sigmas": [[-0.1], [0.1, -0.1], [0.0]],
+    "ratio": [0.0],
+    "ratios": [[1.5]],
+    "elements": [[["Xx"]]],
+    "along": [2.0],
+    "labels": [100],
+    "seeds": [3],
+    "jobs": ["many"],
 }
+# checked where it is used, not in the set-up
+UNCHECKED = {"device", "water", "seed"}
+MISTAKES = [
+    (path, name, value)
+    for path in COMMITTED
+    for name in runner.parameters(path)
+    for value in WRONG.get(name, [])
+]
+
+
+def test_every_parameter_is_tried_with_a_wrong_value():
+    """A parameter of a new name belongs into WRONG, with what its notebook must refuse."""
+    names = {name for path in COMMITTED for name in runner.parameters(path)}
+    assert names - UNCHECKED == WRONG.keys()
 
 
 @pytest.mark.parametrize(
-    "path, values",
-    [(p, v) for p in COMMITTED for v in [dict(profile="fast"), *WRONG[p.name[:2]]]],
-    ids=lambda x: x.stem[:2] if isinstance(x, Path) else "-".join(map(str, x)),
+    "path, name, value",
+    MISTAKES,
+    ids=[f"{path.stem[:2]}-{name}-{value}" for path, name, value in MISTAKES],
 )
-def test_a_wrong_parameter_stops_the_set_up_with_one_line(path, values, monkeypatch):
+def test_a_wrong_parameter_stops_the_set_up_with_one_line(path, name, value, monkeypatch):
     monkeypatch.setattr("potkit.experiments.run", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(PotkitError) as caught:
-        set_up(path, **{"profile": "smoke"} | values)
+        set_up(path, **{"profile": "smoke"} | {name: value})
     line = str(caught.value)
     assert "\n" not in line and len(line) < 400
-    wrong = next(iter(values.values()))
-    culprit = str(
-        wrong
-        if not isinstance(wrong, list)
-        else wrong[-1][0]
-        if isinstance(wrong[-1], list)
-        else wrong[-1]
-    )
-    assert culprit in line, line
+    culprit = value
+    while isinstance(culprit, list):
+        culprit = culprit[-1]
+    assert str(culprit) in line, line
 
 
 @pytest.mark.parametrize("profile", runner.PROFILES)
@@ -381,11 +374,11 @@ def test_settings_of_every_profile_fit(profile, monkeypatch):
     data are not at hand.
     """
     for path in COMMITTED:
-        code = [c.source for c in runner.read(path).cells if c.cell_type == "code"]
         space: dict = {}
-        exec(code[0], space)
+        exec(runner.tagged(path, "parameters")[0], space)
         space["profile"] = profile
-        head = code[1].split("\n)\n")[0] + "\n)"  # to the end of notebooks.settings(…)
+        first = runner.tagged(path, "setup")[0]
+        head = first.split("\n)\n")[0] + "\n)"  # to the end of notebooks.settings(…)
         exec(head, space)
         run = space["run"]
         assert run.profile == profile
@@ -407,19 +400,21 @@ def test_settings_of_every_profile_fit(profile, monkeypatch):
             assert len(run.seeds) >= 3
 
 
-def test_notebooks_share_their_pretrained_networks():
-    """02, 04, 05 and 07 name the same pretraining, and so do 03 and 06: the store's hash of each
-    is one.
+@pytest.mark.parametrize(
+    "shared, objective, at_least",
+    [("MOLECULES", Denoise(sigma=profiles.MOLECULES["quick"]["sigma"]), 4), ("WATER", Masked(), 2)],
+    ids=["molecules", "water"],
+)
+def test_notebooks_share_their_pretrained_networks(shared, objective, at_least):
+    """Notebooks with the same shared settings name the same pretraining: the store's hash of it is
+    one.
     """
-    folders: dict[str, set] = {"molecules": set(), "water": set()}
-    for path in COMMITTED:
-        number = path.name[:2]
-        if number == "01":
-            continue
+    sharing = [p for p in COMMITTED if f"profiles.{shared}" in runner.tagged(p, "setup")[0]]
+    folders = set()
+    for path in sharing:
         space = set_up(path, profile="quick")
-        run, group = space["run"], "water" if number in ("03", "06") else "molecules"
-        pool = space["pools"]["water-mini"][0] if number == "06" else space["pool"]
-        objective = Masked(ratio=0.5) if group == "water" else Denoise(sigma=run.sigma)
+        run = space["run"]
+        pool = space["pools"][run.data][0] if "pools" in space else space["pool"]
         one = experiment.Experiment(
             model=profiles.network(run),
             objectives={"one": objective},
@@ -430,8 +425,77 @@ def test_notebooks_share_their_pretrained_networks():
             pretrain_config=TrainConfig(**run.pretrain),
             seeds=run.seeds,
         )
-        folders[group].add(tasks.pretrain_folder(one, "one", 0).name)
-    assert [len(f) for f in folders.values()] == [1, 1], folders
+        folders.add(tasks.pretrain_folder(one, "one", 0).name)
+    assert len(sharing) >= at_least and len(folders) == 1, folders
+
+
+# --- notebooks as text --------------------------------------------------------------------------
+
+
+def test_texts_agree_with_their_notebooks():
+    assert text.differences() == [], "write them anew: python -m potkit.notebooks.text"
+    there = set((COMMITTED[0].parent / text.FOLDER).glob("*.py"))
+    assert there == {text.twin(path) for path in COMMITTED}
+
+
+@pytest.fixture
+def paired(tmp_path) -> Path:
+    """A notebook that was executed, and its text."""
+    path = write(tmp_path / "01_a.ipynb", START, "print(1 + 1)", "print(2 + 2)")
+    notebook = runner.read(path)
+    notebook.cells[1].metadata["tags"] = ["setup"]
+    notebook.cells.insert(2, new_markdown_cell("# A *title*"))
+    for number, cell in enumerate((notebook.cells[3], notebook.cells[4]), start=1):
+        cell.outputs = [new_output("stream", name="stdout", text=f"{2 * number}\n")]
+        cell.execution_count = number
+    nbformat.write(notebook, path)
+    assert text.write([path]) == [text.twin(path)] and text.write([path]) == []
+    return path
+
+
+@pytest.mark.parametrize("change", ["source", "tag", "text", "missing"])
+def test_a_text_that_differs_is_named(paired, change):
+    assert text.differences([paired]) == []
+    twin, notebook = text.twin(paired), runner.read(paired)
+    if change == "source":
+        notebook.cells[3].source = "print(1 + 2)"
+    elif change == "tag":
+        del notebook.cells[1].metadata["tags"]
+    elif change == "text":
+        twin.write_text(twin.read_text().replace("2 + 2", "2 + 3"))
+    else:
+        twin.unlink()
+    nbformat.write(notebook, paired)
+    (line,) = text.differences([paired])
+    assert line.startswith(str(twin)) and ("missing" if change == "missing" else "differs") in line
+
+
+def test_outputs_are_no_difference(paired):
+    notebook = runner.read(paired)
+    notebook.cells[3].outputs = []
+    nbformat.write(notebook, paired)
+    assert text.differences([paired]) == [] and "stdout" not in text.twin(paired).read_text()
+
+
+def test_an_edited_text_comes_back_and_other_outputs_stay(paired):
+    twin = text.twin(paired)
+    twin.write_text(twin.read_text().replace("2 + 2", "2 + 3"))
+    assert text.take_back([paired]) == [paired] and text.take_back([paired]) == []
+    notebook = runner.read(paired)
+    assert text.differences([paired]) == []
+    assert [c.source for c in notebook.cells[2:]] == ["# A *title*", "print(1 + 1)", "print(2 + 3)"]
+    assert notebook.cells[3].outputs[0].text == "2\n" and notebook.cells[4].outputs == []
+    assert runner.tagged(paired, "setup") == [START] and "jupytext" not in notebook.metadata
+
+
+def test_the_command_checks_and_writes(paired, capsys):
+    assert text.main(["--check", str(paired)]) == 0
+    text.twin(paired).write_text("# %%\n1\n")
+    assert text.main(["--check", str(paired)]) == 1 and "differs" in capsys.readouterr().out
+    assert text.main([str(paired)]) == 0 and text.main(["--check", str(paired)]) == 0
+    assert text.main(["--check", str(paired.with_name("none.ipynb"))]) == 1
+    text.twin(paired).unlink()
+    assert text.main(["--back", str(paired)]) == 1 and "no such text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import ANGLE, BOND, HH, egnn, generator, molecules, one_line, water
+from tiny import ANGLE, BOND, HH, egnn, generator, molecules, one_line, unlisted, water
 
 import potkit
 from potkit import objectives
@@ -34,6 +34,9 @@ LABELLED = [
     potkit.NoisyNodes(weight=0.3),
     potkit.NoisyNodes(beside=False, forces=0.0),
 ]
+OTHERS = [o for o in unlisted(*ALL, *LABELLED) if not isinstance(o, potkit.Supervised)]
+LABELLED += [o for o in OTHERS if o.labels()]
+ALL += [o for o in OTHERS if not o.labels()]
 Z = 5.0  # every statistical bound below is this many standard deviations: one false alarm in 10⁶
 
 

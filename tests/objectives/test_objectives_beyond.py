@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import egnn, equal, generator, molecules, one_line, weights
+from tiny import egnn, equal, generator, molecules, one_line, unlisted, weights
 
 import potkit
 from potkit import objectives
@@ -587,6 +587,9 @@ TASKS = [
     potkit.NoisyNodes(),
     potkit.Masked(ratio=0.5, by="atom", target="bonded", flag=True),
 ]
+# without noise and masks; masks and noise at once are for water
+ELSEWHERE = [potkit.Supervised(), potkit.MaskedDenoise()]
+TASKS += unlisted(*TASKS, *ELSEWHERE)
 
 
 @pytest.mark.parametrize("objective", TASKS, ids=lambda o: o.name)

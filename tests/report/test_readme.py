@@ -1,5 +1,5 @@
-"""The README says what the repository holds: its table is a stored result, its links lead
-somewhere, its commands exist.
+"""README and RESULTS say what the repository holds: their tables are the stored ones, their links
+lead somewhere, their commands exist, and no result is typed by hand.
 """
 
 from __future__ import annotations
@@ -10,32 +10,123 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from potkit.errors import DataError
 from potkit.report import tables as report
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS_FOLDER = ROOT / "data" / "results"
 README = (ROOT / "README.md").read_text()
+FILLED = ("README.md", "RESULTS.md")
+PAGES = (*FILLED, "CONTRIBUTING.md", "docs/architecture.md")
+# "12 %", "1.5 ± 0.2", "300 meV", "twice as fast" in numbers: what only a stored table may say
+A_RESULT = re.compile(r"\d\s*%|±|\d\s*(?:meV|ms\b|times as|to [+−-]?\d+ %)")
 
 
-def test_result_tables_are_the_stored_ones():
-    assert "<!-- results: " in README
-    assert report.fill(README, ROOT / "data" / "results") == README, (
-        "fill the README again: potkit.report.fill"
-    )
+def prose(text: str) -> str:
+    """A page without generated blocks and code."""
+    return re.sub(r"```.*?```|`[^`\n]*`", "", report.BLOCK.sub("", text), flags=re.DOTALL)
 
 
-def test_local_links_and_pictures_exist():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
-    assert links and not [link for link in links if not (ROOT / link).exists()]
+def anchors(text: str) -> set[str]:
+    """The names GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def test_first_screen_says_what_it_is_and_how_to_run_it():
-    top = "\n".join(README.splitlines()[:25])
+@pytest.mark.parametrize("page", FILLED)
+def test_tables_are_the_stored_ones(page):
+    text = (ROOT / page).read_text()
+    assert report.BLOCK.search(text)
+    assert report.fill(text, RESULTS_FOLDER) == text, f"fill {page} again: potkit.report.fill"
+
+
+def test_a_changed_number_is_noticed():
+    table = (ROOT / "RESULTS.md").read_text()
+    block = next(m for m in report.BLOCK.finditer(table) if m[1] == "across")
+    changed = block[0].replace("1", "2", 1)
+    assert changed != block[0] and report.fill(changed, RESULTS_FOLDER) == block[0]
+
+
+@pytest.mark.parametrize("page", FILLED)
+def test_every_marker_is_a_block_that_is_filled(page):
+    """A misspelt kind or a lost end would leave a table that nobody checks."""
+    text = (ROOT / page).read_text()
+    blocks = report.BLOCK.findall(text)
+    markers = re.findall(r"<!-- (\w+):", text)
+    assert len(blocks) == len(markers) == text.count("<!-- end -->")
+
+
+def test_every_stored_study_stands_in_results():
+    """A comparison that is stored and shown nowhere would be a result left out."""
+    named = {name for _, name in report.BLOCK.findall((ROOT / "RESULTS.md").read_text())}
+    stored = {path.stem for path in RESULTS_FOLDER.glob("*.yaml")}
+    assert stored - named == set()
+
+
+@pytest.mark.parametrize("page", FILLED)
+def test_no_result_is_typed_by_hand(page):
+    text = prose((ROOT / page).read_text()).replace("95 % interval", "interval")
+    assert not [line for line in text.splitlines() if A_RESULT.search(line)]
+    assert A_RESULT.search("denoising lowers them by 15 %") and A_RESULT.search("300 meV")
+
+
+def test_what_the_readme_says_about_its_table_holds():
+    """ "No change by pretraining in this table is told from 0"."""
+    names = next(name for kind, name in report.BLOCK.findall(README) if kind == "studies")
+    changes = report.studies(names.split(","), RESULTS_FOLDER)["pretrained"]
+    bounds = [re.search(r"\(([+-]\d+) to ([+-]\d+)\)", change).groups() for change in changes]
+    assert bounds and all(int(low) < 0 < int(high) for low, high in bounds)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_claims_that_something_does_nothing(page):
+    words = r"does nothing|did nothing|brings nothing|changed nothing|still nothing|no effect\b"
+    text = prose((ROOT / page).read_text()).replace("not the same as no effect", "")
+    assert not re.search(words, " ".join(text.split()))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_local_links_pictures_and_anchors_exist(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+    local = [link for link in links if not link.startswith("http")]
+    assert local
+    for link in local:
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(file.read_text()), f"{page}: {link}"
+
+
+def test_readme_is_short_and_opens_with_how_to_use_it():
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    top = "\n".join(lines[:25])
     assert all(word in top for word in ("denoise", "masked", "make reproduce", "make test", ".png"))
+    screens = "\n".join(lines[:70])
+    assert all(word in screens for word in ("potkit.pretrain(", "potkit pretrain ", "**Contents**"))
 
 
-@pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"^potkit (\w+) [-a-zN]", README, re.MULTILINE)) | {"compare"})
-)
+def test_readme_lists_every_notebook():
+    listed = re.findall(r"\]\(notebooks/([^)]+\.ipynb)\)", README)
+    assert listed == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_settings_need_an_experiment():
+    _, how = report.stored("data-efficiency", RESULTS_FOLDER)
+    with pytest.raises(DataError, match="has no settings of an experiment"):
+        report.settings(how)
+
+
+def commands() -> list[str]:
+    """The potkit commands that the pages show."""
+    texts = [(ROOT / page).read_text() for page in PAGES]
+    shown = re.findall(r"(?:^|`|-m )potkit ([a-z]+)\b", "\n".join(texts), re.MULTILINE)
+    return sorted(set(shown))
+
+
+@pytest.mark.parametrize("command", commands())
 def test_commands_exist(command):
     from typer.main import get_command
 

@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from tiny import egnn, equal, generator, molecules, one_line, water, weights
+from tiny import egnn, equal, generator, molecules, one_line, unlisted, water, weights
 
 import potkit
 from potkit import TrainConfig
@@ -42,6 +42,7 @@ OBJECTIVES = [
     (potkit.NoisyNodes(sigma=0.1), molecules(7)),
     (potkit.ForceConditionedDenoise(sigma=0.1), molecules(7)),
 ]
+OBJECTIVES += [(other, molecules(7)) for other in unlisted(*(o for o, _ in OBJECTIVES))]
 
 
 @pytest.mark.parametrize(
