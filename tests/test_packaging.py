@@ -332,7 +332,7 @@ def test_the_wheel_has_what_lies_beside_its_code(installed):
         [
             "from potkit import kernels, papers",
             "from potkit.structures import SYMBOLS",
-            "beside = kernels.HERE.iterdir()",
+            "beside = kernels.build.HERE.iterdir()",
             "sources = sorted(p.name for p in beside if p.suffix in ('.cpp', '.h'))",
             "print(SYMBOLS[1], len(papers.changes()) > 0, *sources)",
         ]

@@ -66,7 +66,7 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
             (f"{name}.{kind}" for kind in ("png", "svg") if (folder / f"{name}.{kind}").is_file()),
             None,
         )
-        title = html.escape(title, quote=False).replace("[", r"\[").replace("]", r"\]")
+        title = title.replace("<", "&lt;").replace("[", r"\[").replace("]", r"\]")
         lines += ["", f"**{title}** · [`{name}.html`]({name}.html)"]
         lines += ["", f"[![{title}]({picture})]({name}.html)"] if picture else []
     with replacing(folder / "README.md", GALLERY) as temporary:
