@@ -16,7 +16,7 @@ import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,16 +100,19 @@ def find(path: str | Path) -> Path:
     run's folder.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        if path.is_file():
+            return path
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such checkpoint")
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).is_file():
                 return path / name
-        raise CheckpointError(
-            f"{path}: this folder holds no checkpoint (best.safetensors or last.safetensors)"
-        )
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    return path
+    except OSError as error:  # a folder one may not look into
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    raise CheckpointError(
+        f"{path}: this folder holds no checkpoint (best.safetensors or last.safetensors)"
+    )
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -148,6 +151,16 @@ class _Recipe(BaseModel):
     options: dict[str, Any]
 
 
+class _Progress(BaseModel):
+    """The part of a run's state that is no tensor."""
+
+    step: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    best: float  # infinite before the first validation
+    window: dict[str, tuple[float, float]]
+    micro_batch: int | None = Field(None, gt=0)
+
+
 class _Header(BaseModel):
     """What every checkpoint's header holds; more is welcome."""
 
@@ -155,6 +168,7 @@ class _Header(BaseModel):
 
     format_version: int
     recipe: _Recipe
+    state: Annotated[_Progress | None, Field(strict=False)] = None
 
 
 LARGEST = 1024  # a size that a header may name without a tensor that has it

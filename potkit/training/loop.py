@@ -22,8 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from ..structures.outputs import PART
 from ..structures.store import Structures
 from . import checkpoints
 from .config import TrainConfig
+from .repeatable import repeatable
 from .run_folder import Run, RunFolder
 from .step import State, Training, batch_indices, learning_rate, take_step
 from .validation import validate
@@ -166,31 +166,9 @@ def fit(
         fast = compiled(
             model, objective.needed(), config.compile, fabric.device.type, config.precision
         )
-        with fast, _repeatable(fabric.device):
+        with fast, repeatable(fabric.device.type):
             training = Training(fabric, model, structures, objective, config)
             return _train(training, folder, valid, notes or {})
-
-
-@contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
-    """Within, the same run gives the same bits: on a CPU also with several threads.
-
-    There the double backward pass of training on −∂E/∂x adds up gradients of gathered rows by
-    several threads at once, in any order: two runs differed by 2e-7. PyTorch's deterministic
-    versions of these operations cost about a tenth of a step; one thread needs none.
-    """
-    if device.type != "cpu" or torch.get_num_threads() == 1:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 # fingerprints of sets whose geometry was looked at: the runs of a grid share them

@@ -56,6 +56,8 @@ HEADERS = {
     "huge depth": recipe(options={"hidden": 8, "layers": 10**9}),
     "too deep": recipe(options={"hidden": 8, "layers": 900}),
     "more words": {**GOOD, "recipe": {**GOOD["recipe"], "code": "import os"}},
+    "state is a list": {**GOOD, "state": []},
+    "state is not counted": {**GOOD, "state": {"step": "3", "seconds": 1.0, "best": 1.0}},
     "other version": {**GOOD, "format_version": 99},
     "version is text": {**GOOD, "format_version": "1"},
 }
