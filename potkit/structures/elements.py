@@ -48,8 +48,9 @@ def _table() -> tuple[tuple[float | None, ...], ...]:
     with (Path(__file__).parent / "elements.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if [int(r["number"]) for r in rows] != list(range(1, MAX_Z + 1)):
-        # a broken installation
-        raise RuntimeError(f"elements.csv must list the elements 1 to {MAX_Z} in order")
+        raise RuntimeError(
+            f"elements.csv must list the elements 1 to {MAX_Z} in order"
+        )  # a broken installation
 
     def number(row: dict[str, str], name: str) -> float | None:
         if name == "block":
@@ -83,8 +84,9 @@ def element_properties() -> Tensor:
             for k, other in enumerate(rows)
             if other[group] == row[group] and other[block] == row[block]
         ]
-        # helium is an s element; its relatives are the other noble gases
-        if row[period] == 1 and row[group] == 18:
+        if (
+            row[period] == 1 and row[group] == 18
+        ):  # helium is an s element; its relatives are the other noble gases
             relatives = [k for k, other in enumerate(rows) if other[group] == 18]
         for column, value in enumerate(row):
             if value is None:
