@@ -28,7 +28,9 @@ def pair_distances(
         batch = attach(batch, cutoff)
         sender, receiver = batch.edge_index
         keep = (batch.z[receiver] == a) & (batch.z[sender] == b)
-        out.append(edge_vectors(batch)[keep].norm(dim=1).numpy())
+        out.append(
+            edge_vectors(batch.pos, sender, receiver, batch.edge_shift)[keep].norm(dim=1).numpy()
+        )
     return np.concatenate(out)
 
 

@@ -205,7 +205,7 @@ def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict
     rows = np.sort(order[: 1 + int((np.cumsum(structures.n_atoms[order]) < 20_000).sum())])
     batch = attach(structures.batch(rows, dtype=torch.float64), 4.0)
     sender, receiver = batch.edge_index
-    distance = edge_vectors(batch).norm(dim=1)
+    distance = edge_vectors(batch.pos, sender, receiver, batch.edge_shift).norm(dim=1)
     radii = covalent_radii()[batch.z]
     n = len(batch.z)
     bonded = distance < BOND * (radii[sender] + radii[receiver])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels.compiling import by_gradient, has_kernels
+from ..kernels.compiling import has_kernels
 from ..objectives import Denoise
 from ..structures.store import Structures
 from . import peers
@@ -85,7 +85,7 @@ def contenders(
         best = matmul_rate(1024, hidden, low or torch.float32, device) if flops else None
         for compiled in (
             (False, True)
-            if compile and (kernel or not by_gradient(model, ("vector",)))
+            if compile and (kernel or not model.by_gradient(("vector",)))
             else (False,)
         ):
             own = peers.copy_of(model, compile=compiled and not kernel)

@@ -1,14 +1,16 @@
-"""The networks' work on edges, compiled for this machine: `TrainConfig.compile` on a CPU.
+"""Faster versions of the networks' work on edges; `replacements` says what stands in, and when.
 
-`edge_block` of EGNN, `blocked` of TorchMD-Net ET and `filtered` of SchNet go through their edges in
-blocks; in PyTorch each of the ten or twenty operations on a block is a call of its own, and threads
-meet after each. The C++ here is the same loop with the operations between two matrix products
-fused, and every thread goes its own way through its own blocks. Matrix products stay PyTorch's.
-`interpolated` of SchNet does without most products.
+Written operation by operation, a layer makes dozens of arrays [E, F], each larger than the cache.
+``egnn_blocks``, ``torchmd_et_blocks`` and ``schnet_pairs`` go through the edges in blocks that stay
+in the cache, with PyTorch's operations; each of the ten or twenty operations on a block is then a
+call of its own, and threads meet after each. ``egnn``, ``torchmd_et`` and ``schnet`` are the same
+loops in C++ with the operations between two matrix products fused, and every thread goes its own
+way through its own blocks. Matrix products stay PyTorch's. ``schnet_table`` does without most
+products. The compiled ones are for `TrainConfig.compile` on a CPU.
 
 The sources are compiled at first use (one to three minutes, by the C++ compiler that torch-scatter
 is built with) and kept in the user's cache, or in the folder that POTKIT_KERNELS names. Nothing
-here is used unless asked for; PyTorch's operations remain the reference.
+compiled is used unless asked for; the plain functions of models/ remain the reference.
 """
 
 from __future__ import annotations

@@ -28,34 +28,23 @@ def compile_backbone(model: Potential, outputs: Sequence[str]) -> Potential:
     ``outputs`` are those it will be trained on. Raises ConfigError where they are derivatives of
     the energy.
     """
-    if by_gradient(model, outputs):
+    if model.by_gradient(outputs):
         wanted = ", ".join(o for o in outputs if o != "energy")
         raise ConfigError(
             f"config: compile does not work for {wanted} as −∂E/∂x: torch.compile cannot be differentiated twice; set compile to false"
         )
-    # a changed number of atoms or edges must not mean compiling again; plain formulas are chosen by
-    # `models.layers.in_blocks`
+    # a changed number of atoms or edges must not mean compiling again; plain functions are traced,
+    # see `models.replaceable`
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 16)
     model.backbone.compile(dynamic=True)
     return model
-
-
-def by_gradient(model: Potential, outputs: Sequence[str]) -> bool:
-    """Whether any of ``outputs`` is a derivative of the energy, so that training differentiates
-    twice.
-    """
-    return ("forces" in outputs and model.forces_mode == "gradient") or (
-        ("vector" in outputs or "noise" in outputs) and model.vector_mode == "gradient"
-    )
 
 
 def has_kernels(model: Potential, outputs: Sequence[str], device: str) -> bool:
     """Whether ``model`` has kernels to be trained with on ``outputs`` on ``device`` ("cpu",
     "cuda").
     """
-    return device == "cpu" and getattr(model.backbone, "kernel_order", 0) >= 1 + by_gradient(
-        model, outputs
-    )
+    return device == "cpu" and model.backbone.kernel_order >= 1 + model.by_gradient(outputs)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-// EGNN's work on edges; the formulas, names and what is kept for the backward pass are those of models/egnn_edges.py.
+// EGNN's work on edges; the formulas, names and what is kept for the backward pass are those of egnn_blocks.py.
 #include "common.h"
 
 namespace potkit {

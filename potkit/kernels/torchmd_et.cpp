@@ -1,4 +1,4 @@
-// The messages of TorchMD-Net ET; formulas, names and layout of the arrays are those of models/torchmd_et_edges.py.
+// The messages of TorchMD-Net ET; formulas, names and layout of the arrays are those of torchmd_et_blocks.py.
 #include "torchmd_et.h"
 
 namespace potkit {

@@ -1,6 +1,4 @@
-"""Networks by name. A new network is one file with a backbone class and PRESETS, and one line in
-MODELS.
-"""
+"""Networks by name. A new one is one file with a `Network` and PRESETS, and one line in MODELS."""
 
 from __future__ import annotations
 
@@ -12,8 +10,9 @@ import torch
 
 from ..errors import ConfigError
 from . import published_codes
-from .base import Features, Graph, Potential, Prediction
-from .bridge import CurrentGraph, adapt
+from .adapted import CurrentGraph, adapt
+from .base import Potential
+from .graph import Backbone, Features, Graph, Network, Prediction
 from .published_codes import published
 
 MODELS = {
@@ -30,9 +29,11 @@ READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled", "force_input", "no
 
 __all__ = [
     "MODELS",
+    "Backbone",
     "CurrentGraph",
     "Features",
     "Graph",
+    "Network",
     "Potential",
     "Prediction",
     "adapt",
@@ -63,9 +64,7 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
 
 
 def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
-    """All options of the backbone a recipe stands for, defaults filled in; the read-outs' are
-    left out.
-    """
+    """All options of the backbone a recipe stands for, defaults filled in; not the read-outs'."""
     given = {k: v for k, v in recipe["options"].items() if k not in READOUT_OPTIONS}
     if recipe["name"] not in MODELS:  # an adapted module of the user's own
         return given
@@ -76,12 +75,12 @@ def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
 def build(
     name: str, preset: str = "small", *, seed: int | None = None, **overrides: Any
 ) -> Potential:
-    """A network with its read-outs, at ``preset`` ("denoise-paper", "masked-paper", "small") with
-    single options replaced.
+    """A network with its read-outs, at a preset with single options replaced.
 
-    Options are the backbone's constructor arguments and the read-outs' ``vector``, ``forces``,
-    ``head_norm``, ``pooled``. ``seed`` makes the initial weights repeatable and leaves torch's
-    generator alone. Raises ConfigError naming what is unknown or out of range.
+    Presets are "small" and, as far as a paper has the network, "denoise-paper", "masked-paper" or
+    "paper" (`presets`). Options are the backbone's constructor arguments and the read-outs'
+    ``vector``, ``forces``, ``head_norm``, ``pooled``. ``seed`` makes the initial weights repeatable
+    and leaves torch's generator alone. Raises ConfigError naming what is unknown or out of range.
     """
     if name.startswith(published_codes.PREFIX):
         return _published(name, preset, seed, overrides)
@@ -92,13 +91,14 @@ def build(
     unknown = [k for k in overrides if k not in own and k not in READOUT_OPTIONS]
     if unknown:
         raise ConfigError(
-            f"{name} has no option {', '.join(map(repr, unknown))}; it has {', '.join((*own, *READOUT_OPTIONS))}"
+            f"{name} has no option {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join((*own, *READOUT_OPTIONS))}"
         )
     options = {**table[preset], **overrides}
     if not options.get("cutoff", 1.0) > 0:
         raise ConfigError(f"cutoff must be positive, got {options['cutoff']}")
     if options.get("faithful") and "pooled" not in options:
-        options["pooled"] = getattr(cls, "faithful_pooled", False)
+        options["pooled"] = cls.faithful_pooled
     readout = {k: options.pop(k) for k in READOUT_OPTIONS if k in options}
     try:
         with torch.random.fork_rng(devices=[], enabled=seed is not None):

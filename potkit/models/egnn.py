@@ -1,11 +1,14 @@
 """EGNN: E(n)-equivariant graph network (Satorras, Hoogeboom, Welling, ICML 2021, arXiv 2102.09844),
 as both papers set it.
 
-Per layer, with r_ij = x_i − x_j and d_ij its length (equations 3–6 of the paper; ⊙ a gate, f_c a
-smooth cutoff):
-    m_ij = φ_e(h_i, h_j, d_ij²),   m_ij ← σ(a·m_ij) m_ij                 (attention gate: denoise paper only)
-    x_i  ← x_i + Σ_j r_ij/d_ij · tanh φ_x(m_ij) · f_c                      (tanh: denoise paper only)
-    h_i  ← h_i + φ_h(h_i, Σ_j m_ij f_c)                                    (residual)
+Per layer, with r_ij = x_i − x_j and d_ij its length (equations 3 to 6 of the paper; f_c a smooth
+cutoff):
+    (3) m_ij = φ_e(h_i, h_j, d_ij²)
+        m_ij ← σ(a·m_ij) m_ij                              attention gate: denoise paper only
+    (4) w_ij = tanh φ_x(m_ij)                              tanh: denoise paper only
+    (5) m_i  = Σ_j m_ij f_c
+    (4) x_i  ← x_i + Σ_j r_ij/d_ij w_ij f_c
+    (6) h_i  ← h_i + φ_h(h_i, m_i)                         residual
 
 What differs from the authors' codes: f_c, which neither has, makes energy and forces continuous
 when a neighbour crosses the cutoff; the energy MLP acts per atom, so the energy is extensive.
@@ -23,11 +26,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from ..errors import ConfigError
-from .base import Features, Graph
-from .egnn_edges import edge_block, plain
-from .layers import AtomEmbedding, BesselBasis, in_blocks, mlp, polynomial_envelope, sum_over
+from ..structures.geometry import edge_vectors
+from .graph import Features, Graph, Network
+from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, silu, sum_over
+from .replaceable import replaceable
 
 PRESETS = {
     "denoise-paper": dict(
@@ -49,73 +54,76 @@ PRESETS = {
 
 
 class Layer(nn.Module):
-    """One message-passing layer; see the module's docstring."""
+    """Equations 3–6: one message-passing layer."""
 
     def __init__(self, hidden: int, radial: int, attention: bool, tanh: bool) -> None:
         super().__init__()
+        # φ_e: three parts of its first layer, then the second
         self.from_receiver = nn.Linear(hidden, hidden, bias=False)
         self.from_sender = nn.Linear(hidden, hidden, bias=False)
         self.from_distance = nn.Linear(max(radial, 1), hidden)
-        # Bessel functions are about 0.35 in size: without this, distances start out as a whisper
-        # among the atoms' terms
         if radial:
+            # Bessel functions are about 0.35 in size: without this, distances start out as a
+            # whisper among the atoms' terms
             with torch.no_grad():
                 self.from_distance.weight.mul_(5.0)
         self.message = mlp([hidden, hidden], last=True)
-        self.gate = nn.Linear(hidden, 1) if attention else None
-        self.coordinate = mlp([hidden, hidden, 1])
-        # start as (almost) the identity on coordinates
+        self.gate = nn.Linear(hidden, 1) if attention else None  # a
+        self.coordinate = mlp([hidden, hidden, 1])  # φ_x, at first (almost) the identity on x
         nn.init.xavier_uniform_(self.coordinate[-1].weight, gain=0.001)
         nn.init.zeros_(self.coordinate[-1].bias)
-        self.update = mlp([2 * hidden, hidden, hidden])
+        self.update = mlp([2 * hidden, hidden, hidden])  # φ_h
         self.tanh = tanh
 
     def forward(
         self,
         h: Tensor,  # [N, F]
-        x: Tensor,  # [N, 3]
-        vector: Tensor,  # [E, 3] x_j − x_i
-        distance: Tensor,  # [E]
+        x: Tensor,  # [N, 3] Å
+        vector: Tensor,  # [E, 3] Å, x_j − x_i
+        distance: Tensor,  # [E] Å
         edge: Tensor,  # [E, R] d² or radial functions of d
-        envelope: Tensor | None,  # [E, 1]
-        sender: Tensor,
-        receiver: Tensor,
-        blocked: bool,  # go through the edges in blocks, see `egnn_edges`
+        envelope: Tensor | None,  # [E, 1] f_c
+        graph: Graph,
     ) -> tuple[Tensor, Tensor]:
-        # in the whole layer only these two products are with [h_i, h_j]; the bias of the first
-        # joins the one per atom
-        p = self.from_receiver(h) + self.from_distance.bias
-        q = self.from_sender(h)
-        gate = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
-        first, last = self.coordinate[0], self.coordinate[2]
-        weights = (
-            self.from_distance.weight,
-            self.message[0].weight,
-            self.message[0].bias,
-            *gate,
-            first.weight,
-            first.bias,
-            last.weight,
-            last.bias,
-        )
-        run = edge_block if blocked else plain
-        total, weight = run(p, q, edge, envelope, weights, sender, receiver)  # [N, F], [E]
-        weight = (torch.tanh(weight) if self.tanh else weight)[:, None]
+        receiver_part = self.from_receiver(h) + self.from_distance.bias  # [N, F]
+        sender_part = self.from_sender(h)  # [N, F]
+        weight, message = self.messages(receiver_part, sender_part, edge, envelope, graph)
+        if self.tanh:
+            weight = torch.tanh(weight)  # (4)
+        weight = weight[:, None]  # [E, 1]
         if envelope is not None:
             weight = weight * envelope
-        x = x + sum_over(-vector / (distance[:, None] + 1e-8) * weight, receiver, x.shape[0])
-        h = h + self.update(torch.cat([h, total], -1))
+        direction = -vector / (distance[:, None] + 1e-8)  # r_ij / d_ij
+        x = x + sum_over(direction * weight, graph.receiver, x.shape[0])  # (4)
+        h = h + self.update(torch.cat([h, message], -1))  # (6)
         return h, x
 
+    @replaceable("egnn.messages")
+    def messages(
+        self,
+        receiver_part: Tensor,  # [N, F] what h_i adds to the first layer of φ_e
+        sender_part: Tensor,  # [N, F] what h_j adds
+        edge: Tensor,  # [E, R]
+        envelope: Tensor | None,  # [E, 1]
+        graph: Graph,
+    ) -> tuple[Tensor, Tensor]:
+        """φ_x(m_ij) of every edge [E], and m_i [N, F]."""
+        joint = receiver_part[graph.receiver] + sender_part[graph.sender]
+        joint = joint + linear(edge, self.from_distance.weight)
+        m = self.message(silu(joint))  # (3) [E, F]
+        if self.gate is not None:
+            m = m * torch.sigmoid(self.gate(m))
+        weight = self.coordinate(m)[:, 0]  # φ_x of (4)
+        if envelope is not None:
+            m = m * envelope
+        return weight, sum_over(m, graph.receiver, receiver_part.shape[0])  # (5)
 
-class EGNN(nn.Module):
-    """The backbone: `Graph` -> `Features` with scalars [N, hidden] and the displacement x_L − x
-    [N, 3] in Å.
-    """
 
-    n_vector_features = 0
-    kernel_order = 1  # kernels serve first derivatives: see potkit.compiling
+class EGNN(Network):
+    """The backbone: `Graph` -> `Features`: scalars [N, hidden], displacement x_L − x [N, 3] Å."""
+
     gives_displacement = True
+    kernel_order = 1
     faithful_pooled = True  # the denoise paper sums features over atoms before the energy MLP
 
     def __init__(
@@ -140,20 +148,16 @@ class EGNN(nn.Module):
         self.layers = nn.ModuleList(Layer(hidden, radial, attention, tanh) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Features:
-        h, x = self.embedding(graph), graph.pos
-        envelope = (
-            None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
-        )
-        vector, distance = graph.vector, graph.distance
-        blocked = in_blocks(h, twice=self.training and graph.pos.requires_grad)
+        h = self.embedding(graph)  # [N, F]
+        x, vector, distance = graph.pos, graph.vector, graph.distance
+        envelope = None
+        if not self.faithful:
+            envelope = polynomial_envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
         for i, layer in enumerate(self.layers):
-            # later layers see the moved atoms; the edges and their envelope stay those of the input
             if i:
-                vector = x[graph.sender] - x[graph.receiver]
-                vector = vector if graph.shift is None else vector + graph.shift
+                # later layers see the moved atoms; edges and envelope stay those of the input
+                vector = edge_vectors(x, graph.sender, graph.receiver, graph.shift)
                 distance = (vector.square().sum(1) + 1e-12).sqrt()
             edge = distance.square()[:, None] if self.basis is None else self.basis(distance)
-            h, x = layer(
-                h, x, vector, distance, edge, envelope, graph.sender, graph.receiver, blocked
-            )
+            h, x = layer(h, x, vector, distance, edge, envelope, graph)
         return Features(h, displacement=x - graph.pos)

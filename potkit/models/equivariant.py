@@ -9,9 +9,8 @@ A tensor product f ⊗ Y of a neighbour's features with the spherical harmonics 
 `e3nn.o3.TensorProduct` computes path by path. Here the Clebsch-Gordan coefficients are first
 contracted with Y, once per step for all layers, into the basis kernels of the SE(3)-Transformer
 (Fuchs et al. 2020, equation 9); a layer's product is then one batched matrix product per irrep of
-f.
-Same numbers (a test compares), about a tenth of the time, and no float32 constants in a model that
-was moved to float64.
+f. Same numbers (a test compares), about a tenth of the time, and no float32 constants in a model
+that was moved to float64.
 """
 
 from __future__ import annotations
@@ -30,23 +29,26 @@ ByIrrep = dict[Irrep, Tensor]
 
 
 def irreps(degree: int, parities: str = "natural") -> tuple[Irrep, ...]:
-    """Irreps up to ``degree``. "natural": those of spherical harmonics, 0e 1o 2e …; "both": e and o
-    of each; "none": all e, which means that parity is ignored and only rotations are respected.
+    """Irreps up to ``degree``.
+
+    "natural": those of spherical harmonics, 0e 1o 2e …; "both": e and o of each; "none": all e,
+    which means that parity is ignored and only rotations are respected.
     """
     out = []
-    for l in range(degree + 1):
-        natural = Irrep(l, (-1) ** l)
+    for order in range(degree + 1):
+        parity = (-1) ** order
         out += {
-            "natural": [natural],
-            "both": [natural, Irrep(l, -((-1) ** l))],
-            "none": [Irrep(l, 1)],
+            "natural": [Irrep(order, parity)],
+            "both": [Irrep(order, parity), Irrep(order, -parity)],
+            "none": [Irrep(order, 1)],
         }[parities]
     return tuple(out)
 
 
 def harmonics(degree: int, vector: Tensor) -> Tensor:
-    """Real spherical harmonics of the directions of ``vector`` [E, 3] up to ``degree``, [E,
-    (degree+1)²], |Y_l|² = 2l + 1.
+    """Real spherical harmonics of the directions of ``vector`` [E, 3] up to ``degree``.
+
+    [E, (degree+1)²], |Y_l|² = 2l + 1.
     """
     return o3.spherical_harmonics(
         list(range(degree + 1)), vector, normalize=True, normalization="component"
@@ -54,8 +56,9 @@ def harmonics(degree: int, vector: Tensor) -> Tensor:
 
 
 class Coupling:
-    """All couplings of features with spherical harmonics: (f ⊗ Y)_o = Σ over paths (i, J) -> o that
-    the selection rules allow.
+    """All couplings of features with spherical harmonics.
+
+    (f ⊗ Y)_o = Σ over the paths (i, J) -> o that the selection rules allow.
 
     ``irreps_in`` are those of f, ``degree`` the largest J, ``irreps_out`` those wanted; with
     ``parity=False`` the harmonics count as even, to go with irreps that ignore parity. ``paths[o]``
@@ -97,9 +100,14 @@ class Coupling:
                 blocks.append(block.flatten(1, 2))
             self._constants[i] = torch.cat(blocks, 1)
 
+    def is_like(self, other: Coupling) -> bool:
+        """Whether irreps before and after are those of ``other``."""
+        return self.irreps_in == other.irreps_in and self.irreps_out == other.irreps_out
+
     def kernels(self, harmonics: Tensor) -> ByIrrep:
-        """Basis kernels of every edge from its harmonics [E, (degree+1)²]: {i: [E, Σ_o
-        (2l_o+1)·paths, 2l_i+1]}.
+        """Basis kernels of every edge from its harmonics [E, (degree+1)²].
+
+        {i: [E, Σ_o (2l_o+1)·paths, 2l_i+1]}
         """
         key = (harmonics.dtype, harmonics.device)
         if key not in self._cast:
@@ -113,26 +121,25 @@ class Coupling:
         }
 
     def __call__(self, kernels: ByIrrep, features: Mapping[Irrep, Tensor]) -> ByIrrep:
-        """f ⊗ Y per edge: features {i: [E, 2l+1, C]} -> {o: [E, 2l+1, paths[o]·C]}; i outer, J
-        next, channels inner.
+        """f ⊗ Y per edge: features {i: [E, 2l+1, C]} -> {o: [E, 2l+1, paths[o]·C]}.
+
+        Of the last axis, i is outermost, J next, channels innermost.
         """
         parts: dict[Irrep, list[Tensor]] = {o: [] for o in self.irreps_out}
         for i in self.irreps_in:
             products = torch.bmm(kernels[i], features[i])  # [E, Σ_o (2l_o+1)·paths, C]
-            counts = [len(self._allowed[i, o]) for o in self.irreps_out]
-            for o, n, block in zip(
-                self.irreps_out,
-                counts,
-                products.split([o.dim * n for o, n in zip(self.irreps_out, counts)], 1),
-            ):
+            paths = {o: len(self._allowed[i, o]) for o in self.irreps_out}
+            blocks = products.split([o.dim * n for o, n in paths.items()], 1)
+            for (o, n), block in zip(paths.items(), blocks):
                 if n:
                     parts[o].append(block.reshape(len(block), o.dim, n * block.shape[-1]))
         return {o: torch.cat(p, -1) for o, p in parts.items()}
 
 
 class SelfInteraction(nn.Module):
-    """A linear map of channels per irrep, no bias: {o: [N, 2l+1, C]} -> {o: [N, 2l+1, C']} for
-    the irreps in both.
+    """A linear map of channels per irrep, no bias, for the irreps on both sides.
+
+    {o: [N, 2l+1, C]} -> {o: [N, 2l+1, C']}
     """
 
     def __init__(self, channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> None:
@@ -149,16 +156,18 @@ class SelfInteraction(nn.Module):
 
 
 class RadialNet(nn.Sequential):
-    """SiLU MLP of a radial basis that starts with outputs of variance about 1; without ``bias``
-    it vanishes where the basis does.
+    """SiLU MLP of a radial basis that starts with outputs of variance about 1.
+
+    Without ``bias`` it vanishes where the basis does.
     """
 
     def __init__(self, widths: list[int], bias: bool = False) -> None:
         layers: list[nn.Module] = []
         for n, (a, b) in enumerate(zip(widths[:-1], widths[1:])):
             linear = nn.Linear(a, b, bias=bias)
-            # 1.68 restores the variance that SiLU takes
-            nn.init.normal_(linear.weight, std=(1.0 if n == 0 else 1.68) * a**-0.5)
+            nn.init.normal_(
+                linear.weight, std=(1.0 if n == 0 else 1.68) * a**-0.5
+            )  # 1.68 restores the variance that SiLU takes
             layers += [linear, nn.SiLU()]
         super().__init__(*layers[:-1])
 

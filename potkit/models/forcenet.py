@@ -1,23 +1,28 @@
 """ForceNet (Hu et al. 2021, arXiv 2103.01436), as the masked paper sets it: filters that see
 direction and both atoms.
 
-    node input   h_i = W s(a_i),  a_i nine element properties scaled to [0, 1],  s(x) = (sin 1.1⁰x, sin 1.1¹x, …)  "powersine"
-    edge input   b_ij = Y_lm(r̂_ij) ⊗ V s(D_ij),  l < max_n,  D_ij = (d, d − ρ_i, d − ρ_j, d − ρ_i − ρ_j) / r_c      "sphallmul"
-    message      F_ij = f_c(d_ij) φ(U b_ij, h_i, h_j)                     a filter conditioned on the nodes (section 3.2)
-    update       h_i ← h_i + ψ(Σ_j F_ij ⊙ W' h_j + w ⊙ W' h_i)            (continuous-filter convolution with self message)
-    decode       σ(W'' h_i), from which the read-outs make three numbers (force-centric) and an atomic energy
-ρ are covalent radii; the nine properties are those of `elements`.
+With a_i nine element properties scaled to [0, 1] (`elements`), ρ covalent radii, f_c a smooth
+cutoff and s(x) = (sin 1.1⁰x, sin 1.1¹x, …) the basis "powersine":
+    nodes     h_i  = W s(a_i)
+    edges     D_ij = (d, d − ρ_i, d − ρ_j, d − ρ_i − ρ_j) / r_c
+              b_ij = Y_lm(r̂_ij) ⊗ V s(D_ij),  l < max_n         the basis "sphallmul"
+    message   F_ij = f_c(d_ij) φ(U b_ij, h_i, h_j)              a filter conditioned on the nodes
+                                                                (section 3.2)
+    update    h_i  ← h_i + ψ(Σ_j F_ij ⊙ W' h_j + w ⊙ W' h_i)    continuous-filter convolution with
+                                                                self message
+    decode    σ(W'' h_i)      from which the read-outs make three numbers (force-centric) and an
+                              atomic energy
 
 What it lacks: Y_lm enters as plain numbers, so nothing is invariant or equivariant under rotation
 and reflection (the paper rotates its training data at random instead). Translation and permutation
 hold exactly.
+
 What differs from the authors' codes: f_c is a polynomial, not cos(πd / 2r_c), whose slope does not
 vanish at the cutoff; D_ij is not clipped at 10⁻³ (a sine does not mind a negative argument, and a
 clip has a kink); BatchNorm, which makes a structure depend on its batch, is LayerNorm.
 ``faithful=True`` undoes all three and brings back the masked paper's fault: every atom is mapped to
-oxygen, in properties and radii.
-The first layer of φ is linear in (U b, h_i, h_j), so its products with h are taken per atom, not
-per edge: the same numbers.
+oxygen, in properties and radii. The first layer of φ is linear in (U b, h_i, h_j), so its products
+with h are taken per atom, not per edge: the same numbers.
 
 Parameters: masked-paper 710 952, small 168 680 (counted by a test).
 """
@@ -32,7 +37,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..structures.element_properties import covalent_radii, element_properties
-from .base import Features, Graph
+from .graph import Features, Graph, Network
 from .layers import AtomEmbedding, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
@@ -47,9 +52,7 @@ OXYGEN = 8
 
 
 class PowerSine(nn.Module):
-    """sin(1.1ⁿ x) for n < ``size``: [M, K] -> [M, K·size] (ForceNet, appendix on basis
-    functions).
-    """
+    """s(x) with ``size`` frequencies: [M, K] -> [M, K·size] (appendix on basis functions)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -61,59 +64,56 @@ class PowerSine(nn.Module):
 
 
 class PropertyEmbedding(nn.Module):
-    """Atomic numbers [N] -> [N, hidden] through nine element properties scaled to [0, 1] and
-    their power-sine basis.
-    """
+    """Atomic numbers [N] -> h [N, hidden], by the properties a and their basis."""
 
     def __init__(self, hidden: int, frequencies: int) -> None:
         super().__init__()
-        table = element_properties()[1:]
+        table = element_properties()[1:]  # [118, 9]
         low, high = table.amin(0), table.amax(0)
         scaled = torch.cat([torch.zeros(1, table.shape[1]), (table - low) / (high - low)])
         self.register_buffer("table", scaled.to(torch.get_default_dtype()), persistent=False)
         self.basis = PowerSine(frequencies)
-        self.linear = nn.Linear(table.shape[1] * frequencies, hidden)
+        self.linear = nn.Linear(table.shape[1] * frequencies, hidden)  # W
 
     def forward(self, z: Tensor) -> Tensor:
         return self.linear(self.basis(self.table))[z]  # once per element, then gathered
 
 
 class Interaction(nn.Module):
-    """One convolution; see the module's docstring."""
+    """Message and update: the change of h."""
 
     def __init__(self, hidden: int, basis: int, norm: type[nn.Module]) -> None:
         super().__init__()
-        # U and its part of φ's first layer: nothing stands between, so one matrix
+        # φ: three parts of its first layer, then the rest. Nothing stands between U and its part,
+        # so both are one matrix
         self.from_edge = nn.Linear(basis, hidden)
         self.from_sender = nn.Linear(hidden, hidden, bias=False)
         self.from_receiver = nn.Linear(hidden, hidden, bias=False)
         self.filter = nn.Sequential(nn.SiLU(), *mlp([hidden] * 3))
-        self.linear = nn.Linear(hidden, hidden)
-        self.own = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
-        self.update = nn.Sequential(
+        self.linear = nn.Linear(hidden, hidden)  # W'
+        self.own = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))  # w
+        self.update = nn.Sequential(  # ψ
             nn.Linear(hidden, hidden), norm(hidden), nn.SiLU(), nn.Linear(hidden, hidden)
         )
 
     def forward(
-        self, h: Tensor, edge: Tensor, envelope: Tensor, sender: Tensor, receiver: Tensor
+        self,
+        h: Tensor,  # [N, F]
+        edge: Tensor,  # [E, 4·max_n²] b_ij
+        envelope: Tensor,  # [E, 1] f_c
+        graph: Graph,
     ) -> Tensor:
-        # [E, F]
-        weight = self.filter(
-            self.from_edge(edge) + self.from_sender(h)[sender] + self.from_receiver(h)[receiver]
-        )
+        joint = self.from_edge(edge) + self.from_sender(h)[graph.sender]
+        joint = joint + self.from_receiver(h)[graph.receiver]
+        weight = self.filter(joint)  # [E, F]
         x = self.linear(h)
-        return self.update(
-            sum_over(x[sender] * (weight * envelope), receiver, h.shape[0]) + self.own * x
-        )
+        message = x[graph.sender] * (weight * envelope)
+        return self.update(sum_over(message, graph.receiver, h.shape[0]) + self.own * x)
 
 
-class ForceNet(nn.Module):
-    """The backbone: `Graph` -> `Features` with scalars [N, hidden], which are not invariant
-    under rotation.
-    """
+class ForceNet(Network):
+    """The backbone: `Graph` -> `Features`: scalars [N, hidden], not invariant under rotation."""
 
-    n_vector_features = 0
-    gives_displacement = False
     symmetries = frozenset({"translation", "permutation"})
 
     def __init__(
@@ -129,15 +129,15 @@ class ForceNet(nn.Module):
         super().__init__()
         if min(hidden, layers, max_n, frequencies) < 1:
             raise ConfigError(
-                f"ForceNet needs hidden, layers, max_n and frequencies ≥ 1, got {hidden}, {layers}, {max_n}, {frequencies}"
+                "ForceNet needs hidden, layers, max_n and frequencies ≥ 1, "
+                f"got {hidden}, {layers}, {max_n}, {frequencies}"
             )
         self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
         # for flag and charge; the element part is replaced
         self.embedding = AtomEmbedding(hidden, charge)
         self.embedding.element = PropertyEmbedding(hidden, frequencies)
-        self.register_buffer(
-            "radii", covalent_radii().to(torch.get_default_dtype()), persistent=False
-        )
+        radii = covalent_radii().to(torch.get_default_dtype())
+        self.register_buffer("radii", radii, persistent=False)
         self.degrees = list(range(max_n))
         self.basis = PowerSine(frequencies)
         self.radial = nn.Linear(4 * frequencies, 4)  # V
@@ -145,30 +145,26 @@ class ForceNet(nn.Module):
         self.layers = nn.ModuleList(Interaction(hidden, 4 * max_n**2, norm) for _ in range(layers))
         self.decode = mlp([hidden, hidden], last=True)
 
-    def edge_basis(self, graph: Graph) -> Tensor:
-        """b_ij, [E, 4·max_n²]."""
-        d, own, other = (
-            graph.distance,
-            self.radii[graph.z][graph.receiver],
-            self.radii[graph.z][graph.sender],
-        )
-        # [E, 4]
-        distances = torch.stack([d, d - own, d - other, d - own - other], -1) / self.cutoff
-        if self.faithful:
-            distances = distances.clamp(min=1e-3)
-        # [E, max_n²]
-        angular = o3.spherical_harmonics(
-            self.degrees, graph.vector, normalize=True, normalization="component"
-        )
-        return (angular[:, :, None] * self.radial(self.basis(distances))[:, None]).flatten(1)
-
     def forward(self, graph: Graph) -> Features:
         if self.faithful:
             graph = graph._replace(z=torch.full_like(graph.z, OXYGEN))
             envelope = torch.cos(graph.distance * (0.5 * math.pi / self.cutoff))[:, None]
         else:
-            envelope = polynomial_envelope(graph.distance, self.cutoff)[:, None]
+            envelope = polynomial_envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
         h, edge = self.embedding(graph), self.edge_basis(graph)
         for layer in self.layers:
-            h = h + layer(h, edge, envelope, graph.sender, graph.receiver)
+            h = h + layer(h, edge, envelope, graph)
         return Features(self.decode(h))
+
+    def edge_basis(self, graph: Graph) -> Tensor:
+        """b_ij [E, 4·max_n²]."""
+        d, radii = graph.distance, self.radii[graph.z]
+        rho_i, rho_j = radii[graph.receiver], radii[graph.sender]
+        distances = torch.stack([d, d - rho_i, d - rho_j, d - rho_i - rho_j], -1) / self.cutoff
+        if self.faithful:
+            distances = distances.clamp(min=1e-3)
+        angular = o3.spherical_harmonics(
+            self.degrees, graph.vector, normalize=True, normalization="component"
+        )  # [E, max_n²]
+        radial = self.radial(self.basis(distances))  # [E, 4]
+        return (angular[:, :, None] * radial[:, None]).flatten(1)

@@ -8,11 +8,11 @@ function, U and V linear maps over channels):
               (8) Δv_i = Σ_j v_j ⊙ φ_vv(s_j) ⊙ W_vv(d_ij) + Σ_j φ_vs(s_j) ⊙ W_vs(d_ij) r_ij/d_ij
     update    (9) Δs_i = a_ss(s_i, |V v_i|) + a_sv(s_i, |V v_i|) ⊙ ⟨U v_i, V v_i⟩
              (10) Δv_i = a_vv(s_i, |V v_i|) ⊙ U v_i
+
 The radial basis is √(2/c) sin(kπd/c)/d, the cutoff function the cosine one or
 (``envelope="polynomial"``) one with continuous second derivatives. |·| is √(|·|² + 10⁻⁶), which has
-a derivative where a vector vanishes, as on isolated atoms.
-Neither paper uses PaiNN; ``paper`` is the size of its own paper. The vector read-out is "gated" or,
-through −∂E/∂x, "gradient".
+a derivative where a vector vanishes, as on isolated atoms. Neither paper uses PaiNN; ``paper`` is
+the size of its own paper. The vector read-out is "gated" or, through −∂E/∂x, "gradient".
 
 Parameters: paper 686 467, small 182 467 (counted by a test).
 """
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .base import Features, Graph
-from .layers import AtomEmbedding, BesselBasis, cosine_envelope, mlp, polynomial_envelope, sum_over
+from .graph import Features, Graph, Network
+from .layers import ENVELOPES, AtomEmbedding, BesselBasis, mlp, sum_over
 
 PRESETS = {
     "paper": dict(hidden=128, layers=3, radial=20, cutoff=5.0, envelope="cosine", vector="gated"),
@@ -32,7 +32,6 @@ PRESETS = {
         hidden=64, layers=3, radial=20, cutoff=5.0, envelope="polynomial", vector="gated"
     ),
 }
-ENVELOPES = {"cosine": cosine_envelope, "polynomial": polynomial_envelope}
 
 
 class Message(nn.Module):
@@ -40,8 +39,8 @@ class Message(nn.Module):
 
     def __init__(self, hidden: int, radial: int) -> None:
         super().__init__()
-        self.phi = mlp([hidden, hidden, 3 * hidden])
-        self.filter = nn.Linear(radial, 3 * hidden)
+        self.phi = mlp([hidden, hidden, 3 * hidden])  # φ_s, φ_vs, φ_vv
+        self.filter = nn.Linear(radial, 3 * hidden)  # W_s, W_vs, W_vv
 
     def forward(
         self,
@@ -50,15 +49,17 @@ class Message(nn.Module):
         basis: Tensor,  # [E, K]
         envelope: Tensor,  # [E, 1]
         direction: Tensor,  # [E, 3]
-        sender: Tensor,
-        receiver: Tensor,
+        graph: Graph,
     ) -> tuple[Tensor, Tensor]:
-        weight = self.filter(basis) * envelope
-        ds, along, keep = (self.phi(s)[sender] * weight).chunk(3, dim=-1)  # each [E, F]
-        dv = direction[:, :, None] * along[:, None]
+        weight = self.filter(basis) * envelope  # [E, 3F]
+        message = self.phi(s)[graph.sender] * weight
+        from_s, along_direction, along_v = message.chunk(3, dim=-1)  # each [E, F]
+        from_v = direction[:, :, None] * along_direction[:, None]  # [E, 3, F]
         if v is not None:
-            dv = dv + v[sender] * keep[:, None]
-        return sum_over(ds, receiver, s.shape[0]), sum_over(dv, receiver, s.shape[0])
+            from_v = from_v + v[graph.sender] * along_v[:, None]
+        ds = sum_over(from_s, graph.receiver, s.shape[0])  # (7)
+        dv = sum_over(from_v, graph.receiver, s.shape[0])  # (8)
+        return ds, dv
 
 
 class Update(nn.Module):
@@ -67,20 +68,25 @@ class Update(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.mix = nn.Linear(hidden, 2 * hidden, bias=False)  # U and V
-        self.net = mlp([2 * hidden, hidden, 3 * hidden])
+        self.net = mlp([2 * hidden, hidden, 3 * hidden])  # a_ss, a_sv, a_vv
 
-    def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        u, w = self.mix(v).chunk(2, dim=-1)  # each [N, 3, F]
-        norm = (w.square().sum(1) + 1e-6).sqrt()
+    def forward(
+        self,
+        s: Tensor,  # [N, F]
+        v: Tensor,  # [N, 3, F]
+    ) -> tuple[Tensor, Tensor]:
+        uv, vv = self.mix(v).chunk(2, dim=-1)  # U v_i and V v_i, each [N, 3, F]
+        norm = (vv.square().sum(1) + 1e-6).sqrt()  # |V v_i|
         a_ss, a_sv, a_vv = self.net(torch.cat([s, norm], -1)).chunk(3, dim=-1)
-        return a_ss + a_sv * (u * w).sum(1), a_vv[:, None] * u
+        ds = a_ss + a_sv * (uv * vv).sum(1)  # (9)
+        dv = a_vv[:, None] * uv  # (10)
+        return ds, dv
 
 
-class PaiNN(nn.Module):
+class PaiNN(Network):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and vectors [N, 3, hidden]."""
 
-    gives_displacement = False
-    stacks = ("messages", "updates")  # where the layers are
+    stacks = ("messages", "updates")
 
     def __init__(
         self,
@@ -106,18 +112,17 @@ class PaiNN(nn.Module):
         self.updates = nn.ModuleList(Update(hidden) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Features:
-        s, v = self.embedding(graph), None
-        basis = self.basis(graph.distance)
-        envelope = self.envelope(graph.distance, self.cutoff)[:, None]
-        direction = graph.vector / graph.distance[:, None]
+        s, v = self.embedding(graph), None  # [N, F], later [N, 3, F]
+        basis = self.basis(graph.distance)  # [E, K]
+        envelope = self.envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
+        direction = graph.vector / graph.distance[:, None]  # [E, 3]
         for message, update in zip(self.messages, self.updates):
-            ds, dv = message(s, v, basis, envelope, direction, graph.sender, graph.receiver)
-            s, v = (
-                s + ds,
-                dv + (0 if graph.extra_vector is None else graph.extra_vector)
-                if v is None
-                else v + dv,
-            )
+            ds, dv = message(s, v, basis, envelope, direction, graph)
+            s = s + ds
+            if v is not None:
+                v = v + dv
+            else:
+                v = dv if graph.extra_vector is None else dv + graph.extra_vector
             ds, dv = update(s, v)
             s, v = s + ds, v + dv
         return Features(s, vector=v)

@@ -2,15 +2,18 @@
 denoise paper sets it.
 
 Features of atom i are f_i = ⊕_l f_i^l, some channels of every degree l. With the kernel (equations
-8 and 9)
-    W^{lk}(r) = Σ_J φ_J^{lk}(|r|) Σ_m Y_Jm(r̂) Q_Jm^{lk},        φ a learned function of the distance, Q Clebsch-Gordan coefficients,
+8 and 9; φ a learned function of the distance, Q Clebsch-Gordan coefficients)
+    W^{lk}(r) = Σ_J φ_J^{lk}(|r|) Σ_m Y_Jm(r̂) Q_Jm^{lk}
 a layer is attention over neighbours (equations 10 to 12), its channels split into heads, then a
-linear map and a nonlinearity:
-    q_i = ⊕_l W_Q^l f_i^l        k_ij = ⊕_l Σ_k W_K^{lk}(r_ij) f_j^k        v_ij^l = Σ_k W_V^{lk}(r_ij) f_j^k
-    α_ij = f_c(d_ij) exp(q_i·k_ij) / (1 + Σ_j' f_c(d_ij') exp(q_i·k_ij'))
-    f_i^l ← gate( W^l [f_i^l, Σ_j α_ij v_ij^l] )                             (the self-interaction is W^l's part on f_i^l)
-and the last layer is a plain convolution to scalars, s_i = W f_i^0 + Σ_j f_c(d_ij) Σ_k W^{0k}(r_ij)
-f_j^k.
+linear map (W^l's part on f_i^l is the self-interaction) and a nonlinearity:
+    q_i    = ⊕_l W_Q^l f_i^l
+    k_ij   = ⊕_l Σ_k W_K^{lk}(r_ij) f_j^k
+    v_ij^l = Σ_k W_V^{lk}(r_ij) f_j^k
+    α_ij   = f_c(d_ij) exp(q_i·k_ij) / (1 + Σ_j' f_c(d_ij') exp(q_i·k_ij'))
+    f_i^l  ← W^l [f_i^l, Σ_j α_ij v_ij^l]
+    f_i^l  ← gate(f_i^l)
+and the last layer is a plain convolution to scalars:
+    s_i    = W f_i^0 + Σ_j f_c(d_ij) Σ_k W^{0k}(r_ij) f_j^k
 W_K and W_V act on the same products f_j ⊗ Y (see `equivariant`), so keys and values come from one
 kernel.
 
@@ -36,7 +39,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .base import Features, Graph
 from .equivariant import (
     ByIrrep,
     Coupling,
@@ -48,6 +50,7 @@ from .equivariant import (
     irreps,
     sum_edges,
 )
+from .graph import SYMMETRIES, Features, Graph, Network
 from .layers import AtomEmbedding, GaussianBasis, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
@@ -60,46 +63,50 @@ SCALAR = Irrep(0, 1)
 
 
 class Kernel(nn.Module):
-    """Equations 8 and 9: sender features {k: [E, 2k+1, C]} -> {l: [E, 2l+1, outputs[l]]} through
-    W^{lk}(r_ij).
-    """
+    """Equations 8 and 9: Σ_k W^{lk}(r_ij) f_j^k for the degrees l of ``outputs``."""
 
     def __init__(
-        self, coupling: Coupling, channels: int, outputs: dict[Irrep, int], radial: int, hidden: int
+        self,
+        coupling: Coupling,
+        channels: int,
+        outputs: dict[Irrep, int],  # channels of each degree
+        radial: int,
+        hidden: int,
     ) -> None:
         super().__init__()
         self.coupling, self.outputs = coupling, outputs
         self.fan_in = {ir: coupling.paths[ir] * channels for ir in outputs}
         self.sizes = [self.fan_in[ir] * n for ir, n in outputs.items()]
-        self.radial = RadialNet([max(radial, 1), hidden, hidden, sum(self.sizes)], bias=True)
-        # start with outputs of variance about 1, however many products are summed
-        with torch.no_grad():
+        self.radial = RadialNet([max(radial, 1), hidden, hidden, sum(self.sizes)], bias=True)  # φ
+        with torch.no_grad():  # start with variance about 1, however many products are summed
             for part, fan_in in zip(self.radial[-1].weight.split(self.sizes), self.fan_in.values()):
                 part.mul_(fan_in**-0.5)
 
-    def forward(self, kernels: ByIrrep, f: ByIrrep, edge: Tensor) -> ByIrrep:
+    def forward(
+        self,
+        kernels: ByIrrep,  # Σ_m Y_Jm(r̂) Q_Jm of the coupling
+        f: ByIrrep,  # {k: [E, 2k+1, C]} of the senders
+        edge: Tensor,  # [E, R]
+    ) -> ByIrrep:  # {l: [E, 2l+1, outputs[l]]}
         products = self.coupling(kernels, f)  # {l: [E, 2l+1, paths·C]}
-        # {l: [E, paths·C·outputs]}
         phi = dict(zip(self.outputs, self.radial(edge).split(self.sizes, 1)))
-        return {
-            ir: torch.bmm(products[ir], phi[ir].unflatten(1, (self.fan_in[ir], -1)))
-            for ir in self.outputs
-        }
+        phi = {ir: p.unflatten(1, (self.fan_in[ir], -1)) for ir, p in phi.items()}
+        return {ir: torch.bmm(products[ir], phi[ir]) for ir in self.outputs}
 
 
 def attention_weights(
-    logits: Tensor, envelope: Tensor | None, receiver: Tensor, size: int
+    logits: Tensor,  # [E, heads] q_i·k_ij
+    envelope: Tensor | None,  # [E, 1] f_c
+    receiver: Tensor,
+    size: int,
 ) -> Tensor:
-    """α of the module's docstring from logits [E, heads]; plain softmax over the neighbours if
-    ``envelope`` [E, 1] is None.
-    """
+    """α [E, heads]; a plain softmax over the neighbours if there is no ``envelope``."""
     index = receiver[:, None].expand_as(logits)
     # subtracting any constant per atom leaves α as it is: the largest logit, or 0, keeps exp in
     # range; no derivative needed
     start = 0.0 if envelope is not None else -torch.inf
-    largest = logits.new_full((size, logits.shape[1]), start).scatter_reduce(
-        0, index, logits.detach(), "amax"
-    )
+    largest = logits.new_full((size, logits.shape[1]), start)
+    largest = largest.scatter_reduce(0, index, logits.detach(), "amax")
     weight = torch.exp(logits - largest[receiver])
     if envelope is not None:
         weight = weight * envelope
@@ -110,9 +117,7 @@ def attention_weights(
 
 
 class Attention(nn.Module):
-    """Equations 10 to 12 with heads, then the linear map of [f, attended values] to ``channels``
-    per degree.
-    """
+    """Equations 10 to 12 with heads, then the linear map to ``channels`` per degree."""
 
     def __init__(
         self,
@@ -123,51 +128,47 @@ class Attention(nn.Module):
         division: int,
         radial: int,
         hidden: int,
-    ):
+    ) -> None:
         super().__init__()
-        before, after = (
-            dict.fromkeys(coupling.irreps_in, channels_in),
-            dict.fromkeys(coupling.irreps_out, channels),
-        )
+        before = dict.fromkeys(coupling.irreps_in, channels_in)
+        after = dict.fromkeys(coupling.irreps_out, channels)
         # channels per degree of queries, keys and values, all heads together
         self.width, self.heads = channels // division, heads
-        self.query = SelfInteraction(before, dict.fromkeys(before, self.width))
-        # keys where there are queries, values everywhere
-        both = {ir: self.width * (2 if ir in before else 1) for ir in after}
-        self.kernel = Kernel(coupling, channels_in, both, radial, hidden)
-        self.merge = SelfInteraction({ir: before.get(ir, 0) + self.width for ir in after}, after)
+        self.query = SelfInteraction(before, dict.fromkeys(before, self.width))  # W_Q
+        # W_V everywhere, W_K where there are queries
+        values_and_keys = {ir: self.width * (2 if ir in before else 1) for ir in after}
+        self.kernel = Kernel(coupling, channels_in, values_and_keys, radial, hidden)
+        self.merge = SelfInteraction(
+            {ir: before.get(ir, 0) + self.width for ir in after}, after
+        )  # W
 
     def forward(
         self,
-        f: ByIrrep,
+        f: ByIrrep,  # {l: [N, 2l+1, C]}
         kernels: ByIrrep,
-        edge: Tensor,
-        envelope: Tensor | None,
+        edge: Tensor,  # [E, R]
+        envelope: Tensor | None,  # [E, 1]
         sender: Tensor,
         receiver: Tensor,
     ) -> ByIrrep:
         n = f[SCALAR].shape[0]
-        query = gather(self.query(f), receiver)
-        both = self.kernel(kernels, gather(f, sender), edge)
+        queries = gather(self.query(f), receiver)  # {l: [E, 2l+1, width]}
+        values_and_keys = self.kernel(kernels, gather(f, sender), edge)
+        values = {ir: x[..., : self.width] for ir, x in values_and_keys.items()}
         logits, features = 0.0, 0
-        for ir, q in query.items():
-            k = both[ir][..., self.width :]
+        for ir, q in queries.items():
+            k = values_and_keys[ir][..., self.width :]
             logits = logits + (q * k).sum(1).unflatten(1, (self.heads, -1)).sum(-1)  # [E, heads]
             features += ir.dim * self.width // self.heads
         alpha = attention_weights(logits / math.sqrt(features), envelope, receiver, n)
         alpha = alpha.repeat_interleave(self.width // self.heads, 1)[:, None]  # [E, 1, width]
-        attended = sum_edges(
-            {ir: x[..., : self.width] * alpha for ir, x in both.items()}, receiver, n
-        )
-        return self.merge(
-            {ir: torch.cat([f[ir], x], -1) if ir in f else x for ir, x in attended.items()}
-        )
+        attended = sum_edges({ir: v * alpha for ir, v in values.items()}, receiver, n)
+        both = {ir: torch.cat([f[ir], x], -1) if ir in f else x for ir, x in attended.items()}
+        return self.merge(both)
 
 
 class NormGate(nn.Module):
-    """Scalars go through a residual MLP; channels of higher degree are scaled by 1 + an MLP of
-    their norms.
-    """
+    """The nonlinearity: scalars through a residual MLP, other degrees scaled by 1 + MLP(ñ)."""
 
     def __init__(self, coupling: Coupling, channels: int) -> None:
         super().__init__()
@@ -180,18 +181,17 @@ class NormGate(nn.Module):
         out = {SCALAR: f[SCALAR] + self.scalar(f[SCALAR])}
         for name, gate in self.gates.items():
             x = f[Irrep(name)]
-            # 0.01 keeps the curvature finite at 0
-            out[Irrep(name)] = x + x * gate((x.square().sum(1, keepdim=True) + 0.01).sqrt())
+            norm = (x.square().sum(1, keepdim=True) + 0.01).sqrt()  # curvature finite at 0
+            out[Irrep(name)] = x + x * gate(norm)
         return out
 
 
-class SE3Transformer(nn.Module):
-    """The backbone: `Graph` -> `Features` with scalars [N, channels·(max_degree+1)] and the l =
-    1 channels [N, 3, channels].
+class SE3Transformer(Network):
+    """The backbone: `Graph` -> `Features` with scalars [N, channels·(max_degree+1)] and the l = 1
+    channels [N, 3, channels].
     """
 
-    gives_displacement = False
-    stacks = ("attention", "gates")  # where the layers are
+    stacks = ("attention", "gates")
 
     def __init__(
         self,
@@ -207,27 +207,24 @@ class SE3Transformer(nn.Module):
         faithful: bool = False,
     ) -> None:
         super().__init__()
-        if (
-            min(channels, layers, heads, division, radial_hidden) < 1
-            or max_degree < 1
-            or radial < 0
-            or radial == 1
-        ):
+        least = min(channels, max_degree, layers, heads, division, radial_hidden)
+        if least < 1 or radial < 0 or radial == 1:
             raise ConfigError(
-                "SE3Transformer needs channels, max_degree, layers, heads, division, radial_hidden ≥ 1 and radial 0 or ≥ 2"
+                "SE3Transformer needs channels, max_degree, layers, heads, division, "
+                "radial_hidden ≥ 1 and radial 0 or ≥ 2"
             )
         if channels % (division * heads):
             raise ConfigError(
-                f"SE3Transformer needs channels divisible by division × heads, got {channels} by {division} × {heads}"
+                "SE3Transformer needs channels divisible by division × heads, "
+                f"got {channels} by {division} × {heads}"
             )
         self.cutoff, self.faithful, self.radial = cutoff, faithful, radial
         self.n_features, self.n_vector_features = channels * (max_degree + 1), channels
-        self.symmetries = frozenset(
-            {"translation", "rotation", "permutation"} | (set() if faithful else {"reflection"})
-        )
+        if faithful:
+            self.symmetries = SYMMETRIES - {"reflection"}
         kinds = irreps(max_degree, "none" if faithful else "natural")
-        # degrees l and k couple through J up to l + k
-        self.degree, self.vector_irrep = 2 * max_degree, kinds[1]
+        self.vector_irrep = kinds[1]
+        self.degree = 2 * max_degree  # degrees l and k couple through J up to l + k
         self.couplings = {  # layers with the same coupling share its kernels
             "first": Coupling([SCALAR], self.degree, kinds, parity=not faithful),
             "middle": Coupling(kinds, self.degree, kinds, parity=not faithful),
@@ -255,9 +252,9 @@ class SE3Transformer(nn.Module):
         edge = graph.distance[:, None] / self.cutoff  # [E, R]
         if self.basis is not None:
             edge = self.basis(graph.distance) * (0.75 * math.sqrt(self.radial))  # mean square 1
-        envelope = (
-            None if self.faithful else polynomial_envelope(graph.distance, self.cutoff)[:, None]
-        )
+        envelope = None
+        if not self.faithful:
+            envelope = polynomial_envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
         f = {SCALAR: self.embedding(graph)[:, None]}  # {l: [N, 2l+1, channels]}
         for i, (attention, gate) in enumerate(zip(self.attention, self.gates)):
             f = attention(f, kernels["middle" if i else "first"], edge, envelope, sender, receiver)
@@ -265,15 +262,13 @@ class SE3Transformer(nn.Module):
                 f[self.vector_irrep] = f[self.vector_irrep] + graph.extra_vector
             f = gate(f)
         message = self.last(kernels["last"], gather(f, sender), edge)[SCALAR][:, 0]
-        message = message if envelope is None else message * envelope
-        scalar = self.own(f[SCALAR][:, 0]) + sum_over(message, receiver, n) / math.sqrt(
-            n_typical(self.cutoff)
-        )
+        if envelope is not None:
+            message = message * envelope
+        total = sum_over(message, receiver, n) / math.sqrt(n_typical(self.cutoff))
+        scalar = self.own(f[SCALAR][:, 0]) + total  # s_i
         return Features(nn.functional.silu(scalar), f[self.vector_irrep])
 
 
 def n_typical(cutoff: float) -> float:
-    """Neighbours of an atom in dense matter (0.1 atoms/Å³) within ``cutoff`` Å: the scale of a
-    sum over neighbours.
-    """
+    """Neighbours of an atom in dense matter (0.1 atoms/Å³): the scale of a sum over them."""
     return 0.1 * 4 / 3 * math.pi * cutoff**3

@@ -2,13 +2,13 @@
 
 Scalars x_i and vectors v_i, both of width F, mixed by attention without softmax. f_c is the cosine
 cutoff, ⊙ channel-wise:
-    (1) e_k(d_ij) = f_c(d_ij) exp(−β_k (exp(−5 d_ij/c) − μ_k)²)                exp-normal basis, β and μ trainable
     (2) f_c(d)    = ½(cos(πd/c) + 1)
-    (3) n_i       = Σ_{j≠i} embed'(z_j) ⊙ (W e_ij + w) f_c                     neighbour embedding
+    (1) e_k(d_ij) = f_c(d_ij) exp(−β_k (exp(−5 d_ij/c) − μ_k)²)  exp-normal basis, β and μ trainable
+    (3) n_i       = Σ_{j≠i} embed'(z_j) ⊙ (W e_ij + w) f_c        neighbour embedding
     (4) x_i       = C [embed(z_i), n_i] + b
   each layer, on x̄ = LayerNorm(x), with Q, K, V linear in x̄ and D = SiLU(linear(e)) for keys and
   values:
-    (5) A_ij      = SiLU(Σ_{channels of a head} Q_i ⊙ K_j ⊙ D^K_ij) f_c         attention of each head
+    (5) A_ij      = SiLU(Σ_{channels of a head} Q_i ⊙ K_j ⊙ D^K_ij) f_c    attention of each head
     (6) s¹ s² s³  = split(V_j ⊙ D^V_ij)
     (7) q¹ q² q³  = split(O Σ_j A_ij s³_ij)
     (8) Δx_i      = q¹ + q² ⊙ ⟨U₁ v_i, U₂ v_i⟩
@@ -26,18 +26,17 @@ Parameters: denoise-paper 4 959 811, small 202 051 (counted by a test).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from .. import kernels
 from ..errors import ConfigError
-from .base import Features, Graph
-from .layers import AtomEmbedding, cosine_envelope, first_neighbors, in_blocks, sum_over
-from .schnet import glorot
-from .torchmd_et_edges import blocked, messages, plain
-from .torchmd_et_kernel import changes, neighbours, pieces, summed
+from .graph import Features, Graph, Network
+from .layers import AtomEmbedding, cosine_envelope, first_neighbors, glorot, silu, sum_over
+from .replaceable import replaceable
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=6, radial=32, heads=8, cutoff=5.0, vector="gated"),
@@ -61,25 +60,15 @@ class ExpNormalBasis(nn.Module):
         return envelope[:, None] * torch.exp(-self.betas * (closeness - self.means) ** 2)
 
 
+@dataclasses.dataclass(eq=False)
 class Edges:
-    """What every layer needs of the pairs, or of the atoms seen by themselves (``sender`` None,
-    no direction).
-    """
+    """What every layer needs to know of the edges; made once per step."""
 
-    def __init__(
-        self,
-        basis: Tensor,
-        envelope: Tensor,
-        direction: Tensor | None,
-        sender: Tensor | None,
-        receiver: Tensor | None,
-    ):
-        self.basis = basis  # [E, K]
-        self.envelope = envelope[:, None]  # [E, 1]
-        self.direction = direction  # [E, 3]
-        self.sender, self.receiver = sender, receiver
-        # [P, 2], which edges are each other's opposite, where kernels want to know
-        self.together: Tensor | None = None
+    graph: Graph
+    envelope: Tensor  # [E, 1] (2)
+    basis: Tensor  # [E, K] (1)
+    direction: Tensor  # [E, 3] r_ij / d_ij
+    own_basis: Tensor  # [1, K] (1) at d = 0, where an atom attends to itself
 
 
 class Layer(nn.Module):
@@ -89,87 +78,113 @@ class Layer(nn.Module):
         super().__init__()
         self.heads, self.damped = heads, damped
         self.norm = nn.LayerNorm(hidden)
-        self.query, self.key, self.value = (
-            glorot(hidden, hidden),
-            glorot(hidden, hidden),
-            glorot(hidden, 3 * hidden),
-        )
-        self.key_distance, self.value_distance = glorot(radial, hidden), glorot(radial, 3 * hidden)
-        self.out = glorot(hidden, 3 * hidden)
+        self.query, self.key = glorot(hidden, hidden), glorot(hidden, hidden)  # Q, K
+        self.value = glorot(hidden, 3 * hidden)  # V
+        self.key_distance = glorot(radial, hidden)  # of D^K
+        self.value_distance = glorot(radial, 3 * hidden)  # of D^V
+        self.out = glorot(hidden, 3 * hidden)  # O
         # U₁, U₂, U₃; before the first layer all vectors are zero, so there they would never learn
         self.mix = None if first else glorot(hidden, 3 * hidden, bias=False)
 
-    def forward(
-        self, x: Tensor, v: Tensor | None, pairs: Edges, self_edges: Edges, by_blocks: bool
-    ) -> tuple[Tensor, Tensor]:
-        n = x.shape[0]
+    def forward(self, x: Tensor, v: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor]:
         normed = self.norm(x)
         q, k, s = self.query(normed), self.key(normed), self.value(normed)
-        # [4F, K], all filters in one product
+        attended, vector = self.attention(q, k, s, v, edges)
+        out = self.out(attended)  # (7) [N, 3F]
+        if v is None:
+            return out.chunk(3, dim=-1)[0], vector
+        return self.update(out, self.mix(v), vector, edges)
+
+    @replaceable("torchmd_et.attention")
+    def attention(
+        self,
+        q: Tensor,  # [N, F]
+        k: Tensor,  # [N, F]
+        s: Tensor,  # [N, 3F]
+        v: Tensor | None,  # [N, 3, F]
+        edges: Edges,
+    ) -> tuple[Tensor, Tensor]:
+        """The sums over j of equations 7 and 9, the atom itself among them: [N, F], [N, 3, F]."""
+        sender, receiver, n = edges.graph.sender, edges.graph.receiver, q.shape[0]
+        weight, bias = self.filter_weights()
+        own_scalar, own_vector = self.own_message(q, k, s, v, edges, weight, bias)
+        scalar, vector = self.message(
+            q[receiver],
+            k[sender],
+            s[sender],
+            None if v is None else v[sender],
+            silu(linear(edges.basis, weight, bias)),
+            edges.envelope,
+            edges.direction,
+        )
+        scalar = sum_over(scalar, receiver, n) + own_scalar
+        vector = sum_over(vector, receiver, n)
+        return scalar, vector if own_vector is None else vector + own_vector
+
+    def message(
+        self,
+        q: Tensor,  # [E, F] of atom i
+        k: Tensor,  # [E, F] of atom j
+        s: Tensor,  # [E, 3F] of atom j
+        v: Tensor | None,  # [E, 3, F] of atom j
+        filters: Tensor,  # [E, 4F] D^K and D^V
+        envelope: Tensor,  # [E, 1]
+        direction: Tensor | None,  # [E, 3]
+    ) -> tuple[Tensor, Tensor | None]:
+        """What each edge adds to the sums of equations 7 and 9: [E, F] and [E, 3, F]."""
+        d_k, d_v = filters.split([k.shape[-1], s.shape[-1]], dim=-1)
+        by_head = (self.heads, -1)
+        a = silu((q * k * d_k).unflatten(-1, by_head).sum(-1)) * envelope  # (5) [E, heads]
+        s3, s1, s2 = (s * d_v).chunk(3, dim=-1)  # (6), in the authors' order
+        scalar = (s3.unflatten(-1, by_head) * a[..., None]).flatten(-2)
+        if self.damped:
+            s1, s2 = s1 * envelope, s2 * envelope
+        vector = None if direction is None else direction[:, :, None] * s2[:, None]
+        if v is not None:
+            carried = v * s1[:, None]
+            vector = carried if vector is None else vector + carried
+        return scalar, vector
+
+    def own_message(
+        self,
+        q: Tensor,
+        k: Tensor,
+        s: Tensor,
+        v: Tensor | None,
+        edges: Edges,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What each atom says to itself, at d = 0, where f_c is 1 and there is no direction."""
+        filters = silu(linear(edges.own_basis, weight, bias))  # [1, 4F]
+        return self.message(q, k, s, v, filters, torch.ones_like(edges.own_basis[:, :1]), None)
+
+    def filter_weights(self) -> tuple[Tensor, Tensor]:
+        """Weight [4F, K] and bias [4F] of D^K and D^V, to make both in one product."""
         weight = torch.cat([self.key_distance.weight, self.value_distance.weight])
         bias = torch.cat([self.key_distance.bias, self.value_distance.bias])
-        if by_blocks and kernels.wanted(weight):
-            per_edge = pairs.basis, pairs.envelope, pairs.direction
-            total, vector = summed(
-                q,
-                k,
-                s,
-                v,
-                *per_edge,
-                weight,
-                bias,
-                self_edges.basis,
-                pairs.sender,
-                pairs.receiver,
-                pairs.together,
-                self.heads,
-                self.damped,
-            )
-            if v is not None:
-                return changes(self.out(total), self.mix(v), vector)
-        else:
-            own, own_vector = messages(
-                q,
-                k,
-                s,
-                v,
-                self_edges.basis,
-                self_edges.envelope,
-                None,
-                weight,
-                bias,
-                self.heads,
-                self.damped,
-            )
-            run = blocked if by_blocks else plain
-            scalar, vector = run(
-                q,
-                k,
-                s,
-                v,
-                pairs.basis,
-                pairs.envelope,
-                pairs.direction,
-                weight,
-                bias,
-                pairs.sender,
-                pairs.receiver,
-                self.heads,
-                self.damped,
-            )
-            total, vector = scalar + own, vector if own_vector is None else vector + own_vector
-        q1, q2, q3 = self.out(total).chunk(3, dim=-1)  # (7)
-        if v is None:
-            return q1, vector
-        u1, u2, u3 = self.mix(v).chunk(3, dim=-1)  # each [N, 3, F]
-        return q1 + q2 * (u1 * u2).sum(1), vector + q3[:, None] * u3  # (8), (9)
+        return weight, bias
+
+    @replaceable("torchmd_et.update")
+    def update(
+        self,
+        out: Tensor,  # [N, 3F] q¹, q², q³
+        mixed: Tensor,  # [N, 3, 3F] U₁v, U₂v, U₃v
+        vector: Tensor,  # [N, 3, F] the sum of equation 9
+        edges: Edges,
+    ) -> tuple[Tensor, Tensor]:
+        """Δx [N, F] and Δv [N, 3, F]."""
+        q1, q2, q3 = out.chunk(3, dim=-1)  # each [N, F]
+        u1, u2, u3 = mixed.chunk(3, dim=-1)  # each [N, 3, F]
+        dx = q1 + q2 * (u1 * u2).sum(1)  # (8)
+        dv = vector + q3[:, None] * u3  # (9)
+        return dx, dv
 
 
-class TorchMDET(nn.Module):
+class TorchMDET(Network):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and vectors [N, 3, hidden]."""
 
-    gives_displacement = False
-    kernel_order = 1  # kernels serve first derivatives: see potkit.compiling
+    kernel_order = 1
     faithful_pooled = True
 
     def __init__(
@@ -185,75 +200,51 @@ class TorchMDET(nn.Module):
         super().__init__()
         if min(hidden, layers, heads) < 1 or radial < 2 or hidden % heads:
             raise ConfigError(
-                f"TorchMDET needs layers ≥ 1, radial ≥ 2 and a number of heads that divides hidden, "
-                f"got layers={layers}, radial={radial}, heads={heads}, hidden={hidden}"
+                "TorchMDET needs layers ≥ 1, radial ≥ 2 and a number of heads that divides "
+                f"hidden, got layers={layers}, radial={radial}, heads={heads}, hidden={hidden}"
             )
-        self.cutoff, self.n_features, self.n_vector_features, self.faithful = (
-            cutoff,
-            hidden,
-            hidden,
-            faithful,
-        )
-        self.embedding, self.neighbor_embedding = (
-            AtomEmbedding(hidden, charge),
-            AtomEmbedding(hidden),
-        )
+        self.cutoff, self.faithful = cutoff, faithful
+        self.n_features, self.n_vector_features = hidden, hidden
+        self.embedding = AtomEmbedding(hidden, charge)
+        self.neighbor_embedding = AtomEmbedding(hidden)  # embed'
         self.basis = ExpNormalBasis(radial, cutoff)
-        self.neighbor_filter = glorot(radial, hidden)
-        self.combine = glorot(2 * hidden, hidden)
+        self.neighbor_filter = glorot(radial, hidden)  # W, w
+        self.combine = glorot(2 * hidden, hidden)  # C, b
         self.layers = nn.ModuleList(
             Layer(hidden, heads, radial, damped=not faithful, first=i == 0) for i in range(layers)
         )
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, graph: Graph) -> Features:
-        sender, receiver, vector, distance = (
-            graph.sender,
-            graph.receiver,
-            graph.vector,
-            graph.distance,
-        )
-        n = graph.z.shape[0]
         if self.faithful:
-            kept = first_neighbors(receiver, FAITHFUL_NEIGHBORS - 1, n)
-            sender, receiver, vector, distance = (
-                sender[kept],
-                receiver[kept],
-                vector[kept],
-                distance[kept],
-            )
-        envelope = cosine_envelope(distance, self.cutoff)
-        pairs = Edges(
-            self.basis(distance, envelope), envelope, vector / distance[:, None], sender, receiver
-        )
-        here = distance.new_zeros(1)
-        # broadcasts over atoms
-        itself = Edges(self.basis(here, here + 1.0), here + 1.0, None, None, None)
-
-        by_blocks = in_blocks(distance, twice=self.training and graph.pos.requires_grad)
-        near, w = self.neighbor_embedding(graph), self.neighbor_filter  # (3)
-        if by_blocks and kernels.wanted(w.weight):
-            pairs.together = pieces(pairs.basis, pairs.direction, sender, receiver, n)
-            near = neighbours(
-                near,
-                pairs.basis,
-                pairs.envelope,
-                w.weight,
-                w.bias,
-                sender,
-                receiver,
-                pairs.together,
-            )
-        else:
-            near = sum_over(near[sender] * w(pairs.basis) * pairs.envelope, receiver, n)
+            graph = first_neighbors(graph, FAITHFUL_NEIGHBORS - 1)
+        edges = self.edges(graph)  # (2), (1)
+        near = self.neighbors(self.neighbor_embedding(graph), edges)  # (3)
         x = self.combine(torch.cat([self.embedding(graph), near], -1))  # (4)
         v = None
         for layer in self.layers:
-            dx, dv = layer(x, v, pairs, itself, by_blocks)
-            x, v = (
-                x + dx,
-                dv + (0 if graph.extra_vector is None else graph.extra_vector)
-                if v is None
-                else v + dv,
-            )
+            dx, dv = layer(x, v, edges)  # (5) to (9)
+            x = x + dx
+            if v is not None:
+                v = v + dv
+            else:
+                v = dv if graph.extra_vector is None else dv + graph.extra_vector
         return Features(self.norm(x), vector=v)
+
+    def edges(self, graph: Graph) -> Edges:
+        envelope = cosine_envelope(graph.distance, self.cutoff)  # (2)
+        zero = graph.distance.new_zeros(1)
+        return Edges(
+            graph=graph,
+            envelope=envelope[:, None],
+            basis=self.basis(graph.distance, envelope),  # (1)
+            direction=graph.vector / graph.distance[:, None],
+            own_basis=self.basis(zero, zero + 1.0),
+        )
+
+    @replaceable("torchmd_et.neighbors")
+    def neighbors(self, h: Tensor, edges: Edges) -> Tensor:  # [N, F] -> [N, F]
+        """The neighbour embedding n_i from embed'(z_j)."""
+        graph = edges.graph
+        message = h[graph.sender] * self.neighbor_filter(edges.basis) * edges.envelope
+        return sum_over(message, graph.receiver, h.shape[0])  # (3)

@@ -11,10 +11,10 @@ each atom with probability r (``atoms``; the paper's partially corrupted structu
     of |ε̂_i − ε_i|²/σ²
 so the energy of the clean structure is asked for always, forces where they were not given away,
 noise where there is any. Forces enter in units of their root mean square over the training set; how
-each network takes them is said in `models.read_in`. ε̂ is a read-out of its own (``noise``, −ε in
-Å), as in the paper, because the forces' read-out may be the pretraining's; with ``energy = forces =
-0`` (denoising only, ``probability`` 1) it is the usual vector read-out. After pretraining the
-backbone is used like any other: the encoder adds nothing where no forces are given.
+each network takes them is said in `models.force_encoder`. ε̂ is a read-out of its own (``noise``,
+−ε in Å), as in the paper, because the forces' read-out may be the pretraining's; with ``energy =
+forces = 0`` (denoising only, ``probability`` 1) it is the usual vector read-out. After pretraining
+the backbone is used like any other: the encoder adds nothing where no forces are given.
 """
 
 from __future__ import annotations

@@ -92,15 +92,15 @@ def minimum_image_of(
 # --- edges and bonds ----------------------------------------------------------------------------
 
 
-def edge_vectors(batch: Batch, pos: Tensor | None = None) -> Tensor:
-    """x_j + shift − x_i of every edge of ``batch`` (sender j, receiver i), [E, 3] Å.
-
-    ``pos`` [N, 3] stands in for the batch's positions, such as a copy to be differentiated.
-    """
-    pos = batch.pos if pos is None else pos
-    sender, receiver = batch.edge_index
+def edge_vectors(
+    pos: Tensor,  # [N, 3] Å
+    sender: Tensor,  # [E] j
+    receiver: Tensor,  # [E] i
+    shift: Tensor | None,  # [E, 3] Å, None without periodic boundaries
+) -> Tensor:
+    """x_j + shift − x_i of every edge, [E, 3] Å."""
     vector = pos[sender] - pos[receiver]
-    return vector if batch.edge_shift is None else vector + batch.edge_shift
+    return vector if shift is None else vector + shift
 
 
 def bonded_edges(batch: Batch, stretch: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,8 +118,8 @@ def bonded_edges(batch: Batch, stretch: float) -> tuple[Tensor, Tensor, Tensor]:
     bare = copy.copy(batch).drop_edges()
     reach = 2 * stretch * float(radii.max()) if len(radii) else 1.0
     near = attach(bare, reach)
-    vector = edge_vectors(near)
     sender, receiver = near.edge_index
+    vector = edge_vectors(near.pos, sender, receiver, near.edge_shift)
     sums = radii[sender] + radii[receiver]
     kept = vector.square().sum(1).sqrt() < stretch * sums
     return near.edge_index[:, kept], vector[kept], sums[kept]

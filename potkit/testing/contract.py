@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.base import Potential
+from ..models.graph import SYMMETRIES as SYMMETRIES  # what a network may claim
 from ..structures.elements import MAX_Z
 from ..structures.store import Structures
 from .sample_structures import examples
 
-SYMMETRIES = frozenset({"translation", "rotation", "reflection", "permutation"})
 QUANTITIES = ("energy", "forces", "vector")
 EXACT, DERIVATIVE, CONTINUITY = "exact", "derivative", "continuity"
 # relative; why: rounding; 4th-order central differences; a step of 1e-6 of the cutoff
@@ -279,7 +279,7 @@ def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0)
 
     A direct vector read-out may give a lone atom any vector; it only has to be finite.
     """
-    top = getattr(model.backbone, "max_element", MAX_Z)
+    top = model.backbone.max_element
     alone = Structures(np.arange(1, top + 1), np.zeros((top, 3)), np.arange(top + 1))
     out = evaluate(model, alone)
     residuals = {q: 0.0 if bool(torch.isfinite(out[q]).all()) else float("inf") for q in QUANTITIES}
@@ -473,13 +473,13 @@ ONCE = frozenset({"isolated_atom", "extensivity"})
 
 def claimed(model: Potential, check: str, quantity: str) -> bool:
     """Whether ``model`` claims that ``quantity`` passes ``check`` (see the module's docstring)."""
-    lacking = set(CHECKS[check][2] - getattr(model.backbone, "symmetries", SYMMETRIES))
+    lacking = set(CHECKS[check][2] - model.backbone.symmetries)
     by_readout = quantity == "vector" or (quantity == "forces" and model.forces_mode == "vector")
     if by_readout and model.vector_mode == "direct" and check in ("rotation", "reflection"):
         lacking.add(check)
     if model.energy_head.pooled and check in ("extensivity", "supercell"):
         lacking.add(check)
-    if getattr(model.backbone, "faithful", False) and check == "cutoff_continuity":
+    if model.backbone.faithful and check == "cutoff_continuity":
         lacking.add(check)
     if model.forces_mode == "vector" and check == "finite_differences":
         lacking.add(check)

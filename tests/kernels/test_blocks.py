@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from potkit import models
-from potkit.models import egnn_edges, layers, pairs, torchmd_et_edges
+from potkit.kernels import egnn_blocks, replacements, schnet_pairs, torchmd_et_blocks
+from potkit.models import layers, replaceable
 from potkit.structures.store import Structures
 from potkit.testing import contract
 
+BLOCKS = {
+    "egnn.messages": egnn_blocks,
+    "torchmd_et.attention": torchmd_et_blocks,
+    "schnet.interactions": schnet_pairs,
+}
 CASES = {
     "egnn": dict(hidden=16, layers=2),
     "egnn masked": dict(hidden=16, layers=2, attention=False, tanh=False, vector="gradient"),
@@ -26,17 +32,35 @@ CASES = {
 
 @pytest.fixture(params=[7, 4096], ids=["many blocks", "one block"])
 def block(request, monkeypatch):
-    for module in (egnn_edges, torchmd_et_edges, pairs):
+    for module in BLOCKS.values():
         monkeypatch.setattr(module, "BLOCK", request.param)
 
 
-def plainly(monkeypatch):
-    """Everything by the plain formulas, edge by edge."""
-    from potkit.models import egnn, schnet, torchmd_et
+@pytest.fixture
+def only_blocks(monkeypatch):
+    """Blocks wherever there are some that serve, whether they pay or not; a list of those that
+    were used.
+    """
+    used = []
 
-    for module in (egnn, torchmd_et):
-        monkeypatch.setattr(module, "in_blocks", lambda like, twice: False)
-    monkeypatch.setattr(schnet, "pairs_of", lambda *edges: None)
+    def chosen(name):
+        return [
+            replaceable.Replacement(lambda *_: True, noted(name, r.function))
+            for r in original(name)
+            if name in BLOCKS and r.function.__module__ == BLOCKS[name].__name__
+        ]
+
+    def noted(name, function):
+        return lambda *args: used.append(name) or function(*args)
+
+    original = replaceable.replacements
+    monkeypatch.setattr(replaceable, "replacements", chosen)
+    return used
+
+
+def plainly(monkeypatch):
+    """Everything by the plain functions, edge by edge."""
+    monkeypatch.setattr(replaceable, "replacements", lambda name: [])
 
 
 def derivatives(model, batch):
@@ -59,10 +83,11 @@ def derivatives(model, batch):
 
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_equal_the_plain_formulas(case, periodic, block, monkeypatch):
+def test_equal_the_plain_formulas(case, periodic, block, only_blocks, monkeypatch):
     torch.manual_seed(0)
     model = contract.prepared(models.build(case.split()[0], "denoise-paper", **CASES[case]))
     found = derivatives(model, contract.examples(5.0, periodic).batch(dtype=torch.float64))
+    assert len(only_blocks) == (1 if "schnet" in case else CASES[case]["layers"])
     plainly(monkeypatch)
     expected = derivatives(model, contract.examples(5.0, periodic).batch(dtype=torch.float64))
     assert len(found) == len(expected)
@@ -75,18 +100,18 @@ def test_equal_the_plain_formulas(case, periodic, block, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["egnn", "torchmd_et", "schnet"])
-def test_one_atom_and_none_in_reach(name):
+def test_one_atom_and_none_in_reach(name, only_blocks):
     """No edges at all."""
     model = contract.prepared(models.build(name, "denoise-paper", **CASES[name]))
     apart = Structures([8, 1], [[0.0, 0.0, 0.0], [30.0, 0.0, 0.0]], [0, 2]).batch(
         dtype=torch.float64
     )
     energy, forces = model.energy_and_forces(apart)
-    assert torch.isfinite(energy).all() and not forces.any()
+    assert torch.isfinite(energy).all() and not forces.any() and only_blocks
 
 
 @pytest.mark.parametrize("name", ["egnn", "torchmd_et", "schnet"])
-def test_bfloat16_stays_close(name):
+def test_bfloat16_stays_close(name, only_blocks):
     """Under autocast the result differs by bfloat16's 3 digits, and gradients point the same
     way.
     """
@@ -124,7 +149,8 @@ def test_pairs_are_half_the_edges_and_truncated_lists_are_noticed():
     model = models.build("schnet", "small")
     batch = crystal.batch(dtype=torch.float64)
     graph = model.graph(batch, batch.pos)
-    found = pairs.pairs_of(graph.sender, graph.receiver, graph.vector, graph.distance)
+    assert schnet_pairs.is_paired(graph)
+    found = schnet_pairs.pairs_of(graph)
     assert 2 * len(found.i) == len(graph.sender) and (graph.sender == graph.receiver).any()
     torch.testing.assert_close(
         found.distance.sort()[0].repeat_interleave(2), graph.distance.sort()[0]
@@ -135,11 +161,9 @@ def test_pairs_are_half_the_edges_and_truncated_lists_are_noticed():
     other = int(torch.nonzero(graph.sender != graph.receiver)[0])
     for missing in (own, other):
         kept = torch.arange(len(graph.sender)) != missing
-        assert (
-            pairs.pairs_of(
-                graph.sender[kept], graph.receiver[kept], graph.vector[kept], graph.distance[kept]
-            )
-            is None
+        edges = ("sender", "receiver", "vector", "distance", "shift")
+        assert not schnet_pairs.is_paired(
+            graph._replace(**{name: getattr(graph, name)[kept] for name in edges})
         )
 
 
@@ -151,15 +175,28 @@ def test_sums_over_pairs_are_each_others_derivatives():
         torch.randn(4, 3, dtype=torch.float64, requires_grad=True),
     )
     w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: pairs.convolve(x, w, i, j), (x, w))
-    assert torch.autograd.gradgradcheck(lambda x, w: pairs.convolve(x, w, i, j), (x, w))
-    assert torch.autograd.gradgradcheck(lambda a, x: pairs.outer(a, x, i, j), (a, x))
+    assert torch.autograd.gradcheck(lambda x, w: schnet_pairs.convolve(x, w, i, j), (x, w))
+    assert torch.autograd.gradgradcheck(lambda x, w: schnet_pairs.convolve(x, w, i, j), (x, w))
+    assert torch.autograd.gradgradcheck(lambda a, x: schnet_pairs.outer(a, x, i, j), (a, x))
 
 
 def test_blocks_are_left_to_the_cpu_and_to_first_derivatives():
-    assert layers.in_blocks(torch.zeros(1), twice=False)
-    assert not layers.in_blocks(torch.zeros(1), twice=True)
-    assert not layers.in_blocks(torch.zeros(1, device="meta"), twice=False)
+    model = models.build("egnn", hidden=16, layers=1)
+    batch = contract.examples(5.0).batch()
+    graph, varied = (
+        model.graph(batch, batch.pos),
+        model.graph(batch, batch.pos.clone().requires_grad_()),
+    )
+    wide = 2**17 // len(graph.sender) + 1
+    assert replacements.blocks_once(model.train(), graph, wide)
+    assert not replacements.blocks_once(model, graph, wide - 1), "these stay in the cache anyway"
+    assert not replacements.blocks_once(model, varied, wide)
+    assert replacements.blocks_once(model.eval(), varied, wide), (
+        "predictions are differentiated once"
+    )
+    assert not replacements.blocks_once(
+        model, graph._replace(pos=graph.pos.detach().to("meta")), wide
+    )
 
 
 # -- SiLU ----------------------------------------------------------------------------------------

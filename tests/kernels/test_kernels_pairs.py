@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from potkit import kernels, models
-from potkit.models import pairs, pairs_table
+from potkit.kernels import schnet_pairs, schnet_table
+from potkit.kernels.schnet import filtered
 from potkit.models.layers import BesselBasis, GaussianBasis, cosine_envelope, polynomial_envelope
-from potkit.models.pairs_kernel import filtered
 from potkit.testing import contract
 
 CUTOFF = 4.0
@@ -51,11 +51,11 @@ def convolution(
     floats, i, j, kernel=None, slopes=True, basis=GaussianBasis, envelope=cosine_envelope
 ):
     """By the kernel that makes filters one by one or, if ``kernel`` is None and none is wanted,
-    by the functions of models/pairs.py.
+    by the functions of schnet_pairs.py.
     """
     x, distance, *weights = floats
     distance = distance if slopes else distance.detach()
-    radial = pairs.Radial(
+    radial = schnet_pairs.Radial(
         distance,
         basis(weights[0].shape[1], CUTOFF).to(x.dtype),
         functools.partial(envelope, cutoff=CUTOFF),
@@ -63,7 +63,7 @@ def convolution(
     )
     if kernels.wanted(distance) if kernel is None else kernel:
         return filtered(x, radial, *weights, i, j)
-    return pairs.convolve(x, pairs.filters(radial, *weights), i, j)
+    return schnet_pairs.convolve(x, schnet_pairs.filters(radial, *weights), i, j)
 
 
 def wave(t):
@@ -204,21 +204,21 @@ def smooth(size, dtype=torch.float32):
 
 
 def from_table(floats, i, j, slopes=True, basis=GaussianBasis):
-    """By `pairs_table.Grid` within `kernels.used`, else by the functions of models/pairs.py."""
+    """By `schnet_table.Grid` within `kernels.used`, else by the functions of schnet_pairs.py."""
     x, distance, *weights = floats
     distance, centers = distance if slopes else distance.detach(), weights[0].shape[1]
     if not kernels.wanted(distance):
         return convolution(floats, i, j, slopes=slopes, basis=basis)
     envelope = functools.partial(cosine_envelope, cutoff=CUTOFF)
-    return pairs_table.Grid(
-        pairs.Pairs(i, j, distance), basis(centers, CUTOFF), envelope, CUTOFF / (centers - 1)
+    return schnet_table.Grid(
+        schnet_pairs.Pairs(i, j, distance), basis(centers, CUTOFF), envelope, CUTOFF / (centers - 1)
     ).convolve(x, *weights)
 
 
 @pytest.fixture
 def only_tables(monkeypatch):
     """Filters made one by one are an error."""
-    monkeypatch.setattr(pairs_table, "filtered", None)
+    monkeypatch.setattr(schnet_table, "filtered", None)
 
 
 @pytest.mark.parametrize("size", MANY, ids=str)
@@ -250,19 +250,24 @@ def test_table_is_as_near_as_its_page_says():
     ]
     distance = torch.linspace(0.5, 4.9999, 3001, dtype=torch.float64)
     index, basis = torch.zeros(len(distance), dtype=torch.long), GaussianBasis(32, 5.0).double()
-    grid = pairs_table.Grid(pairs.Pairs(index, index, distance), basis, torch.ones_like, 5 / 31)
+    grid = schnet_table.Grid(
+        schnet_pairs.Pairs(index, index, distance), basis, torch.ones_like, 5 / 31
+    )
     assert grid.spacing == 1 / 32 and grid.n_nodes <= 161
     with torch.no_grad():
         table, steepest = grid.table(*weights)
-        assert steepest < 0.2 * pairs_table.STEEPEST
+        assert steepest < 0.2 * schnet_table.STEEPEST
         found = (grid.weight.T[:, :, None] * table[:, grid.cell]).sum(0)
         # m t^(m − 1), with the envelope 1
         lower = torch.cat([torch.zeros(len(distance), 1), grid.weight[:, :5]], 1)
         slope = ((torch.arange(6) * lower).T[:, :, None] * table[:, grid.cell]).sum(
             0
         ) / grid.spacing
-        (y, dy), _ = pairs.plain_outputs(
-            pairs.Radial(distance, basis, torch.ones_like, True), distance, *weights, slopes=True
+        (y, dy), _ = schnet_pairs.plain_outputs(
+            schnet_pairs.Radial(distance, basis, torch.ones_like, True),
+            distance,
+            *weights,
+            slopes=True,
         )
     assert (found - y).abs().max() < 2.5e-8 * y.abs().max()
     assert (slope - dy).abs().max() < 5e-7 * dy.abs().max()
@@ -279,7 +284,7 @@ def test_interpolated_convolution_by_itself():
     numbers = [torch.randn(*s, generator=generator) for s in ((12, 20), (90, 6), (6, 4, 20))]
 
     def formula(x, weight, table, cell, i, j):
-        return pairs.convolve(x, (weight.T[:, :, None] * table[:, cell]).sum(0), i, j)
+        return schnet_pairs.convolve(x, (weight.T[:, :, None] * table[:, cell]).sum(0), i, j)
 
     def derivatives(function, dtype, by):
         floats = [t.to(dtype).requires_grad_() for t in numbers]
@@ -295,14 +300,14 @@ def test_interpolated_convolution_by_itself():
     for by in (slice(0, 2), slice(None)):
         exact = derivatives(formula, torch.float64, by)
         with kernels.used():
-            assert_close(derivatives(pairs_table.interpolated, torch.float32, by), exact, 2e-5)
+            assert_close(derivatives(schnet_table.interpolated, torch.float32, by), exact, 2e-5)
 
 
 def test_derivatives_of_the_table_itself():
     floats, i, j = smooth((5, 40, 4, 3), torch.float64)
     _, distance, *weights = floats
-    grid = pairs_table.Grid(
-        pairs.Pairs(i, j, distance.detach()),
+    grid = schnet_table.Grid(
+        schnet_pairs.Pairs(i, j, distance.detach()),
         GaussianBasis(3, CUTOFF).double(),
         torch.ones_like,
         CUTOFF / 2,
@@ -317,7 +322,7 @@ def test_no_table_where_it_does_not_serve(why, monkeypatch):
     with torch.no_grad():
         floats[2] *= 100.0 if why == "steep filters" else 1.0
     exact = convolution([t.double() for t in floats], i, j)
-    monkeypatch.setattr(pairs_table, "interpolated", None)
+    monkeypatch.setattr(schnet_table, "interpolated", None)
     with kernels.used():
         assert_close([from_table(floats, i, j)], [exact], 2e-5)
 
@@ -359,7 +364,7 @@ def test_network_on_molecules_and_crystals(periodic, table, monkeypatch):
         models.build("schnet", "denoise-paper", hidden=16, filters=24, layers=3, radial=12)
     )
     structures = contract.examples(5.0, periodic)
-    monkeypatch.setattr(pairs_table.Grid, "pays", table)
+    monkeypatch.setattr(schnet_table.Grid, "pays", table)
 
     def results(dtype):
         own = model.to(dtype)

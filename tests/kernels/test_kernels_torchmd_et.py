@@ -9,16 +9,11 @@ import torch
 from tiny import molecules, water
 
 from potkit import kernels, models
-from potkit.models.torchmd_et_edges import blocked, messages
-from potkit.models.torchmd_et_kernel import (
-    changes,
-    formulas,
-    neighbours,
-    pieces,
-    plain_changes,
-    plain_neighbours,
-    summed,
-)
+from potkit.kernels import torchmd_et, torchmd_et_blocks
+from potkit.kernels.autograd import with_weights
+from potkit.kernels.torchmd_et import filters_named
+from potkit.models import Graph
+from potkit.models.torchmd_et import Edges, Layer, TorchMDET
 from potkit.objectives import Denoise
 from potkit.structures.store import concatenate
 
@@ -63,26 +58,31 @@ def problem(sizes, width=32, heads=4, radial=9, vectors=True, missing=0.0, seed=
     return inputs, sender, receiver, heads
 
 
-def in_blocks(
-    q, k, s, v, basis, envelope, direction, weight, bias, own_basis, sender, receiver, heads, damped
-):
-    """What the network does without the kernel."""
-    scalar, vector = blocked(
-        q, k, s, v, basis, envelope, direction, weight, bias, sender, receiver, heads, damped
+def edges_of(n_atoms, sender, receiver, basis, envelope, direction, own_basis=None):
+    """Edges of which only the atoms and these arrays are looked at."""
+    zeros, none = torch.zeros(n_atoms, dtype=torch.long), torch.zeros(n_atoms, 3)
+    graph = Graph(
+        zeros,
+        none,
+        zeros,
+        1,
+        sender,
+        receiver,
+        none[sender],
+        none[sender, 0],
+        None,
+        None,
+        zeros[:1],
     )
-    own, own_vector = messages(
-        q, k, s, v, own_basis, torch.ones(1, 1), None, weight, bias, heads, damped
-    )
-    return scalar + own, vector if own_vector is None else vector + own_vector
+    return Edges(graph, envelope, basis, direction, own_basis)
 
 
-def compiled_sums(
-    q, k, s, v, basis, envelope, direction, weight, bias, own_basis, sender, receiver, heads, damped
-):
-    together = pieces(basis, direction, sender, receiver, len(q))
-    counted = together[together >= 0].sort().values
-    assert torch.equal(counted, torch.arange(len(sender)))
-    return summed(
+def attention(function):
+    """``function``, which is `Layer.attention` or stands in for it, of a layer with the given
+    weights.
+    """
+
+    def of(
         q,
         k,
         s,
@@ -95,14 +95,29 @@ def compiled_sums(
         own_basis,
         sender,
         receiver,
-        together,
         heads,
         damped,
-    )
+    ):
+        layer = Layer(q.shape[1], heads, basis.shape[1], damped, first=v is None).to(q.dtype)
+        edges = edges_of(len(q), sender, receiver, basis, envelope, direction, own_basis)
+        return with_weights(function, layer, filters_named(weight, bias), q, k, s, v, edges)
+
+    return of
 
 
-def exactly(q, k, s, v, basis, envelope, direction, weight, bias, own_basis, *rest):
-    return formulas(q, k, s, basis, envelope, direction, weight, bias, own_basis, v, *rest)
+def compiled_sums(*args):
+    return attention(counted)(*args)
+
+
+def counted(layer, q, k, s, v, edges):
+    """By the kernel, after a look at how it puts edges together."""
+    together = torchmd_et.pieces(edges)
+    assert torch.equal(together[together >= 0].sort().values, torch.arange(len(edges.basis)))
+    return torchmd_et.attention(layer, q, k, s, v, edges)
+
+
+in_blocks = attention(torchmd_et_blocks.attention)  # what the network does without the kernel
+exactly = attention(Layer.attention.plain)
 
 
 def results(
@@ -342,13 +357,11 @@ def test_neighbours(low):
         envelope = torch.exp(-0.2 * distance**2)
         basis = envelope * torch.exp(-((distance - x["centres"]) ** 2))
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            if kernel:
-                together = pieces(basis, vector / distance, sender, receiver, 25)
-                out = neighbours(x["q"], basis, envelope, weight, bias, sender, receiver, together)
-            else:
-                out = plain_neighbours(
-                    x["q"].double(), basis, envelope, weight, bias, sender, receiver
-                )
+            edges = edges_of(25, sender, receiver, basis, envelope, vector / distance)
+            network = TorchMDET(24, 1, 9, 4).to(dtype)
+            given = {"neighbor_filter.weight": weight, "neighbor_filter.bias": bias}
+            function = torchmd_et.neighbors if kernel else TorchMDET.neighbors.plain
+            out = with_weights(function, network, given, x["q"], edges)
         assert out.dtype == dtype or low
         (out * torch.sin(torch.arange(1.0, out.numel() + 1)).view_as(out)).sum().backward()
         found.append(
@@ -358,17 +371,22 @@ def test_neighbours(low):
     assert largest_difference(found[1], found[0]) < (1.5e-2 if low else 5e-6)
 
 
+def plain_update(layer, out, mixed, vector, edges):
+    return Layer.update.plain(layer, out.to(vector.dtype), mixed.to(vector.dtype), vector, edges)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [16, 21])
-def test_changes(dtype, width):
+def test_update(dtype, width):
     g = torch.Generator().manual_seed(0)
     given = [
         torch.randn(11, *shape, generator=g) for shape in ((3 * width,), (3, 3 * width), (3, width))
     ]
     found = []
-    for function in (plain_changes, changes):
+    layer = Layer(width, 1, 9, damped=True, first=False)
+    for function in (plain_update, torchmd_et.update):
         x = [t.to(d).requires_grad_() for t, d in zip(given, (dtype, dtype, torch.float32))]
-        dx, dv = function(*x)
+        dx, dv = function(layer, *x, None)
         assert dx.dtype == dv.dtype == torch.float32
         grads = torch.autograd.grad((dx.sin().sum() + dv.cos().sum()), x)
         assert [g.dtype for g in grads] == [t.dtype for t in x]

@@ -1,16 +1,18 @@
-"""The messages of TorchMD-Net ET in one autograd function that goes through the edges in blocks
+"""The attention of TorchMD-Net ET in one autograd function that goes through the edges in blocks
 which stay in the processor's cache.
 
-As in `egnn_edges`: an operation at a time over all edges, a layer makes some forty arrays [E, F],
+As in egnn_blocks.py: an operation at a time over all edges, a layer makes some forty arrays [E, F],
 each through main memory. Here nothing of size [E, F] outlives its block; the backward pass computes
 the block again, which costs one thin product (the radial basis has 32 columns) beside many
 operations saved. What depends on one atom only (q, k, s, v) comes in per atom. Notation as in
-`torchmd_et`, per edge, with D = silu(W e + w) the four filters of keys and values in one product:
+models/torchmd_et.py, per edge, with D = silu(W e + w) the four filters of keys and values in one
+product:
 
     κ, s³, s¹, s² = (k_j, s_j) ⊙ D,   l = Σ_{channels of a head} q_i κ,   A = silu(l) f_c,
-    x_i = Σ_j A s³,   v_i = Σ_j s¹ ⊙ v_j + s² ⊙ r_ij/d_ij            (s¹, s² times f_c if ``damped``)
+    x_i = Σ_j A s³,   v_i = Σ_j s¹ ⊙ v_j + s² ⊙ r_ij/d_ij      (s¹, s² times f_c if ``damped``)
 
-The derivative of the backward pass is taken of `plain`, the same formulas in ordinary operations.
+What an atom says to itself is added in ordinary operations. The derivative of the backward pass is
+taken of the plain function.
 """
 
 from __future__ import annotations
@@ -21,118 +23,87 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .layers import silu, sum_over, through_plain, wanted_inputs
+from ..models.graph import Graph
+from ..models.layers import silu, sum_over
+from ..models.torchmd_et import Edges, Layer
+from .autograd import through_plain, wanted_inputs
 
 BLOCK = 256  # edges; × 1024 channels × 4 bytes is 1 MB for the widest arrays
 
 
-def messages(
-    q, k, s, v, basis, envelope, direction, weight, bias, heads: int, damped: bool
-) -> tuple[Tensor, Tensor | None]:
-    """x and v parts of every edge, from per-edge (or per-atom, for an atom seen by itself)
-    arrays: [E, F] and [E, 3, F] or None.
-    """
-    d_k, d_v = silu(linear(basis, weight, bias)).split([k.shape[-1], s.shape[-1]], dim=-1)
-    attention = silu((q * k * d_k).unflatten(-1, (heads, -1)).sum(-1)) * envelope  # [E, H]
-    s3, s1, s2 = (s * d_v).chunk(3, dim=-1)
-    scalar = (s3.unflatten(-1, (heads, -1)) * attention[..., None]).flatten(-2)
-    if damped:
-        s1, s2 = s1 * envelope, s2 * envelope
-    vector = None if direction is None else direction[:, :, None] * s2[:, None]
-    if v is not None:
-        carried = v * s1[:, None]
-        vector = carried if vector is None else vector + carried
-    return scalar, vector
-
-
-def plain(
-    q, k, s, v, basis, envelope, direction, weight, bias, sender, receiver, heads, damped
-) -> tuple[Tensor, Tensor]:
-    """`blocked` in ordinary operations, differentiable any number of times."""
-    n, carried = q.shape[0], None if v is None else v[sender]
-    scalar, vector = messages(
-        q[receiver],
-        k[sender],
-        s[sender],
-        carried,
-        basis,
-        envelope,
-        direction,
-        weight,
-        bias,
-        heads,
-        damped,
-    )
-    return sum_over(scalar, receiver, n), sum_over(vector, receiver, n)
-
-
-def blocked(
+def attention(
+    layer: Layer,
     q: Tensor,  # [N, F]
     k: Tensor,  # [N, F]
     s: Tensor,  # [N, 3F]
     v: Tensor | None,  # [N, 3, F]
-    basis: Tensor,  # [E, K]
-    envelope: Tensor,  # [E, 1]
-    direction: Tensor,  # [E, 3]
-    weight: Tensor,  # [4F, K]
-    bias: Tensor,  # [4F]
-    sender: Tensor,  # [E]
-    receiver: Tensor,  # [E]
-    heads: int,
-    damped: bool,
+    edges: Edges,
 ) -> tuple[Tensor, Tensor]:
-    """Sums of the messages over the neighbours of each atom: [N, F] and [N, 3, F]."""
+    """`Layer.attention` of models/torchmd_et.py."""
+    weight, bias = layer.filter_weights()
     device, full = q.device.type, weight.dtype
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
+    own_scalar, own_vector = layer.own_message(q, k, s, v, edges, weight, bias)
     with torch.autocast(device, enabled=False):
-        # [N, 4F or 7F]
-        table = torch.cat([t.to(full) for t in ((k, s) if v is None else (k, s, v.flatten(1)))], 1)
-        out = _Messages.apply(
+        parts = (k, s) if v is None else (k, s, v.flatten(1))
+        table = torch.cat([part.to(full) for part in parts], 1)  # [N, 4F or 7F]
+        sums = _InBlocks.apply(
             q.to(full),
             table,
-            basis.to(full),
-            envelope,
-            direction,
+            edges.basis.to(full),
+            edges.envelope,
+            edges.direction,
             weight,
             bias,
-            sender,
-            receiver,
-            heads,
-            damped,
-            low,
+            layer,
+            edges.graph,
         )
-    scalar, vector = out.split([q.shape[1], 3 * q.shape[1]], 1)
-    return scalar, vector.unflatten(1, (3, -1))
+    scalar, vector = sums.split([q.shape[1], 3 * q.shape[1]], 1)
+    vector = vector.unflatten(1, (3, -1))
+    return scalar + own_scalar, vector if own_vector is None else vector + own_vector
 
 
-class _Messages(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx,
-        q,
-        table,
-        basis,
+def _plain(
+    layer: Layer,
+    graph: Graph,
+    q: Tensor,  # [N, F]
+    table: Tensor,  # [N, 4F or 7F]
+    basis: Tensor,
+    envelope: Tensor,
+    direction: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor]:
+    """The sums over edges in ordinary operations: [N, 4F]."""
+    n, width = q.shape
+    of_sender = table[graph.sender]
+    scalar, vector = layer.message(
+        q[graph.receiver],
+        of_sender[:, :width],
+        of_sender[:, width : 4 * width],
+        of_sender[:, 4 * width :].unflatten(1, (3, width)) if table.shape[1] > 4 * width else None,
+        silu(linear(basis, weight, bias)),
         envelope,
         direction,
-        weight,
-        bias,
-        sender,
-        receiver,
-        heads,
-        damped,
-        low,
-    ):
+    )
+    sums = torch.cat([scalar, vector.flatten(1)], 1)
+    return (sum_over(sums, graph.receiver, n),)
+
+
+class _InBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, table, basis, envelope, direction, weight, bias, layer, graph):
+        sender, receiver, heads, damped = graph.sender, graph.receiver, layer.heads, layer.damped
         f, wide = q.shape[1], table.shape[1]
         total = q.new_zeros(q.shape[0], 4 * f)
         a_room, b_room, c_room = (q.new_empty(BLOCK, n) for n in (4 * f, wide, 4 * f))
         q_room = q.new_empty(BLOCK, f)
         logits = q.new_empty(len(sender), heads)
-        weight_t, bias_l = weight.T, bias
+        weight_t = weight.T
         for start in range(0, len(sender), BLOCK):
             here = slice(start, min(start + BLOCK, len(sender)))
             size = here.stop - start
             i, j, c = receiver[here], sender[here], c_room[:size]
-            filters = torch.addmm(bias_l, basis[here], weight_t, out=a_room[:size])
+            filters = torch.addmm(bias, basis[here], weight_t, out=a_room[:size])
             torch.ops.aten.silu_(filters)
             b = torch.index_select(table, 0, j, out=b_room[:size])
             b[:, : 4 * f].mul_(filters)
@@ -154,28 +125,18 @@ class _Messages(torch.autograd.Function):
                 if wide > 4 * f:
                     part.addcmul_(s1, b[:, (axis + 4) * f : (axis + 5) * f])
             total.index_add_(0, i, c)
-        ctx.heads, ctx.damped = heads, damped
-        ctx.save_for_backward(
-            q, table, basis, envelope, direction, weight, bias, sender, receiver, logits
-        )
+        ctx.layer, ctx.graph = layer, graph
+        ctx.save_for_backward(q, table, basis, envelope, direction, weight, bias, logits)
         return total
 
     @staticmethod
     def backward(ctx, d_total):
-        *inputs, sender, receiver, logits = ctx.saved_tensors
-        heads, damped = ctx.heads, ctx.damped
+        *inputs, logits = ctx.saved_tensors
+        layer, graph = ctx.layer, ctx.graph
+        sender, receiver, heads, damped = graph.sender, graph.receiver, layer.heads, layer.damped
         if torch.is_grad_enabled():
-            formulas = functools.partial(
-                _from_table, sender=sender, receiver=receiver, heads=heads, damped=damped
-            )
-            return (
-                *through_plain(formulas, inputs, wanted_inputs(ctx)[:7], (d_total,)),
-                None,
-                None,
-                None,
-                None,
-                None,
-            )
+            plain = functools.partial(_plain, layer, graph)
+            return *through_plain(plain, inputs, wanted_inputs(ctx)[:7], (d_total,)), None, None
         q, table, basis, envelope, direction, weight, bias = inputs
         need_envelope, need_direction = wanted_inputs(ctx)[3:5]
         f, wide = q.shape[1], table.shape[1]
@@ -196,8 +157,9 @@ class _Messages(torch.autograd.Function):
             b = torch.index_select(table, 0, j, out=b_room[:size])
             g = torch.index_select(total_grad, 0, i, out=g_room[:size])
             q_i = torch.index_select(q, 0, i, out=q_room[:size])
-            # κ, s³, s¹, s²; each part becomes its own gradient below
-            w = torch.mul(b[:, : 4 * f], filters, out=w_room[:size])
+            w = torch.mul(
+                b[:, : 4 * f], filters, out=w_room[:size]
+            )  # κ, s³, s¹, s²; each part becomes its own gradient below
             key, s3, s1, s2 = w.chunk(4, 1)
             by_head = (heads, f // heads)
             # x_i = Σ A s³ with A = silu(l) f_c
@@ -251,40 +213,4 @@ class _Messages(torch.autograd.Function):
             d_weight.addmm_(d_pre.T, basis[here])
             d_bias.addmv_(d_pre.T, ones[:size])
             torch.mm(d_pre, weight, out=d_basis[here])
-        return (
-            dq,
-            d_table,
-            d_basis,
-            d_envelope,
-            d_direction,
-            d_weight,
-            d_bias,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def _from_table(
-    q, table, basis, envelope, direction, weight, bias, sender, receiver, heads, damped
-) -> tuple[Tensor]:
-    f = q.shape[1]
-    v = table[:, 4 * f :].unflatten(1, (3, f)) if table.shape[1] > 4 * f else None
-    scalar, vector = plain(
-        q,
-        table[:, :f],
-        table[:, f : 4 * f],
-        v,
-        basis,
-        envelope,
-        direction,
-        weight,
-        bias,
-        sender,
-        receiver,
-        heads,
-        damped,
-    )
-    return (torch.cat([scalar, vector.flatten(1)], 1),)
+        return dq, d_table, d_basis, d_envelope, d_direction, d_weight, d_bias, None, None

@@ -1,19 +1,20 @@
-"""Filters and convolution over pairs in one, by the compiled kernels of kernels/pairs.cpp: filters
-are never written to memory.
+"""SchNet's filters and convolution over pairs in one, by the compiled kernels of schnet.cpp.
 
-In the words of models/pairs.py, with x [N, F] the atoms' features, the convolution is
+Filters are never written to memory.
+In the words of schnet_pairs.py, with x [N, F] the atoms' features, the convolution is
 
-    c_i = Σ_j x_j ⊙ W_ij,   W = f (y + a₂),   y = A₂ ssp(u),   u = A₁ e + a₁          (a₂ is added where y is used)
+    c_i = Σ_j x_j ⊙ W_ij,   W = f (y + a₂),   y = A₂ ssp(u),   u = A₁ e + a₁
 
-`filtered` returns c. Kept are y and its slope y' = dy/dd of each pair, as the product made them
-(bfloat16 under autocast). They are a second output, because −∂E/∂x needs them: with g the gradient
-of c, and V = f' (y + a₂) + f y'
+(here a₂ is added where y is used). `filtered` returns c. Kept are y and its slope y' = dy/dd of
+each pair, as the product made them (bfloat16 under autocast). They are a second output, because
+−∂E/∂x needs them: with g the gradient of c, and V = f' (y + a₂) + f y'
 
-    dx = convolve(g, W),   dd = Σ_F outer(g, x) ⊙ V          one more autograd function of g, x, y, y' and d
+    dx = convolve(g, W),   dd = Σ_F outer(g, x) ⊙ V
 
-Its own backward pass (training on −∂E/∂x) gives gradients for y and y'; `filtered`'s adds those of
-c to them, so that each product is made once for both. So far everything is a kernel; still higher
-derivatives go through the formulas in ordinary operations.
+This is one more autograd function, of g, x, y, y' and d. Its own backward pass (training on −∂E/∂x)
+gives gradients for y and y'; `filtered`'s adds those of c to them, so that each product is made
+once for both. So far everything is a kernel; still higher derivatives go through the formulas in
+ordinary operations.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layers import through_plain, wanted_inputs
-from .pairs import Radial, convolve, outer, plain_outputs
+from .autograd import low_precision, through_plain, wanted_inputs
+from .schnet_pairs import Radial, convolve, outer, plain_outputs
 
 
 def filtered(
     x: Tensor, radial: Radial, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, i: Tensor, j: Tensor
 ) -> Tensor:
-    """``convolve(x, filters(radial, a1, b1, a2, b2), i, j)`` of models/pairs.py: [N, F], float32
-    on the CPU.
+    """``convolve(x, filters(radial, a1, b1, a2, b2), i, j)`` of schnet_pairs.py: [N, F].
+
+    In float32 on the CPU.
     """
-    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else a2.dtype
+    low = low_precision("cpu", a2.dtype)
     with torch.autocast("cpu", enabled=False):
         keep = torch.is_grad_enabled()  # inside the function it never is
         return _Filtered.apply(
@@ -64,16 +66,16 @@ class _Filtered(torch.autograd.Function):
             return dx if wanted[0] else None, d_distance if wanted[1] else None, *(None,) * 4, *none
         if torch.is_grad_enabled():
 
-            def formulas(x, d, a1, b1, a2, b2):
+            def plain(x, d, a1, b1, a2, b2):
                 y, f = plain_outputs(radial, d, a1, b1, a2, b2, radial.slopes)
                 return convolve(x, f[0] * y[0], i, j), torch.stack(y, 1).to(ctx.low)
 
-            return *through_plain(
-                formulas, (x, distance, a1, b1, a2, b2), wanted[:6], (d_c, d_y)
-            ), *none
+            inputs = x, distance, a1, b1, a2, b2
+            return *through_plain(plain, inputs, wanted[:6], (d_c, d_y)), *none
         d_c = torch.zeros_like(x) if d_c is None else d_c.contiguous()
-        # e''
-        bent = radial.shapes(distance.detach(), 3)[0][2] if wanted[1] and d_y is not None else None
+        bent = None  # e''
+        if wanted[1] and d_y is not None:
+            bent = radial.shapes(distance.detach(), 3)[0][2]
         dx, d_distance, *weights = torch.ops.potkit.filtered_backward(
             d_c,
             None if d_y is None else d_y.contiguous(),
@@ -95,8 +97,9 @@ class _Filtered(torch.autograd.Function):
 
 
 class _Slopes(torch.autograd.Function):
-    """dx and dd of the module's docstring. The bias a₂ comes without gradient: `_Filtered` takes
-    it from that of y.
+    """dx and dd of the module's docstring.
+
+    The bias a₂ comes without gradient: `_Filtered` takes it from that of y.
     """
 
     @staticmethod
@@ -113,14 +116,13 @@ class _Slopes(torch.autograd.Function):
         wanted = wanted_inputs(ctx)[:4]
         if torch.is_grad_enabled():
 
-            def formulas(g, x, y, d):
+            def plain(g, x, y, d):
                 f, f1 = (s[:, None] for s in radial.shapes(d, 2)[1])
                 value = y[:, 0].to(x.dtype) + b2
-                return convolve(g, f * value, i, j), (
-                    outer(g, x, i, j) * (f1 * value + f * y[:, 1].to(x.dtype))
-                ).sum(1)
+                slope = f1 * value + f * y[:, 1].to(x.dtype)
+                return convolve(g, f * value, i, j), (outer(g, x, i, j) * slope).sum(1)
 
-            return *through_plain(formulas, (g, x, y, distance), wanted, (up, rate)), *none
+            return *through_plain(plain, (g, x, y, distance), wanted, (up, rate)), *none
         up, rate = up.contiguous(), rate.contiguous()
         dg, dx, dy = torch.ops.potkit.filtered_slopes_backward(
             up, rate, g, x, y, *_envelope(radial), b2, i, j

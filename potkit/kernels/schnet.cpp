@@ -1,6 +1,6 @@
-// SchNet's convolution with filters over pairs of atoms, and its derivatives; formulas and names are those of models/pairs.py and
-// models/pairs_kernel.py: filters W = f (y + a₂) and slopes V = f' (y + a₂) + f y' are never stored, only y and y' as the product left them.
-#include "pairs.h"
+// SchNet's convolution with filters over pairs of atoms, and its derivatives; formulas and names are those of schnet_pairs.py and
+// schnet.py: filters W = f (y + a₂) and slopes V = f' (y + a₂) + f y' are never stored, only y and y' as the product left them.
+#include "schnet_pairs.h"
 
 namespace potkit {
 namespace {

@@ -1,13 +1,14 @@
-"""A bridge for networks that are not ours: any torch module that maps a PyG batch to energy and/or
-per-atom features.
+"""Networks that are not ours: any torch module that maps a PyG batch to energy or atoms' features.
 
     from torch_geometric.nn import SchNet
-    foreign = SchNet(cutoff=5.0, interaction_graph=CurrentGraph())      # sees potkit's neighbour list, periodic images included
-    model = adapt(foreign, features="lin1")                             # features = what enters its layer `lin1`; our energy head
-    model = adapt(foreign, energy=lambda out: out)                      # or: its own energy, as it is
+    foreign = SchNet(cutoff=5.0, interaction_graph=CurrentGraph())
+    model = adapt(foreign, features="lin1")
+    model = adapt(foreign, energy=lambda out: out)
 
-The result is a `Potential` like any other: −∂E/∂x, denoising, masking, transfer of the backbone,
-the contract suite.
+`CurrentGraph` shows it potkit's neighbour list, periodic images included. In the first case what
+enters its layer ``lin1`` are the features, with our energy head on them; in the second its own
+energy is used as it is. The result is a `Potential` like any other: −∂E/∂x, denoising, masking,
+transfer of the backbone, the contract suite.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..structures.batch import Batch
 from ..structures.elements import MAX_Z
-from .base import Features, Graph, Potential
+from .base import Potential
+from .graph import Features, Graph, Network
 from .layers import sum_over
 
 Select = str | int | Callable[[Any], Tensor]
@@ -41,8 +43,9 @@ GIVEN = (
 
 
 class CurrentGraph(nn.Module):
-    """Stands in for a network's own neighbour search: f(pos, batch) answers (edge_index,
-    distances) of potkit's graph.
+    """Stands in for a network's own neighbour search.
+
+    f(pos, batch) answers (edge_index [2, E], distances [E] Å) of potkit's graph.
     """
 
     graph: Graph | None = None
@@ -56,20 +59,16 @@ class CurrentGraph(nn.Module):
 
 
 class EnergyFromFeatures(nn.Module):
-    """Energy head for networks that say the energy themselves: the last column of the features,
-    [N, F] -> [N].
-    """
+    """Energy head for networks that say the energy themselves: the last feature, [N, F] -> [N]."""
 
-    pooled = False
+    normed = pooled = False
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
         return features[:, -1]
 
 
-class Adapted(nn.Module):
+class Adapted(Network):
     """A foreign module as a backbone; made by `adapt`."""
-
-    gives_displacement = False
 
     def __init__(
         self,
@@ -105,37 +104,37 @@ class Adapted(nn.Module):
                 hook.remove()
             for stand_in in self._stand_ins:
                 stand_in.graph = None
-        found = {
-            k: caught.get(k) if k in self._inside else _pick(out, s, k)
-            for k, s in self._select.items()
-            if s is not None
-        }
+        parts: dict[str, Tensor] = {}
+        for kind, select in self._select.items():
+            if kind in self._inside:
+                parts[kind] = caught.get(kind)
+            elif select is not None:
+                parts[kind] = _pick(out, select, kind)
         n, name = graph.z.shape[0], type(self.module).__name__
-        for kind, value in found.items():
+        for kind, value in parts.items():
             if not isinstance(value, Tensor):
                 raise ConfigError(
-                    f"{kind}={self._select[kind]!r} of {name} gives {type(value).__name__}, not a tensor"
+                    f"{kind}={self._select[kind]!r} of {name} gives {type(value).__name__}, "
+                    "not a tensor"
                 )
         scalar = []
-        if "features" in found:
-            scalar.append(_fit(found["features"], (n, None), "features", name))
-        if "energy" in found:
-            scalar.append(_per_atom(found["energy"], graph, name))
-        vector = (
-            _fit(found["vectors"], (n, 3, None), "vectors", name) if "vectors" in found else None
-        )
+        if "features" in parts:
+            scalar.append(_fit(parts["features"], (n, None), "features", name))
+        if "energy" in parts:
+            scalar.append(_per_atom(parts["energy"], graph, name))
+        vector = None
+        if "vectors" in parts:
+            vector = _fit(parts["vectors"], (n, 3, None), "vectors", name)
         return Features(torch.cat(scalar, -1), vector=vector)
 
 
 def _arguments(module: nn.Module) -> list[str]:
-    """Names of the inputs of ``module.forward``, as far as a graph has them; ["data"] if it
-    takes a whole batch.
-    """
+    """Names of the inputs of ``module.forward`` that a graph has; ["data"] if it takes a batch."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = []
-    # alone, a whole batch; beside z and pos, the owner of each atom
-    if len(positional) == 1 and positional[0].name == "batch":
+    # "batch" alone is a whole batch; beside z and pos, the owner of each atom
+    if [p.name for p in positional] == ["batch"]:
         return ["data"]
     for p in positional:
         if p.name in GIVEN:
@@ -144,7 +143,8 @@ def _arguments(module: nn.Module) -> list[str]:
             if len(positional) == 1 or not any(q.name in GIVEN for q in positional):
                 return ["data"]
             raise ConfigError(
-                f"{type(module).__name__}.forward needs {p.name!r}, which the bridge cannot give; it can give {', '.join(GIVEN)}"
+                f"{type(module).__name__}.forward needs {p.name!r}, which the bridge cannot give; "
+                f"it can give {', '.join(GIVEN)}"
             )
         else:
             # an optional input the bridge does not know, and all after it: left to their defaults
@@ -181,30 +181,30 @@ def _pick(out: Any, select: Select, kind: str) -> Any:
     if callable(select):
         return select(out)
     try:
-        return (
-            getattr(out, select)
-            if isinstance(select, str) and not isinstance(out, dict)
-            else out[select]
-        )
+        if isinstance(select, str) and not isinstance(out, dict):
+            return getattr(out, select)
+        return out[select]
     except (AttributeError, KeyError, IndexError, TypeError):
         answer = type(out).__name__
         raise ConfigError(
-            f"{kind}={select!r}: neither a part of the network's answer ({answer}) nor a layer of it"
+            f"{kind}={select!r}: neither a part of the network's answer ({answer}) "
+            "nor a layer of it"
         ) from None
 
 
 def _fit(value: Tensor, shape: tuple[int | None, ...], kind: str, name: str) -> Tensor:
-    if value.ndim != len(shape) or any(
-        b is not None and a != b for a, b in zip(value.shape, shape)
-    ):
-        wanted = ", ".join("any" if b is None else str(b) for b in shape)
-        raise ConfigError(f"{kind} of {name} must have shape ({wanted}), got {tuple(value.shape)}")
+    """``value``, if it has ``shape``, in which None stands for any size."""
+    sizes = zip(value.shape, shape)
+    if value.ndim != len(shape) or any(b is not None and a != b for a, b in sizes):
+        needed = ", ".join("any" if b is None else str(b) for b in shape)
+        raise ConfigError(f"{kind} of {name} must have shape ({needed}), got {tuple(value.shape)}")
     return value
 
 
 def _per_atom(energy: Tensor, graph: Graph, name: str) -> Tensor:
-    """[N, 1] energies of atoms; an energy of a structure is shared out evenly: its sum and
-    derivative stay as they are.
+    """[N, 1] energies of atoms.
+
+    An energy of a structure is shared out evenly: its sum and derivative stay as they are.
     """
     flat = energy.flatten()
     n, s = graph.z.shape[0], graph.n_structures
@@ -234,12 +234,11 @@ def adapt(
     ``features`` [N, F], ``energy`` ([S], [S, 1], [N] or [N, 1], in the potential's scale) and
     ``vectors`` [N, 3, F'] each say where the quantity is found: the name of a layer (what enters
     it), a key, attribute or index of the answer, or a function of the answer. With ``energy`` the
-    network's own energy is used, else our energy head acts on ``features``.
-    The module is called with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift,
-    mask, charge that its forward names, or with one PyG batch. ``cutoff`` (Å) defaults to the
-    module's attribute; ``symmetries`` are those it claims (default:
-    all); ``max_element`` is the largest atomic number it knows; ``readouts`` are `Potential`'s
-    (vector, forces, head_norm).
+    network's own energy is used, else our energy head acts on ``features``. The module is called
+    with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift, mask, charge that
+    its forward names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute;
+    ``symmetries`` are those it claims (default: all); ``max_element`` is the largest atomic number
+    it knows; ``readouts`` are `Potential`'s (vector, forces, head_norm).
     Sizes are found by one call on a water molecule.
     Raises ConfigError where something is missing or has the wrong shape.
     """

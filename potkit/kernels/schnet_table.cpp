@@ -1,6 +1,6 @@
-// SchNet's convolution with filters that are interpolated in a table; formulas and names are those of models/pairs_table.py:
+// SchNet's convolution with filters that are interpolated in a table; formulas and names are those of schnet_table.py:
 // W_p = Σ_m C_pm T_mn with n the pair's cell, m = 0 … 5. The convolution is linear in x, C and T: its derivatives are sums of the same kind.
-#include "pairs.h"
+#include "schnet_pairs.h"
 
 namespace potkit {
 namespace {

@@ -1,69 +1,106 @@
-"""EGNN's work on edges in one autograd function that goes through them in blocks which stay in the
+"""EGNN's messages in one autograd function that goes through the edges in blocks which stay in the
 processor's cache.
 
 Written out operation by operation, a layer makes some thirty arrays [E, F], each larger than the
 cache: time goes into memory, not arithmetic, and autograd keeps most of them. Here a block of
-`BLOCK` edges goes through all operations before the next one starts.
-Kept for the backward pass are only the inputs of the two activations behind a matrix product (``a``
-and ``c`` below); what costs no product is computed again. Notation, per edge, with P = W_i h_i + b
-and Q = W_j h_j per atom:
+`BLOCK` edges goes through all operations before the next one starts. Kept for the backward pass are
+only the inputs of the two activations behind a matrix product (``a`` and ``c`` below); what costs
+no product is computed again. Notation, per edge, with P = W_i h_i + b and Q = W_j h_j per atom, the
+names of models/egnn.py being message (W₂, b₂), gate (w_g, b_g) and coordinate (W_c, b_c, w_x, b_x):
 
-    u = P_i + Q_j + W_d e_ij,   a = W₂ silu(u) + b₂,   m = silu(a) · g with gate g = σ(w_g·silu(a) + b_g)
-    c = W_c m + b_c,   t = w_x·silu(c) + b_x,   M_i = Σ_j f_ij m_ij;   returned are M [N, F] and t [E]
+    u = P_i + Q_j + W_d e_ij,   a = W₂ silu(u) + b₂,   m = silu(a) · g with g = σ(w_g·silu(a) + b_g)
+    c = W_c m + b_c,   t = w_x·silu(c) + b_x,   M_i = Σ_j f_ij m_ij;   returned are t and M
 
 Products run in bfloat16 under autocast; sums over edges, the gate and the gradients of all weights
-are float32. The derivative of the backward pass (to train on −∂E/∂x) is taken of `plain`, the same
-formulas in ordinary operations.
+are float32. The derivative of the backward pass (to train on −∂E/∂x) is taken of the plain
+function.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from .. import kernels
-from .layers import silu, sum_over, through_plain
+from ..models.egnn import Layer
+from ..models.graph import Graph
+from .autograd import low_precision, through_plain, with_weights
 
-# edges; × 256 channels × 4 bytes is 2 MB an array, of which a handful are in use at a time
-BLOCK = 2048
+BLOCK = 2048  # edges; × 256 channels × 4 bytes is 2 MB an array, of which a handful are in use
+WEIGHTS = (
+    "from_distance.weight",  # W_d [F, R]
+    "message.0.weight",  # W₂ [F, F]
+    "message.0.bias",  # b₂ [F]
+    "gate.weight",  # w_g [1, F]
+    "gate.bias",  # b_g [1]
+    "coordinate.0.weight",  # W_c [F, F]
+    "coordinate.0.bias",  # b_c [F]
+    "coordinate.2.weight",  # w_x [1, F]
+    "coordinate.2.bias",  # b_x [1]
+)
 
 
-def plain(p, q, edge, envelope, weights, sender, receiver) -> tuple[Tensor, Tensor]:
-    """`edge_block` in ordinary operations, differentiable any number of times."""
-    w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x = weights
-    m = silu(linear(silu(p[receiver] + q[sender] + linear(edge, w_d)), w2, b2))
-    if w_g is not None:
-        m = m * torch.sigmoid(linear(m, w_g, b_g))
-    t = linear(silu(linear(m, w_c, b_c)), w_x, b_x)[:, 0]
-    return sum_over(m if envelope is None else m * envelope, receiver, p.shape[0]), t
-
-
-def edge_block(
-    p: Tensor,  # [N, F]
-    q: Tensor,  # [N, F]
-    edge: Tensor,  # [E, R]
-    envelope: Tensor | None,  # [E, 1]
-    # w_d [F, R], w2, b2, w_g, b_g (or None, None), w_c, b_c, w_x [1, F], b_x [1]
-    weights: tuple[Tensor | None, ...],
-    sender: Tensor,  # [E]
-    receiver: Tensor,  # [E]
+def messages(
+    layer: Layer,
+    receiver_part: Tensor,  # [N, F] P
+    sender_part: Tensor,  # [N, F] Q
+    edge: Tensor,  # [E, R] e
+    envelope: Tensor | None,  # [E, 1] f
+    graph: Graph,
 ) -> tuple[Tensor, Tensor]:
-    """M [N, F] and t [E] of the module's docstring."""
-    device = p.device.type
-    full = weights[0].dtype
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
+    """`Layer.messages` of models/egnn.py."""
+    return apply(_InBlocks, layer, receiver_part, sender_part, edge, envelope, graph)
+
+
+def apply(
+    function: type[torch.autograd.Function],
+    layer: Layer,
+    receiver_part: Tensor,
+    sender_part: Tensor,
+    edge: Tensor,
+    envelope: Tensor | None,
+    graph: Graph,
+) -> tuple[Tensor, Tensor]:
+    """Call an autograd function of this notation, outside of autocast, with the layer's weights."""
+    device, full = receiver_part.device.type, layer.from_distance.weight.dtype
+    low = low_precision(device, full)
+    weights = dict(layer.named_parameters(remove_duplicate=False))
+    keep = torch.is_grad_enabled()  # within the function it never is
     with torch.autocast(device, enabled=False):
-        keep = torch.is_grad_enabled()  # inside the function it never is
-        return _EdgeBlock.apply(
-            low, keep, p.to(full), q.to(full), edge.to(full), envelope, *weights, sender, receiver
+        return function.apply(
+            layer,
+            graph,
+            low,
+            keep,
+            receiver_part.to(full),
+            sender_part.to(full),
+            edge.to(full),
+            envelope,
+            *(weights.get(name) for name in WEIGHTS),
         )
 
 
-class _EdgeBlock(torch.autograd.Function):
+FIRST = 4  # inputs of the functions before p, which have no gradient
+ENVELOPE = FIRST + 3
+
+
+def through_the_plain_function(ctx, inputs: list[Tensor | None], d_t: Tensor, d_total: Tensor):
+    """Gradients of all inputs, differentiable."""
+
+    def function(p, q, edge, envelope, *weights):
+        given = dict(zip(WEIGHTS, weights))
+        plain = Layer.messages.plain
+        return with_weights(plain, ctx.layer, given, p, q, edge, envelope, ctx.graph)
+
+    wanted = ctx.needs_input_grad[FIRST:]
+    return *(None,) * FIRST, *through_plain(function, inputs, wanted, (d_t, d_total))
+
+
+class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
+        layer,
+        graph,
         low,
         keep,
         p,
@@ -79,31 +116,10 @@ class _EdgeBlock(torch.autograd.Function):
         b_c,
         w_x,
         b_x,
-        sender,
-        receiver,
     ):
+        sender, receiver = graph.sender, graph.receiver
         n_edges, width = len(sender), p.shape[1]
         keep = keep and any(ctx.needs_input_grad)
-        ctx.low, ctx.kernel = low, kernels.wanted(p)
-        saved = (p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver)
-        if ctx.kernel:
-            weights = (
-                w_d.T.contiguous(),
-                w2.to(low),
-                b2.to(low),
-                w_g,
-                b_g,
-                w_c.to(low),
-                b_c.to(low),
-                w_x,
-                b_x,
-            )
-            total, t, a_all, c_all, gate = torch.ops.potkit.egnn_forward(
-                p, q, edge, envelope, *weights, sender, receiver, keep
-            )
-            if keep:
-                ctx.save_for_backward(*saved, a_all, c_all, gate)
-            return total, t
         a_all = p.new_empty(n_edges if keep else BLOCK, width, dtype=low)
         c_all = torch.empty_like(a_all)
         t = p.new_empty(n_edges)
@@ -117,7 +133,9 @@ class _EdgeBlock(torch.autograd.Function):
             w_x.to(low).T,
         )
         w_gl = None if w_g is None else w_g.to(low).T
-        buffers, table, rows = _Buffers(p, low, 4), torch.cat([p, q]), _rows(p, sender, receiver)
+        buffers = _Buffers(p, low, 4)
+        table = torch.cat([p, q])
+        rows = _rows(p, sender, receiver)
         for start in range(0, n_edges, BLOCK):
             here = slice(start, min(start + BLOCK, n_edges))
             size = here.stop - start
@@ -136,63 +154,31 @@ class _EdgeBlock(torch.autograd.Function):
             # thin products are quicker than torch.mv
             t[here] = torch.mm(torch.ops.aten.silu.out(c, out=s), w_xl)[:, 0]
         t += b_x
+        ctx.layer, ctx.graph, ctx.low = layer, graph, low
         if keep:
-            ctx.save_for_backward(*saved, a_all, c_all, gate)
-        return total, t
+            weights = w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x
+            ctx.save_for_backward(p, q, edge, envelope, *weights, a_all, c_all, gate)
+        return t, total
 
     @staticmethod
-    def backward(ctx, d_total, d_t):
+    def backward(ctx, d_t, d_total):
         *inputs, a_all, c_all, gate = ctx.saved_tensors
         if torch.is_grad_enabled():
-            *tensors, sender, receiver = inputs
-
-            def formulas(p, q, edge, envelope, *weights):
-                return plain(p, q, edge, envelope, weights, sender, receiver)
-
-            return (
-                None,
-                None,
-                *through_plain(formulas, tensors, ctx.needs_input_grad[2:-2], (d_total, d_t)),
-                None,
-                None,
-            )
-        p, q, edge, envelope, w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver = inputs
+            return through_the_plain_function(ctx, inputs, d_t, d_total)
+        p, q, edge, envelope, *weights = inputs
+        w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x = weights
+        sender, receiver = ctx.graph.sender, ctx.graph.receiver
         low, full = ctx.low, p.dtype
-        if ctx.kernel:
-            weights = w_d.T.contiguous(), w2.to(low), w_g, b_g, w_c.to(low), w_x, b_x
-            kept = sender, receiver, a_all, c_all, gate, d_total.contiguous(), d_t.contiguous()
-            dp, dq, d_edge, d_envelope, dw_d, dw2, db2, dw_g, db_g, *rest = (
-                torch.ops.potkit.egnn_backward(
-                    p, q, edge, envelope, *weights, *kept, ctx.needs_input_grad[5]
-                )
-            )
-            d_gate = (None, None) if w_g is None else (dw_g, db_g)
-            return (
-                None,
-                None,
-                dp,
-                dq,
-                d_edge,
-                d_envelope if ctx.needs_input_grad[5] else None,
-                dw_d,
-                dw2,
-                db2,
-                *d_gate,
-                *rest,
-                None,
-                None,
-            )
         dp, dq, d_edge = torch.zeros_like(p), torch.zeros_like(q), torch.empty_like(edge)
-        d_envelope = torch.empty_like(envelope) if ctx.needs_input_grad[5] else None
-        grads = [
-            torch.zeros_like(w) if w is not None else None
-            for w in (w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x)
-        ]
+        d_envelope = torch.empty_like(envelope) if ctx.needs_input_grad[ENVELOPE] else None
+        grads = [None if w is None else torch.zeros_like(w) for w in weights]
         dw_d, dw2, db2, dw_g, db_g, dw_c, db_c, dw_x, db_x = grads
         w2l, wcl, w_xl, d_tl = w2.to(low), w_c.to(low), w_x.to(low), d_t.to(low)
         same = low == full
         ones = p.new_ones(BLOCK, dtype=low)
-        buffers, table, rows = _Buffers(p, low, 6), torch.cat([p, q]), _rows(p, sender, receiver)
+        buffers = _Buffers(p, low, 6)
+        table = torch.cat([p, q])
+        rows = _rows(p, sender, receiver)
         for start in range(0, len(sender), BLOCK):
             here = slice(start, min(start + BLOCK, len(sender)))
             size = here.stop - start
@@ -230,23 +216,24 @@ class _EdgeBlock(torch.autograd.Function):
             _accumulate(dw2, da, s, same)
             db2 += torch.mv(da.T, one)
             ds = torch.mm(da, w2l, out=z if same else x)
-            du = torch.ops.aten.silu_backward.grad_input(
-                ds if same else z.copy_(ds), u, grad_input=z
-            )
+            if not same:
+                ds = z.copy_(ds)
+            du = torch.ops.aten.silu_backward.grad_input(ds, u, grad_input=z)
             dp.index_add_(0, i, du)
             dq.index_add_(0, j, du)
             torch.mm(du, w_d, out=d_edge[here])
             dw_d.addmm_(du.T, edge[here])
         db_x += d_t.sum()
-        return (None, None, dp, dq, d_edge, d_envelope, *grads, None, None)
+        return *(None,) * FIRST, dp, dq, d_edge, d_envelope, *grads
 
 
 class _Buffers:
     """Room for one block, used again for every block."""
 
     def __init__(self, like: Tensor, low: torch.dtype, n: int) -> None:
-        self.full = [like.new_empty(BLOCK, like.shape[1]) for _ in range(3)]
-        self.low = [like.new_empty(BLOCK, like.shape[1], dtype=low) for _ in range(n)]
+        width = like.shape[1]
+        self.full = [like.new_empty(BLOCK, width) for _ in range(3)]
+        self.low = [like.new_empty(BLOCK, width, dtype=low) for _ in range(n)]
         self.bags = torch.arange(0, 2 * BLOCK, 2, dtype=torch.int32)
 
 
@@ -258,8 +245,9 @@ def _rows(p: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
 def _first(
     buffers: _Buffers, table: Tensor, rows: Tensor, edge: Tensor, w_d: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
-    """u and silu(u) of a block. A bag of two embeddings is two look-ups and their sum in one
-    pass.
+    """u and silu(u) of a block.
+
+    A bag of two embeddings is two look-ups and their sum in one pass.
     """
     s = buffers.low[0][:size]
     u = torch.embedding_bag(table, rows, buffers.bags[:size], mode=0)[0]

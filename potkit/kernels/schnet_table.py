@@ -1,8 +1,8 @@
-"""Filters from a table: a filter depends on the distance only, so with many pairs it is made at
-some distances and interpolated.
+"""SchNet's filters from a table: a filter depends on the distance only, so with many pairs it is
+made at some distances and interpolated.
 
 The filter network y(d) is smooth on the scale Δ of the radial basis' centres. On nodes d_n = n h it
-is computed with its first two derivatives (u, s, A₁, A₂ as in models/pairs.py; σ the derivative of
+is computed with its first two derivatives (u, s, A₁, A₂ as in schnet_pairs.py; σ the derivative of
 ssp):
 
     y = A₂ s + a₂,   h y' = h A₂ (σ u'),   h² y'' = h² A₂ (σ (1 − σ) u'² + σ u'')
@@ -14,15 +14,13 @@ the exact distance, the filter of pair p in cell n is
     W_p = Σ_m C_pm T_mn,   C_pm = f(d_p) t_pᵐ,   m = 0 … 5
 
 It has continuous second derivatives in d, and forces and their training see the derivatives of this
-very function: energies are conserved.
-At h ≤ Δ / 5 it differs from y by 2·10⁻⁸, its slope by 4·10⁻⁷ of the largest, about what float32
-rounds. (The table is computed in
-float64: its coefficients are small differences.) A power of two as h makes d / h exact. The
-products now cost as much as there are nodes, 161 at most with 32 centres and 5 Å, however many
-pairs.
+very function: energies are conserved. At h ≤ Δ / 5 it differs from y by 2·10⁻⁸, its slope by 4·10⁻⁷
+of the largest, about what float32 rounds. (The table is computed in float64: its coefficients are
+small differences.) A power of two as h makes d / h exact. The products now cost as much as there
+are nodes, 161 at most with 32 centres and 5 Å, however many pairs.
 
 The convolution c_i = Σ_j x_j ⊙ W_ij is linear in x, C and T, and so are its derivatives:
-kernels/tables.cpp goes through the pairs for them; C follows the distances and T the weights in
+schnet_table.cpp goes through the pairs for them; C follows the distances and T the weights in
 ordinary operations.
 """
 
@@ -33,11 +31,14 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import linear
 
-from .layers import through_plain, wanted_inputs
-from .pairs import Pairs, Radial, Shape, convolve, outer, slope_of
-from .pairs_kernel import filtered
+from ..models.graph import Graph
+from ..models.layers import shifted_softplus
+from ..models.schnet import SchNet
+from .autograd import through_plain, wanted_inputs
+from .schnet import filtered
+from .schnet_pairs import Pairs, Radial, Shape, convolve, filter_weights, outer, pairs_of, slope_of
 
 # polynomials of t in [0, 1] by their coefficients of 1, t, … t⁵; each has one of value, slope and
 # curvature at 0, then at 1, and none else
@@ -53,12 +54,24 @@ HERMITE = [
 STEEPEST = 0.5
 
 
-class Grid:
-    """Nodes around the distances of some pairs, and each pair's place among them; made once per
-    step for all layers.
+def interactions(network: SchNet, h: Tensor, graph: Graph) -> Tensor:  # [N, F] -> [N, F]
+    """`SchNet.interactions` of models/schnet.py, float32 on the CPU.
 
-    ``basis`` and ``envelope`` are functions of distances [P]; ``scale`` (Å) is how far apart the
-    basis' centres are.
+    The graph is one that `schnet_pairs.is_paired`.
+    """
+    envelope = functools.partial(network.envelope, cutoff=network.cutoff)
+    scale = network.cutoff / (len(network.basis.centers) - 1)
+    grid = Grid(pairs_of(graph), network.basis, envelope, scale)
+    for layer in network.layers:
+        h = h + layer.update(grid.convolve(layer.project(h), *filter_weights(layer)))
+    return h
+
+
+class Grid:
+    """Nodes around the distances of some pairs, and each pair's place among them.
+
+    Made once per step for all layers. ``basis`` and ``envelope`` are functions of distances [P];
+    ``scale`` (Å) is how far apart the basis' centres are.
     """
 
     def __init__(self, pairs: Pairs, basis: Shape, envelope: Shape, scale: float) -> None:
@@ -67,8 +80,9 @@ class Grid:
         d = pairs.distance
         with torch.autocast(d.device.type, enabled=False):
             scaled = d / self.spacing
-            # t stays NaN, and its filter with it
-            left = scaled.detach().floor().nan_to_num(0.0, 0.0, 0.0)
+            left = (
+                scaled.detach().floor().nan_to_num(0.0, 0.0, 0.0)
+            )  # t stays NaN, and its filter with it
             low, high = (int(x) for x in left.aminmax()) if len(d) else (0, 0)
             self.n_nodes = high - low + 2
             self.cell = (left - low).long()
@@ -96,25 +110,24 @@ class Grid:
     @functools.cached_property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """e, h e', h² e'' at the nodes: [M + 1, K] float64 each."""
-        one, slope = torch.ones_like(self.nodes), slope_of(self.basis)
+        h, slope = self.spacing, slope_of(self.basis)
         with torch.no_grad():
-            return (
-                self.basis(self.nodes),
-                self.spacing * slope(self.nodes, one),
-                self.spacing**2 * slope_of(slope)(self.nodes, one),
-            )
+            curvature = slope_of(slope)(self.nodes)
+            return self.basis(self.nodes), h * slope(self.nodes), h**2 * curvature
 
     def table(self, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
         """T [6, M, F], and the largest change of u over a cell (by its slope at the nodes)."""
         return _Table.apply(a1, b1, a2, b2, *self.parts)
 
     def convolve(self, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-        """Σ_j x_j ⊙ W_ij by the kernels, [N, F] float32 -> [N, F]; where a table is too coarse
-        or does not pay, without one.
+        """Σ_j x_j ⊙ W_ij by the kernels, [N, F] float32 -> [N, F].
+
+        Where a table is too coarse or does not pay, without one.
         """
         if self.pays:
-            # slopes need more digits than bfloat16 has
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(
+                x.device.type, enabled=False
+            ):  # slopes need more digits than bfloat16 has
                 table, steepest = self.table(a1, b1, a2, b2)
                 if float(steepest) <= STEEPEST:
                     return interpolated(
@@ -126,13 +139,14 @@ class Grid:
 def ends(
     a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, e: Tensor, e1: Tensor, e2: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """y, h y', h² y'' at the nodes [3, M + 1, F], and h u'; ``e``, ``e1``, ``e2`` as in
-    `Grid.parts`.
+    """y, h y', h² y'' at the nodes [3, M + 1, F], and h u'.
+
+    ``e``, ``e1``, ``e2`` as in `Grid.parts`.
     """
     u, u1, u2 = linear(e, a1, b1), linear(e1, a1), linear(e2, a1)
     sigma = torch.sigmoid(u)
     s2 = sigma * ((1 - sigma) * u1.square() + u2)
-    y = linear(torch.stack([softplus(u) - math.log(2.0), sigma * u1, s2]), a2)
+    y = linear(torch.stack([shifted_softplus(u), sigma * u1, s2]), a2)
     zero = torch.zeros_like(b2)
     return y + torch.stack([b2, zero, zero])[:, None], u1
 
@@ -145,8 +159,10 @@ def coefficients(y: Tensor) -> Tensor:
 
 
 class _Table(torch.autograd.Function):
-    """T: forward in float64 because its coefficients are small differences, backward in the
-    weights' own type.
+    """T, from the weights.
+
+    Forward in float64 because its coefficients are small differences, backward in the weights' own
+    type.
     """
 
     @staticmethod
@@ -163,13 +179,12 @@ class _Table(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             if not torch.is_grad_enabled():
                 return *_table_backward(grad, weights, parts), None, None, None
-            found = through_plain(
-                lambda *w: (coefficients(ends(*w, *parts)[0]),),
-                weights,
-                wanted_inputs(ctx)[:4],
-                (grad,),
-            )
-            return *found, None, None, None
+
+            def plain(*weights):
+                return (coefficients(ends(*weights, *parts)[0]),)
+
+            grads = through_plain(plain, weights, wanted_inputs(ctx)[:4], (grad,))
+            return *grads, None, None, None
 
 
 def _table_backward(
@@ -180,7 +195,7 @@ def _table_backward(
     u, u1, u2 = linear(e, a1, b1), e1 @ a1.T, e2 @ a1.T
     sigma = torch.sigmoid(u)
     bend = sigma * (1 - sigma)
-    s = torch.stack([softplus(u) - math.log(2.0), sigma * u1, bend * u1.square() + sigma * u2])
+    s = torch.stack([shifted_softplus(u), sigma * u1, bend * u1.square() + sigma * u2])
     d_ends = (grad.new_tensor(HERMITE) @ grad.flatten(1)).view_as(grad)
     dy = torch.zeros_like(s)
     dy[:, :-1] += d_ends[:3]
@@ -194,8 +209,9 @@ def _table_backward(
 def interpolated(
     x: Tensor, weight: Tensor, table: Tensor, cell: Tensor, i: Tensor, j: Tensor
 ) -> Tensor:
-    """c_i = Σ_j x_j ⊙ Σ_m C_pm T_mn over pairs p = (i, j), and the same for j: x [N, F], C [P,
-    6], T [6, M, F], cell n [P].
+    """c_i = Σ_j x_j ⊙ Σ_m C_pm T_mn over pairs p = (i, j), and the same for j.
+
+    x [N, F], C [P, 6], T [6, M, F], cell n [P] -> [N, F]
     """
     return _Interpolated.apply(x, weight, table, cell, i, j)
 

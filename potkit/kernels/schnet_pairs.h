@@ -1,4 +1,4 @@
-// Sums over pairs of atoms, each pair once: what the kernels of pairs.cpp and tables.cpp share.
+// Sums over pairs of atoms, each pair once: what the kernels of schnet.cpp and schnet_table.cpp share.
 #pragma once
 
 #include "common.h"

@@ -1,13 +1,14 @@
-"""What two atoms share is computed once: filters of the distance for each pair {i, j} instead of
-each edge, and their slopes with them.
+"""SchNet over pairs: its filters once for each pair {i, j} instead of each edge, and their slopes
+with them.
 
 A filter W(d) is the same for i → j and j → i, so half the edges will do. Training on −∂E/∂x also
-needs W'(d) and, backward, W''(d).
-Through automatic differentiation the filter network is gone through three times, an operation at a
-time. Here W and V = dW/dd come out of one pass over the pairs in blocks that stay in the cache
-(with e(d) the radial basis, f(d) the envelope, ssp the activation):
+needs W'(d) and, backward, W''(d). Through automatic differentiation the filter network is gone
+through three times, an operation at a time. Here W and V = dW/dd come out of one pass over the
+pairs in blocks that stay in the cache (with e(d) the radial basis, f(d) the envelope, ssp the
+activation, A₁, a₁ = filter_in and A₂, a₂ = filter_out of models/schnet.py):
 
-    u = A₁ e + a₁,  u' = A₁ e',   s = ssp(u),  s' = σ(u) u',   y = A₂ s + a₂,  y' = A₂ s',   W = f y,   V = f' y + f y'
+    u = A₁ e + a₁,    s = ssp(u),       y = A₂ s + a₂,    W = f y
+    u' = A₁ e',       s' = σ(u) u',     y' = A₂ s',       V = f' y + f y'
 
 The derivative of W by d is V, so forces cost no further product; `filters` links the two, exactly
 and up to second derivatives. Any higher ones, and derivatives taken with ``create_graph`` by
@@ -29,7 +30,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, softplus
 
-from .layers import through_plain, wanted_inputs
+from ..models.graph import Graph
+from ..models.layers import shifted_softplus
+from ..models.schnet import Interaction, SchNet
+from .autograd import low_precision, through_plain, wanted_inputs
 
 BLOCK = 1024  # pairs; × 2 × 256 channels × 4 bytes is 2 MB an array
 
@@ -42,35 +46,68 @@ class Pairs(NamedTuple):
     distance: Tensor
 
 
+def interactions(network: SchNet, h: Tensor, graph: Graph) -> Tensor:  # [N, F] -> [N, F]
+    """`SchNet.interactions` of models/schnet.py, for a graph that `is_paired`."""
+    pairs = pairs_of(graph)
+    envelope = functools.partial(network.envelope, cutoff=network.cutoff)
+    slopes = pairs.distance.requires_grad
+    radial = Radial(pairs.distance, network.basis, envelope, slopes)
+    for layer in network.layers:
+        weight = filters(radial, *filter_weights(layer))
+        x = layer.project(h).to(weight.dtype)
+        h = h + layer.update(convolve(x, weight, pairs.i, pairs.j))
+    return h
+
+
+def filter_weights(layer: Interaction) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A₁ [F, K], a₁ [F], A₂ [F, F], a₂ [F] of an interaction block."""
+    first, second = layer.filter_in, layer.filter_out
+    return first.weight, first.bias, second.weight, second.bias
+
+
+# -- pairs
+def is_paired(graph: Graph) -> bool:
+    """Whether every edge has its reverse, and an atom's edges to its own images theirs."""
+    if not is_symmetric(graph.sender, graph.receiver):
+        return False
+    if graph.shift is None:
+        return True
+    own = graph.sender == graph.receiver  # the checksum does not see those
+    return bool(2 * (own & _ahead(graph.vector)).sum() == own.sum())
+
+
 def is_symmetric(sender: Tensor, receiver: Tensor) -> bool:
-    """Whether every edge has its reverse, told by a checksum (wrong with probability 2⁻⁶⁴ on
-    lists that were not made to fool it).
+    """Whether every edge between two atoms has its reverse, told by a checksum.
+
+    It is wrong with probability 2⁻⁶⁴ on lists that were not made to fool it.
     """
-    a, b = (
-        sender * 0x5851F42D4C957F2D + 0x14057B7EF767814F,
-        receiver * 0x5851F42D4C957F2D + 0x14057B7EF767814F,
-    )
-    mixed = (a ^ (a >> 29)) * (b ^ (b >> 31)) * (a + 3 * b) - (b ^ (b >> 29)) * (a ^ (a >> 31)) * (
-        b + 3 * a
-    )
-    return int(mixed.sum()) == 0
+    a = sender * 0x5851F42D4C957F2D + 0x14057B7EF767814F
+    b = receiver * 0x5851F42D4C957F2D + 0x14057B7EF767814F
+    forth = (a ^ (a >> 29)) * (b ^ (b >> 31)) * (a + 3 * b)
+    back = (b ^ (b >> 29)) * (a ^ (a >> 31)) * (b + 3 * a)
+    return int((forth - back).sum()) == 0
 
 
-def pairs_of(sender: Tensor, receiver: Tensor, vector: Tensor, distance: Tensor) -> Pairs | None:
-    """One edge of each pair, or None if some edge has no reverse. Of an atom and its own images,
-    those on one side.
+def pairs_of(graph: Graph) -> Pairs:
+    """One edge of each pair of a graph that `is_paired`.
+
+    Of an atom and its own images, those on one side.
     """
-    if not is_symmetric(sender, receiver):
-        return None
+    sender, receiver = graph.sender, graph.receiver
+    one_way = sender < receiver
+    if graph.shift is not None:
+        one_way = one_way | ((sender == receiver) & _ahead(graph.vector))
+    rows = torch.nonzero(one_way).flatten()
+    return Pairs(receiver[rows], sender[rows], graph.distance[rows])
+
+
+def _ahead(vector: Tensor) -> Tensor:
+    """Of a vector and its opposite, true for one: [E, 3] -> [E]."""
     x, y, z = vector.detach().unbind(1)
-    ahead = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
-    rows = torch.nonzero((sender < receiver) | ((sender == receiver) & ahead)).flatten()
-    if 2 * len(rows) != len(sender):  # an atom's own images, which the checksum does not see
-        return None
-    return Pairs(receiver[rows], sender[rows], distance[rows])
+    return (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
 
 
-# -- sums over pairs -----------------------------------------------------------------------------
+# -- sums over pairs
 def convolve(x: Tensor, weight: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Σ_j x_j ⊙ W_ij for all atoms: x [N, F], weight [P, F] -> [N, F]."""
     return _Convolve.apply(x, weight, i, j)
@@ -110,10 +147,8 @@ class _Outer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, x, i, j):
         ctx.save_for_backward(a, x, i, j)
-        out, rooms = (
-            a.new_empty(len(i), a.shape[1]),
-            [a.new_empty(BLOCK, a.shape[1]) for _ in range(2)],
-        )
+        out = a.new_empty(len(i), a.shape[1])
+        rooms = [a.new_empty(BLOCK, a.shape[1]) for _ in range(2)]
         for start in range(0, len(i), BLOCK):
             here = slice(start, start + BLOCK)
             left, right = i[here], j[here]
@@ -136,24 +171,15 @@ class _Outer(torch.autograd.Function):
         )
 
 
-def convolve_by(
-    radial: Radial, pairs: Pairs, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor
-) -> Tensor:
-    """Σ_j x_j ⊙ W_ij with `filters` for the weights: [N, F] -> [N, F]."""
-    weight = filters(radial, a1, b1, a2, b2)
-    return convolve(x.to(weight.dtype), weight, pairs.i, pairs.j)
-
-
-# -- filters -------------------------------------------------------------------------------------
+# -- filters
 Shape = Callable[[Tensor], Tensor]  # of distances [P]
 
 
 class Radial:
-    """The radial basis e and the envelope f at the distances of all pairs, with their slopes; made
-    once per step for all layers.
+    """The radial basis e and the envelope f at the distances of all pairs, with their slopes.
 
-    ``basis`` and ``envelope`` are the functions; ``slopes`` says whether derivatives by the
-    distance will be wanted.
+    Made once per step for all layers. ``basis`` and ``envelope`` are the functions; ``slopes`` says
+    whether derivatives by the distance will be wanted.
     """
 
     def __init__(self, distance: Tensor, basis: Shape, envelope: Shape, slopes: bool) -> None:
@@ -165,46 +191,33 @@ class Radial:
             self.f = [x[:, None] for x in f]  # each [P, 1]
 
     def shapes(self, d: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
-        """e, e', … and f, f', …: ``order`` of each ([P, K] and [P]), differentiable where
-        gradients are recorded.
+        """e, e', … and f, f', …: ``order`` of each, [P, K] and [P].
+
+        Differentiable where gradients are recorded.
         """
-        one = torch.ones_like(d)
         e, f = [self.basis], [self.envelope]
         for _ in range(order - 1):
             e.append(slope_of(e[-1]))
             f.append(slope_of(f[-1]))
-        return [g(d) if k == 0 else g(d, one) for k, g in enumerate(e)], [
-            g(d) if k == 0 else g(d, one) for k, g in enumerate(f)
-        ]
+        return [function(d) for function in e], [function(d) for function in f]
 
 
-def slope_of(function: Callable) -> Callable:
-    """The derivative of a function that acts on each distance by itself, by forward
-    differentiation.
-    """
+def slope_of(function: Shape) -> Shape:
+    """The derivative, by forward differentiation, of a function of each distance by itself."""
 
-    def slope(d: Tensor, one: Tensor) -> Tensor:
-        inner = (
-            (lambda x: function(x))
-            if not getattr(function, "is_slope", False)
-            else (lambda x: function(x, torch.ones_like(x)))
-        )
-        return torch.func.jvp(inner, (d,), (one,))[1]
+    def slope(d: Tensor) -> Tensor:
+        return torch.func.jvp(function, (d,), (torch.ones_like(d),))[1]
 
-    slope.is_slope = True
     return slope
 
 
 def filters(radial: Radial, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-    """W [P, F] of the filter network with weights a1 [F, K], b1 [F], a2 [F, F], b2 [F];
-    differentiable by them and the distances.
+    """W [P, F] of the filter network with weights a1 [F, K], b1 [F], a2 [F, F], b2 [F].
+
+    Differentiable by them and the distances.
     """
     device = radial.parts.device.type
-    low = (
-        torch.get_autocast_dtype(device)
-        if torch.is_autocast_enabled(device)
-        else radial.parts.dtype
-    )
+    low = low_precision(device, radial.parts.dtype)
     with torch.autocast(device, enabled=False):
         return _Filters.apply(radial.distance, a1, b1, a2, b2, radial, low)[0]
 
@@ -215,7 +228,7 @@ def plain_outputs(
     """y and f, with ``slopes`` also y' and f', in ordinary operations: each [P, F] and [P, 1]."""
     e, f = radial.shapes(d, 2 if slopes else 1)
     u = linear(e[0], a1, b1)
-    y = [linear(softplus(u) - math.log(2.0), a2, b2)]
+    y = [linear(shifted_softplus(u), a2, b2)]
     if slopes:
         y.append(linear(torch.sigmoid(u) * linear(e[1], a1), a2))
     return y, [x[:, None] for x in f]
@@ -260,12 +273,10 @@ class _Filters(torch.autograd.Function):
         if d_weight is None and d_slope is None:
             return (None,) * 7
         if torch.is_grad_enabled() and (d_slope is not None or any(wanted[1:5])):
-            found = functools.partial(plain_filters, radial, slopes=d_slope is not None)
-            return (
-                *through_plain(found, (distance, a1, b1, a2, b2), wanted[:5], (d_weight, d_slope)),
-                None,
-                None,
-            )
+            plain = functools.partial(plain_filters, radial, slopes=d_slope is not None)
+            inputs = distance, a1, b1, a2, b2
+            grads = d_weight, d_slope
+            return *through_plain(plain, inputs, wanted[:5], grads), None, None
         by_distance = (d_weight * slope).sum(1) if wanted[0] and d_weight is not None else None
         if not any(wanted[1:5]) and d_slope is None:
             return by_distance, None, None, None, None, None, None
@@ -278,8 +289,9 @@ class _Filters(torch.autograd.Function):
 
 
 class _Rooms:
-    """Arrays for one block, used again for every block; rows of a value and its slope lie next
-    to each other.
+    """Arrays for one block, used again for every block.
+
+    Rows of a value and its slope lie next to each other.
     """
 
     def __init__(self, a1: Tensor, a2: Tensor, low: torch.dtype, order: int, n: int = 3) -> None:
@@ -289,9 +301,7 @@ class _Rooms:
         self.a2, self.a2t = a2.to(low), a2.to(low).T
 
     def inner(self, parts: Tensor, a1: Tensor, b1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """u and s (with u', s' behind them) of a block, and an array whose first column of rows
-        holds σ(u).
-        """
+        """u and s (with u', s' behind them) of a block, and an array whose first rows are σ(u)."""
         u, s, spare = (room[: len(parts)] for room in self.full[:3])
         torch.mm(parts.flatten(0, 1), a1.T, out=u.flatten(0, 1))
         u[:, 0].add_(b1)
@@ -311,11 +321,8 @@ class _Rooms:
 
 
 def _backward(radial, low, a1, b1, a2, b2, d_weight, d_slope, by_distance):
-    """Gradients of weights, and of the distances as far as they come through V, for the
-    gradients of W and V.
-    """
+    """For the gradients of W and V those of the weights, and of the distances through V."""
     n, order, _ = radial.parts.shape
-    width = a2.shape[0]
     if d_slope is None:
         order = 1
     same = low == a1.dtype
@@ -337,17 +344,20 @@ def _backward(radial, low, a1, b1, a2, b2, d_weight, d_slope, by_distance):
         sigma = sigma[:, 0]
         # dy = f dW + f' dV, dy' = f dV
         dy = rooms.full[3][:size]
-        torch.mul(d_weight[here], f[0], out=dy[:, 0]) if d_weight is not None else dy[:, 0].zero_()
+        if d_weight is not None:
+            torch.mul(d_weight[here], f[0], out=dy[:, 0])
+        else:
+            dy[:, 0].zero_()
         if order == 2:
             torch.mul(d_slope[here], f[0], out=dy[:, 1])
             dy[:, 0].addcmul_(d_slope[here], f[1])
         db2.addmv_(dy[:, 0].T, ones[:size])
-        dy_l, s_l = (
-            (dy, s) if same else (rooms.low[0][:size].copy_(dy), rooms.low[1][:size].copy_(s))
-        )
         if same:
+            dy_l = dy
             da2.addmm_(dy.flatten(0, 1).T, s.flatten(0, 1))
         else:
+            dy_l = rooms.low[0][:size].copy_(dy)
+            s_l = rooms.low[1][:size].copy_(s)
             da2 += torch.mm(dy_l.flatten(0, 1).T, s_l.flatten(0, 1))
         ds = rooms.low[2][:size]
         torch.mm(dy_l.flatten(0, 1), rooms.a2, out=ds.flatten(0, 1))
@@ -373,9 +383,7 @@ def _backward(radial, low, a1, b1, a2, b2, d_weight, d_slope, by_distance):
 
 
 def _by_curvature(d_slope, a2, b2, f, curvature, here, s, sigma, u, a1, slope_grad) -> Tensor:
-    """Σ dV (f'' y + 2 f' y' + f y'') of a block, without products that were not made anyway but
-    one for dV A₂.
-    """
+    """Σ dV (f'' y + 2 f' y' + f y'') of a block; dV A₂ is the only product made for it alone."""
     e2, f2 = curvature
     through = d_slope @ a2
     y = (through * s[:, 0]).sum(1) + d_slope @ b2

@@ -1,0 +1,89 @@
+"""What the autograd functions of this room share: gradients that are wanted, plain derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def wanted_inputs(ctx) -> list[bool]:
+    """Which inputs' gradients a backward pass of an autograd function really uses.
+
+    torch's own list says yes to all that could ever be. For functions whose tensor inputs come
+    first and are never None; other inputs after them are left out of the list.
+    """
+    will_run = getattr(torch._C, "_will_engine_execute_node", None)
+    if will_run is None:
+        return list(ctx.needs_input_grad)
+
+    def used(node) -> bool:
+        try:
+            return node is None or will_run(node)
+        except RuntimeError:  # not told for a leaf that autograd.grad was asked for: then it is
+            return True
+
+    return [
+        needed and used(node) for needed, (node, _) in zip(ctx.needs_input_grad, ctx.next_functions)
+    ]
+
+
+def through_plain(
+    function: Callable[..., Sequence[Tensor | None]],
+    inputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The backward pass of ``function`` in differentiable operations.
+
+    It is for autograd functions whose own is not differentiable. ``grads`` belong to the outputs
+    (None: not used). Inputs may depend on each other; each gets its own part only.
+    """
+    aliases = [None if x is None else x.view_as(x) for x in inputs]
+    outputs = [
+        (out, grad)
+        for out, grad in zip(function(*aliases), grads)
+        if out is not None and grad is not None
+    ]
+    gradients = iter(
+        torch.autograd.grad(
+            [out for out, _ in outputs],
+            [alias for alias, asked in zip(aliases, wanted) if asked],
+            [grad for _, grad in outputs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(gradients) if asked else None for asked in wanted]
+
+
+class _Call(nn.Module):
+    """``function`` of a module as a module itself."""
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
+        super().__init__()
+        self.function, self.module = function, module
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(self.module, *args)
+
+
+def with_weights(
+    function: Callable[..., Any],
+    module: nn.Module,
+    weights: Mapping[str, Tensor | None],
+    *args: Any,
+) -> Any:
+    """``function(module, *args)`` with ``weights`` in place of the module's own.
+
+    None stands for a weight that it does not have.
+    """
+    given = {f"module.{name}": w for name, w in weights.items() if w is not None}
+    return torch.func.functional_call(_Call(function, module), given, args)
+
+
+def low_precision(device: str, full: torch.dtype) -> torch.dtype:
+    """The type of matrix products: that of autocast, or ``full`` where there is none."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full

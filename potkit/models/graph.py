@@ -1,0 +1,113 @@
+"""What goes into a network and what comes out: `Graph` in, `Features` out; and what every network
+says of itself.
+
+A network proper (a *backbone*) sees a `Graph` and returns `Features`; it knows neither batches nor
+neighbour lists nor what it is trained on. `Potential` (base.py) turns features into a `Prediction`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..structures.elements import MAX_Z
+
+SYMMETRIES = frozenset({"translation", "rotation", "reflection", "permutation"})
+
+
+class Graph(NamedTuple):
+    """What a backbone sees of a batch; built once per step."""
+
+    z: Tensor  # [N] atomic numbers
+    pos: Tensor  # [N, 3] Å
+    batch: Tensor  # [N] structure of each atom
+    n_structures: int
+    sender: Tensor  # [E] j
+    receiver: Tensor  # [E] i, rising
+    vector: Tensor  # [E, 3] Å, x_j + shift − x_i
+    distance: Tensor  # [E] Å
+    shift: Tensor | None  # [E, 3] Å, None without periodic boundaries
+    mask: Tensor | None  # [N] 1 where an objective flagged the atom
+    charge: Tensor  # [S] e
+    extra: Tensor | None = None  # [N, F] added to the atoms' embedding by a force encoder
+    extra_vector: Tensor | None = None  # [N, 3, F'] added to the vectors that the first layer makes
+
+
+class Features(NamedTuple):
+    """What a backbone says about each atom."""
+
+    scalar: Tensor  # [N, F] invariant
+    vector: Tensor | None = None  # [N, 3, F'] equivariant
+    displacement: Tensor | None = None  # [N, 3] Å, coordinate update x_L − x
+
+
+class Prediction(NamedTuple):
+    """energy [S] float64 eV, vector [N, 3] (the vector read-out), forces [N, 3] eV/Å; None for what
+    was not asked for.
+
+    noise [N, 3]: a second vector read-out, for objectives that denoise while energy and forces are
+    trained.
+    """
+
+    energy: Tensor | None
+    vector: Tensor | None
+    forces: Tensor | None = None
+    noise: Tensor | None = None
+
+
+class Backbone(Protocol):
+    """What `Potential` asks of a network, and what it says of itself.
+
+    `Network` has defaults for all but ``cutoff`` and ``n_features``.
+    """
+
+    cutoff: float  # Å
+    n_features: int  # F
+    n_vector_features: int  # F', 0 for a network without vectors
+    gives_displacement: bool  # whether `Features.displacement` is there
+    # the ModuleLists that hold its layers; several are walked through together
+    stacks: tuple[str, ...]
+    # those of `SYMMETRIES` it claims to have; `potkit.testing` holds it to them
+    symmetries: frozenset[str]
+    # how many derivatives compiled kernels serve: 2 where training on −∂E/∂x goes through them
+    kernel_order: int
+    max_element: int  # largest atomic number it knows
+    # set up as the paper's code has it, faults included: its energy may jump at the cutoff
+    faithful: bool
+    # whether that code sums features over atoms before the energy MLP
+    faithful_pooled: bool
+
+    def __call__(self, graph: Graph) -> Features: ...
+
+
+class Network(nn.Module):
+    """A `Backbone` that only says where it differs from most; base class of the networks here."""
+
+    cutoff: float
+    n_features: int
+    n_vector_features = 0
+    gives_displacement = False
+    stacks: tuple[str, ...] = ("layers",)
+    symmetries = SYMMETRIES
+    kernel_order = 0
+    max_element = MAX_Z
+    faithful = False
+    faithful_pooled = False
+
+
+def declare(module: nn.Module) -> None:
+    """Give a backbone that is no `Network` the defaults of what it does not say of itself.
+
+    Raises ConfigError naming what has no default and is missing.
+    """
+    for name in Backbone.__annotations__:
+        if hasattr(module, name):
+            continue
+        if not hasattr(Network, name):
+            raise ConfigError(
+                f"{type(module).__name__} has no attribute {name}: "
+                "a backbone needs cutoff (Å) and n_features"
+            )
+        setattr(module, name, getattr(Network, name))

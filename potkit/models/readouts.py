@@ -1,0 +1,136 @@
+"""Read-outs: from a backbone's `Features` to the energy of each atom, or to one vector per atom."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .graph import Features, Graph
+from .layers import mlp, sum_over
+
+
+class AtomicEnergy(nn.Module):
+    """Energy of each atom from its features by an MLP, [N, F] -> [N].
+
+    It is dimensionless; `Potential` scales it to eV. ``norm`` puts a LayerNorm first (masked
+    paper). ``pooled`` sums features over the structure before the MLP, as the denoise paper's code
+    does: then the energy is not size-extensive; [N, F] -> [S].
+    """
+
+    def __init__(self, features: int, norm: bool = False, pooled: bool = False) -> None:
+        super().__init__()
+        self.normed, self.pooled = norm, pooled
+        self.norm = nn.LayerNorm(features) if norm else nn.Identity()
+        self.mlp = mlp([features, features, 1])
+
+    def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        if self.pooled:
+            features = sum_over(features, graph.batch, graph.n_structures)
+        return self.mlp(self.norm(features))[:, 0]
+
+
+class GradientVector(nn.Module):
+    """−∂E/∂x of the (dimensionless) energy head.
+
+    Denoise paper for SchNet and SE(3)-Transformer, masked paper for EGNN.
+    """
+
+    needs = "scalar"
+
+    def forward(self, features: Features, graph: Graph, energy: Tensor, keep_graph: bool) -> Tensor:
+        return -torch.autograd.grad(
+            energy.sum(), graph.pos, create_graph=keep_graph, retain_graph=True
+        )[0]
+
+
+class CoordinateVector(nn.Module):
+    """The coordinate update x_L − x of the message-passing layers (denoise paper, EGNN)."""
+
+    needs = "displacement"
+
+    def forward(
+        self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool
+    ) -> Tensor:
+        return features.displacement
+
+
+class DirectVector(nn.Module):
+    """An MLP from scalars to three numbers (GNS, ForceNet decoders); not rotation-equivariant."""
+
+    needs = "scalar"
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.mlp = mlp([features, features, 3])
+
+    def forward(
+        self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool
+    ) -> Tensor:
+        return self.mlp(features.scalar)
+
+
+class GatedBlock(nn.Module):
+    """Gated equivariant block (Schütt et al. 2021, PaiNN fig. 3): scalars see vector norms,
+    vectors are gated by scalars.
+    """
+
+    def __init__(self, scalars: int, vectors: int, out_scalars: int, out_vectors: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(vectors, vectors + out_vectors, bias=False)
+        self.split = (vectors, out_vectors)
+        self.net = mlp([scalars + vectors, scalars, out_scalars + out_vectors])
+        self.out = (out_scalars, out_vectors)
+
+    def forward(
+        self,
+        scalar: Tensor,  # [N, F]
+        vector: Tensor,  # [N, 3, F']
+    ) -> tuple[Tensor, Tensor]:
+        for_norm, for_gate = self.mix(vector).split(self.split, dim=-1)
+        # the small term keeps the derivative finite for vanishing vectors
+        norm = (for_norm.square().sum(1) + 1e-12).sqrt()
+        scalar, gate = self.net(torch.cat([scalar, norm], -1)).split(self.out, dim=-1)
+        return nn.functional.silu(scalar), for_gate * gate[:, None]
+
+
+class GatedVector(nn.Module):
+    """Two gated equivariant blocks -> one vector per atom (denoise paper, TorchMD-Net ET)."""
+
+    needs = "vector"
+
+    def __init__(self, features: int, vector_features: int) -> None:
+        super().__init__()
+        half = max(features // 2, 1)
+        self.first = GatedBlock(features, vector_features, half, half)
+        self.second = GatedBlock(half, half, 1, 1)
+
+    def forward(
+        self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool
+    ) -> Tensor:
+        scalar, vector = self.first(features.scalar, features.vector)
+        _, vector = self.second(scalar, vector)
+        return vector[..., 0]
+
+
+class NoiseReadout(nn.Module):
+    """A second vector read-out beside the potential's own, of the same kind.
+
+    One that is a gradient has an energy head of its own. Where forces come from the potential's
+    vector read-out or energy head, noise and forces would contradict each other there.
+    """
+
+    def __init__(self, readout: nn.Module, head: AtomicEnergy | None) -> None:
+        super().__init__()
+        self.readout, self.head = readout, head
+
+    def forward(self, features: Features, graph: Graph, keep_graph: bool) -> Tensor:
+        energy = None if self.head is None else self.head(features.scalar, graph)
+        return self.readout(features, graph, energy, keep_graph)
+
+
+READOUTS = {
+    "gradient": GradientVector,
+    "coordinate": CoordinateVector,
+    "direct": DirectVector,
+    "gated": GatedVector,
+}
