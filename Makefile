@@ -19,11 +19,12 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # One thread a process: the tests and notebooks run $(WORKERS) processes side by side, and small tensors gain nothing from more.
 CHECK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: help setup peers reproduce test lab clean
+.PHONY: help setup peers reproduce test coverage lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
 	@echo "make test        set up, then run the tests and check the notebooks' stored numbers"
+	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -76,6 +77,9 @@ test: setup $(VENV)/.stamp-peers
 	    POTKIT_PROFILE=smoke POTKIT_PICTURES=0 POTKIT_FIGURES='$(CURDIR)/runs/nbval/figures' \
 	        $(CHECK) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider $(NOTEBOOKS); \
 	else echo "notebooks: none to check"; fi
+
+coverage: setup
+	@POTKIT_COVERAGE=20 $(CHECK) tests/test_coverage.py
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

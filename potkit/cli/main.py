@@ -18,6 +18,7 @@ from typer import Argument, Option
 from ..errors import ConfigError, PotkitError
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
+from .plan import register
 
 app = typer.Typer(
     help="Self-supervised pretraining of neural potentials.",
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+register(app)
 
 DataOption = Annotated[
     str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")
@@ -358,7 +360,7 @@ def compare(
     print(report.wide(summary).to_string(index=False))
     effects = statistics.effects(runs, method=interval)
     if len(effects):
-        print("over all label budgets (** the interval leaves out 0):")
+        print("over all label budgets (** told from 0, with all comparisons of the table counted):")
         print(report.effects(effects).to_string(index=False))
     good, curve = runs[runs["status"] == "ok"], None
     if good["labels"].nunique() > 2:
