@@ -26,7 +26,7 @@ QUICK := -m "not slow and not generate" $(addprefix tests/,structures datasets o
     models/test_egnn.py models/test_painn.py experiments/test_statistics.py report/test_readme.py \
     test_architecture.py test_house.py)
 
-.PHONY: help setup peers reproduce lint test test-quick notebooks-text pages lab clean
+.PHONY: help setup peers reproduce lint test test-quick coverage notebooks-text pages lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
@@ -35,6 +35,7 @@ help:
 	@echo "make lint        format and rules of package, tests and notebooks; changes nothing"
 	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
 	@echo "make pages       fill the tables of README and RESULTS from data/results"
+	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -101,6 +102,9 @@ test: setup $(VENV)/.stamp-peers lint
 	    POTKIT_PROFILE=smoke POTKIT_PICTURES=0 POTKIT_FIGURES='$(CURDIR)/runs/nbval/figures' \
 	        $(CHECK) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider $(NOTEBOOKS); \
 	else echo "notebooks: none to check"; fi
+
+coverage: setup
+	@POTKIT_COVERAGE=20 $(CHECK) tests/test_coverage.py
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

@@ -204,6 +204,9 @@ def data_leakage(
     ],
     second: Annotated[str, Argument(help="what is tested on", metavar="NAME|PATH")],
     tolerance: Annotated[float, Option(help="Å")] = 1e-3,
+    distance: Annotated[
+        bool, Option("--distance", help="also how near they lie (dRMSD), beside neighbours in time")
+    ] = False,
     out: Annotated[Path | None, Option(help="write the pairs to this CSV file")] = None,
 ) -> None:
     """Which structures of the second set are in the first as well, however turned, shifted or
@@ -216,7 +219,12 @@ def data_leakage(
 
     if out is not None:
         check(out, PAIRS)
-    found = splits.leakage(_found(first)[0], _found(second)[0], tolerance)
+    ours, tested = _found(first)[0], _found(second)[0]
+    found = splits.leakage(ours, tested, tolerance)
+    if distance:
+        near = splits.leakage_by_distance(ours, tested)
+        print(near.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        print(near.attrs["message"])
     print(
         found.attrs["message"]
         if not len(found)
@@ -245,9 +253,14 @@ def data_split(
     by: Annotated[
         str,
         Option(
-            help="structure, system, structure-within-system, or published (the set's own split)"
+            help="structure, system, structure-within-system, block, or published (the set's own split)"
         ),
     ] = "structure",
+    block: Annotated[
+        int | None,
+        Option(help="successive structures in a block; default: a twentieth of each system"),
+    ] = None,
+    gap: Annotated[int, Option(help="structures left out between blocks of different parts")] = 0,
     seed: Annotated[int, Option(help="seed of the permutation")] = 0,
     fold: Annotated[int, Option(help="which of several published splits")] = 1,
     format: FormatOption = None,
@@ -274,8 +287,8 @@ def data_split(
     if len(shares) != 3:
         raise ConfigError(f"--fractions needs three shares (train, valid, test), got {len(shares)}")
     structures = _structures(data, format)
-    parts = dict(
-        zip(("train", "valid", "test"), splits.split(structures, shares, seed=seed, by=by))
-    )
-    splits.save_indices(out, structures, parts, by=by, fractions=shares, seed=seed)
+    drawn = splits.split(structures, shares, seed=seed, by=by, block=block, gap=gap)
+    parts = dict(zip(("train", "valid", "test"), drawn))
+    about = {"block": block, "gap": gap} if by == "block" else {}
+    splits.save_indices(out, structures, parts, by=by, fractions=shares, seed=seed, **about)
     print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))

@@ -23,6 +23,7 @@ from ..errors import ConfigError, PotkitError
 from . import streams
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
+from .plan import register
 from .weights import weights_app
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(weights_app, name="weights")
+register(app)
 
 DataOption = Annotated[
     str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")
@@ -422,7 +424,7 @@ def compare(
         written += gallery.draw(figures.learning_curves(summary, title), figure)
     print(report.wide(summary).to_string(index=False))
     if len(effects):
-        print("over all label budgets (** the interval leaves out 0):")
+        print("over all label budgets (** told from 0, with all comparisons of the table counted):")
         print(report.effects(effects).to_string(index=False))
     if curve is not None:
         print(

@@ -1,4 +1,5 @@
-"""The same geometry twice: within a set, or in a training and a test set at once (leakage).
+"""The same geometry twice: within a set, or in a training and a test set at once (leakage), or
+nearly so.
 
 Two structures count as the same when composition and all interatomic distances agree; order of the
 atoms, place, orientation and handedness do not matter. Candidates come from a few numbers per
@@ -240,3 +241,126 @@ def distinct(structures: Structures, tol: float = 1e-3) -> np.ndarray:
         if keep[i]:
             keep[j] = False
     return np.flatnonzero(keep)
+
+
+# -- leakage by distance -------------------------------------------------------------------------
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def _pair_distances(s: Structures, rows: np.ndarray) -> np.ndarray:
+    """[len(rows), n(n-1)/2] Å: distances between all atoms in their order, nearest images in
+    periodic boxes; one kind of atoms.
+    """
+    n = int(s.n_atoms[rows[0]])
+    first, second = np.triu_indices(n, 1)
+    out = np.empty((len(rows), len(first)))
+    for k, i in enumerate(rows):
+        pos = np.asarray(s.pos[s.ptr[i] : s.ptr[i + 1]], np.float64)
+        step = pos[first] - pos[second]
+        if s.cell is not None and s.pbc[i].any():
+            full = np.where(s.pbc[i][:, None], s.cell[i], np.eye(3))
+            step = step - np.round(step @ np.linalg.inv(full)) * s.pbc[i] @ full
+        out[k] = np.linalg.norm(step, axis=1)
+    return out
+
+
+def _kinds(s: Structures) -> dict[tuple, np.ndarray]:
+    """Rows by their sequence of elements: structures whose atoms correspond one to one."""
+    kinds: dict[tuple, list[int]] = {}
+    for i in range(len(s)):
+        z = tuple(s.z[s.ptr[i] : s.ptr[i + 1]].tolist())
+        kinds.setdefault(z, []).append(i)
+    return {z: np.array(rows) for z, rows in kinds.items()}
+
+
+def nearest(a: Structures, b: Structures, chunk: int = 200) -> np.ndarray:
+    """For each structure of ``b`` the dRMSD (Å) to the nearest of ``a``, [len(b)]; inf where ``a``
+    has none with the same atoms.
+
+    dRMSD is the root mean square difference of all distances between atoms: place, orientation and
+    handedness do not matter, the order of the atoms does, as in trajectories it is the same.
+    Structures of one atom are 0 apart.
+    """
+    out, known = np.full(len(b), np.inf), _kinds(a)
+    for z, rows in _kinds(b).items():
+        if z not in known:
+            continue
+        if len(z) < 2:
+            out[rows] = 0.0
+            continue
+        ours = _pair_distances(b, rows)
+        for some in np.array_split(known[z], -(-len(known[z]) // chunk)):
+            theirs = _pair_distances(a, some)
+            square = (
+                np.square(ours).sum(1)[:, None] + np.square(theirs).sum(1) - 2 * ours @ theirs.T
+            )
+            square = np.maximum(square.min(1), 0.0) / ours.shape[1]
+            out[rows] = np.minimum(out[rows], np.sqrt(square))
+    return out
+
+
+def steps_in_time(structures: Structures) -> np.ndarray:
+    """dRMSD (Å) between neighbours in the order of ``structures`` that belong to one system and
+    have the same atoms.
+    """
+    out = []
+    for i in range(len(structures) - 1):
+        pair = structures[i : i + 2]
+        same = pair.system[0] == pair.system[1] and pair.n_atoms[0] == pair.n_atoms[1] > 1
+        if same and np.array_equal(*np.split(pair.z, 2)):
+            one, other = _pair_distances(pair, np.arange(2))
+            out.append(np.sqrt(np.mean(np.square(one - other))))
+    return np.array(out)
+
+
+def leakage_by_distance(
+    train: Structures,
+    test: Structures,
+    trajectory: Structures | None = None,
+    most: int = 500,
+    seed: int = 0,
+):
+    """How near test structures lie to training (or pretraining) structures, beside how far
+    neighbours in time are apart.
+
+    A DataFrame with a row for each: set, structures, beyond (test structures with no training
+    structure of the same atoms, which are left out), and quantiles of the dRMSD in Å ("5 %" to "95
+    %"). A test set whose structures lie as near to training as to their own neighbour in time tests
+    interpolation within a trajectory. ``trajectory``: the whole set in the order of time (default:
+    ``test`` in its order). At most ``most`` test structures and time steps are looked at, drawn
+    with ``seed``. ``frame.attrs``: "distances" (of every test structure drawn), "steps", and
+    "message" in one line.
+    """
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.permutation(len(test))[:most])
+    distances = nearest(train, test[drawn])
+    within = distances[np.isfinite(distances)]
+    whole = test if trajectory is None else trajectory
+    start = int(rng.integers(0, max(1, len(whole) - most)))
+    steps = steps_in_time(whole[start : start + most + 1])
+    rows = []
+    for name, values in (("test to nearest training", within), ("neighbours in time", steps)):
+        row = {"set": name, "structures": len(values), "beyond": 0}
+        for q in QUANTILES:
+            row[f"{100 * q:.0f} %"] = float(np.quantile(values, q)) if len(values) else np.nan
+        rows.append(row)
+    rows[0]["beyond"] = int(len(distances) - len(within))
+    frame = pd.DataFrame(rows)
+    frame.attrs["distances"], frame.attrs["steps"] = distances, steps
+    frame.attrs["message"] = _said(within, steps, len(distances))
+    return frame
+
+
+def _said(within: np.ndarray, steps: np.ndarray, drawn: int) -> str:
+    if not len(within):
+        return f"none of {drawn} test structures has a training structure of the same atoms"
+    text = f"test structures lie {np.median(within):.3f} Å (median dRMSD) from the nearest training structure"
+    if len(within) < drawn:
+        text += f" ({drawn - len(within)} of {drawn} have none of the same atoms)"
+    if not len(steps):
+        return text
+    share = float(np.mean(within <= np.median(steps)))
+    text += f", neighbours in time {np.median(steps):.3f} Å apart"
+    return f"{text}; {100 * share:.0f} % lie nearer to training than that"

@@ -16,7 +16,7 @@ from ..structures import storage
 from ..structures.outputs import Kind
 from ..structures.splits import BY, by_system, split
 from ..structures.store import Structures
-from .duplicates import distinct, leakage, leakage_report
+from .duplicates import distinct, leakage, leakage_by_distance, leakage_report
 from .formats.common import load_npz
 from .published_splits import mark_parts, parts, published
 
@@ -26,6 +26,7 @@ __all__ = [
     "distinct",
     "label_budget",
     "leakage",
+    "leakage_by_distance",
     "leakage_report",
     "load_indices",
     "mark_parts",

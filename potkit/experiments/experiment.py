@@ -30,12 +30,12 @@ from ..errors import ConfigError, Interrupted, TrainingError
 from ..objectives import Objective, Supervised
 from ..structures.store import Structures
 from ..training.config import TrainConfig
-from . import scheduler
+from . import scheduler, statistics
 from .arms import LONGER, SCRATCH, Arm, arms
 from .statistics import METRICS, grouping, summarise
 from .tasks import Executor, Task, longer_steps
 
-__all__ = ["LONGER", "SCRATCH", "Arm", "Experiment", "compare", "run"]
+__all__ = ["LONGER", "SCRATCH", "Arm", "Experiment", "compare", "plan", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,11 @@ class Experiment:
     "steps", or None to leave that arm out. ``valid_fraction``: the share of each label budget that
     chooses the best state. ``parts``: arm -> parts that are transferred (default: the backbone
     only). ``columns``: what tells this experiment's rows from another's in one grid, such as
-    {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are.
+    {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are. ``draws``: how many
+    draws of labelled structures are nested in each seed's pretraining, each with its own heads and
+    batch order; intervals count pretrainings.
+    ``primary``: the one contrast that is declared before any run, {"arm": …, "against": …,
+    "metric": …} (see `statistics.effects`).
     """
 
     model: dict[str, Any]
@@ -70,6 +74,8 @@ class Experiment:
     jobs: int = 1
     variants: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    draws: int = 1
+    primary: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.objectives and self.pretrain_on is None:
@@ -91,6 +97,40 @@ class Experiment:
                 f"experiment: no arm {min(strange)!r}; there are {', '.join(self.objectives)}"
             )
         self.arms  # raises for what does not fit together
+        if self.draws < 1:
+            raise ConfigError(f"experiment: draws must be at least 1, got {self.draws}")
+        tuned = [
+            self.finetune_seed(seed, draw) for seed in self.seeds for draw in range(self.draws)
+        ]
+        if len(set(tuned)) < len(tuned):
+            raise ConfigError(
+                "experiment: two draws have the same seed; are the seeds different from each other?"
+            )
+        self._check_primary()
+
+    def _check_primary(self) -> None:
+        if self.primary is None:
+            return
+        if set(self.primary) != {"arm", "against", "metric"}:
+            raise ConfigError(
+                f"experiment: primary needs arm, against and metric, got {', '.join(self.primary)}"
+            )
+        longer = [LONGER] if self.objectives and self.longer else []
+        for key, known in (
+            ("arm", [*self.arms, *longer]),
+            ("against", [SCRATCH, *longer]),
+            ("metric", METRICS),
+        ):
+            if self.primary[key] not in known:
+                raise ConfigError(
+                    f"experiment: primary {key} {self.primary[key]!r} is none of {', '.join(known)}"
+                )
+
+    def finetune_seed(self, seed: int, draw: int = 0) -> int:
+        """The seed of a fine-tuning: that of its pretraining for the first draw of labels,
+        another for each further one.
+        """
+        return seed if draw == 0 else int(np.random.SeedSequence((seed, draw)).generate_state(1)[0])
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -134,6 +174,10 @@ def run(
     them (default: all). Raises Interrupted after Ctrl-C or SIGTERM.
     """
     grid = [experiment] if isinstance(experiment, Experiment) else list(experiment)
+    if len({tuple(e.primary.items()) for e in grid if e.primary}) > 1:
+        raise ConfigError(
+            "several experiments in one grid declare different primary contrasts; one grid has one"
+        )
     if (
         len({tuple(e.columns.items()) for e in grid}) < len(grid)
         or len({tuple(e.columns) for e in grid}) > 1
@@ -145,7 +189,11 @@ def run(
         grid = [dataclasses.replace(e, store=Path(e.store).resolve()) for e in grid]
     executor = Executor(grid)
     cells = [
-        (i, e, count, seed) for i, e in enumerate(grid) for count in e.labels for seed in e.seeds
+        (i, e, count, seed, draw)
+        for i, e in enumerate(grid)
+        for count in e.labels
+        for seed in e.seeds
+        for draw in range(e.draws)
     ]
     first = [
         Task("pretrain", arm, seed, experiment=i)
@@ -153,10 +201,13 @@ def run(
         for arm in e.objectives
         for seed in e.seeds
     ]
-    first += [Task("finetune", SCRATCH, seed, count, experiment=i) for i, e, count, seed in cells]
+    first += [
+        Task("finetune", SCRATCH, seed, count, experiment=i, draw=draw)
+        for i, e, count, seed, draw in cells
+    ]
     later = [
-        Task("finetune", arm, seed, count, experiment=i)
-        for i, e, count, seed in cells
+        Task("finetune", arm, seed, count, experiment=i, draw=draw)
+        for i, e, count, seed, draw in cells
         for arm in e.arms
         if arm != SCRATCH
     ]
@@ -175,9 +226,10 @@ def run(
     try:
         with place:
             done |= _all(first, executor, place, bar)
+            steps = {(i, n): longer_steps(e, done, i, n) for i, e, n, *_ in longer}
             later += [
-                Task("finetune", LONGER, seed, n, longer_steps(e, done, i, n), i)
-                for i, e, n, seed in longer
+                Task("finetune", LONGER, seed, n, steps[i, n], i, draw)
+                for i, _, n, seed, draw in longer
             ]
             done |= _all(later, executor, place, bar)
     except KeyboardInterrupt:
@@ -191,6 +243,9 @@ def run(
         line = f"{len(failed)} of {len(done)} runs failed; the first: {failed[0]['error']}"
         tqdm.write(line, file=sys.stderr)  # stdout may be a pipe nobody reads
     table = _table(grid, done)
+    declared = [e.primary for e in grid if e.primary]
+    if declared:
+        table.attrs["primary"] = dict(declared[0])
     table.attrs["leakage"] = leakage(grid)
     for line in table.attrs["leakage"]:
         tqdm.write(f"leakage: {line}", file=sys.stderr)
@@ -267,7 +322,7 @@ def _table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.D
         part["arm"] = pd.Categorical(
             part["arm"], [a for a in order if a in set(part["arm"])], ordered=True
         )
-        part = part.sort_values(["labels", "arm", "seed"])
+        part = part.sort_values(["labels", "arm", "pretrain_seed", "label_draw"])
         parts.append(part.astype({"arm": object}))
     table = pd.concat(parts, ignore_index=True)
     table["arm"] = pd.Categorical(
@@ -299,3 +354,19 @@ def compare(
         first = table["error"].iloc[0]
         raise TrainingError(f"none of the {len(table)} runs ended well; the first: {first}")
     return summarise(table, metrics, baseline=SCRATCH, by=grouping(table), method=method)
+
+
+def plan(
+    pilot: Experiment | Sequence[Experiment] | pd.DataFrame,
+    half_width: float = 0.05,
+    progress: bool = True,
+    **settings: Any,
+) -> pd.DataFrame:
+    """The pretrainings × label draws that reach ``half_width`` with the fewest hours, from a pilot:
+    see `statistics.plan`.
+
+    Takes the pilot's experiments (which are run, or loaded from their store) or the table `run`
+    returned.
+    """
+    table = pilot if isinstance(pilot, pd.DataFrame) else run(pilot, progress)
+    return statistics.plan(table, half_width=half_width, **settings)

@@ -2,22 +2,48 @@
 
 Intervals are Student's t at 95 % over seeds: with 3 seeds the factor is 4.3, not 1.96. The
 bootstrap, which assumes no distribution, is there for many seeds; of 3 seeds it knows no more than
-their range, and its intervals are too narrow. Relative changes are paired: the two arms of one seed
-share their labelled structures and initial heads, so their ratio varies less than either error
-does.
+their range, and its intervals are too narrow. Errors are averaged as logarithms (geometric means),
+because their logarithms are what is near to normal, and because a ratio of geometric means is the
+mean ratio. Relative changes are paired: the two arms of one seed share their labelled structures
+and initial heads. That narrows the interval of energies (less so of forces, whose arms are hardly
+correlated) and is right in any case.
+
+The unit of every interval is a pretraining. Where several draws of labels are nested in each
+(columns "pretrain_seed" and "label_draw" of `experiments.run`), their logarithms are averaged
+first, and t goes over pretrainings. `tests/test_coverage.py` holds every interval to what it says
+on data with a known truth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import stats
 
 from ..errors import ConfigError
+from . import planning
+from .labels_saved import bounded, needs_in_words, needs_interval, saved_in_words
+from .planning import enough
 
+__all__ = [
+    "METRICS",
+    "effects",
+    "enough",
+    "grouping",
+    "holm",
+    "interval",
+    "labels_saved",
+    "learning_curves",
+    "log_ratios",
+    "needs_in_words",
+    "p_value",
+    "saved_in_words",
+    "summarise",
+    "verdict",
+]
 METRICS = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
 DRAWS = 10_000
 
@@ -25,8 +51,9 @@ DRAWS = 10_000
 def interval(
     values: Sequence[float], confidence: float = 0.95, method: str = "t"
 ) -> tuple[float, float, float]:
-    """Mean and interval (low, high) of the mean by ``method`` "t" or "bootstrap" (percentiles);
-    NaN bounds for fewer than two values.
+    """Mean and interval (low, high) of the mean by ``method`` "t" or "bootstrap" (percentiles).
+
+    The bounds are NaN for fewer than two values. Raises ConfigError for an unknown method.
     """
     values = np.asarray(values, np.float64)
     mean = float(values.mean()) if len(values) else float("nan")
@@ -35,15 +62,11 @@ def interval(
     if len(values) < 2:
         return mean, float("nan"), float("nan")
     if method == "bootstrap":
-        low, high = np.quantile(
-            values[_resamples(len(values))].mean(1), [0.5 - confidence / 2, 0.5 + confidence / 2]
-        )
+        tail = 0.5 - confidence / 2
+        low, high = np.quantile(values[_resamples(len(values))].mean(1), [tail, 1 - tail])
         return mean, float(low), float(high)
-    half = float(
-        stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
-        * values.std(ddof=1)
-        / np.sqrt(len(values))
-    )
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * error)
     return mean, mean - half, mean + half
 
 
@@ -53,16 +76,35 @@ def _resamples(n: int, draws: int = DRAWS) -> np.ndarray:
 
 
 def grouping(table: pd.DataFrame) -> list[str]:
-    """What tells experiments apart in a table of `experiments.run` or of `summarise`: the
-    columns before "arm", and the label budget.
+    """What tells experiments apart in a table of `experiments.run` or of `summarise`.
+
+    That is the columns before "arm", and the label budget.
     """
     before = list(table.columns[: list(table.columns).index("arm")]) if "arm" in table else []
-    return table.attrs.get("by") or [
-        *(c for c in before if c != "labels"),
-        *(["labels"] if "labels" in table else []),
-    ]
+    budget = ["labels"] if "labels" in table else []
+    return table.attrs.get("by") or [*(c for c in before if c != "labels"), *budget]
 
 
+# -- pretrainings and the draws nested in them ---------------------------------------------------
+UNIT, DRAW = "pretrain_seed", "label_draw"
+
+
+def _nested(runs: pd.DataFrame) -> pd.DataFrame:
+    """Finished ``runs`` with the columns pretrain_seed and label_draw; tables without them have one
+    draw for each seed.
+    """
+    good = runs[runs["status"] == "ok"] if "status" in runs else runs
+    missing = {} if UNIT in good else {UNIT: good["seed"]}
+    missing |= {} if DRAW in good else {DRAW: 0}
+    return good.assign(**missing)
+
+
+def _by_unit(table: pd.DataFrame | pd.Series) -> Any:
+    """The mean over label draws for each pretraining of ``table``, whose index holds both."""
+    return table.groupby(level=UNIT, sort=False).mean()
+
+
+# -- label budget by label budget ----------------------------------------------------------------
 def summarise(
     runs: pd.DataFrame,
     metrics: Sequence[str] = METRICS,
@@ -73,42 +115,38 @@ def summarise(
     """A row per group, arm and metric: seeds, mean, low, high, and the paired change against
     ``baseline`` in %.
 
-    ``runs`` has columns arm, seed, ``by`` and the metrics. The change of a seed is log(error /
-    baseline error); mean and interval of the logs are turned back into per cent, so that halving
-    and doubling weigh alike. ``effect`` is "better" or "worse" where that interval does not contain
-    0, else "unclear"; ``better_seeds`` counts the seeds whose error fell. Failed runs are left out
-    and their number stands in ``failed``. ``method``: see `interval`.
+    ``runs`` has columns arm, seed, ``by`` and the metrics, and may have pretrain_seed and
+    label_draw. ``mean`` is the geometric mean of the errors over seeds; its interval and that of
+    the change, log(error / baseline error), come from logarithms and are turned back, so that
+    halving and doubling weigh alike and no interval reaches below 0. ``seeds`` counts pretrainings.
+    ``effect`` is "better" or "worse" where the interval of the change leaves out 0, else "unclear"
+    (one comparison alone: see `effects` for verdicts on many); ``better_seeds`` counts the seeds
+    whose error fell. Failed runs are left out and their number stands in ``failed``. ``method``:
+    see `interval`.
     """
     rows, by = [], list(by)
-    good = runs[runs["status"] == "ok"] if "status" in runs else runs
+    good = _nested(runs)
     for group, part in runs.groupby(by, sort=False, observed=True):
         part_ok = good.loc[good.index.intersection(part.index)]
-        base = part_ok[part_ok["arm"] == baseline].set_index("seed")
+        base = part_ok[part_ok["arm"] == baseline].set_index([UNIT, DRAW])
         for arm in part["arm"].unique():
-            own = part_ok[part_ok["arm"] == arm].set_index("seed")
+            own = part_ok[part_ok["arm"] == arm].set_index([UNIT, DRAW])
             for metric in metrics:
                 if metric not in own or own[metric].isna().all():
                     continue
-                mean, low, high = interval(own[metric], method=method)
-                row = dict(zip(by, group)) | {
-                    "arm": arm,
-                    "metric": metric,
-                    "seeds": len(own),
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                }
+                logs = _by_unit(np.log(own[metric]))
+                mean, low, high = np.exp(interval(logs, method=method))
+                row = dict(zip(by, group)) | {"arm": arm, "metric": metric, "seeds": len(logs)}
+                row |= {"mean": mean, "low": low, "high": high}
                 row["failed"] = int((part["arm"] == arm).sum() - len(own))
                 if arm != baseline:
                     both = own.index.intersection(base.index)
-                    logs = np.log(
-                        own.loc[both, metric].to_numpy() / base.loc[both, metric].to_numpy()
-                    )
-                    row |= _change(logs, method)
-                    row["better_seeds"] = int((logs < 0).sum())
-                row["seconds"] = float(
-                    own["seconds"].mean() + own.get("pretrain_seconds", pd.Series([0.0])).mean()
-                )
+                    ratios = np.log(own.loc[both, metric] / base.loc[both, metric])
+                    ratios = _by_unit(ratios).to_numpy()
+                    row |= _change(ratios, method)
+                    row["better_seeds"] = int((ratios < 0).sum())
+                before = own.get("pretrain_seconds", pd.Series([0.0]))
+                row["seconds"] = float(own["seconds"].mean() + before.mean())
                 rows.append(row)
     table = pd.DataFrame(rows)
     table.attrs["by"] = by
@@ -122,18 +160,27 @@ def effects(
     against: Sequence[str] = ("scratch", "scratch-longer"),
     by: Sequence[str] | None = None,
     method: str = "t",
+    primary: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """What each arm brings over all label budgets: a row per arm, metric and baseline of
     ``against`` that the table has.
 
     The change of a seed is the mean over budgets of log(error / baseline error); ``change_%`` and
     its interval come from these numbers, one per seed. The runs of one seed share pretraining and
-    nested labels, so they are not independent: a seed counts once, however many budgets there are,
-    and only where it has all of them. ``effect`` as in `summarise`. The change against
-    scratch-longer answers whether pretraining was worth its cost. ``by``: further columns that tell
-    experiments apart (default: what before "arm").
+    nested labels, so they are not independent: a seed counts once, however many budgets and label
+    draws there are, and only where it has all budgets. ``effect`` as in `summarise`. The change
+    against scratch-longer answers whether pretraining was worth its cost. ``by``: further columns
+    that tell experiments apart (default: what before "arm").
+
+    ``primary``: the one contrast that was declared before the runs, {"arm", "against", "metric"}
+    (default: what `experiments.run` noted). ``family`` says "primary" or "others", and each is
+    adjusted by Holm (1979) on its own: ``p`` is the paired t test's, ``p_holm`` adjusted, and
+    ``verdict`` follows from it: "better", "worse" or "not told from 0 (−15 to +13 %)". That
+    interval is at the level Holm tests at, so it always holds 0. A table without a declared
+    contrast is one family.
     """
-    rows = []
+    primary = runs.attrs.get("primary") if primary is None else primary
+    rows, ratios = [], []
     for metric in metrics:
         if metric not in runs or runs[metric].isna().all():
             continue
@@ -141,18 +188,27 @@ def effects(
             names = list(dict.fromkeys(wide.index.get_level_values("arm")))
             for baseline in (b for b in against if b in names):
                 base = np.log(wide.loc[baseline])
-                for arm in (n for n in names if n not in against[: 1 + against.index(baseline)]):
-                    logs = (np.log(wide.loc[arm]) - base).dropna().mean(axis=1)
-                    row = group | {
-                        "arm": arm,
-                        "metric": metric,
-                        "against": baseline,
-                        "seeds": len(logs),
-                        "budgets": wide.shape[1],
-                    }
-                    if len(logs):
-                        rows.append(row | _change(logs, method))
-    return pd.DataFrame(rows)
+                earlier = against[: 1 + against.index(baseline)]
+                for arm in (n for n in names if n not in earlier):
+                    logs = _by_unit((np.log(wide.loc[arm]) - base).dropna().mean(axis=1))
+                    if not len(logs):
+                        continue
+                    contrast = {"arm": arm, "metric": metric, "against": baseline}
+                    row = group | contrast | {"seeds": len(logs), "budgets": wide.shape[1]}
+                    row |= _change(logs, method)
+                    row["family"] = "primary" if contrast == dict(primary or {}) else "others"
+                    rows.append(row)
+                    ratios.append(logs.to_numpy())
+    table = pd.DataFrame(rows)
+    if not rows:
+        return table
+    table["p"] = [p_value(logs) for logs in ratios]
+    for _, part in table.groupby("family"):
+        adjusted, levels = holm(part["p"])
+        table.loc[part.index, "p_holm"] = adjusted
+        verdicts = [verdict(ratios[i], 1 - level) for i, level in zip(part.index, levels)]
+        table.loc[part.index, "verdict"] = verdicts
+    return table
 
 
 def _change(logs: Sequence[float], method: str) -> dict[str, Any]:
@@ -165,24 +221,189 @@ def _change(logs: Sequence[float], method: str) -> dict[str, Any]:
     return {"change_%": mean, "change_low_%": low, "change_high_%": high, "effect": effect}
 
 
+# -- verdicts ------------------------------------------------------------------------------------
+def p_value(logs: Sequence[float]) -> float:
+    """Two-sided p of Student's t test that the mean of ``logs`` is 0; NaN for fewer than two."""
+    logs = np.asarray(logs, np.float64)
+    if len(logs) < 2:
+        return float("nan")
+    error = logs.std(ddof=1) / np.sqrt(len(logs))
+    if error == 0:
+        return float(logs.mean() == 0)
+    return float(2 * stats.t.sf(abs(logs.mean()) / error, len(logs) - 1))
+
+
+def holm(p: Sequence[float], level: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Adjusted p values of a family (Holm 1979), and the level at which each is tested: two arrays
+    of ``p``'s length.
+
+    What is told from 0 at ``level`` for the whole family has p ≤ its own level. Holm stops at the
+    first that is not; it and all after it get its level. NaN stays NaN and does not count.
+    """
+    p = np.asarray(p, np.float64)
+    adjusted, levels = np.full(len(p), np.nan), np.full(len(p), level)
+    order = np.flatnonzero(np.isfinite(p))
+    order = order[np.argsort(p[order], kind="stable")]
+    largest, stopped = 0.0, None
+    for rank, i in enumerate(order):
+        left = len(order) - rank
+        largest = max(largest, min(1.0, left * p[i]))
+        adjusted[i] = largest
+        if stopped is None and p[i] > level / left:
+            stopped = level / left
+        levels[i] = level / left if stopped is None else stopped
+    return adjusted, levels
+
+
+def verdict(logs: Sequence[float], confidence: float = 0.95) -> str:
+    """What log(error / baseline error) of the seeds say: "better", "worse" or "not told from 0 (−15
+    to +13 %)".
+
+    Never that there is no effect: an interval that holds 0 holds other numbers, too.
+    """
+    if len(logs) < 2:
+        return "not told from 0 (a single seed has no interval)"
+    mean, low, high = interval(logs, confidence)
+    if low * high > 0:
+        return "better" if mean < 0 else "worse"
+    low, high = (f"{100 * np.expm1(v):+.0f}".replace("-", "−") for v in (low, high))
+    return f"not told from 0 ({low} to {high} %)"
+
+
+# -- designs -------------------------------------------------------------------------------------
+def contrast(
+    runs: pd.DataFrame,
+    arm: str | None = None,
+    against: str | None = None,
+    metric: str | None = None,
+) -> dict[str, str]:
+    """What is compared: what is given, else what the experiment declared
+    (``runs.attrs["primary"]``).
+
+    Without either: the only arm that is pretrained, against scratch-longer where there is one, in
+    forces. Raises ConfigError where that leaves a choice, or names what the table does not have.
+    """
+    declared = dict(runs.attrs.get("primary") or {})
+    names = list(dict.fromkeys(runs["arm"]))
+    longer = "scratch-longer" if "scratch-longer" in names else "scratch"
+    pretrained = [n for n in names if n not in ("scratch", "scratch-longer")]
+    arm = arm or declared.get("arm") or (pretrained[0] if len(pretrained) == 1 else None)
+    if arm is None:
+        raise ConfigError(f"several arms could be compared ({', '.join(pretrained)}): name one")
+    against = against or declared.get("against") or longer
+    metric = metric or declared.get("metric") or "forces_mae"
+    for name in (arm, against):
+        if name not in names:
+            raise ConfigError(f"there is no arm {name!r} to compare; there are {', '.join(names)}")
+    return {"arm": arm, "against": against, "metric": metric}
+
+
+def log_ratios(
+    runs: pd.DataFrame, arm: str, against: str, metric: str, by: Sequence[str] | None = None
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Per experiment: log(error of ``arm`` / error of ``against``), [pretrainings, label budgets,
+    draws].
+
+    Pretrainings with all their runs count; where some have more draws than others, the draws that
+    all have.
+    """
+    for group, wide in _curves(runs, metric, grouping(runs) if by is None else by):
+        known = set(wide.index.get_level_values("arm"))
+        if not {arm, against} <= known:
+            continue
+        logs = (np.log(wide.loc[arm]) - np.log(wide.loc[against])).dropna()
+        units = [part.to_numpy() for _, part in logs.groupby(level=UNIT, sort=False)]
+        draws = min(map(len, units), default=0)
+        values = [u[:draws].T for u in units]  # [budgets, draws] each
+        yield group, np.stack(values) if values else np.empty((0, wide.shape[1], 0))
+
+
+def plan(
+    runs: pd.DataFrame,
+    arm: str | None = None,
+    against: str | None = None,
+    metric: str | None = None,
+    half_width: float = 0.05,
+    pretrain_hours: float | None = None,
+    finetune_hours: float | None = None,
+    draws: Sequence[int] = (1, 2, 3, 4, 5),
+    budgets: int = 1,
+    assurance: float | None = None,
+    fewest: int = planning.FEWEST,
+    by: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """How many pretrainings × label draws reach ``half_width`` (0.05: ± 5 %) with the fewest hours,
+    from a pilot's ``runs``.
+
+    A row per experiment and number of draws D: the contrast (see `contrast`), the pilot's spread of
+    log ratios ``between_%`` pretrainings and ``within_%`` one (over its draws and label budgets),
+    that of a single run with its interval (``total_%``, ``total_low_%``, ``total_high_%``), and of
+    the design ``pretrainings``, ``draws``, the expected ``half_width_%`` and ``hours``; ``best``
+    marks the cheapest, ``enough`` says whether the pilot itself meets the stop rule. Hours of a
+    pretraining and of one draw's fine-tunings (both arms) are the pilot's own means unless given.
+    ``budgets``: label budgets the contrast will be averaged over. See `potkit.planning` for the
+    rest. Raises ConfigError or DataError where the pilot does not tell.
+    """
+    compared = contrast(runs, arm, against, metric)
+    rows = []
+    by = grouping(runs) if by is None else list(by)
+    for group, values in log_ratios(runs, **compared, by=by):
+        spread = planning.spread(values)
+        here = runs
+        for column, value in group.items():
+            here = here[here[column] == value]
+        before, after = _hours(here, **compared)
+        before = before if pretrain_hours is None else pretrain_hours
+        after = after if finetune_hours is None else finetune_hours
+        table = planning.designs(
+            spread.between,
+            spread.within,
+            half_width,
+            before,
+            after,
+            draws,
+            fewest,
+            assurance,
+            budgets,
+        )
+        pilot = group | compared | {"pilot": spread.units}
+        for name in ("between", "within", "total"):
+            pilot[f"{name}_%"] = 100 * getattr(spread, name)
+        pilot |= {"total_low_%": 100 * spread.low, "total_high_%": 100 * spread.high}
+        pilot["enough"] = enough(values.mean(axis=(1, 2)), half_width, fewest)
+        rows += [pilot | row for row in table.to_dict("records")]
+    return pd.DataFrame(rows)
+
+
+def _hours(runs: pd.DataFrame, arm: str, against: str, metric: str) -> tuple[float, float]:
+    """Mean hours of a pretraining for ``arm``, and of a fine-tuning of both arms together."""
+    good = _nested(runs)
+    ours, theirs = (good[good["arm"] == name] for name in (arm, against))
+    before = float(ours["pretrain_seconds"].mean()) if "pretrain_seconds" in good else 0.0
+    return before / 3600, float(ours["seconds"].mean() + theirs["seconds"].mean()) / 3600
+
+
 # -- learning curves -----------------------------------------------------------------------------
 def _curves(
     runs: pd.DataFrame, metric: str, by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Per group: the errors as a table with a row per (arm, seed) and a column per label budget;
-    failed runs are NaN.
+    """Per group: the errors with a row per (arm, pretrain_seed, label_draw) and a column per label
+    budget; failed runs are NaN.
     """
     for column in ("arm", "seed", "labels", metric):
         if column not in runs:
+            columns = ", ".join(map(str, runs))
             raise ConfigError(
-                f"a learning curve needs the column {column!r}; the table has {', '.join(map(str, runs))}"
+                f"a learning curve needs the column {column!r}; the table has {columns}"
             )
-    good = runs[runs["status"] == "ok"] if "status" in runs else runs
-    good = good.astype({"arm": object})
+    good = _nested(runs).astype({"arm": object})
     by = [b for b in by if b != "labels"]
     for group, part in good.groupby(by, sort=False) if by else [((), good)]:
-        wide = part.pivot_table(index=["arm", "seed"], columns="labels", values=metric, sort=False)
-        yield dict(zip(by, group if isinstance(group, tuple) else (group,))), wide[sorted(wide)]
+        wide = part.pivot_table(
+            index=["arm", UNIT, DRAW], columns="labels", values=metric, sort=False
+        )
+        group = group if isinstance(group, tuple) else (group,)
+        yield dict(zip(by, group)), wide[sorted(wide)]
 
 
 def learning_curves(
@@ -209,33 +430,26 @@ def learning_curves(
                 f"a learning curve needs at least two label budgets, the table has {len(budgets)}"
             )
         x = np.log(budgets) - np.log(budgets).mean()
-        logs = np.log(whole.to_numpy())
-        slopes = pd.Series((logs @ x) / (x @ x), index=whole.index)
+        logs = np.log(whole)
+        slopes = pd.Series((logs.to_numpy() @ x) / (x @ x), index=whole.index)
+        known = set(slopes.index.get_level_values("arm"))
         for arm in dict.fromkeys(wide.index.get_level_values("arm")):
-            if arm not in slopes.index.get_level_values("arm"):
+            if arm not in known:
                 continue
-            own, middle = slopes[arm], logs[whole.index.get_level_values("arm") == arm]
+            own, middle = _by_unit(slopes[arm]), _by_unit(logs.loc[arm]).to_numpy()
             slope, low, high = interval(own, method=method)
             level, level_low, level_high = interval(middle.mean(1), method=method)
             misfit = middle.mean(0) - level - slope * x
-            row = group | {
-                "arm": arm,
-                "metric": metric,
-                "seeds": len(own),
-                "budgets": len(budgets),
-                "slope": slope,
-                "slope_low": low,
-                "slope_high": high,
-                "at": float(np.exp(np.log(budgets).mean())),
-                "error_at": float(np.exp(level)),
-                "error_low": float(np.exp(level_low)),
-                "error_high": float(np.exp(level_high)),
-                "misfit_%": 100.0 * float(np.sqrt(np.mean(misfit**2))),
-            }
-            if arm != baseline and baseline in slopes.index.get_level_values("arm"):
-                both = own.index.intersection(slopes[baseline].index)
-                change = interval(own[both] - slopes[baseline][both], method=method)
-                row |= dict(zip(("slope_change", "slope_change_low", "slope_change_high"), change))
+            row = group | {"arm": arm, "metric": metric, "seeds": len(own), "budgets": len(budgets)}
+            row |= {"slope": slope, "slope_low": low, "slope_high": high}
+            row |= {"at": float(np.exp(np.log(budgets).mean())), "error_at": float(np.exp(level))}
+            row |= {"error_low": float(np.exp(level_low)), "error_high": float(np.exp(level_high))}
+            row["misfit_%"] = 100.0 * float(np.sqrt(np.mean(misfit**2)))
+            if arm != baseline and baseline in known:
+                paired = _by_unit((slopes[arm] - slopes[baseline]).dropna())
+                change = interval(paired, method=method)
+                names = ("slope_change", "slope_change_low", "slope_change_high")
+                row |= dict(zip(names, change))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -253,10 +467,14 @@ def labels_saved(
     regression) and interpolated between its budgets on logarithmic axes. Nothing is extrapolated:
     where an arm is better than the baseline's largest budget, ``relation`` is ">" and ``needs``
     that budget, where it is worse than the smallest, "<" and that. ``low`` and ``high`` bound
-    ``needs`` by a bootstrap over seeds, drawn for both arms together; ``low_relation`` and
-    ``high_relation`` say ">" or "<" where a bound lies outside. ``saved`` = needs − labels and
-    ``factor`` = needs / labels are bounds in the same sense. Only seeds with all runs of both arms
-    count.
+    ``needs`` by inverting the paired t interval (see `potkit.saving`); ``low_relation`` and
+    ``high_relation`` say ">" or "<" where a bound lies outside, so is open. ``saved`` = needs −
+    labels and ``factor`` = needs / labels are bounds in the same sense. Only seeds with all runs of
+    both arms count.
+
+    All this is ``given`` only where the baseline is limited by labels: where its own slope's
+    interval lies below 0. Else there is no answer (a flat curve has any error at any budget), the
+    numbers are NaN, the relations empty and ``why`` says so.
     """
     rows = []
     for group, wide in _curves(runs, metric, grouping(runs) if by is None else by):
@@ -266,77 +484,41 @@ def labels_saved(
             raise ConfigError(
                 f"there is no arm {baseline!r} to compare with; there are {', '.join(names)}"
             )
-        base = wide.loc[baseline].dropna()
+        base = np.log(wide.loc[baseline].dropna())
+        why = _not_limited(baseline, budgets, _by_unit(base).to_numpy(), confidence)
         for arm in names:
-            own = wide.loc[arm].dropna()
+            own = np.log(wide.loc[arm].dropna())
             both = own.index.intersection(base.index)
             if arm == baseline or not len(both):
                 continue
-            # [seeds, budgets]
-            a, b = np.log(own.loc[both].to_numpy()), np.log(base.loc[both].to_numpy())
-            draws = _resamples(len(both), 2000)
-            drawn = (
-                np.array([_needs(budgets, b[d].mean(0), a[d].mean(0)) for d in draws])
-                if len(both) > 1
-                else None
-            )
-            for i, (labels, needs) in enumerate(
-                zip(budgets, _needs(budgets, b.mean(0), a.mean(0)))
-            ):
-                row = group | {
-                    "arm": arm,
-                    "metric": metric,
-                    "labels": int(labels),
-                    "seeds": len(both),
-                }
-                row["relation"], row["needs"] = _outside(needs, budgets)
-                if drawn is not None:
-                    tail = 0.5 - confidence / 2
-                    ends = (
-                        np.quantile(drawn[:, i], [tail], method="lower")[0],
-                        np.quantile(drawn[:, i], [1 - tail], method="higher")[0],
-                    )
-                    for name, end in zip(("low", "high"), ends):
-                        row[f"{name}_relation"], row[name] = _outside(end, budgets)
+            a = _by_unit(own.loc[both]).to_numpy()  # [seeds, budgets]
+            b = _by_unit(base.loc[both]).to_numpy()
+            for i, labels in enumerate(budgets):
+                row = group | {"arm": arm, "metric": metric, "labels": int(labels), "seeds": len(b)}
+                row |= {"against": baseline, "given": not why, "why": why}
+                ends = needs_interval(budgets, b, a[:, i], confidence)
+                for name, end in zip(("needs", "low", "high"), ends):
+                    relation = "relation" if name == "needs" else f"{name}_relation"
+                    if why or np.isnan(end):
+                        row[relation], row[name] = "", np.nan
+                    else:
+                        row[relation], row[name] = bounded(end, budgets)
                 row["saved"], row["factor"] = row["needs"] - labels, row["needs"] / labels
                 rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _needs(budgets: np.ndarray, base: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Labels at which the falling curve ``base`` (logs of errors) has ``wanted`` (logs); −inf
-    and inf where it never has.
+def _not_limited(baseline: str, budgets: np.ndarray, logs: np.ndarray, confidence: float) -> str:
+    """Why labels do not limit the baseline, as far as its curves ``logs`` [seeds, budgets] tell; ""
+    where they do.
     """
-    falling = optimize.isotonic_regression(base, increasing=False).x
-    # the fewest labels at which it is as good: of a flat piece the left end
-    keep = np.concatenate([[True], np.diff(falling) < -1e-12])
-    error, labels = falling[keep], np.log(budgets[keep])
-    found = np.exp(np.interp(wanted, error[::-1], labels[::-1]))
-    return np.where(
-        wanted > error[0] + 1e-12, -np.inf, np.where(wanted < error[-1] - 1e-12, np.inf, found)
-    )
-
-
-def _outside(needs: float, budgets: np.ndarray) -> tuple[str, float]:
-    if np.isfinite(needs):
-        return "=", float(needs)
-    return (">", float(budgets[-1])) if needs > 0 else ("<", float(budgets[0]))
-
-
-def needs_in_words(row: Any) -> str:
-    """What one row of `labels_saved` says baseline needs: "121 (96 to > 400)"."""
-
-    def say(relation: str, value: float) -> str:
-        return f"{'' if relation == '=' else relation + ' '}{value:.0f}"
-
-    text = say(row["relation"], row["needs"])
-    if not isinstance(row.get("low_relation"), str):  # a single seed has no interval
-        return text
-    return f"{text} ({say(row['low_relation'], row['low'])} to {say(row['high_relation'], row['high'])})"
-
-
-def saved_in_words(row: Any) -> str:
-    """One row of `labels_saved` as a sentence: "50 labels do as well as 121 (96 to > 400) from
-    scratch".
-    """
-    return f"{row['labels']:.0f} labels do as well as {needs_in_words(row)} from scratch"
+    if len(budgets) < 2:
+        return "a single label budget has no slope"
+    if len(logs) < 2:
+        return f"{len(logs)} seed of {baseline} with all budgets: its slope has no interval"
+    x = np.log(budgets) - np.log(budgets).mean()
+    slope, low, high = interval(logs @ x / (x @ x), confidence)
+    if high < 0:
+        return ""
+    numbers = f"slope {slope:+.2f}, {low:+.2f} to {high:+.2f}"
+    return f"more labels are not told to help {baseline} ({numbers})"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 class Task:
     """One run. ``steps`` replaces the config's (scratch-longer); ``experiment`` counts where
     several are run together.
+
+    ``seed`` is the pretraining's; ``draw`` counts the draws of labels that are nested in it.
     """
 
     kind: str  # "pretrain" or "finetune"
@@ -43,6 +45,7 @@ class Task:
     labels: int = 0
     steps: int | None = None
     experiment: int = 0
+    draw: int = 0
 
 
 class Executor:
@@ -76,12 +79,14 @@ class Executor:
 
     def row(self, task: Task) -> dict[str, Any]:
         """What is known of a task before it is done."""
-        columns = self.experiments[task.experiment].columns
+        experiment = self.experiments[task.experiment]
+        seeds = {"seed": experiment.finetune_seed(task.seed, task.draw)}
+        seeds |= {"pretrain_seed": task.seed, "label_draw": task.draw}
         return {
-            **columns,
+            **experiment.columns,
             "arm": task.arm,
             "labels": task.labels,
-            "seed": task.seed,
+            **seeds,
             "status": "ok",
             "error": None,
         }
@@ -137,7 +142,9 @@ def pretrain_folder(experiment: Experiment, arm: str, seed: int) -> Path:
 
 
 def _settings(experiment: Experiment, task: Task):
-    changes = {"seed": task.seed} | ({"steps": task.steps, "epochs": None} if task.steps else {})
+    changes = {"seed": experiment.finetune_seed(task.seed, task.draw)} | (
+        {"steps": task.steps, "epochs": None} if task.steps else {}
+    )
     # scratch-longer is scratch with other steps
     arm = experiment.arms.get(task.arm, experiment.arms[SCRATCH])
     return experiment.finetune_config.replace(**arm.finetune, **changes), arm
@@ -146,7 +153,7 @@ def _settings(experiment: Experiment, task: Task):
 def finetune_folder(experiment: Experiment, task: Task) -> Path:
     """Where a fine-tuning lies."""
     config, arm = _settings(experiment, task)
-    train, valid = experiment.labelled(task.labels, task.seed)
+    train, valid = experiment.labelled(task.labels, experiment.finetune_seed(task.seed, task.draw))
     init = pretrain_folder(experiment, arm.name, task.seed).name if arm.pretrained_as else None
     more = {"parts": arm.parts} if arm.parts != ("backbone",) else {}
     return _folder(
@@ -181,8 +188,9 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
     result = folder / f"test-{experiment.test.fingerprint()}.json"
     config, arm = _settings(experiment, task)
     init = pretrain_folder(experiment, arm.name, task.seed) if arm.pretrained_as else None
-    train, valid = experiment.labelled(task.labels, task.seed)
-    model = _model(experiment, task.seed)
+    seed = experiment.finetune_seed(task.seed, task.draw)
+    train, valid = experiment.labelled(task.labels, seed)
+    model = _model(experiment, seed)
     done: Run = finetune(
         model,
         train,
@@ -253,7 +261,7 @@ def longer_steps(
         )
         per_step = float(np.mean([r["seconds"] / r["steps"] for r in scratch]))
         steps = int(float(f"{seconds / per_step:.2g}"))
-        complete = len(scratch) == len(experiment.seeds) and all(
+        complete = len(scratch) == len(experiment.seeds) * experiment.draws and all(
             len(r) == len(experiment.seeds) for r in pretrainings.values()
         )
         if complete and len(pretrainings) == len(experiment.objectives):

@@ -11,6 +11,9 @@ test: {data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz, without:
 $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
 labels: [50, 200]
 seeds: [0, 1, 2]
+draws: 1                                                    # optional; draws of labels nested in each seed's pretraining
+primary: {arm: denoise 0.1 Å, against: scratch-longer, metric: forces_mae}  # optional; the contrast
+declared before the runs
 arms:                                                       # name: objective and its settings; or a variant (see potkit.arms)
   denoise 0.1 Å: {objective: denoise, sigma: 0.1}
   frozen first: {like: denoise 0.1 Å, freeze: 0.3}
@@ -71,12 +74,15 @@ class SplitPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
     fractions: list[float]
     index: int = Field(ge=0)
-    by: Literal["structure", "system"] = "structure"
+    by: Literal["structure", "system", "block"] = "structure"
     seed: int = 0
+    # successive structures in a block, and how many are left out at its ends
+    block: int | None = Field(None, ge=1)
+    gap: int = Field(0, ge=0)
 
     def of(self, structures: Structures) -> Structures:
         """Raises ConfigError where there is no such part."""
-        parts = structures.split(self.fractions, seed=self.seed, by=self.by)
+        parts = structures.split(self.fractions, self.seed, self.by, self.block, self.gap)
         if self.index >= len(parts):
             raise ConfigError(f"part: index {self.index}, but there are {len(parts)} fractions")
         return parts[self.index]
@@ -146,6 +152,8 @@ class ExperimentSpec(BaseModel):
     valid_fraction: float = 0.1
     vectors: dict[str, str] = {}
     parts: dict[str, list[str]] = {}
+    draws: int = 1
+    primary: dict[str, str] | None = None
 
     def experiment(
         self,
@@ -181,6 +189,8 @@ class ExperimentSpec(BaseModel):
             parts=self.parts,
             pretrain_config=TrainConfig(**self.pretrain),
             finetune_config=TrainConfig(**self.finetune),
+            draws=self.draws,
+            primary=self.primary,
             supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
         )
         train, test = load(self.train), load(self.test)

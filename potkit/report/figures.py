@@ -248,6 +248,68 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
     )
 
 
+def labels_saved(saved: pd.DataFrame, title: str | None = "Labels saved") -> go.Figure:
+    """What each budget is worth to a baseline (a table of `statistics.labels_saved`), a line per
+    arm and experiment.
+
+    A closed bound ends in a cap; an open one, beyond the budgets that were tried, in an arrow at
+    the edge, without a cap. What is not given (the baseline does not fall with labels) is left out
+    and named in the title.
+    """
+    known = saved[saved["given"].astype(bool)]
+    columns = list(saved.columns)
+    by = columns[: columns.index("metric")]
+    baseline = saved["against"].iloc[0]
+    chart = figure("labels of the arm", f"labels of {baseline} for the same error", title or "")
+    style = looks(list(dict.fromkeys(saved["arm"])))
+    budgets = sorted(saved["labels"].unique())
+    for key, part in known.groupby(by, sort=False):
+        name, (colour, _) = " ".join(map(str, key)), style[part["arm"].iloc[0]]
+        inside = part["relation"] == "="
+        symbols = np.where(
+            inside,
+            "circle",
+            np.where(part["relation"] == ">", "triangle-up-open", "triangle-down-open"),
+        )
+        chart.add_scatter(
+            x=part["labels"],
+            y=part["needs"],
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            line=dict(color=colour),
+            marker=dict(symbol=symbols, size=11, color=colour),
+        )
+        for side, arrow in (("low", "arrow-down"), ("high", "arrow-up")):
+            ends = part[part[f"{side}_relation"] != ""]
+            shown = ["line-ew" if r == "=" else arrow for r in ends[f"{side}_relation"]]
+            x, y = [], []
+            for _, r in ends.iterrows():
+                x += [r["labels"], r["labels"], None]
+                y += [r["needs"], r[side], None]
+            bar = dict(legendgroup=name, showlegend=False, hoverinfo="skip")
+            chart.add_scatter(x=x, y=y, mode="lines", line=dict(color=colour, width=1.5), **bar)
+            caps = dict(symbol=shown, size=11, color=colour, line=dict(color=colour, width=2))
+            chart.add_scatter(
+                x=ends["labels"],
+                y=ends[side],
+                mode="markers",
+                marker=caps,
+                name=f"{name}, {side}",
+                **bar,
+            )
+    chart.add_scatter(
+        x=budgets, y=budgets, mode="lines", name="as many", line=dict(color="black", dash="dash")
+    )
+    if len(known) < len(saved):
+        left = saved[~saved["given"].astype(bool)]
+        note = f"not told for {len(left)} of {len(saved)}: {left['why'].iloc[0]}"
+        chart.update_layout(title=dict(text=f"{title or ''}<br><sub>{note}</sub>"))
+    ticks = dict(type="log", tickvals=budgets, ticktext=[f"{b:g}" for b in budgets])
+    chart.update_xaxes(**ticks)
+    return chart.update_yaxes(**ticks)
+
+
 def _plain_log_ticks(chart: go.Figure, values: Sequence[float], row: int | None = None) -> None:
     """Ticks 1-2-5 in plain numbers, on all y axes or those of a row: plotly's own over less than
     a decade are bare digits that nobody reads.

@@ -78,97 +78,152 @@ def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame
     return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text())
 
 
+MARK = "†"  # beside an error that a baseline without training beats
+
+
 def wide(
     summary: pd.DataFrame,
     metrics: Sequence[str] = ("forces_mae", "energy_mae"),
     by: Sequence[str] | None = None,
+    baselines: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The summary of `statistics.summarise` as people read it: an arm per row, "mean ± half
-    width (change)" per metric, with units.
+    """The summary of `statistics.summarise` as people read it: an arm per row, "mean [low to high]
+    (change)" per metric.
+
+    Units stand in the columns' names. The interval is one of logarithms, so it has no single half
+    width. ``baselines``: a table of `baselines.of_experiments`, whose rows follow the arms of their
+    experiment and label budget; an arm with a larger mean error than one of them is marked with
+    "†".
     """
-    by = statistics.grouping(summary) if by is None else by
+    by = statistics.grouping(summary) if by is None else list(by)
     rows: dict[tuple, dict[str, Any]] = {}
+    groups: dict[tuple, dict[tuple, dict[str, Any]]] = {}
     for _, r in summary[summary["metric"].isin(metrics)].iterrows():
         label, unit, scale = UNITS[r["metric"]]
-        key = (*[r[b] for b in by], r["arm"])
-        row = rows.setdefault(
-            key,
-            {
-                **{b: r[b] for b in by},
-                "arm": r["arm"],
-                "seeds": r["seeds"],
-                "time (s)": f"{r['seconds']:.0f}",
-            },
-        )
+        group = tuple(r[b] for b in by)
+        about = {
+            **dict(zip(by, group)),
+            "arm": r["arm"],
+            "seeds": r["seeds"],
+            "time (s)": f"{r['seconds']:.0f}",
+        }
+        row = groups.setdefault(group, {}).setdefault((r["arm"],), about)
         text = f"{scale * r['mean']:.1f}"
         if pd.notna(r["low"]):
-            text += f" ± {scale * (r['high'] - r['mean']):.1f}"
+            text += f" [{scale * r['low']:.1f} to {scale * r['high']:.1f}]"
         if pd.notna(r.get("change_%")):
             text += f" ({r['change_%']:+.0f} %)"
-        row[f"{label} ({unit})"] = text
-    return pd.DataFrame(rows.values())
+        lowest = _lowest(baselines, dict(zip(by, group)), r["metric"])
+        row[f"{label} ({unit})"] = f"{text} {MARK}" if r["mean"] > lowest else text
+    for group, arms in groups.items():
+        rows |= {(*group, *arm): row for arm, row in arms.items()}
+        for name, values in _baselines_of(baselines, dict(zip(by, group))).items():
+            row = {**dict(zip(by, group)), "arm": name, "seeds": "", "time (s)": ""}
+            for metric, value in values.items():
+                if metric in metrics:
+                    label, unit, scale = UNITS[metric]
+                    row[f"{label} ({unit})"] = f"{scale * value:.1f}"
+            rows[(*group, name)] = row
+    return (
+        pd.DataFrame(rows.values()) if baselines is None else pd.DataFrame(rows.values()).fillna("")
+    )
 
 
-def across(summary: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
-    """One metric of a summary with an arm per column: a row per label budget (and experiment),
-    "mean ± half width (change)", unit in the head.
+def _baselines_of(
+    baselines: pd.DataFrame | None, group: dict[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Baseline -> metric -> error for one experiment and label budget."""
+    if baselines is None:
+        return {}
+    here = baselines
+    for column, value in group.items():
+        here = here[here[column] == value]
+    found: dict[str, dict[str, float]] = {}
+    for _, r in here.iterrows():
+        found.setdefault(r["baseline"], {})[r["metric"]] = r["mean"]
+    return found
+
+
+def _lowest(baselines: pd.DataFrame | None, group: dict[str, Any], metric: str) -> float:
+    """The smallest error of a baseline; inf without any."""
+    values = [v[metric] for v in _baselines_of(baselines, group).values() if metric in v]
+    return min(values, default=float("inf"))
+
+
+def across(
+    summary: pd.DataFrame, metric: str = "forces_mae", baselines: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """One metric of a summary with an arm per column: a row per label budget (and experiment).
+
+    Each cell is "mean [low to high] (change)"; the unit is in the head. ``baselines`` as in `wide`:
+    they are further columns, and "†" marks an arm that is worse than one of them.
     """
     label, unit, _ = UNITS[metric]
-    rows = wide(summary, [metric])
-    by = [c for c in rows.columns if c not in ("arm", "seeds", "time (s)", f"{label} ({unit})")]
-    made = (
-        rows.pivot(index=by, columns="arm", values=f"{label} ({unit})")[
-            list(dict.fromkeys(rows["arm"]))
-        ]
-        .reset_index()
-        .fillna("")
-    )
+    column = f"{label} ({unit})"
+    rows = wide(summary, [metric], baselines=baselines)
+    rows = rows[rows[column] != ""]
+    by = [c for c in rows.columns if c not in ("arm", "seeds", "time (s)", column)]
+    made = rows.pivot(index=by, columns="arm", values=column)
+    made = made[list(dict.fromkeys(rows["arm"]))].reset_index().fillna("")
     made.columns.name = None
     return made.rename(columns={by[-1]: f"{by[-1]}; {label} ({unit})"})
 
 
 def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
-    """Learning curves as people read them: an arm per row (and experiment, in a grid), its slope,
-    and what each budget is worth.
+    """Learning curves as people read them: an arm per row (and experiment), its slope, and what
+    each budget is worth.
 
     Columns: slope with its interval, and per label budget how many labels training from scratch
-    needs for the same error.
+    needs for the same error; beside it, how many training from scratch for longer needs, where the
+    table has that arm. "not told" where more labels are not told to help that baseline.
     """
     by = [b for b in statistics.grouping(runs) if b != "labels"]
     slopes = statistics.learning_curves(runs, metric, by)
-    saved = statistics.labels_saved(runs, metric, by)
+    baselines = [b for b in ("scratch", "scratch-longer") if b in set(slopes["arm"])]
+    saved = [statistics.labels_saved(runs, metric, by, baseline=b) for b in baselines]
     rows = []
     for _, r in slopes.iterrows():
         slope = f"{r['slope']:.2f} ({r['slope_low']:.2f} to {r['slope_high']:.2f})"
         row = {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"], "slope": slope}
-        own = (
-            saved[(saved["arm"] == r["arm"]) & (saved[by] == r[by]).all(axis=1)]
-            if len(saved)
-            else saved
-        )
-        for _, s in own.iterrows():
-            row[f"worth of {s['labels']} labels"] = statistics.needs_in_words(s)
+        for baseline, table in zip(baselines, saved):
+            if not len(table):
+                continue
+            here = table[(table["arm"] == r["arm"]) & (table[by] == r[by]).all(axis=1)]
+            of = "" if baseline == "scratch" else f" of {baseline}"
+            for _, s in here.iterrows():
+                row[f"worth of {s['labels']} labels{of}"] = statistics.needs_in_words(s)
         rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    table = pd.DataFrame(rows).fillna("")
+    # scratch's columns, then scratch-longer's
+    worth = [c for c in table if c.startswith("worth of")]
+    worth = sorted(worth, key=lambda column: " of scratch-longer" in column)
+    return table[[c for c in table if c not in worth] + worth]
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """`statistics.effects` as people read it: an arm per row (and experiment), "change (low to
-    high)" in % per metric and baseline; what the interval tells from 0 is in bold.
+    high)" in % per metric and baseline.
+
+    The intervals are those of one comparison alone. In bold is what is told from 0 when all
+    comparisons of the table are counted (Holm), or was declared as the primary contrast and is told
+    from 0.
+    Raises DataError for a table without verdicts, as older versions stored.
     """
+    if "verdict" not in table:
+        raise DataError(
+            "a table of effects without the column 'verdict'; make it anew: potkit verify --rewrite"
+        )
     by = list(table.columns[: list(table.columns).index("arm")])
     rows: dict[tuple, dict[str, Any]] = {}
     for _, r in table.iterrows():
-        row = rows.setdefault(
-            (*[r[b] for b in by], r["arm"]),
-            {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"]},
-        )
+        about = {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"]}
+        row = rows.setdefault((*[r[b] for b in by], r["arm"]), about)
         text = f"{r['change_%']:+.0f} %"
         if pd.notna(r["change_low_%"]):
             text += f" ({r['change_low_%']:+.0f} to {r['change_high_%']:+.0f})"
-        row[f"{UNITS[r['metric']][0]} against {r['against']}"] = (
-            f"**{text}**" if r["effect"] != "unclear" else text
-        )
+        told = r["verdict"] in ("better", "worse")
+        column = f"{UNITS[r['metric']][0]} against {r['against']}"
+        row[column] = f"**{text}**" if told else text
     return pd.DataFrame(rows.values()).fillna("")
 
 
@@ -392,23 +447,32 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
         shown = markdown(studies(name.split(","), folder))
     else:
         table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
-        shown = _shown(kind, table, how)
+        shown = _shown(kind, name, table, how, folder)
     return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
 
-def _shown(kind: str, table: pd.DataFrame, how: dict[str, Any]) -> str:
+def _shown(
+    kind: str, name: str, table: pd.DataFrame, how: dict[str, Any], folder: str | Path
+) -> str:
+    """A stored table as Markdown, with its origin below; NAME-baselines beside it mark rows."""
     if kind == "settings":
         return markdown(settings(how))
+    beside = Path(folder) / f"{name}-baselines.csv"
+    trivial = pd.read_csv(beside) if beside.is_file() else None
     if kind == "across":
-        shown = "\n\n".join(
-            markdown(across(table, metric)) for metric in ("forces_mae", "energy_mae")
-        )
+        metrics = ("forces_mae", "energy_mae")
+        shown = "\n\n".join(markdown(across(table, metric, trivial)) for metric in metrics)
     elif kind == "effects":
         shown = markdown(effects(table))
     elif kind == "results":
-        shown = markdown(wide(table))
+        shown = markdown(wide(table, baselines=trivial))
     else:
         shown = markdown(table)
+    if MARK in shown:
+        shown += (
+            f"\n\n{MARK} a larger mean error than a prediction that needs no network, in the same "
+            "table."
+        )
     origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
     return f"{shown}\n\n{origin}"
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError, DataError
 if TYPE_CHECKING:
     from .store import Structures
 
-BY = ("structure", "system", "structure-within-system")
+BY = ("structure", "system", "structure-within-system", "block")
 Part = float | int | None
 
 
@@ -21,13 +21,19 @@ def split(
     fractions: Sequence[Part] = (0.8, 0.1, 0.1),
     seed: int = 0,
     by: str = "structure",
+    block: int | None = None,
+    gap: int = 0,
 ) -> tuple[np.ndarray, ...]:
     """Disjoint index arrays (each rising), one per entry of ``fractions``.
 
     An entry is a share (float, of what is split), a count (int), or None for all that is left.
     Shares and counts are of structures for "structure"; of systems, none of which lands in two
     parts, for "system" (unseen molecules, or whole trajectories); of each system's structures,
-    drawn independently for each system, for "structure-within-system" (both papers).
+    drawn independently for each system, for "structure-within-system" (both papers);
+    of blocks of ``block`` successive structures (default: a twentieth) of each system for "block":
+    in a trajectory, whose structures stand in the order of time, a test structure then has no
+    training structure beside it but at a block's ends, where ``gap`` structures are left out on
+    both sides.
     Raises ConfigError for shares that do not fit, DataError if there are too few structures.
     """
     parts = _check(fractions)
@@ -40,6 +46,8 @@ def split(
         chosen = _cut(systems, parts, np.random.default_rng(seed), "systems")
         return tuple(np.flatnonzero(np.isin(structures.system, c)) for c in chosen)
     names, out = structures.system_names(), []
+    if by == "block":
+        return _by_block(structures, parts, seed, block, gap)
     for system, rows in by_system(structures):
         # a stream of its own for each system: adding a system leaves the split of the others as it
         # was
@@ -48,6 +56,36 @@ def split(
                 rows, parts, np.random.default_rng([seed, system]), f"structures of {names[system]}"
             )
         )
+    return tuple(np.sort(np.concatenate(part)) for part in zip(*out))
+
+
+def _by_block(
+    structures: Structures, parts: list[Part], seed: int, block: int | None, gap: int
+) -> tuple[np.ndarray, ...]:
+    names, out = structures.system_names(), []
+    for system, rows in by_system(structures):
+        length = max(1, len(rows) // 20) if block is None else block
+        if length < 1 or not 0 <= gap < length:
+            raise ConfigError(
+                f"{names[system]}: a block of {length} structures cannot have a gap of {gap} beside it"
+            )
+        count = max(1, len(rows) // length)
+        if count < len(parts):
+            raise DataError(
+                f"{names[system]}: {len(rows)} structures are {count} blocks of {length}, too few for {len(parts)} parts"
+            )
+        # a short rest joins the last block
+        of_row = np.minimum(np.arange(len(rows)) // length, count - 1)
+        rng = np.random.default_rng([seed, system])
+        chosen = _cut(np.arange(count), parts, rng, f"blocks of {names[system]}")
+        part = np.full(count, -1)
+        for number, blocks in enumerate(chosen):
+            part[blocks] = number
+        part = part[of_row]
+        kept = part >= 0
+        for edge in np.flatnonzero(np.diff(part)):  # between structure edge and the next
+            kept[max(0, edge + 1 - gap) : edge + 1 + gap] = False
+        out.append(tuple(rows[kept & (part == number)] for number in range(len(parts))))
     return tuple(np.sort(np.concatenate(part)) for part in zip(*out))
 
 

@@ -269,12 +269,21 @@ class Structures:
         return concatenate([self, other])
 
     def split(
-        self, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, by: str = "structure"
+        self,
+        fractions: Sequence[float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+        by: str = "structure",
+        block: int | None = None,
+        gap: int = 0,
     ) -> tuple[Structures, ...]:
-        """Disjoint random parts. ``by``: "structure", "system" (no system in two parts) or
-        "structure-within-system".
+        """Disjoint random parts. ``by``: "structure", "system" (no system in two parts),
+        "structure-within-system", or "block".
+
+        The last is for trajectories: blocks of ``block`` successive structures (default: a
+        twentieth of each system), with ``gap`` left out between parts.
         """
-        return tuple(self[rows] for rows in splits.split(self, fractions, seed=seed, by=by))
+        parts = splits.split(self, fractions, seed=seed, by=by, block=block, gap=gap)
+        return tuple(self[rows] for rows in parts)
 
     # -- files ------------------------------------------------------------------------------------
     def arrays(self) -> dict[str, np.ndarray]:

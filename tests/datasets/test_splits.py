@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from potkit.datasets import duplicates, splits
 from potkit.errors import ConfigError, DataError
-from potkit.structures.store import Structures
+from potkit.structures.store import Structures, concatenate
 
 
 def make(counts=(50, 30, 20), atoms=4, seed=0) -> Structures:
@@ -230,3 +230,97 @@ def test_real_leakage(reference_data):
         read(reference_data / "3bpa/train_300K.xyz"), read(reference_data / "3bpa/train_mixedT.xyz")
     )
     assert len(found) == 31
+
+
+# -- trajectories --------------------------------------------------------------------------------
+def walk(frames: int, step: float, seed: int = 0, system: int = 0, atoms: int = 4) -> Structures:
+    """A molecule whose atoms walk at random by ``step`` Å a frame and axis: neighbours in time
+    are alike, others are not.
+    """
+    rng = np.random.default_rng(seed)
+    start = 2.0 * rng.normal(size=(atoms, 3))
+    pos = start + np.cumsum(step * rng.normal(size=(frames, atoms, 3)), axis=0)
+    ptr = np.arange(frames + 1) * atoms
+    return Structures(
+        np.tile([6, 1, 1, 8][:atoms], frames),
+        pos.reshape(-1, 3),
+        ptr,
+        system=np.full(frames, system),
+    )
+
+
+def test_blocks_keep_neighbours_in_time_together():
+    both = concatenate([walk(230, 0.02), walk(100, 0.02, seed=1)])
+    both.system[230:] = 1
+    parts = splits.split(both, (0.6, 0.2, 0.2), seed=3, by="block", block=20)
+    rows = np.concatenate(parts)
+    assert len(rows) == len(set(rows.tolist())) == len(both) and all(len(p) for p in parts)
+    of = np.empty(len(both), int)
+    for number, part in enumerate(parts):
+        of[part] = number
+    edges = np.flatnonzero(np.diff(of)) + 1
+    assert len(edges) and all(edge % 20 == 0 for edge in edges if edge < 230)
+    assert all((edge - 230) % 20 == 0 for edge in edges if edge >= 230)
+    again = splits.split(both, (0.6, 0.2, 0.2), seed=3, by="block", block=20)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again))
+
+
+def test_a_gap_between_blocks_of_different_parts():
+    walked = walk(200, 0.02)
+    train, test = splits.split(walked, (0.5, 0.5), seed=1, by="block", block=20, gap=3)
+    closest = np.abs(train[:, None] - test).min()
+    assert closest > 3 * 2 and len(train) + len(test) < 200
+    plain = splits.split(walked, (0.5, 0.5), seed=1, by="block", block=20)
+    assert set(train) < set(plain[0]) and set(test) < set(plain[1])
+
+
+@pytest.mark.parametrize(
+    "settings, error, word",
+    [
+        ({"block": 0}, ConfigError, "block"),
+        ({"block": 5, "gap": 5}, ConfigError, "gap"),
+        ({"block": 90}, DataError, "too few"),
+    ],
+)
+def test_blocks_that_do_not_fit(settings, error, word):
+    with pytest.raises(error, match=word):
+        splits.split(walk(100, 0.02), (0.5, 0.3, 0.2), by="block", **settings)
+
+
+def test_leakage_by_distance_sees_what_an_exact_search_cannot():
+    """Frames of one trajectory drawn at random lie as near to training as to their neighbours in
+    time; blocks lie apart.
+    """
+    whole = walk(600, 0.03)
+    medians = {}
+    for by in ("structure", "block"):
+        train, test = whole.split((0.8, 0.2), by=by, block=60)
+        assert not len(splits.leakage(train, test)), "no structure is there twice"
+        table = splits.leakage_by_distance(train, test, trajectory=whole).set_index("set")["50 %"]
+        medians[by] = table["test to nearest training"] / table["neighbours in time"]
+    assert medians["structure"] < 1.3 < 2 < medians["block"]
+
+
+def test_distances_between_structures():
+    one = walk(3, 0.1)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    moved = Structures(one.z, one.pos @ turn + 5.0, one.ptr, system=one.system)
+    assert splits.leakage_by_distance(one, moved).attrs["distances"] == pytest.approx(0.0, abs=1e-5)
+    longer = Structures([1, 1], [[0, 0, 0], [0, 0, 1.0]], [0, 2])
+    other = Structures([1, 1], [[0, 0, 0], [0, 0, 1.25]], [0, 2])
+    found = splits.leakage_by_distance(longer, other)
+    assert found.attrs["distances"].tolist() == pytest.approx([0.25], abs=1e-6)
+    strange = splits.leakage_by_distance(walk(20, 0.1), other)
+    assert strange["beyond"][0] == 1 and "none of 1 test structures" in strange.attrs["message"]
+    cell = np.eye(3)[None] * 4.0
+    box, across = (
+        Structures([1, 8], [[0, 0, 0], [x, 0, 0]], [0, 2], cell=cell, pbc=[[True] * 3])
+        for x in (0.5, -0.7)
+    )
+    wrapped = Structures([1, 8], [[0, 0, 0], [3.5, 0, 0]], [0, 2], cell=cell, pbc=[[True] * 3])
+    assert splits.leakage_by_distance(box, across).attrs["distances"].tolist() == pytest.approx(
+        [0.2], abs=1e-6
+    )
+    assert splits.leakage_by_distance(box, wrapped).attrs["distances"].tolist() == pytest.approx(
+        [0.0], abs=1e-6
+    )

@@ -237,3 +237,37 @@ def test_pictures_can_be_switched_off(table, tmp_path, monkeypatch):
     figures.show(figures.learning_curve(table, "labels"), "curve")
     assert set(shown[0]) == {"application/vnd.plotly.v1+json", "text/plain"}
     assert (tmp_path / "curve.html").is_file() and not (tmp_path / "curve.png").exists()
+
+
+def test_open_bounds_of_labels_saved_are_drawn_open():
+    from potkit.experiments import statistics
+
+    rng = np.random.default_rng(0)
+    arms = (("scratch", 1.0), ("denoise", 0.75))
+    runs = pd.DataFrame(
+        [
+            {
+                "arm": arm,
+                "seed": seed,
+                "labels": n,
+                "forces_mae": a * n**-0.4 * np.exp(0.03 * rng.normal()),
+            }
+            for arm, a in arms
+            for seed in range(5)
+            for n in (25, 50, 100, 200)
+        ]
+    )
+    saved = statistics.labels_saved(runs)
+    assert {"=", ">"} <= set(saved["high_relation"])
+    chart = figures.labels_saved(saved)
+    caps = next(t for t in chart.data if t.name == "denoise, high")
+    assert list(caps.marker.symbol) == [
+        "line-ew" if r == "=" else "arrow-up" for r in saved["high_relation"]
+    ]
+    np.testing.assert_allclose(caps.y, saved["high"])
+    flat = figures.labels_saved(
+        statistics.labels_saved(runs.assign(forces_mae=np.exp(0.03 * rng.normal(size=len(runs)))))
+    )
+    assert "not told for 4 of 4" in flat.layout.title.text and not [
+        t for t in flat.data if t.name == "denoise"
+    ]

@@ -164,10 +164,15 @@ def test_arms_side_by_side():
     )
     table = report.across(summary)
     assert list(table.columns) == ["labels; force MAE (meV/Å)", "scratch", "pretrained", "longer"]
-    assert table.iloc[0].tolist() == [10, "500.0 ± 10.0", "400.0 ± 10.0 (-20 %)", ""]
+    assert table.iloc[0].tolist() == [
+        10,
+        "500.0 [490.0 to 510.0]",
+        "400.0 [390.0 to 410.0] (-20 %)",
+        "",
+    ]
     assert table.iloc[1].tolist() == [
         20,
-        "300.0 ± 10.0",
-        "200.0 ± 10.0 (-33 %)",
-        "250.0 ± 10.0 (-17 %)",
+        "300.0 [290.0 to 310.0]",
+        "200.0 [190.0 to 210.0] (-33 %)",
+        "250.0 [240.0 to 260.0] (-17 %)",
     ]

@@ -1,0 +1,163 @@
+"""The commands around a study's numbers: how many runs it needs (plan), and whether what is stored
+follows from its runs (verify).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FolderOption = Annotated[Path, Option("--results", help="folder of stored results")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to ``app``."""
+    app.command()(plan)
+    app.command()(verify)
+    app.command()(baselines)
+
+
+def plan(
+    runs: Annotated[Path, Argument(help="a pilot's runs: NAME-runs.csv of `potkit compare --out`")],
+    arm: Annotated[str | None, Option(help="arm to plan for; default: the declared one")] = None,
+    against: Annotated[str | None, Option(help="arm it is compared with")] = None,
+    metric: Annotated[str | None, Option(help="error that is compared")] = None,
+    half_width: Annotated[float, Option(help="wanted half width of the 95 % interval, in %")] = 5.0,
+    pretrain_hours: Annotated[
+        float | None, Option(help="of one pretraining; default: the pilot's mean")
+    ] = None,
+    finetune_hours: Annotated[
+        float | None,
+        Option(help="of one draw's fine-tunings, both arms; default: the pilot's mean"),
+    ] = None,
+    draws: Annotated[int, Option(help="most draws of labels in a pretraining")] = 5,
+    budgets: Annotated[int, Option(help="label budgets the contrast will be averaged over")] = 1,
+    assurance: Annotated[
+        float | None, Option(help="reach it with this probability; default: on average")
+    ] = None,
+) -> None:
+    """How many pretrainings, and label draws in each, reach an interval with the fewest hours."""
+    from ..experiments import statistics
+
+    table = statistics.plan(
+        _pilot(runs),
+        arm,
+        against,
+        metric,
+        half_width / 100,
+        pretrain_hours,
+        finetune_hours,
+        range(1, draws + 1),
+        budgets,
+        assurance,
+    )
+    if not len(table):
+        raise DataError(f"{runs}: no experiment has both arms")
+    columns = list(table.columns)
+    by = columns[: columns.index("arm")]
+    for key, part in table.groupby(by, sort=False) if by else [((), table)]:
+        print(_in_words(part, " ".join(map(str, key))))
+        shown = part[["pretrainings", "draws", "half_width_%", "hours", "best"]]
+        print(
+            shown.assign(best=shown["best"].map({True: "cheapest", False: ""})).to_string(
+                index=False, float_format=lambda value: f"{value:.3g}"
+            )
+        )
+
+
+def _pilot(path: Path) -> pd.DataFrame:
+    """The runs in a file, with the contrast their experiment declared where its record lies
+    beside.
+    """
+    import pandas as pd
+
+    from ..report import verify as verification
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.name.endswith("-runs.csv") and path.with_suffix(".json").is_file():
+        return verification.stored_runs(path.name.removesuffix("-runs.csv"), path.parent)
+    table = pd.read_csv(path)
+    missing = {"arm", "seed", "labels", "seconds"} - set(table)
+    if missing:
+        raise DataError(f"{path}: not a table of runs, it has no column {min(missing)!r}")
+    return table
+
+
+def _in_words(part: pd.DataFrame, name: str) -> str:
+    """What the pilot of one experiment knows."""
+    import math
+
+    r = part.iloc[0]
+    text = f"{name + ': ' if name else ''}{r['arm']} against {r['against']}, {r['metric']}: "
+    text += (
+        f"spread of a run {r['total_%']:.1f} % ({r['total_low_%']:.1f} to {r['total_high_%']:.1f})"
+    )
+    if math.isnan(r["within_%"]):
+        text += ", one run a pretraining: what further draws would bring is not told"
+    else:
+        text += f", between pretrainings {r['between_%']:.1f} %, within {r['within_%']:.1f} %"
+    pilot = f" ({r['pilot']} pretrainings in the pilot"
+    return text + pilot + ("; enough already)" if r["enough"] else ")")
+
+
+def verify(
+    results: FolderOption = Path("data/results"),
+    root: Annotated[Path, Option(help="folder of README.md and RESULTS.md")] = Path("."),
+    rewrite: Annotated[
+        bool, Option("--rewrite", help="store what the runs say, and fill the documents")
+    ] = False,
+) -> None:
+    """Recompute every stored table, interval and verdict from the stored runs, and say what
+    differs.
+    """
+    from ..report import verify as verification
+
+    if rewrite:
+        for path in verification.rewrite(results, root):
+            print(f"written: {path}")
+    found = verification.verify(results, root)
+    print(found)
+    if not found.holds:
+        print(found.differences.head(40).to_string(index=False, max_colwidth=60))
+        raise DataError(
+            f"{len(found.differences)} stored numbers do not follow from the stored runs; "
+            "if the runs are right: potkit verify --rewrite"
+        )
+
+
+def baselines(
+    experiment: Annotated[Path, Argument(help="an experiment in YAML; see potkit.specs")],
+    xtb: Annotated[bool, Option("--xtb", help="GFN2-xTB as well (needs tblite)")] = False,
+    out: Annotated[Path | None, Option(help="folder for NAME-baselines.csv and its record")] = None,
+) -> None:
+    """What networks have to beat: errors of predictions without a network, on an experiment's
+    labels and test set.
+    """
+    from ..experiments import baselines as trivial
+    from ..experiments import yaml_form
+    from ..report import tables as report
+
+    spec = yaml_form.read(experiment)
+    names = [*trivial.TRIVIAL, *(["GFN2-xTB"] if xtb else [])]
+    table = trivial.of_experiments(spec.experiments(), names)
+    shown = table.pivot(
+        index=[c for c in table if c not in ("metric", "mean")], columns="metric", values="mean"
+    )
+    print("errors in eV and eV/Å")
+    print(
+        shown.reset_index().to_string(
+            index=False, float_format=lambda value: f"{value:.4f}", na_rep=""
+        )
+    )
+    if out is not None:
+        command = f"potkit baselines {experiment}{' --xtb' if xtb else ''} --out {out}"
+        print(f"written: {report.store(table, f'{spec.name}-baselines', command, out)}")
