@@ -22,6 +22,7 @@ import pandas as pd
 from ..errors import DataError
 from ..experiments import statistics
 from ..structures.storage import replacing
+from . import provenance
 from . import tables as report
 
 DOCUMENTS = ("README.md", "RESULTS.md")
@@ -160,7 +161,7 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
                 continue
             how["derived"] = {
                 "command": "potkit verify --rewrite",
-                "commit": report.commit(),
+                "commit": provenance.commit(),
                 "from": f"{name}-runs.csv",
             }
             with replacing(path) as temporary:
