@@ -61,7 +61,7 @@ class CurrentGraph(nn.Module):
 class EnergyFromFeatures(nn.Module):
     """Energy head for networks that say the energy themselves: the last feature, [N, F] -> [N]."""
 
-    normed = pooled = False
+    pooled = False
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
         return features[:, -1]

@@ -67,7 +67,7 @@ class Potential(nn.Module):
         self.backbone = backbone
         self.cutoff = float(backbone.cutoff)
         self.energy_head = AtomicEnergy(backbone.n_features, head_norm, pooled)
-        self.vector_mode, self.forces_mode = vector, forces
+        self.vector_mode, self.forces_mode, self.head_norm = vector, forces, head_norm
         self.vector_readout = self._make_vector_readout()
         self.force_encoder = self._make_force_encoder() if force_input else None
         self.noise_readout = self._make_noise_readout() if noise_readout else None
@@ -234,8 +234,8 @@ class Potential(nn.Module):
     def _make_noise_readout(self) -> nn.Module:
         readout, head = self._make_vector_readout(), None
         if self.vector_mode == "gradient":
-            normed, pooled = self.energy_head.normed, self.energy_head.pooled
-            head = AtomicEnergy(self.backbone.n_features, normed, pooled)
+            pooled = self.energy_head.pooled
+            head = AtomicEnergy(self.backbone.n_features, self.head_norm, pooled)
         return NoiseReadout(readout, head)
 
     def _make_force_encoder(self) -> nn.Module:

@@ -5,9 +5,9 @@ Per layer, with r_ij = x_i − x_j and d_ij its length (equations 3 to 6 of the 
 cutoff):
     (3) m_ij = φ_e(h_i, h_j, d_ij²)
         m_ij ← σ(a·m_ij) m_ij                              attention gate: denoise paper only
-    (4) w_ij = tanh φ_x(m_ij)                              tanh: denoise paper only
+    (4) w_ij = φ_x(m_ij)
     (5) m_i  = Σ_j m_ij f_c
-    (4) x_i  ← x_i + Σ_j r_ij/d_ij w_ij f_c
+    (4) x_i  ← x_i + Σ_j r_ij/d_ij tanh(w_ij) f_c          tanh: denoise paper only
     (6) h_i  ← h_i + φ_h(h_i, m_i)                         residual
 
 What differs from the authors' codes: f_c, which neither has, makes energy and forces continuous
@@ -89,7 +89,7 @@ class Layer(nn.Module):
         sender_part = self.from_sender(h)  # [N, F]
         weight, message = self.messages(receiver_part, sender_part, edge, envelope, graph)
         if self.tanh:
-            weight = torch.tanh(weight)  # (4)
+            weight = torch.tanh(weight)
         weight = weight[:, None]  # [E, 1]
         if envelope is not None:
             weight = weight * envelope
@@ -113,7 +113,7 @@ class Layer(nn.Module):
         m = self.message(silu(joint))  # (3) [E, F]
         if self.gate is not None:
             m = m * torch.sigmoid(self.gate(m))
-        weight = self.coordinate(m)[:, 0]  # φ_x of (4)
+        weight = self.coordinate(m)[:, 0]  # (4) [E]
         if envelope is not None:
             m = m * envelope
         return weight, sum_over(m, graph.receiver, receiver_part.shape[0])  # (5)

@@ -19,7 +19,7 @@ class AtomicEnergy(nn.Module):
 
     def __init__(self, features: int, norm: bool = False, pooled: bool = False) -> None:
         super().__init__()
-        self.normed, self.pooled = norm, pooled
+        self.pooled = pooled
         self.norm = nn.LayerNorm(features) if norm else nn.Identity()
         self.mlp = mlp([features, features, 1])
 
