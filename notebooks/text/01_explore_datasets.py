@@ -28,13 +28,21 @@ run = notebooks.settings(
     profile,
     smoke=dict(sigmas=[0.05, 0.2], seed=0, n_structures=100, n_frames=2, n_systems=2),
     quick=dict(sigmas=[0.02, 0.05, 0.1, 0.2], seed=0, n_structures=3000, n_frames=60, n_systems=40),
-    paper=dict(sigmas=[0.02, 0.05, 0.1, 0.2, 0.5], seed=0, n_structures=20_000, n_frames=600, n_systems=400),
-    sigmas=sigmas, seed=seed,
+    paper=dict(
+        sigmas=[0.02, 0.05, 0.1, 0.2, 0.5], seed=0, n_structures=20_000, n_frames=600, n_systems=400
+    ),
+    sigmas=sigmas,
+    seed=seed,
 )
 objectives = {f"σ = {s:g} Å": potkit.Denoise(sigma=s) for s in run.sigmas}  # a wrong σ stops here
 known = potkit.datasets.names()
-names = list(known.name[(known.kind == "embedded") & (known.state == "ready")]) if sets is None else sets
-whole = {name: specs.named_or_file(name) for name in dict.fromkeys([*names, data, water])}  # a missing set stops here
+names = (
+    list(known.name[(known.kind == "embedded") & (known.state == "ready")])
+    if sets is None
+    else sets
+)
+# a missing set stops here
+whole = {name: specs.named_or_file(name) for name in dict.fromkeys([*names, data, water])}
 molecules, liquid = whole[data], whole[water]
 generator = torch.Generator().manual_seed(run.seed)
 run
@@ -54,12 +62,23 @@ def bond_lengths(objective=None):
 
 
 lengths = {"as sampled": bond_lengths()} | {name: bond_lengths(o) for name, o in objectives.items()}
-plots.show(plots.distribution(lengths, "C–H distance (Å)", title="Noise against the spread that is there already", limits=(0.7, 1.6)),
-           "01_noise_on_bonds")
+plots.show(
+    plots.distribution(
+        lengths,
+        "C–H distance (Å)",
+        title="Noise against the spread that is there already",
+        limits=(0.7, 1.6),
+    ),
+    "01_noise_on_bonds",
+)
 
 # %%
-table = pd.DataFrame({"C–H mean (Å)": {k: v.mean() for k, v in lengths.items()},
-                      "C–H standard deviation (Å)": {k: v.std() for k, v in lengths.items()}})
+table = pd.DataFrame(
+    {
+        "C–H mean (Å)": {k: v.mean() for k, v in lengths.items()},
+        "C–H standard deviation (Å)": {k: v.std() for k, v in lengths.items()},
+    }
+)
 table.round(4)
 
 # %% [markdown]
@@ -69,7 +88,10 @@ table.round(4)
 
 # %%
 own = lengths["as sampled"].std()
-print(f"C–H spread in the data: {own:.3f} Å; noise of the same size on both atoms: σ = {own / np.sqrt(2):.3f} Å")
+print(
+    f"C–H spread in the data: {own:.3f} Å; noise of the same size on both atoms: σ = "
+    f"{own / np.sqrt(2):.3f} Å"
+)
 
 
 # %% [markdown]
@@ -77,11 +99,26 @@ print(f"C–H spread in the data: {own:.3f} Å; noise of the same size on both a
 
 # %%
 def row(s):
-    sizes = f"{s.n_atoms.min()}–{s.n_atoms.max()}" if s.n_atoms.min() < s.n_atoms.max() else str(s.n_atoms[0])
-    rms = float(np.sqrt(np.mean(np.square(s.forces, dtype=float)))) if s.forces is not None else np.nan
-    return {"structures": len(s), "systems": len(np.unique(s.system)), "atoms per structure": sizes, "atoms": int(s.n_atoms.sum()),
-            "elements": " ".join(analysis.element_counts(s)), "periodic": "yes" if s.pbc.any() else "no",
-            "level of theory": s.info.get("level_of_theory") or s.info.get("level", ""), "force rms (eV/Å)": rms}
+    sizes = (
+        f"{s.n_atoms.min()}–{s.n_atoms.max()}"
+        if s.n_atoms.min() < s.n_atoms.max()
+        else str(s.n_atoms[0])
+    )
+    rms = (
+        float(np.sqrt(np.mean(np.square(s.forces, dtype=float))))
+        if s.forces is not None
+        else np.nan
+    )
+    return {
+        "structures": len(s),
+        "systems": len(np.unique(s.system)),
+        "atoms per structure": sizes,
+        "atoms": int(s.n_atoms.sum()),
+        "elements": " ".join(analysis.element_counts(s)),
+        "periodic": "yes" if s.pbc.any() else "no",
+        "level of theory": s.info.get("level_of_theory") or s.info.get("level", ""),
+        "force rms (eV/Å)": rms,
+    }
 
 
 pd.DataFrame({name: row(s) for name, s in whole.items()}).T.infer_objects().round(3)
@@ -90,10 +127,25 @@ pd.DataFrame({name: row(s) for name, s in whole.items()}).T.infer_objects().roun
 # NBVAL_CHECK_OUTPUT
 for name in ("ani-mini", "tip3p-mini"):
     s = potkit.load(name)
-    print(name, len(s), "structures of", len(np.unique(s.system)), "systems,", s.n_atoms.min(), "to", s.n_atoms.max(), "atoms")
+    print(
+        name,
+        len(s),
+        "structures of",
+        len(np.unique(s.system)),
+        "systems,",
+        s.n_atoms.min(),
+        "to",
+        s.n_atoms.max(),
+        "atoms",
+    )
     print("   atoms by element:", analysis.element_counts(s))
 box = potkit.load("tip3p-mini")
-print("box (Å):", box.cell[0].diagonal().round(3).tolist(), "every molecule is O H H:", bool((np.bincount(box.molecule[:774]) == 3).all()))
+print(
+    "box (Å):",
+    box.cell[0].diagonal().round(3).tolist(),
+    "every molecule is O H H:",
+    bool((np.bincount(box.molecule[:774]) == 3).all()),
+)
 
 # %% [markdown]
 # ## One structure of each set
@@ -106,7 +158,11 @@ for name in names:
     s = whole[name]
     largest = int(np.argmax(s.n_atoms))
     same = np.flatnonzero((s.system == s.system[largest]) & (s.n_atoms == s.n_atoms[largest]))
-    frames = s[np.sort(same[np.linspace(0, len(same) - 1, min(5, len(same))).astype(int)])] if s.n_atoms[largest] < 100 else s[largest]
+    frames = (
+        s[np.sort(same[np.linspace(0, len(same) - 1, min(5, len(same))).astype(int)])]
+        if s.n_atoms[largest] < 100
+        else s[largest]
+    )
     title = f"{name}: {s.system_names()[s.system[largest]]}, {s.n_atoms[largest]} atoms"
     plots.show(plots.structure3d(frames, title=title), f"01_structure_{name}")
 
@@ -114,20 +170,35 @@ for name in names:
 # ## Sizes and elements
 
 # %%
-few = {name: s.split((min(run.n_structures if not s.pbc.any() else run.n_frames, len(s)),), seed=run.seed)[0] for name, s in whole.items()}
+few = {
+    name: s.split(
+        (min(run.n_structures if not s.pbc.any() else run.n_frames, len(s)),), seed=run.seed
+    )[0]
+    for name, s in whole.items()
+}
 share = pd.DataFrame({name: analysis.element_counts(s) for name, s in whole.items()}).fillna(0)
 share = share.loc[sorted(share.index, key=SYMBOLS.index)] / share.sum() * 100
 bars = share.reset_index(names="element").melt("element", var_name="set", value_name="mean")
-chart = plots.bars(bars, "element", arm="set", x_title="element", y_title="share of atoms (%)", title="Elements of each set")
-for trace, colour in zip(chart.data, plots.colours(len(whole))):  # a set has one colour in all figures of this notebook
+chart = plots.bars(
+    bars,
+    "element",
+    arm="set",
+    x_title="element",
+    y_title="share of atoms (%)",
+    title="Elements of each set",
+)
+# a set has one colour in all figures of this notebook
+for trace, colour in zip(chart.data, plots.colours(len(whole)), strict=True):
     trace.marker.color = colour
 plots.show(chart, "01_elements")
 
 # %%
 chart = plots.figure("atoms per structure", "structures", "Sizes")
-for (name, s), colour in zip(whole.items(), plots.colours(len(whole))):
+for (name, s), colour in zip(whole.items(), plots.colours(len(whole)), strict=True):
     sizes, counts = np.unique(s.n_atoms, return_counts=True)
-    chart.add_scatter(x=sizes, y=counts, name=name, mode="markers", marker=dict(size=8, color=colour))
+    chart.add_scatter(
+        x=sizes, y=counts, name=name, mode="markers", marker=dict(size=8, color=colour)
+    )
 chart.update_xaxes(type="log", dtick="D2").update_yaxes(type="log", dtick=1)
 plots.show(chart, "01_sizes")
 
@@ -135,17 +206,34 @@ plots.show(chart, "01_sizes")
 # ## How far from equilibrium
 
 # %%
-with_energy = {name: analysis.energy_above_minimum(s) for name, s in whole.items() if s.energy is not None}
-chart = plots.distribution(with_energy, "energy above the lowest of the same system (eV/atom)", title="How far from equilibrium: energies",
-                           limits=(0, 0.25))
+with_energy = {
+    name: analysis.energy_above_minimum(s) for name, s in whole.items() if s.energy is not None
+}
+chart = plots.distribution(
+    with_energy,
+    "energy above the lowest of the same system (eV/atom)",
+    title="How far from equilibrium: energies",
+    limits=(0, 0.25),
+)
 chart.update_yaxes(type="log", range=[-1.5, 3], dtick=1)
 plots.show(chart, "01_energy_above_minimum")
 
 # %%
-norms = {name: np.concatenate(list(analysis.force_norms(s).values())) for name, s in few.items() if s.forces is not None}
-plots.show(plots.distribution(norms, "force on an atom (eV/Å)", title="How far from equilibrium: forces", limits=(0, 6)), "01_force_norms")
+norms = {
+    name: np.concatenate(list(analysis.force_norms(s).values()))
+    for name, s in few.items()
+    if s.forces is not None
+}
+plots.show(
+    plots.distribution(
+        norms, "force on an atom (eV/Å)", title="How far from equilibrium: forces", limits=(0, 6)
+    ),
+    "01_force_norms",
+)
 quartiles = {name: np.percentile(v, [25, 50, 75, 99]).round(2) for name, v in norms.items()}
-pd.DataFrame(quartiles, index=["25 %", "median", "75 %", "99 %"]).T.rename_axis("force on an atom (eV/Å)")
+pd.DataFrame(quartiles, index=["25 %", "median", "75 %", "99 %"]).T.rename_axis(
+    "force on an atom (eV/Å)"
+)
 
 
 # %% [markdown]
@@ -162,15 +250,25 @@ for name, s in few.items():
     r = analysis.pair_distances(s, heavy(s), heavy(s), cutoff=6.0)
     counts, edges = np.histogram(r, bins=240, range=(0.8, 6.0))
     middle = 0.5 * (edges[1:] + edges[:-1])
-    curves[f"{name} {heavy(s)}–{heavy(s)}"] = (middle, counts / (4 * np.pi * middle**2 * np.diff(edges)) / (s.z == SYMBOLS.index(heavy(s))).sum())
-chart = plots.rdf(curves, title="Radial distributions: the commonest heavy element around itself", y_title="atoms per volume (1/Å³)")
+    curves[f"{name} {heavy(s)}–{heavy(s)}"] = (
+        middle,
+        counts / (4 * np.pi * middle**2 * np.diff(edges)) / (s.z == SYMBOLS.index(heavy(s))).sum(),
+    )
+chart = plots.rdf(
+    curves,
+    title="Radial distributions: the commonest heavy element around itself",
+    y_title="atoms per volume (1/Å³)",
+)
 chart.update_yaxes(type="log", range=[-4, 1.5], dtick=1, tickformat="~g")
 plots.show(chart, "01_radial_distributions")
 
 # %%
 every = np.linspace(0, len(liquid) - 1, min(run.n_frames, len(liquid))).astype(int)
 frames = liquid[every]
-curves = {f"{a}–{b}": analysis.radial_distribution(frames, a, b) for a, b in (("O", "O"), ("O", "H"), ("H", "H"))}
+curves = {
+    f"{a}–{b}": analysis.radial_distribution(frames, a, b)
+    for a, b in (("O", "O"), ("O", "H"), ("H", "H"))
+}
 chart = plots.rdf(curves, title=f"Pair distributions of the water ({water})")
 chart.update_yaxes(range=[0, 4])
 plots.show(chart, "01_water_rdf")
@@ -196,14 +294,31 @@ rows = []
 for ratio in (0.25, 0.5, 0.9):
     batch = potkit.Masked(ratio=ratio).corrupt(frames[:2].batch(dtype=torch.float64), generator)
     length = batch.target[batch.has_target].norm(dim=1)
-    rows.append({"ratio": ratio, "atoms before": int(frames.n_atoms[:2].sum()), "atoms after": batch.num_nodes,
-                 "flagged": int(batch.mask.sum()), "O → removed H (Å)": float(length.min()), "H → removed H (Å)": float(length.max())})
+    rows.append(
+        {
+            "ratio": ratio,
+            "atoms before": int(frames.n_atoms[:2].sum()),
+            "atoms after": batch.num_nodes,
+            "flagged": int(batch.mask.sum()),
+            "O → removed H (Å)": float(length.min()),
+            "H → removed H (Å)": float(length.max()),
+        }
+    )
 pd.DataFrame(rows).round(4)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-batch = potkit.Masked(ratio=0.5).corrupt(potkit.load("tip3p-mini")[:1].batch(), torch.Generator().manual_seed(0))
-print("removed hydrogens:", 774 - batch.num_nodes, "of", 258, "molecules; flagged atoms:", int(batch.mask.sum()))
+batch = potkit.Masked(ratio=0.5).corrupt(
+    potkit.load("tip3p-mini")[:1].batch(), torch.Generator().manual_seed(0)
+)
+print(
+    "removed hydrogens:",
+    774 - batch.num_nodes,
+    "of",
+    258,
+    "molecules; flagged atoms:",
+    int(batch.mask.sum()),
+)
 
 # %% [markdown]
 # ## Is the Gaussian assumption right?
@@ -231,16 +346,30 @@ for name, s in whole.items():
 pd.concat(tests, names=["set", ""]).round(3)
 
 # %%
-chart = plots.distribution(standardised, "displacement over its standard deviation", limits=(-4, 4), title="Displacements against the normal law")
+chart = plots.distribution(
+    standardised,
+    "displacement over its standard deviation",
+    limits=(-4, 4),
+    title="Displacements against the normal law",
+)
 x = np.linspace(-4, 4, 200)
-chart.add_scatter(x=x, y=np.exp(-x**2 / 2) / np.sqrt(2 * np.pi), name="normal law", mode="lines", line=dict(color="black", dash="dash"))
+chart.add_scatter(
+    x=x,
+    y=np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi),
+    name="normal law",
+    mode="lines",
+    line=dict(color="black", dash="dash"),
+)
 plots.show(chart, "01_gaussian_test")
 
 # %% [markdown]
 # The σ that `potkit.noise.propose_sigma` reads from the data alone (notebook 02 compares it with a scan), by three methods, and which it takes:
 
 # %%
-methods = {name: p.table["all"].to_dict() | {"proposed σ (Å)": p.sigma, "by": p.method} for name, p in proposals.items()}
+methods = {
+    name: p.table["all"].to_dict() | {"proposed σ (Å)": p.sigma, "by": p.method}
+    for name, p in proposals.items()
+}
 pd.DataFrame(methods).T.infer_objects().rename_axis("σ in Å").round(3)
 
 # %% [markdown]
@@ -251,8 +380,15 @@ for name, v in norms.items():
     s = whole[name]
     lies = f"{1e3 * np.median(with_energy[name]):.0f}" if name in with_energy else "?"
     above = f"a typical structure lies {lies} meV/atom above the lowest of its system"
-    verdict = tests[name].set_index("element").verdict.get("all", tests[name].verdict.iloc[0]) if name in tests else "not tested"
-    print(f"{name}: half of the atoms feel more than {np.median(v):.2f} eV/Å; {above}; Gaussian: {verdict}; proposed σ {proposals[name].sigma:.2g} Å")
+    verdict = (
+        tests[name].set_index("element").verdict.get("all", tests[name].verdict.iloc[0])
+        if name in tests
+        else "not tested"
+    )
+    print(
+        f"{name}: half of the atoms feel more than {np.median(v):.2f} eV/Å; {above}; Gaussian: "
+        f"{verdict}; proposed σ {proposals[name].sigma:.2g} Å"
+    )
 
 # %% [markdown]
 # **What it means.** None of the sets is at equilibrium, which is what denoising of non-equilibrium structures needs; how far off differs from set to

@@ -29,16 +29,34 @@ import torch
 import potkit
 from potkit import experiments, notebooks, plots, profiles, report
 
-shared = profiles.WATER  # network, data and training settings that notebooks 03 and 06 have in common
+# network, data and training settings that notebooks 03 and 06 have in common
+shared = profiles.WATER
 run = notebooks.settings(
     profile,
     smoke=shared["smoke"] | dict(ratios=[0.5], elements=[["O"]], sigmas=[0.1], labels=[4]),
-    quick=shared["quick"] | dict(ratios=[0.25, 0.5, 0.9], elements=[["O"], ["H", "O"]], sigmas=[0.1], labels=[60]),
-    paper=shared["paper"] | dict(ratios=[0.1, 0.25, 0.5, 0.75, 0.9, 1.0], elements=[["O"], ["H", "O"]], sigmas=[0.1, 0.5], labels=[1.0]),
-    data=data, model=model, ratios=ratios, elements=elements, sigmas=sigmas, labels=labels, seeds=seeds, jobs=jobs,
+    quick=shared["quick"]
+    | dict(ratios=[0.25, 0.5, 0.9], elements=[["O"], ["H", "O"]], sigmas=[0.1], labels=[60]),
+    paper=shared["paper"]
+    | dict(
+        ratios=[0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
+        elements=[["O"], ["H", "O"]],
+        sigmas=[0.1, 0.5],
+        labels=[1.0],
+    ),
+    data=data,
+    model=model,
+    ratios=ratios,
+    elements=elements,
+    sigmas=sigmas,
+    labels=labels,
+    seeds=seeds,
+    jobs=jobs,
 )
-masked = {f"masked {r:g}": potkit.Masked(ratio=r) for r in run.ratios}  # a wrong ratio stops here, before anything is trained
-other = {f"masked 0.5 {'+'.join(e)}": potkit.Masked(ratio=0.5, elements=tuple(e)) for e in run.elements}
+# a wrong ratio stops here, before anything is trained
+masked = {f"masked {r:g}": potkit.Masked(ratio=r) for r in run.ratios}
+other = {
+    f"masked 0.5 {'+'.join(e)}": potkit.Masked(ratio=0.5, elements=tuple(e)) for e in run.elements
+}
 denoise = {f"denoise {s:g} Å": potkit.Denoise(sigma=s) for s in run.sigmas}
 network = profiles.network(run)
 pool, test = profiles.parts(run)
@@ -50,23 +68,43 @@ run
 
 # %%
 arms = masked | other | denoise
-experiment = experiments.Experiment(
-    model=network, pretrain_on=unlabelled, train=pool, test=test, labels=profiles.budgets(run.labels, pool), objectives=arms, seeds=run.seeds,
-    pretrain_config=potkit.TrainConfig(**run.pretrain, device=device), finetune_config=potkit.TrainConfig(**run.finetune, device=device),
-    supervised=potkit.Supervised(**run.supervised), longer=run.longer, store=notebooks.store(), jobs=run.jobs,
-    parts=dict.fromkeys(arms, ["backbone", "energy_head", "vector_readout"]),  # the masked paper goes on from all weights
+experiment = profiles.experiment(
+    run,
+    device,
+    model=network,
+    pretrain_on=unlabelled,
+    train=pool,
+    test=test,
+    objectives=arms,
+    # the masked paper goes on from all weights
+    parts={arm: ["backbone", "energy_head", "vector_readout"] for arm in arms},
 )
 budget = experiment.labels[-1]
-print(f"pretraining: {len(unlabelled)} unlabelled frames; fine-tuning: {experiment.labels}; test: {len(test)} frames, split by {run.split}")
+print(
+    f"pretraining: {len(unlabelled)} unlabelled frames; fine-tuning: {experiment.labels}; test: "
+    f"{len(test)} frames, split by {run.split}"
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
 frame = potkit.load("tip3p-mini")[:1].batch(dtype=torch.float64)
 for ratio, which in ((0.25, "H"), (0.5, "H"), (0.9, "H"), (0.5, "O")):
-    after = potkit.Masked(ratio=ratio, elements=(which,)).corrupt(frame, torch.Generator().manual_seed(0))
+    after = potkit.Masked(ratio=ratio, elements=(which,)).corrupt(
+        frame, torch.Generator().manual_seed(0)
+    )
     length = after.target[after.has_target].norm(dim=1)
-    print(ratio, which, "removed:", 774 - after.num_nodes, "flagged:", int(after.mask.sum()),
-          "shortest target (Å):", round(float(length.min()), 3), "longest:", round(float(length.max()), 3))
+    print(
+        ratio,
+        which,
+        "removed:",
+        774 - after.num_nodes,
+        "flagged:",
+        int(after.mask.sum()),
+        "shortest target (Å):",
+        round(float(length.min()), 3),
+        "longest:",
+        round(float(length.max()), 3),
+    )
 
 # %% [markdown]
 # ## Run (finished runs are loaded, not repeated)
@@ -77,13 +115,30 @@ summary = potkit.compare(runs)
 
 # %%
 table = summary[(summary.metric == "forces_mae") & (summary.labels == budget)].set_index("arm")
-scratch, longer = (tuple(1e3 * table.loc[arm, ["mean", "low", "high"]]) for arm in ("scratch", "scratch-longer"))
-change = table.loc[list(masked), ["change_%", "change_low_%", "change_high_%"]].set_axis(["mean", "low", "high"], axis=1).assign(ratio=run.ratios)
-chart = plots.scan(change, "ratio", x_title="mask ratio ρ", y_title="change of force MAE against scratch (%)", reference=(0, 0, 0), log_x=False,
-                   title=f"Mask ratio: gain after fine-tuning on {budget} frames of water")
+scratch, longer = (
+    tuple(1e3 * table.loc[arm, ["mean", "low", "high"]]) for arm in ("scratch", "scratch-longer")
+)
+change = (
+    table.loc[list(masked), ["change_%", "change_low_%", "change_high_%"]]
+    .set_axis(["mean", "low", "high"], axis=1)
+    .assign(ratio=run.ratios)
+)
+chart = plots.scan(
+    change,
+    "ratio",
+    x_title="mask ratio ρ",
+    y_title="change of force MAE against scratch (%)",
+    reference=(0, 0, 0),
+    log_x=False,
+    title=f"Mask ratio: gain after fine-tuning on {budget} frames of water",
+)
 longer_change = float(table.loc["scratch-longer", "change_%"])
-chart.add_hline(y=longer_change, line=dict(color=plots.OKABE_ITO["orange"], dash="dash", width=2), annotation_text="scratch-longer",
-                annotation_position="bottom left")
+chart.add_hline(
+    y=longer_change,
+    line=dict(color=plots.OKABE_ITO["orange"], dash="dash", width=2),
+    annotation_text="scratch-longer",
+    annotation_position="bottom left",
+)
 plots.show(chart, "03_mask_ratio")
 
 # %% [markdown]
@@ -91,20 +146,36 @@ plots.show(chart, "03_mask_ratio")
 # helps. The orange line is the arm without pretraining that trains as many steps more as the pretraining had. The errors themselves, all arms side by side:
 
 # %%
-bars = summary[summary.metric == "forces_mae"].assign(**{c: 1e3 * summary[c] for c in ("mean", "low", "high")})
-chart = plots.bars(bars.assign(kind=bars.arm.astype(str)), "kind", title=f"All arms, {budget} labelled frames of water")
+bars = summary[summary.metric == "forces_mae"].assign(
+    **{c: 1e3 * summary[c] for c in ("mean", "low", "high")}
+)
+chart = plots.bars(
+    bars.assign(kind=bars.arm.astype(str)),
+    "kind",
+    title=f"All arms, {budget} labelled frames of water",
+)
 plots.show(chart.update_layout(showlegend=False, barmode="overlay"), "03_all_arms")
 
 # %% [markdown]
 # ## How well the masked atoms are found
 
 # %%
-found = runs[runs.arm.isin(list(masked | other))].groupby("arm", observed=True)["pretrain_loss"].mean()
-angle = np.radians(104.5)  # of water, about; an atom left behind by an H sees it at this angle or at (180° − angle)/2, by an O at the latter
+found = (
+    runs[runs.arm.isin(list(masked | other))].groupby("arm", observed=True)["pretrain_loss"].mean()
+)
+# of water, about; an atom left behind by an H sees it at this angle or at (180° − angle)/2, by an
+# O at the latter
+angle = np.radians(104.5)
 alone = {"H": 1 - (abs(np.cos(angle)) + np.sin(angle / 2)) / 2, "O": 1 - np.sin(angle / 2)}
-shares = {arm: {"H": 1.0} for arm in masked} | {arm: {"H": 2 / 3, "O": 1 / 3} if len(o.elements) > 1 else {"O": 1.0} for arm, o in other.items()}
-guess = pd.Series({arm: sum(w * alone[e] for e, w in share.items()) for arm, share in shares.items()})
-pd.DataFrame({"1 − cos (validation)": found, "from the remaining bond alone": guess[found.index]}).round(3)
+shares = {arm: {"H": 1.0} for arm in masked} | {
+    arm: {"H": 2 / 3, "O": 1 / 3} if len(o.elements) > 1 else {"O": 1.0} for arm, o in other.items()
+}
+guess = pd.Series(
+    {arm: sum(w * alone[e] for e, w in share.items()) for arm, share in shares.items()}
+)
+pd.DataFrame(
+    {"1 − cos (validation)": found, "from the remaining bond alone": guess[found.index]}
+).round(3)
 
 # %% [markdown]
 # A random guess has 1 − cos = 1. The second column is the best a guess along the remaining bond can do: at the angle of water the missing atom lies on a cone about it.
@@ -119,14 +190,34 @@ report.wide(summary)
 # %%
 best = table.loc[list(masked), "change_%"].idxmin()
 verdict = table.loc[best]
-print(f"Best ratio here: {best}: force MAE {1e3 * verdict['mean']:.0f} meV/Å against {scratch[0]:.0f} from scratch and {longer[0]:.0f} from scratch "
-      f"for longer; change {verdict['change_%']:+.0f} % (95 % interval {verdict['change_low_%']:+.0f} to {verdict['change_high_%']:+.0f} %).")
+print(
+    f"Best ratio here: {best}: force MAE {1e3 * verdict['mean']:.0f} meV/Å against "
+    f"{scratch[0]:.0f} from scratch and {longer[0]:.0f} from scratch "
+    f"for longer; change {verdict['change_%']:+.0f} % (95 % interval "
+    f"{verdict['change_low_%']:+.0f} to {verdict['change_high_%']:+.0f} %)."
+)
 spread = table.loc[list(masked), "change_%"]
-print(f"Between the ratios the change differs by {spread.max() - spread.min():.0f} points; "
-      f"the intervals are {(change.high - change.low).mean():.0f} points wide.")
-print("Elements:", "; ".join(f"{arm} {table.loc[arm, 'change_%']:+.0f} % ({table.loc[arm, 'effect']})" for arm in [best, *other]))
-print("Denoising:", "; ".join(f"{arm} {table.loc[arm, 'change_%']:+.0f} % ({table.loc[arm, 'effect']})" for arm in denoise))
-print(f"Training from scratch for longer: {longer_change:+.0f} % ({table.loc['scratch-longer', 'effect']})")
+print(
+    f"Between the ratios the change differs by {spread.max() - spread.min():.0f} points; "
+    f"the intervals are {(change.high - change.low).mean():.0f} points wide."
+)
+print(
+    "Elements:",
+    "; ".join(
+        f"{arm} {table.loc[arm, 'change_%']:+.0f} % ({table.loc[arm, 'effect']})"
+        for arm in [best, *other]
+    ),
+)
+print(
+    "Denoising:",
+    "; ".join(
+        f"{arm} {table.loc[arm, 'change_%']:+.0f} % ({table.loc[arm, 'effect']})" for arm in denoise
+    ),
+)
+print(
+    f"Training from scratch for longer: {longer_change:+.0f} % "
+    f"({table.loc['scratch-longer', 'effect']})"
+)
 
 # %% [markdown]
 # **What it means.** The sentences above are computed from the runs: "unclear" means that the 95 % interval of the paired change over seeds holds zero; where

@@ -19,27 +19,40 @@ seeds = None
 jobs = None  # runs side by side
 
 # %% tags=["setup"]
-import numpy as np
 import pandas as pd
 
 import potkit
 from potkit import experiments, notebooks, plots, profiles, report, specs, statistics
 
-shared = profiles.MOLECULES  # network, data and training settings that notebooks 02, 04, 05 and 07 have in common
+# network, data and training settings that notebooks 02, 04, 05 and 07 have in common
+shared = profiles.MOLECULES
 run = notebooks.settings(
     profile,
     smoke=shared["smoke"] | dict(sets=["ani-mini"], molecules={}, labels=[10, 20]),
     quick=shared["quick"] | dict(sets=["ani-mini"], molecules={}, labels=[10, 25, 50, 100, 200]),
-    paper=shared["paper"] | dict(sets=["ani-1x", "md22"], molecules={"md22": ["AT-AT", "Ac-Ala3-NHMe", "buckyball-catcher"]},
-                                 labels=[0.05, 0.1, 0.25, 0.5, 1.0]),
-    sets=sets, model=model, sigma=sigma, labels=labels, seeds=seeds, jobs=jobs,
+    paper=shared["paper"]
+    | dict(
+        sets=["ani-1x", "md22"],
+        molecules={"md22": ["AT-AT", "Ac-Ala3-NHMe", "buckyball-catcher"]},
+        labels=[0.05, 0.1, 0.25, 0.5, 1.0],
+    ),
+    sets=sets,
+    model=model,
+    sigma=sigma,
+    labels=labels,
+    seeds=seeds,
+    jobs=jobs,
 )
-arms = {"denoise": potkit.Denoise(sigma=run.sigma)}  # a wrong σ stops here, before anything is trained
+# a wrong σ stops here, before anything is trained
+arms = {"denoise": potkit.Denoise(sigma=run.sigma)}
 network = profiles.network(run)
 pool, _ = profiles.parts(run)  # as in notebook 02, so that its runs are found
 unlabelled = profiles.unlabelled(run, pool)
 cases = [(name, molecule) for name in run.sets for molecule in run.molecules.get(name, [None])]
-targets = {" ".join(filter(None, c)): specs.DataSpec(data=c[0], systems=c[1] and [c[1]]).load() for c in cases}
+targets = {
+    " ".join(filter(None, c)): specs.DataSpec(data=c[0], systems=c[1] and [c[1]]).load()
+    for c in cases
+}
 run
 
 
@@ -49,16 +62,30 @@ run
 # %%
 def experiment(name):
     train, test = profiles.parts(run, targets[name])
-    return experiments.Experiment(
-        model=network, columns={"data": name}, pretrain_on=unlabelled, objectives=arms, seeds=run.seeds,
-        train=train, test=test, labels=profiles.budgets(run.labels, train),
-        pretrain_config=potkit.TrainConfig(**run.pretrain, device=device), finetune_config=potkit.TrainConfig(**run.finetune, device=device),
-        supervised=potkit.Supervised(**run.supervised), longer=run.longer, store=notebooks.store(), jobs=run.jobs,
+    return profiles.experiment(
+        run,
+        device,
+        model=network,
+        columns={"data": name},
+        pretrain_on=unlabelled,
+        objectives=arms,
+        train=train,
+        test=test,
     )
 
 
 grid = [experiment(name) for name in targets]
-pd.DataFrame([{"data": e.columns["data"], "to learn from": len(e.train), "to test on": len(e.test), "label budgets": e.labels} for e in grid])
+pd.DataFrame(
+    [
+        {
+            "data": e.columns["data"],
+            "to learn from": len(e.train),
+            "to test on": len(e.test),
+            "label budgets": e.labels,
+        }
+        for e in grid
+    ]
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -66,10 +93,22 @@ from potkit.datasets import splits
 
 few = splits.label_budget(potkit.load("ani-mini"), [25, 100, 400], seed=0)
 print("budgets are nested:", set(few[25]) < set(few[100]) < set(few[400]))
-known = pd.DataFrame([{"arm": arm, "seed": s, "labels": n, "forces_mae": a / n**0.5} for arm, a in (("scratch", 4.0), ("denoise", 2.0))
-                      for s in (0, 1) for n in (25, 100, 400, 1600)])
+known = pd.DataFrame(
+    [
+        {"arm": arm, "seed": s, "labels": n, "forces_mae": a / n**0.5}
+        for arm, a in (("scratch", 4.0), ("denoise", 2.0))
+        for s in (0, 1)
+        for n in (25, 100, 400, 1600)
+    ]
+)
 saved = statistics.labels_saved(known)
-print("half the error at slope −1/2 saves a factor of", saved.factor[0].round(3), "and needs", saved.needs.round(1).tolist(), "labels from scratch")
+print(
+    "half the error at slope −1/2 saves a factor of",
+    saved.factor[0].round(3),
+    "and needs",
+    saved.needs.round(1).tolist(),
+    "labels from scratch",
+)
 print("slopes:", statistics.learning_curves(known).slope.round(3).tolist())
 
 # %% [markdown]
@@ -78,26 +117,38 @@ print("slopes:", statistics.learning_curves(known).slope.round(3).tolist())
 # %%
 runs = profiles.complete(experiments.run(grid))
 summary = potkit.compare(runs)
-metric, unit = ("forces_mae", "force MAE (meV/Å)") if run.supervised["forces"] else ("energy_mae", "energy MAE (meV)")
+metric, unit = (
+    ("forces_mae", "force MAE (meV/Å)")
+    if run.supervised["forces"]
+    else ("energy_mae", "energy MAE (meV)")
+)
 
 # %%
 for k, name in enumerate(targets):
     curve = summary[(summary.metric == metric) & (summary.data == name)]
     curve = curve.assign(**{c: 1e3 * curve[c] for c in ("mean", "low", "high")})
     title = f"Error against label budget ({name}, {run.model})"
-    plots.show(plots.learning_curve(curve, "labels", y_title=f"test {unit}", title=title), "05_data_efficiency" + (f"_{k + 1}" if k else ""))
+    plots.show(
+        plots.learning_curve(curve, "labels", y_title=f"test {unit}", title=title),
+        "05_data_efficiency" + (f"_{k + 1}" if k else ""),
+    )
 
 # %% [markdown]
 # Both axes are logarithmic; means over seeds with 95 % intervals. All arms of a budget share labelled structures, initial weights and test set. The
 # same number of fine-tuning steps at every budget: with few labels they are many passes, with many labels few. The gain at each budget, paired over seeds:
 
 # %%
-arm = list(arms)[0]
+arm = next(iter(arms))
 gain = summary[(summary.metric == metric) & summary.arm.isin([arm, "scratch-longer"])]
 gain = gain.assign(mean=gain["change_%"], low=gain["change_low_%"], high=gain["change_high_%"])
 for k, name in enumerate(targets):
-    chart = plots.learning_curve(gain[gain.data == name], "labels", y_title=f"change of {unit.split(' (')[0]} (%)", log=False,
-                                 title=f"Change against scratch ({name})")
+    chart = plots.learning_curve(
+        gain[gain.data == name],
+        "labels",
+        y_title=f"change of {unit.split(' (')[0]} (%)",
+        log=False,
+        title=f"Change against scratch ({name})",
+    )
     ticks = sorted(gain[gain.data == name].labels.unique())
     chart.update_xaxes(type="log", tickvals=ticks, ticktext=[str(t) for t in ticks])
     chart.add_hline(y=0, line=dict(color="black", dash="dash", width=1.5))
@@ -108,7 +159,19 @@ for k, name in enumerate(targets):
 
 # %%
 laws = statistics.learning_curves(runs, metric)
-laws[["data", "arm", "slope", "slope_low", "slope_high", "slope_change", "slope_change_low", "slope_change_high", "misfit_%"]].round(3)
+laws[
+    [
+        "data",
+        "arm",
+        "slope",
+        "slope_low",
+        "slope_high",
+        "slope_change",
+        "slope_change_low",
+        "slope_change_high",
+        "misfit_%",
+    ]
+].round(3)
 
 # %% [markdown]
 # ## Labels saved: how many labels from scratch has to have for the same error
@@ -116,17 +179,36 @@ laws[["data", "arm", "slope", "slope_low", "slope_high", "slope_change", "slope_
 # %%
 saved = statistics.labels_saved(runs, metric)
 saved = saved[saved.arm == arm]
-saved.assign(words=[statistics.saved_in_words(r) for _, r in saved.iterrows()])[["data", "labels", "relation", "needs", "factor", "words"]].round(2)
+saved.assign(words=[statistics.saved_in_words(r) for _, r in saved.iterrows()])[
+    ["data", "labels", "relation", "needs", "factor", "words"]
+].round(2)
 
 # %%
-chart = plots.figure("labels with pretraining", "labels from scratch for the same error", "Labels saved")
+chart = plots.figure(
+    "labels with pretraining", "labels from scratch for the same error", "Labels saved"
+)
 for name, part in saved.groupby("data", sort=False):
     beyond, part = part[part.relation == ">"], part[part.relation == "="]
     bars = dict(array=part.high - part.needs, arrayminus=part.needs - part.low)
-    chart.add_scatter(x=part.labels, y=part.needs, error_y=bars, mode="lines+markers", name=name, marker=dict(size=10))
-    chart.add_scatter(x=beyond.labels, y=beyond.needs, mode="markers", name=f"{name}: more than", marker=dict(size=12, symbol="triangle-up-open"))
+    chart.add_scatter(
+        x=part.labels,
+        y=part.needs,
+        error_y=bars,
+        mode="lines+markers",
+        name=name,
+        marker=dict(size=10),
+    )
+    chart.add_scatter(
+        x=beyond.labels,
+        y=beyond.needs,
+        mode="markers",
+        name=f"{name}: more than",
+        marker=dict(size=12, symbol="triangle-up-open"),
+    )
 ends = [saved.labels.min(), saved.labels.max()]
-chart.add_scatter(x=ends, y=ends, mode="lines", name="nothing saved", line=dict(color="black", dash="dash"))
+chart.add_scatter(
+    x=ends, y=ends, mode="lines", name="nothing saved", line=dict(color="black", dash="dash")
+)
 ticks = sorted(set(saved.labels))
 for axis in (chart.update_xaxes, chart.update_yaxes):
     axis(type="log", tickvals=ticks, ticktext=[str(t) for t in ticks])
@@ -143,11 +225,18 @@ report.wide(summary, by=["data", "labels"])
 for name in targets:
     own, law = saved[saved.data == name], laws[laws.data == name].set_index("arm")
     print(f"{name}: " + "; ".join(statistics.saved_in_words(r) for _, r in own.iterrows()) + ".")
-    print(f"   slopes: {law.slope['scratch']:.2f} from scratch, {law.slope[arm]:.2f} pretrained; difference {law.slope_change[arm]:+.2f} "
-          f"(95 % interval {law.slope_change_low[arm]:+.2f} to {law.slope_change_high[arm]:+.2f})")
+    print(
+        f"   slopes: {law.slope['scratch']:.2f} from scratch, {law.slope[arm]:.2f} pretrained; "
+        f"difference {law.slope_change[arm]:+.2f} "
+        f"(95 % interval {law.slope_change_low[arm]:+.2f} to {law.slope_change_high[arm]:+.2f})"
+    )
     part = gain[(gain.data == name)].pivot(index="labels", columns="arm", values="mean")
     wins = part.index[part[arm] < part["scratch-longer"]]
-    print("   pretraining beats training longer at:", ", ".join(map(str, wins)) or "no budget", "labels")
+    print(
+        "   pretraining beats training longer at:",
+        ", ".join(map(str, wins)) or "no budget",
+        "labels",
+    )
 
 # %% [markdown]
 # **What it means.** The sentences above are computed from the runs; numbers with > or < lie outside the budgets that were tried, and nothing is

@@ -15,7 +15,9 @@ sigma = None  # Å, denoise and both
 ratio = None  # share of molecules that lose a hydrogen; None: the profile's, by network
 molecules = None  # of rMD17
 device = "auto"
-labels = None  # labelled frames of water, validation included; a float is a share of the training part
+labels = (
+    None  # labelled frames of water, validation included; a float is a share of the training part
+)
 seeds = None
 jobs = None  # runs side by side
 
@@ -25,17 +27,35 @@ import pandas as pd
 import potkit
 from potkit import experiments, notebooks, papers, plots, profiles, report, specs
 
-shared = profiles.WATER  # network, data and training settings that notebooks 03 and 06 have in common
-mini = dict(waters={"water-mini": ["water-mini"] * 2}, models=["egnn", "gns"], sigma=0.1, ratio={}, changes={})
+# network, data and training settings that notebooks 03 and 06 have in common
+shared = profiles.WATER
+mini = dict(
+    waters={"water-mini": ["water-mini"] * 2},
+    models=["egnn", "gns"],
+    sigma=0.1,
+    ratio={},
+    changes={},
+)
 tip3p = "$POTKIT_DATA/tip3p.h5"
 run = notebooks.settings(
     profile,
     smoke=shared["smoke"] | mini | dict(labels=[6], organic=profiles.RMD17["smoke"]),
     quick=shared["quick"] | mini | dict(labels=[60], organic=profiles.RMD17["quick"]),
-    paper=shared["paper"] | dict(waters={"RPBE-D3": ["rpbe-water"] * 2, "TIP3P": [tip3p] * 2}, models=["egnn", "gns", "forcenet"], sigma=0.5, labels=[1.0],
-                                 ratio={"RPBE-D3 egnn": 0.25, "TIP3P egnn": 0.9}, changes={"TIP3P": {"epochs": [25, 50], "batch_size": 10}},
-                                 organic=profiles.RMD17["paper"]),
-    models=models, sigma=sigma, labels=labels, seeds=seeds, jobs=jobs,
+    paper=shared["paper"]
+    | dict(
+        waters={"RPBE-D3": ["rpbe-water"] * 2, "TIP3P": [tip3p] * 2},
+        models=["egnn", "gns", "forcenet"],
+        sigma=0.5,
+        labels=[1.0],
+        ratio={"RPBE-D3 egnn": 0.25, "TIP3P egnn": 0.9},
+        changes={"TIP3P": {"epochs": [25, 50], "batch_size": 10}},
+        organic=profiles.RMD17["paper"],
+    ),
+    models=models,
+    sigma=sigma,
+    labels=labels,
+    seeds=seeds,
+    jobs=jobs,
 )
 if ratio is not None:
     run.ratio = {f"{name} {model}": ratio for name in run.waters for model in run.models}
@@ -46,23 +66,50 @@ run
 
 # %% tags=["setup"]
 def arms_for(share):
-    return {"masked": potkit.Masked(ratio=share), "denoise": potkit.Denoise(sigma=run.sigma),
-            "both": potkit.MaskedDenoise(ratio=share, sigma=run.sigma)}
+    return {
+        "masked": potkit.Masked(ratio=share),
+        "denoise": potkit.Denoise(sigma=run.sigma),
+        "both": potkit.MaskedDenoise(ratio=share, sigma=run.sigma),
+    }
 
 
 networks = {name: profiles.network(run, name) for name in run.models}
-ratios = {(name, model): run.ratio.get(f"{name} {model}", 0.5) for name in run.waters for model in run.models}
+ratios = {
+    (name, model): run.ratio.get(f"{name} {model}", 0.5)
+    for name in run.waters
+    for model in run.models
+}
 arms = {case: arms_for(share) for case, share in ratios.items()}  # a wrong ratio or σ stops here
-everything = ["backbone", "energy_head", "vector_readout"]  # the masked paper goes on from all weights
-loaded = {name: specs.named_or_file(name) for name in dict.fromkeys(sum(run.waters.values(), []))}
+# the masked paper goes on from all weights
+everything = [
+    "backbone",
+    "energy_head",
+    "vector_readout",
+]
+pairs = run.waters.values()
+loaded = {name: specs.named_or_file(name) for pair in pairs for name in pair}
 pools = {name: profiles.parts(run, s) for name, s in loaded.items()}
-specs.DataSpec(data=run.organic["data"], systems=run.organic["molecules"]).load()  # an unknown molecule stops here
+specs.DataSpec(
+    data=run.organic["data"], systems=run.organic["molecules"]
+).load()  # an unknown molecule stops here
 organic = specs.named_or_file(run.organic["data"])
-organic_arms = {"masked": potkit.Masked(ratio=run.organic["ratio"], by="atom"), "denoise": potkit.Denoise(sigma=run.organic["sigma"])}
+organic_arms = {
+    "masked": potkit.Masked(ratio=run.organic["ratio"], by="atom"),
+    "denoise": potkit.Denoise(sigma=run.organic["sigma"]),
+}
 potkit.TrainConfig(**run.pretrain, device=device)
-pd.DataFrame({name: {"frames": len(s), "atoms per frame": f"{s.n_atoms.min()}–{s.n_atoms.max()}", "to learn from": len(pools[name][0]),
-                     "to test on": len(pools[name][1]), "method": s.info.get("level_of_theory") or s.info.get("level", "")}
-              for name, s in loaded.items()}).T
+pd.DataFrame(
+    {
+        name: {
+            "frames": len(s),
+            "atoms per frame": f"{s.n_atoms.min()}–{s.n_atoms.max()}",
+            "to learn from": len(pools[name][0]),
+            "to test on": len(pools[name][1]),
+            "method": s.info.get("level_of_theory") or s.info.get("level", ""),
+        }
+        for name, s in loaded.items()
+    }
+).T
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -72,7 +119,10 @@ frame, generator = potkit.load("tip3p-mini")[:1].batch(), torch.Generator().manu
 for name, objective in arms_for(0.5).items():
     batch = objective.corrupt(frame, generator)
     targets = int(batch.has_target.sum()) if hasattr(batch, "has_target") else batch.num_nodes
-    print(f"{name}: {batch.num_nodes} of {frame.num_nodes} atoms left, {targets} with a {'noise' if name == 'denoise' else 'direction'} target")
+    print(
+        f"{name}: {batch.num_nodes} of {frame.num_nodes} atoms left, {targets} with a "
+        f"{'noise' if name == 'denoise' else 'direction'} target"
+    )
 
 
 # %% [markdown]
@@ -81,28 +131,47 @@ for name, objective in arms_for(0.5).items():
 # %%
 def config(values, name, which):
     change = run.changes.get(name, {})
-    return potkit.TrainConfig(**values, device=device).replace(**{k: v[which] if isinstance(v, list) else v for k, v in change.items()})
+    return potkit.TrainConfig(**values, device=device).replace(
+        **{k: v[which] if isinstance(v, list) else v for k, v in change.items()}
+    )
 
 
 def experiment(name, model):
     labelled, unlabelled = run.waters[name]
     train, test = pools[labelled]
-    return experiments.Experiment(
-        model=networks[model], columns={"data": name, "model": model}, objectives=arms[name, model], seeds=run.seeds,
-        pretrain_on=profiles.unlabelled(run, pools[unlabelled][0]), train=train, test=test, labels=profiles.budgets(run.labels, train),
-        pretrain_config=config(run.pretrain, name, 0), finetune_config=config(run.finetune, name, 1),
-        supervised=potkit.Supervised(**run.supervised), longer=run.longer, parts=dict.fromkeys(arms[name, model], everything),
-        store=notebooks.store(), jobs=run.jobs,
+    return profiles.experiment(
+        run,
+        device,
+        model=networks[model],
+        columns={"data": name, "model": model},
+        objectives=arms[name, model],
+        pretrain_on=profiles.unlabelled(run, pools[unlabelled][0]),
+        train=train,
+        test=test,
+        pretrain_config=config(run.pretrain, name, 0),
+        finetune_config=config(run.finetune, name, 1),
+        parts=dict.fromkeys(arms[name, model], everything),
     )
 
 
-runs = profiles.complete(experiments.run([experiment(name, model) for name in run.waters for model in run.models]))
+runs = profiles.complete(
+    experiments.run([experiment(name, model) for name in run.waters for model in run.models])
+)
 summary = potkit.compare(runs)
 
 # %%
-chosen = summary[summary.metric == "forces_mae"].assign(arm=lambda t: t.arm.astype(str), label=lambda t: t.data + ", " + t.model)
-change = chosen[chosen.arm != "scratch"].assign(mean=lambda t: t["change_%"], low=lambda t: t["change_low_%"], high=lambda t: t["change_high_%"])
-chart = plots.bars(change, "label", y_title="change of force MAE against scratch (%)", title="Water: what each pretraining brings")
+chosen = summary[summary.metric == "forces_mae"].assign(
+    arm=lambda t: t.arm.astype(str), label=lambda t: t.data + ", " + t.model
+)
+change = chosen[chosen.arm != "scratch"].assign(
+    mean=lambda t: t["change_%"], low=lambda t: t["change_low_%"], high=lambda t: t["change_high_%"]
+)
+chart = plots.bars(
+    change,
+    "label",
+    y_title="change of force MAE against scratch (%)",
+    title="Water: what each pretraining brings",
+)
 chart.add_hline(y=0, line=dict(color="black", width=1))
 plots.show(chart, "06_water")
 
@@ -121,38 +190,71 @@ report.wide(summary, by=["data", "model", "labels"])
 # %%
 printed = papers.changes()
 printed = printed[(printed.paper == "masked") & (printed.table == "Table 1")]
-printed[["data", "model", "arm", "ratio_or_sigma", "quantity", "metric", "computed"]].rename(columns={"computed": "change (%)"}).round({"change (%)": 1})
+printed[["data", "model", "arm", "ratio_or_sigma", "quantity", "metric", "computed"]].rename(
+    columns={"computed": "change (%)"}
+).round({"change (%)": 1})
 
 # %% [markdown]
 # ## Organic molecules: pretrain on all, fine-tune one by one
 
 # %%
+from types import SimpleNamespace
+
 own = run.organic
 train, test = organic.split(tuple(own["parts"]), seed=0, by="structure-within-system")
 names = organic.system_names()
-grid = [experiments.Experiment(
-    model=own["network"], columns={"molecule": molecule}, objectives=organic_arms, seeds=run.seeds,
-    pretrain_on=profiles.at_most(train, own["n_pretrain"]), train=train[train.system == names.index(molecule)],
-    test=profiles.at_most(test[test.system == names.index(molecule)], own["n_test"]), labels=own["labels"], valid_fraction=own["valid_fraction"],
-    pretrain_config=potkit.TrainConfig(**own["pretrain"], device=device), finetune_config=potkit.TrainConfig(**own["finetune"], device=device),
-    supervised=potkit.Supervised(**own["supervised"]), longer=run.longer, parts=dict.fromkeys(organic_arms, everything), store=notebooks.store(),
-    jobs=run.jobs) for molecule in own["molecules"]]
+grid = [
+    profiles.experiment(
+        SimpleNamespace(**vars(run) | own),
+        device,
+        model=own["network"],
+        columns={"molecule": molecule},
+        objectives=organic_arms,
+        pretrain_on=profiles.at_most(train, own["n_pretrain"]),
+        train=train[train.system == names.index(molecule)],
+        test=profiles.at_most(test[test.system == names.index(molecule)], own["n_test"]),
+        valid_fraction=own["valid_fraction"],
+        parts=dict.fromkeys(organic_arms, everything),
+    )
+    for molecule in own["molecules"]
+]
 organic_runs = profiles.complete(experiments.run(grid))
 organic_summary = potkit.compare(organic_runs)
 
 # %%
-forces = organic_summary[(organic_summary.metric == "forces_mae") & (organic_summary.arm != "scratch")]
-forces = forces.assign(arm=forces.arm.astype(str), mean=forces["change_%"], low=forces["change_low_%"], high=forces["change_high_%"])
-chart = plots.bars(forces, "molecule", y_title="change of force MAE against scratch (%)", title="rMD17's molecules: what each pretraining brings")
+forces = organic_summary[
+    (organic_summary.metric == "forces_mae") & (organic_summary.arm != "scratch")
+]
+forces = forces.assign(
+    arm=forces.arm.astype(str),
+    mean=forces["change_%"],
+    low=forces["change_low_%"],
+    high=forces["change_high_%"],
+)
+chart = plots.bars(
+    forces,
+    "molecule",
+    y_title="change of force MAE against scratch (%)",
+    title="rMD17's molecules: what each pretraining brings",
+)
 chart.add_hline(y=0, line=dict(color="black", width=1))
 plots.show(chart, "06_rmd17")
 
 # %%
 ours = forces[forces.arm == "masked"].set_index("molecule")["mean"]
 theirs = papers.table(paper="masked", table="Table 2", quantity="forces", metric="MAE change")
-theirs = theirs.assign(molecule=theirs.data.str.removeprefix("rMD17 ")).set_index("molecule")["value"]
-same = {m: next((v for k, v in theirs.items() if m.split()[0] in k), float("nan")) for m in ours.index}
-pd.DataFrame({"masked, change of force MAE (%)": ours.round(1), "masked paper, 50 000 labels (%)": pd.Series(same)})
+theirs = theirs.assign(molecule=theirs.data.str.removeprefix("rMD17 ")).set_index("molecule")[
+    "value"
+]
+same = {
+    m: next((v for k, v in theirs.items() if m.split()[0] in k), float("nan")) for m in ours.index
+}
+pd.DataFrame(
+    {
+        "masked, change of force MAE (%)": ours.round(1),
+        "masked paper, 50 000 labels (%)": pd.Series(same),
+    }
+)
 
 # %%
 report.wide(organic_summary, by=["molecule", "labels"])
@@ -164,9 +266,14 @@ report.wide(organic_summary, by=["molecule", "labels"])
 # %%
 def say(rows, where):
     by = rows.set_index("arm")
-    words = [f"{arm} {by.loc[arm, 'change_%']:+.0f} % ({by.loc[arm, 'effect']})" for arm in by.index]
+    words = [
+        f"{arm} {by.loc[arm, 'change_%']:+.0f} % ({by.loc[arm, 'effect']})" for arm in by.index
+    ]
     first = by["change_%"].idxmin()
-    print(f"{where}: {', '.join(words)}; lowest error: {first if by.loc[first, 'change_%'] < 0 else 'scratch'}.")
+    print(
+        f"{where}: {', '.join(words)}; lowest error: "
+        f"{first if by.loc[first, 'change_%'] < 0 else 'scratch'}."
+    )
 
 
 for label, rows in change.groupby("label", sort=False):
@@ -177,12 +284,18 @@ for molecule, rows in forces.groupby("molecule", sort=False):
 # %%
 every = pd.concat([change.assign(case=change.label), forces.assign(case=forces.molecule)])
 wide = every.pivot_table(index="case", columns="arm", values="change_%", sort=False)
-print(f"Masked beats denoise in {int((wide.masked < wide.denoise).sum())} of {len(wide)} cases; "
-      f"the better of the two beats training longer in {int((wide[['masked', 'denoise']].min(axis=1) < wide['scratch-longer']).sum())}.")
+print(
+    f"Masked beats denoise in {int((wide.masked < wide.denoise).sum())} of {len(wide)} cases; "
+    "the better of the two beats training longer in "
+    f"{int((wide[['masked', 'denoise']].min(axis=1) < wide['scratch-longer']).sum())}."
+)
 pretrained = every[every.arm.isin(["masked", "denoise", "both"])]
 counts = pretrained.effect.value_counts()
-print(f"Of {len(pretrained)} comparisons with scratch {counts.get('better', 0)} are better and {counts.get('worse', 0)} worse beyond the 95 % interval, "
-      f"{counts.get('unclear', 0)} are unclear ({len(run.seeds)} seeds).")
+print(
+    f"Of {len(pretrained)} comparisons with scratch {counts.get('better', 0)} are better and "
+    f"{counts.get('worse', 0)} worse beyond the 95 % interval, "
+    f"{counts.get('unclear', 0)} are unclear ({len(run.seeds)} seeds)."
+)
 
 # %% [markdown]
 # **What it means.** The sentences above are computed from the runs. The masked paper's finding that denoising hardly works on large boxes was at σ = 0.5 Å, half the
