@@ -16,7 +16,7 @@ from potkit.bench import common, infer, neighbors, peers, scaling, step
 from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
 from potkit.objectives import Denoise
-from potkit.report import tables as report
+from potkit.report import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +223,7 @@ def test_scaling_command_and_its_block(tmp_path, capsys, monkeypatch):
         assert (tmp_path / "cost.png").read_bytes()[:4] == b"\x89PNG"
         (tmp_path / "cost.png").unlink()
     assert "Cost of a pretraining step: egnn, 1 CPU thread" in (tmp_path / "README.md").read_text()
-    block = report.fill("<!-- bench: scaling -->\n<!-- end -->", tmp_path)
+    block = blocks.fill("<!-- bench: scaling -->\n<!-- end -->", tmp_path)
     assert (
         "| sweep | size | atoms in the batch |" in block
         and "| atoms | 40 | 40 |" in block

@@ -17,7 +17,7 @@ from potkit.bench import epoch
 from potkit.cli import main as cli
 from potkit.errors import ConfigError
 from potkit.objectives import Denoise
-from potkit.report import tables as report
+from potkit.report import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def test_command_and_block(tmp_path, capsys):
     assert not done.value.code and "schnet" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "bench-epoch.json").read_text())["rows"]
     assert row["structures"] == 8 and row["gpu_busy"] is None and not row["compiled"]
-    block = report.fill("<!-- bench: epoch -->\n<!-- end -->", tmp_path)
+    block = blocks.fill("<!-- bench: epoch -->\n<!-- end -->", tmp_path)
     assert (
         "| network | preset | precision | batch | structures | time (s) | structures per second |\n"
         in block

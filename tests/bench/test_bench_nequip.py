@@ -31,11 +31,11 @@ def threads():
     ],
 )
 def test_all_layers_agree(options):
-    from potkit.bench.peers_nequip import nequip
+    from potkit.bench.peers import nequip
 
     torch.manual_seed(0)
     model = models.build("nequip", "paper", **{**OPTIONS, **options})
-    peer = nequip(model, "cpu")
+    peer = nequip.peer(model, "cpu")
     batch = Denoise().corrupt(common.alkanes(2)[0].batch(), torch.Generator().manual_seed(0))
     ours, theirs = [], []
     for k, layer in enumerate(model.backbone.layers):
