@@ -7,6 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
+        "blocks",
         "figures",
         "gallery",
         "picture_export",
@@ -16,17 +17,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "tables",
     ],
     submod_attrs={
+        "blocks": ["BENCHES", "fill", "measured", "printed"],
         "provenance": ["commit", "hardware", "made_by"],
         "tables": [
-            "BENCHES",
             "UNITS",
             "across",
             "curves",
             "effects",
-            "fill",
             "markdown",
-            "measured",
-            "printed",
             "store",
             "stored",
             "wide",

@@ -1,11 +1,8 @@
-"""Tables for people: stored results with the command, commit and hardware that made them, and
-Markdown for README and notebooks.
-"""
+"""Tables for people: stored results with the command, commit and hardware that made them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import pandas as pd
 from ..errors import DataError
 from ..experiments import statistics
 from ..structures.storage import replacing
-from . import provenance, published_numbers
+from . import provenance
 
 UNITS = {
     "energy_mae": ("energy MAE", "meV", 1e3),
@@ -58,23 +55,18 @@ def wide(
     """
     by = statistics.grouping(summary) if by is None else by
     rows: dict[tuple, dict[str, Any]] = {}
-    for _, r in summary[summary["metric"].isin(metrics)].iterrows():
-        label, unit, scale = UNITS[r["metric"]]
-        key = (*[r[b] for b in by], r["arm"])
+    for _, entry in summary[summary["metric"].isin(metrics)].iterrows():
+        label, unit, scale = UNITS[entry["metric"]]
+        head = {column: entry[column] for column in (*by, "arm")}
         row = rows.setdefault(
-            key,
-            {
-                **{b: r[b] for b in by},
-                "arm": r["arm"],
-                "seeds": r["seeds"],
-                "time (s)": f"{r['seconds']:.0f}",
-            },
+            tuple(head.values()),
+            {**head, "seeds": entry["seeds"], "time (s)": f"{entry['seconds']:.0f}"},
         )
-        text = f"{scale * r['mean']:.1f}"
-        if pd.notna(r["low"]):
-            text += f" ± {scale * (r['high'] - r['mean']):.1f}"
-        if pd.notna(r.get("change_%")):
-            text += f" ({r['change_%']:+.0f} %)"
+        text = f"{scale * entry['mean']:.1f}"
+        if pd.notna(entry["low"]):
+            text += f" ± {scale * (entry['high'] - entry['mean']):.1f}"
+        if pd.notna(entry.get("change_%")):
+            text += f" ({entry['change_%']:+.0f} %)"
         row[f"{label} ({unit})"] = text
     return pd.DataFrame(rows.values())
 
@@ -84,17 +76,13 @@ def across(summary: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
     "mean ± half width (change)", unit in the head.
     """
     label, unit, _ = UNITS[metric]
+    title = f"{label} ({unit})"
     rows = wide(summary, [metric])
-    by = [c for c in rows.columns if c not in ("arm", "seeds", "time (s)", f"{label} ({unit})")]
-    made = (
-        rows.pivot(index=by, columns="arm", values=f"{label} ({unit})")[
-            list(dict.fromkeys(rows["arm"]))
-        ]
-        .reset_index()
-        .fillna("")
-    )
-    made.columns.name = None
-    return made.rename(columns={by[-1]: f"{by[-1]}; {label} ({unit})"})
+    arms = list(dict.fromkeys(rows["arm"]))  # in their order
+    by = [c for c in rows.columns if c not in ("arm", "seeds", "time (s)", title)]
+    table = rows.pivot(index=by, columns="arm", values=title)[arms].reset_index().fillna("")
+    table.columns.name = None
+    return table.rename(columns={by[-1]: f"{by[-1]}; {title}"})
 
 
 def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
@@ -108,16 +96,17 @@ def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
     slopes = statistics.learning_curves(runs, metric, by)
     saved = statistics.labels_saved(runs, metric, by)
     rows = []
-    for _, r in slopes.iterrows():
-        slope = f"{r['slope']:.2f} ({r['slope_low']:.2f} to {r['slope_high']:.2f})"
-        row = {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"], "slope": slope}
-        own = (
-            saved[(saved["arm"] == r["arm"]) & (saved[by] == r[by]).all(axis=1)]
-            if len(saved)
-            else saved
+    for _, curve in slopes.iterrows():
+        row = {column: curve[column] for column in (*by, "arm", "seeds")}
+        row["slope"] = (
+            f"{curve['slope']:.2f} ({curve['slope_low']:.2f} to {curve['slope_high']:.2f})"
         )
-        for _, s in own.iterrows():
-            row[f"worth of {s['labels']} labels"] = statistics.needs_in_words(s)
+        budgets = saved
+        if len(saved):
+            same = (saved["arm"] == curve["arm"]) & (saved[by] == curve[by]).all(axis=1)
+            budgets = saved[same]
+        for _, budget in budgets.iterrows():
+            row[f"worth of {budget['labels']} labels"] = statistics.needs_in_words(budget)
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
@@ -128,149 +117,20 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     """
     by = list(table.columns[: list(table.columns).index("arm")])
     rows: dict[tuple, dict[str, Any]] = {}
-    for _, r in table.iterrows():
-        row = rows.setdefault(
-            (*[r[b] for b in by], r["arm"]),
-            {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"]},
-        )
-        text = f"{r['change_%']:+.0f} %"
-        if pd.notna(r["change_low_%"]):
-            text += f" ({r['change_low_%']:+.0f} to {r['change_high_%']:+.0f})"
-        row[f"{UNITS[r['metric']][0]} against {r['against']}"] = (
-            f"**{text}**" if r["effect"] != "unclear" else text
-        )
+    for _, effect in table.iterrows():
+        head = {column: effect[column] for column in (*by, "arm")}
+        row = rows.setdefault(tuple(head.values()), {**head, "seeds": effect["seeds"]})
+        text = f"{effect['change_%']:+.0f} %"
+        if pd.notna(effect["change_low_%"]):
+            text += f" ({effect['change_low_%']:+.0f} to {effect['change_high_%']:+.0f})"
+        if effect["effect"] != "unclear":
+            text = f"**{text}**"
+        label, *_ = UNITS[effect["metric"]]
+        row[f"{label} against {effect['against']}"] = text
     return pd.DataFrame(rows.values()).fillna("")
 
 
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table."""
-    head = [str(c) for c in table.columns]
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    lines += [
-        "| " + " | ".join(str(v) for v in row) + " |" for row in table.itertuples(index=False)
-    ]
-    return "\n".join(lines)
-
-
-# benchmark -> column of its rows -> title, factor and format in a table for people
-BENCHES = {
-    "networks": {
-        "network": ("network", None, ""),
-        "parameters": ("parameters", 1, ",.0f"),
-        "supervised_ms": ("step with forces (ms)", 1, ".0f"),
-        "denoise_ms": ("denoising step (ms)", 1, ".0f"),
-        "labels": ("structures", 1, ".0f"),
-        "energy_mae": ("energy MAE (meV)", 1e3, ".0f"),
-        "forces_mae": ("force MAE (meV/Å)", 1e3, ".0f"),
-    },
-    "step": {
-        "case": ("case", None, ""),
-        "implementation": ("implementation", None, ""),
-        "precision": ("precision", None, ""),
-        "median_s": ("time (s)", 1, ".3g"),
-        "ratio": ("times as fast", 1, ".2f"),
-        "ratio_low": ("lower quartile", 1, ".2f"),
-        "ratio_high": ("upper quartile", 1, ".2f"),
-        "peak_mb": ("peak memory (MB)", 1, ".0f"),
-    },
-    "scaling": {
-        "sweep": ("sweep", None, ""),
-        "value": ("size", 1, ",.0f"),
-        "atoms": ("atoms in the batch", 1, ",.0f"),
-        "edges": ("edges", 1, ",.0f"),
-        "median_s": ("time (s)", 1, ".3g"),
-        "us_per_atom": ("time per atom (µs)", 1, ".3g"),
-        "kb_per_atom": ("memory per atom (kB)", 1, ".3g"),
-        "time_exponent": ("time ∝ size^", 1, ".2f"),
-        "memory_exponent": ("memory ∝ size^", 1, ".2f"),
-    },
-    "epoch": {
-        "case": ("network", None, ""),
-        "preset": ("preset", None, ""),
-        "precision": ("precision", None, ""),
-        "batch": ("batch", 1, ".0f"),
-        "structures": ("structures", 1, ",.0f"),
-        "median_s": ("time (s)", 1, ".3g"),
-        "per_second": ("structures per second", 1, ",.0f"),
-        "gpu_busy": ("GPU busy (%)", 100, ".0f"),
-    },
-}
-BENCHES["infer"] = BENCHES["neighbors"] = BENCHES["data"] = BENCHES["step"]
-
-
-def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A table that `potkit bench NAME --json` wrote, as people read it, and its provenance.
-    Raises DataError if there is none.
-    """
-    path = Path(folder) / f"bench-{name}.json"
-    if name not in BENCHES or not path.is_file():
-        raise DataError(f"{path}: no such stored benchmark")
-    how = json.loads(path.read_text())
-    rows = []
-    for row in how.pop("rows"):
-        shown = {}
-        for column, (title, factor, form) in BENCHES[name].items():
-            value = row.get(column)
-            shown[title] = (
-                ""
-                if value is None
-                else str(value)
-                if factor is None
-                else format(factor * value, form)
-            )
-        rows.append(shown)
-    table = pd.DataFrame(rows)
-    return table.loc[:, (table != "").any()], how
-
-
-def printed(network: str) -> pd.DataFrame:
-    """The papers' changes by pretraining for a network (by the papers' name for it), all labels,
-    as people read them.
-    """
-    rows = published_numbers.changes()
-    rows = rows[
-        (rows.model == network)
-        & (rows.labels == "all")
-        & ((rows.metric == "MAE") | (rows.paper == "masked"))
-    ]
-    # their averages are printed too, or follow
-    rows = rows[~rows.data.str.startswith("rMD17 ") & (rows.data != "RPBE and TIP3P")]
-    rows = rows.assign(
-        change=[f"{v:+.0f} %" for v in rows.computed], what=rows.quantity + " " + rows.metric
-    )
-    return rows[["paper", "table", "data", "arm", "what", "change"]].rename(
-        columns={"arm": "pretraining", "change": "change against scratch"}
-    )
-
-
-def fill(text: str, folder: str | Path = "data/results") -> str:
-    """``text`` with what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` replaced by
-    the stored table NAME and its origin;
-    likewise ``<!-- across: NAME -->`` with an arm per column (a table for forces, one for
-    energies), ``<!-- effects: NAME -->`` with the changes over all label budgets, ``<!-- bench:
-    NAME -->`` by the stored benchmark NAME, and ``<!-- papers: NETWORK -->`` by what the papers
-    print.
-    """
-
-    def block(match: re.Match) -> str:
-        kind, name = match[1], match[2]
-        if kind == "papers":
-            return f"<!-- papers: {name} -->\n{markdown(printed(name))}\n<!-- end -->"
-        table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
-        origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
-        if kind == "across":
-            shown = "\n\n".join(
-                markdown(across(table, metric)) for metric in ("forces_mae", "energy_mae")
-            )
-        else:
-            shown = markdown(
-                {"bench": lambda t: t, "effects": effects, "results": wide}[kind](table)
-            )
-        return f"<!-- {kind}: {name} -->\n{shown}\n\n{origin}\n<!-- end -->"
-
-    return re.sub(
-        r"<!-- (results|across|effects|bench|papers): (\S+) -->\n.*?<!-- end -->",
-        block,
-        text,
-        flags=re.DOTALL,
-    )
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -16,6 +16,7 @@ from potkit.experiments.statistics import (
     saved_in_words,
     summarise,
 )
+from potkit.report import blocks
 from potkit.report import tables as report
 
 
@@ -337,7 +338,7 @@ def test_effects_as_people_read_them(tmp_path):
             and f"{row['change_%']:+.0f} % (" in text
         )
     report.store(table, "grid-effects", "potkit compare grid.yaml", tmp_path)
-    block = report.fill("<!-- effects: grid-effects -->\n<!-- end -->", tmp_path)
+    block = blocks.fill("<!-- effects: grid-effects -->\n<!-- end -->", tmp_path)
     assert (
         "| arm | seeds | force MAE against scratch | force MAE against scratch-longer |" in block
         and "Made by `potkit compare" in block

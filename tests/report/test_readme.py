@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from potkit.report import tables as report
+from potkit.report import blocks, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_result_tables_are_the_stored_ones():
     assert "<!-- results: " in README
-    assert report.fill(README, ROOT / "data" / "results") == README, (
+    assert blocks.fill(README, ROOT / "data" / "results") == README, (
         "fill the README again: potkit.report.fill"
     )
 
@@ -71,7 +71,7 @@ def test_arms_side_by_side():
             for n, arm, mean, change in rows
         ]
     )
-    table = report.across(summary)
+    table = tables.across(summary)
     assert list(table.columns) == ["labels; force MAE (meV/Å)", "scratch", "pretrained", "longer"]
     assert table.iloc[0].tolist() == [10, "500.0 ± 10.0", "400.0 ± 10.0 (-20 %)", ""]
     assert table.iloc[1].tolist() == [
