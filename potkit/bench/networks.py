@@ -37,10 +37,9 @@ def run(
     """A row per network: parameters, milliseconds of a step (median; quartiles of the supervised
     one). All are timed in turn.
 
-    With ``experiment``, a YAML file of networks compared by `potkit compare` whose NAME.csv lies
-    beside it, the rows of `study` instead.
     A step is batch, corruption, neighbours, forward, backward and optimizer. ``supervised_ms``:
-    energy and forces are trained.
+    energy and forces are trained. With ``experiment``, a YAML file of networks compared by
+    `potkit compare` whose NAME.csv lies beside it, the rows of `study` instead.
     """
     check_device(device, threads)
     networks = list(networks) or models.names()

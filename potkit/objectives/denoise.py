@@ -56,8 +56,7 @@ class Denoise(Objective):
     of a structure's system, then against the name of the data set; the first that fits counts. The
     vector read-out predicts the way back, −ε in Å (``faithful``: +ε). ``normalize`` divides the
     loss by σ², so that 1 is what predicting zero gets at any σ (the papers have False; for a single
-    σ it changes the loss scale, not the minimum).
-    Raises ConfigError unless sigma > 0.
+    σ it changes the loss scale, not the minimum). Raises ConfigError unless sigma > 0.
     """
 
     name: ClassVar[str] = "denoise"

@@ -51,8 +51,8 @@ def table(**where: Any) -> pd.DataFrame:
 
     Columns: paper, table, data, model, arm (scratch, denoise, masked), ratio_or_sigma (mask ratio,
     or σ in Å), quantity (energy, forces, or a count), metric, value, std, unit, labels (share of
-    the training set), note.
-    Raises ConfigError for an unknown column or a value that occurs nowhere.
+    the training set), note. Raises ConfigError for an unknown column or a value that occurs
+    nowhere.
     """
     rows = _read()
     chosen = pd.Series(True, index=rows.index)

@@ -3,6 +3,7 @@ turned and zoomed.
 
 Nothing but plotly is needed, which draws in JupyterLab without a network and gives a picture where
 JavaScript does not run.
+
 Elements have Jmol's colours (the common ones follow Corey, Pauling and Koltun); because red, blue
 and grey are not apart for everybody, small structures carry the element's symbol on every atom, and
 the legend can switch elements on and off.

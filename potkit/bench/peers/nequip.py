@@ -135,11 +135,11 @@ def _gate(original: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def copy_weights(model: Potential, theirs: NequIPPackage) -> None:
+def copy_weights(model: Potential, package_model: NequIPPackage) -> None:
     """Copy potkit's weights; their maps divide by the root of the number of inputs, which is
     taken out of the weights.
     """
-    backbone, chain = model.backbone, theirs.network
+    backbone, chain = model.backbone, package_model.network
     chain.features.embed_module.weight.copy_(backbone.embedding.element.weight)
     chain.attributes.embed_module.weight.copy_(backbone.attributes.weight)
     for k, layer in enumerate(backbone.layers):

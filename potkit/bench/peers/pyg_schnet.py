@@ -31,10 +31,10 @@ class HeldEdges:
 
 
 @torch.no_grad()
-def copy_weights(ours: nn.Module, schnet: nn.Module) -> None:
+def copy_weights(backbone: nn.Module, schnet: nn.Module) -> None:
     """Copy the weights of our backbone into PyG's, whose table of elements ends at 99."""
-    schnet.embedding.weight.copy_(ours.embedding.element.weight[:100])
-    for layer, interaction in zip(ours.layers, schnet.interactions, strict=True):
+    schnet.embedding.weight.copy_(backbone.embedding.element.weight[:100])
+    for layer, interaction in zip(backbone.layers, schnet.interactions, strict=True):
         pairs = [
             (layer.filter_in, interaction.mlp[0]),
             (layer.filter_out, interaction.mlp[2]),

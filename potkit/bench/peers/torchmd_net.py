@@ -28,22 +28,22 @@ class TorchMDNet(nn.Module):
 
 
 @torch.no_grad()
-def copy_torchmd_et(ours: nn.Module, theirs: nn.Module) -> None:
+def copy_torchmd_et(backbone: nn.Module, network: nn.Module) -> None:
     """Copy the weights of our ET backbone into torchmd-net's, which keeps the three value parts
     together per head.
     """
-    heads, hidden = theirs.num_heads, theirs.hidden_channels
+    heads, hidden = network.num_heads, network.hidden_channels
     # our columns: s³ of all heads, then s¹, then s²; theirs: per head s³, s¹, s²
     order = torch.arange(3 * hidden).reshape(3, heads, -1).transpose(0, 1).flatten()
-    theirs.embedding.weight.copy_(ours.embedding.element.weight[:100])
-    neighbors = theirs.neighbor_embedding
-    neighbors.embedding.weight.copy_(ours.neighbor_embedding.element.weight[:100])
-    neighbors.distance_proj.load_state_dict(ours.neighbor_filter.state_dict())
-    neighbors.combine.load_state_dict(ours.combine.state_dict())
-    theirs.distance_expansion.means.copy_(ours.basis.means)
-    theirs.distance_expansion.betas.copy_(ours.basis.betas)
-    theirs.out_norm.load_state_dict(ours.norm.state_dict())
-    for layer, attention in zip(ours.layers, theirs.attention_layers, strict=True):
+    network.embedding.weight.copy_(backbone.embedding.element.weight[:100])
+    neighbors = network.neighbor_embedding
+    neighbors.embedding.weight.copy_(backbone.neighbor_embedding.element.weight[:100])
+    neighbors.distance_proj.load_state_dict(backbone.neighbor_filter.state_dict())
+    neighbors.combine.load_state_dict(backbone.combine.state_dict())
+    network.distance_expansion.means.copy_(backbone.basis.means)
+    network.distance_expansion.betas.copy_(backbone.basis.betas)
+    network.out_norm.load_state_dict(backbone.norm.state_dict())
+    for layer, attention in zip(backbone.layers, network.attention_layers, strict=True):
         attention.layernorm.load_state_dict(layer.norm.state_dict())
         attention.q_proj.load_state_dict(layer.query.state_dict())
         attention.k_proj.load_state_dict(layer.key.state_dict())
