@@ -118,9 +118,9 @@ class Roofline:
         operations = peers.least_operations(model, n_edges)
         if not operations:
             return None
-        rate, rate_in_cache = (
-            matmul_rate(rows, hidden, low or torch.float32, device) for rows in (n_edges, 1024)
-        )
+        dtype = low or torch.float32
+        rate = matmul_rate(n_edges, hidden, dtype, device)
+        rate_in_cache = matmul_rate(1024, hidden, dtype, device)
         return cls(operations, rate, rate_in_cache, n_edges, hidden)
 
     @property

@@ -105,10 +105,13 @@ class Masked(Objective):
         """
         device = batch.z.device
         eligible = torch.isin(batch.z, torch.tensor(self.elements, device=device))
-        draw, choice = (
-            torch.rand(len(batch.z), generator=generator, device=device, dtype=torch.float64)
-            for _ in range(2)
-        )
+
+        def random() -> Tensor:  # [N] in [0, 1)
+            n = len(batch.z)
+            return torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+
+        draw = random()
+        choice = random()
         if self.by == "molecule":
             return self._by_molecule(batch, eligible, draw, choice)
         return self._by_atom(batch, eligible, draw)

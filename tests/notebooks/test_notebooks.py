@@ -29,7 +29,8 @@ PROFILES = dict(
     paper=dict(steps=9, seeds=[0, 1, 2]),
 )
 START = """from potkit import notebooks
-run = notebooks.settings(profile, smoke=dict(steps=1), quick=dict(steps=5), paper=dict(steps=9), steps=steps)"""
+known = dict(smoke=dict(steps=1), quick=dict(steps=5), paper=dict(steps=9))
+run = notebooks.settings(profile, **known, steps=steps)"""
 
 
 def write(path: Path, *sources: str, parameters: str = 'profile = "quick"\nsteps = None') -> Path:
@@ -110,8 +111,8 @@ def test_profiles_must_set_the_same_names():
     ],
 )
 def test_parameters_are_read_as_yaml(text, value):
-    found = runner.parse_parameter("name", text)
-    assert found == value and type(found) is type(value)
+    parsed = runner.parse_parameter("name", text)
+    assert parsed == value and type(parsed) is type(value)
 
 
 def test_broken_yaml_is_named():
@@ -134,9 +135,9 @@ def test_parameters_come_from_the_tagged_cell(tmp_path):
 
 def test_files_that_are_no_notebooks(tmp_path):
     (tmp_path / "broken.ipynb").write_text("{")
-    with pytest.raises(DataError, match="broken.ipynb: not a notebook"):
+    with pytest.raises(DataError, match=r"broken\.ipynb: not a notebook"):
         runner.read(tmp_path / "broken.ipynb")
-    with pytest.raises(DataError, match="none.*: no such notebook"):
+    with pytest.raises(DataError, match=r"none.*: no such notebook"):
         runner.find([tmp_path / "none*.ipynb"])
 
 
@@ -160,9 +161,9 @@ def test_execute_goes_on_after_a_failure_and_says_what_failed(tmp_path):
     assert (
         output(tmp_path / "out" / "02_good.ipynb", 3) == f"3 smoke {tmp_path / 'out' / 'figures'}\n"
     )
-    assert (
-        "2 notebooks" in said[-2] and "1 failed" in said[-2] and str(tmp_path / "out") in said[-1]
-    )
+    assert "2 notebooks" in said[-2]
+    assert "1 failed" in said[-2]
+    assert str(tmp_path / "out") in said[-1]
     assert "POTKIT_PROFILE" not in os.environ
     # the originals stay as they were
     assert [runner.read(p).cells[1].execution_count for p in (bad, good)] == [None, None]
@@ -188,7 +189,8 @@ def test_inplace_stores_clean_outputs_and_leaves_failures_alone(tmp_path, monkey
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setattr(runner, "_root", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
-    source = f"from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass\nprint({str(tmp_path)!r} + '/figures/a.png')"
+    bar = "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass"
+    source = f"{bar}\nprint({str(tmp_path)!r} + '/figures/a.png')"
     path = write(tmp_path / "notebooks" / "01_a.ipynb", START, source)
     broken = write(tmp_path / "notebooks" / "02_b.ipynb", START, "1 / 0")
     before = broken.read_bytes()
@@ -242,16 +244,7 @@ def test_nbval_sees_a_changed_number_and_not_the_profile(tmp_path):
     nbformat.write(stored, tmp_path / "good.ipynb")
     stored.cells[2].outputs[0].text = "46\n"
     nbformat.write(stored, tmp_path / "changed.ipynb")
-    options = [
-        "-q",
-        "--nbval-lax",
-        "--nbval-current-env",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=",
-        "--rootdir",
-    ]
+    options = "-q --nbval-lax --nbval-current-env -p no:cacheprovider -o addopts= --rootdir".split()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path), "good.ipynb", "changed.ipynb"],
         cwd=tmp_path,
@@ -271,7 +264,8 @@ def test_nbval_sees_a_changed_number_and_not_the_profile(tmp_path):
 
 def test_gallery_names_every_figure_under_its_notebook(tmp_path):
     figures, books = tmp_path / "figures", tmp_path / "notebooks"
-    figures.mkdir(), books.mkdir()
+    figures.mkdir()
+    books.mkdir()
     for name, title in (("02_scan", "Gain &amp; loss"), ("01_first", "First"), ("extra", "Other")):
         (figures / f"{name}.html").write_text(f"<html><head><title>{title}</title></head></html>")
     (figures / "01_first.png").write_bytes(b"")
@@ -364,15 +358,10 @@ def test_a_wrong_parameter_stops_the_set_up_with_one_line(path, values, monkeypa
         set_up(path, **{"profile": "smoke"} | values)
     line = str(caught.value)
     assert "\n" not in line and len(line) < 400
-    wrong = next(iter(values.values()))
-    culprit = str(
-        wrong
-        if not isinstance(wrong, list)
-        else wrong[-1][0]
-        if isinstance(wrong[-1], list)
-        else wrong[-1]
-    )
-    assert culprit in line, line
+    culprit = next(iter(values.values()))
+    while isinstance(culprit, list):  # the last of several values is the wrong one
+        culprit = culprit[-1]
+    assert str(culprit) in line, line
 
 
 @pytest.mark.parametrize("profile", runner.PROFILES)
@@ -398,11 +387,9 @@ def test_settings_of_every_profile_fit(profile, monkeypatch):
             profiles.network(run, name)
         if hasattr(run, "organic"):
             models.build(**run.organic["network"])
-            (
-                TrainConfig(**run.organic["pretrain"]),
-                TrainConfig(**run.organic["finetune"]),
-                Supervised(**run.organic["supervised"]),
-            )
+            TrainConfig(**run.organic["pretrain"])
+            TrainConfig(**run.organic["finetune"])
+            Supervised(**run.organic["supervised"])
         if hasattr(run, "seeds") and profile != "smoke":
             assert len(run.seeds) >= 3
 
@@ -453,13 +440,8 @@ class TestCommitted:
         assert not noise
 
     def test_figures_have_a_static_image(self, path):
-        data = [
-            o.data
-            for c in runner.read(path).cells
-            if c.cell_type == "code"
-            for o in c.outputs
-            if "data" in o
-        ]
+        code = [c for c in runner.read(path).cells if c.cell_type == "code"]
+        data = [o.data for c in code for o in c.outputs if "data" in o]
         figures = [d for d in data if "application/vnd.plotly.v1+json" in d]
         assert figures and all("image/png" in d or "image/svg+xml" in d for d in figures)
 
@@ -471,7 +453,5 @@ class TestCommitted:
         text = path.read_text()
         assert not re.search(r'["\' (](/work|/tmp|/root|/home|/Users)/', text)
         assert "papermill" not in runner.read(path).metadata
-        longest = max(
-            len(c.source.splitlines()) for c in runner.read(path).cells if c.cell_type == "code"
-        )
-        assert longest <= 25
+        code = [c.source for c in runner.read(path).cells if c.cell_type == "code"]
+        assert max(len(source.splitlines()) for source in code) <= 25
