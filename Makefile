@@ -90,7 +90,7 @@ notebooks-text: setup
 	@$(BIN)/python -m potkit.notebooks.text
 
 pages: setup
-	@$(BIN)/python -m potkit.report.tables README.md RESULTS.md
+	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md
 
 test-quick: setup
 	@$(CHECK) $(QUICK)

@@ -1,5 +1,6 @@
-"""Benchmarks: how fast potkit is beside other implementations, measured the same way. Run by
-``potkit bench``.
+"""Benchmarks: how fast potkit is beside other implementations, measured the same way.
+
+Run by ``potkit bench``; a file for each case, and in `peers` one for each other implementation.
 """
 
 import os

@@ -61,26 +61,31 @@ def alkanes(n: int = 64, seed: int = 0) -> tuple[Structures, str]:
     """``n`` MD frames of C4–C7 alkanes and where they are from; without the files, frames of the
     embedded set, and it is said.
     """
-    from ..datasets import load, read, registry
+    from ..datasets import load
 
     try:
-        folder = registry.raw_path(registry.record("ani1-alkanes"))
-        files = sorted(
-            p for p in folder.rglob("*_DFT_aseMD.h5") if p.name.split("_")[0] in ALKANES.split()
-        )
-        if not files:
-            raise DataError(f"{folder}: no molecular dynamics of {ALKANES}")
-        rng = np.random.default_rng(seed)
-        parts = []
-        for k, path in enumerate(files):  # as many of each file as fit into n
-            share = n // len(files) + (k >= len(files) - n % len(files))
-            frames = read(path, format="ani1")
-            parts.append(frames[np.sort(rng.choice(len(frames), share, replace=False))])
-        return concatenate(parts), "alkanes C4–C7"
+        return _alkanes_of_files(n, seed), "alkanes C4–C7"
     except DataError as error:
         frames = load("ani-mini")
         rows = np.random.default_rng(seed).choice(len(frames), n, replace=len(frames) < n)
         return frames[np.sort(rows)], f"frames of ani-mini instead of alkanes ({error})"
+
+
+def _alkanes_of_files(n: int, seed: int) -> Structures:
+    from ..datasets import read, registry
+
+    folder = registry.raw_path(registry.record("ani1-alkanes"))
+    dynamics = sorted(folder.rglob("*_DFT_aseMD.h5"))
+    files = [path for path in dynamics if path.name.split("_")[0] in ALKANES.split()]
+    if not files:
+        raise DataError(f"{folder}: no molecular dynamics of {ALKANES}")
+    rng = np.random.default_rng(seed)
+    parts = []
+    for k, path in enumerate(files):  # as many of each file as fit into n
+        share = n // len(files) + (k >= len(files) - n % len(files))
+        frames = read(path, format="ani1")
+        parts.append(frames[np.sort(rng.choice(len(frames), share, replace=False))])
+    return concatenate(parts)
 
 
 def water_like(
@@ -90,11 +95,12 @@ def water_like(
     lattice so that none come closer than ``spacing`` Å.
     """
     side = (n_atoms / density) ** (1 / 3)
-    per = int(np.ceil(n_atoms ** (1 / 3)))
+    per_side = int(np.ceil(n_atoms ** (1 / 3)))
+    step = side / per_side
     rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*[np.arange(per)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    pos = (grid[rng.permutation(len(grid))[:n_atoms]] + 0.5) * (side / per)
-    reach = max(side / per - spacing, 0.0) / 2
+    grid = np.stack(np.meshgrid(*[np.arange(per_side)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    pos = (grid[rng.permutation(len(grid))[:n_atoms]] + 0.5) * step
+    reach = max(step - spacing, 0.0) / 2
     pos = pos + rng.uniform(-reach, reach, pos.shape)
     z = np.where(np.arange(n_atoms) % 3 == 0, 8, 1)
     return Structures(
@@ -125,6 +131,14 @@ def bfloat16_is_fast(device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def precisions(device: str) -> list[tuple[str, torch.dtype | None]]:
+    """Name and autocast type of the precisions worth timing: float32 (no autocast), and bfloat16
+    where it is fast.
+    """
+    full: list[tuple[str, torch.dtype | None]] = [("float32", None)]
+    return [*full, ("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else full
+
+
 def timed(work: Callable[[], Any], device: str = "cpu") -> float:
     """Seconds of one call; on a GPU from idle to idle."""
     if device == "cuda":
@@ -148,19 +162,19 @@ def in_turn(
     ``rounds``: the number of rounds in which each takes part (None: all); NaN stands for the
     others.
     """
-    limits = [repeats if r is None else r for r in rounds or [None] * len(works)]
+    limits = [repeats if limit is None else limit for limit in rounds or [None] * len(works)]
     for work in works:
         work()
     gc.collect()
     gc.disable()  # the collector's pauses would fall on whoever is running
     try:
-        out = np.full((repeats, len(works)), np.nan)
-        for r in range(repeats):
-            order = range(len(works)) if r % 2 == 0 else reversed(range(len(works)))
+        seconds = np.full((repeats, len(works)), np.nan)
+        for turn in range(repeats):
+            order = range(len(works)) if turn % 2 == 0 else reversed(range(len(works)))
             for k in order:
-                if r < limits[k]:
-                    out[r, k] = timed(works[k], device)
-        return out
+                if turn < limits[k]:
+                    seconds[turn, k] = timed(works[k], device)
+        return seconds
     finally:
         gc.enable()
 
@@ -202,7 +216,6 @@ def matmul_rate(
     x = torch.randn(rows, width, device=device).to(dtype)
     w = torch.randn(width, width, device=device).to(dtype)
     y, total = torch.empty_like(x), torch.zeros_like(w)
-
     calls = max(1, 8_192 // rows)
 
     def products() -> None:
@@ -244,18 +257,21 @@ def compare(
     reference = rivals[0].output() if rivals[0].output else None
     differences = []
     for rival in rivals:
-        found = rival.output() if rival.output and reference is not None else None
-        differences.append(np.nan if found is None else agreement(reference, found))
-        if rival.precision == "float32" and differences[-1] > tolerance:
+        difference = np.nan
+        if rival.output and reference is not None:
+            difference = agreement(reference, rival.output())
+        if rival.precision == "float32" and difference > tolerance:
             raise DataError(
-                f"{case}: {rival.name} differs from {rivals[0].name} by {differences[-1]:.1e}, more than {tolerance:.0e}"
+                f"{case}: {rival.name} differs from {rivals[0].name} by {difference:.1e}, "
+                f"more than {tolerance:.0e}"
             )
+        differences.append(difference)
     say(f"{case}: outputs agree; {repeats} rounds of {', '.join(r.name for r in rivals)}")
     seconds = in_turn([r.work for r in rivals], repeats, device, [r.rounds for r in rivals])
     rows = []
     for k, rival in enumerate(rivals):
-        own = seconds[~np.isnan(seconds[:, k]), k]
-        median = float(np.median(own))
+        taken = seconds[~np.isnan(seconds[:, k]), k]  # of the rounds it took part in
+        median = float(np.median(taken))
         low, ratio, high = np.nanquantile(seconds[:, 0] / seconds[:, k], [0.25, 0.5, 0.75])
         rows.append(
             {
@@ -263,7 +279,7 @@ def compare(
                 "implementation": rival.name,
                 "precision": rival.precision,
                 "median_s": median,
-                "spread_s": float(np.ptp(own)),
+                "spread_s": float(np.ptp(taken)),
                 "ratio": float(ratio),
                 "ratio_low": float(low),
                 "ratio_high": float(high),

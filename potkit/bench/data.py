@@ -8,6 +8,7 @@ includes Python, torch and PyG, and the note says how much of it they take.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -24,10 +25,11 @@ from ..errors import DataError
 from ..structures.store import Structures
 
 COLUMNS = ["case", "implementation", "median_s", "spread_s", "ratio", "peak_mb", "note"]
-WAYS = {  # how a few structures of a store are drawn -> what has to be imported for it
+# how a few structures of a store are drawn -> what has to be imported for it
+WAYS = {
     "s[rows]": "import potkit; potkit.Structures",
     "s.gather(rows)": "import potkit; potkit.Structures; import torch",
-    "s.batch(rows)": "import potkit; potkit.Structures; import torch; import potkit.batches",
+    "s.batch(rows)": "import potkit; potkit.Structures; import potkit.structures.batch",
 }
 _PROBE = """
 import json, sys, time
@@ -89,12 +91,12 @@ def _source(name: str) -> Structures:
 def _timed(work: Callable[[], Any], repeats: int, warm: bool = True) -> list[float]:
     if warm:
         work()
-    out = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        out.append(time.perf_counter() - start)
-    return out
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def _row(
@@ -104,11 +106,18 @@ def _row(
     first: float | None,
     peak: float = np.nan,
     note: str = "",
-) -> dict:
+) -> dict[str, Any]:
+    """A row of the table; ``first``: median of the implementation that ratios refer to."""
     median = float(np.median(seconds)) if seconds else np.nan
-    ratio = np.nan if first is None else first / median
-    spread = max(seconds) - min(seconds) if seconds else np.nan
-    return dict(zip(COLUMNS, (case, implementation, median, spread, ratio, peak, note)))
+    return {
+        "case": case,
+        "implementation": implementation,
+        "median_s": median,
+        "spread_s": max(seconds) - min(seconds) if seconds else np.nan,
+        "ratio": np.nan if first is None else first / median,
+        "peak_mb": peak,
+        "note": note,
+    }
 
 
 def reading(repeats: int) -> list[dict]:
@@ -124,15 +133,13 @@ def reading(repeats: int) -> list[dict]:
         return [_row("read 97 629 alkanes", "potkit", [], None, note=str(error))]
     import h5py
 
-    def plain() -> int:
-        total = 0
+    def array(_: str, node: Any) -> Any:
+        return node[()] if isinstance(node, h5py.Dataset) else None
+
+    def plain() -> None:
         for path in sorted(folder.rglob("*.h5")):
             with h5py.File(path) as file:
-                file.visititems(
-                    lambda _, node: node[()] if isinstance(node, h5py.Dataset) else None
-                )
-                total += 1
-        return total
+                file.visititems(array)
 
     floor = _timed(plain, repeats)
     ours = _timed(lambda: read(folder, "ani1", **record.options), repeats)
@@ -173,25 +180,31 @@ def opening(
     """Open a store of ``structures`` structures and draw ``draw`` at random, in fresh processes,
     in three ways.
     """
-    rows, case, first = [], f"open {structures:,} structures, draw {draw}".replace(",", " "), None
+    case = f"open {structures:,} structures, draw {draw}".replace(",", " ")
+    rows: list[dict] = []
+    first = None
     with tempfile.TemporaryDirectory(dir=workdir) as folder:
         path = large_store(source, Path(folder) / "store", structures)
         size = sum(f.stat().st_size for f in path.iterdir()) / 2**20
         for way, imports in WAYS.items():
-            found = [_probe(path, draw, way, imports) for _ in range(max(1, min(repeats, 5)))]
-            last = found[-1]
-            note = (
-                f"resident {last['after']['VmRSS']:.0f} MB, of which {last['before']['VmRSS']:.0f} MB are Python and imports before "
-                f"opening; potkit adds {last['after']['VmRSS'] - last['before']['VmRSS']:.0f} MB (anonymous "
-                f"{last['after']['RssAnon'] - last['before']['RssAnon']:.0f}, file-backed "
-                f"{last['after']['RssFile'] - last['before']['RssFile']:.0f}); the store has {size:.0f} MB"
-            )
-            seconds = [f["seconds"] for f in found]
+            probes = [_probe(path, draw, way, imports) for _ in range(max(1, min(repeats, 5)))]
+            seconds = [probe["seconds"] for probe in probes]
+            peak = max(probe["after"]["VmHWM"] for probe in probes)
             first = first or float(np.median(seconds))
-            rows.append(
-                _row(case, way, seconds, first, max(f["after"]["VmHWM"] for f in found), note)
-            )
+            note = f"{_resident(probes[-1])}; the store has {size:.0f} MB"
+            rows.append(_row(case, way, seconds, first, peak, note))
     return rows
+
+
+def _resident(probe: dict[str, Any]) -> str:
+    """What opening a store added to the resident memory of its process, in words."""
+    before, after = probe["before"], probe["after"]
+    added = {key: after[key] - before[key] for key in ("VmRSS", "RssAnon", "RssFile")}
+    return (
+        f"resident {after['VmRSS']:.0f} MB, of which {before['VmRSS']:.0f} MB are Python and "
+        f"imports before opening; potkit adds {added['VmRSS']:.0f} MB "
+        f"(anonymous {added['RssAnon']:.0f}, file-backed {added['RssFile']:.0f})"
+    )
 
 
 def _probe(path: Path, draw: int, way: str, imports: str) -> dict[str, Any]:
@@ -225,15 +238,13 @@ def batches(
             torch.cuda.synchronize()
 
     whole = source.batch()
-    graphs, bounds = [], source.ptr.tolist()
-    per_atom, per_structure = (
-        ("z", "pos", "forces", "molecule", "mask"),
-        ("energy", "cell", "pbc", "charge", "system"),
-    )
-    for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
-        fields = {k: whole[k][a:b].clone() for k in per_atom if k in whole}
-        fields |= {k: whole[k][i : i + 1].clone() for k in per_structure if k in whole}
-        graphs.append(Data(**fields, num_nodes=b - a))
+    per_atom = [k for k in ("z", "pos", "forces", "molecule", "mask") if k in whole]
+    per_structure = [k for k in ("energy", "cell", "pbc", "charge", "system") if k in whole]
+    graphs = []
+    for i, (start, end) in enumerate(itertools.pairwise(source.ptr.tolist())):
+        fields = {k: whole[k][start:end].clone() for k in per_atom}
+        fields |= {k: whole[k][i : i + 1].clone() for k in per_structure}
+        graphs.append(Data(**fields, num_nodes=end - start))
     few = [Data(z=g.z, pos=g.pos, energy=g.energy, num_nodes=g.num_nodes) for g in graphs]
     count = -(-len(source) // size)
 

@@ -70,9 +70,8 @@ def run(
 
     check_device(device, threads)
     if batch < 1 or (steps is not None and steps < 1):
-        raise ConfigError(
-            f"bench epoch: batch and steps must be at least 1, got {batch if batch < 1 else steps}"
-        )
+        wrong = batch if batch < 1 else steps
+        raise ConfigError(f"bench epoch: batch and steps must be at least 1, got {wrong}")
     structures = datasets.load(data)
     length = {"epochs": 1.0} if steps is None else {"steps": steps}
     config = TrainConfig(
@@ -88,11 +87,10 @@ def run(
     )
     total = config.total_steps(len(structures))
     networks = {case: models.build(case, preset, seed=0) for case in cases}
+    warming = config.replace(epochs=None, steps=min(3, total))
     for case, model in networks.items():
         say(f"{case}: warming up")
-        epoch(
-            model, structures, Denoise(sigma=0.2), config.replace(epochs=None, steps=min(3, total))
-        )
+        epoch(model, structures, Denoise(sigma=0.2), warming)
     seconds = np.zeros((repeats, len(networks)))
     for k in range(repeats):
         for j, (case, model) in enumerate(networks.items()):
@@ -100,7 +98,10 @@ def run(
             seconds[k, j] = epoch(model, structures, Denoise(sigma=0.2), config)
     used = total * min(batch, len(structures))
     rows = []
-    for (case, model), own in zip(networks.items(), seconds.T):
+    name = structures.info.get("name", data)
+    note = f"{name}, {len(structures)} structures, resident on the device"
+    for (case, model), taken in zip(networks.items(), seconds.T, strict=True):
+        median = float(np.median(taken))
         rows.append(
             {
                 "case": case,
@@ -111,13 +112,13 @@ def run(
                 "structures": used,
                 "atoms": round(used * len(structures.z) / len(structures)),
                 "steps": total,
-                "median_s": float(np.median(own)),
-                "spread_s": float(np.ptp(own)),
-                "per_second": used / float(np.median(own)),
+                "median_s": median,
+                "spread_s": float(np.ptp(taken)),
+                "per_second": used / median,
                 "gpu_busy": busy(model, structures, config) if device == "cuda" else np.nan,
                 "device": device,
                 "threads": threads,
-                "note": f"{structures.info.get('name', data)}, {len(structures)} structures, resident on the device",
+                "note": note,
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -150,6 +151,7 @@ class Watched:
         return getattr(self._objective, name)
 
     def corrupt(self, batch: Any, generator: torch.Generator | None = None) -> Any:
+        """Tell ``watch``, then corrupt as the objective does."""
         self._watch(self._step)
         self._step += 1
         return self._objective.corrupt(batch, generator)

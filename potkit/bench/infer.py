@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..kernels.compiling import has_kernels
 from . import peers
-from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare
+from .common import COLUMNS, Rival, alkanes, check_device, compare, precisions
 from .step import CASES, with_kernels
 
 
@@ -42,25 +42,22 @@ def run(
         torch.manual_seed(0)
         model = peers.reference(case, hidden).to(device).eval()
         structures.to(device)
-        b = structures.batch(device=device)
         rivals = []
         for peer in peers.of(case, model, structures, device):
             if peer.same:
                 head = peers.energy_of(case, model, peer)
                 work = _forces(peer.module.eval(), head, structures, device)
                 rivals.append(Rival(peer.name, work, work, note=peer.note))
-        for precision, low in [("float32", None)] + (
-            [("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else []
-        ):
+        for precision, low in precisions(device):
             work = _ours(model, structures, device, low)
             rivals.append(Rival("potkit", work, work, precision))
             if compile and has_kernels(model, ("energy",), device):
-                rivals.append(
-                    Rival("potkit, compiled", with_kernels(work), with_kernels(work), precision)
-                )
+                quick = with_kernels(work)
+                rivals.append(Rival("potkit, compiled", quick, quick, precision))
         rivals[0].note = "; ".join(filter(None, [source, rivals[0].note]))
-        edges = model.graph(b, b.pos).sender
-        found = compare(
+        clean = structures.batch(device=device)
+        edges = model.graph(clean, clean.pos).sender
+        compared = compare(
             f"{case} energy and forces",
             rivals,
             repeats,
@@ -69,10 +66,10 @@ def run(
             tolerance=1e-4,
             memory=memory,
             say=say,
-            atoms=len(b.pos),
+            atoms=len(clean.pos),
             edges=len(edges),
         )
-        rows += [row | {"per_second": at_once / row["median_s"]} for row in found]
+        rows += [row | {"per_second": at_once / row["median_s"]} for row in compared]
     return pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
 
 
@@ -82,6 +79,8 @@ def _forces(
     structures: Any,
     device: str,
 ) -> Callable[[], Tensor]:
+    """A function that gives −∂E/∂x of a peer's ``energy``, [N, 3] eV/Å."""
+
     def work() -> Tensor:
         batch = structures.batch(device=device)
         batch.pos = batch.pos.detach().requires_grad_(True)
@@ -93,11 +92,11 @@ def _forces(
 def _ours(
     model: nn.Module, structures: Any, device: str, low: torch.dtype | None
 ) -> Callable[[], Tensor]:
+    """A function that gives potkit's forces [N, 3] eV/Å, under autocast if ``low`` is given."""
+
     def work() -> Tensor:
-        with (
-            torch.no_grad(),
-            torch.autocast(device, low or torch.bfloat16, enabled=low is not None),
-        ):
+        autocast = torch.autocast(device, low or torch.bfloat16, enabled=low is not None)
+        with torch.no_grad(), autocast:
             return model.energy_and_forces(structures.batch(device=device))[1].float()
 
     return work

@@ -38,15 +38,9 @@ def run(
     check_device(device, threads)
     rows = []
     for n in sizes:
-        box = water_like(n)
-        rows += _rows(
-            f"{n:,}".replace(",", " ") + " atoms, periodic, 5 Å",
-            box,
-            device,
-            threads,
-            repeats if n <= 20_000 else min(repeats, 3),
-            say,
-        )
+        case = f"{n:,} atoms".replace(",", " ") + ", periodic, 5 Å"
+        rounds = repeats if n <= 20_000 else min(repeats, 3)
+        rows += _rows(case, water_like(n), device, threads, rounds, say)
     molecules, _ = alkanes(64)
     rows += _rows("64 molecules, 5 Å", molecules, device, threads, repeats, say)
     table = pd.DataFrame(rows, columns=[*COLUMNS, "per_atom_us"])
@@ -66,12 +60,10 @@ def _rows(
     # the others get the same rounded numbers: at 100 000 atoms some pairs lie that close to the
     # cutoff
     points = np.split(batch.pos.double().cpu().numpy(), structures.ptr[1:-1])
-    cells = (
-        [np.zeros((3, 3))] * len(points)
-        if batch.cell is None
-        else list(batch.cell.double().cpu().numpy())
-    )
-    inputs = list(zip(points, cells, structures.pbc.tolist()))
+    cells = [np.zeros((3, 3))] * len(points)
+    if batch.cell is not None:
+        cells = list(batch.cell.double().cpu().numpy())
+    inputs = list(zip(points, cells, structures.pbc.tolist(), strict=True))
     cell, pbc = (batch.cell, batch.pbc) if batch.periodic else (None, None)
 
     def ours() -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -79,7 +71,7 @@ def _rows(
             batch.pos, batch.batch, batch.ptr, CUTOFF, cell, pbc, batch.max_atoms
         )
 
-    found = {"potkit": len(ours()[0][0])}
+    n_edges = {"potkit": len(ours()[0][0])}
     rivals = []
     if (vesin := _module("vesin")) is not None:
 
@@ -90,25 +82,25 @@ def _rows(
                 for p, c, along in inputs
             ]
 
-        found["vesin"] = sum(len(i) for i, *_ in by_vesin())
+        n_edges["vesin"] = sum(len(i) for i, *_ in by_vesin())
         rivals.append(Rival("vesin", by_vesin))
     if (matscipy := _module("matscipy.neighbours")) is not None:
         # of structures that are not periodic it wants a cell around the atoms all the same
-        held = [
-            c if any(along) else np.eye(3) * (np.ptp(p, 0).max() + 2 * CUTOFF)
+        boxed = [
+            (p, c if any(along) else np.eye(3) * (np.ptp(p, 0).max() + 2 * CUTOFF), along)
             for p, c, along in inputs
         ]
 
         def by_matscipy() -> list:
             return [
                 matscipy.neighbour_list("ijS", positions=p, cell=c, pbc=along, cutoff=CUTOFF)
-                for (p, _, along), c in zip(inputs, held)
+                for p, c, along in boxed
             ]
 
-        found["matscipy"] = sum(len(i) for i, *_ in by_matscipy())
+        n_edges["matscipy"] = sum(len(i) for i, *_ in by_matscipy())
         rivals.append(Rival("matscipy", by_matscipy))
-    if len(set(found.values())) > 1:
-        raise DataError(f"{case}: numbers of neighbours differ: {found}")
+    if len(set(n_edges.values())) > 1:
+        raise DataError(f"{case}: numbers of neighbours differ: {n_edges}")
     rivals.append(Rival("potkit", ours))
     return compare(
         case,
@@ -119,7 +111,7 @@ def _rows(
         memory=False,
         say=say,
         atoms=len(batch.pos),
-        edges=found["potkit"],
+        edges=n_edges["potkit"],
     )
 
 

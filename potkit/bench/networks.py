@@ -37,10 +37,9 @@ def run(
     """A row per network: parameters, milliseconds of a step (median; quartiles of the supervised
     one). All are timed in turn.
 
-    With ``experiment``, a YAML file of networks compared by `potkit compare` whose NAME.csv lies
-    beside it, the rows of `study` instead.
     A step is batch, corruption, neighbours, forward, backward and optimizer. ``supervised_ms``:
-    energy and forces are trained.
+    energy and forces are trained. With ``experiment``, a YAML file of networks compared by
+    `potkit compare` whose NAME.csv lies beside it, the rows of `study` instead.
     """
     check_device(device, threads)
     networks = list(networks) or models.names()
@@ -76,12 +75,9 @@ def run(
     if experiment is None:
         return costs
     spec = yaml_form.read(experiment)
-    grid = spec.experiments()
-    return study(
-        costs,
-        report.stored(spec.name, Path(experiment).parent)[0],
-        {n: nothing(grid[0], n) for n in grid[0].labels},
-    )
+    summary, _ = report.stored(spec.name, Path(experiment).parent)
+    first = spec.experiments()[0]
+    return study(costs, summary, {labels: nothing(first, labels) for labels in first.labels})
 
 
 def nothing(experiment: Experiment, labels: int) -> dict[str, float]:
@@ -115,7 +111,7 @@ def step(
         corrupted = objective.corrupt(structures.batch(device=device), generator)
         loss, _ = objective.loss(model(corrupted, objective.needed()), corrupted)
         grads = torch.autograd.grad(loss, trained, allow_unused=True)
-        for parameter, grad in zip(trained, grads):
+        for parameter, grad in zip(trained, grads, strict=True):
             parameter.grad = grad
         optimizer.step()
 
@@ -152,8 +148,6 @@ def study(
         {"network": "none", "labels": labels, "parameters": 0} | values
         for labels, values in (without or {}).items()
     ]
-    return (
-        pd.concat([table, pd.DataFrame(rows)] if rows else [table], ignore_index=True)
-        .sort_values(["labels", "forces_mae"])
-        .reset_index(drop=True)
-    )
+    if rows:
+        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    return table.sort_values(["labels", "forces_mae"]).reset_index(drop=True)

@@ -8,6 +8,7 @@ wants.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,15 +102,8 @@ def _sweep(
         model = model.to(device)
         batch = structures.batch(device=device)
         edges = len(model.graph(batch, batch.pos).sender)
-        steps.append(
-            trainer(
-                model,
-                structures,
-                device,
-                lambda m, b: potkit_vector(m, b, None, device),
-                fused=True,
-            )
-        )
+        predict = functools.partial(potkit_vector, low=None, device=device)
+        steps.append(trainer(model, structures, device, predict, fused=True))
         rows.append(
             {
                 "sweep": sweep,
@@ -122,10 +116,10 @@ def _sweep(
             }
         )
     seconds = in_turn(steps, repeats, device)
-    for row, step, own in zip(rows, steps, seconds.T):
+    for row, step, taken in zip(rows, steps, seconds.T, strict=True):
         row |= {
-            "median_s": float(np.median(own)),
-            "spread_s": float(np.ptp(own)),
+            "median_s": float(np.median(taken)),
+            "spread_s": float(np.ptp(taken)),
             "peak_mb": peak_memory(step, device),
         }
         for what in ("atom", "edge"):
@@ -144,98 +138,113 @@ def exponents(table: Any) -> Any:
     """
     table = table.assign(time_exponent=np.nan, memory_exponent=np.nan)
     for sweep, part in table.groupby("sweep", sort=False):
+        if part["value"].nunique() < 2:
+            continue
         # from one atom's share to the cost of the whole
         times = part["value"] if sweep != "width" else 1.0
-        if part["value"].nunique() > 1:
-            for column, cost in (
-                ("time_exponent", part["us_per_atom"]),
-                ("memory_exponent", part["kb_per_atom"]),
-            ):
-                table.loc[part.index[-1], column] = np.polyfit(
-                    np.log(part["value"].astype(float)), np.log(cost * times), 1
-                )[0]
+        sizes = np.log(part["value"].astype(float))
+        costs = {"time_exponent": part["us_per_atom"], "memory_exponent": part["kb_per_atom"]}
+        for column, cost in costs.items():
+            exponent, _ = np.polyfit(sizes, np.log(cost * times), 1)
+            table.loc[part.index[-1], column] = exponent
     return table
+
+
+TITLES = {
+    "atoms": "atoms per structure",
+    "batch": "structures per batch",
+    "width": "width of the network",
+}
+# column of the table, title of its axis, column of its exponent, and word for it, from the top
+PANELS = (
+    ("us_per_atom", "time per atom (µs)", "time_exponent", "time"),
+    ("kb_per_atom", "memory per atom (kB)", "memory_exponent", "memory"),
+)
+OF_WHAT = {"atoms": " of a structure ∝ n", "batch": " of a batch ∝ n", "width": " ∝ w"}
 
 
 def figure(table: Any) -> Any:
     """A plotly figure of a table of `run`: time and memory per atom over each sweep, logarithmic
     in both axes, the same scale in a row.
     """
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from ..report import figures
-
-    titles = {
-        "atoms": "atoms per structure",
-        "batch": "structures per batch",
-        "width": "width of the network",
-    }
-    sweeps = [s for s in SWEEPS if (table["sweep"] == s).any()]
-    made = make_subplots(
-        rows=2,
+    sweeps = [sweep for sweep in SWEEPS if (table["sweep"] == sweep).any()]
+    chart = make_subplots(
+        rows=len(PANELS),
         cols=len(sweeps),
         vertical_spacing=0.08,
         horizontal_spacing=0.03,
         shared_xaxes=True,
         shared_yaxes=True,
     )
-    rows = [
-        (1, "us_per_atom", "time per atom (µs)", "time_exponent", "time"),
-        (2, "kb_per_atom", "memory per atom (kB)", "memory_exponent", "memory"),
-    ]
-    for k, sweep in enumerate(sweeps, 1):
-        part = table[table["sweep"] == sweep]
-        for (row, column, title, exponent, word), colour in zip(rows, figures.colours(2)):
-            line = dict(
-                mode="lines+markers", line_color=colour, marker_size=8, name=title, showlegend=False
-            )
-            made.add_trace(go.Scatter(x=part["value"], y=part[column], **line), row=row, col=k)
-            slope = part[exponent].dropna()
-            if len(slope):
-                per = {"atoms": " of a structure", "batch": " of a batch", "width": ""}[sweep]
-                words = f"{word}{per} ∝ {'n' if sweep != 'width' else 'w'}<sup>{slope.iloc[0]:.2f}</sup>"
-                place = dict(
-                    xref="x domain",
-                    yref="y domain",
-                    x=0.97,
-                    y=0.97,
-                    xanchor="right",
-                    yanchor="top",
-                    showarrow=False,
-                    font_size=13,
-                )
-                made.add_annotation(text=words, row=row, col=k, **place)
-        values = [int(v) for v in part["value"]]
-        shown = values[:: -(-len(values) // 5)]  # five numbers fit
-        ticks = dict(tickvals=shown, ticktext=[_plain(v) for v in shown], tickangle=0)
-        made.update_xaxes(
-            type="log",
-            range=[np.log10(min(values) / 1.4), np.log10(max(values) * 1.4)],
-            **ticks,
-            col=k,
-        )
-        made.update_xaxes(title_text=titles[sweep], row=2, col=k)
-    for row, column, title, *_ in rows:
+    for col, sweep in enumerate(sweeps, 1):
+        _draw_sweep(chart, table[table["sweep"] == sweep], sweep, col)
+    for row, (column, title, *_) in enumerate(PANELS, 1):
         low, high = float(table[column].min()), float(table[column].max())
+        middle = np.log10(low * high) / 2
         # a decade at least: noise is not to look like growth
-        middle, reach = np.log10(low * high) / 2, max(np.log10(high / low) / 2 + 0.15, 0.65)
+        reach = max(np.log10(high / low) / 2 + 0.15, 0.65)
         ticks = [m * 10.0**k for k in range(-3, 9) for m in (1, 2, 5)]
-        made.update_yaxes(
+        chart.update_yaxes(
             type="log",
             range=[middle - reach, middle + reach + 0.1],
             tickvals=ticks,
             ticktext=[_plain(t) for t in ticks],
             row=row,
         )
-        made.update_yaxes(title_text=title, row=row, col=1)
-    name = table["model"].iloc[0]
-    threads = int(table["threads"].iloc[0])
-    where = (
-        f"{threads} CPU thread{'s' * (threads > 1)}" if table["device"].iloc[0] == "cpu" else "GPU"
-    )
+        chart.update_yaxes(title_text=title, row=row, col=1)
+    name, threads = table["model"].iloc[0], int(table["threads"].iloc[0])
+    on_cpu = table["device"].iloc[0] == "cpu"
+    where = f"{threads} CPU thread{'s' * (threads > 1)}" if on_cpu else "GPU"
     title = f"Cost of a pretraining step: {name}, {where}"
-    return made.update_layout(template="potkit", title=title, width=1100, height=640, margin_b=80)
+    return chart.update_layout(template="potkit", title=title, width=1100, height=640, margin_b=80)
+
+
+def _draw_sweep(chart: Any, part: Any, sweep: str, col: int) -> None:
+    """The rows of one sweep into column ``col``: a line in each panel, with its exponent."""
+    import plotly.graph_objects as go
+
+    from ..report import figures
+
+    colours = figures.colours(len(PANELS))
+    for row, (column, title, exponent, word) in enumerate(PANELS, 1):
+        line = go.Scatter(
+            x=part["value"],
+            y=part[column],
+            mode="lines+markers",
+            line_color=colours[row - 1],
+            marker_size=8,
+            name=title,
+            showlegend=False,
+        )
+        chart.add_trace(line, row=row, col=col)
+        slope = part[exponent].dropna()
+        if len(slope):
+            chart.add_annotation(
+                text=f"{word}{OF_WHAT[sweep]}<sup>{slope.iloc[0]:.2f}</sup>",
+                row=row,
+                col=col,
+                xref="x domain",
+                yref="y domain",
+                x=0.97,
+                y=0.97,
+                xanchor="right",
+                yanchor="top",
+                showarrow=False,
+                font_size=13,
+            )
+    values = [int(v) for v in part["value"]]
+    shown = values[:: -(-len(values) // 5)]  # five numbers fit
+    chart.update_xaxes(
+        type="log",
+        range=[np.log10(min(values) / 1.4), np.log10(max(values) * 1.4)],
+        tickvals=shown,
+        ticktext=[_plain(v) for v in shown],
+        tickangle=0,
+        col=col,
+    )
+    chart.update_xaxes(title_text=TITLES[sweep], row=len(PANELS), col=col)
 
 
 def _plain(value: float) -> str:

@@ -9,6 +9,8 @@ and only times.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,7 @@ from ..kernels.compiling import has_kernels
 from ..objectives import Denoise
 from ..structures.store import Structures
 from . import peers
-from .common import COLUMNS, Rival, alkanes, bfloat16_is_fast, check_device, compare, matmul_rate
+from .common import COLUMNS, Rival, alkanes, check_device, compare, matmul_rate, precisions
 
 CASES = ("egnn", "torchmd_et", "schnet", "nequip")
 
@@ -66,52 +68,72 @@ def contenders(
     peers.wake(model)
     clean = structures.batch(device=device)
     corrupted = Denoise(sigma=0.2).corrupt(clean, torch.Generator(device).manual_seed(0))
-    graph = model.graph(corrupted, corrupted.pos)
-    n_edges = len(graph.sender)
-    flops = peers.least_operations(model, n_edges)
+    n_edges = len(model.graph(corrupted, corrupted.pos).sender)
     rivals = []
-    for rival in peers.of(case, model, structures, device):
-        step = trainer(rival.module, structures, device, rival.predict, fused=False)
-        output = (lambda r=rival: r.predict(r.module, corrupted)) if rival.same else None
-        rivals.append(
-            Rival(rival.name, step, output, note=rival.note, rounds=None if rival.same else 2)
-        )
+    for peer in peers.of(case, model, structures, device):
+        step = trainer(peer.module, structures, device, peer.predict, fused=False)
+        output = functools.partial(peer.predict, peer.module, corrupted) if peer.same else None
+        rounds = None if peer.same else 2
+        rivals.append(Rival(peer.name, step, output, note=peer.note, rounds=rounds))
     kernel = has_kernels(model, ("vector",), device)
-    precisions = [("float32", None)] + (
-        [("bfloat16", torch.bfloat16)] if bfloat16_is_fast(device) else []
-    )
-    for precision, low in precisions:
-        rate = matmul_rate(n_edges, hidden, low or torch.float32, device) if flops else None
-        best = matmul_rate(1024, hidden, low or torch.float32, device) if flops else None
-        for compiled in (
-            (False, True)
-            if compile and (kernel or not model.by_gradient(("vector",)))
-            else (False,)
-        ):
-            own = peers.copy_of(model, compile=compiled and not kernel)
-            predict = lambda m, b, low=low: potkit_vector(m, b, low, device)
-            within = with_kernels if compiled and kernel else (lambda work: work)
-            # its filters are interpolated: that product is not made per pair any more
-            from_table = compiled and kernel and case == "schnet"
-            bound = flops and not from_table
-            rivals.append(
-                Rival(
-                    "potkit, compiled" if compiled else "potkit",
-                    within(trainer(own, structures, device, predict, fused=True)),
-                    within(lambda m=own, p=predict: p(m, corrupted)),
-                    precision,
-                    roofline=flops / rate if bound else None,
-                    note="filters interpolated from a table over the distance"
-                    if from_table
-                    else (
-                        f"{precision} roofline: {flops / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s, as products [{n_edges}, {hidden}] × "
-                        f"[{hidden}, {hidden}] run here (in cache, [1024, {hidden}]: {best / 1e9:.0f})"
-                    )
-                    if bound
-                    else "",
-                )
+    compilable = kernel or not model.by_gradient(("vector",))
+    for precision, low in precisions(device):
+        predict = functools.partial(potkit_vector, low=low, device=device)
+        bound = Roofline.of(model, n_edges, hidden, low, device)
+        for compiled in (False, True) if compile and compilable else (False,):
+            twin = peers.copy_of(model, compile=compiled and not kernel)
+            rival = Rival(
+                "potkit, compiled" if compiled else "potkit",
+                trainer(twin, structures, device, predict, fused=True),
+                functools.partial(predict, twin, corrupted),
+                precision,
             )
+            if compiled and kernel:
+                rival.work, rival.output = with_kernels(rival.work), with_kernels(rival.output)
+            if compiled and kernel and case == "schnet":
+                # its filters' product is not made per pair any more, so nothing bounds its time
+                rival.note = "filters interpolated from a table over the distance"
+            elif bound is not None:
+                rival.roofline = bound.seconds
+                rival.note = f"{precision} roofline: {bound}"
+            rivals.append(rival)
     return rivals, {"atoms": len(corrupted.pos), "edges": n_edges}
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """The least time that the products per edge can take, at the rate products run here."""
+
+    operations: float
+    rate: float  # operations per second over all edges
+    rate_in_cache: float  # and of 1024 rows
+    n_edges: int
+    hidden: int
+
+    @classmethod
+    def of(
+        cls, model: Any, n_edges: int, hidden: int, low: torch.dtype | None, device: str
+    ) -> Roofline | None:
+        """Measured here; None for a network whose operations are not known."""
+        operations = peers.least_operations(model, n_edges)
+        if not operations:
+            return None
+        dtype = low or torch.float32
+        rate = matmul_rate(n_edges, hidden, dtype, device)
+        rate_in_cache = matmul_rate(1024, hidden, dtype, device)
+        return cls(operations, rate, rate_in_cache, n_edges, hidden)
+
+    @property
+    def seconds(self) -> float:
+        """The least time."""
+        return self.operations / self.rate
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operations / 1e9:.0f} GFLOP at {self.rate / 1e9:.0f} GFLOP/s, as products "
+            f"[{self.n_edges}, {self.hidden}] × [{self.hidden}, {self.hidden}] run here "
+            f"(in cache, [1024, {self.hidden}]: {self.rate_in_cache / 1e9:.0f})"
+        )
 
 
 def with_kernels(work: Callable[[], Any]) -> Callable[[], Any]:

@@ -1,6 +1,4 @@
-"""Objectives by name. A new objective is one file with a frozen dataclass, and one line in
-OBJECTIVES.
-"""
+"""Objectives by name. A new one is one file with a frozen dataclass, and one line in OBJECTIVES."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from .noisy_nodes import NoisyNodes
 from .supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    c.name: c
-    for c in (
+    kind.name: kind
+    for kind in (
         Denoise,
         Masked,
         MaskedDenoise,
@@ -53,19 +51,21 @@ def names() -> list[str]:
 
 
 def from_dict(settings: dict[str, Any]) -> Objective:
-    """The objective that ``to_dict`` described: {"objective": name, **settings}. Raises
-    ConfigError for unknown words.
+    """The objective that ``to_dict`` described: {"objective": name, **settings}.
+
+    Raises ConfigError for unknown words.
     """
     settings = dict(settings)
     name = settings.pop("objective", None)
     if name not in OBJECTIVES:
         raise ConfigError(f"unknown objective {name!r}; there are {', '.join(OBJECTIVES)}")
-    fields = [f.name for f in dataclasses.fields(OBJECTIVES[name])]
-    unknown = [k for k in settings if k not in fields]
+    fields = [field.name for field in dataclasses.fields(OBJECTIVES[name])]
+    unknown = [key for key in settings if key not in fields]
     if unknown:
         raise ConfigError(
             f"{name} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(fields)}"
         )
-    return OBJECTIVES[name](
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    )
+    for key, value in settings.items():
+        if isinstance(value, list):  # a file knows no tuples
+            settings[key] = tuple(value)
+    return OBJECTIVES[name](**settings)

@@ -1,9 +1,12 @@
-"""What an objective is: it corrupts a batch and scores a prediction, on whatever device the batch
-lies.
+"""What an objective is: it corrupts a batch and scores a prediction, on the device of the batch.
 
 A score is a list of `Term`s, each a sum over atoms or structures with the number it is to be
 divided by. Sums and counts, not means, so that batches of different size, and shares of a batch on
 several devices, add up to exactly the mean over all of them.
+
+Settings are checked by hand, in ``__post_init__``, and not by pydantic as those of `TrainConfig`
+are: what pydantic checks it also converts (a weight of 1 to 1.0, and with it the hash of stored
+runs), and most checks here hold several settings against each other or against the elements.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ class Objective:
         return batch
 
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
+        """The summands of the loss, and metrics, of a prediction for a corrupted ``batch``."""
         raise NotImplementedError
 
     def loss(self, prediction: Prediction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -79,24 +83,26 @@ class Objective:
         return total(self.terms(prediction, batch))
 
     def to_dict(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
-        unchanged = [
-            f.name
-            for f in dataclasses.fields(self)
-            if f.metadata.get("later") and values[f.name] == f.default
-        ]
-        return {"objective": self.name, **{k: v for k, v in values.items() if k not in unchanged}}
+        """The name and the settings, as they are stored and hashed; `from_dict` reads them back.
+
+        Settings marked `LATER` are left out at their default.
+        """
+        settings = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            if field.metadata.get("later") and settings[field.name] == field.default:
+                del settings[field.name]
+        return {"objective": self.name, **settings}
 
 
 def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the terms' means, and the means. A term with nothing to count is 0, not
     NaN.
     """
-    loss, metrics = 0.0, {}
+    loss: Any = 0.0
+    metrics = {}
     for term in terms:
-        mean = term.total / (
-            max(term.count, 1) if isinstance(term.count, int) else term.count.clamp(min=1)
-        )
+        whole = isinstance(term.count, int)
+        mean = term.total / (max(term.count, 1) if whole else term.count.clamp(min=1))
         metrics[term.name] = term.finish(mean.detach()) if term.finish else mean.detach()
         if term.weight:
             loss = loss + term.weight * mean
@@ -105,11 +111,10 @@ def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, Tensor]]:
 
 def require(owner: str, structures: Structures, labels: Sequence[str]) -> None:
     """Raise DataError if ``structures`` lack one of ``labels``."""
+    name = structures.info.get("name", "the structures")
     for label in labels:
         if getattr(structures, label) is None:
-            raise DataError(
-                f"{owner}: {structures.info.get('name', 'the structures')} have no {label}, which this objective needs"
-            )
+            raise DataError(f"{owner}: {name} have no {label}, which this objective needs")
 
 
 def positive(owner: str, **values: float) -> None:

@@ -2,7 +2,10 @@
 
 Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 2023 (arXiv 2303.02216), eq. 7; Zaidi et al.
 2023 (arXiv 2206.00133).
-    x̃ = x + ε,  ε ~ N(0, σ² I);    L = mean over atoms and axes of (ε̂(z, x̃) − ε)²
+
+    x̃ = x + ε,    ε ~ N(0, σ² I)
+    L = mean over atoms and axes of (ε̂(z, x̃) − ε)²
+
 For Gaussian p(x̃|x) the score is −ε/σ² (Vincent 2011): the way back, −ε, is what a force would be
 up to a constant. So the vector read-out v speaks for ε̂ = −v, and the target stored in the batch is
 −ε = x − x̃. For a read-out −∂E/∂x this gives an energy with its minimum at the clean structure; the
@@ -13,7 +16,9 @@ box: neighbour lists do not depend on it, and the target is never wrapped.
 σ need not be one number. Per structure s it may follow from its system, or be drawn log-uniformly
 from a range (as in DeNS, arXiv 2403.09549). With ``normalize`` each structure is weighted by
 1/σ_s², L = mean of |v + ε|²/σ_s², which is least at
-    v = −E[ε/σ²|x̃] / E[σ⁻²|x̃] = ∇ log p(x̃) / E[σ⁻²|x̃]:
+
+    v = −E[ε/σ²|x̃] / E[σ⁻²|x̃] = ∇ log p(x̃) / E[σ⁻²|x̃]
+
 along the score of the mixture over all σ, as for one σ; without ``normalize`` the largest σ decide
 alone.
 """
@@ -51,8 +56,7 @@ class Denoise(Objective):
     of a structure's system, then against the name of the data set; the first that fits counts. The
     vector read-out predicts the way back, −ε in Å (``faithful``: +ε). ``normalize`` divides the
     loss by σ², so that 1 is what predicting zero gets at any σ (the papers have False; for a single
-    σ it changes the loss scale, not the minimum).
-    Raises ConfigError unless sigma > 0.
+    σ it changes the loss scale, not the minimum). Raises ConfigError unless sigma > 0.
     """
 
     name: ClassVar[str] = "denoise"
@@ -69,14 +73,18 @@ class Denoise(Objective):
     def check(self, structures: Structures) -> None:
         """Raise DataError naming a system that has no σ."""
         if isinstance(self.sigma, dict):
-            names, name = structures.system_names(), str(structures.info.get("name", ""))
+            data = str(structures.info.get("name", ""))
+            names = structures.system_names()
             for system in dict.fromkeys(names[i] for i in structures.system):
-                look_up(self.sigma, system, name)
+                look_up(self.sigma, system, data)
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        noise = torch.randn(
-            batch.pos.shape, generator=generator, dtype=batch.pos.dtype, device=batch.pos.device
-        )
+        """Noise on every atom; ``target`` is −ε [N, 3] Å (``faithful``: +ε).
+
+        Where σ is not one number, ``noise_scale`` [N] Å says each atom's.
+        """
+        pos = batch.pos
+        noise = torch.randn(pos.shape, generator=generator, dtype=pos.dtype, device=pos.device)
         new = copy.copy(batch)
         new.drop_edges()
         if isinstance(self.sigma, float):
@@ -86,11 +94,14 @@ class Denoise(Objective):
             noise = new.noise_scale[:, None] * noise
         if self.zero_mean:
             noise = without_translation(noise, batch)
-        new.pos, new.target = batch.pos + noise, noise if self.faithful else -noise
+        new.pos = pos + noise
+        new.target = noise if self.faithful else -noise
         return new
 
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
-        squared, count = (prediction.vector - batch.target).square(), batch.target.numel()
+        """The mean over atoms and axes, in units of σ² with ``normalize``, else in Å²."""
+        squared = (prediction.vector - batch.target).square()  # [N, 3] Å²
+        count = batch.target.numel()
         if not self.normalize:
             return [Term("noise_mse", squared.sum(), count)]
         if isinstance(self.sigma, float):
@@ -133,33 +144,33 @@ def look_up(table: Mapping[str, Range], system: str, data: str) -> Range:
             if fnmatch.fnmatchcase(name, pattern):
                 return value
     raise DataError(
-        f"denoise: no sigma for system {system!r} of {data or 'the structures'}; patterns: {', '.join(table)} ('*' fits all)"
+        f"denoise: no sigma for system {system!r} of {data or 'the structures'}; "
+        f"patterns: {', '.join(table)} ('*' fits all)"
     )
 
 
 def draw_sigma(sigma: Sigma, batch: Batch, generator: torch.Generator | None) -> Tensor:
     """σ of every structure, [S] Å."""
-    n, like = batch.ptr.shape[0] - 1, batch.pos
-    ranges = [sigma] * n
+    n_structures, device = batch.num_graphs, batch.pos.device
+    ranges = [sigma] * n_structures
     if isinstance(sigma, dict):
         origin: Origin | None = batch.origin
         if origin is None:
             raise ConfigError(
-                "denoise: a table of sigma needs batches made by Structures.batch, which know their systems"
+                "denoise: a table of sigma needs batches made by Structures.batch, "
+                "which know their systems"
             )
         ranges = [look_up(sigma, system, origin.name) for system in origin.systems]
     bounds = [r if isinstance(r, tuple) else (r, r) for r in ranges]
-    low, high = (
-        torch.tensor([[math.log(a), math.log(b)] for a, b in bounds], dtype=torch.float64)
-        .reshape(-1, 2)
-        .to(like.device)
-        .unbind(1)
-    )
-    where = torch.rand(n, generator=generator, dtype=torch.float64, device=like.device)
-    return (low + where * (high - low)).exp().to(like.dtype)
+    logarithms = [[math.log(lowest), math.log(highest)] for lowest, highest in bounds]
+    table = torch.tensor(logarithms, dtype=torch.float64).reshape(-1, 2).to(device)
+    low, high = table.unbind(1)  # [S]
+    share = torch.rand(n_structures, generator=generator, dtype=torch.float64, device=device)
+    return (low + share * (high - low)).exp().to(batch.pos.dtype)
 
 
 def without_translation(noise: Tensor, batch: Batch) -> Tensor:
     """``noise`` [N, 3] less its mean over each structure."""
     counts = (batch.ptr[1:] - batch.ptr[:-1]).to(noise.dtype).clamp(min=1)
-    return noise - (sum_over(noise, batch.batch, len(counts)) / counts[:, None])[batch.batch]
+    mean = sum_over(noise, batch.batch, len(counts)) / counts[:, None]  # [S, 3]
+    return noise - mean[batch.batch]

@@ -1,14 +1,17 @@
-"""ForceConditionedDenoise: denoising of non-equilibrium structures that is told their forces
-(DeNS).
+"""ForceConditionedDenoise: denoising of non-equilibrium structures told their forces (DeNS).
 
 Liao, Smidt, Shuaibi, Das 2024 (arXiv 2403.09549). Off a minimum many clean structures may lie
 behind a noisy one; the forces F(x) of the clean structure say which. Training data must have
 forces. A structure is corrupted with probability p (``probability``), and of a corrupted structure
 each atom with probability r (``atoms``; the paper's partially corrupted structures):
-    x̃_i = x_i + ε_i,  ε_i ~ N(0, σ²I),  f_i given to the network            for corrupted atoms (m_i = 1)
-    x̃_i = x_i,         no force given                                     for all others (m_i = 0)
-    L = w_E ℓ(E(x) − Ê(x̃, m F)) + w_F mean over m_i = 0 of ℓ(F_i(x) − F̂_i) + λ mean over m_i = 1
-    of |ε̂_i − ε_i|²/σ²
+
+    corrupted atoms (m_i = 1):  x̃_i = x_i + ε_i,  ε_i ~ N(0, σ²I),  f_i given to the network
+    all others (m_i = 0):       x̃_i = x_i,                          no force given
+
+    L = w_E ℓ(E(x) − Ê(x̃, m F))
+      + w_F · mean over m_i = 0 of ℓ(F_i(x) − F̂_i)
+      + λ · mean over m_i = 1 of |ε̂_i − ε_i|²/σ²
+
 so the energy of the clean structure is asked for always, forces where they were not given away,
 noise where there is any. Forces enter in units of their root mean square over the training set; how
 each network takes them is said in `models.force_encoder`. ε̂ is a read-out of its own (``noise``,
@@ -24,6 +27,7 @@ import dataclasses
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.base import Prediction
@@ -63,16 +67,15 @@ class ForceConditionedDenoise(Objective):
             )
         object.__setattr__(self, "sigma", sigma)
         positive(self.name, probability=self.probability, atoms=self.atoms, weight=self.weight)
-        for name in ("probability", "atoms"):
-            if getattr(self, name) > 1:
-                raise ConfigError(
-                    f"{self.name}: {name} must be in (0, 1], got {getattr(self, name)!r}"
-                )
+        for setting, value in (("probability", self.probability), ("atoms", self.atoms)):
+            if value > 1:
+                raise ConfigError(f"{self.name}: {setting} must be in (0, 1], got {value!r}")
         if self._labelled:
             self.validation()  # checks weights and loss
         elif self.loss_function not in LOSSES or min(self.energy, self.forces) < 0:
             raise ConfigError(
-                f"{self.name}: energy and forces must not be negative, loss_function one of {', '.join(LOSSES)}"
+                f"{self.name}: energy and forces must not be negative, "
+                f"loss_function one of {', '.join(LOSSES)}"
             )
 
     @property
@@ -80,55 +83,64 @@ class ForceConditionedDenoise(Objective):
         return self.energy != 0 or self.forces != 0
 
     def needed(self) -> tuple[str, ...]:
-        parts = {"energy": self.energy != 0, "forces": self.forces != 0}
-        return (
-            *(name for name, wanted in parts.items() if wanted),
-            "noise" if self._labelled else "vector",
-        )
+        """What has a weight, and a vector for the noise: one of its own beside trained forces."""
+        weights = {"energy": self.energy, "forces": self.forces}
+        trained = [name for name, weight in weights.items() if weight != 0]
+        return (*trained, "noise" if self._labelled else "vector")
 
     def labels(self) -> tuple[str, ...]:
+        """Forces always, since the network is told them; energies if they are trained."""
         return ("energy", "forces") if self.energy else ("forces",)
 
     def validation(self) -> Objective:
         """Energy and forces of clean structures, if they are trained at all."""
-        return (
-            Supervised(self.energy, self.forces, self.loss_function, self.per_atom)
-            if self._labelled
-            else self
-        )
+        if not self._labelled:
+            return self
+        return Supervised(self.energy, self.forces, self.loss_function, self.per_atom)
 
     def check(self, structures: Structures) -> None:
         """Raise DataError if the labels that are needed are missing."""
         require(self.name, structures, self.labels())
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        like, n, s = batch.pos, len(batch.z), batch.ptr.shape[0] - 1
-        noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-        chosen = (
-            torch.rand(s, generator=generator, device=like.device, dtype=torch.float64)
-            < self.probability
-        )
-        moved = (
-            torch.rand(n, generator=generator, device=like.device, dtype=torch.float64) < self.atoms
-        )
+        """Noise on the atoms m_i = 1, the only ones with a force in ``force_input`` [N, 3] eV/Å.
+
+        Sets ``has_target`` and ``force_given`` m [N], ``target`` −ε [N, 3] Å and ``noise_scale``
+        σ [N] Å.
+        """
+        pos = batch.pos
+
+        def share(n: int) -> Tensor:
+            return torch.rand(n, generator=generator, device=pos.device, dtype=torch.float64)
+
+        noise = torch.randn(pos.shape, generator=generator, dtype=pos.dtype, device=pos.device)
+        chosen = share(batch.num_graphs) < self.probability  # [S]
+        moved = share(len(batch.z)) < self.atoms  # [N]
         new = copy.copy(batch)
         new.drop_edges()
         new.has_target = chosen[batch.batch] & moved
         new.noise_scale = draw_sigma(self.sigma, batch, generator)[batch.batch]  # [N]
         noise = torch.where(new.has_target[:, None], new.noise_scale[:, None] * noise, 0.0)
-        new.pos, new.target = like + noise, -noise
+        new.pos = pos + noise
+        new.target = -noise
         new.force_given = new.has_target
-        new.force_input = torch.where(new.has_target[:, None], batch.forces.to(like.dtype), 0.0)
+        new.force_input = torch.where(new.has_target[:, None], batch.forces.to(pos.dtype), 0.0)
         return new
 
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
+        """The three summands of L; those with labels as in `Supervised`, the noise in units of σ².
+
+        Energies count for every structure, forces for atoms that were not told theirs.
+        """
         terms = []
         if self._labelled:
             terms = self.validation().terms(prediction, batch, atoms=~batch.has_target)
         guess = prediction.noise if self._labelled else prediction.vector
-        squared = (guess - batch.target).square().sum(1) * batch.has_target
+        squared = (guess - batch.target).square().sum(1) * batch.has_target  # [N] Å²
+        relative = squared / batch.noise_scale.square()
         count = 3 * batch.has_target.sum()
-        relative = Term(
-            "noise_relative", (squared / batch.noise_scale.square()).sum(), count, self.weight
-        )
-        return [*terms, relative, Term("noise_mse", squared.detach().sum(), count, 0.0)]
+        return [
+            *terms,
+            Term("noise_relative", relative.sum(), count, self.weight),
+            Term("noise_mse", squared.detach().sum(), count, 0.0),
+        ]

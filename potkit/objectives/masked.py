@@ -1,16 +1,21 @@
 """Masked: remove some atoms (hydrogens) and predict in which direction they were.
 
-Zhang, Li, Barati Farimani 2024 (arXiv 2402.15921), §2.2, eq. 4–5.  L = 1 − mean over target atoms
-of cos(d̂, d).
+Zhang, Li, Barati Farimani 2024 (arXiv 2402.15921), §2.2, eq. 4–5.
+
+    L = 1 − mean over target atoms of cos(d̂, d)
+
 By molecule (their water setting): in a share ρ of the molecules of each structure one removable
 atom, drawn at random, is taken out. What is left of such a molecule is flagged (``mask`` = 1, a
 learned embedding); each flagged atom's target is the minimum-image displacement d from that atom to
 the removed one.
+
 By atom (their rMD17 setting): every removable atom is taken out with probability ρ; the target of
 each remaining atom is the displacement to the FARTHEST removed atom of its structure; nothing is
 flagged. The removed set may be empty: then no target.
+
 For both d points from the remaining atom to the removed one (the authors' rMD17 code has the
 opposite sign).
+
 Beyond the paper, by atom: ``target="bonded"`` asks only the heavy atoms that lost something, each
 for d = mean of the displacements to the atoms it lost; a removed atom belongs to the remaining
 heavy atom that is nearest to it (the nearest remaining atom where there is no heavy one). ``flag``
@@ -72,7 +77,8 @@ class Masked(Objective):
             raise ConfigError(f"masked: target must be 'farthest' or 'bonded', got {self.target!r}")
         if self.target == "bonded" and self.by == "molecule":
             raise ConfigError(
-                "masked: target='bonded' is for by='atom'; by='molecule' asks all atoms of a molecule for the one it lost"
+                "masked: target='bonded' is for by='atom'; "
+                "by='molecule' asks all atoms of a molecule for the one it lost"
             )
         if self.flag not in (None, True, False):
             raise ConfigError(f"masked: flag must be true, false or none, got {self.flag!r}")
@@ -82,61 +88,68 @@ class Masked(Objective):
         without are left as they are.
         """
         if not np.isin(structures.z, self.elements).any():
-            wanted, present = (
-                ", ".join(SYMBOLS[e] for e in some) for some in (self.elements, structures.elements)
-            )
+            removable = ", ".join(SYMBOLS[z] for z in self.elements)
+            present = ", ".join(SYMBOLS[z] for z in structures.elements)
             name = structures.info.get("name", "structures")
             raise DataError(
-                f"{self.name}: nothing to remove in {name}: it has no {wanted} (elements there: {present})"
+                f"{self.name}: nothing to remove in {name}: "
+                f"it has no {removable} (elements there: {present})"
             )
 
     # -- corruption -------------------------------------------------------------------------------
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        eligible = torch.isin(batch.z, torch.tensor(self.elements, device=batch.z.device))
-        draw = torch.rand(
-            len(batch.z), generator=generator, device=batch.z.device, dtype=torch.float64
-        )
-        choice = torch.rand(
-            len(batch.z), generator=generator, device=batch.z.device, dtype=torch.float64
-        )
-        return (self._by_molecule if self.by == "molecule" else self._by_atom)(
-            batch, eligible, draw, choice
-        )
+        """A batch of the atoms that remain, N' ≤ N.
 
-    def _by_molecule(self, batch: Batch, eligible: Tensor, draw: Tensor, choice: Tensor) -> Batch:
-        n_structures = batch.ptr.shape[0] - 1
-        key = batch.batch * (int(batch.molecule.max()) + 1 if len(batch.z) else 1) + batch.molecule
+        Sets ``target`` d [N', 3] Å and ``has_target`` [N'], and ``mask`` [N'] where atoms are
+        flagged.
+        """
+        device = batch.z.device
+        eligible = torch.isin(batch.z, torch.tensor(self.elements, device=device))
+
+        def random() -> Tensor:  # [N] in [0, 1)
+            n = len(batch.z)
+            return torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+
+        draw = random()
+        choice = random()
+        if self.by == "molecule":
+            return self._by_molecule(batch, eligible, draw, choice)
+        return self._by_atom(batch, eligible, draw)
+
+    def _by_molecule(
+        self,
+        batch: Batch,
+        eligible: Tensor,  # [N] bool
+        draw: Tensor,  # [N] in [0, 1): which atom of a molecule
+        choice: Tensor,  # [N] in [0, 1): which molecules, by the first entries
+    ) -> Batch:
+        n_structures, device = batch.num_graphs, draw.device
+        most = int(batch.molecule.max()) + 1 if len(batch.z) else 1
         # [N] molecule of each atom, numbered through the batch
-        _, group = torch.unique(key, return_inverse=True)
+        _, group = torch.unique(batch.batch * most + batch.molecule, return_inverse=True)
         n_molecules = int(group.max()) + 1 if len(group) else 0
         size = torch.bincount(group, minlength=n_molecules)
         # the atom a molecule would lose: the eligible one with the highest draw; a lone atom cannot
         # lose itself
         score = torch.where(eligible & (size[group] > 1), draw, -1.0)
-        best = torch.full(
-            (n_molecules,), -1.0, dtype=draw.dtype, device=draw.device
-        ).scatter_reduce(0, group, score, "amax")
+        best = score.new_full((n_molecules,), -1.0).scatter_reduce(0, group, score, "amax")
         able = best >= 0
-        owner = torch.zeros(n_molecules, dtype=torch.long, device=draw.device).scatter_(
-            0, group, batch.batch
-        )
+        owner = group.new_zeros(n_molecules).scatter_(0, group, batch.batch)
         # rank the able molecules of each structure by a random number; the first round(ρ · n) of
-        # them lose an atom
-        # (one number per molecule: the smallest of its atoms' would favour large molecules)
+        # them lose an atom (one number per molecule: the smallest of its atoms' would favour large
+        # molecules)
         ticket = torch.where(able, choice[:n_molecules], 2.0)
         order = torch.argsort(owner.to(draw.dtype) * 4.0 + ticket)
-        per = torch.bincount(owner, minlength=n_structures)
+        per_structure = torch.bincount(owner, minlength=n_structures)
         rank = torch.empty_like(order)
-        rank[order] = torch.arange(n_molecules, device=order.device)
-        rank = rank - (per.cumsum(0) - per)[owner]
-        n_able = torch.zeros(n_structures, dtype=torch.long, device=order.device).index_add_(
-            0, owner, able.long()
-        )
+        rank[order] = torch.arange(n_molecules, device=device)
+        rank = rank - (per_structure.cumsum(0) - per_structure)[owner]
+        n_able = owner.new_zeros(n_structures).index_add_(0, owner, able.long())
         # a structure with any candidate gives at least one
         quota = (self.ratio * n_able.double()).round().clamp(min=1).long()
         chosen = able & (rank < quota[owner])
         removed = chosen[group] & (score == best[group]) & (score >= 0)
-        lost = torch.zeros(n_molecules, 3, dtype=batch.pos.dtype, device=draw.device)
+        lost = batch.pos.new_zeros(n_molecules, 3)  # where the atom was that a molecule loses
         lost[group[removed]] = batch.pos[removed]
         new, rows = keep_atoms(batch, ~removed)
         kept_group = group[rows]
@@ -148,52 +161,61 @@ class Masked(Objective):
         new.has_target = flagged
         return new
 
-    def _by_atom(self, batch: Batch, eligible: Tensor, draw: Tensor, choice: Tensor) -> Batch:
-        n_structures = batch.ptr.shape[0] - 1
+    def _by_atom(
+        self,
+        batch: Batch,
+        eligible: Tensor,  # [N] bool
+        draw: Tensor,  # [N] in [0, 1)
+    ) -> Batch:
+        n_lost = batch.batch.new_zeros(batch.num_graphs)  # [S]
         removed = eligible & (draw < self.ratio)
-        total = batch.ptr[1:] - batch.ptr[:-1]
-        gone = torch.zeros(n_structures, dtype=torch.long, device=draw.device).index_add_(
-            0, batch.batch, removed.long()
-        )
+        n_lost = n_lost.index_add_(0, batch.batch, removed.long())
         # a structure that would lose all its atoms keeps them
-        removed = removed & (gone < total)[batch.batch]
-        gone = torch.where(gone < total, gone, 0)
-        lost_pos, lost_ptr = batch.pos[removed], torch.cat([gone.new_zeros(1), gone.cumsum(0)])
+        some_left = n_lost < batch.ptr[1:] - batch.ptr[:-1]
+        removed = removed & some_left[batch.batch]
+        n_lost = torch.where(some_left, n_lost, 0)
+        lost_pos = batch.pos[removed]  # [L, 3] Å
         lost_owner = batch.batch[removed]
         new, _ = keep_atoms(batch, ~removed)
         if self.flag or self.target == "bonded":
             parent, way = nearest_heavy(new, lost_pos, lost_owner)
-            lost = torch.zeros(len(new.z), dtype=torch.long, device=parent.device).index_add_(
-                0, parent, torch.ones_like(parent)
-            )
+            n_children = parent.new_zeros(len(new.z)).index_add_(0, parent, torch.ones_like(parent))
             if self.flag:
-                new.mask = (lost > 0).long()
+                new.mask = (n_children > 0).long()
             if self.target == "bonded":
                 total_way = torch.zeros_like(new.pos).index_add_(0, parent, way)
-                new.target, new.has_target = total_way / lost.clamp(min=1)[:, None], lost > 0
+                new.target = total_way / n_children.clamp(min=1)[:, None]
+                new.has_target = n_children > 0
                 return new
-        # every remaining atom against every removed atom of its structure, in a rectangular table
-        widest = int(gone.max()) if n_structures else 0
-        new.has_target = (gone > 0)[new.batch]
-        if widest == 0:
-            new.target = torch.zeros_like(new.pos)
-            return new
-        slot = torch.arange(widest, device=draw.device)
-        there = slot < gone[new.batch][:, None]  # [N, W]
-        index = (lost_ptr[new.batch][:, None] + slot).clamp(max=len(lost_pos) - 1)
-        vector = lost_pos[index] - new.pos[:, None]  # [N, W, 3]
-        flat_owner = new.batch[:, None].expand(-1, widest).reshape(-1)
-        vector = minimum_image_of(vector.reshape(-1, 3), batch, flat_owner).reshape(vector.shape)
-        distance = torch.where(there, vector.square().sum(-1), -1.0)
-        farthest = vector.gather(1, distance.argmax(1)[:, None, None].expand(-1, 1, 3))[:, 0]
-        new.target = torch.where(new.has_target[:, None], farthest, 0.0)
+        new.has_target = (n_lost > 0)[new.batch]
+        new.target = torch.where(new.has_target[:, None], farthest_lost(new, lost_pos, n_lost), 0.0)
         return new
 
     # -- score ------------------------------------------------------------------------------------
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
+        """1 − cos between read-out and target, the mean over the atoms that have a target."""
         cosine = cosine_to_target(prediction.vector, batch.target)
         weight = batch.has_target.to(cosine.dtype)
         return [Term("masked_1-cos", ((1.0 - cosine) * weight).sum(), weight.sum())]
+
+
+def farthest_lost(batch: Batch, lost_pos: Tensor, n_lost: Tensor) -> Tensor:
+    """From each atom of ``batch`` to the farthest removed atom of its structure, [N, 3] Å.
+
+    ``lost_pos`` [L, 3] Å holds the removed atoms structure by structure, ``n_lost`` [S] their
+    numbers. Shortest periodic images; without meaning where a structure lost nothing.
+    """
+    widest = int(n_lost.max()) if len(n_lost) else 0
+    if widest == 0:
+        return torch.zeros_like(batch.pos)
+    # every atom against every removed atom of its structure, in a rectangular table [N, W]
+    first = n_lost.cumsum(0) - n_lost
+    slot = torch.arange(widest, device=n_lost.device)
+    there = slot < n_lost[batch.batch][:, None]
+    row = (first[batch.batch][:, None] + slot).clamp(max=len(lost_pos) - 1)
+    way = images_of_table(lost_pos[row] - batch.pos[:, None], batch, batch.batch)  # [N, W, 3]
+    distance = torch.where(there, way.square().sum(-1), -1.0)
+    return one_of_each_row(way, distance.argmax(1))
 
 
 def nearest_heavy(batch: Batch, points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,24 +223,31 @@ def nearest_heavy(batch: Batch, points: Tensor, owner: Tensor) -> tuple[Tensor, 
     hydrogen (any atom if there is none) of that structure, and the way from it to the point, [M]
     rows of ``batch`` and [M, 3] Å, shortest periodic image.
     """
+    if not len(points):
+        return owner, points
+    # every point against every atom of its structure, in a rectangular table [M, W]
     count = batch.ptr[1:] - batch.ptr[:-1]
-    widest = int(count.max()) if len(points) else 0
-    # [M, W]
-    row = (batch.ptr[owner][:, None] + torch.arange(widest, device=owner.device)).clamp(
-        max=max(len(batch.z) - 1, 0)
-    )
-    there = torch.arange(widest, device=owner.device) < count[owner][:, None]
-    way = points[:, None] - batch.pos[row]
-    way = minimum_image_of(
-        way.reshape(-1, 3), batch, owner[:, None].expand(-1, widest).reshape(-1)
-    ).reshape(way.shape)
+    slot = torch.arange(int(count.max()), device=owner.device)
+    there = slot < count[owner][:, None]
+    row = (batch.ptr[owner][:, None] + slot).clamp(max=len(batch.z) - 1)
+    way = images_of_table(points[:, None] - batch.pos[row], batch, owner)  # [M, W, 3]
     distance = torch.where(there, way.square().sum(-1), torch.inf)
     # a light atom counts only where no heavy one is left: its distance is moved behind all heavy
     # ones'
     penalty = torch.where(batch.z[row] == 1, 1e6, 0.0)
-    best = (distance + penalty).argmin(1) if widest else owner
-    pick = best[:, None]
-    return row.gather(1, pick)[:, 0], way.gather(1, pick[:, :, None].expand(-1, -1, 3))[:, 0]
+    nearest = (distance + penalty).argmin(1)
+    return row.gather(1, nearest[:, None])[:, 0], one_of_each_row(way, nearest)
+
+
+def images_of_table(vectors: Tensor, batch: Batch, owner: Tensor) -> Tensor:
+    """Shortest periodic images of ``vectors`` [M, W, 3] Å, row m in the cell of ``owner`` [M]."""
+    flat_owner = owner[:, None].expand(-1, vectors.shape[1]).reshape(-1)
+    return minimum_image_of(vectors.reshape(-1, 3), batch, flat_owner).reshape(vectors.shape)
+
+
+def one_of_each_row(table: Tensor, column: Tensor) -> Tensor:
+    """``table[m, column[m]]`` of a table [M, W, 3], [M, 3]."""
+    return table.gather(1, column[:, None, None].expand(-1, 1, 3))[:, 0]
 
 
 def cosine_to_target(vector: Tensor, target: Tensor) -> Tensor:

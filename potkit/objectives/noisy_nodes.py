@@ -1,11 +1,15 @@
-"""NoisyNodes: denoising as an auxiliary loss while fine-tuning (Godwin et al., ICLR 2022, arXiv
-2106.07971).
+"""NoisyNodes: denoising as an auxiliary loss while fine-tuning.
 
-    L = L_supervised(energy, forces) + weight · mean over atoms and axes of (ε̂(z, x̃) − ε)²/σ²,     x̃ = x + ε,  ε ~ N(0, σ²I)
+Godwin et al., ICLR 2022 (arXiv 2106.07971).
+
+    x̃ = x + ε,    ε ~ N(0, σ²I)
+    L = L_supervised(energy, forces) + weight · mean over atoms and axes of (ε̂(z, x̃) − ε)²/σ²
+
 Energy and forces are labels of x, and a potential must not answer x̃ with them. So by default
 (``beside``) every structure goes through the network twice, clean for the labels and noisy for the
-noise; a step costs about twice as much. ``beside=False`` is the
-original: one pass, with the labels of x scored on x̃, meant for properties of relaxed structures.
+noise; a step costs about twice as much. ``beside=False`` is the original: one pass, with the labels
+of x scored on x̃, meant for properties of relaxed structures.
+
 ε̂ is spoken by a second vector read-out (``noise``), which a model gets when it is trained with
 this objective; the one that pretraining used may be the very one that gives the forces. As in
 `Denoise` it says −ε. The best state is chosen by the supervised loss alone.
@@ -42,34 +46,41 @@ class NoisyNodes(Supervised):
         positive("noisy-nodes", sigma=self.sigma, weight=self.weight)
 
     def needed(self) -> tuple[str, ...]:
+        """As `Supervised.needed`, and the read-out of the noise."""
         return (*super().needed(), "noise")
 
     def validation(self) -> Supervised:
+        """The supervised part alone."""
         return Supervised(self.energy, self.forces, self.loss_function, self.per_atom)
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        noise = self.sigma * torch.randn(
-            batch.pos.shape, generator=generator, dtype=batch.pos.dtype, device=batch.pos.device
-        )
-        n, s = len(batch.z), batch.ptr.shape[0] - 1
-        new = doubled(batch) if self.beside else copy.copy(batch)
+        """The clean structures followed by noisy copies (``beside``), or the noisy ones alone.
+
+        Sets ``target`` −ε [N', 3] Å, ``has_target`` [N'], true where noise was added, and
+        ``has_label`` [S'], true for structures whose labels count.
+        """
+        pos = batch.pos
+        normal = torch.randn(pos.shape, generator=generator, dtype=pos.dtype, device=pos.device)
+        noise = self.sigma * normal
+        if self.beside:
+            new = doubled(batch)
+            shift = torch.cat([torch.zeros_like(noise), noise])  # [2N, 3]
+            first_noisy = len(batch.z)
+        else:
+            new = copy.copy(batch)
+            shift = noise
+            first_noisy = 0
         new.drop_edges()
-        # [S'] the clean ones, or simply all
-        new.has_label = torch.arange(new.ptr.shape[0] - 1, device=noise.device) < s
-        shift = torch.cat([torch.zeros_like(noise), noise]) if self.beside else noise
-        new.pos, new.target = new.pos + shift, -shift
-        new.has_target = torch.arange(len(new.pos), device=noise.device) >= (
-            n if self.beside else 0
-        )
+        new.pos = new.pos + shift
+        new.target = -shift
+        new.has_target = torch.arange(len(new.pos), device=pos.device) >= first_noisy
+        new.has_label = torch.arange(new.num_graphs, device=pos.device) < batch.num_graphs
         return new
 
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
+        """The terms of `Supervised` on structures with labels, and the noise in units of σ²."""
         labelled = batch.has_label
         terms = super().terms(prediction, batch, labelled, labelled[batch.batch])
-        squared = (prediction.noise - batch.target).square().sum(1) * batch.has_target
-        return [
-            *terms,
-            Term(
-                "noise_mse", squared.sum(), 3 * batch.has_target.sum(), self.weight * self.sigma**-2
-            ),
-        ]
+        squared = (prediction.noise - batch.target).square().sum(1) * batch.has_target  # [N'] Å²
+        count = 3 * batch.has_target.sum()
+        return [*terms, Term("noise_mse", squared.sum(), count, self.weight * self.sigma**-2)]

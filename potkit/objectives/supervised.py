@@ -1,6 +1,7 @@
 """Supervised: energy and forces against their labels.
 
     L = w_E · mean over structures of ℓ(ΔE) + w_F · mean over atoms and axes of ℓ(ΔF)
+
 with ℓ the square, the absolute value or Huber's; ΔE in eV (per atom if ``per_atom``), ΔF in eV/Å.
 The denoise paper trains on energies alone with the square, the masked paper on both with the
 absolute value and weights 1 : 500 (water) or 15 : 40 (rMD17).
@@ -9,7 +10,8 @@ absolute value and weights 1 : 500 (water) or 15 : 40 (rMD17).
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,19 +21,26 @@ from ..models.base import Prediction
 from ..structures.batch import Batch
 from .base import Objective, Term
 
-LOSSES = {
-    "mse": lambda x: x.square(),
-    "l1": lambda x: x.abs(),
-    "huber": lambda x: torch.nn.functional.huber_loss(
-        x, torch.zeros_like(x), reduction="none", delta=0.01
-    ),
+
+def huber(error: Tensor) -> Tensor:
+    """Huber's loss of every entry: a parabola up to 0.01 (eV or eV/Å), a straight line beyond."""
+    zero = torch.zeros_like(error)
+    return torch.nn.functional.huber_loss(error, zero, reduction="none", delta=0.01)
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": torch.square,
+    "l1": torch.abs,
+    "huber": huber,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(Objective):
-    """``energy`` and ``forces`` are the weights w_E and w_F (0 leaves a part out);
-    ``loss_function`` is "mse", "l1" or "huber" (0.01 eV).
+    """``energy`` and ``forces`` are the weights w_E and w_F (0 leaves a part out).
+
+    ``loss_function`` is "mse", "l1" or "huber" (0.01 eV); ``per_atom`` trains the energy per atom.
+    Raises ConfigError for a negative weight, two weights of 0 or an unknown loss function.
     """
 
     name: ClassVar[str] = "supervised"
@@ -52,10 +61,12 @@ class Supervised(Objective):
             raise ConfigError("supervised: both weights are 0, there is nothing to train")
         if self.loss_function not in LOSSES:
             raise ConfigError(
-                f"supervised: unknown loss_function {self.loss_function!r}; there are {', '.join(LOSSES)}"
+                f"supervised: unknown loss_function {self.loss_function!r}; "
+                f"there are {', '.join(LOSSES)}"
             )
 
     def needed(self) -> tuple[str, ...]:
+        """Forces only where they are trained: without, no derivative is taken."""
         return ("energy", "forces") if self.forces else ("energy",)
 
     def terms(
@@ -68,22 +79,25 @@ class Supervised(Objective):
         """``structures`` [S] and ``atoms`` [N], bool, say whose energy and whose forces count
         (default: all).
         """
-        terms, shape = [], LOSSES[self.loss_function]
+        terms: list[Term] = []
         for name, weight in (("energy", self.energy), ("forces", self.forces)):
             if not weight:
                 continue
             label = getattr(batch, name)
             if label is None:
                 raise DataError(
-                    f"supervised: the structures have no {name}; set the weight of {name} to 0 or give labels"
+                    f"supervised: the structures have no {name}; "
+                    f"set the weight of {name} to 0 or give labels"
                 )
             kept = structures if name == "energy" else atoms
-            terms += self._part(name, weight, getattr(prediction, name) - label, batch, shape, kept)
+            terms += self._part(name, weight, getattr(prediction, name) - label, batch, kept)
         return terms
 
     def _part(
-        self, name: str, weight: float, error: Tensor, batch: Batch, shape, kept: Tensor | None
+        self, name: str, weight: float, error: Tensor, batch: Batch, kept: Tensor | None
     ) -> list[Term]:
+        """Loss, mean absolute and root mean square error of ``error`` [S] eV or [N, 3] eV/Å."""
+        loss = LOSSES[self.loss_function]
         error = error.float() if batch.pos.dtype == torch.float32 else error
         trained = error
         if name == "energy" and self.per_atom:
@@ -93,9 +107,14 @@ class Supervised(Objective):
         if kept is not None:
             n = kept.sum() * (error.numel() // max(error.shape[0], 1))
             kept = kept if error.ndim == 1 else kept[:, None]
-            trained, error = torch.where(kept, trained, 0.0), torch.where(kept, error, 0.0)
+            trained = torch.where(kept, trained, 0.0)
+            error = torch.where(kept, error, 0.0)
         return [
-            Term(f"{name}_loss", shape(trained).sum(), n, weight),
+            Term(f"{name}_loss", loss(trained).sum(), n, weight),
             Term(f"{name}_mae", error.detach().abs().sum(), n, 0.0),
-            Term(f"{name}_rmse", error.detach().square().sum(), n, 0.0, lambda mean: mean**0.5),
+            Term(f"{name}_rmse", error.detach().square().sum(), n, 0.0, _root),
         ]
+
+
+def _root(mean: Any) -> Any:
+    return mean**0.5

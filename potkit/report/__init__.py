@@ -7,6 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
+        "blocks",
         "figures",
         "gallery",
         "picture_export",
@@ -14,23 +15,19 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "published_numbers",
         "structures_3d",
         "tables",
+        "verify",
     ],
     submod_attrs={
+        "blocks": ["BENCHES", "fill", "measured", "printed", "settings", "studies"],
         "provenance": ["commit", "hardware", "made_by"],
         "tables": [
-            "BENCHES",
             "UNITS",
             "across",
             "curves",
             "effects",
-            "fill",
             "markdown",
-            "measured",
-            "printed",
-            "settings",
             "store",
             "stored",
-            "studies",
             "wide",
         ],
     },

@@ -3,8 +3,8 @@ HTML and as PNG.
 
 The colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; an arm has
 the same colour and the same marker in every figure. Tidy DataFrames come in (one row a point, with
-columns for the mean and the two ends of its interval).
-Axis titles carry the unit in brackets: "force MAE (meV/Å)".
+columns for the mean and the two ends of its interval). Axis titles carry the unit in brackets:
+"force MAE (meV/Å)".
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def _groups(
     missing = [name for name in (*columns, *([arm] if arm else [])) if name not in table.columns]
     if missing:
         raise ConfigError(
-            f"the table to plot has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, table))}"
+            f"the table to plot has no column {', '.join(map(repr, missing))}; "
+            f"it has {', '.join(map(str, table))}"
         )
     if arm is None:
         return [("", table)]
@@ -173,9 +174,8 @@ def learning_curve(
         ticks = sorted(table[x].unique())
         chart.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
         chart.update_yaxes(type="log")
-        _plain_log_ticks(
-            chart, np.concatenate([table[c].to_numpy(float) for c in (y, low, high) if c in table])
-        )
+        shown = [table[column].to_numpy(float) for column in (y, low, high) if column in table]
+        _plain_log_ticks(chart, np.concatenate(shown))
     return chart
 
 
@@ -186,13 +186,13 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
     """
     by = [b for b in statistics.grouping(summary) if b != "labels"]
     metrics = [m for m in ("forces_mae", "energy_mae") if (summary["metric"] == m).any()]
-    groups = (
-        [(" ".join(map(str, key)), part) for key, part in summary.groupby(by, sort=False)]
-        if by
-        else [("", summary)]
-    )
+    groups = [("", summary)]
+    if by:
+        parts = summary.groupby(by, sort=False)
+        groups = [(" ".join(map(str, key)), part) for key, part in parts]
     arms = list(dict.fromkeys(summary["arm"]))
-    style, budgets = looks(arms), sorted(summary["labels"].unique())
+    style = looks(arms)
+    budgets = sorted(summary["labels"].unique())
     chart = make_subplots(
         rows=len(metrics),
         cols=len(groups),
@@ -204,22 +204,20 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
     )
     for i, metric in enumerate(metrics, 1):
         label, unit, scale = report.UNITS[metric]
+        value = f"%{{y:.4g}} {unit}"
         shown = summary[summary["metric"] == metric].assign(
             **{c: scale * summary[c] for c in ("mean", "low", "high")}
         )
-        ends = (
-            shown[["mean", "high"]].stack().tolist()
-            + shown["low"][shown["low"] > 0.2 * shown["mean"]].tolist()
-        )
+        lows = shown["low"][shown["low"] > 0.2 * shown["mean"]]
+        ends = [*shown[["mean", "high"]].stack(), *lows]
         bottom, top = min(ends) / 1.1, max(ends) * 1.1
         _plain_log_ticks(chart, ends, row=i)
         # an interval to below 0 leaves the panel, whose axis is logarithmic
         shown["low"] = shown["low"].clip(lower=0.1 * bottom)
         for j, (_, part) in enumerate(groups, 1):
             for k, arm in enumerate(arms):
-                rows = shown[shown.index.isin(part.index) & (shown["arm"] == arm)].sort_values(
-                    "labels"
-                )
+                of_line = shown.index.isin(part.index) & (shown["arm"] == arm)
+                rows = shown[of_line].sort_values("labels")
                 colour, symbol = style[arm]
                 chart.add_scatter(
                     x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2),
@@ -232,7 +230,7 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                     marker=dict(symbol=symbol, size=9),
                     showlegend=i == j == 1,
                     customdata=rows["labels"],
-                    hovertemplate=f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>",
+                    hovertemplate=f"{arm}, %{{customdata}} labels: {value}<extra></extra>",
                     row=i,
                     col=j,
                 )
@@ -338,10 +336,10 @@ def scan(
     reference: tuple[float, float, float] | None = None,
     marks: Mapping[str, float] | None = None,
 ) -> go.Figure:
-    """Error against one setting (σ, mask ratio). ``reference`` is mean, low, high without
-    pretraining, drawn as a band;
-    ``marks`` are named values of the setting, drawn as vertical lines (the estimator's proposal,
-    the paper's choice).
+    """Error against one setting (σ, mask ratio).
+
+    ``reference`` is mean, low, high without pretraining, drawn as a band; ``marks`` are named
+    values of the setting, drawn as vertical lines (the estimator's proposal, the paper's choice).
     """
     chart = learning_curve(table, x, y, arm, low, high, x_title, y_title, title, log=False)
     if log_x:
@@ -422,7 +420,7 @@ def distribution(
         limits = (min(v.min() for v in samples.values()), max(v.max() for v in samples.values()))
     edges = np.linspace(*limits, bins + 1)
     chart = figure(x_title, y_title, title)
-    for (name, sample), colour in zip(samples.items(), colours(len(samples))):
+    for (name, sample), colour in zip(samples.items(), colours(len(samples)), strict=True):
         counts, _ = np.histogram(sample, bins=edges)
         density = counts / (len(sample) * np.diff(edges))
         chart.add_scatter(
@@ -442,7 +440,7 @@ def rdf(
 ) -> go.Figure:
     """Pair distributions: name -> (distances in Å, values), as lines."""
     chart = figure("distance r (Å)", y_title, title)
-    for (name, (r, g)), colour in zip(curves.items(), colours(len(curves))):
+    for (name, (r, g)), colour in zip(curves.items(), colours(len(curves)), strict=True):
         chart.add_scatter(
             x=np.asarray(r),
             y=np.asarray(g),
@@ -486,9 +484,8 @@ def error_against_spread(
     logarithmic; on the diagonal both are equal.
     """
     chart = figure(f"spread of the ensemble ({unit})", f"error of its mean ({unit})", title)
-    both = np.concatenate(
-        [rows[["spread", "error"]].to_numpy(float).ravel() for rows in tables.values()]
-    )
+    parts = [rows[["spread", "error"]].to_numpy(float).ravel() for rows in tables.values()]
+    both = np.concatenate(parts)
     ends = [float(both[both > 0].min()), float(both.max())]
     chart.add_scatter(
         x=ends, y=ends, mode="lines", name="equal", line=dict(color="#8A8A8A", dash="dash", width=2)
@@ -596,10 +593,11 @@ def _page(chart: go.Figure, name: str) -> str:
     body = chart.to_html(include_plotlyjs=False, full_html=False, div_id=name, auto_play=False)
     remote = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
     title = html.escape(chart.layout.title.text or name)
+    fallback = f"document.write('<script src=\"{remote}\"><\\/script>')"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title>\n'
         '<script src="plotly.min.js"></script>\n'
-        f"<script>window.Plotly || document.write('<script src=\"{remote}\"><\\/script>')</script>\n"
+        f"<script>window.Plotly || {fallback}</script>\n"
         f"</head><body>\n{body}\n</body></html>\n"
     )
 

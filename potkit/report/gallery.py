@@ -24,14 +24,14 @@ _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 
 
 def entries(folder: str | Path) -> list[tuple[str, str]]:
-    """Name and title of every figure in ``folder`` (NAME.html, written by `plots.save`), sorted
+    """Name and title of every figure in ``folder`` (NAME.html, written by `figures.save`), sorted
     by name.
     """
-    found = []
+    figures = []
     for page in sorted(Path(folder).glob("*.html")):
         title = _TITLE.search(page.read_text(encoding="utf-8")[:4000])
-        found.append((page.stem, html.unescape(title[1]).strip() if title else page.stem))
-    return found
+        figures.append((page.stem, html.unescape(title[1]).strip() if title else page.stem))
+    return figures
 
 
 def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Where a result comes from: potkit's own commit or version, the hardware, the versions behind it."""
+"""Where a result comes from: potkit's commit or version, the hardware, the versions behind it."""
 
 from __future__ import annotations
 

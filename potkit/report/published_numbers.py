@@ -2,13 +2,14 @@
 
 denoise: Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 19, 5077 (2023), DOI
 10.1021/acs.jctc.3c00289, arXiv 2303.02216.
+
 masked: Zhang, Li, Barati Farimani, AIP Advances 14(9) (2024), DOI 10.1063/5.0202647, arXiv
 2402.15921.
 
-They are kept as printed (papers.csv), in the papers' own units; ``std`` is the standard deviation
-over the masked paper's four seeds, the denoise paper prints none. A row whose metric ends in
-"change" is a relative change in per cent against scratch, as the paper gives it; `changes` computes
-the same from the printed values.
+They are kept as printed (published_numbers.csv), in the papers' own units; ``std`` is the standard
+deviation over the masked paper's four seeds, the denoise paper prints none. A row whose metric ends
+in "change" is a relative change in per cent against scratch, as the paper gives it; `changes`
+computes the same from the printed values.
 """
 
 from __future__ import annotations
@@ -37,22 +38,10 @@ KEYS = ["paper", "table", "data", "model", "arm", "ratio_or_sigma", "quantity", 
 
 @lru_cache(maxsize=1)
 def _read() -> pd.DataFrame:
-    text = [
-        "paper",
-        "table",
-        "data",
-        "model",
-        "arm",
-        "quantity",
-        "metric",
-        "unit",
-        "labels",
-        "note",
-    ]
-    rows = pd.read_csv(
-        Path(__file__).with_name("published_numbers.csv"), dtype=dict.fromkeys(text, str)
-    )
-    rows[text] = rows[text].fillna("")
+    words = "paper table data model arm quantity metric unit labels note".split()
+    path = Path(__file__).with_name("published_numbers.csv")
+    rows = pd.read_csv(path, dtype=dict.fromkeys(words, str))
+    rows[words] = rows[words].fillna("")
     return rows
 
 
@@ -62,8 +51,8 @@ def table(**where: Any) -> pd.DataFrame:
 
     Columns: paper, table, data, model, arm (scratch, denoise, masked), ratio_or_sigma (mask ratio,
     or σ in Å), quantity (energy, forces, or a count), metric, value, std, unit, labels (share of
-    the training set), note.
-    Raises ConfigError for an unknown column or a value that occurs nowhere.
+    the training set), note. Raises ConfigError for an unknown column or a value that occurs
+    nowhere.
     """
     rows = _read()
     chosen = pd.Series(True, index=rows.index)
@@ -111,50 +100,57 @@ def beside(
     %, and the table it is from. Rows the paper has nothing for are left out; ConfigError if that
     leaves none. Whether splits, widths and training are the same only the caller knows.
     """
-    rows, printed = [], table(paper=paper)
+    rows = []
+    printed = table(paper=paper)
     printed = printed[(printed.labels == labels) & printed.metric.isin(["MAE", "RMSE"])]
-    for _, ours in summary.iterrows():
-        quantity, metric = str(ours["metric"]).rsplit("_", 1)
-        arm = (arms or {}).get(
-            ours["arm"], str(ours["arm"]).split(" ")[0] if arms is None else None
-        )
-        names = {"data": data, "model": model}
-        names = {k: v.get(ours.get(k)) if isinstance(v, Mapping) else v for k, v in names.items()}
+    for _, measured in summary.iterrows():
+        quantity, metric = str(measured["metric"]).rsplit("_", 1)
+        arm = _arm_of_paper(measured["arm"], arms)
         same = printed[
-            (printed.data == names["data"])
-            & (printed.model == names["model"])
+            (printed.data == _name_of_paper(data, measured.get("data")))
+            & (printed.model == _name_of_paper(model, measured.get("model")))
             & (printed.quantity == quantity)
+            & (printed.metric == metric.upper())
         ]
-        same = same[same.metric == metric.upper()]
-        for _, theirs in same[same.arm == arm].iterrows():
-            factor = units.factor(theirs.unit)
-            scratch = same[(same.arm == "scratch") & (same.table == theirs.table)].value
-            change = (
-                100 * (theirs.value / scratch.iloc[0] - 1)
-                if len(scratch) and arm != "scratch"
-                else float("nan")
-            )
+        for _, number in same[same.arm == arm].iterrows():
+            factor = units.factor(number.unit)
+            scratch = same[(same.arm == "scratch") & (same.table == number.table)].value
+            change = float("nan")
+            if len(scratch) and arm != "scratch":
+                change = 100 * (number.value / scratch.iloc[0] - 1)
             rows.append(
                 {
-                    **{b: ours[b] for b in grouping(summary)},
-                    "arm": ours["arm"],
-                    "quantity": f"{quantity} {theirs.metric}",
-                    "unit": theirs.unit,
-                    "ours": ours["mean"] / factor,
-                    "low": ours["low"] / factor,
-                    "high": ours["high"] / factor,
-                    "printed": theirs.value,
-                    "printed_std": theirs["std"],
-                    "change_%": ours.get("change_%", float("nan")),
+                    **{column: measured[column] for column in grouping(summary)},
+                    "arm": measured["arm"],
+                    "quantity": f"{quantity} {number.metric}",
+                    "unit": number.unit,
+                    "ours": measured["mean"] / factor,
+                    "low": measured["low"] / factor,
+                    "high": measured["high"] / factor,
+                    "printed": number.value,
+                    "printed_std": number["std"],
+                    "change_%": measured.get("change_%", float("nan")),
                     "printed_change_%": change,
-                    "source": f"{paper} paper, {theirs.table}, {theirs.data}, {theirs.model}",
+                    "source": f"{paper} paper, {number.table}, {number.data}, {number.model}",
                 }
             )
     if not rows:
         raise ConfigError(
-            f"the {paper} paper prints nothing for these rows (data {data!r}, model {model!r}, labels {labels!r})"
+            f"the {paper} paper prints nothing for these rows "
+            f"(data {data!r}, model {model!r}, labels {labels!r})"
         )
     return pd.DataFrame(rows)
+
+
+def _name_of_paper(names: str | Mapping[str, str], ours: Any) -> str | None:
+    return names.get(ours) if isinstance(names, Mapping) else names
+
+
+def _arm_of_paper(arm: Any, arms: Mapping[str, str] | None) -> str | None:
+    """The paper's arm for one of ours; without a mapping the first word of our name."""
+    if arms is None:
+        return str(arm).split(" ")[0]
+    return arms.get(arm)
 
 
 def changes() -> pd.DataFrame:
@@ -174,13 +170,11 @@ def changes() -> pd.DataFrame:
         metric=lambda r: r.metric.str.removesuffix(" change")
     )
     averages = [_average(result, row) for _, row in printed.iterrows()]
-    result = pd.concat(
-        [result, pd.DataFrame([a for a in averages if a is not None])], ignore_index=True
-    )
+    averages = pd.DataFrame([average for average in averages if average is not None])
+    result = pd.concat([result, averages], ignore_index=True)
     on = [*same, "arm"]
-    return result.merge(
-        printed[[*on, "value"]].rename(columns={"value": "printed"}), on=on, how="left"
-    )
+    printed = printed[[*on, "value"]].rename(columns={"value": "printed"})
+    return result.merge(printed, on=on, how="left")
 
 
 def _average(single: pd.DataFrame, printed: pd.Series) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@ turned and zoomed.
 
 Nothing but plotly is needed, which draws in JupyterLab without a network and gives a picture where
 JavaScript does not run.
+
 Elements have Jmol's colours (the common ones follow Corey, Pauling and Koltun); because red, blue
 and grey are not apart for everybody, small structures carry the element's symbol on every atom, and
 the legend can switch elements on and off.
@@ -52,25 +53,22 @@ def structure3d(
     for i, (other, _) in enumerate(frames):
         if not np.array_equal(other, z):
             raise DataError(
-                f"structure3d: structure {i} has other atoms than structure 0; show one, or frames of the same atoms"
+                f"structure3d: structure {i} has other atoms than structure 0; "
+                "show one, or frames of the same atoms"
             )
     labels = len(z) <= LABELLED if labels is None else labels
     cell = structures.cell[0] if structures.pbc[0].any() else None
-    everything = np.concatenate(
-        [pos for _, pos in frames] + ([_corners(cell)] if cell is not None else [])
-    )
+    corners = [] if cell is None else [_corners(cell)]
+    everything = np.concatenate([*(pos for _, pos in frames), *corners])
     low, high = everything.min(0) - 0.8, everything.max(0) + 0.8
     zoom = ZOOM["molecule" if cell is None else "box"]
     scale = PIXELS * zoom * height / SIZE[1] / float((high - low).max())  # pixels per Å
     traces = _traces(z, frames[0][1], scale, labels)
-    box = (
-        []
-        if cell is None
-        else [_lines(*_edges(cell), name="box", colour="#777777", width=2, legend=True)]
-    )
+    if cell is not None:
+        traces.append(_lines(*_edges(cell), name="box", colour="#777777", width=2, legend=True))
     name = structures.system_names()[structures.system[0]]
     chart = go.Figure(
-        data=[*traces, *box],
+        data=traces,
         layout=_layout(title or name, low, high, zoom, _eye(frames[0][1], cell), height),
     )
     if len(frames) > 1:
@@ -85,12 +83,9 @@ def _whole(structures: Structures, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Atomic numbers and positions of structure ``i``; where it has several molecules, none is
     cut by the faces of the cell.
     """
-    a, b = structures.ptr[i], structures.ptr[i + 1]
-    z, pos, molecule = (
-        structures.z[a:b],
-        np.asarray(structures.pos[a:b], float),
-        structures.molecule[a:b],
-    )
+    rows = slice(structures.ptr[i], structures.ptr[i + 1])
+    z, molecule = structures.z[rows], structures.molecule[rows]
+    pos = np.asarray(structures.pos[rows], float)
     if structures.cell is None or not structures.pbc[i].any() or (molecule == molecule[0]).all():
         return z, pos
     _, first, owner = np.unique(molecule, return_index=True, return_inverse=True)
@@ -118,7 +113,12 @@ def _eye(pos: np.ndarray, cell: np.ndarray | None) -> dict[str, Any]:
     axes *= np.where(axes[np.arange(3), np.abs(axes).argmax(1)] < 0, -1.0, 1.0)[:, None]
     # from a little aside, or atoms behind one another could not be told
     eye = 2.0 * axes[2] + 0.5 * axes[1] + 0.35 * axes[0]
-    return dict(eye=dict(zip("xyz", eye.round(4))), up=dict(zip("xyz", axes[1].round(4))))
+    return dict(eye=_xyz(eye), up=_xyz(axes[1]))
+
+
+def _xyz(vector: np.ndarray, digits: int = 4) -> dict[str, float]:
+    """A vector as plotly takes it."""
+    return dict(zip("xyz", vector.round(digits), strict=True))
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _radius(number: int | np.ndarray) -> Any:
 
 
 def _colour(number: int) -> str:
-    r, g, b = (int(round(255 * c)) for c in jmol_colors[number])
+    r, g, b = (round(255 * c) for c in jmol_colors[number].tolist())
     return f"rgb({r},{g},{b})"
 
 
@@ -142,13 +142,15 @@ def _traces(z: np.ndarray, pos: np.ndarray, scale: float, labels: bool) -> list[
     width = float(np.clip(0.15 * scale, 1.5, 8))
     start, end = pos[pairs[:, 0]], pos[pairs[:, 1]]
     along = (end - start) / np.linalg.norm(end - start, axis=1, keepdims=True)
-    # or they would cross the symbols
-    start, end = start + _radius(z[pairs[:, :1]]) * along, end - _radius(z[pairs[:, 1:]]) * along
+    # from surface to surface, or they would cross the symbols
+    start = start + _radius(z[pairs[:, :1]]) * along
+    end = end - _radius(z[pairs[:, 1:]]) * along
     traces = [_lines(start, end, name="bonds", colour="#A0A0A0", width=width)]
     for number in sorted(set(z.tolist()), reverse=True):
         rows = np.flatnonzero(z == number)
         bright = float(np.dot(jmol_colors[number], (0.299, 0.587, 0.114))) > 0.5
         points = pos[rows].round(4)
+        where = "(%{x:.3f}, %{y:.3f}, %{z:.3f}) Å"
         traces.append(
             go.Scatter3d(
                 x=points[:, 0],
@@ -166,7 +168,7 @@ def _traces(z: np.ndarray, pos: np.ndarray, scale: float, labels: bool) -> list[
                     opacity=1.0,
                     line=dict(color="#333333", width=1),
                 ),
-                hovertemplate=f"{SYMBOLS[number]}, atom %{{customdata}}<br>(%{{x:.3f}}, %{{y:.3f}}, %{{z:.3f}}) Å<extra></extra>",
+                hovertemplate=f"{SYMBOLS[number]}, atom %{{customdata}}<br>{where}<extra></extra>",
             )
         )
     return traces
@@ -198,7 +200,6 @@ def _layout(
         f"{a}axis": dict(visible=False, range=[float(low[k]), float(high[k])])
         for k, a in enumerate("xyz")
     }
-    shape = dict(zip("xyz", (zoom * sides / sides.max()).round(6)))
     return dict(
         template="potkit",
         title=title,
@@ -209,7 +210,7 @@ def _layout(
         scene=dict(
             **axes,
             aspectmode="manual",
-            aspectratio=shape,
+            aspectratio=_xyz(zoom * sides / sides.max(), digits=6),
             camera=camera | dict(projection=dict(type="orthographic")),
         ),
     )
@@ -222,41 +223,28 @@ def _slider(
     scale: float,
     labels: bool,
 ) -> None:
+    """A slider that steps through ``frames``, z and pos of each, under the first one's looks."""
+    energy = structures.energy
     steps, drawn = [], []
     for i, (z, pos) in enumerate(frames):
         traces = _traces(z, pos, scale, labels)
         # what changes from frame to frame; looks stay
         places = [go.Scatter3d(x=t.x, y=t.y, z=t.z) for t in traces]
         drawn.append(go.Frame(name=str(i), data=places, traces=list(range(len(traces)))))
-        text = (
-            str(i)
-            if structures.energy is None
-            else f"{i}: {structures.energy[i] - structures.energy.min():.3f} eV"
+        label = str(i) if energy is None else f"{i}: {energy[i] - energy.min():.3f} eV"
+        at_once = dict(
+            mode="immediate",
+            frame=dict(duration=0, redraw=True),
+            transition=dict(duration=0),
         )
-        steps.append(
-            dict(
-                label=text,
-                method="animate",
-                args=[
-                    [str(i)],
-                    dict(
-                        mode="immediate",
-                        frame=dict(duration=0, redraw=True),
-                        transition=dict(duration=0),
-                    ),
-                ],
-            )
-        )
-    chart.frames = drawn
-    chart.update_layout(
-        sliders=[
-            dict(
-                steps=steps,
-                active=0,
-                currentvalue=dict(prefix="structure "),
-                pad=dict(t=5, b=10),
-                len=0.9,
-                x=0.05,
-            )
-        ]
+        steps.append(dict(label=label, method="animate", args=[[str(i)], at_once]))
+    slider = dict(
+        steps=steps,
+        active=0,
+        currentvalue=dict(prefix="structure "),
+        pad=dict(t=5, b=10),
+        len=0.9,
+        x=0.05,
     )
+    chart.frames = drawn
+    chart.update_layout(sliders=[slider])

@@ -22,7 +22,7 @@ import pandas as pd
 from ..errors import DataError
 from ..experiments import statistics
 from ..structures.storage import replacing
-from . import provenance
+from . import blocks, provenance
 from . import tables as report
 
 DOCUMENTS = ("README.md", "RESULTS.md")
@@ -126,7 +126,7 @@ def verify(folder: str | Path = "data/results", root: str | Path = ".") -> Verif
     for document in documents:
         text = (root / document).read_text()
         try:
-            rows += [{"where": document, **d} for d in _lines(text, report.fill(text, folder))]
+            rows += [{"where": document, **d} for d in _lines(text, blocks.fill(text, folder))]
         except (
             DataError
         ) as error:  # a block names a table that is not there, or not what it should be
@@ -174,7 +174,7 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
         if not document.is_file():
             continue
         text = document.read_text()
-        filled = report.fill(text, folder)
+        filled = blocks.fill(text, folder)
         if filled != text:
             with replacing(document) as temporary:
                 temporary.write_text(filled)

@@ -8,6 +8,7 @@ network of one's own is held to it by one call:
 
 Residuals are relative: the largest difference over the largest value of the same quantity, in
 float64 unless told otherwise.
+
 Which symmetries a network has it says itself, by the class attribute ``symmetries`` (default: all
 four). What a network does not claim is measured and reported but not asserted: other symmetries,
 the extensivity of a pooled energy, the continuity of a ``faithful`` network, and everything named
@@ -17,6 +18,7 @@ in ``measure``.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,8 +34,11 @@ from ..structures.store import Structures
 from .sample_structures import examples
 
 QUANTITIES = ("energy", "forces", "vector")
-EXACT, DERIVATIVE, CONTINUITY = "exact", "derivative", "continuity"
-# relative; why: rounding; 4th-order central differences; a step of 1e-6 of the cutoff
+VECTORS = ("forces", "vector")  # those with a row per atom
+EXACT = "exact"  # up to rounding
+DERIVATIVE = "derivative"  # up to the error of fourth-order central differences
+CONTINUITY = "continuity"  # up to the change over a step of 1e-6 of the cutoff
+# relative
 TOLERANCES = {
     torch.float64: {EXACT: 1e-8, DERIVATIVE: 1e-6, CONTINUITY: 1e-4},
     torch.float32: {EXACT: 1e-3, DERIVATIVE: 5e-2, CONTINUITY: 1e-2},
@@ -90,22 +95,23 @@ def evaluate(model: Potential, structures: Structures) -> dict[str, Tensor]:
     return {q: getattr(prediction, q).double().cpu() for q in QUANTITIES}
 
 
-def _relative(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
-    if found.shape != expected.shape:
+def _relative(value: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
+    """Largest difference over the largest entry of ``scale`` (default: of ``expected``)."""
+    if value.shape != expected.shape:
         return float("inf")
     if not expected.numel():
         return 0.0
-    difference, size = (
-        (found - expected).abs().max(),
-        (expected if scale is None else scale).abs().max(),
-    )
-    if not torch.isfinite(difference):
+    difference = (value - expected).abs().max()
+    size = (expected if scale is None else scale).abs().max()
+    if difference == 0:
+        return 0.0
+    if not torch.isfinite(difference) or not size > 0:
         return float("inf")
-    return 0.0 if difference == 0 else float(difference / size) if size > 0 else float("inf")
+    return float(difference / size)
 
 
-def _compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Residuals:
-    return {q: _relative(found[q], expected[q]) for q in QUANTITIES}
+def _compare(values: dict[str, Tensor], expected: dict[str, Tensor]) -> Residuals:
+    return {q: _relative(values[q], expected[q]) for q in QUANTITIES}
 
 
 # -- the checks: each returns a residual per quantity --------------------------------------------
@@ -121,12 +127,10 @@ def check_shapes(model: Potential, structures: Structures, seed: int = 0) -> Res
     residuals = {}
     for q, shape in shapes.items():
         value, empty = getattr(prediction, q), getattr(nothing, q)
-        fine = (
-            value.shape == shape
-            and empty.shape == (0, *shape[1:])
-            and bool(torch.isfinite(value).all())
-        )
-        residuals[q] = 0.0 if fine and bool(value.abs().max() > 0) else float("inf")
+        shaped = value.shape == shape and empty.shape == (0, *shape[1:])
+        finite = bool(torch.isfinite(value).all())
+        fine = shaped and finite and bool(value.abs().max() > 0)
+        residuals[q] = 0.0 if fine else float("inf")
     if prediction.energy.dtype != torch.float64:
         residuals["energy"] = float("inf")
     return residuals
@@ -137,19 +141,20 @@ def check_input_not_mutated(model: Potential, structures: Structures, seed: int 
     answer.
     """
     batch = _batch(model, structures)
-    before = {
-        k: v.clone() if isinstance(v, Tensor) else copy.copy(v) for k, v in batch.to_dict().items()
-    }
+    before = {}
+    for key, value in batch.to_dict().items():
+        before[key] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
     with torch.no_grad():
-        first, second = model(batch, QUANTITIES), model(batch, QUANTITIES)
+        first = model(batch, QUANTITIES)
+        second = model(batch, QUANTITIES)
     after = batch.to_dict()
-    same = before.keys() == after.keys() and all(
-        torch.equal(v, after[k]) if isinstance(v, Tensor) else np.array_equal(v, after[k])
-        for k, v in before.items()
-    )
-    if not same:
+    if before.keys() != after.keys() or not all(_equal(before[k], after[k]) for k in before):
         return dict.fromkeys(QUANTITIES, float("inf"))
     return {q: _relative(getattr(second, q), getattr(first, q)) for q in QUANTITIES}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) else np.array_equal(a, b)
 
 
 def check_translation(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -162,7 +167,7 @@ def check_translation(model: Potential, structures: Structures, seed: int = 0) -
 def _turned(model: Potential, structures: Structures, matrix: np.ndarray) -> Residuals:
     cell = None if structures.cell is None else structures.cell @ matrix.T
     expected = evaluate(model, structures)
-    for q in ("forces", "vector"):
+    for q in VECTORS:
         expected[q] = expected[q] @ torch.from_numpy(matrix.T)
     return _compare(evaluate(model, _with(structures, structures.pos @ matrix.T, cell)), expected)
 
@@ -190,9 +195,8 @@ def check_permutation(model: Potential, structures: Structures, seed: int = 0) -
     energy.
     """
     rng = np.random.default_rng(seed)
-    order = np.concatenate(
-        [a + rng.permutation(b - a) for a, b in zip(structures.ptr[:-1], structures.ptr[1:])]
-    )
+    bounds = itertools.pairwise(structures.ptr)
+    order = np.concatenate([start + rng.permutation(end - start) for start, end in bounds])
     s = structures
     shuffled = Structures(
         s.z[order],
@@ -204,10 +208,9 @@ def check_permutation(model: Potential, structures: Structures, seed: int = 0) -
         molecule=s.molecule[order],
     )
     expected = evaluate(model, structures)
-    return _compare(
-        evaluate(model, shuffled),
-        {q: v if q == "energy" else v[order] for q, v in expected.items()},
-    )
+    for q in ("forces", "vector"):
+        expected[q] = expected[q][order]
+    return _compare(evaluate(model, shuffled), expected)
 
 
 def check_batch_independence(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -223,25 +226,19 @@ def _doubled(
     """Each structure against itself and a copy moved by a step, in the given box: twice the
     energy, the same forces.
     """
-    found, expected = {q: [] for q in QUANTITIES}, {q: [] for q in QUANTITIES}
+    doubles, singles = [], []
     for one, step, cell in cases:
         ptr = np.array([0, 2 * int(one.ptr[-1])])
-        double = Structures(
-            np.tile(one.z, 2),
-            np.concatenate([one.pos, one.pos + step]),
-            ptr,
-            cell=cell,
-            pbc=one.pbc,
-        )
-        small, large = evaluate(model, one), evaluate(model, double)
-        for q in QUANTITIES:
-            found[q].append(large[q])
-            expected[q].append(2 * small[q] if q == "energy" else small[q].repeat(2, 1))
-    return (
-        _compare(*({q: torch.cat(v) for q, v in d.items()} for d in (found, expected)))
-        if found["energy"]
-        else {}
-    )
+        pos = np.concatenate([one.pos, one.pos + step])
+        double = Structures(np.tile(one.z, 2), pos, ptr, cell=cell, pbc=one.pbc)
+        doubles.append(evaluate(model, double))
+        singles.append(evaluate(model, one))
+    if not doubles:
+        return {}
+    values = {q: torch.cat([double[q] for double in doubles]) for q in QUANTITIES}
+    expected = {q: torch.cat([single[q].repeat(2, 1) for single in singles]) for q in VECTORS}
+    expected["energy"] = 2 * torch.cat([single["energy"] for single in singles])
+    return _compare(values, expected)
 
 
 def check_extensivity(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -256,9 +253,8 @@ def check_periodic_image(model: Potential, structures: Structures, seed: int = 0
         return {}
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     hops = np.random.default_rng(seed).integers(-2, 3, (len(owner), 3)) * structures.pbc[owner]
-    moved = _with(
-        structures, structures.pos + np.einsum("ni,nij->nj", hops, structures.cell[owner])
-    )
+    step = np.einsum("ni,nij->nj", hops, structures.cell[owner])
+    moved = _with(structures, structures.pos + step)
     return _compare(evaluate(model, moved), evaluate(model, structures))
 
 
@@ -268,9 +264,8 @@ def check_supercell(model: Potential, structures: Structures, seed: int = 0) -> 
     """
     axes = [(one, axis) for one in structures for axis in np.flatnonzero(one.pbc[0])]
     stretch = 1.0 + np.eye(3)[:, :, None]  # the row of a lattice vector times two
-    return _doubled(
-        model, ((one, one.cell[0, axis], one.cell * stretch[axis]) for one, axis in axes)
-    )
+    cases = ((one, one.cell[0, axis], one.cell * stretch[axis]) for one, axis in axes)
+    return _doubled(model, cases)
 
 
 def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -283,7 +278,7 @@ def check_isolated_atom(model: Potential, structures: Structures, seed: int = 0)
     alone = Structures(np.arange(1, top + 1), np.zeros((top, 3)), np.arange(top + 1))
     out = evaluate(model, alone)
     residuals = {q: 0.0 if bool(torch.isfinite(out[q]).all()) else float("inf") for q in QUANTITIES}
-    for q in ("forces", "vector"):
+    for q in VECTORS:
         zero = model.vector_mode != "direct" or (q == "forces" and model.forces_mode == "gradient")
         if zero and float(out[q].abs().max()) > 1e-12:
             residuals[q] = float("inf")
@@ -313,14 +308,15 @@ def check_cutoff_continuity(model: Potential, structures: Structures, seed: int 
     rest = rest @ _facing(direction).T
     step = 1e-6 if next(model.parameters()).dtype == torch.float64 else 1e-4
     distances = [1 - step, 1 + step, 2.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97]
-    pos = np.concatenate(
-        [np.concatenate([rest, d * model.cutoff * direction[None]]) for d in distances]
-    )
+    visitors = [distance * model.cutoff * direction for distance in distances]
+    pos = np.concatenate([[*rest, visitor] for visitor in visitors])
     box, periodic = None, None
     # the same in boxes so wide that no image is seen, the group across their corner
     if structures.pbc.any():
-        box = np.tile(9.0 * model.cutoff * np.eye(3), (len(distances), 1, 1))
-        pos, periodic = pos % (9.0 * model.cutoff), np.ones((len(distances), 3), bool)
+        side = 9.0 * model.cutoff
+        box = np.tile(side * np.eye(3), (len(distances), 1, 1))
+        periodic = np.ones((len(distances), 3), bool)
+        pos = pos % side
     z = np.tile([8, 6, 1, 7], len(distances))
     line = Structures(z, pos, 4 * np.arange(len(distances) + 1), cell=box, pbc=periodic)
     residuals = {}
@@ -353,9 +349,8 @@ def _displaced(one: Structures, h: float) -> Structures:
     structures.
     """
     n = int(one.ptr[-1])
-    steps = np.einsum("cj,k->ckj", np.eye(3 * n), h * np.array([k for k, _ in STENCIL])).reshape(
-        -1, n, 3
-    )
+    offsets = h * np.array([k for k, _ in STENCIL])
+    steps = np.einsum("cj,k->ckj", np.eye(3 * n), offsets).reshape(-1, n, 3)
     copies = len(steps)
     cell = None if one.cell is None else np.repeat(one.cell, copies, 0)
     pos = (one.pos[None] + steps).reshape(-1, 3)
@@ -374,13 +369,12 @@ def check_finite_differences(model: Potential, structures: Structures, seed: int
     """
     h = _step(model)
     weights = torch.tensor([w for _, w in STENCIL], dtype=torch.float64) / h
-    numerical = [
-        -(evaluate(model, _displaced(one, h))["energy"].reshape(-1, 4) @ weights)
-        for one in structures
-    ]
-    return {
-        "forces": _relative(evaluate(model, structures)["forces"].flatten(), torch.cat(numerical))
-    }
+    numerical = []
+    for one in structures:
+        energies = evaluate(model, _displaced(one, h))["energy"].reshape(-1, len(STENCIL))
+        numerical.append(-(energies @ weights))
+    forces = evaluate(model, structures)["forces"].flatten()
+    return {"forces": _relative(forces, torch.cat(numerical))}
 
 
 def check_second_derivatives(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
@@ -390,45 +384,37 @@ def check_second_derivatives(model: Potential, structures: Structures, seed: int
     """
     one = structures[int(np.argmin(structures.n_atoms))]
     double = next(model.parameters()).dtype == torch.float64
-    h, residuals = (0.3 if double else 1.0) * _step(model), {}
+    h = (0.3 if double else 1.0) * _step(model)
     weights = torch.tensor([w for _, w in STENCIL], dtype=torch.float64) / h
     displaced = evaluate(model, _displaced(one, h))
     parameters = [p for p in model.parameters() if p.requires_grad]
     generator = torch.Generator().manual_seed(seed)
-    for q in ("forces", "vector"):
-        numerical = torch.einsum(
-            "ckv,k->cv", displaced[q].reshape(3 * one.n_atoms[0], 4, -1), weights
-        )
+    residuals = {}
+    for q in VECTORS:
+        stencils = displaced[q].reshape(3 * one.n_atoms[0], len(STENCIL), -1)
+        numerical = torch.einsum("ckv,k->cv", stencils, weights)
         batch = _batch(model, one)
         batch.pos.requires_grad_(True)
-        flat = getattr(model(batch, (q,)), q).flatten()
-        rows = [
-            torch.autograd.grad(v, batch.pos, retain_graph=True, allow_unused=True)[0] for v in flat
-        ]
-        rows = [torch.zeros_like(batch.pos) if r is None else r for r in rows]
+        rows = []
+        for component in getattr(model(batch, (q,)), q).flatten():
+            (row,) = torch.autograd.grad(component, batch.pos, retain_graph=True, allow_unused=True)
+            rows.append(torch.zeros_like(batch.pos) if row is None else row)
         worst = _relative(torch.stack(rows).flatten(1).T.double().cpu(), numerical)
         gradients = torch.autograd.grad(_square(model, one, q), parameters, allow_unused=True)
-        size = (
-            torch.stack([g.square().sum() for g in gradients if g is not None])
-            .sum()
-            .sqrt()
-            .reshape(1)
-            .cpu()
-        )
+        squares = torch.stack([g.square().sum() for g in gradients if g is not None])
+        size = squares.sum().sqrt().reshape(1).cpu()
         # in float32 the differences of a loss drown in rounding
         for _ in range(3 if double else 0):
             direction = [
                 torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
                 for p in parameters
             ]
-            analytic = sum((g * d).sum() for g, d in zip(gradients, direction) if g is not None)
-            estimate = (
-                sum(
-                    w * _square_moved(model, one, q, parameters, direction, k * 5e-6)
-                    for k, w in STENCIL
-                )
-                / 5e-6
+            analytic = sum(
+                (gradient * along).sum()
+                for gradient, along in zip(gradients, direction, strict=True)
+                if gradient is not None
             )
+            estimate = _derivative_along(model, one, q, parameters, direction)
             worst = max(worst, _relative(analytic.cpu().reshape(1), torch.tensor([estimate]), size))
         residuals[q] = worst
     return residuals
@@ -438,15 +424,25 @@ def _square(model: Potential, one: Structures, quantity: str) -> Tensor:
     return getattr(model(_batch(model, one), (quantity,)), quantity).square().sum()
 
 
-def _square_moved(model, one, quantity, parameters, direction, step) -> float:
-    before = [p.detach().clone() for p in parameters]
-    with torch.no_grad():
-        for p, d in zip(parameters, direction):
-            p.add_(d, alpha=step)
-        value = float(_square(model, one, quantity))
-        for p, b in zip(parameters, before):
-            p.copy_(b)
-    return value
+def _derivative_along(
+    model: Potential,
+    one: Structures,
+    quantity: str,
+    parameters: list[nn.Parameter],
+    direction: list[Tensor],
+) -> float:
+    """The numerical derivative of `_square` by the parameters, along ``direction``."""
+    h = 5e-6
+    before = [parameter.detach().clone() for parameter in parameters]
+    total = 0.0
+    for k, weight in STENCIL:
+        with torch.no_grad():
+            for parameter, along in zip(parameters, direction, strict=True):
+                parameter.add_(along, alpha=k * h)
+            total += weight * float(_square(model, one, quantity))
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+    return total / h
 
 
 # -- the suite -----------------------------------------------------------------------------------
@@ -501,28 +497,27 @@ def check_model(
     is.
 
     ``structures`` replace the random ones; ``periodic`` adds periodic structures; ``checks``
-    selects (default: all of `CHECKS`);
-    ``measure`` names checks to report without asserting; ``perturb``: see `prepared`. Returns a
-    DataFrame with the columns check, structures, quantity, residual, tolerance, claimed, passed.
-    Raises AssertionError that lists what fails unless ``strict`` is false, ConfigError for an
-    unknown check.
+    selects (default: all of `CHECKS`); ``measure`` names checks to report without asserting;
+    ``perturb``: see `prepared`. Returns a DataFrame with the columns check, structures, quantity,
+    residual, tolerance, claimed, passed. Raises AssertionError that lists what fails unless
+    ``strict`` is false, ConfigError for an unknown check.
     """
     import pandas as pd
 
-    names, measure = list(CHECKS) if checks is None else list(checks), set(measure)
+    names = list(CHECKS if checks is None else checks)
+    measure = set(measure)
     unknown = [n for n in (*names, *measure) if n not in CHECKS]
     if unknown:
         raise ConfigError(
             f"unknown check {', '.join(map(repr, unknown))}; there are {', '.join(CHECKS)}"
         )
     model = prepared(model, dtype, perturb, seed)
-    sets = (
-        {"given": structures}
-        if structures is not None
-        else {"free": examples(model.cutoff, False, seed)}
-    )
-    if structures is None and periodic:
-        sets["periodic"] = examples(model.cutoff, True, seed)
+    if structures is not None:
+        sets = {"given": structures}
+    else:
+        sets = {"free": examples(model.cutoff, False, seed)}
+        if periodic:
+            sets["periodic"] = examples(model.cutoff, True, seed)
     rows = []
     for where, some in sets.items():
         for name in names:
@@ -530,10 +525,8 @@ def check_model(
                 continue
             function, kind, _ = CHECKS[name]
             for quantity, residual in function(model, some, seed=seed).items():
-                tolerance, asserted = (
-                    TOLERANCES[dtype][kind],
-                    name not in measure and claimed(model, name, quantity),
-                )
+                tolerance = TOLERANCES[dtype][kind]
+                asserted = name not in measure and claimed(model, name, quantity)
                 passed = residual <= tolerance
                 rows.append((name, where, quantity, residual, tolerance, asserted, passed))
     columns = ["check", "structures", "quantity", "residual", "tolerance", "claimed", "passed"]

@@ -23,7 +23,9 @@ def examples(
     distance lies within half a per cent of the cutoff, so that numerical differentiation does not
     step across it.
     """
-    rng, elements = np.random.default_rng(seed), list(elements)
+    rng = np.random.default_rng(seed)
+    elements = list(elements)
+    # periodic along which vectors, and number of atoms, of each structure
     if periodic:
         cell = cutoff * np.array([[0.9, 0.0, 0.0], [0.25, 1.1, 0.0], [-0.2, 0.3, 1.3]])
         kinds = [
@@ -33,23 +35,20 @@ def examples(
             ((False, False, False), 5),
         ]
     else:
-        cell, kinds = (
-            cutoff * np.diag([1.4, 0.8, 0.8]),
-            [((False, False, False), n) for n in (6, 4, 5)],
-        )
-    parts, z, sizes = [], [], [n for _, n in kinds]
+        cell = cutoff * np.diag([1.4, 0.8, 0.8])
+        kinds = [((False, False, False), n) for n in (6, 4, 5)]
+    pos, z = [], []
     for pbc, n in kinds:
-        parts.append(_spread(rng, n, cell, pbc, cutoff))
+        pos.append(_spread(rng, n, cell, pbc, cutoff))
         z.append(rng.choice(elements, n))
-    flags = np.array([pbc for pbc, _ in kinds])
-    cells = np.where(flags.any(1)[:, None, None], cell, 0.0) if periodic else None
-    ptr = np.concatenate([[0], np.cumsum(sizes)])
+    pbc = np.array([directions for directions, _ in kinds])
+    ptr = np.cumsum([0, *(n for _, n in kinds)])
     return Structures(
         np.concatenate(z),
-        np.concatenate(parts),
+        np.concatenate(pos),
         ptr,
-        cell=cells,
-        pbc=flags,
+        cell=np.where(pbc.any(1)[:, None, None], cell, 0.0) if periodic else None,
+        pbc=pbc,
         info={"name": "examples"},
     )
 
@@ -57,6 +56,7 @@ def examples(
 def _spread(
     rng: np.random.Generator, n: int, cell: np.ndarray, pbc: tuple[bool, ...], cutoff: float
 ) -> np.ndarray:
+    """Positions [n, 3] Å in the cell: no pair closer than 0.22 cutoffs, none near the cutoff."""
     batch, ptr = torch.zeros(n, dtype=torch.long), torch.tensor([0, n])
     box, flags = torch.tensor(cell)[None], torch.tensor([pbc])
     for _ in range(10_000):
@@ -64,7 +64,9 @@ def _spread(
         points = torch.from_numpy(pos)
         edges, shifts = neighbor_list(points, batch, ptr, 1.01 * cutoff, box, flags)
         distance = (points[edges[0]] + shifts.to(points) @ box[0] - points[edges[1]]).norm(dim=1)
-        if not (((distance / cutoff - 1).abs() < 0.005) | (distance < 0.22 * cutoff)).any():
+        at_cutoff = (distance / cutoff - 1).abs() < 0.005
+        too_close = distance < 0.22 * cutoff
+        if not (at_cutoff | too_close).any():
             return pos
     # only if `cell` above is made far too small
     raise RuntimeError("no random structure without close contacts was found")

@@ -14,7 +14,6 @@ from ..structures.outputs import Kind
 from ..structures.storage import replacing
 
 # what does not change the numbers a run ends with, or only where and how often they are written
-# down
 NOT_IDENTITY = {
     "device",
     "devices",
@@ -94,7 +93,8 @@ class TrainConfig(BaseModel):
     micro_batch: int | None = Field(
         None,
         gt=0,
-        description="structures per forward pass, their gradients added up to that of the batch; default: all at once",
+        description="structures per forward pass, their gradients added up to that of the batch; "
+        "default: all at once",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU if there is one"
@@ -105,11 +105,13 @@ class TrainConfig(BaseModel):
     nodes: int = Field(1, gt=0, description="machines")
     precision: Literal["32-true", "64-true", "bf16-mixed", "tf32"] = Field(
         "32-true",
-        description="arithmetic of the network; tf32: float32 with products of 10-bit mantissas, on GPUs that have them",
+        description="arithmetic of the network; "
+        "tf32: float32 with products of 10-bit mantissas, on GPUs that have them",
     )
     compile: bool = Field(
         False,
-        description="on a CPU kernels for the edges of EGNN, TorchMD-Net ET and SchNet; else torch.compile, not for targets that are −∂E/∂x",
+        description="on a CPU kernels for the edges of EGNN, TorchMD-Net ET and SchNet; "
+        "else torch.compile, not for targets that are −∂E/∂x",
     )
     resident: bool = Field(True, description="keep the packed training data on the device")
     progress: bool = Field(True, description="show a progress bar")
@@ -142,12 +144,11 @@ class TrainConfig(BaseModel):
         """The settings that decide the result; two runs that share them (and data, model,
         objective) are the same run.
         """
-        defaults = {k: type(self).model_fields[k].default for k in LATER}
-        return {
-            k: v
-            for k, v in self.model_dump().items()
-            if k not in NOT_IDENTITY and not (k in LATER and v == defaults[k])
-        }
+        settings = self.model_dump(exclude=NOT_IDENTITY)
+        for key in LATER:
+            if settings[key] == type(self).model_fields[key].default:
+                del settings[key]
+        return settings
 
     def to_yaml(self, path: str | Path, kind: Kind | None = None) -> Path:
         """Write all settings to ``path``; `from_yaml` reads them back equal.
@@ -203,15 +204,14 @@ SETTINGS = Kind("settings that TrainConfig.to_yaml wrote", _is_dumped)
 
 
 def _problem(problem: dict[str, Any]) -> str:
+    """One of pydantic's complaints in a line."""
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, TrainConfig.model_fields, 1)
-        return f"unknown key {key!r}" + (
-            f" (did you mean {near[0]!r}?)"
-            if near
-            else f"; there are {', '.join(TrainConfig.model_fields)}"
-        )
+        if near:
+            return f"unknown key {key!r} (did you mean {near[0]!r}?)"
+        return f"unknown key {key!r}; there are {', '.join(TrainConfig.model_fields)}"
     message = problem["msg"].removeprefix("Value error, ")
-    return (
-        f"{key}: {message[0].lower() + message[1:]}, got {problem['input']!r}" if key else message
-    )
+    if not key:  # of several settings together
+        return message
+    return f"{key}: {message[0].lower() + message[1:]}, got {problem['input']!r}"

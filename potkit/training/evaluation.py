@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from .memory import Limit
 
 FIRST_COLUMNS = "system,atoms,energy,predicted_energy"  # of `Evaluation.structures` as CSV
 ERRORS = Kind("a table of `potkit evaluate`", lambda path: head(path).startswith(FIRST_COLUMNS))
+TABLES = ("structures", "systems")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Errors of a model on labelled structures, in eV and eV/Å. ``structures``: a row each;
-    ``systems``: a row each.
+    """Errors of a model on labelled structures, in eV and eV/Å, over the whole set and in tables
+    with a row per structure and per system.
     """
 
     energy_mae: float
@@ -40,19 +41,17 @@ class Evaluation:
     systems: Any  # DataFrame: system, structures, energy_mae, energy_rmse, forces_mae, forces_rmse
 
     def to_dict(self) -> dict[str, float]:
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("structures", "systems")
-        }
+        """The numbers of the whole set, in eV and eV/Å, without the two tables."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name not in TABLES}
 
     def __repr__(self) -> str:
-        forces = (
-            ""
-            if np.isnan(self.forces_mae)
-            else f", forces MAE {1e3 * self.forces_mae:.2f} RMSE {1e3 * self.forces_rmse:.2f} meV/Å"
-        )
-        return f"Evaluation({self.n_structures} structures: energy MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV{forces})"
+        energy = f"MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV"
+        forces = f"MAE {1e3 * self.forces_mae:.2f} RMSE {1e3 * self.forces_rmse:.2f} meV/Å"
+        errors = f"energy {energy}"
+        if not np.isnan(self.forces_mae):
+            errors += f", forces {forces}"
+        return f"Evaluation({self.n_structures} structures: {errors})"
 
 
 def predict(
@@ -72,16 +71,20 @@ def predict(
     """
     device = torch.device(device or next(model.parameters()).device)
     model.check_elements(structures.elements)
-    dtype, was_training = next(model.parameters()).dtype, model.training
+    dtype = next(model.parameters()).dtype
+    was_training = model.training
     quick = for_predictions(model, compile, device, dtype)  # raises before the model is moved
     model.to(device).eval()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
-    limit, start = Limit(batch_size, "evaluation"), 0
+    limit = Limit(batch_size, "evaluation")
+    start = 0
 
     def answer(size: int) -> int:
         rows = np.arange(start, min(start + size, len(structures)))
         prediction = model(structures.batch(rows, device, dtype), outputs)
-        for name, values in [(name, getattr(prediction, name).cpu().numpy()) for name in outputs]:
+        # all of them before any is kept: memory may run out in between
+        answers = {name: getattr(prediction, name).cpu().numpy() for name in outputs}
+        for name, values in answers.items():
             parts[name].append(values)
         return len(rows)
 
@@ -89,18 +92,18 @@ def predict(
         while start < len(structures):
             start += limit.attempt(batch_size, answer)
     model.train(was_training)
-    got = {name: np.concatenate(p) if p else np.zeros(0) for name, p in parts.items()}
-    for name, values in got.items():
-        if not np.isfinite(values).all():
-            row = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(1)))
-            owner = (
-                row if name == "energy" else int(np.searchsorted(structures.ptr, row, "right")) - 1
-            )
-            raise DataError(
-                f"{structures.info.get('name', 'structures')}: the predicted {name} of structure {owner} is not a finite number; "
-                "are its positions finite and its atoms apart?"
-            )
-    return got
+    predicted = {name: np.concatenate(p) if p else np.zeros(0) for name, p in parts.items()}
+    for name, values in predicted.items():
+        if np.isfinite(values).all():
+            continue
+        row = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(1)))
+        if name != "energy":  # the structure of that atom
+            row = int(np.searchsorted(structures.ptr, row, "right")) - 1
+        raise DataError(
+            f"{structures.info.get('name', 'structures')}: the predicted {name} of structure {row} "
+            "is not a finite number; are its positions finite and its atoms apart?"
+        )
+    return predicted
 
 
 def evaluate(
@@ -126,25 +129,19 @@ def evaluate(
         )
     structures.validate()
     with_forces = structures.forces is not None
-    got = predict(
-        model,
-        structures,
-        batch_size,
-        device,
-        ("energy", "forces") if with_forces else ("energy",),
-        compile,
-    )
-    error = got["energy"] - structures.energy
+    outputs = ("energy", "forces") if with_forces else ("energy",)
+    predicted = predict(model, structures, batch_size, device, outputs, compile)
+    error = predicted["energy"] - structures.energy
     names = np.array(structures.system_names())
     table = {
         "system": names[structures.system],
         "atoms": structures.n_atoms,
         "energy": structures.energy,
-        "predicted_energy": got["energy"],
+        "predicted_energy": predicted["energy"],
     }
     sizes = structures.n_atoms
     if with_forces:
-        delta = got["forces"].astype(np.float64) - structures.forces
+        delta = predicted["forces"].astype(np.float64) - structures.forces
         owner = np.repeat(np.arange(len(structures)), sizes)
         absolute = np.bincount(owner, np.abs(delta).sum(1), len(structures))
         squared = np.bincount(owner, np.square(delta).sum(1), len(structures))
@@ -157,33 +154,33 @@ def evaluate(
     raw = pd.DataFrame(
         {
             "system": table["system"],
-            "e1": np.abs(error),
-            "e2": error**2,
-            "f1": absolute,
-            "f2": squared,
-            "n": 3 * sizes,
+            "energy_absolute": np.abs(error),
+            "energy_squared": error**2,
+            "forces_absolute": absolute,
+            "forces_squared": squared,
+            "axes": 3 * sizes,
         }
     )
     groups = raw.groupby("system", sort=False)
-    total = groups[["f1", "f2", "n"]].sum(min_count=1)
+    total = groups[["forces_absolute", "forces_squared", "axes"]].sum(min_count=1)
     systems = pd.DataFrame(
         {
             "structures": groups.size(),
-            "energy_mae": groups["e1"].mean(),
-            "energy_rmse": np.sqrt(groups["e2"].mean()),
-            "forces_mae": total["f1"] / total["n"],
-            "forces_rmse": np.sqrt(total["f2"] / total["n"]),
+            "energy_mae": groups["energy_absolute"].mean(),
+            "energy_rmse": np.sqrt(groups["energy_squared"].mean()),
+            "forces_mae": total["forces_absolute"] / total["axes"],
+            "forces_rmse": np.sqrt(total["forces_squared"] / total["axes"]),
         }
     ).reset_index()
     n_axes = 3 * int(sizes.sum())
     return Evaluation(
-        float(np.abs(error).mean()),
-        float(np.sqrt(np.mean(error**2))),
-        float(absolute.sum() / n_axes),
-        float(np.sqrt(squared.sum() / n_axes)),
-        len(structures),
-        pd.DataFrame(table),
-        systems,
+        energy_mae=float(np.abs(error).mean()),
+        energy_rmse=float(np.sqrt(np.mean(error**2))),
+        forces_mae=float(absolute.sum() / n_axes),
+        forces_rmse=float(np.sqrt(squared.sum() / n_axes)),
+        n_structures=len(structures),
+        structures=pd.DataFrame(table),
+        systems=systems,
     )
 
 
@@ -200,18 +197,17 @@ def calculator(
     """
     from ase.calculators.calculator import Calculator, all_changes
 
-    model = (
-        copy.deepcopy(checkpoint)
-        if isinstance(checkpoint, torch.nn.Module)
-        else checkpoints.load(checkpoint)
-    )
+    if isinstance(checkpoint, torch.nn.Module):
+        model = copy.deepcopy(checkpoint)
+    else:
+        model = checkpoints.load(checkpoint)
     dtype = dtype or (torch.float32 if compile else torch.float64)
     model = model.to(device, dtype).eval()
     with for_predictions(model, compile, device, dtype):
         pass  # builds the kernels, or says why not, here and not in the middle of a simulation
 
     class PotkitCalculator(Calculator):
-        implemented_properties = ["energy", "forces"]
+        implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
 
         def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
             super().calculate(atoms, properties, system_changes)
@@ -219,10 +215,9 @@ def calculator(
             bare.calc = None
             structures = Structures.from_ase([bare])
             model.check_elements(structures.elements)
+            batch = structures.batch(device=device, dtype=dtype)
             with for_predictions(model, compile, device, dtype):
-                energy, forces = model.energy_and_forces(
-                    structures.batch(device=device, dtype=dtype)
-                )
+                energy, forces = model.energy_and_forces(batch)
             if not (bool(energy.isfinite().all()) and bool(forces.isfinite().all())):
                 raise DataError(
                     "the predicted energy or forces are not finite numbers; are all atoms apart?"

@@ -53,7 +53,8 @@ class Limit:
                 )
             self.size = (size + 1) // 2
             warnings.warn(
-                f"{self.what}: out of memory with {size} structures at once, going on with {self.size} ({told})",
+                f"{self.what}: out of memory with {size} structures at once, "
+                f"going on with {self.size} ({told})",
                 stacklevel=3,
             )
 
@@ -67,11 +68,7 @@ def blank(batch: Batch, outputs: tuple[str, ...]) -> Prediction:
     """Zeros in the place of a prediction: what an objective counts follows from the batch alone,
     and is needed before the first part.
     """
-    n, s = batch.z.shape[0], batch.ptr.shape[0] - 1
-    energy, vector = batch.pos.new_zeros(s, dtype=torch.float64), batch.pos.new_zeros(n, 3)
-    return Prediction(
-        **{
-            k: None if k not in outputs else energy if k == "energy" else vector
-            for k in Prediction._fields
-        }
-    )
+    energy = batch.pos.new_zeros(batch.num_graphs, dtype=torch.float64)
+    vector = batch.pos.new_zeros(batch.z.shape[0], 3)
+    zeros = {name: energy if name == "energy" else vector for name in outputs}
+    return Prediction(**{name: zeros.get(name) for name in Prediction._fields})

@@ -16,8 +16,7 @@ from potkit.bench import common, infer, neighbors, peers, scaling, step
 from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
 from potkit.objectives import Denoise
-from potkit.report import gallery
-from potkit.report import tables as report
+from potkit.report import blocks, gallery
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +60,15 @@ def test_peak_memory_counts_what_is_alive_at_once():
         c = b + 1  # still 8 MB
         return c
 
+    def kept():
+        return [torch.ones(2**18) for _ in range(8)]  # 1 MB each
+
+    def dropped():
+        return [torch.ones(2**18).sum() for _ in range(8)]
+
     assert common.peak_memory(work) == pytest.approx(8, abs=0.1)
-    assert common.peak_memory(lambda: [torch.ones(2**18) for _ in range(8)]) == pytest.approx(
-        8, abs=0.1
-    )
-    assert common.peak_memory(lambda: [torch.ones(2**18).sum() for _ in range(8)]) == pytest.approx(
-        1, abs=0.1
-    )
+    assert common.peak_memory(kept) == pytest.approx(8, abs=0.1)
+    assert common.peak_memory(dropped) == pytest.approx(1, abs=0.1)
 
 
 def test_disagreement_stops_the_benchmark():
@@ -96,9 +97,9 @@ def test_peers_say_the_same_with_the_same_weights(case):
     structures, _ = common.alkanes(4)
     batch = Denoise().corrupt(structures.batch(), torch.Generator().manual_seed(0))
     ours = step.potkit_vector(model, batch, None, "cpu")
-    found = [p for p in peers.of(case, model, structures, "cpu") if p.same]
-    assert found
-    for peer in found:
+    same = [peer for peer in peers.of(case, model, structures, "cpu") if peer.same]
+    assert same
+    for peer in same:
         assert common.agreement(peer.predict(peer.module, batch), ours) < 1e-5
 
 
@@ -109,9 +110,8 @@ def test_step_trains_and_fills_the_table(case):
     assert table["implementation"].iloc[0] == {"egnn": "plain EGNN", "schnet": "PyG SchNet"}[case]
     ours = table[(table["implementation"] == "potkit") & (table["precision"] == "float32")].iloc[0]
     assert ours["agreement"] < 1e-5 and ours["over_roofline"] > 0 and ours["peak_mb"] > 0
-    assert table["ratio"].iloc[0] == 1 and (table[["median_s", "ratio_low", "ratio_high"]] > 0).all(
-        axis=None
-    )
+    assert table["ratio"].iloc[0] == 1
+    assert (table[["median_s", "ratio_low", "ratio_high"]] > 0).all(axis=None)
     assert (table["atoms"] > 3 * 4).all() and (table["edges"] > table["atoms"]).all()
 
 
@@ -120,9 +120,12 @@ def test_trainer_changes_the_weights():
     model = models.build("schnet", "small", hidden=8, filters=8, layers=1)
     structures, _ = common.alkanes(2)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    step.trainer(
-        model, structures, "cpu", lambda m, b: step.potkit_vector(m, b, None, "cpu"), fused=True
-    )()
+
+    def predict(module, batch):
+        return step.potkit_vector(module, batch, None, "cpu")
+
+    train_once = step.trainer(model, structures, "cpu", predict, fused=True)
+    train_once()
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert {"backbone.layers.0.filter_out.weight", "energy_head.mlp.0.weight"} <= changed
 
@@ -139,11 +142,10 @@ def test_infer_with_kernels(compiled_kernels):
     table = infer.run(
         threads=1, repeats=1, cases=("torchmd_et",), batch=2, hidden=16, compile=True, memory=False
     )
-    own = table[table["implementation"] == "potkit, compiled"]
-    assert (
-        len(own[own["precision"] == "float32"]) == 1
-        and (own[own["precision"] == "float32"]["agreement"] < 1e-4).all()
-    )
+    compiled = table["implementation"] == "potkit, compiled"
+    rows = table[compiled & (table["precision"] == "float32")]
+    assert len(rows) == 1
+    assert (rows["agreement"] < 1e-4).all()
 
 
 @pytest.mark.parametrize("n", [300])
@@ -157,18 +159,14 @@ def test_scaling_table_and_figure():
     table = scaling.run(
         threads=1, repeats=1, atoms=(10, 40), batches=(1, 2), widths=(8, 16), total=80
     )
-    assert (
-        list(table.columns) == scaling.COLUMNS
-        and list(table["sweep"]) == ["atoms"] * 2 + ["batch"] * 2 + ["width"] * 2
-    )
+    assert list(table.columns) == scaling.COLUMNS
+    assert list(table["sweep"]) == ["atoms"] * 2 + ["batch"] * 2 + ["width"] * 2
     assert (table[["median_s", "us_per_atom", "kb_per_atom"]] > 0).all(axis=None)
     assert list(table["time_exponent"].notna()) == [False, True] * 3
     figure = scaling.figure(table)
-    assert (
-        len(figure.data) == 6
-        and list(figure.data[0].x) == [10, 40]
-        and len(figure.layout.annotations) == 6
-    )
+    assert len(figure.data) == 6
+    assert list(figure.data[0].x) == [10, 40]
+    assert len(figure.layout.annotations) == 6
     with pytest.raises(ConfigError, match="no sweep 'colour'"):
         scaling.run(sweeps=("colour",))
     with pytest.raises(ConfigError, match="unknown model 'schent'"):
@@ -190,10 +188,10 @@ def test_exponents_are_those_of_the_whole():
         for w in (16, 64)
     ]
     rows += [{"sweep": "batch", "value": 4, "us_per_atom": 1.0, "kb_per_atom": 1.0}]
-    found = scaling.exponents(pd.DataFrame(rows))
-    assert found["time_exponent"].dropna().tolist() == pytest.approx([1.2, 1.5])
-    assert found["memory_exponent"].dropna().tolist() == pytest.approx([1.0, -1.0])
-    assert found.index[found["time_exponent"].notna()].tolist() == [2, 4]
+    table = scaling.exponents(pd.DataFrame(rows))
+    assert table["time_exponent"].dropna().tolist() == pytest.approx([1.2, 1.5])
+    assert table["memory_exponent"].dropna().tolist() == pytest.approx([1.0, -1.0])
+    assert table.index[table["time_exponent"].notna()].tolist() == [2, 4]
 
 
 def test_scaling_command_and_its_block(tmp_path, capsys, monkeypatch):
@@ -205,57 +203,34 @@ def test_scaling_command_and_its_block(tmp_path, capsys, monkeypatch):
         scaling, "run", lambda **options: original(**options, atoms=(10, 40), total=40)
     )
     gallery.write(tmp_path)
+    command = "bench scaling --threads 1 --repeats 1 --sweep atoms --json".split()
+    command.append(str(tmp_path / "bench-scaling.json"))
     for name in ("cost.png", "cost.html"):
         with pytest.raises(SystemExit) as done:
-            options = ["--threads", "1", "--repeats", "1", "--sweep", "atoms"]
-            cli.main(
-                [
-                    "bench",
-                    "scaling",
-                    *options,
-                    "--json",
-                    str(tmp_path / "bench-scaling.json"),
-                    "--figure",
-                    str(tmp_path / name),
-                ]
-            )
+            cli.main([*command, "--figure", str(tmp_path / name)])
         assert not done.value.code
         assert f"written: {tmp_path / name}" in capsys.readouterr().out
         assert (tmp_path / "cost.png").read_bytes()[:4] == b"\x89PNG"
         (tmp_path / "cost.png").unlink()
     assert "Cost of a pretraining step: egnn, 1 CPU thread" in (tmp_path / "README.md").read_text()
-    block = report.fill("<!-- bench: scaling -->\n<!-- end -->", tmp_path)
-    assert (
-        "| sweep | size | atoms in the batch |" in block
-        and "| atoms | 40 | 40 |" in block
-        and "\nMade by `potkit " in block
-    )
+    block = blocks.fill("<!-- bench: scaling -->\n<!-- end -->", tmp_path)
+    assert "| sweep | size | atoms in the batch |" in block
+    assert "| atoms | 40 | 40 |" in block
+    assert "\nMade by `potkit " in block
 
 
 def test_command_writes_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(neighbors, "run", lambda **options: _few(options))
     cli.main_arguments = None
+    command = "bench neighbors --threads 1 --repeats 1 --json".split()
     with pytest.raises(SystemExit) as done:
-        cli.main(
-            [
-                "bench",
-                "neighbors",
-                "--threads",
-                "1",
-                "--repeats",
-                "1",
-                "--json",
-                str(tmp_path / "n.json"),
-            ]
-        )
+        cli.main([*command, str(tmp_path / "n.json")])
     assert not done.value.code
     content = json.loads((tmp_path / "n.json").read_text())
-    assert (
-        content["commit"]
-        and content["hardware"]
-        and content["rows"][0]["case"] == "toy"
-        and content["rows"][0]["ratio"] is None
-    )
+    assert content["commit"]
+    assert content["hardware"]
+    assert content["rows"][0]["case"] == "toy"
+    assert content["rows"][0]["ratio"] is None
     assert "toy" in capsys.readouterr().out
 
 
@@ -305,15 +280,10 @@ def test_compile_is_refused_where_it_cannot_work(tmp_path):
     from potkit import TrainConfig
     from potkit.training import loop
 
+    model = models.build("egnn", "small", hidden=8, layers=1, vector="gradient")
+    config = TrainConfig(steps=1, compile=True, device="cpu", progress=False)
     with pytest.raises(ConfigError) as error:
-        model = models.build("egnn", "small", hidden=8, layers=1, vector="gradient")
-        loop.pretrain(
-            model,
-            molecules(4),
-            Denoise(),
-            TrainConfig(steps=1, compile=True, device="cpu", progress=False),
-            tmp_path,
-        )
+        loop.pretrain(model, molecules(4), Denoise(), config, tmp_path)
     assert one_line(error.value).startswith(
         "config: compile does not work for vector as −∂E/∂x: torch.compile cannot be"
     )
@@ -337,7 +307,5 @@ def test_compiled_for_the_run_only(monkeypatch):
 def test_defaults_leave_the_identity_of_earlier_runs():
     from potkit import TrainConfig
 
-    assert (
-        "compile" not in TrainConfig().identity()
-        and TrainConfig(compile=True).identity()["compile"]
-    )
+    assert "compile" not in TrainConfig().identity()
+    assert TrainConfig(compile=True).identity()["compile"]

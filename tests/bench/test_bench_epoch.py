@@ -17,7 +17,7 @@ from potkit.bench import epoch
 from potkit.cli import main as cli
 from potkit.errors import ConfigError
 from potkit.objectives import Denoise
-from potkit.report import tables as report
+from potkit.report import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +25,12 @@ def small(monkeypatch):
     """Few structures instead of ani-mini, tiny networks, and the number of threads put back."""
     before = torch.get_num_threads()
     build = models.build
+
+    def tiny(name, preset, **options):
+        return build(name, preset, hidden=8, layers=1, **options)
+
     monkeypatch.setattr(datasets, "load", lambda name: molecules(20))
-    monkeypatch.setattr(
-        models,
-        "build",
-        lambda name, preset, **options: build(name, preset, hidden=8, layers=1, **options),
-    )
+    monkeypatch.setattr(models, "build", tiny)
     yield
     torch.set_num_threads(before)
 
@@ -49,7 +49,7 @@ def test_every_structure_is_trained_on(monkeypatch):
     end.
     """
     seen = []
-    objective = epoch.Watched(Denoise(sigma=0.1), lambda step: seen.append(step))
+    objective = epoch.Watched(Denoise(sigma=0.1), seen.append)
     config = TrainConfig(epochs=1.0, batch_size=5, device="cpu", progress=False)
     model = models.build("egnn", "small")
     before = model.backbone.layers[0].message[0].weight.detach().clone()
@@ -73,9 +73,8 @@ def test_watched_is_the_objective_it_watches():
     objective = Denoise(sigma=0.3)
     watched, batch = epoch.Watched(objective, lambda step: None), molecules(2).batch()
     assert watched.to_dict() == objective.to_dict() and watched.needed() == objective.needed()
-    first, second = (
-        o.corrupt(batch, torch.Generator().manual_seed(0)) for o in (watched, objective)
-    )
+    first = watched.corrupt(batch, torch.Generator().manual_seed(0))
+    second = objective.corrupt(batch, torch.Generator().manual_seed(0))
     assert torch.equal(first.pos, second.pos)
 
 
@@ -113,7 +112,8 @@ def test_busy_share(monkeypatch):
     """
     kernels = [Event("kernel", 10**8 * k, 10**8) for k in (0, 2, 3)]
     others = [Event("gpu_memcpy", 5 * 10**8, 10**8), Event("gpu_user_annotation", 0, 10**9)]
-    log, times = [], itertools.count(1.0, 0.5)
+    log: list[str] = []
+    times = itertools.count(1.0, 0.5)
 
     class Profile:
         def __init__(self, activities):
@@ -129,20 +129,17 @@ def test_busy_share(monkeypatch):
         def stop(self):
             log.append("stop")
 
+    def clock():
+        return next(times) if log and log[-1] in ("wait", "start") else 0.0
+
+    def corrupt_only(model, structures, objective, config):
+        for _ in range(config.steps):
+            objective.corrupt(molecules(1).batch(), torch.Generator())
+
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
-    monkeypatch.setattr(
-        epoch.time,
-        "perf_counter",
-        lambda: next(times) if log and log[-1] in ("wait", "start") else 0.0,
-    )
-    monkeypatch.setattr(
-        epoch,
-        "epoch",
-        lambda model, structures, objective, config: [
-            objective.corrupt(molecules(1).batch(), torch.Generator()) for _ in range(config.steps)
-        ],
-    )
+    monkeypatch.setattr(epoch.time, "perf_counter", clock)
+    monkeypatch.setattr(epoch, "epoch", corrupt_only)
     share = epoch.busy(None, molecules(4), TrainConfig(steps=3, device="cpu"))
     assert log == ["wait", "start", "wait", "stop"] and share == pytest.approx(0.6)
 
@@ -156,28 +153,15 @@ def test_on_a_gpu():
 
 
 def test_command_and_block(tmp_path, capsys):
+    command = "bench epoch --case schnet --preset small --batch 4 --steps 2 --threads 1".split()
     with pytest.raises(SystemExit) as done:
-        options = [
-            "--case",
-            "schnet",
-            "--preset",
-            "small",
-            "--batch",
-            "4",
-            "--steps",
-            "2",
-            "--threads",
-            "1",
-        ]
-        cli.main(["bench", "epoch", *options, "--json", str(tmp_path / "bench-epoch.json")])
+        cli.main([*command, "--json", str(tmp_path / "bench-epoch.json")])
     assert not done.value.code and "schnet" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "bench-epoch.json").read_text())["rows"]
     assert row["structures"] == 8 and row["gpu_busy"] is None and not row["compiled"]
-    block = report.fill("<!-- bench: epoch -->\n<!-- end -->", tmp_path)
-    assert (
-        "| network | preset | precision | batch | structures | time (s) | structures per second |\n"
-        in block
-    )
+    block = blocks.fill("<!-- bench: epoch -->\n<!-- end -->", tmp_path)
+    columns = "network | preset | precision | batch | structures | time (s) | structures per second"
+    assert f"| {columns} |\n" in block
     assert "| schnet | small | 32-true | 4 | 8 |" in block
 
 

@@ -31,36 +31,31 @@ def threads():
     ],
 )
 def test_all_layers_agree(options):
-    from potkit.bench.peers_nequip import nequip
+    from potkit.bench.peers import nequip
 
     torch.manual_seed(0)
     model = models.build("nequip", "paper", **{**OPTIONS, **options})
-    peer = nequip(model, "cpu")
+    peer = nequip.peer(model, "cpu")
     batch = Denoise().corrupt(common.alkanes(2)[0].batch(), torch.Generator().manual_seed(0))
-    ours, theirs = [], []
+    ours, theirs = [], []  # per layer: features by irrep; irreps and features side by side
+
+    def keep_ours(module, inputs, out):
+        ours.append(out)
+
+    def keep_theirs(module, inputs, out):
+        theirs.append((module.irreps_out["node_features"], out["node_features"].clone()))
+
     for k, layer in enumerate(model.backbone.layers):
-        layer.register_forward_hook(lambda module, inputs, out: ours.append(out))
-        getattr(peer.module.network, f"layer{k}").register_forward_hook(
-            lambda module, inputs, out: theirs.append(
-                (module.irreps_out["node_features"], out["node_features"].clone())
-            )
-        )
-    assert (
-        common.agreement(
-            step.potkit_vector(model, batch, None, "cpu"), peer.predict(peer.module, batch)
-        )
-        < 1e-5
-    )
+        layer.register_forward_hook(keep_ours)
+        getattr(peer.module.network, f"layer{k}").register_forward_hook(keep_theirs)
+    vector = step.potkit_vector(model, batch, None, "cpu")
+    assert common.agreement(vector, peer.predict(peer.module, batch)) < 1e-5
     assert len(ours) == options["layers"]
-    for mine, (kinds, flat) in zip(ours, theirs):
-        assert len(mine) == len(kinds)
-        for part, (channels, ir) in zip(kinds.slices(), kinds):
-            assert (
-                common.agreement(
-                    mine[ir], flat[:, part].unflatten(1, (channels, ir.dim)).transpose(1, 2)
-                )
-                < 1e-5
-            )
+    for features, (kinds, flat) in zip(ours, theirs, strict=True):
+        assert len(features) == len(kinds)
+        for part, (channels, ir) in zip(kinds.slices(), kinds, strict=True):
+            block = flat[:, part].unflatten(1, (channels, ir.dim)).transpose(1, 2)
+            assert common.agreement(features[ir], block) < 1e-5
 
 
 def test_reference_is_the_papers():
@@ -85,10 +80,8 @@ def test_in_the_benchmarks(monkeypatch):
     table = step.run(
         threads=1, repeats=1, cases=("nequip",), batch=32, hidden=16, memory=False, compile=True
     )
-    assert (
-        list(table["implementation"])[:2] == ["nequip", "potkit"]
-        and (table.iloc[:2]["agreement"] < 1e-5).all()
-    )
+    assert list(table["implementation"])[:2] == ["nequip", "potkit"]
+    assert (table.iloc[:2]["agreement"] < 1e-5).all()
     assert table["atoms"].max() < 50  # two structures, a sixteenth of 32
     table = infer.run(threads=1, repeats=1, cases=("nequip",), batch=32, hidden=16, memory=False)
     assert (table.iloc[:2]["agreement"] < 1e-4).all()

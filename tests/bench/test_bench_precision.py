@@ -25,9 +25,9 @@ def test_the_study_differs_in_precision_only():
         for network in ("egnn", "torchmd_et", "schnet")
         for precision in ("float32", "bf16-mixed")
     ]
-    for (_, full), (_, low) in zip(grid[::2], grid[1::2]):
-        for spec, wanted in ((full, "32-true"), (low, "bf16-mixed")):
-            assert spec.pretrain.pop("precision") == spec.finetune.pop("precision") == wanted
+    for (_, full), (_, low) in zip(grid[::2], grid[1::2], strict=True):
+        for spec, precision in ((full, "32-true"), (low, "bf16-mixed")):
+            assert spec.pretrain.pop("precision") == spec.finetune.pop("precision") == precision
         assert full == low and len(full.seeds) == 3 and list(full.arms) == ["denoise"]
 
 
@@ -48,9 +48,9 @@ def test_gradient_of_a_force_loss(name):
         objective.loss(prediction, batch)[0].backward(
             inputs=[p for n, p in model.named_parameters() if n.startswith(("backbone", "energy"))]
         )
-        found = [p.grad for p in model.parameters() if p.grad is not None]
-        assert {g.dtype for g in found} == {torch.float32}
-        gradients.append(torch.cat([g.flatten() for g in found]))
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert {grad.dtype for grad in grads} == {torch.float32}
+        gradients.append(torch.cat([grad.flatten() for grad in grads]))
     full, low = gradients
     assert full.norm() > 0 and 0 < (low - full).norm() < 0.05 * full.norm()
 
@@ -80,6 +80,6 @@ def test_forces_are_learned(name, tmp_path):
         assert {p.dtype for p in run.model.parameters()} == {torch.float32}
         losses[precision] = run.metrics["loss"].to_numpy()
     full, low = losses["32-true"], losses["bf16-mixed"]
-    assert (
-        full[-1] < full[0] and low[-1] == pytest.approx(full[-1], rel=0.05) and (low != full).any()
-    )
+    assert full[-1] < full[0]
+    assert low[-1] == pytest.approx(full[-1], rel=0.05)
+    assert (low != full).any()

@@ -15,27 +15,10 @@ from potkit.cli import main as cli
 from potkit.datasets.records import RECORDS
 from potkit.errors import ConfigError
 
-METHANE = np.array(
-    [
-        [0, 0, 0],
-        [0.63, 0.63, 0.63],
-        [-0.63, -0.63, 0.63],
-        [-0.63, 0.63, -0.63],
-        [0.63, -0.63, -0.63],
-    ]
-)
-SMALL = [
-    "--set",
-    "hidden=8",
-    "--set",
-    "layers=2",
-    "--batch-size",
-    "4",
-    "--device",
-    "cpu",
-    "--config-set",
-    "progress=false",
-]
+# C at the origin, H at four corners of a cube
+METHANE = 0.63 * np.array([[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]])
+QUICK = "--batch-size 4 --device cpu --config-set progress=false".split()
+SMALL = ["--set", "hidden=8", "--set", "layers=2", *QUICK]
 
 
 def extxyz(
@@ -44,18 +27,21 @@ def extxyz(
     """Shaken methanes, bound by springs to their tetrahedron, so that energy and forces belong
     together.
     """
-    rng, lines = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    lines: list[str] = []
     for frame in range(count):
         shift = 0.05 * rng.standard_normal(METHANE.shape)
-        pos, energy, forces = METHANE + shift, 5.0 * float((shift**2).sum()), -10.0 * shift
+        pos = METHANE + shift
+        energy = 5.0 * float((shift**2).sum())
+        forces = -10.0 * shift
         if broken == "nan" and frame == 3:
             pos[1, 2] = np.nan
         if broken == "overlap" and frame == 3:
             pos[2] = pos[1]
         label = "" if broken == "no energy" and frame == 3 else f"energy={energy:.8f} "
         lines += [str(len(pos)), f'{label}Properties=species:S:1:pos:R:3:forces:R:3 pbc="F F F"']
-        rows = np.hstack([pos, forces])
-        lines += [f"{s} " + " ".join(f"{v:.8f}" for v in row) for s, row in zip(symbols, rows)]
+        for symbol, row in zip(symbols, np.hstack([pos, forces]), strict=True):
+            lines.append(f"{symbol} " + " ".join(f"{number:.8f}" for number in row))
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -88,21 +74,9 @@ def methane(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, methane) -> Path:
     out = tmp_path_factory.mktemp("runs") / "pretrained"
+    options = ["--data", str(methane), "--sigma", "0.1", "--steps", "4", "--out", str(out)]
     with pytest.raises(SystemExit) as stop:
-        cli.main(
-            [
-                "pretrain",
-                "--data",
-                str(methane),
-                "--sigma",
-                "0.1",
-                "--steps",
-                "4",
-                "--out",
-                str(out),
-                *SMALL,
-            ]
-        )
+        cli.main(["pretrain", *options, *SMALL])
     assert not stop.value.code
     return out
 
@@ -112,20 +86,8 @@ def pretrained(tmp_path_factory, methane) -> Path:
 
 def test_pretrain_finetune_evaluate(run, here, methane, pretrained):
     test = extxyz(here / "test.xyz", 6, seed=1)
-    arguments = [
-        "finetune",
-        "--data",
-        methane,
-        "--init",
-        pretrained,
-        "--labels",
-        8,
-        "--steps",
-        6,
-        "--test",
-        test,
-        *SMALL[4:],
-    ]
+    sources = ["--data", methane, "--init", pretrained, "--test", test]
+    arguments = ["finetune", *sources, "--labels", 8, "--steps", 6, *QUICK]
     code, out, err = run(*arguments)
     assert code == 0, err
     assert "runs/finetune/best.safetensors" in out and "test: Evaluation(6 structures" in out
@@ -135,7 +97,7 @@ def test_pretrain_finetune_evaluate(run, here, methane, pretrained):
     assert evaluated.splitlines()[0] == out.split("test: ")[1].strip()
     assert len((here / "errors.csv").read_text().splitlines()) == 7
     weights = (here / "runs/finetune/best.safetensors").read_bytes()
-    code, again, _ = run(*arguments)  # finished: found, not trained anew
+    code, _, _ = run(*arguments)  # finished: found, not trained anew
     assert code == 0 and (here / "runs/finetune/best.safetensors").read_bytes() == weights
     code, _, err = run(*arguments, "--lr", 0.01)
     assert code == 1 and "runs/finetune holds another run" in err
@@ -155,18 +117,10 @@ def test_every_registered_objective_and_model_is_reachable(run, methane):
 
 
 def test_settings_file_and_options(here, methane):
-    (here / "train.yaml").write_text(
-        "epochs: 2\nlr: 1e-4\nbatch_size: 8\n".replace("1e-4", "0.0001")
-    )
+    (here / "train.yaml").write_text("epochs: 2\nlr: 0.0001\nbatch_size: 8\n")
     config = cli._config(here / "train.yaml", ["clip=1.5", "ema=0.9"], batch_size=4, seed=None)
-    assert (config.epochs, config.lr, config.batch_size, config.clip, config.ema, config.seed) == (
-        2,
-        1e-4,
-        4,
-        1.5,
-        0.9,
-        0,
-    )
+    assert (config.epochs, config.lr, config.batch_size) == (2, 1e-4, 4)
+    assert (config.clip, config.ema, config.seed) == (1.5, 0.9, 0)
     # not the file's two epochs
     assert cli._config(here / "train.yaml", None, steps=7).total_steps(1000) == 7
 
@@ -209,28 +163,14 @@ def test_notebooks_run_with_parameters(run, here):
             'profile = "quick"\nseeds = None\nsteps = None', metadata={"tags": ["parameters"]}
         )
         nbformat.write(new_notebook(cells=[first, new_code_cell(body)]), here / f"{name}.ipynb")
-    arguments = [
-        "run",
-        "0*.ipynb",
-        "--profile",
-        "smoke",
-        "-p",
-        "seeds",
-        "[0, 1]",
-        "-p",
-        "steps=3",
-        "--out",
-        "out",
-    ]
-    code, out, err = run(*arguments)
+    parameters = ["-p", "seeds", "[0, 1]", "-p", "steps=3"]
+    code, out, err = run("run", "0*.ipynb", "--profile", "smoke", *parameters, "--out", "out")
     assert code == 1 and err == "error: 1 of 2 notebooks failed: 02_bad.ipynb\n"
     assert "ZeroDivisionError" in out
     assert nbformat.read(here / "out" / "01_good.ipynb", 4).cells[2].outputs[0].text == "[0, 1] 3\n"
     code, _, err = run("run", "01_good.ipynb", "-p", "sigma", "0.1")
-    assert (
-        code == 1
-        and err == "error: 01_good.ipynb: unknown parameter 'sigma'; known: profile, seeds, steps\n"
-    )
+    assert code == 1
+    assert err == "error: 01_good.ipynb: unknown parameter 'sigma'; known: profile, seeds, steps\n"
 
 
 # --- mistakes -----------------------------------------------------------------------------------
@@ -332,19 +272,8 @@ def test_wrong_checkpoints(run, here, methane, pretrained):
     assert "without --model it is the one in --init" in one_line(
         run(*finetune, "--init", pretrained, "--set", "hidden=8")
     )
-    line = one_line(
-        run(
-            *finetune,
-            "--init",
-            pretrained,
-            "--model",
-            "egnn",
-            "--set",
-            "hidden=12",
-            "--set",
-            "layers=2",
-        )
-    )
+    wider = ["--model", "egnn", "--set", "hidden=12", "--set", "layers=2"]
+    line = one_line(run(*finetune, "--init", pretrained, *wider))
     assert "best.safetensors" in line and "shape" in line
     (here / "broken.safetensors").write_bytes((pretrained / "best.safetensors").read_bytes()[:1000])
     assert "broken.safetensors: not a readable checkpoint" in one_line(
@@ -389,15 +318,11 @@ def test_installed_command(here):
     """The real process: version, a usage error of the shell's kind, and a user's mistake."""
     command = [sys.executable, "-m", "potkit"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True)
-    assert (
-        done.returncode == 0
-        and done.stdout.startswith("potkit 0.")
-        and "torch 2.13.0" in done.stdout
-    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("potkit 0.")
+    assert "torch 2.13.0" in done.stdout
     done = subprocess.run([*command, "data", "info", "no-such-set"], capture_output=True, text=True)
-    assert (
-        done.returncode == 1
-        and done.stderr.startswith("error: 'no-such-set'")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 'no-such-set'")
+    assert done.stderr.count("\n") == 1
     assert subprocess.run([*command, "pretrain"], capture_output=True, text=True).returncode == 2

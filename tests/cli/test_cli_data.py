@@ -33,21 +33,12 @@ def test_everything_about_one_set(run, name):
     code, out, _ = run("list", name)
     record = next(r for r in RECORDS if r.name == name)
     assert code == 0
-    for word in (
-        record.title,
-        record.level,
-        record.licence,
-        record.split,
-        record.used_for,
-        "@",
-        record.source,
-    ):
+    facts = (record.title, record.level, record.licence, record.split, record.used_for)
+    for word in (*facts, "@", record.source):
         assert word in out
     for file in record.files:
-        assert (
-            file.path in out
-            and (file.checksum or "never published: the first download's is recorded") in out
-        )
+        assert file.path in out
+        assert (file.checksum or "never published: the first download's is recorded") in out
         assert file.url is None or file.url in out
 
 
@@ -61,17 +52,13 @@ def test_convert_a_file_of_ones_own(run, tmp_path):
     whole.save(tmp_path / "own.h5")
     assert "--out is needed to pack 'own.h5'" in run("convert", "own.h5")[2]
     assert "--out is for files of your own" in run("convert", "rmd17", "--out", "x")[2]
-    assert (
-        "'none.h5' is neither a file or folder nor a data set"
-        in run("convert", "none.h5", "--out", "x")[2]
-    )
+    line = run("convert", "none.h5", "--out", "x")[2]
+    assert "'none.h5' is neither a file or folder nor a data set" in line
     code, out, _ = run("convert", "own.h5", "--out", "packed")
     assert code == 0 and out.strip() == "packed"
     assert np.array_equal(Structures.open(tmp_path / "packed").energy, whole.energy)
-    assert (
-        "data set 'rmd17' is not on this machine: `potkit data fetch rmd17`"
-        in run("convert", "rmd17")[2]
-    )
+    line = run("convert", "rmd17")[2]
+    assert "data set 'rmd17' is not on this machine: `potkit data fetch rmd17`" in line
 
 
 def test_boxes_narrower_than_twice_the_cutoff(run, tmp_path):
@@ -80,10 +67,8 @@ def test_boxes_narrower_than_twice_the_cutoff(run, tmp_path):
     assert run("check", "boxes.h5", "--cutoff", "3.0")[0] == 0
     code, out, line = run("check", "boxes.h5", "--cutoff", "3.4")
     assert code == 1 and "boxes narrower than 2 × 3.4 Å" in out
-    assert (
-        "boxes.h5: structure 0: its periodic box is 6.20 Å wide, less than twice the cutoff of 3.4 Å (3 of 3 structures)"
-        in line
-    )
+    wide = "its periodic box is 6.20 Å wide, less than twice the cutoff of 3.4 Å"
+    assert f"boxes.h5: structure 0: {wide} (3 of 3 structures)" in line
     assert "--cutoff must be positive, got -1.0" in run("check", "boxes.h5", "--cutoff", "-1")[2]
 
 
@@ -92,12 +77,10 @@ def test_check_reports_instead_of_stopping_at_the_first_fault(run, tmp_path):
     s.pos[3], s.energy[7] = np.nan, np.inf
     s.save(tmp_path / "ill.h5")
     code, out, line = run("check", "ill.h5")
-    assert (
-        code == 1
-        and "structures 0" in out
-        and "structures 7" in out
-        and "ill.h5: the report above has rows that are bad" in line
-    )
+    assert code == 1
+    assert "structures 0" in out
+    assert "structures 7" in out
+    assert "ill.h5: the report above has rows that are bad" in line
 
 
 def test_leakage(run, tmp_path):
@@ -109,9 +92,8 @@ def test_leakage(run, tmp_path):
     (test + train[[4, 9]]).save(tmp_path / "leaky.h5")
     code, out, line = run("leakage", "train.h5", "leaky.h5", "--out", "pairs.csv")
     assert code == 1 and "2 of 8 structures (25.00 %) are in both sets within 0.001 Å" in line
-    assert (tmp_path / "pairs.csv").read_text().splitlines()[0] == "a,b,system" and len(
-        (tmp_path / "pairs.csv").read_text().split()
-    ) >= 3
+    assert (tmp_path / "pairs.csv").read_text().splitlines()[0] == "a,b,system"
+    assert len((tmp_path / "pairs.csv").read_text().split()) >= 3
 
 
 def test_published_split(run, tmp_path, reference_data):
@@ -121,17 +103,12 @@ def test_published_split(run, tmp_path, reference_data):
 
     s = load("spice-dipeptides")
     parts = splits.load_indices(tmp_path / "s.npz", s)
-    assert len(np.concatenate(list(parts.values()))) == 600 and list(parts) == [
-        "train",
-        "valid",
-        "test",
-    ]
+    assert len(np.concatenate(list(parts.values()))) == 600
+    assert list(parts) == ["train", "valid", "test"]
     test = load("spice-dipeptides", files=["spice-dipep-dipolar_test.xyz"])
     assert np.array_equal(s[parts["test"]].energy, test.energy)
-    assert (
-        "has no published split; recommended: by structure"
-        in run("split", "rpbe-water-sample", "--by", "published", "--out", "t.npz")[2]
-    )
+    line = run("split", "rpbe-water-sample", "--by", "published", "--out", "t.npz")[2]
+    assert "has no published split; recommended: by structure" in line
 
 
 def test_messages_are_single_lines(run, tmp_path):

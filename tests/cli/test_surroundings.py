@@ -154,19 +154,19 @@ def test_results_name_potkit_s_commit_and_run_nobody_s_programs(tmp_path, spec):
     trap = tmp_path / "trap"
     trap.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
     trap.chmod(0o755)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (
-        ["git", "init", "-q"],
-        ["git", "config", "core.fsmonitor", str(trap)],
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty"]
-        + ["-m", "theirs"],
+        ["init", "-q"],
+        ["config", "core.fsmonitor", str(trap)],
+        [*author, "commit", "-q", "--allow-empty", "-m", "theirs"],
     ):
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "ran").unlink(missing_ok=True)
-    theirs = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=tmp_path, capture_output=True, text=True
-    ).stdout.strip()
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    other_commit = done.stdout.strip()
     done = potkit_command("compare", str(spec), "--out", "res", cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     made = json.loads((tmp_path / "res" / "tiny.json").read_text())
-    assert made["commit"] and not made["commit"].startswith(theirs)
+    assert made["commit"] and not made["commit"].startswith(other_commit)
     assert not (tmp_path / "ran").exists()

@@ -22,6 +22,7 @@ from potkit.experiments.statistics import (
     summarise,
     verdict,
 )
+from potkit.report import blocks
 from potkit.report import tables as report
 
 
@@ -350,7 +351,7 @@ def test_effects_as_people_read_them(tmp_path):
     told = [told for told in table["verdict"] if told in ("better", "worse")]
     assert 0 < len(told) < len(table), "both kinds of cells are looked at"
     report.store(table, "grid-effects", "potkit compare grid.yaml", tmp_path)
-    block = report.fill("<!-- effects: grid-effects -->\n<!-- end -->", tmp_path)
+    block = blocks.fill("<!-- effects: grid-effects -->\n<!-- end -->", tmp_path)
     assert (
         "| arm | seeds | force MAE against scratch | force MAE against scratch-longer |" in block
         and "Made by `potkit compare" in block

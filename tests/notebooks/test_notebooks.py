@@ -4,6 +4,7 @@ keep the house rules.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -111,8 +112,8 @@ def test_profiles_must_set_the_same_names():
     ],
 )
 def test_parameters_are_read_as_yaml(text, value):
-    found = runner.parse_parameter("name", text)
-    assert found == value and type(found) is type(value)
+    parsed = runner.parse_parameter("name", text)
+    assert parsed == value and type(parsed) is type(value)
 
 
 def test_broken_yaml_is_named():
@@ -161,9 +162,9 @@ def test_execute_goes_on_after_a_failure_and_says_what_failed(tmp_path):
     assert (
         output(tmp_path / "out" / "02_good.ipynb", 3) == f"3 smoke {tmp_path / 'out' / 'figures'}\n"
     )
-    assert (
-        "2 notebooks" in said[-2] and "1 failed" in said[-2] and str(tmp_path / "out") in said[-1]
-    )
+    assert "2 notebooks" in said[-2]
+    assert "1 failed" in said[-2]
+    assert str(tmp_path / "out") in said[-1]
     assert "POTKIT_PROFILE" not in os.environ
     # the originals stay as they were
     assert [runner.read(p).cells[1].execution_count for p in (bad, good)] == [None, None]
@@ -244,16 +245,7 @@ def test_nbval_sees_a_changed_number_and_not_the_profile(tmp_path):
     nbformat.write(stored, tmp_path / "good.ipynb")
     stored.cells[2].outputs[0].text = "46\n"
     nbformat.write(stored, tmp_path / "changed.ipynb")
-    options = [
-        "-q",
-        "--nbval-lax",
-        "--nbval-current-env",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=",
-        "--rootdir",
-    ]
+    options = "-q --nbval-lax --nbval-current-env -p no:cacheprovider -o addopts= --rootdir".split()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path), "good.ipynb", "changed.ipynb"],
         cwd=tmp_path,
@@ -273,7 +265,8 @@ def test_nbval_sees_a_changed_number_and_not_the_profile(tmp_path):
 
 def test_gallery_names_every_figure_under_its_notebook(tmp_path):
     figures, books = tmp_path / "figures", tmp_path / "notebooks"
-    figures.mkdir(), books.mkdir()
+    figures.mkdir()
+    books.mkdir()
     for name, title in (("02_scan", "Gain &amp; loss"), ("01_first", "First"), ("extra", "Other")):
         (figures / f"{name}.html").write_text(f"<html><head><title>{title}</title></head></html>")
     (figures / "01_first.png").write_bytes(b"")
@@ -368,6 +361,14 @@ def test_a_wrong_parameter_stops_the_set_up_with_one_line(path, name, value, mon
     assert str(culprit) in line, line
 
 
+def up_to_settings(source: str) -> str:
+    """The set-up cell of a notebook to the end of ``run = notebooks.settings(…)``."""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "run":
+            return "\n".join(source.splitlines()[: statement.end_lineno])
+    raise AssertionError("the set-up cell does not make `run`")
+
+
 @pytest.mark.parametrize("profile", runner.PROFILES)
 def test_settings_of_every_profile_fit(profile, monkeypatch):
     """Training settings, objectives and networks of every profile are accepted, also where the
@@ -378,8 +379,7 @@ def test_settings_of_every_profile_fit(profile, monkeypatch):
         exec(runner.tagged(path, "parameters")[0], space)
         space["profile"] = profile
         first = runner.tagged(path, "setup")[0]
-        head = first.split("\n)\n")[0] + "\n)"  # to the end of notebooks.settings(…)
-        exec(head, space)
+        exec(up_to_settings(first), space)
         run = space["run"]
         assert run.profile == profile
         for name in ("pretrain", "finetune"):
@@ -391,11 +391,9 @@ def test_settings_of_every_profile_fit(profile, monkeypatch):
             profiles.network(run, name)
         if hasattr(run, "organic"):
             models.build(**run.organic["network"])
-            (
-                TrainConfig(**run.organic["pretrain"]),
-                TrainConfig(**run.organic["finetune"]),
-                Supervised(**run.organic["supervised"]),
-            )
+            TrainConfig(**run.organic["pretrain"])
+            TrainConfig(**run.organic["finetune"])
+            Supervised(**run.organic["supervised"])
         if hasattr(run, "seeds") and profile != "smoke":
             assert len(run.seeds) >= 3
 
@@ -517,13 +515,8 @@ class TestCommitted:
         assert not noise
 
     def test_figures_have_a_static_image(self, path):
-        data = [
-            o.data
-            for c in runner.read(path).cells
-            if c.cell_type == "code"
-            for o in c.outputs
-            if "data" in o
-        ]
+        code = [c for c in runner.read(path).cells if c.cell_type == "code"]
+        data = [o.data for c in code for o in c.outputs if "data" in o]
         figures = [d for d in data if "application/vnd.plotly.v1+json" in d]
         assert figures and all("image/png" in d or "image/svg+xml" in d for d in figures)
 

@@ -44,19 +44,24 @@ def snapshot(batch) -> dict:
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.to_dict().items()}
 
 
+def equal(a, b) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(np.all(a == b))
+
+
 def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(
-        torch.equal(v, b[k]) if isinstance(v, torch.Tensor) else np.all(v == b[k])
-        for k, v in a.items()
-    )
+    return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+
+
+def loss_of(objective, vector, batch) -> float:
+    """The loss of a vector read-out that says ``vector``."""
+    return float(objective.loss(Prediction(None, vector), batch)[0])
 
 
 # -- every objective -----------------------------------------------------------------------------
 @pytest.mark.parametrize("objective", [*ALL, *LABELLED], ids=repr)
 def test_corruption_follows_the_generator_and_leaves_the_batch(objective):
-    batch = attach(
-        (molecules if objective in LABELLED else water)(3).batch(dtype=torch.float64), 3.0
-    )
+    structures = molecules(3) if objective in LABELLED else water(3)
+    batch = attach(structures.batch(dtype=torch.float64), 3.0)
     before = snapshot(batch)
     first, again, other = (objective.corrupt(batch, generator(s)) for s in (1, 1, 2))
     assert same(before, snapshot(batch))
@@ -65,14 +70,8 @@ def test_corruption_follows_the_generator_and_leaves_the_batch(objective):
     # edges of the clean structure must not be used
     assert first.edge_index is None and first.edge_shift is None
     assert batch.edge_index is not None
-    assert (
-        len(first.z)
-        == len(first.batch)
-        == len(first.mask)
-        == len(first.target)
-        == int(first.ptr[-1])
-        == len(first.pos)
-    )
+    for rows in (first.z, first.batch, first.mask, first.target):
+        assert len(rows) == len(first.pos) == int(first.ptr[-1])
 
 
 @pytest.mark.parametrize(
@@ -101,9 +100,8 @@ def test_settings_survive_a_dictionary(objective):
     ids=repr,
 )
 def test_parts_of_a_batch_add_up_to_the_whole(objective):
-    structures = (
-        molecules(7) if objective.labels() or getattr(objective, "by", "") == "atom" else water(7)
-    )
+    of_molecules = objective.labels() or getattr(objective, "by", "") == "atom"
+    structures = molecules(7) if of_molecules else water(7)
     batch = objective.corrupt(structures.batch(dtype=torch.float64), generator(3))
     torch.manual_seed(0)
     n = batch.num_graphs  # with a second copy of each structure: 14
@@ -111,26 +109,24 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective):
         torch.randn(n, dtype=torch.float64), *(torch.randn_like(batch.pos) for _ in range(3))
     )
     loss, metrics = objective.loss(prediction, batch)
-    sums: dict[str, list] = {}
+    arrays = {k: v for k, v in batch.to_dict().items() if isinstance(v, torch.Tensor)}
+    del arrays["ptr"], arrays["batch"]
+    terms: dict[str, list] = {}
     for a, b in ((0, 2), (2, 3), (3, n)):
         i, j = int(batch.ptr[a]), int(batch.ptr[b])
-        rows = {
-            k: v
-            for k, v in batch.to_dict().items()
-            if isinstance(v, torch.Tensor) and k not in ("ptr", "batch")
-        }
-        cut = {k: v[i:j] if len(v) == len(batch.pos) else v[a:b] for k, v in rows.items()}
+        cut = {k: v[i:j] if len(v) == len(batch.pos) else v[a:b] for k, v in arrays.items()}
         part = SimpleNamespace(**cut, ptr=batch.ptr[a : b + 1] - i, batch=batch.batch[i:j] - a)
-        for t in objective.terms(
-            Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:])), part
-        ):
-            entry = sums.setdefault(t.name, [0.0, 0.0, t.weight, t.finish])
-            entry[0], entry[1] = entry[0] + float(t.total), entry[1] + float(t.count)
-    assert sum(w * s / n for s, n, w, _ in sums.values()) == pytest.approx(float(loss), rel=1e-12)
-    for name, (s, n, _, finish) in sums.items():
-        assert (finish(s / n) if finish else s / n) == pytest.approx(
-            float(metrics[name]), rel=1e-12
-        )
+        answer = Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:]))
+        for term in objective.terms(answer, part):
+            terms.setdefault(term.name, []).append(term)
+    sum_of_means = 0.0
+    for name, parts in terms.items():
+        mean = sum(float(t.total) for t in parts) / sum(float(t.count) for t in parts)
+        sum_of_means += parts[0].weight * mean
+        finish = parts[0].finish
+        reported = finish(mean) if finish else mean
+        assert reported == pytest.approx(float(metrics[name]), rel=1e-12)
+    assert sum_of_means == pytest.approx(float(loss), rel=1e-12)
 
 
 # -- denoise -------------------------------------------------------------------------------------
@@ -164,20 +160,17 @@ def test_zero_mean_noise_moves_no_structure_as_a_whole():
     for kind, n in ((0, 4), (1, 6)):  # what is left has variance σ²(1 − 1/n)
         part = new.target[(torch.from_numpy(structures.system).long() == kind)[new.batch]]
         degrees = 3 * (n - 1) / n * len(part)
-        assert float(part.square().mean()) == pytest.approx(
-            0.04 * (1 - 1 / n), rel=Z * math.sqrt(2 / degrees)
-        )
+        variance = float(part.square().mean())
+        assert variance == pytest.approx(0.04 * (1 - 1 / n), rel=Z * math.sqrt(2 / degrees))
 
 
 def test_denoise_loss_against_numpy():
     batch = potkit.Denoise(sigma=0.2).corrupt(molecules(3).batch(dtype=torch.float64), generator())
     guess = torch.randn_like(batch.pos)
     mse = np.mean((guess.numpy() - batch.target.numpy()) ** 2)
-    prediction = Prediction(None, guess)
-    assert float(
-        potkit.Denoise(sigma=0.2, normalize=False).loss(prediction, batch)[0]
-    ) == pytest.approx(mse, rel=1e-12)
-    loss, metrics = potkit.Denoise(sigma=0.2).loss(prediction, batch)
+    plain = loss_of(potkit.Denoise(sigma=0.2, normalize=False), guess, batch)
+    assert plain == pytest.approx(mse, rel=1e-12)
+    loss, metrics = potkit.Denoise(sigma=0.2).loss(Prediction(None, guess), batch)
     assert float(loss) == pytest.approx(mse / 0.04, rel=1e-12)
     assert float(metrics["noise_mse"]) == pytest.approx(mse, rel=1e-12)
 
@@ -208,13 +201,13 @@ def test_trained_denoiser_is_the_posterior_mean():
         optimizer.step()
     noisy = objective.corrupt(batch, generator(99))
     with torch.no_grad():
-        found = model(noisy, ("vector",)).vector.double()
+        guess = model(noisy, ("vector",)).vector.double()
     y = (noisy.pos[1::2] - noisy.pos[::2]).double()
     r = y.norm(dim=1, keepdim=True)
     kappa = length * r / (2 * sigma**2)
     best = 0.5 * (y - length * (1 / torch.tanh(kappa) - 1 / kappa) * y / r)
     expected = torch.stack([best, -best], 1).reshape(-1, 3)
-    error = (found - expected).square().mean() / expected.square().mean()
+    error = (guess - expected).square().mean() / expected.square().mean()
     assert error < 0.03, f"{float(error):.4f} of the posterior mean's variance is not explained"
 
 
@@ -224,18 +217,23 @@ def test_masked_takes_one_hydrogen_from_exactly_that_share_of_molecules(ratio):
     structures = water(5, per_side=3)
     batch = structures.batch(dtype=torch.float64)
     new = potkit.Masked(ratio=ratio).corrupt(batch, generator())
-    wanted = round(ratio * 27)
+    n_chosen = round(ratio * 27)
     for s in range(5):
         rows = slice(int(new.ptr[s]), int(new.ptr[s + 1]))
         z, molecule, mask = new.z[rows], new.molecule[rows], new.mask[rows]
         left = torch.bincount(molecule, minlength=27)
-        assert sorted(left.tolist()) == [2] * wanted + [3] * (27 - wanted)
+        assert sorted(left.tolist()) == [2] * n_chosen + [3] * (27 - n_chosen)
         assert int((z == 8).sum()) == 27  # no oxygen went
         # the two atoms left in such a molecule, and no others
         assert torch.equal(mask, (left == 2)[molecule].long())
         assert torch.equal(new.has_target[rows], mask.bool())
     assert torch.equal(new.target[~new.has_target], torch.zeros_like(new.target[~new.has_target]))
     assert torch.equal(new.ptr[1:] - new.ptr[:-1], torch.bincount(new.batch))
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosines between the rows of two arrays [n, 3]."""
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 def test_masked_target_is_the_shortest_way_to_the_lost_hydrogen_across_the_boundary():
@@ -254,11 +252,7 @@ def test_masked_target_is_the_shortest_way_to_the_lost_hydrogen_across_the_bound
     bond = pos[hydrogen] - pos[oxygen]
     crossing = abs(bond).max(1) > side / 2
     bond -= side * np.round(bond / side)
-    cosine = (
-        (target[oxygen] * bond).sum(1)
-        / np.linalg.norm(target[oxygen], axis=1)
-        / np.linalg.norm(bond, axis=1)
-    )
+    cosine = cosines(target[oxygen], bond)
     np.testing.assert_allclose(cosine, math.cos(math.radians(ANGLE)), atol=1e-12)
     # the two targets of a molecule point to the same place, which is where a hydrogen was
     np.testing.assert_allclose(target[oxygen], bond + target[hydrogen], atol=1e-12)
@@ -266,7 +260,7 @@ def test_masked_target_is_the_shortest_way_to_the_lost_hydrogen_across_the_bound
     was = batch.pos[batch.z == 1].numpy()
     owner = new.batch[oxygen].numpy()
     per = len(was) // 6
-    for place, s in zip(end, owner):
+    for place, s in zip(end, owner, strict=True):
         delta = was[s * per : (s + 1) * per] - place
         assert np.linalg.norm(delta - side * np.round(delta / side), axis=1).min() < 1e-10
     # the test is void unless bonds do cross the box, and unless some targets need the minimum image
@@ -293,9 +287,8 @@ def test_free_and_periodic_structures_in_one_batch():
         (water(1) + free).batch(dtype=torch.float64), generator()
     )
     far = new.target[new.batch == 1].norm(dim=1)
-    assert sorted(far.tolist()) == pytest.approx(sorted([50.0, float(far.min())])) and float(
-        far.min()
-    ) in (30.0, 40.0)
+    assert sorted(far.tolist()) == pytest.approx(sorted([50.0, float(far.min())]))
+    assert float(far.min()) in (30.0, 40.0)
 
 
 def test_masked_chance_is_the_same_for_both_hydrogens_and_all_molecules():
@@ -306,7 +299,7 @@ def test_masked_chance_is_the_same_for_both_hydrogens_and_all_molecules():
     tag = torch.arange(len(batch.z)) % 24
     new = potkit.Masked(ratio=0.25).corrupt(batch, generator())  # 2 of 8 molecules
     kept = {tuple(p) for p in new.pos.tolist()}
-    lost = np.array([t for t, p in zip(tag.tolist(), batch.pos.tolist()) if tuple(p) not in kept])
+    lost = tag.numpy()[[tuple(p) not in kept for p in batch.pos.tolist()]]
     assert len(lost) == 2 * n and not (lost % 3 == 0).any()
     first = int((lost % 3 == 1).sum())
     assert abs(first - n) < Z * math.sqrt(2 * n / 4)
@@ -334,9 +327,8 @@ def test_masked_chance_does_not_depend_on_the_size_of_a_molecule():
 def test_masked_elements_by_symbol_and_only_those():
     structures = molecules(6)
     assert potkit.Masked(elements=("H", 8)).elements == (1, 8)
-    assert potkit.Masked(elements="C").elements == (6,) and potkit.Masked(elements=6).elements == (
-        6,
-    )
+    assert potkit.Masked(elements="C").elements == (6,)
+    assert potkit.Masked(elements=6).elements == (6,)
     new = potkit.Masked(ratio=1.0, elements=("C",)).corrupt(structures.batch(), generator())
     batch = structures.batch()
     for z in (1, 6, 8):
@@ -354,19 +346,11 @@ def test_masked_loss_against_numpy_and_its_extremes():
     objective = potkit.Masked(ratio=0.5)
     batch = objective.corrupt(water(2).batch(dtype=torch.float64), generator())
     guess = torch.randn_like(batch.pos)
-    d, g, flag = batch.target.numpy(), guess.numpy(), batch.mask.numpy().astype(bool)
-    cosine = (
-        (d[flag] * g[flag]).sum(1)
-        / np.linalg.norm(d[flag], axis=1)
-        / np.linalg.norm(g[flag], axis=1)
-    )
-    assert float(objective.loss(Prediction(None, guess), batch)[0]) == pytest.approx(
-        1 - cosine.mean(), rel=1e-10
-    )
-    for factor, wanted in ((3.0, 0.0), (-0.1, 2.0), (0.0, 1.0)):  # only the direction counts
-        assert float(
-            objective.loss(Prediction(None, factor * batch.target), batch)[0]
-        ) == pytest.approx(wanted, abs=1e-12)
+    flag = batch.mask.bool()
+    cosine = cosines(batch.target[flag].numpy(), guess[flag].numpy())
+    assert loss_of(objective, guess, batch) == pytest.approx(1 - cosine.mean(), rel=1e-10)
+    for factor, loss in ((3.0, 0.0), (-0.1, 2.0), (0.0, 1.0)):  # only the direction counts
+        assert loss_of(objective, factor * batch.target, batch) == pytest.approx(loss, abs=1e-12)
 
 
 def test_masked_loss_has_finite_derivatives_for_a_vanishing_prediction():
@@ -443,17 +427,14 @@ def test_masked_denoise_targets_and_loss():
     assert torch.equal(new.z, clean.z) and torch.equal(new.mask, clean.mask)
     noise, flag = new.pos - clean.pos, new.mask.bool()
     torch.testing.assert_close(new.target[~flag], -noise[~flag], atol=1e-12, rtol=0)
-    torch.testing.assert_close(
-        new.pos[flag] + new.target[flag], clean.pos[flag] + clean.target[flag], atol=1e-12, rtol=0
-    )
+    hydrogen = clean.pos[flag] + clean.target[flag]
+    torch.testing.assert_close(new.pos[flag] + new.target[flag], hydrogen, atol=1e-12, rtol=0)
     assert abs(float(noise.square().mean()) / sigma**2 - 1) < Z * math.sqrt(2 / noise.numel())
     guess = torch.randn_like(new.pos)
     g, d, m = guess.numpy(), new.target.numpy(), flag.numpy()
-    cosine = (g[m] * d[m]).sum(1) / np.linalg.norm(g[m], axis=1) / np.linalg.norm(d[m], axis=1)
+    cosine = cosines(g[m], d[m])
     expected = 1 - cosine.mean() + weight * np.mean((g[~m] - d[~m]) ** 2) / sigma**2
-    assert float(objective.loss(Prediction(None, guess), new)[0]) == pytest.approx(
-        expected, rel=1e-10
-    )
+    assert loss_of(objective, guess, new) == pytest.approx(expected, rel=1e-10)
 
 
 # -- supervised ----------------------------------------------------------------------------------
@@ -467,19 +448,18 @@ def test_supervised_loss_against_numpy(kind, per_atom):
     prediction = Prediction(
         torch.from_numpy(structures.energy + de), None, torch.from_numpy(structures.forces + df)
     )
-    shape = {
-        "mse": np.square,
-        "l1": np.abs,
-        "huber": lambda x: np.where(abs(x) < 0.01, x**2 / 2, 0.01 * (abs(x) - 0.005)),
-    }[kind]
+
+    def huber(x):
+        return np.where(abs(x) < 0.01, x**2 / 2, 0.01 * (abs(x) - 0.005))
+
+    shape = {"mse": np.square, "l1": np.abs, "huber": huber}[kind]
     trained = de / structures.n_atoms if per_atom else de
-    loss, metrics = potkit.Supervised(
-        energy=2.0, forces=5.0, loss_function=kind, per_atom=per_atom
-    ).loss(prediction, batch)
+    objective = potkit.Supervised(energy=2.0, forces=5.0, loss_function=kind, per_atom=per_atom)
+    loss, metrics = objective.loss(prediction, batch)
     assert float(loss) == pytest.approx(2 * shape(trained).mean() + 5 * shape(df).mean(), rel=1e-9)
-    wanted = {"energy_mae": abs(de).mean(), "energy_rmse": math.sqrt((de**2).mean())}
-    wanted |= {"forces_mae": abs(df).mean(), "forces_rmse": math.sqrt((df**2).mean())}
-    assert {k: float(metrics[k]) for k in wanted} == pytest.approx(wanted, rel=1e-9)
+    expected = {"energy_mae": abs(de).mean(), "energy_rmse": math.sqrt((de**2).mean())}
+    expected |= {"forces_mae": abs(df).mean(), "forces_rmse": math.sqrt((df**2).mean())}
+    assert {k: float(metrics[k]) for k in expected} == pytest.approx(expected, rel=1e-9)
 
 
 def test_supervised_asks_only_for_what_it_scores():

@@ -63,8 +63,8 @@ from potkit.report import published_numbers
     ],
 )
 def test_known_values(where, value, std):
-    found, spread = published_numbers.value(**where)
-    assert found == value
+    printed, spread = published_numbers.value(**where)
+    assert printed == value
     assert np.isnan(spread) if std is None else spread == std
 
 
@@ -87,11 +87,11 @@ def test_changes_agree_with_what_is_printed():
     printed = changes[changes.printed.notna()]
     assert len(printed) == 32  # 8 in the masked paper's table 1, 16 in its table 2, and 8 averages
     off = printed[(printed.computed - printed.printed).abs() > 0.051]
-    found = {
+    differences = {
         (row.paper, row.data, row.metric): (round(row.computed, 2), row.printed)
         for row in off.itertuples()
     }
-    assert found == {
+    assert differences == {
         ("denoise", "ANI-1x", "MAE"): (-30.76, -30.9),
         ("masked", "rMD17", "MAE"): (-30.75, -30.58),
     }
@@ -147,42 +147,25 @@ def test_ours_beside_theirs_in_their_units():
         ["masked 0.9", "energy RMSE", "meV"],
         ["masked 0.9", "energy RMSE", "meV"],
     ]
-    assert table["ours"].tolist() == pytest.approx([50.0, 40.0, 300.0, 300.0]) and table["low"][
-        0
-    ] == pytest.approx(40.0)
+    assert table["ours"].tolist() == pytest.approx([50.0, 40.0, 300.0, 300.0])
+    assert table["low"][0] == pytest.approx(40.0)
     # the last from the text, not the table
-    assert (
-        table["printed"].tolist() == [61.5, 39.3, 241.9, 241.85] and table["printed_std"][0] == 4.0
-    )
-    assert (
-        table["printed_change_%"][1] == pytest.approx(100 * (39.3 / 61.5 - 1))
-        and table["change_%"][1] == -20.0
-    )
+    assert table["printed"].tolist() == [61.5, 39.3, 241.9, 241.85]
+    assert table["printed_std"][0] == 4.0
+    assert table["printed_change_%"][1] == pytest.approx(100 * (39.3 / 61.5 - 1))
+    assert table["change_%"][1] == -20.0
     assert np.isnan(table["printed_change_%"][0]) and "Table 1" in table["source"][0]
 
 
 def test_kilocalories_and_named_arms():
-    ours = pd.DataFrame(
-        [
-            dict(
-                arm="x",
-                metric="energy_mae",
-                mean=units.KCAL_MOL,
-                low=0.0,
-                high=1.0,
-                data="small",
-                network="q",
-            )
-        ]
-    )
+    errors = dict(metric="energy_mae", mean=units.KCAL_MOL, low=0.0, high=1.0)
+    ours = pd.DataFrame([dict(arm="x", data="small", network="q", **errors)])
     table = published_numbers.beside(
         ours, "denoise", {"small": "ANI-1x"}, "EGNN", {"x": "denoise"}, labels="5 %"
     )
-    assert (
-        table["ours"][0] == pytest.approx(1.0)
-        and table["printed"][0] == 10.04
-        and table["unit"][0] == "kcal/mol"
-    )
+    assert table["ours"][0] == pytest.approx(1.0)
+    assert table["printed"][0] == 10.04
+    assert table["unit"][0] == "kcal/mol"
     for wrong in (
         dict(data="ANI-2x"),
         dict(data={"large": "ANI-1x"}),

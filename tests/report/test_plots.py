@@ -36,16 +36,11 @@ def test_template_is_readable():
 
 
 def test_arms_keep_their_looks_and_differ():
-    some, more = (
-        figures.looks(["scratch", "denoise"]),
-        figures.looks(["mine", "denoise", "scratch", "other"]),
-    )
+    some = figures.looks(["scratch", "denoise"])
+    more = figures.looks(["mine", "denoise", "scratch", "other"])
     assert all(more[arm] == some[arm] for arm in some)
-    assert (
-        len({colour for colour, _ in more.values()})
-        == len({symbol for _, symbol in more.values()})
-        == 4
-    )
+    assert len({colour for colour, _ in more.values()}) == 4
+    assert len({symbol for _, symbol in more.values()}) == 4
 
 
 def test_learning_curve_shows_points_and_intervals(table):
@@ -77,24 +72,20 @@ def test_learning_curves_of_a_grid(table):
     # a wide interval: no place for its end on a logarithmic axis
     rows.loc[rows["network"] == "gns", "low"] = -1.0
     chart = figures.learning_curves(rows, "a grid")
-    assert [t.name for t in chart.data] == ["scratch", "denoise", "mine"] * 4 and [
-        bool(t.showlegend) for t in chart.data
-    ] == [True] * 3 + [False] * 9
+    assert [t.name for t in chart.data] == ["scratch", "denoise", "mine"] * 4
+    assert [bool(t.showlegend) for t in chart.data] == [True] * 3 + [False] * 9
     for trace in chart.data:
         np.testing.assert_allclose(trace.x, [25, 50, 100], rtol=0.05)
-        own = 1000.0 * table[table["arm"] == trace.name].sort_values("labels")["mean"]
-        np.testing.assert_allclose(trace.y, own)
-        below = (
-            np.log10(np.asarray(trace.y) - np.asarray(trace.error_y.arrayminus))
-            < chart.layout.yaxis.range[0]
-        )
+        means = 1000.0 * table[table["arm"] == trace.name].sort_values("labels")["mean"]
+        np.testing.assert_allclose(trace.y, means)
+        low = np.asarray(trace.y) - np.asarray(trace.error_y.arrayminus)
+        below = np.log10(low) < chart.layout.yaxis.range[0]
         # a whisker that leaves the panel has no end in it
         assert below.all() if trace.xaxis in ("x2", "x4") else not below.any()
     assert len({tuple(t.x) for t in chart.data[:3]}) == 3
     titles = [chart.layout[a].title.text for a in ("yaxis", "yaxis3")]
-    assert titles == ["force MAE (meV/Å)", "energy MAE (meV)"] and {
-        a.text for a in chart.layout.annotations
-    } == {"egnn", "gns"}
+    assert titles == ["force MAE (meV/Å)", "energy MAE (meV)"]
+    assert {a.text for a in chart.layout.annotations} == {"egnn", "gns"}
     alone = figures.learning_curves(
         rows[(rows["network"] == "egnn") & (rows["metric"] == "forces_mae")].drop(columns="network")
     )
@@ -158,8 +149,8 @@ def test_save_writes_page_and_picture_twice_the_same(table, tmp_path):
     picture = Image.open(path)
     assert picture.size == (2 * figures.SIZE[0], 2 * figures.SIZE[1])
     pixels = np.asarray(picture.convert("RGB"), int)
-    wanted = np.array([int(figures.OKABE_ITO["blue"][i : i + 2], 16) for i in (1, 3, 5)])
-    assert (np.abs(pixels - wanted).sum(-1) < 12).sum() > 500  # the curve is there, in its colour
+    blue = np.array([int(figures.OKABE_ITO["blue"][i : i + 2], 16) for i in (1, 3, 5)])
+    assert (np.abs(pixels - blue).sum(-1) < 12).sum() > 500  # the curve is there, in its colour
 
 
 def test_folder_can_be_redirected(table, tmp_path, monkeypatch):
@@ -183,13 +174,11 @@ def test_show_stores_interactive_and_static_form(table, tmp_path, monkeypatch):
     assert shown[0]["application/vnd.plotly.v1+json"]["data"][0]["name"] == "scratch"
     import base64
 
-    stored = base64.b64decode(shown[0]["image/png"])
-    shown_picture, saved_picture = (
-        Image.open(io.BytesIO(stored)),
-        Image.open(tmp_path / "curve.png"),
-    )
+    shown_picture = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"])))
+    saved_picture = Image.open(tmp_path / "curve.png")
     assert shown_picture.format == saved_picture.format == "PNG"
-    assert shown_picture.size == figures.SIZE and saved_picture.size == (
+    assert shown_picture.size == figures.SIZE
+    assert saved_picture.size == (
         2 * figures.SIZE[0],
         2 * figures.SIZE[1],
     )
@@ -202,7 +191,7 @@ def test_missing_exporter_is_one_line(table, monkeypatch):
     chart = figures.learning_curve(table, "labels")
     monkeypatch.setattr(type(chart), "to_image", broken)
     with pytest.raises(
-        PotkitError, match="^no png of the figure: Image export needs kaleido .pip install"
+        PotkitError, match=r"^no png of the figure: Image export needs kaleido \(pip install"
     ) as caught:
         figures.image(chart)
     assert "\n" not in str(caught.value)
@@ -225,7 +214,7 @@ def test_exporter_that_hangs_is_killed_and_started_anew(table, monkeypatch):
 def test_exporter_that_always_hangs_is_one_line(table, monkeypatch):
     monkeypatch.setattr(picture_export, "PATIENCE", 0.1)
     monkeypatch.setattr(picture_export, "_export", lambda *_: time.sleep(1))
-    with pytest.raises(PotkitError, match="^no png of the figure: kaleido gave no answer"):
+    with pytest.raises(PotkitError, match=r"^no png of the figure: kaleido gave no answer"):
         picture_export.image(figures.learning_curve(table, "labels"))
 
 

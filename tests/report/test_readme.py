@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from potkit.errors import DataError
-from potkit.report import tables as report
+from potkit.report import blocks, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "data" / "results"
@@ -24,7 +24,7 @@ A_RESULT = re.compile(r"\d\s*%|±|\d\s*(?:meV|ms\b|times as|to [+−-]?\d+ %)")
 
 def prose(text: str) -> str:
     """A page without generated blocks and code."""
-    return re.sub(r"```.*?```|`[^`\n]*`", "", report.BLOCK.sub("", text), flags=re.DOTALL)
+    return re.sub(r"```.*?```|`[^`\n]*`", "", blocks.BLOCK.sub("", text), flags=re.DOTALL)
 
 
 def anchors(text: str) -> set[str]:
@@ -36,29 +36,29 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("page", FILLED)
 def test_tables_are_the_stored_ones(page):
     text = (ROOT / page).read_text()
-    assert report.BLOCK.search(text)
-    assert report.fill(text, RESULTS_FOLDER) == text, f"fill {page} again: potkit.report.fill"
+    assert blocks.BLOCK.search(text)
+    assert blocks.fill(text, RESULTS_FOLDER) == text, f"fill {page} again: potkit.report.fill"
 
 
 def test_a_changed_number_is_noticed():
     table = (ROOT / "RESULTS.md").read_text()
-    block = next(m for m in report.BLOCK.finditer(table) if m[1] == "across")
+    block = next(m for m in blocks.BLOCK.finditer(table) if m[1] == "across")
     changed = block[0].replace("1", "2", 1)
-    assert changed != block[0] and report.fill(changed, RESULTS_FOLDER) == block[0]
+    assert changed != block[0] and blocks.fill(changed, RESULTS_FOLDER) == block[0]
 
 
 @pytest.mark.parametrize("page", FILLED)
 def test_every_marker_is_a_block_that_is_filled(page):
     """A misspelt kind or a lost end would leave a table that nobody checks."""
     text = (ROOT / page).read_text()
-    blocks = report.BLOCK.findall(text)
+    filled = blocks.BLOCK.findall(text)
     markers = re.findall(r"<!-- (\w+):", text)
-    assert len(blocks) == len(markers) == text.count("<!-- end -->")
+    assert len(filled) == len(markers) == text.count("<!-- end -->")
 
 
 def test_every_stored_study_stands_in_results():
     """A comparison that is stored and shown nowhere would be a result left out."""
-    named = {name for _, name in report.BLOCK.findall((ROOT / "RESULTS.md").read_text())}
+    named = {name for _, name in blocks.BLOCK.findall((ROOT / "RESULTS.md").read_text())}
     stored = {path.stem for path in RESULTS_FOLDER.glob("*.yaml")}
     assert stored - named == set()
 
@@ -72,8 +72,8 @@ def test_no_result_is_typed_by_hand(page):
 
 def test_what_the_readme_says_about_its_table_holds():
     """ "No change by pretraining in this table is told from 0"."""
-    names = next(name for kind, name in report.BLOCK.findall(README) if kind == "studies")
-    changes = report.studies(names.split(","), RESULTS_FOLDER)["pretrained"]
+    names = next(name for kind, name in blocks.BLOCK.findall(README) if kind == "studies")
+    changes = blocks.studies(names.split(","), RESULTS_FOLDER)["pretrained"]
     bounds = [re.search(r"\(([+-]\d+) to ([+-]\d+)\)", change).groups() for change in changes]
     assert bounds and all(int(low) < 0 < int(high) for low, high in bounds)
 
@@ -114,9 +114,9 @@ def test_readme_lists_every_notebook():
 
 
 def test_settings_need_an_experiment():
-    _, how = report.stored("data-efficiency", RESULTS_FOLDER)
+    _, how = tables.stored("data-efficiency", RESULTS_FOLDER)
     with pytest.raises(DataError, match="has no settings of an experiment"):
-        report.settings(how)
+        blocks.settings(how)
 
 
 def commands() -> list[str]:
@@ -162,7 +162,7 @@ def test_arms_side_by_side():
             for n, arm, mean, change in rows
         ]
     )
-    table = report.across(summary)
+    table = tables.across(summary)
     assert list(table.columns) == ["labels; force MAE (meV/Å)", "scratch", "pretrained", "longer"]
     assert table.iloc[0].tolist() == [
         10,

@@ -11,8 +11,7 @@ import pytest
 
 from potkit.cli import main as cli
 from potkit.errors import DataError
-from potkit.report import tables as report
-from potkit.report import verify
+from potkit.report import blocks, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data" / "results"
@@ -25,7 +24,7 @@ def copied(tmp_path):
     for path in RESULTS.glob(f"{name}*"):
         shutil.copy(path, tmp_path / path.name)
     block = f"# Results\n<!-- effects: {name}-effects -->\n<!-- end -->\n"
-    (tmp_path / "README.md").write_text(report.fill(block, tmp_path))
+    (tmp_path / "README.md").write_text(blocks.fill(block, tmp_path))
     return tmp_path, name
 
 

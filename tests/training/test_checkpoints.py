@@ -26,20 +26,15 @@ def saved(tmp_path) -> Path:
 
 # -- save and load -------------------------------------------------------------------------------
 def test_a_loaded_model_is_the_saved_one(saved):
-    original, copy = (
-        egnn(seed=3).set_references({1: -13.6, 6: -1029.0, 8: -2041.98}, 0.7),
-        checkpoints.load(saved),
-    )
-    assert (
-        equal(weights(original), weights(copy))
-        and copy.recipe == original.recipe
-        and not copy.training
-    )
+    original = egnn(seed=3).set_references({1: -13.6, 6: -1029.0, 8: -2041.98}, 0.7)
+    copy = checkpoints.load(saved)
+    assert equal(weights(original), weights(copy))
+    assert copy.recipe == original.recipe
+    assert not copy.training
     structures = molecules(3)
     first, second = potkit.predict(original, structures), potkit.predict(copy, structures)
-    assert (first["energy"] == second["energy"]).all() and (
-        first["forces"] == second["forces"]
-    ).all()
+    assert (first["energy"] == second["energy"]).all()
+    assert (first["forces"] == second["forces"]).all()
     # the known elements travel with the weights
     with pytest.raises(DataError, match="no reference energy for N"):
         copy.check_elements([1, 7])
@@ -67,25 +62,22 @@ def test_a_folder_means_its_best_checkpoint(tmp_path):
 
 # -- transfer ------------------------------------------------------------------------------------
 def test_transfer_copies_the_parts_asked_for_and_lists_the_rest(saved):
-    model, theirs = egnn(seed=5), weights(checkpoints.load(saved))
-    before = weights(model)
+    model = egnn(seed=5)
+    before, stored = weights(model), weights(checkpoints.load(saved))
     report = checkpoints.transfer(model, saved)
     after = weights(model)
-    for key in after:
-        assert torch.equal(after[key], (theirs if key.startswith("backbone.") else before)[key]), (
-            key
-        )
+    for key, value in after.items():
+        source = stored if key.startswith("backbone.") else before
+        assert torch.equal(value, source[key]), key
     assert sorted(report.copied) == sorted(k for k in after if k.startswith("backbone."))
     assert sorted(report.copied + report.new) == sorted(after) and report.mismatched == []
     text = str(report)
-    assert (
-        f"{len(report.copied)} of backbone" in text
-        and "of energy_head" in text
-        and str(saved) in text
-    )
+    assert f"{len(report.copied)} of backbone" in text
+    assert "of energy_head" in text
+    assert str(saved) in text
     checkpoints.transfer(model, saved, parts=("backbone", "energy_head"))
     assert all(
-        torch.equal(v, theirs[k])
+        torch.equal(v, stored[k])
         for k, v in weights(model).items()
         if k.startswith(("backbone.", "energy_head."))
     )
@@ -102,16 +94,14 @@ def test_options_that_leave_no_trace_in_shapes_must_agree(saved, option, value):
 
 def test_transfer_skips_only_what_was_allowed(saved):
     model = egnn(seed=5, radial=4)  # the first layer of the edge network sees four numbers, not one
-    theirs = weights(checkpoints.load(saved))
+    stored = weights(checkpoints.load(saved))
     allow = ["backbone.layers.0.from_distance", "backbone.layers.1.from_distance", "backbone.basis"]
     report = checkpoints.transfer(model, saved, allow=allow)
     assert sorted(report.mismatched) == ["backbone.basis.frequencies"] + [
         f"backbone.layers.{i}.from_distance.weight" for i in (0, 1)
     ]
-    assert torch.equal(
-        weights(model)["backbone.embedding.element.weight"],
-        theirs["backbone.embedding.element.weight"],
-    )
+    key = "backbone.embedding.element.weight"
+    assert torch.equal(weights(model)[key], stored[key])
 
 
 BROKEN = {
@@ -162,14 +152,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_model_alone(saved, how, tmp_p
         "foreign": ["not a checkpoint of potkit"],
     }
     assert all(w in text for w in words.get(how, []))
+    config = TrainConfig(steps=1, progress=False)
     with pytest.raises(CheckpointError):
-        potkit.finetune(
-            model,
-            molecules(4),
-            config=TrainConfig(steps=1, progress=False),
-            init=saved,
-            out=tmp_path / "r",
-        )
+        potkit.finetune(model, molecules(4), config=config, init=saved, out=tmp_path / "r")
     assert equal(before, weights(model)) and not (tmp_path / "r").exists()
 
 

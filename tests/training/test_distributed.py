@@ -36,7 +36,8 @@ out, rank = Path(sys.argv[2]), int(os.environ["RANK"])
 
 
 def shorten():
-    # on this process the derivative of more than one structure at once does not fit, as if its memory were smaller
+    # on this process the derivative of more than one structure at once does not fit, as if its
+    # memory were smaller
     original, sizes = potkit.Potential.forward, []
     backward = torch.Tensor.backward
 
@@ -49,8 +50,13 @@ def shorten():
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return backward(tensor, *args, **kwargs)
 
-    potkit.Potential.forward, torch.Tensor.backward = forward, refused
-    return lambda: (setattr(potkit.Potential, "forward", original), setattr(torch.Tensor, "backward", backward))
+    def undo():
+        potkit.Potential.forward = original
+        torch.Tensor.backward = backward
+
+    potkit.Potential.forward = forward
+    torch.Tensor.backward = refused
+    return undo
 
 
 ends = {}
@@ -66,7 +72,11 @@ for name, (model, structures, valid, objective, config) in runs().items():
     if undo is not None:
         undo()
         assert json.loads((run.path / "summary.json").read_text())["micro_batch"] == 1
-    ends[name] = {k: v.tolist() for k, v in run.model.state_dict().items() if k.startswith(("backbone", "energy_head"))}
+    ends[name] = {
+        key: value.tolist()
+        for key, value in run.model.state_dict().items()
+        if key.startswith(("backbone", "energy_head"))
+    }
 (out / f"rank{rank}.json").write_text(json.dumps(ends))
 """
 
@@ -172,17 +182,10 @@ def two(tmp_path_factory) -> Path:
     }
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = str(Path(potkit.__file__).parents[1])
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--rdzv-backend",
-        "static",
-    ]
+    launch = "-m torch.distributed.run --nproc-per-node 2 --rdzv-backend static".split()
     launch += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    command = [*launch, str(out / "script.py"), str(Path(__file__).parents[1]), str(out)]
+    script = [str(out / "script.py"), str(Path(__file__).parents[1]), str(out)]
+    command = [sys.executable, *launch, *script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
@@ -209,13 +212,11 @@ def test_two_processes_end_with_the_weights_of_one(two, name, tmp_path):
     assert moved > 1e-4  # and they have gone somewhere
     # every number that was written down is that of the whole batch, not of the first process's
     # share
-    theirs = potkit.Run(
-        two / name, alone.model, json.loads((two / name / "summary.json").read_text())
-    ).metrics
+    summary = json.loads((two / name / "summary.json").read_text())
+    together = potkit.Run(two / name, alone.model, summary).metrics
     for column in set(alone.metrics) - {"seconds"}:
-        torch.testing.assert_close(
-            torch.tensor(theirs[column]), torch.tensor(alone.metrics[column]), atol=1e-9, rtol=1e-8
-        )
+        shared, single = (torch.tensor(table[column]) for table in (together, alone.metrics))
+        torch.testing.assert_close(shared, single, atol=1e-9, rtol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["denoise", "masked"])
@@ -249,18 +250,15 @@ def test_the_optimizer_leaves_alone_what_nobody_used(others):
         for k, gradient in enumerate(gradients.double()):
             idle = k in (0, 2)
             a.grad = gradient.clone()
-            b.grad = (
-                gradient
-                if not idle or others
-                else torch.zeros(3, dtype=torch.float64)
-                if guarded
-                else None
-            )
+            if not idle or others:
+                b.grad = gradient
+            else:
+                b.grad = torch.zeros(3, dtype=torch.float64) if guarded else None
             with steps._untouched(optimizer, {b: torch.tensor(others)} if guarded and idle else {}):
                 optimizer.step()
         ends.append([a, b, *optimizer.state[b].values()])
-    for mine, plain in zip(*ends):
-        torch.testing.assert_close(mine, plain, rtol=0, atol=0)
+    for guarded, plain in zip(*ends, strict=True):
+        torch.testing.assert_close(guarded, plain, rtol=0, atol=0)
     assert torch.equal(ends[0][0], ends[0][1]) == others
 
 
@@ -278,6 +276,5 @@ def test_corruption_differs_between_the_processes(tmp_path):
 def test_a_batch_too_small_to_share_is_an_error(two):
     for rank in (0, 1):
         told = json.loads((two / f"rank{rank}.json").read_text())["too small a batch"]
-        assert (
-            told.startswith("ConfigError") and "batch of 1 cannot be shared by 2 processes" in told
-        )
+        assert told.startswith("ConfigError")
+        assert "batch of 1 cannot be shared by 2 processes" in told

@@ -22,12 +22,8 @@ from potkit.training import step as steps
 
 
 def settings(**changes) -> TrainConfig:
-    return TrainConfig(
-        **{
-            **dict(steps=6, batch_size=6, lr=3e-3, progress=False, device="cpu", log_every=1),
-            **changes,
-        }
-    )
+    usual = dict(steps=6, batch_size=6, lr=3e-3, progress=False, device="cpu", log_every=1)
+    return TrainConfig(**{**usual, **changes})
 
 
 OBJECTIVES = [
@@ -50,24 +46,23 @@ OBJECTIVES += [(other, molecules(7)) for other in unlisted(*(o for o, _ in OBJEC
 )
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_parts_add_up_to_the_gradient_of_the_batch(objective, structures, size):
-    fabric, outcome = loop.make_fabric(settings()), []
+    fabric = loop.make_fabric(settings())
+    outcome = []
     for limit in (None, size):
         model = egnn().double()
         model.extend(objective.needed(), objective.inputs)
-        state = steps.State(
-            fabric, model, model.parts(objective.needed()), settings(micro_batch=limit)
-        )
+        trained = model.parts(objective.needed())
+        state = steps.State(fabric, model, trained, settings(micro_batch=limit))
         batch = objective.corrupt(structures.batch(dtype=torch.float64), generator(3))
         loss, terms = steps.gradient(fabric, state, batch, objective)
-        outcome.append(
-            (loss, terms, {n: p.grad for n, p in state.trained.items() if p.grad is not None})
-        )
+        gradients = {n: p.grad for n, p in state.trained.items() if p.grad is not None}
+        outcome.append((loss, terms, gradients))
     (loss, terms, whole), (again, others, parts) = outcome
     assert whole.keys() == parts.keys() and max(float(g.abs().max()) for g in whole.values()) > 1e-6
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(again.double(), loss.double())
-    for one, other in zip(terms, others):
+    for one, other in zip(terms, others, strict=True):
         assert one.name == other.name and float(one.count) == float(other.count)
         torch.testing.assert_close(other.total, one.total)
 

@@ -48,10 +48,8 @@ def test_a_loss_that_explodes_names_step_and_structures(tmp_path):
     text = one_line(caught.value)
     step = int(text.split("of step ")[1].split()[0])
     assert str(loop.batch_indices(step, 4, 9, 0).tolist()) in text and str(tmp_path / "r") in text
-    assert (
-        not (tmp_path / "r" / "best.safetensors").exists()
-        and not (tmp_path / "r" / "summary.json").exists()
-    )
+    assert not (tmp_path / "r" / "best.safetensors").exists()
+    assert not (tmp_path / "r" / "summary.json").exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +63,12 @@ class Poisoned(potkit.Denoise):
         terms = super().terms(prediction, batch)
         if self.victim not in batch.indices:
             return terms
-        if self.gradient_only:
-            return [
-                terms[0]._replace(
-                    total=terms[0].total + (prediction.vector * 0).square().sum().sqrt()
-                )
-            ]
-        return [terms[0]._replace(total=terms[0].total * float("nan"))]
+        total = terms[0].total
+        if self.gradient_only:  # the root has no derivative at 0
+            total = total + (prediction.vector * 0).square().sum().sqrt()
+        else:
+            total = total * float("nan")
+        return [terms[0]._replace(total=total)]
 
 
 @pytest.mark.parametrize("gradient_only", [False, True])
@@ -88,9 +85,8 @@ def test_a_poisoned_structure_stops_the_run_and_no_checkpoint_keeps_the_damage(
     names = dict.fromkeys(("CH2O", "C2H4")[i % 2] for i in rows)
     assert f"{rows.tolist()} ({', '.join(names)})" in one_line(caught.value)
     tensors, header = checkpoints.read(tmp_path / "r" / "last.safetensors")
-    assert header["state"]["step"] == where and all(
-        bool(t.isfinite().all()) for t in tensors.values()
-    )
+    assert header["state"]["step"] == where
+    assert all(bool(t.isfinite().all()) for t in tensors.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +104,8 @@ class Interrupted(potkit.Denoise):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
-    structures, old, runs = molecules(9), signal.getsignal(how), []
+    structures, runs = molecules(9), []
+    handler = signal.getsignal(how)
     config = settings(steps=10, checkpoint_every=None, ema=0.9, log_every=3)
     for at in (0, 4):
         Interrupted.calls, Interrupted.at, Interrupted.how = 0, at, how
@@ -119,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
             ) as caught:
                 loop.fit(egnn(), structures, Interrupted(sigma=0.1), config, where)
             one_line(caught.value)
-            assert signal.getsignal(how) is old
+            assert signal.getsignal(how) is handler
         runs.append(loop.fit(egnn(), structures, Interrupted(sigma=0.1), config, where))
     assert equal(weights(runs[0].model), weights(runs[1].model))
     assert Interrupted.calls == 10
@@ -161,16 +158,12 @@ def test_a_full_disk_is_one_line_and_the_earlier_state_survives(tmp_path, monkey
     with pytest.raises(PotkitError) as caught:
         run(tmp_path / "r")
     text = one_line(caught.value)
-    assert "last.safetensors: cannot be written" in text and (
-        "No space left" in text or "File too large" in text
-    )
+    assert "last.safetensors: cannot be written" in text
+    assert "No space left" in text or "File too large" in text
     monkeypatch.undo()
     assert not list((tmp_path / "r").glob(".*"))  # nothing half-written is left
-    state = next(
-        p
-        for p in (tmp_path / "r" / n for n in ("last.safetensors", "previous.safetensors"))
-        if p.exists()
-    )
+    last, previous = (tmp_path / "r" / f"{name}.safetensors" for name in ("last", "previous"))
+    state = last if last.exists() else previous
     assert checkpoints.read(state)[1]["state"]["step"] == 5
     assert equal(weights(run(tmp_path / "r").model), weights(whole.model))
 
@@ -205,10 +198,10 @@ def test_a_damaged_last_state_falls_back_to_the_previous_and_says_so(tmp_path):
     whole, out = run(tmp_path / "whole"), tmp_path / "r"
     stop_at(6, out)
     (out / "last.safetensors").write_bytes((out / "last.safetensors").read_bytes()[:-100])
-    with pytest.warns(
-        UserWarning,
-        match=r"last.safetensors: not a readable checkpoint.*going on from previous.safetensors, step 5",
-    ):
+    told = (
+        r"last.safetensors: not a readable checkpoint.*going on from previous.safetensors, step 5"
+    )
+    with pytest.warns(UserWarning, match=told):
         again = run(out)
     assert equal(weights(again.model), weights(whole.model))
     assert again.metrics.drop(columns="seconds").equals(whole.metrics.drop(columns="seconds"))
@@ -261,8 +254,17 @@ from chores import child, wait
 from tiny import egnn, molecules
 torch.set_num_threads(1)
 base = Path(sys.argv[2])
-config = potkit.TrainConfig(steps=12, batch_size=4, lr=3e-3, ema=0.8, checkpoint_every=1, validate_every=4, log_every=5, progress=False,
-                            device="cpu")
+config = potkit.TrainConfig(
+    steps=12,
+    batch_size=4,
+    lr=3e-3,
+    ema=0.8,
+    checkpoint_every=1,
+    validate_every=4,
+    log_every=5,
+    progress=False,
+    device="cpu",
+)
 data = molecules(13)
 
 
@@ -275,7 +277,8 @@ def die():
 
 
 def killed_at(kind, number):
-    # dies at the number-th call of os.replace (before or after it), or with half a checkpoint under its temporary name
+    # dies at the number-th call of os.replace (before or after it), or with half a checkpoint
+    # under its temporary name
     seen = [0]
 
     def replace(source, target, original=os.replace):
@@ -319,7 +322,8 @@ report = []
 points = [tuple(p) for p in json.loads(sys.argv[3])]
 for index, (kind, number) in enumerate(points):
     out = base / f"{index}-{kind}-{number}"
-    if kind == "random":  # killed from outside, again and again, at times nobody chose, until it is through
+    if kind == "random":
+        # killed from outside, again and again, at times nobody chose, until it is through
         rng, deaths, patience = random.Random(number), 0, duration
         for attempt in range(40):
             pid = child(lambda: train(out))
@@ -336,14 +340,22 @@ for index, (kind, number) in enumerate(points):
                 patience *= 1.2
     else:
         deaths = int(wait(child(lambda: killed_at(kind, number)(out))) == -signal.SIGKILL)
-    begun = out.exists() and any(p.name in ("last.safetensors", "previous.safetensors") for p in out.iterdir())
+    begun = any((out / f"{name}.safetensors").exists() for name in ("last", "previous"))
     code = wait(child(lambda: train(out)))
-    report.append({"point": [kind, number], "deaths": deaths, "begun": begun, "code": code, "out": str(out)})
+    report.append(
+        {
+            "point": [kind, number],
+            "deaths": deaths,
+            "begun": begun,
+            "code": code,
+            "out": str(out),
+        }
+    )
 print("REPORT" + json.dumps(report))
 """
 
-# what comes when: 1 run.json, 2 config.yaml, 3 metrics, 4 last (step 1), 5 last → previous, 6 last
-# (step 2), …
+# what comes when: 1 run.json, 2 config.yaml, 3 metrics, 4 last (step 1), 5 last → previous,
+# 6 last (step 2), …
 POINTS = [
     ("before", 1),
     ("after", 2),
@@ -378,18 +390,9 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER))
-    command = [
-        sys.executable,
-        str(script),
-        str(Path(__file__).parents[1]),
-        str(tmp_path),
-        json.dumps(POINTS),
-    ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(potkit.__file__).parents[1])]),
-    }
+    helpers, package = Path(__file__).parents[1], Path(potkit.__file__).parents[1]
+    command = [sys.executable, str(script), str(helpers), str(tmp_path), json.dumps(POINTS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(package)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.split("REPORT")[1])
@@ -405,15 +408,14 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
         )
 
     rows, summary, best, last = end(tmp_path / "whole")
-    assert [r["step"] for r in rows] == [4, 5, 8, 10, 12] and any(
-        k.startswith("optimizer.") for k in last
-    )
+    assert [r["step"] for r in rows] == [4, 5, 8, 10, 12]
+    assert any(k.startswith("optimizer.") for k in last)
     for entry in report:
         where = str(entry)
         assert entry["code"] == 0, where + done.stderr[-3000:]
         assert entry["deaths"] >= 1, where  # the kill did happen
-        theirs = end(Path(entry["out"]))
-        assert theirs[0] == rows and theirs[1] == summary, where
-        assert equal(theirs[2], best) and equal(theirs[3], last), where
+        rows_again, summary_again, best_again, last_again = end(Path(entry["out"]))
+        assert rows_again == rows and summary_again == summary, where
+        assert equal(best_again, best) and equal(last_again, last), where
         assert not list(Path(entry["out"]).glob(".*.tmp")), where
     assert sum(entry["begun"] for entry in report) >= 12  # most did go on, rather than start anew

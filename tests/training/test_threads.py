@@ -30,7 +30,8 @@ def test_fine_tuning_repeats_bit_by_bit(tmp_path, threads, network):
 
 def test_threads_are_no_part_of_a_run_s_identity(tmp_path):
     config = potkit.TrainConfig(steps=2, batch_size=4, progress=False, device="cpu")
-    before, hashes = torch.get_num_threads(), []
+    before = torch.get_num_threads()
+    hashes = []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)

@@ -48,9 +48,8 @@ def test_learning_rate_of_the_papers_schedule():
         rates[300:], 1e-7 + (2e-4 - 1e-7) * (1 + np.cos(np.pi * phase)) / 2, rtol=1e-12
     )
     assert rates[-1] == pytest.approx(1e-7, rel=0.05)
-    constant = [
-        loop.learning_rate(s, 1000, config.replace(schedule="constant")) for s in range(1000)
-    ]
+    flat = config.replace(schedule="constant")
+    constant = [loop.learning_rate(s, 1000, flat) for s in range(1000)]
     assert constant[:300] == rates[:300] and set(constant[300:]) == {2e-4}
 
 
@@ -75,9 +74,8 @@ def test_every_structure_comes_once_per_epoch(n, size):
     again = np.concatenate([loop.batch_indices(s, size, n, 3) for s in range(steps)])
     assert (walk == again).all()
     if n >= 7:
-        assert not (
-            walk == np.concatenate([loop.batch_indices(s, size, n, 4) for s in range(steps)])
-        ).all()
+        other = np.concatenate([loop.batch_indices(s, size, n, 4) for s in range(steps)])
+        assert not (walk == other).all()
 
 
 # -- learning ------------------------------------------------------------------------------------
@@ -112,17 +110,16 @@ def test_a_run_depends_on_its_seed_alone(tmp_path):
     np.random.seed(999)
     elsewhere = denoise(tmp_path / "c", resident=False, log_every=1, checkpoint_every=1)
     other = denoise(tmp_path / "d", seed=1)
-    assert equal(weights(first.model), weights(again.model)) and equal(
-        weights(first.model), weights(elsewhere.model)
-    )
+    assert equal(weights(first.model), weights(again.model))
+    assert equal(weights(first.model), weights(elsewhere.model))
     assert not equal(weights(first.model), weights(other.model))
 
 
 def test_a_run_leaves_its_structures_alone(tmp_path):
     structures = molecules(9)
-    before = structures.fingerprint(), {k: v.copy() for k, v in structures.arrays().items()}
+    before = {k: v.copy() for k, v in structures.arrays().items()}
     denoise(tmp_path, structures=structures)
-    assert all((v == structures.arrays()[k]).all() for k, v in before[1].items())
+    assert all((v == structures.arrays()[k]).all() for k, v in before.items())
 
 
 def test_only_what_takes_part_is_trained(tmp_path):
@@ -131,13 +128,10 @@ def test_only_what_takes_part_is_trained(tmp_path):
     moved = {k.split(".")[0] for k in start if not torch.equal(start[k], end[k])}
     # denoising by coordinates uses no energy head; decay must not touch it
     assert moved == {"backbone"}
-    end = weights(
-        loop.fit(egnn(), molecules(9), potkit.Supervised(), settings(), tmp_path / "s").model
-    )
-    assert {k.split(".")[0] for k in start if not torch.equal(start[k], end[k])} == {
-        "backbone",
-        "energy_head",
-    }
+    run = loop.fit(egnn(), molecules(9), potkit.Supervised(), settings(), tmp_path / "s")
+    end = weights(run.model)
+    moved = {k.split(".")[0] for k in start if not torch.equal(start[k], end[k])}
+    assert moved == {"backbone", "energy_head"}
 
 
 def test_moving_average_of_the_weights(tmp_path):
@@ -145,9 +139,8 @@ def test_moving_average_of_the_weights(tmp_path):
     beginning of the next).
     """
     same_rate = dict(schedule="constant", warmup=0.0, flat=0.0)
-    path = [weights(egnn())] + [
-        weights(denoise(tmp_path / str(n), steps=n, **same_rate).model) for n in range(1, 6)
-    ]
+    runs = [denoise(tmp_path / str(n), steps=n, **same_rate) for n in range(1, 6)]
+    path = [weights(egnn()), *(weights(run.model) for run in runs)]
     average = {k: v.double() for k, v in path[0].items()}
     for one in path[1:]:
         average = {k: 0.7 * v + 0.3 * one[k].double() for k, v in average.items()}
@@ -162,20 +155,15 @@ def test_moving_average_of_the_weights(tmp_path):
 
 def test_clipping_bounds_the_gradient(tmp_path):
     """Adam's step does not depend on the gradient's size until that comes near its ε of 1e-8."""
-    loose, tight = (
-        denoise(tmp_path / "a", clip=None, log_every=1),
-        denoise(tmp_path / "b", clip=1e-13, log_every=1),
-    )
-    start = weights(egnn())
-    move = [
-        max(
-            float((v - start[k]).abs().max())
-            for k, v in weights(r.model).items()
-            if v.dtype.is_floating_point
-        )
-        for r in (loose, tight)
-    ]
-    assert move[0] > 1e-3 and move[1] < 1e-5
+    loose = denoise(tmp_path / "a", clip=None, log_every=1)
+    tight = denoise(tmp_path / "b", clip=1e-13, log_every=1)
+    start = {k: v for k, v in weights(egnn()).items() if v.dtype.is_floating_point}
+
+    def moved(run) -> float:
+        end = weights(run.model)
+        return max(float((end[k] - v).abs().max()) for k, v in start.items())
+
+    assert moved(loose) > 1e-3 and moved(tight) < 1e-5
     # reported before clipping
     assert loose.metrics["gradient_norm"][0] == tight.metrics["gradient_norm"][0] > 1e-4
 
@@ -210,8 +198,9 @@ def test_validation_picks_the_best_state(tmp_path, monkeypatch):
 def test_validation_is_exact_over_batches(tmp_path):
     """Seven structures in batches of 2 or all at once; energies and forces against NumPy."""
     model, structures = egnn().double(), molecules(7)
-    got = potkit.predict(model, structures)
-    de, df = got["energy"] - structures.energy, got["forces"] - structures.forces
+    predicted = potkit.predict(model, structures)
+    de = predicted["energy"] - structures.energy
+    df = predicted["forces"] - structures.forces
     for size in (2, 7, 100):
         config = settings(eval_batch_size=size, precision="64-true")
         scores = loop.validate(
@@ -224,16 +213,13 @@ def test_validation_is_exact_over_batches(tmp_path):
 
 def test_metrics_are_a_table_of_exact_means(tmp_path):
     structures = molecules(8)
-    fine = loop.fit(
-        egnn(), structures, potkit.Supervised(), settings(log_every=1), tmp_path / "a"
-    ).metrics
-    coarse = loop.fit(
-        egnn(),
-        structures,
-        potkit.Supervised(),
-        settings(log_every=5, validate_every=10),
-        tmp_path / "b",
-    ).metrics
+
+    def metrics(out, **changes):
+        run = loop.fit(egnn(), structures, potkit.Supervised(), settings(**changes), out)
+        return run.metrics
+
+    fine = metrics(tmp_path / "a", log_every=1)
+    coarse = metrics(tmp_path / "b", log_every=5, validate_every=10)
     assert fine["step"].tolist() == list(range(1, 11)) and coarse["step"].tolist() == [5, 10]
     for name in ("loss", "energy_loss", "energy_mae", "forces_mae"):
         energy = name.startswith("energy")
@@ -254,27 +240,22 @@ def test_metrics_are_a_table_of_exact_means(tmp_path):
 
 def test_the_folder_tells_what_was_run(tmp_path):
     run = denoise(tmp_path / "r")
-    assert sorted(p.name for p in run.path.iterdir()) == sorted(
-        [
-            "run.json",
-            "config.yaml",
-            "metrics.jsonl",
-            "best.safetensors",
-            "last.safetensors",
-            "summary.json",
-        ]
-    )
+    assert sorted(p.name for p in run.path.iterdir()) == [
+        "best.safetensors",
+        "config.yaml",
+        "last.safetensors",
+        "metrics.jsonl",
+        "run.json",
+        "summary.json",
+    ]
     assert TrainConfig.from_yaml(run.path / "config.yaml") == settings()
     about = json.loads((run.path / "run.json").read_text())
-    assert about["versions"]["torch"] == torch.__version__ and about["identity"]["objective"] == {
-        **potkit.Denoise(sigma=0.1).to_dict()
-    }
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["identity"]["objective"] == {**potkit.Denoise(sigma=0.1).to_dict()}
     assert about["identity"]["data"] == molecules(9).fingerprint()
     header = checkpoints.read(run.checkpoint)[1]
-    assert (
-        header["units"] == {"length": "Å", "energy": "eV", "forces": "eV/Å"}
-        and header["data"] == "tiny molecules"
-    )
+    assert header["units"] == {"length": "Å", "energy": "eV", "forces": "eV/Å"}
+    assert header["data"] == "tiny molecules"
     assert "10 steps" in repr(run)
 
 
@@ -319,24 +300,23 @@ def test_pretrain_sets_a_part_aside_and_needs_no_labels(tmp_path):
 
 
 def test_an_empty_validation_part_counts_as_none(tmp_path):
-    run = loop.fit(
-        egnn(),
-        molecules(5),
-        potkit.Denoise(sigma=0.1),
-        settings(),
-        tmp_path,
-        valid=molecules(5)[:0],
-    )
+    structures, objective = molecules(5), potkit.Denoise(sigma=0.1)
+    run = loop.fit(egnn(), structures, objective, settings(), tmp_path, valid=structures[:0])
     assert "valid_loss" not in run.metrics and run.summary["best"] is None
 
 
 def test_finetune_from_a_pretrained_run_copies_the_backbone_and_keeps_the_head_new(tmp_path):
     pretrained = denoise(tmp_path / "p", steps=5)
     model = egnn(seed=7)
-    fresh, seen = weights(model), []
-    original = loop.fit
+    fresh = weights(model)
+    original, seen = loop.fit, []
+
+    def fit(model, *args):
+        seen.append(weights(model))
+        return original(model, *args)
+
     try:
-        loop.fit = lambda m, *args: seen.append(weights(m)) or original(m, *args)
+        loop.fit = fit
         for init in (pretrained, pretrained.path, pretrained.checkpoint):
             config = settings(steps=1)
             loop.finetune(
@@ -347,24 +327,17 @@ def test_finetune_from_a_pretrained_run_copies_the_backbone_and_keeps_the_head_n
         )
     finally:
         loop.fit = original
-    theirs = weights(pretrained.model)
+    copied = weights(pretrained.model)
+    units = ("references", "known", "scale")  # follow from the labels
+    learnt = [key for key in fresh if key not in units]
     for start in seen[:3]:
-        for key, value in start.items():
-            if key not in ("references", "known", "scale"):
-                assert torch.equal(value, (theirs if key.startswith("backbone") else fresh)[key]), (
-                    key
-                )
+        for key in learnt:
+            source = copied if key.startswith("backbone") else fresh
+            assert torch.equal(start[key], source[key]), key
     scratch = seen[3]
-    assert all(
-        torch.equal(scratch[k], fresh[k])
-        for k in fresh
-        if k not in ("references", "known", "scale")
-    )
-    assert equal(
-        {k: seen[0][k] for k in ("references", "known", "scale")},
-        {k: scratch[k] for k in ("references", "known", "scale")},
-    )
-    assert any(not torch.equal(theirs[k], fresh[k]) for k in fresh if k.startswith("backbone"))
+    assert all(torch.equal(scratch[key], fresh[key]) for key in learnt)
+    assert all(torch.equal(scratch[key], seen[0][key]) for key in units)
+    assert any(not torch.equal(copied[k], fresh[k]) for k in learnt if k.startswith("backbone"))
 
 
 def test_finetune_normalises_with_the_training_part_only(tmp_path):
@@ -384,10 +357,8 @@ def test_finetune_on_energies_alone(tmp_path):
     bare = potkit.Structures(s.z, s.pos, s.ptr, s.energy, system=s.system)
     run = potkit.finetune(egnn(), bare, bare, settings(), out=tmp_path)
     residual = (s.energy - ReferenceEnergies.fit(bare).energy(bare)) / s.n_atoms
-    assert (
-        float(run.model.scale) == pytest.approx(np.std(residual))
-        and "valid_energy_mae" in run.metrics
-    )
+    assert float(run.model.scale) == pytest.approx(np.std(residual))
+    assert "valid_energy_mae" in run.metrics
     with pytest.raises(DataError, match="no forces"):
         potkit.finetune(egnn(), s, bare, settings(), out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -397,11 +368,9 @@ def test_finetune_on_energies_alone(tmp_path):
 def test_finetune_says_what_is_missing(tmp_path, what):
     s = molecules(8)
     train = {"energy": potkit.Structures(s.z, s.pos, s.ptr), "train": s[:0], "element": s}[what]
-    valid = (
-        potkit.Structures([7, 1], np.eye(2, 3), [0, 2], [0.0], np.zeros((2, 3)))
-        if what == "element"
-        else None
-    )
+    valid = None
+    if what == "element":
+        valid = potkit.Structures([7, 1], np.eye(2, 3), [0, 2], [0.0], np.zeros((2, 3)))
     with pytest.raises(DataError) as caught:
         potkit.finetune(egnn(), train, valid, settings(), out=tmp_path / "r")
     assert {"energy": "no energy", "train": "label", "element": "N"}[what] in one_line(caught.value)
@@ -441,26 +410,14 @@ def test_float64_means_float64_everywhere(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Spy(potkit.Supervised):
         def terms(self, prediction, batch):
-            seen.extend(
-                [
-                    prediction.energy.dtype,
-                    prediction.forces.dtype,
-                    batch.pos.dtype,
-                    batch.forces.dtype,
-                ]
-            )
+            inputs = (prediction.energy, prediction.forces, batch.pos, batch.forces)
+            seen.extend(tensor.dtype for tensor in inputs)
             terms = super().terms(prediction, batch)
             seen.extend(t.total.dtype for t in terms)
             return terms
 
-    run = loop.fit(
-        egnn(),
-        molecules(6),
-        Spy(),
-        settings(steps=2, precision="64-true", ema=0.5),
-        tmp_path,
-        valid=molecules(6),
-    )
+    config = settings(steps=2, precision="64-true", ema=0.5)
+    run = loop.fit(egnn(), molecules(6), Spy(), config, tmp_path, valid=molecules(6))
     assert set(seen) == {torch.float64}
     assert {p.dtype for p in run.model.parameters()} == {torch.float64}
     tensors, _ = checkpoints.read(tmp_path / "last.safetensors")
@@ -468,9 +425,8 @@ def test_float64_means_float64_everywhere(tmp_path):
     assert set(moments) == {torch.float64}
     assert {p.dtype for p in checkpoints.load(run.checkpoint).parameters()} == {torch.float64}
     single = loop.fit(egnn(), molecules(6), potkit.Supervised(), settings(steps=2), tmp_path / "s")
-    assert {p.dtype for p in single.model.parameters()} == {
-        torch.float32
-    } and single.model.references.dtype == torch.float64
+    assert {p.dtype for p in single.model.parameters()} == {torch.float32}
+    assert single.model.references.dtype == torch.float64
 
 
 def test_mixed_precision_learns_and_keeps_float32_weights(tmp_path, caplog):
@@ -512,7 +468,8 @@ def test_a_gpu_trains_as_the_cpu_does(tmp_path, objective, resident):
 )
 def test_corruption_and_resume_on_a_gpu(tmp_path, objective, monkeypatch):
     structures = water(6, per_side=3)
-    config, ordinary = settings(steps=6, device="cuda", checkpoint_every=1, ema=0.9), loop.take_step
+    config = settings(steps=6, device="cuda", checkpoint_every=1, ema=0.9)
+    ordinary = loop.take_step
     whole = loop.fit(egnn(), structures, objective, config, tmp_path / "a")
 
     def dying(training, state):

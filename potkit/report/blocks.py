@@ -1,0 +1,274 @@
+"""The generated parts of README: stored results, benchmarks and printed numbers between markers.
+
+`fill` replaces what stands between the markers, so that no number in a page is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..errors import DataError
+from ..structures.storage import replacing
+from . import published_numbers
+from .tables import MARK, across, markdown, stored, wide
+from .tables import effects as effects_in_words
+
+# benchmark -> column of its rows -> title, factor and format in a table for people
+BENCHES = {
+    "networks": {
+        "network": ("network", None, ""),
+        "parameters": ("parameters", 1, ",.0f"),
+        "supervised_ms": ("step with forces (ms)", 1, ".0f"),
+        "denoise_ms": ("denoising step (ms)", 1, ".0f"),
+        "labels": ("structures", 1, ".0f"),
+        "energy_mae": ("energy MAE (meV)", 1e3, ".0f"),
+        "forces_mae": ("force MAE (meV/Å)", 1e3, ".0f"),
+    },
+    "step": {
+        "case": ("case", None, ""),
+        "implementation": ("implementation", None, ""),
+        "precision": ("precision", None, ""),
+        "median_s": ("time (s)", 1, ".3g"),
+        "ratio": ("times as fast", 1, ".2f"),
+        "ratio_low": ("lower quartile", 1, ".2f"),
+        "ratio_high": ("upper quartile", 1, ".2f"),
+        "peak_mb": ("peak memory (MB)", 1, ".0f"),
+    },
+    "scaling": {
+        "sweep": ("sweep", None, ""),
+        "value": ("size", 1, ",.0f"),
+        "atoms": ("atoms in the batch", 1, ",.0f"),
+        "edges": ("edges", 1, ",.0f"),
+        "median_s": ("time (s)", 1, ".3g"),
+        "us_per_atom": ("time per atom (µs)", 1, ".3g"),
+        "kb_per_atom": ("memory per atom (kB)", 1, ".3g"),
+        "time_exponent": ("time ∝ size^", 1, ".2f"),
+        "memory_exponent": ("memory ∝ size^", 1, ".2f"),
+    },
+    "epoch": {
+        "case": ("network", None, ""),
+        "preset": ("preset", None, ""),
+        "precision": ("precision", None, ""),
+        "batch": ("batch", 1, ".0f"),
+        "structures": ("structures", 1, ",.0f"),
+        "median_s": ("time (s)", 1, ".3g"),
+        "per_second": ("structures per second", 1, ",.0f"),
+        "gpu_busy": ("GPU busy (%)", 100, ".0f"),
+    },
+}
+BENCHES["infer"] = BENCHES["neighbors"] = BENCHES["data"] = BENCHES["step"]
+
+
+def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table that `potkit bench NAME --json` wrote, as people read it, and its provenance.
+    Raises DataError if there is none.
+    """
+    path = Path(folder) / f"bench-{name}.json"
+    if name not in BENCHES or not path.is_file():
+        raise DataError(f"{path}: no such stored benchmark")
+    how = json.loads(path.read_text())
+    rows = []
+    for row in how.pop("rows"):
+        shown = {}
+        for column, (title, factor, form) in BENCHES[name].items():
+            value = row.get(column)
+            if value is None:
+                shown[title] = ""
+            elif factor is None:
+                shown[title] = str(value)
+            else:
+                shown[title] = format(factor * value, form)
+        rows.append(shown)
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "").any()], how
+
+
+def printed(network: str) -> pd.DataFrame:
+    """The papers' changes by pretraining for a network (by the papers' name for it), all labels,
+    as people read them.
+    """
+    rows = published_numbers.changes()
+    comparable = (rows.metric == "MAE") | (rows.paper == "masked")
+    rows = rows[(rows.model == network) & (rows.labels == "all") & comparable]
+    # their averages are printed too, or follow
+    rows = rows[~rows.data.str.startswith("rMD17 ") & (rows.data != "RPBE and TIP3P")]
+    rows = rows.assign(
+        change=[f"{v:+.0f} %" for v in rows.computed], what=rows.quantity + " " + rows.metric
+    )
+    return rows[["paper", "table", "data", "arm", "what", "change"]].rename(
+        columns={"arm": "pretraining", "change": "change against scratch"}
+    )
+
+
+def settings(how: dict[str, Any]) -> pd.DataFrame:
+    """What a stored comparison trained, a row per part of its grid: data, steps, batch and rate.
+
+    ``how`` is the provenance that `stored` returns. Raises DataError for one without settings, such
+    as a notebook's table.
+    """
+    if "experiment" not in how:
+        raise DataError(f"`{how['command']}`: its table has no settings of an experiment beside it")
+    parts = how["experiment"]
+    rows = []
+    for part in parts if isinstance(parts, list) else [parts]:
+        rows.append(
+            {
+                **part.get("grid", {}),
+                "pretrained on": _data_name(part.get("pretrain_on")),
+                "pretraining": _training(part["pretrain"]),
+                "fine-tuned on": _data_name(part["train"]),
+                "fine-tuning": _training(part["finetune"]),
+                "labels": ", ".join(map(str, part["labels"])),
+                "seeds": len(part["seeds"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _data_name(data: dict[str, Any] | None) -> str:
+    """A data set of an experiment by its name, or by its file's last two parts."""
+    return "–" if data is None else "/".join(Path(data["data"]).parts[-2:])
+
+
+def _training(config: dict[str, Any]) -> str:
+    if "steps" not in config:
+        return "–"
+    rate = f", rate {config['lr']:g}" if "lr" in config else ""
+    return f"{config['steps']} steps of {config['batch_size']}{rate}"
+
+
+def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.DataFrame:
+    """The stored comparisons ``names`` side by side, a row per pretraining objective and network.
+
+    Columns: how long each trained, and changes of the force error over all label budgets with 95 %
+    intervals: of the pretrained arm and of longer training, both against scratch; beside them the
+    change of scratch's mean error from the fewest to the most labels, without an interval. Raises
+    DataError where a table is missing.
+    """
+    rows = []
+    for name in names:
+        summary, how = stored(name, folder)
+        effects, _ = stored(f"{name}-effects", folder)
+        effects = effects[(effects["metric"] == "forces_mae") & (effects["against"] == "scratch")]
+        for part in how["experiment"]:
+            grid = part["grid"]
+            errors = _of_part(summary[summary["metric"] == "forces_mae"], grid)
+            scratch = errors[errors["arm"] == "scratch"].set_index("labels")["mean"].sort_index()
+            changes = _of_part(effects, grid).set_index("arm")
+            for arm, objective in part["arms"].items():
+                if "objective" not in objective or arm not in changes.index:
+                    continue  # a variant of another arm; RESULTS.md has it
+                rows.append(
+                    {
+                        "study": name,
+                        "network": " ".join(map(str, grid.values())),
+                        "pretraining": f"{arm}, {part['pretrain']['steps']} steps",
+                        "fine-tuning": f"{part['finetune']['steps']} steps",
+                        "labels": f"{scratch.index[0]} to {scratch.index[-1]}",
+                        "seeds": changes.loc[arm, "seeds"],
+                        "pretrained": _change_in_words(changes.loc[arm]),
+                        "trained longer": _change_in_words(changes.loc["scratch-longer"]),
+                        "scratch, fewest → most labels": (
+                            f"{100 * (scratch.iloc[-1] / scratch.iloc[0] - 1):+.0f} %"
+                        ),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _of_part(table: pd.DataFrame, grid: dict[str, Any]) -> pd.DataFrame:
+    """The rows of one part of a grid."""
+    return table[(table[list(grid)].astype(str) == pd.Series(grid).astype(str)).all(axis=1)]
+
+
+def _change_in_words(row: Any) -> str:
+    text = f"{row['change_%']:+.0f} %"
+    if pd.notna(row["change_low_%"]):
+        text += f" ({row['change_low_%']:+.0f} to {row['change_high_%']:+.0f})"
+    return text
+
+
+BLOCK = re.compile(
+    r"<!-- (results|across|effects|settings|studies|bench|papers): (\S+) -->\n.*?<!-- end -->",
+    flags=re.DOTALL,
+)
+
+
+def fill(text: str, folder: str | Path = "data/results") -> str:
+    """``text`` with every generated block (`BLOCK`) written anew from what is stored in ``folder``.
+
+    A block stands between ``<!-- KIND: NAME -->`` and ``<!-- end -->``; KIND is one of
+
+    - results: the stored table NAME, an arm per row;
+    - across: the same with an arm per column, a table for forces and one for energies;
+    - effects: the stored changes over all label budgets;
+    - settings: what the comparison NAME trained;
+    - studies: several comparisons (names joined by commas) side by side;
+    - bench: the stored benchmark NAME;
+    - papers: what the papers print for the network NAME.
+
+    Raises DataError where NAME is not stored.
+    """
+    return BLOCK.sub(lambda match: _block(match[1], match[2], folder), text)
+
+
+def _block(kind: str, name: str, folder: str | Path) -> str:
+    if kind == "papers":
+        shown = markdown(printed(name))
+    elif kind == "studies":
+        shown = markdown(studies(name.split(","), folder))
+    else:
+        table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
+        shown = _shown(kind, name, table, how, folder)
+    return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
+
+
+def _shown(
+    kind: str, name: str, table: pd.DataFrame, how: dict[str, Any], folder: str | Path
+) -> str:
+    """A stored table as Markdown, with its origin below; NAME-baselines beside it mark rows."""
+    if kind == "settings":
+        return markdown(settings(how))
+    beside = Path(folder) / f"{name}-baselines.csv"
+    trivial = pd.read_csv(beside) if beside.is_file() else None
+    if kind == "across":
+        metrics = ("forces_mae", "energy_mae")
+        shown = "\n\n".join(markdown(across(table, metric, trivial)) for metric in metrics)
+    elif kind == "effects":
+        shown = markdown(effects_in_words(table))
+    elif kind == "results":
+        shown = markdown(wide(table, baselines=trivial))
+    else:
+        shown = markdown(table)
+    if MARK in shown:
+        shown += (
+            f"\n\n{MARK} a larger mean error than a prediction that needs no network, in the same "
+            "table."
+        )
+    origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
+    return f"{shown}\n\n{origin}"
+
+
+def fill_files(*paths: str | Path) -> list[Path]:
+    """`fill` pages in place; returns those that changed. Raises DataError as `fill` does."""
+    changed = []
+    for path in map(Path, paths):
+        text = path.read_text()
+        filled = fill(text)
+        if filled != text:
+            with replacing(path) as temporary:
+                temporary.write_text(filled)
+            changed.append(path)
+    return changed
+
+
+if __name__ == "__main__":
+    for page in fill_files(*sys.argv[1:]):
+        print(f"written: {page}")
