@@ -31,9 +31,8 @@ from ...errors import DataError
 from ...structures.store import Structures, concatenate
 from .sheet import write_sheet
 
-GRID = (
-    2.0**-14
-)  # Å and eV/Å: 6.1e-5, finer than 1e-4, exact in float32 below 512, and its zero bits compress well
+# Å and eV/Å: 6.1e-5, finer than 1e-4, exact in float32 below 512, and its zero bits compress well
+GRID = 2.0**-14
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENMM_CPU_THREADS")
 
 
@@ -44,10 +43,9 @@ class Recipe:
     ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``;
     ``scale`` is a number or "paper". ``work(task)`` makes the structures of one task; what it
     leaves in ``info`` is handed to ``describe``. ``describe(tasks, infos)`` gives the set's
-    ``info`` (level of theory, references, ...);
-    plain sentences under "notes" and Markdown under "tables" (by heading) reach the data sheet.
-    ``arrange``, if given, puts the finished set into its final order. ``revision`` rises whenever
-    the same settings would give other data.
+    ``info`` (level of theory, references, ...); plain sentences under "notes" and Markdown under
+    "tables" (by heading) reach the data sheet. ``arrange``, if given, puts the finished set into
+    its final order. ``revision`` rises whenever the same settings would give other data.
     """
 
     name: str
@@ -62,10 +60,13 @@ class Recipe:
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:
-    """``values`` rounded to multiples of `GRID`, as float32 (what is stored is what was
-    labelled).
-    """
+    """``values`` rounded to multiples of `GRID`, as float32, so that what is stored was labelled."""
     return (np.round(np.asarray(values, np.float64) / GRID) * GRID).astype(np.float32)
+
+
+def joined(frames: list[np.ndarray]) -> np.ndarray:
+    """``frames`` [N,3] one after the other, [F·N,3]; float32 [0,3] where there are none."""
+    return np.concatenate(frames) if frames else np.zeros((0, 3), np.float32)
 
 
 def parse_scale(name: str, scale: float | str) -> float | str:
@@ -103,7 +104,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 def _part_path(folder: Path, recipe: Recipe, task: dict[str, Any]) -> Path:
@@ -145,11 +149,9 @@ def _run_all(
                 _run_part(recipe.work, tasks[i], paths[i])
                 bar.update()
             return
-        # spawn, not fork: forked children would inherit thread pools that torch and OpenMM have
-        # started
-        pool = ProcessPoolExecutor(
-            min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn")
-        )
+        # not fork: children would inherit thread pools that torch and OpenMM have started
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=spawn)
         try:
             futures = [pool.submit(_run_part, recipe.work, tasks[i], paths[i]) for i in todo]
             for future in as_completed(futures):
@@ -173,10 +175,9 @@ def generate(
     ``<out>.md`` beside it, and return it.
 
     ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own
-    number.
-    ``jobs`` processes share the tasks. The same scale, seed, options and package versions give the
-    same file, whatever ``jobs``. Raises DataError for a bad argument, a missing package, or when
-    nothing could be made.
+    number. ``jobs`` processes share the tasks. The same scale, seed, options and package versions
+    give the same file, whatever ``jobs``. Raises DataError for a bad argument, a missing package,
+    or when nothing could be made.
     """
     out = Path(out)
     scale = parse_scale(recipe.name, scale)
@@ -222,12 +223,7 @@ def generate(
         made = recipe.arrange(made)
     made.validate().save(out)
     cost = {"wall": time.perf_counter() - start, "work": sum(seconds), "jobs": jobs}
-    write_sheet(
-        out.with_suffix(".md") if out.suffix == ".h5" else out.with_name(out.name + ".md"),
-        recipe,
-        made,
-        out,
-        cost,
-    )
+    sheet = out.with_suffix(".md") if out.suffix == ".h5" else out.with_name(out.name + ".md")
+    write_sheet(sheet, recipe, made, out, cost)
     shutil.rmtree(folder)
     return made
