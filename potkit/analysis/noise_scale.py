@@ -32,8 +32,8 @@ LINDEMANN = 0.1  # of the distance to the nearest neighbour: where solids melt (
 # -- a noise scale -------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class SigmaProposal:
-    """What `propose_sigma` found: ``sigma`` (Å) by ``method``, per element, and what every
-    method says (``table``, Å).
+    """What `propose_sigma` found: ``sigma`` (Å) by ``method``, per element, and what every method
+    says (``table``, Å).
     """
 
     sigma: float
@@ -71,7 +71,8 @@ class SigmaProposal:
         return f"SigmaProposal(σ = {self.sigma:.3f} Å by {self.method}; {per}; {self.reason})"
 
     def _repr_html_(self) -> str:
-        return f"<p><b>σ = {self.sigma:.3f} Å</b> ({html.escape(self.reason)})</p>{self.table.to_html(float_format='%.3f')}"
+        headline = f"<p><b>σ = {self.sigma:.3f} Å</b> ({html.escape(self.reason)})</p>"
+        return headline + self.table.to_html(float_format="%.3f")
 
 
 METHODS = ("thermal", "harmonic", "neighbours")
@@ -94,15 +95,15 @@ def propose_sigma(
 ) -> SigmaProposal:
     """A noise scale for ``structures`` without a trial run, from the data alone.
 
-    thermal     root mean square displacement per axis of an atom in its star, the median over atoms: noise as wide as the vibrations
-    harmonic    the σ at which a denoiser that knows all vibrations exactly explains most of the noise, a ``share`` of 0.9: for a
-                vibration of variance λ the posterior mean of the noise is σ²/(σ² + λ) of what is
-                seen, and so is the share that it explains. Smaller noise drowns in the vibrations,
-                and there is little to learn but their mean; larger noise only leaves their
-                neighbourhood
+    thermal     root mean square displacement per axis of an atom in its star, the median over
+                atoms: noise as wide as the vibrations
+    harmonic    the σ at which a denoiser that knows all vibrations exactly explains most of the
+                noise, a ``share`` of 0.9: for a vibration of variance λ the posterior mean of the
+                noise is σ²/(σ² + λ) of what is seen, and so is the share that it explains. Smaller
+                noise drowns in the vibrations, and there is little to learn but their mean; larger
+                noise only leaves their neighbourhood
     neighbours  Lindemann's: root mean square displacement of a tenth of the distance to the nearest
-    atom, σ = 0.1 d/√3. Knows no
-                temperature; for single structures and rigid molecules
+                atom, σ = 0.1 d/√3. Knows no temperature; for single structures and rigid molecules
 
     ``method=None`` takes harmonic, or neighbours where there are no vibrations to be seen (fewer
     than 10 structures of everything, or rigid molecules); never more than the "ceiling", which is
@@ -116,38 +117,32 @@ def propose_sigma(
     if not 0 < share < 1:
         raise ConfigError(f"share must be between 0 and 1, got {share}")
     name = structures.info.get("name", "structures")
-    found = list(stars(structures, "local", limit, seed))
+    local_stars = list(stars(structures, "local", limit, seed))
     rows: dict[str, dict[str, float]] = {}
-    modes, weights, reason = (
-        np.zeros(0),
-        np.zeros(0),
-        f"fewer than {FEWEST} structures of each system",
-    )
-    if found:
-        rows["thermal"] = _thermal(found)
-        rows["harmonic"], modes, weights = _harmonic(found, share)
-        reason = (
-            f"no vibrations above {RIGID} Å, the molecules are rigid"
-            if rows["thermal"]["all"] < RIGID
-            else ""
-        )
+    modes = weights = np.zeros(0)
+    why_not = f"fewer than {FEWEST} structures of each system"
+    if local_stars:
+        rows["thermal"] = _thermal(local_stars)
+        rows["harmonic"], modes, weights = _harmonic(local_stars, share)
+        why_not = ""
+        if rows["thermal"]["all"] < RIGID:
+            why_not = f"no vibrations above {RIGID} Å, the molecules are rigid"
     rows |= _neighbours(structures, limit, seed)
-    usable = not reason
-    if not usable:
+    if why_not:
         modes = weights = np.zeros(0)
-    if method in ("thermal", "harmonic") and not usable:
-        raise DataError(f"{name}: method {method!r} finds no vibrations: {reason}")
-    reason = f"{len(found)} stars of {name}" if usable else reason
-    chosen = method or ("harmonic" if usable else "neighbours")
+        if method in ("thermal", "harmonic"):
+            raise DataError(f"{name}: method {method!r} finds no vibrations: {why_not}")
+    reason = why_not or f"{len(local_stars)} stars of {name}"
+    chosen = method or ("neighbours" if why_not else "harmonic")
     if chosen not in rows or not np.isfinite(rows[chosen]["all"]):
         raise DataError(f"{name}: no atom has a neighbour, so the data say nothing about σ")
-    sigma, rigid = (
-        rows[chosen]["all"],
-        float(np.mean(np.where(structures.pbc.any(1), 3, 6) / (3 * structures.n_atoms).clip(6))),
-    )
+    sigma = rows[chosen]["all"]
     ceiling = rows.get("ceiling", {"all": np.inf})["all"]
     if method is None and sigma > ceiling:
-        sigma, reason = ceiling, f"{reason}; at the ceiling, {chosen} alone says {sigma:.3f}"
+        reason = f"{reason}; at the ceiling, {chosen} alone says {sigma:.3f}"
+        sigma = ceiling
+    whole_motions = np.where(structures.pbc.any(1), 3, 6)  # of a structure: moving, and turning
+    rigid = float(np.mean(whole_motions / (3 * structures.n_atoms).clip(6)))
     columns = ["all", *(SYMBOLS[z] for z in structures.elements)]
     table = pd.DataFrame(rows, columns=list(rows)).T.reindex(columns=columns)
     table.index.name = "σ in Å by"
@@ -161,20 +156,22 @@ def _by_element(z: np.ndarray, values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _thermal(found: list[Star]) -> dict[str, float]:
-    z = np.concatenate([s.z[s.own] for s in found])
-    width = np.sqrt(np.concatenate([s.variances()[s.own] for s in found]))
+def _thermal(local_stars: list[Star]) -> dict[str, float]:
+    z = np.concatenate([s.z[s.own] for s in local_stars])
+    width = np.sqrt(np.concatenate([s.variances()[s.own] for s in local_stars]))
     return {"all": float(np.median(width))} | {
         SYMBOLS[e]: float(np.median(width[z == e])) for e in np.unique(z)
     }
 
 
-def _harmonic(found: list[Star], share: float) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def _harmonic(
+    local_stars: list[Star], share: float
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """σ at which ``share`` is explained, for all and per element, where a vibration counts by the
     atoms' part in it; all λ and weights.
     """
     values, z, weights = [], [], []  # a row per (vibration, atom)
-    for star in found:
+    for star in local_stars:
         modes, shares = star.modes()
         shares = (shares / star.left())[:, star.own]  # every atom has weight 1
         values.append(np.repeat(modes, star.own.sum()))
@@ -186,20 +183,21 @@ def _harmonic(found: list[Star], share: float) -> tuple[dict[str, float], np.nda
         low, high = -5.0, 2.0  # log₁₀ Å
         for _ in range(50):
             middle = 0.5 * (low + high)
-            low, high = (
-                (middle, high)
-                if explained(10.0**middle, values[chosen], weights[chosen]) < share
-                else (low, middle)
-            )
+            if explained(10.0**middle, values[chosen], weights[chosen]) < share:
+                low = middle
+            else:
+                high = middle
         return 10.0**middle
 
-    out = {"all": solve(np.ones(len(z), bool))} | {SYMBOLS[e]: solve(z == e) for e in np.unique(z)}
-    return out, values, weights
+    sigmas = {"all": solve(np.ones(len(z), bool))}
+    for e in np.unique(z):
+        sigmas[SYMBOLS[e]] = solve(z == e)
+    return sigmas, values, weights
 
 
 def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict[str, float]]:
-    """Rows "neighbours" and "ceiling" of the table, from structures drawn until there are about
-    20 000 atoms.
+    """Rows "neighbours" and "ceiling" of the table, from structures drawn until there are about 20
+    000 atoms.
     """
     order = np.random.default_rng(seed).permutation(len(structures))[:limit]
     rows = np.sort(order[: 1 + int((np.cumsum(structures.n_atoms[order]) < 20_000).sum())])
@@ -211,13 +209,12 @@ def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict
     bonded = distance < BOND * (radii[sender] + radii[receiver])
 
     def per_atom(kept: torch.Tensor, how: str, start: float) -> np.ndarray:
-        return (
-            torch.full((n,), start, dtype=torch.float64)
-            .scatter_reduce(0, receiver[kept], distance[kept], how)
-            .numpy()
-        )
+        """The smallest or largest of each atom's distances among those ``kept``, [N] Å."""
+        out = torch.full((n,), start, dtype=torch.float64)
+        return out.scatter_reduce(0, receiver[kept], distance[kept], how).numpy()
 
-    z, nearest = batch.z.numpy(), per_atom(distance > 0, "amin", np.inf)
+    z = batch.z.numpy()
+    nearest = per_atom(distance > 0, "amin", np.inf)
     gap = per_atom(~bonded, "amin", np.inf) - per_atom(bonded, "amax", -np.inf)
     out = {}
     if np.isfinite(nearest).any():
@@ -230,8 +227,10 @@ def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict
 
 
 # -- the Gaussian assumption ---------------------------------------------------------------------
-# Kolmogorov–Smirnov distances beyond chance: a normal law for all purposes below, not one above
-CLOSE, FAR = 0.015, 0.04
+# Kolmogorov–Smirnov distances beyond chance: below the first a normal law for all purposes, above
+# the second none
+CLOSE = 0.015
+FAR = 0.04
 
 
 def displacements(
@@ -251,22 +250,23 @@ def displacements(
             u = star.u[:, a] - star.u[:, a].mean(0)
             spread, axes = np.linalg.eigh(u.T @ u / len(u))
             kept = spread > max(1e-4 * spread[-1], 0.01 * RIGID**2)
-            series += list((u @ axes[:, kept]).T)
-            widths += list(np.sqrt(spread[kept]))
+            series.extend((u @ axes[:, kept]).T)
+            widths.extend(np.sqrt(spread[kept]))
             elements += [SYMBOLS[star.z[a]]] * int(kept.sum())
     if not series:
         name = structures.info.get("name", "structures")
         raise DataError(
-            f"{name}: nothing to test, fewer than {FEWEST} structures of each system or rigid molecules"
+            f"{name}: nothing to test, fewer than {FEWEST} structures of each system or rigid "
+            "molecules"
         )
     sizes = [len(x) for x in series]
-    flat, width = np.concatenate(series), np.repeat(widths, sizes)
+    displacement = np.concatenate(series)
     return pd.DataFrame(
         {
             "element": pd.Categorical(np.repeat(elements, sizes)),
             "axis": np.repeat(np.arange(len(series)), sizes),
-            "displacement (Å)": flat,
-            "standardised": flat / width,
+            "displacement (Å)": displacement,
+            "standardised": displacement / np.repeat(widths, sizes),
         }
     )
 
@@ -280,17 +280,20 @@ def gaussian_test(
 ) -> pd.DataFrame:
     """Whether atoms move as Gaussians do, a row per element and one for all. Columns:
 
-    axes              how many directions of motion (up to three per atom), each with up to ``limit`` displacements
+    axes              how many directions of motion (up to three per atom), each with up to
+                      ``limit`` displacements
     rms (Å)           of the displacements along them
-    skew, kurtosis    mean over axes of the absolute third moment and of the excess fourth; a Gaussian has 0 (the first a little above
-                      it, by chance)
-    KS                mean over axes of the Kolmogorov–Smirnov distance to the normal law of the same variance, that is the largest
-                      difference between the two distribution functions: an effect size, which more
-                      data make more certain but not larger
+    skew, kurtosis    mean over axes of the absolute third moment and of the excess fourth; a
+                      Gaussian has 0 (the first a little above it, by chance)
+    KS                mean over axes of the Kolmogorov–Smirnov distance to the normal law of the
+                      same variance, that is the largest difference between the two distribution
+                      functions: an effect size, which more data make more certain but not larger
     by chance         what that mean is for Gaussian samples of the same sizes (drawn with ``seed``)
-    rejected (%)      in how many axes Shapiro and Wilk's test at 5 % rejects a subsample of ``subsample`` displacements; 5 for
-                      Gaussians
-    verdict           "Gaussian" if KS is at most 0.015 above chance, "nearly" up to 0.04, else "no" (a uniform law is 0.045 above)
+    rejected (%)      in how many axes Shapiro and Wilk's test at 5 % rejects a subsample of
+                      ``subsample`` displacements; 5 for Gaussians
+    verdict           "Gaussian" if KS is at most 0.015 above chance, "nearly" up to 0.04, else "no"
+                      (a uniform law is 0.045 above)
+
     There is no p-value of all data: with 10⁵ numbers every test rejects every real distribution for
     deviations that matter to no one, so the size of the deviation decides, and a test is asked only
     in samples of a fixed, small size, where its answers can be compared between sets. What is
@@ -299,23 +302,24 @@ def gaussian_test(
     """
     rng = np.random.default_rng(seed)
     table = displacements(structures, frame, limit, seed)
-    axis, element = table["axis"].to_numpy(), table["element"].astype(str).to_numpy()
+    axis = table["axis"].to_numpy()
     starts = np.flatnonzero(np.diff(axis, prepend=-1))
-    series, widths = (
-        np.split(table[c].to_numpy(), starts[1:]) for c in ("standardised", "displacement (Å)")
-    )
-    owner, chance = element[starts], {n: _ks_by_chance(n, rng) for n in {len(x) for x in series}}
+    element = table["element"].astype(str).to_numpy()[starts]  # of each axis
+    series = np.split(table["standardised"].to_numpy(), starts[1:])
+    displaced = np.split(table["displacement (Å)"].to_numpy(), starts[1:])
+    chance = {n: _ks_by_chance(n, rng) for n in {len(x) for x in series}}
     moments = np.array(
         [
-            [_ks(x), chance[len(x)], abs(np.mean(x**3)), np.mean(x**4) - 3.0, np.mean(w**2)]
-            for x, w in zip(series, widths)
+            [_ks(x), chance[len(x)], abs(np.mean(x**3)), np.mean(x**4) - 3.0, np.mean(d**2)]
+            for x, d in zip(series, displaced, strict=True)
         ]
     )
+    names = [SYMBOLS[e] for e in structures.elements if SYMBOLS[e] in element]
+    if len(names) > 1:
+        names.insert(0, "all")
     rows = []
-    for name in (["all"] if len(set(owner)) > 1 else []) + [
-        SYMBOLS[e] for e in structures.elements if SYMBOLS[e] in set(owner)
-    ]:
-        chosen = np.flatnonzero((owner == name) | (name == "all"))
+    for name in names:
+        chosen = np.flatnonzero((element == name) | (name == "all"))
         ks, expected, skew, kurtosis, square = moments[chosen].mean(0)
         tried = [series[i] for i in rng.permutation(chosen)[:500]]
         rejected = [stats.shapiro(rng.permutation(x)[:subsample]).pvalue < 0.05 for x in tried]
@@ -329,19 +333,22 @@ def gaussian_test(
                 "KS": ks,
                 "by chance": expected,
                 "rejected (%)": 100.0 * float(np.mean(rejected)),
-                "verdict": "Gaussian"
-                if ks - expected <= CLOSE
-                else "nearly"
-                if ks - expected <= FAR
-                else "no",
+                "verdict": _verdict(ks - expected),
             }
         )
     return pd.DataFrame(rows)
 
 
+def _verdict(beyond_chance: float) -> str:
+    if beyond_chance <= CLOSE:
+        return "Gaussian"
+    return "nearly" if beyond_chance <= FAR else "no"
+
+
 def _ks(x: np.ndarray) -> float:
     """Kolmogorov–Smirnov distance of standardised numbers to N(0, 1)."""
-    law, n = ndtr(np.sort(x)), len(x)
+    n = len(x)
+    law = ndtr(np.sort(x))
     return float(max((law - np.arange(n) / n).max(), (np.arange(1, n + 1) / n - law).max()))
 
 

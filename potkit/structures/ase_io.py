@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def to_ase(structures: Structures) -> list:
-    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge
-    and system in ``info``.
+    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and
+    system in ``info``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
@@ -87,8 +87,8 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
 
 
 def summary(s: Structures):
-    """A DataFrame with a row per system: structures, atoms, formula of the first, energy
-    (eV/atom) and forces (eV/Å).
+    """A DataFrame with a row per system: structures, atoms, formula of the first, energy (eV/atom)
+    and forces (eV/Å).
     """
     import pandas as pd
 

@@ -36,8 +36,8 @@ class Batch(Data):
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Batch:
-        """``Batch(**content)``, but many times faster: the keys are known to be plain, nothing
-        has to be looked up for them.
+        """``Batch(**content)``, but many times faster: the keys are known to be plain, nothing has
+        to be looked up for them.
         """
         new = cls()
         new._store._mapping.update(content)

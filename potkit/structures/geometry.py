@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) -> np.ndarray:
     """``step`` [..., 3] Å brought to its shortest image along the periodic directions.
 
-    ``cell`` [3, 3] and ``pbc`` [3], or one of each per row: [n, 3, 3] and [n, 3] for ``step``
-    [n, k, 3]. Right angles are a matter of rounding; any other cell goes through ASE's search over
-    the images of its Minkowski-reduced form, and is exact however skewed it is.
+    ``cell`` [3, 3] and ``pbc`` [3], or one of each per row: [n, 3, 3] and [n, 3] for ``step`` [n,
+    k, 3]. Right angles are a matter of rounding; any other cell goes through ASE's search over the
+    images of its Minkowski-reduced form, and is exact however skewed it is.
     """
     pbc = np.asarray(pbc, bool)
     if cell is None or not pbc.any():

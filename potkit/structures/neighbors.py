@@ -7,8 +7,8 @@ on the CPU: vesin, structure by structure. The same on a GPU: a sorted cell list
 linear in the number of atoms. The last two also handle boxes smaller than the cutoff (several
 images of one pair) and slabs and wires (periodic along one or two vectors only).
 
-Edges run from a sender j to a receiver i and are sorted by receiver; edge vectors are
-x_j + shift − x_i.
+Edges run from a sender j to a receiver i and are sorted by receiver; edge vectors are x_j + shift −
+x_i.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def _by_vesin(
 
 
 def _order(pairs: np.ndarray) -> np.ndarray:
-    """What sorts (receiver, sender) rows [E, 2] of 16-bit numbers: NumPy's stable sort of those
-    is a radix sort, and quick.
+    """What sorts (receiver, sender) rows [E, 2] of 16-bit numbers: NumPy's stable sort of those is
+    a radix sort, and quick.
     """
     order = np.argsort(pairs[:, 1].astype(np.uint16), kind="stable")
     return order[np.argsort(pairs[:, 0].astype(np.uint16)[order], kind="stable")]
@@ -216,8 +216,8 @@ def _cell_list(
 
 
 def attach(batch: Batch, cutoff: float) -> Batch:
-    """Give ``batch`` its edges within ``cutoff`` (``edge_index`` [2,E]; ``edge_shift`` [E,3] in
-    Å or None) unless it has them.
+    """Give ``batch`` its edges within ``cutoff`` (``edge_index`` [2,E]; ``edge_shift`` [E,3] in Å
+    or None) unless it has them.
     """
     if batch.edge_index is not None and batch.cutoff == cutoff:
         return batch

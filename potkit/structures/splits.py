@@ -28,8 +28,8 @@ def split(
     An entry is a share (float, of what is split), a count (int), or None for all that is left.
     Shares and counts are of structures for "structure"; of systems, none of which lands in two
     parts, for "system" (unseen molecules, or whole trajectories); of each system's structures,
-    drawn independently for each system, for "structure-within-system" (both papers).
-    Raises ConfigError for shares that do not fit, DataError if there are too few structures.
+    drawn independently for each system, for "structure-within-system" (both papers). Raises
+    ConfigError for shares that do not fit, DataError if there are too few structures.
     """
     parts = _check(fractions)
     if by not in BY:

@@ -40,8 +40,8 @@ class Rows:
     offset: int  # bytes before the first row
 
     def take(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """The rows ``starts[i] … starts[i] + counts[i]`` one run after the other, as a new
-        array. Raises DataError.
+        """The rows ``starts[i] … starts[i] + counts[i]`` one run after the other, as a new array.
+        Raises DataError.
         """
         starts, counts = starts[counts > 0], counts[counts > 0]
         out = np.empty((int(counts.sum()), *self.array.shape[1:]), self.array.dtype)
@@ -127,9 +127,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Path:
-    """Write ``arrays`` and ``info`` to ``path`` (one HDF5 file if it ends in .h5, else a
-    folder).
-    """
+    """Write ``arrays`` and ``info`` to ``path`` (one HDF5 file if it ends in .h5, else a folder)."""
     header = _header(info)
     with replacing(path) as temporary:
         if path.suffix == ".h5":
@@ -193,8 +191,8 @@ class StoreWriter:
             raise DataError(f"{self.path}: cannot be written ({_reason(error)})") from error
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
-        """Add structures; ``arrays`` as `Structures.arrays` gives them, with ``ptr`` from 0.
-        Every block has the same arrays.
+        """Add structures; ``arrays`` as `Structures.arrays` gives them, with ``ptr`` from 0. Every
+        block has the same arrays.
         """
         if not self._arrays:
             with self._writing():

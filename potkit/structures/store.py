@@ -480,8 +480,8 @@ class Structures:
     def from_ase(
         cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
     ) -> Structures:
-        """From `ase.Atoms`: energy and forces come from the attached calculator and must be
-        there for all frames or for none.
+        """From `ase.Atoms`: energy and forces come from the attached calculator and must be there
+        for all frames or for none.
         """
         arrays = ase_io.arrays_from_ase(frames, dtype)
         info = arrays.pop("info") | dict(info or {})
@@ -489,8 +489,8 @@ class Structures:
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
-    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems
-    are matched by name.
+    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems are
+    matched by name.
     """
     parts = list(parts)
     if not parts:

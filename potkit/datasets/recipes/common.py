@@ -60,7 +60,7 @@ class Recipe:
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:
-    """``values`` rounded to multiples of `GRID`, as float32, so that what is stored was labelled."""
+    """``values`` rounded to multiples of `GRID`, as float32: what is stored was labelled."""
     return (np.round(np.asarray(values, np.float64) / GRID) * GRID).astype(np.float32)
 
 
