@@ -45,7 +45,7 @@ def formula(z: np.ndarray) -> str:
 
 
 def composition(structures: Structures, elements: list[int] | None = None) -> np.ndarray:
-    """How many atoms of each element, [S, len(elements)] int64 (default: the elements that occur)."""
+    """How many atoms of each element, [S, len(elements)] int64; default: the elements there are."""
     elements = structures.elements if elements is None else elements
     column = np.full(MAX_Z + 1, -1)
     column[elements] = np.arange(len(elements))

@@ -127,7 +127,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Path:
-    """Write ``arrays`` and ``info`` to ``path`` (one HDF5 file if it ends in .h5, else a folder)."""
+    """Write ``arrays`` and ``info`` to ``path``: one HDF5 file if it ends in .h5, else a folder."""
     header = _header(info)
     with replacing(path) as temporary:
         if path.suffix == ".h5":

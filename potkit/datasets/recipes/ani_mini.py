@@ -271,13 +271,19 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
     given_up = "".join(f"; `{smiles}` ({why})" for smiles, why in failures.items())
     notes = [
         f"Molecules given up: {len(failures)} of {len(tasks)}{given_up}.",
-        f"Structures dropped: {dropped['scc']} without SCC convergence, {dropped['close']} with "
-        f"two atoms closer than {CLOSEST} Å, {dropped['energy']} more than {ENERGY_WINDOW:.2f} eV "
-        "(275 kcal/mol) above the minimum.",
-        f"Force constants floored at {K_FLOOR} eV/Å²: {floored} of {modes} modes, so soft torsions "
-        "are sampled less than ANI-1 would.",
-        "Structures of one molecule share a system number and a minimum: a split by structure has "
-        "seen every test molecule.",
+        (
+            f"Structures dropped: {dropped['scc']} without SCC convergence, {dropped['close']} "
+            f"with two atoms closer than {CLOSEST} Å, {dropped['energy']} more than "
+            f"{ENERGY_WINDOW:.2f} eV (275 kcal/mol) above the minimum."
+        ),
+        (
+            f"Force constants floored at {K_FLOOR} eV/Å²: {floored} of {modes} modes, so soft "
+            "torsions are sampled less than ANI-1 would."
+        ),
+        (
+            "Structures of one molecule share a system number and a minimum: a split by structure "
+            "has seen every test molecule."
+        ),
         CAVEAT,
     ]
     return {

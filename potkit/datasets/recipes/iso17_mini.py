@@ -121,14 +121,20 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "dynamics": table,
         "tables": {"How the dynamics went": markdown(quoted, "isomer")},
         "notes": [
-            f"Held out as unseen isomers: {', '.join(f'`{s}`' for s in unseen)}. "
-            '`potkit.datasets.registry.published_split("iso17-mini")` gives the rows of train, '
-            "valid, test_within and test_other, as ISO17 has them.",
-            f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; energy "
-            "lag 1 and shape lag 1 are the correlations of neighbouring frames' energies and pair "
-            "distances.",
-            "Above minimum: mean potential energy of the frames over that of quenched last frames; "
-            "a harmonic molecule would have the equipartition value.",
+            (
+                f"Held out as unseen isomers: {', '.join(f'`{s}`' for s in unseen)}. "
+                '`potkit.datasets.registry.published_split("iso17-mini")` gives the rows of train, '
+                "valid, test_within and test_other, as ISO17 has them."
+            ),
+            (
+                f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; "
+                "energy lag 1 and shape lag 1 are the correlations of neighbouring frames' "
+                "energies and pair distances."
+            ),
+            (
+                "Above minimum: mean potential energy of the frames over that of quenched last "
+                "frames; a harmonic molecule would have the equipartition value."
+            ),
             (
                 "Kinetic temperature: BAOAB's velocities are a few per cent too slow at this step "
                 "in stiff bonds; its positions are not."

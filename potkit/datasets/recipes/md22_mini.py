@@ -56,8 +56,10 @@ MOLECULES = {
     "DHA": Molecule(r"CC/C=C\C/C=C\C/C=C\C/C=C\C/C=C\C/C=C\CCC(=O)O", 69_753),
     "AT-AT": Molecule(f"{ADENINE}.{THYMINE}.{ADENINE}.{THYMINE}", 20_001, 4.0),
     "stachyose": Molecule(
-        "OC[C@H]1O[C@H](OC[C@H]2O[C@H](OC[C@H]3O[C@H](O[C@]4(CO)O[C@H](CO)[C@@H](O)[C@@H]4O)"
-        "[C@H](O)[C@@H](O)[C@@H]3O)[C@H](O)[C@@H](O)[C@H]2O)[C@H](O)[C@@H](O)[C@H]1O",
+        (
+            "OC[C@H]1O[C@H](OC[C@H]2O[C@H](OC[C@H]3O[C@H](O[C@]4(CO)O[C@H](CO)[C@@H](O)[C@@H]4O)"
+            "[C@H](O)[C@@H](O)[C@@H]3O)[C@H](O)[C@@H](O)[C@H]2O)[C@H](O)[C@@H](O)[C@H]1O"
+        ),
         27_272,
     ),
 }
@@ -187,17 +189,25 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "dynamics": table,
         "tables": {"How the dynamics went": markdown(table, "molecule")},
         "notes": [
-            f"Bonds and angles are those of GFN2-xTB at {TEMPERATURE:g} K as far as {steps} damped "
-            "steps bring them there; torsions and contacts are those of the force field (MMFF94): "
-            "GFN2-xTB would populate conformers differently.",
-            "Above minimum: mean potential energy of the frames over that of quenched last frames; "
-            "a harmonic molecule would have the equipartition value.",
-            "Energy lag 1 and shape lag 1: correlations of neighbouring frames' energies and pair "
-            f"distances, {EVERY * STEP * 1e-3:g} ps of force-field dynamics apart.",
-            "AT-AT: two stacked Watson-Crick pairs, adenine over thymine, which MMFF94 would take "
-            "apart at this temperature: in the force-field part springs act on hydrogen bonds "
-            f"beyond {REACH:g} Å and on bases whose centre is beyond {MOLECULES['AT-AT'].radius:g} "
-            "Å from the common one. No label contains them.",
+            (
+                f"Bonds and angles are those of GFN2-xTB at {TEMPERATURE:g} K as far as {steps} "
+                "damped steps bring them there; torsions and contacts are those of the force field "
+                "(MMFF94): GFN2-xTB would populate conformers differently."
+            ),
+            (
+                "Above minimum: mean potential energy of the frames over that of quenched last "
+                "frames; a harmonic molecule would have the equipartition value."
+            ),
+            (
+                "Energy lag 1 and shape lag 1: correlations of neighbouring frames' energies and "
+                f"pair distances, {EVERY * STEP * 1e-3:g} ps of force-field dynamics apart."
+            ),
+            (
+                "AT-AT: two stacked Watson-Crick pairs, adenine over thymine, which MMFF94 would "
+                "take apart at this temperature: in the force-field part springs act on hydrogen "
+                f"bonds beyond {REACH:g} Å and on bases whose centre is beyond "
+                f"{MOLECULES['AT-AT'].radius:g} Å from the common one. No label contains them."
+            ),
             dropped_note(infos),
             "A molecule is a system; its trajectories are independent and lie one after the other.",
             CAVEAT,

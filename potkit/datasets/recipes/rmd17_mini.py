@@ -91,18 +91,24 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "dynamics": table,
         "tables": {"How the dynamics went": markdown(table, "molecule")},
         "notes": [
-            f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; energy "
-            "lag 1 and shape lag 1 are the correlations of neighbouring frames' energies and pair "
-            "distances.",
-            "Above minimum: mean potential energy of the frames over that of quenched last frames; "
-            "a harmonic molecule would have the equipartition value.",
+            (
+                f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; "
+                "energy lag 1 and shape lag 1 are the correlations of neighbouring frames' "
+                "energies and pair distances."
+            ),
+            (
+                "Above minimum: mean potential energy of the frames over that of quenched last "
+                "frames; a harmonic molecule would have the equipartition value."
+            ),
             (
                 "Kinetic temperature: BAOAB's velocities are a few per cent too slow at this step "
                 "in stiff bonds; its positions are not."
             ),
             dropped_note(infos),
-            "A molecule is a system; its trajectories are independent and lie one after the other "
-            f"({BLOCK} frames each at most).",
+            (
+                "A molecule is a system; its trajectories are independent and lie one after the "
+                f"other ({BLOCK} frames each at most)."
+            ),
             CAVEAT,
         ],
     }

@@ -150,16 +150,22 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
                 "mostly beyond two sums of covalent radii: few of their distances reach the upper "
                 "limit."
             ),
-            f"Trajectories by MMFF94: {fields['MMFF94']}, by UFF, which has no charges: "
-            f"{fields['UFF']}, ion pairs and others without a force field: {fields['none']}. In "
-            "the force-field part springs hold the fragments of a cluster together (centres within "
-            f"{RADIUS[2]:g} Å of the common one for two, {RADIUS_MORE:g} Å for more); no label "
-            "contains them.",
-            f"Within a system every second structure is relaxed by {RELAXATION} steps of "
-            "minimisation: energies are not those of one temperature.",
-            "Energies are total, relative to GFN2-xTB's valence-only zero; charged systems are as "
-            "they are (`charge`), without any correction, and the energies of isolated atoms are "
-            "those of neutral ones.",
+            (
+                f"Trajectories by MMFF94: {fields['MMFF94']}, by UFF, which has no charges: "
+                f"{fields['UFF']}, ion pairs and others without a force field: {fields['none']}. "
+                "In the force-field part springs hold the fragments of a cluster together (centres "
+                f"within {RADIUS[2]:g} Å of the common one for two, {RADIUS_MORE:g} Å for more); "
+                "no label contains them."
+            ),
+            (
+                f"Within a system every second structure is relaxed by {RELAXATION} steps of "
+                "minimisation: energies are not those of one temperature."
+            ),
+            (
+                "Energies are total, relative to GFN2-xTB's valence-only zero; charged systems are "
+                "as they are (`charge`), without any correction, and the energies of isolated "
+                "atoms are those of neutral ones."
+            ),
             CAVEAT,
         ],
     }

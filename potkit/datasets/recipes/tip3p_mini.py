@@ -209,12 +209,18 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
     kelvin = np.array(list(means.values()))
     step = STEP_FS[rigid]
     notes = [
-        f"{'Rigid' if rigid else 'Flexible'} molecules, steps of {step:g} fs, a frame every "
-        f"{EVERY} steps ({EVERY * step:g} fs): neighbouring frames are correlated.",
-        "System number k is trajectory (seed) k: split by system to test on trajectories never "
-        "seen; the masked paper takes 8/1/1.",
-        f"Kinetic temperature, mean over all frames: {kelvin.mean():.1f} K; per trajectory "
-        f"{kelvin.min():.1f} to {kelvin.max():.1f} K.",
+        (
+            f"{'Rigid' if rigid else 'Flexible'} molecules, steps of {step:g} fs, a frame every "
+            f"{EVERY} steps ({EVERY * step:g} fs): neighbouring frames are correlated."
+        ),
+        (
+            "System number k is trajectory (seed) k: split by system to test on trajectories never "
+            "seen; the masked paper takes 8/1/1."
+        ),
+        (
+            f"Kinetic temperature, mean over all frames: {kelvin.mean():.1f} K; per trajectory "
+            f"{kelvin.min():.1f} to {kelvin.max():.1f} K."
+        ),
         "Molecules are whole: their centres lie in the cell, atoms may stick out of it.",
     ]
     if rigid:

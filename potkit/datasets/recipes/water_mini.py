@@ -289,21 +289,27 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
                 "No bond ever breaks in AMOEBA: there is no proton transfer, unlike in the RPBE-D3 "
                 "set; there is no ice either."
             ),
-            f"O-H bonds and angles are those of AMOEBA at the box's temperature as far as {STEPS} "
-            "damped steps bring them there; where the molecules lie is decided by the classical "
-            "model (flexible TIP3P).",
+            (
+                "O-H bonds and angles are those of AMOEBA at the box's temperature as far as "
+                f"{STEPS} damped steps bring them there; where the molecules lie is decided by the "
+                "classical model (flexible TIP3P)."
+            ),
             (
                 f"Frames of one box are {EVERY * STEP * 1e-3:g} ps of classical dynamics apart; a "
                 "box is a system of its own."
             ),
-            "Kinetic temperature of the damped steps over that of the thermostat: mean "
-            f"{ratio.mean():.3f}, per box {ratio.min():.3f} to {ratio.max():.3f}.",
+            (
+                "Kinetic temperature of the damped steps over that of the thermostat: mean "
+                f"{ratio.mean():.3f}, per box {ratio.min():.3f} to {ratio.max():.3f}."
+            ),
             (
                 "Frames dropped, an O-H bond outside 0.75 to 1.3 Å: "
                 f"{sum(i['dropped'] for i in infos)}."
             ),
-            "Boxes of 8 to 32 waters are narrower than twice the cutoff of many networks: "
-            "neighbour lists must count several images of one atom (potkit's do).",
+            (
+                "Boxes of 8 to 32 waters are narrower than twice the cutoff of many networks: "
+                "neighbour lists must count several images of one atom (potkit's do)."
+            ),
             (
                 "The energy of molecules far apart is close to zero: there are no energies of "
                 "atoms in it."
