@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-WANTED = [
+NEEDED = [
     "jupyterlab",
     "papermill",
     "torch",
@@ -70,8 +70,8 @@ def test_environment_names_every_wanted_package(environment, repository, declare
     # an entry of the list
     head = (repository / "environment.yml").read_text().split("name:")[0]
     named |= set(re.findall(r"pip install --no-build-isolation (\S+)", head))
-    assert set(WANTED) <= named
-    assert set(WANTED) <= set(declared)
+    assert set(NEEDED) <= named
+    assert set(NEEDED) <= set(declared)
 
 
 def test_environment_python_is_allowed(environment, project):
@@ -111,14 +111,13 @@ def test_installed_packages_satisfy_pyproject(project):
     for text in [t for entries in groups for t in entries]:
         requirement = Requirement(text)
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
             if text in project["dependencies"]:
                 raise
             continue
-        assert requirement.specifier.contains(found, prereleases=True), (
-            f"{text} but {found} is installed"
-        )
+        allowed = requirement.specifier.contains(installed, prereleases=True)
+        assert allowed, f"{text} but {installed} is installed"
 
 
 def test_version_stands_in_one_place(project):

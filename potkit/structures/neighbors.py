@@ -65,8 +65,8 @@ def _all_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, cutoff: float, max_atoms
     sender = start[:, None] + partner  # [N, max_atoms]
     inside = partner < count[:, None]
     distance2 = (pos[sender.clamp(max=max(len(pos) - 1, 0))] - pos[:, None]).square_().sum(-1)
-    receiver = torch.arange(len(pos), device=pos.device)[:, None]
-    close = inside & (distance2 < cutoff * cutoff) & (sender != receiver)
+    atom = torch.arange(len(pos), device=pos.device)[:, None]
+    close = inside & (distance2 < cutoff * cutoff) & (sender != atom)
     receiver, slot = torch.nonzero(close, as_tuple=True)
     return torch.stack([start[receiver] + slot, receiver])
 

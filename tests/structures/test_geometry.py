@@ -66,8 +66,8 @@ def test_minimum_images_of_a_batch_are_those_of_arrays(name, rng):
     shortest = geometry.minimum_image_of(torch.from_numpy(step), batch, torch.from_numpy(owner))
     for row in range(2):
         length = shortest_of_all(step[owner == row], cell, PERIODIC[row])
-        ours = shortest.numpy()[owner == row]
-        np.testing.assert_allclose(np.linalg.norm(ours, axis=1), length, atol=1e-9)
+        of_structure = shortest.numpy()[owner == row]
+        np.testing.assert_allclose(np.linalg.norm(of_structure, axis=1), length, atol=1e-9)
 
 
 def test_edge_vectors_are_differences_of_positions_across_the_faces():

@@ -146,8 +146,8 @@ def test_images_are_counted_not_dropped():
 
 
 def test_choice_of_the_way(monkeypatch):
-    """Small free structures take all pairs, large ones and periodic ones do not; the edges are
-    the same.
+    """Small free structures take all pairs, large ones and periodic ones do not; the edges are the
+    same.
     """
     big = structure("free", neighbors.DENSE_LIMIT + 40).batch(dtype=torch.float64)
     edges, shifts = neighbors.neighbor_list(big.pos, big.batch, big.ptr, 2.0)

@@ -21,8 +21,8 @@ from potkit.structures.store import Structures, concatenate
 
 
 def water(n=4, name="water", seed=0, **options):
-    """n structures: water and methane by turns, with every kind of array, in boxes for odd ones
-    if ``periodic``.
+    """n structures: water and methane by turns, with every kind of array, in boxes for odd ones if
+    ``periodic``.
     """
     rng = np.random.default_rng(seed)
     z = [[8, 1, 1] if i % 2 == 0 else [6, 1, 1, 1, 1] for i in range(n)]
@@ -91,11 +91,7 @@ def test_joining():
     unlabelled = Structures(b.z, b.pos, b.ptr, info={"name": "bare"})
     mixed = concatenate([a, unlabelled])
     assert mixed.energy is None and mixed.forces is None and mixed.info["name"] == "water + bare"
-    assert mixed.system_names() == [
-        "water",
-        "methane",
-        "bare:system-0",
-    ]
+    assert mixed.system_names() == ["water", "methane", "bare:system-0"]
     assert mixed.system.tolist() == [0, 1, 0, 2, 2]
     half = concatenate([a, water(2, periodic=True)])
     assert not half.cell[:3].any() and half.pbc.tolist() == [[False] * 3] * 4 + [[True] * 3]
@@ -134,7 +130,8 @@ def test_memory_map(tmp_path, monkeypatch, small):
     monkeypatch.setattr(structures, "MAPPED", small)
     s = water(5)
     path = s.save(tmp_path / "folder")
-    mapped, read = Structures.open(path), Structures.open(path, mmap=False)
+    mapped = Structures.open(path)
+    read = Structures.open(path, mmap=False)
     assert isinstance(mapped.pos, np.memmap) and not isinstance(read.pos, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         mapped.pos[:] = 0
@@ -191,7 +188,8 @@ def test_a_mapped_store_travels_by_name(tmp_path):
 def test_a_store_cut_while_it_is_open(tmp_path, monkeypatch):
     monkeypatch.setattr(structures, "MAPPED", 0)
     path = water(100).save(tmp_path / "folder")
-    mapped, whole = Structures.open(path), (path / "pos.npy").read_bytes()
+    mapped = Structures.open(path)
+    whole = (path / "pos.npy").read_bytes()
     (path / "pos.npy").write_bytes(whole[:2000])
     with pytest.raises(DataError, match=r"pos.npy: ends before byte \d+: the file is truncated"):
         mapped.batch([90])
