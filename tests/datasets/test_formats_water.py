@@ -29,10 +29,9 @@ end
 
 def test_runner_known_values(tmp_path):
     path = tmp_path / "anything"
-    free = "\n".join(line for line in BLOCK.splitlines() if not line.startswith("lattice")).replace(
-        "charge    0.0", "charge  -1.0"
-    )
-    path.write_text("# made by hand\n" + BLOCK + free + "\n")
+    without_box = [line for line in BLOCK.splitlines() if not line.startswith("lattice")]
+    ion = "\n".join(without_box).replace("charge    0.0", "charge  -1.0")
+    path.write_text("# made by hand\n" + BLOCK + ion + "\n")
     assert guess(path) == "runner"
     s = read(path, dtype=np.float64)
     assert len(s) == 2

@@ -147,8 +147,11 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     big = ani1(tmp_path / "big.h5", groups=400, n=3500)
     small = ani1(tmp_path / "small.h5")
     code = (
-        "import resource, sys; from potkit.datasets import registry; from potkit.datasets.formats "
-        "import packer; packer.HELD = 4 << 20; registry.pack(sys.argv[1], sys.argv[2]); "
+        "import resource, sys\n"
+        "from potkit.datasets import registry\n"
+        "from potkit.datasets.formats import packer\n"
+        "packer.HELD = 4 << 20\n"
+        "registry.pack(sys.argv[1], sys.argv[2])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     peaks = []
@@ -171,10 +174,15 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
 def test_an_interrupted_conversion_is_made_again(tmp_path, how):
     path = ani1(tmp_path / "a.h5", groups=40)
     code = (
-        "import sys, time; from potkit.datasets import registry; from potkit.datasets.formats "
-        "import packer; packer.HELD = 1; write = packer.Packer._write\n"
+        "import sys, time\n"
+        "from potkit.datasets import registry\n"
+        "from potkit.datasets.formats import packer\n"
+        "packer.HELD = 1\n"
+        "write = packer.Packer._write\n"
         "def slow(self):\n"
-        "    write(self); print('block', flush=True); time.sleep(0.2)\n"
+        "    write(self)\n"
+        "    print('block', flush=True)\n"
+        "    time.sleep(0.2)\n"
         "packer.Packer._write = slow\n"
         "registry.pack(sys.argv[1], sys.argv[2])"
     )
@@ -199,11 +207,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, name):
     """A limit on the size of files, set by the kernel, stands for the disk."""
     molecules(400).save(tmp_path / "whole.h5")
     code = (
-        "import resource, signal, sys, potkit; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "s = potkit.Structures.open('whole.h5'); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, "
-        "9000))\n"
-        "try: s.save(sys.argv[1])\n"
-        "except potkit.errors.DataError as error: print(error)"
+        "import resource, signal, sys\n"
+        "import potkit\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "s = potkit.Structures.open('whole.h5')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "try:\n"
+        "    s.save(sys.argv[1])\n"
+        "except potkit.errors.DataError as error:\n"
+        "    print(error)"
     )
     command = [sys.executable, "-c", code, name]
     done = subprocess.run(

@@ -208,9 +208,14 @@ def test_a_store_with_foreign_values_is_found_by_validate(tmp_path):
 def test_opening_and_cutting_need_no_torch_and_gathering_no_pyg(tmp_path):
     water(5).save(tmp_path / "folder")
     code = (
-        "import sys, potkit; s = potkit.Structures.open('folder'); s[[4, 1]].energy; assert "
-        "'torch' not in sys.modules; s.gather([4, 1]); assert 'torch' in sys.modules and "
-        "'torch_geometric' not in sys.modules"
+        "import sys\n"
+        "import potkit\n"
+        "s = potkit.Structures.open('folder')\n"
+        "s[[4, 1]].energy\n"
+        "assert 'torch' not in sys.modules\n"
+        "s.gather([4, 1])\n"
+        "assert 'torch' in sys.modules\n"
+        "assert 'torch_geometric' not in sys.modules"
     )
     root = str(Path(structures.__file__).parents[2])
     done = subprocess.run(
