@@ -23,7 +23,8 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WINDOW = (1500, 1100)
-SETTINGS = {  # no questions on the first start, and every cell in the page, whether in sight or not
+# no questions on the first start, and every cell in the page, whether in sight or not
+SETTINGS = {
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
         "fetchNews": "false",
         "checkForUpdates": False,
@@ -34,7 +35,7 @@ SETTINGS = {  # no questions on the first start, and every cell in the page, whe
 
 def chromium() -> str | None:
     """The browser's command, or None where none is installed."""
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def _free_port() -> int:
@@ -47,8 +48,8 @@ def _wait(what: str, test: Any, seconds: float, pause: float = 0.3) -> Any:
     """What ``test`` returns once that is true. Raises TimeoutError."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := test():
-            return found
+        if answer := test():
+            return answer
         time.sleep(pause)
     raise TimeoutError(f"{what}: not within {seconds:.0f} s")
 
@@ -71,8 +72,9 @@ def jupyterlab(folder: Path, home: Path, **environment: str) -> Iterator[str]:
         path = home / "settings" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    port, token = _free_port(), secrets.token_hex(16)
-    own = {
+    port = _free_port()
+    token = secrets.token_hex(16)
+    folders = {
         "JUPYTER_CONFIG_DIR": home / "config",
         "JUPYTER_RUNTIME_DIR": home / "runtime",
         "JUPYTERLAB_SETTINGS_DIR": home / "settings",
@@ -93,26 +95,17 @@ def jupyterlab(folder: Path, home: Path, **environment: str) -> Iterator[str]:
     ]
     with (home / "jupyterlab.log").open("w") as log:
         command = [sys.executable, "-m", "jupyterlab", *options]
-        server = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **{k: str(v) for k, v in own.items()}},
-        )
+        env = os.environ | {name: str(value) for name, value in folders.items()}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     try:
 
         def answers() -> bool:
             if server.poll() is not None:
-                raise RuntimeError(
-                    f"JupyterLab ended: {(home / 'jupyterlab.log').read_text()[-800:]}"
-                )
+                log = (home / "jupyterlab.log").read_text()
+                raise RuntimeError(f"JupyterLab ended: {log[-800:]}")
             try:
-                return (
-                    urllib.request.urlopen(
-                        f"http://127.0.0.1:{port}/api?token={token}", timeout=5
-                    ).status
-                    == 200
-                )
+                address = f"http://127.0.0.1:{port}/api?token={token}"
+                return urllib.request.urlopen(address, timeout=5).status == 200
             except OSError:
                 return False
 
@@ -128,10 +121,8 @@ class Page:
     def __init__(self, address: str) -> None:
         import websocket  # of websocket-client, which jupyter_server brings
 
-        self.socket, self.count = (
-            websocket.create_connection(address, timeout=60, suppress_origin=True),
-            0,
-        )
+        self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
+        self.count = 0  # of commands
         self.failed: list[str] = []  # addresses outside this machine that the page asked for
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -156,9 +147,8 @@ class Page:
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
         if "exceptionDetails" in result:
-            raise RuntimeError(
-                result["exceptionDetails"].get("exception", {}).get("description", str(result))
-            )
+            exception = result["exceptionDetails"].get("exception", {})
+            raise RuntimeError(exception.get("description", str(result)))
         return result["result"].get("value")
 
     def wait(self, what: str, expression: str, seconds: float) -> Any:
@@ -178,9 +168,8 @@ class Page:
 
     def screenshot(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(
-            base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        )
+        picture = self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(picture["data"]))
         return path
 
 
@@ -210,16 +199,13 @@ def browser(home: Path) -> Iterator[Page]:
         process = subprocess.Popen([chromium(), *options, "about:blank"], stdout=log, stderr=log)
     try:
         port_file = profile / "DevToolsActivePort"
-        port = int(
-            _wait(
-                "Chromium's start",
-                lambda: port_file.is_file() and port_file.read_text().split()[:1],
-                60,
-            )[0]
-        )
-        pages = json.loads(
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10).read()
-        )
+
+        def ports() -> list[str]:
+            return port_file.read_text().split()[:1] if port_file.is_file() else []
+
+        (port,) = _wait("Chromium's start", ports, 60)
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10)
+        pages = json.loads(answer.read())
         page = Page(next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page"))
         for domain in ("Page", "Runtime", "Network"):
             page.call(f"{domain}.enable")
@@ -235,7 +221,10 @@ PROMPTS = f"{CELLS}.map(c => c.querySelector('.jp-InputPrompt').textContent.trim
 FIGURE = ".jp-OutputArea-output.jp-RenderedPlotly"
 PANEL = "[...window.jupyterapp.shell.widgets('main')].find(w => w.sessionContext)"
 KERNEL = f"{PANEL}?.sessionContext.session?.kernel"
-ERRORS = '[...document.querySelectorAll(\'[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]\')]'
+ERRORS = (
+    '[...document.querySelectorAll(\'[data-mime-type="application/vnd.jupyter.error"], '
+    '[data-mime-type="application/vnd.jupyter.stderr"]\')]'
+)
 
 
 def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
@@ -243,22 +232,17 @@ def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
     it.
     """
     page.call("Page.navigate", url=address)
-    page.wait(
-        "the notebook in JupyterLab", f"window.jupyterapp !== undefined && {CELLS}.length > 0", 120
-    )
-    page.wait(
-        "the kernel",
-        f"{KERNEL}?.connectionStatus === 'connected' && {KERNEL}.status === 'idle'",
-        120,
-    )
+    there = f"window.jupyterapp !== undefined && {CELLS}.length > 0"
+    page.wait("the notebook in JupyterLab", there, 120)
+    idle = f"{KERNEL}?.connectionStatus === 'connected' && {KERNEL}.status === 'idle'"
+    page.wait("the kernel", idle, 120)
     page.js(f"window.jupyterapp.shell.activateById({PANEL}.id)")
     page.js("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait("the first cell", f"{PROMPTS}.some(p => p.startsWith('[*') || /\\d/.test(p))", 60)
-    page.wait(
-        "the last cell",
-        f"{ERRORS}.some(e => e.dataset.mimeType.endsWith('error')) || !{PROMPTS}.some(p => !/\\d/.test(p))",
-        seconds,
-    )
+    started = f"{PROMPTS}.some(p => p.startsWith('[*') || /\\d/.test(p))"
+    page.wait("the first cell", started, 60)
+    failed = f"{ERRORS}.some(e => e.dataset.mimeType.endsWith('error'))"
+    finished = f"!{PROMPTS}.some(p => !/\\d/.test(p))"
+    page.wait("the last cell", f"{failed} || {finished}", seconds)
     time.sleep(2)
     return {
         "prompts": page.js(PROMPTS),
@@ -272,23 +256,21 @@ def show(page: Page, number: int) -> dict[str, float]:
     interactive form: x, y, width, height.
     """
     where = f"document.querySelectorAll('{FIGURE}')[{number}]"
+    place = "(({x, y, width, height}) => ({x, y, width, height}))"
     page.js(f"{where}.scrollIntoView({{block: 'center'}})")
     time.sleep(1)
-    box = page.js(
-        f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.getBoundingClientRect())"
-    )
+    box = page.js(f"{place}({where}.getBoundingClientRect())")
     page.mouse("mouseMoved", box["x"] + 5, box["y"] + 5)
     page.mouse("mouseMoved", box["x"] + min(box["width"], 400) / 2, box["y"] + box["height"] / 2)
     page.wait("the interactive figure", f"{where}.querySelector('.main-svg') !== null", 60)
     time.sleep(2)
-    return page.js(
-        f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.querySelector('.svg-container').getBoundingClientRect())"
-    )
+    return page.js(f"{place}({where}.querySelector('.svg-container').getBoundingClientRect())")
 
 
 def drag(page: Page, box: dict[str, float], by: float = 120) -> None:
     """Turn what is drawn in ``box`` by dragging from its middle."""
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    x = box["x"] + box["width"] / 2
+    y = box["y"] + box["height"] / 2
     page.mouse("mouseMoved", x, y)
     page.mouse("mousePressed", x, y, "left")
     for step in range(1, 11):
@@ -299,7 +281,8 @@ def drag(page: Page, box: dict[str, float], by: float = 120) -> None:
 
 
 if __name__ == "__main__":
-    notebook, out = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    notebook = Path(sys.argv[1]).resolve()
+    out = Path(sys.argv[2]).resolve()
     out.mkdir(parents=True, exist_ok=True)
     (out / "lab").mkdir(exist_ok=True)
     shutil.copy(notebook, out / "lab")

@@ -38,9 +38,7 @@ def wait(pid: int) -> int:
 
 
 class Square:
-    """Squares; dies of 13; the first tasks wait for each other, so that both processes take
-    part.
-    """
+    """Squares; dies of 13. The first tasks wait for each other: both processes take part."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -37,8 +37,5 @@ def grid(store: str | Path, **changes) -> experiment.Experiment:
 
 def numbers(table):
     """What must not depend on how, where and how often a grid was run: all but seconds."""
-    return (
-        table.drop(columns=["seconds", "pretrain_seconds"])
-        .astype({"arm": str})
-        .reset_index(drop=True)
-    )
+    table = table.drop(columns=["seconds", "pretrain_seconds"])
+    return table.astype({"arm": str}).reset_index(drop=True)

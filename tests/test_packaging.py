@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 import potkit
 from potkit.datasets.records import RECORDS
 
-WANTED = [
+NEEDED = [
     "jupyterlab",
     "papermill",
     "torch",
@@ -78,8 +78,8 @@ def test_environment_names_every_wanted_package(environment, repository, declare
     # an entry of the list
     head = (repository / "environment.yml").read_text().split("name:")[0]
     named |= set(re.findall(r"pip install --no-build-isolation (\S+)", head))
-    assert set(WANTED) <= named
-    assert set(WANTED) <= set(declared)
+    assert set(NEEDED) <= named
+    assert set(NEEDED) <= set(declared)
 
 
 def test_environment_python_is_allowed(environment, project):
@@ -119,14 +119,13 @@ def test_installed_packages_satisfy_pyproject(project):
     for text in [t for entries in groups for t in entries]:
         requirement = Requirement(text)
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
             if text in project["dependencies"]:
                 raise
             continue
-        assert requirement.specifier.contains(found, prereleases=True), (
-            f"{text} but {found} is installed"
-        )
+        allowed = requirement.specifier.contains(installed, prereleases=True)
+        assert allowed, f"{text} but {installed} is installed"
 
 
 def test_version_stands_in_one_place(project):

@@ -8,7 +8,9 @@ import torch
 import potkit
 from potkit.objectives import OBJECTIVES, Objective
 
-BOND, ANGLE = 0.9572, 104.52  # Å and degrees: TIP3P water (Jorgensen et al. 1983)
+# TIP3P water, Å and degrees (Jorgensen et al. 1983)
+BOND = 0.9572
+ANGLE = 104.52
 HH = 2 * BOND * np.sin(np.radians(ANGLE / 2))  # Å between the two hydrogens
 
 
@@ -28,22 +30,21 @@ def rotations(n: int, rng: np.random.Generator) -> np.ndarray:
 def water(
     n_structures: int, per_side: int = 2, seed: int = 0, spacing: float = 3.1
 ) -> potkit.Structures:
-    """Boxes of per_side³ rigid waters (O H H each) in ideal geometry, turned at random, every
-    atom wrapped into the box.
+    """Boxes of per_side³ rigid waters (O H H each) in ideal geometry, turned at random, every atom
+    wrapped into the box.
     """
     rng = np.random.default_rng(seed)
     half = np.radians(ANGLE / 2)
     shape = BOND * np.array(
         [[0, 0, 0], [np.sin(half), np.cos(half), 0], [-np.sin(half), np.cos(half), 0]]
     )
-    per, side = per_side**3, per_side * spacing
-    grid = np.stack(np.meshgrid(*[np.arange(per_side) * spacing] * 3, indexing="ij"), -1).reshape(
-        -1, 3
-    )
+    per = per_side**3  # waters in a box
+    side = per_side * spacing
+    corners = np.meshgrid(*[np.arange(per_side) * spacing] * 3, indexing="ij")
+    grid = np.stack(corners, -1).reshape(-1, 3)
     oxygen = grid + rng.uniform(-0.3, 0.3, (n_structures, per, 3))
-    pos = oxygen[:, :, None] + shape @ rotations(n_structures * per, rng).reshape(
-        n_structures, per, 3, 3
-    ).swapaxes(-1, -2)
+    turns = rotations(n_structures * per, rng).reshape(n_structures, per, 3, 3)
+    pos = oxygen[:, :, None] + shape @ turns.swapaxes(-1, -2)
     return potkit.Structures(
         z=np.tile([8, 1, 1], n_structures * per),
         pos=np.mod(pos.reshape(-1, 3), side),
@@ -56,8 +57,8 @@ def water(
 
 
 def molecules(n: int, seed: int = 0, offset: float = 0.0, dtype=np.float64) -> potkit.Structures:
-    """Distorted formaldehyde and ethylene-like frames, labelled by Morse bonds between all
-    pairs; ``offset`` eV per carbon.
+    """Distorted formaldehyde and ethylene-like frames, labelled by Morse bonds between all pairs;
+    ``offset`` eV per carbon.
     """
     rng = np.random.default_rng(seed)
     frames = {
@@ -101,9 +102,8 @@ def morse(
     r = np.linalg.norm(d, axis=-1) + np.eye(len(x))
     w = np.exp(-stiff * (r - length)) * (1 - np.eye(len(x)))
     slope = 2 * depth * stiff * (1 - w) * w  # dE/dr per pair
-    return 0.5 * depth * float(((1 - w) ** 2 * (1 - np.eye(len(x)))).sum()), -(
-        (slope / r)[..., None] * d
-    ).sum(1)
+    energy = 0.5 * depth * float(((1 - w) ** 2 * (1 - np.eye(len(x)))).sum())
+    return energy, -((slope / r)[..., None] * d).sum(1)
 
 
 def unlisted(*listed: Objective) -> list[Objective]:

@@ -1,5 +1,5 @@
-"""Numbers that describe a set of structures: distances, pair distributions, force norms,
-energies above the minimum.
+"""Numbers that describe a set of structures: distances, pair distributions, force norms, energies
+above the minimum.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ def pair_distances(
     """All distances (Å) below ``cutoff`` from an atom of element ``first`` to one of ``second``,
     periodic images included.
     """
-    a, b, out = atomic_number(first), atomic_number(second), [np.zeros(0)]
+    a = atomic_number(first)
+    b = atomic_number(second)
+    distances = [np.zeros(0)]
     for start in range(0, len(structures), chunk):
-        batch = structures.batch(
-            np.arange(start, min(start + chunk, len(structures))), dtype=torch.float64
-        )
-        batch = attach(batch, cutoff)
+        rows = np.arange(start, min(start + chunk, len(structures)))
+        batch = attach(structures.batch(rows, dtype=torch.float64), cutoff)
         sender, receiver = batch.edge_index
         keep = (batch.z[receiver] == a) & (batch.z[sender] == b)
-        out.append(
-            edge_vectors(batch.pos, sender, receiver, batch.edge_shift)[keep].norm(dim=1).numpy()
-        )
-    return np.concatenate(out)
+        vectors = edge_vectors(batch.pos, sender, receiver, batch.edge_shift)
+        distances.append(vectors[keep].norm(dim=1).numpy())
+    return np.concatenate(distances)
 
 
 def bonds(
@@ -43,12 +42,14 @@ def bonds(
     Lets one follow the same bonds while positions change: ``np.linalg.norm(pos[i] - pos[j],
     axis=1)``.
     """
+    a = atomic_number(first)
+    b = atomic_number(second)
     batch = attach(structures.batch(dtype=torch.float64), cutoff)
     sender, receiver = batch.edge_index
-    keep = (batch.z[receiver] == atomic_number(first)) & (batch.z[sender] == atomic_number(second))
+    keep = (batch.z[receiver] == a) & (batch.z[sender] == b)
     if batch.edge_shift is not None:
         keep &= (batch.edge_shift == 0).all(1)
-    if atomic_number(first) == atomic_number(second):
+    if a == b:
         keep &= receiver < sender
     return receiver[keep].numpy(), sender[keep].numpy()
 
@@ -60,17 +61,17 @@ def radial_distribution(
     cutoff: float = 8.0,
     bins: int = 160,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """g(r) of a periodic set: bin centres [bins] Å and values [bins], 1 for a structureless
-    fluid of the same density.
+    """g(r) of a periodic set: bin centres [bins] Å and values [bins], 1 for a structureless fluid
+    of the same density.
     """
     if structures.cell is None or not structures.pbc.all():
         raise DataError(
             "a radial distribution needs structures that are periodic in all directions"
         )
-    a, b = atomic_number(first), atomic_number(second)
-    counts, edges = np.histogram(
-        pair_distances(structures, a, b, cutoff), bins=bins, range=(0.0, cutoff)
-    )
+    a = atomic_number(first)
+    b = atomic_number(second)
+    distances = pair_distances(structures, a, b, cutoff)
+    counts, edges = np.histogram(distances, bins=bins, range=(0.0, cutoff))
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     n_a = np.bincount(owner[structures.z == a], minlength=len(structures))
     n_b = np.bincount(owner[structures.z == b], minlength=len(structures)) - (a == b)
@@ -81,8 +82,8 @@ def radial_distribution(
 
 
 def force_norms(structures: Structures) -> dict[str, np.ndarray]:
-    """Length of the force vector on each atom (eV/Å), by element symbol. Raises DataError
-    without forces.
+    """Length of the force vector on each atom (eV/Å), by element symbol. Raises DataError without
+    forces.
     """
     if structures.forces is None:
         raise DataError(f"{structures.info.get('name', 'structures')}: no forces")
@@ -102,4 +103,4 @@ def energy_above_minimum(structures: Structures) -> np.ndarray:
 def element_counts(structures: Structures) -> dict[str, int]:
     """How many atoms of each element."""
     totals = composition(structures).sum(0)
-    return {SYMBOLS[z]: int(n) for z, n in zip(structures.elements, totals)}
+    return {SYMBOLS[z]: int(n) for z, n in zip(structures.elements, totals, strict=True)}

@@ -28,8 +28,10 @@ from ..structures.element_properties import covalent_radii
 from ..structures.geometry import bonded_edges, minimum_image
 from ..structures.store import Structures
 
-# in sums of covalent radii: a bond below, the bond of another structure no longer above
-BOND, BROKEN = 1.25, 1.5
+# in sums of covalent radii: atoms closer than the first are bonded, and a bond of the reference
+# structure is broken where it is longer than the second
+BOND = 1.25
+BROKEN = 1.5
 FEWEST = 10  # copies of a star below which it is left out
 MOST = 200  # systems that are looked at; more are drawn from
 
@@ -44,9 +46,9 @@ class Star:
     """
 
     system: int
-    z: np.ndarray  # [k]
-    u: np.ndarray  # [n, k, 3]
-    mean: np.ndarray  # [k, 3]
+    z: np.ndarray  # [k] atomic numbers
+    u: np.ndarray  # [n, k, 3] Å
+    mean: np.ndarray  # [k, 3] Å
     own: np.ndarray  # [k] bool
 
     @property
@@ -55,18 +57,16 @@ class Star:
         return max(3 * len(self.z) - 6, 1)
 
     def left(self) -> np.ndarray:
-        """tr P_ii, [k]: of the three degrees of freedom of each atom, how many turning and
-        moving leave.
+        """tr P_ii, [k]: of the three degrees of freedom of each atom, how many turning and moving
+        leave.
         """
-        eye = np.eye(3)
-        # [k, 6, 3]
-        rigid = np.concatenate(
-            [np.broadcast_to(eye, (len(self.z), 3, 3)), np.cross(eye, self.mean[:, None])], 1
-        )
+        k = len(self.z)
+        translations = np.broadcast_to(np.eye(3), (k, 3, 3))
+        rotations = np.cross(np.eye(3), self.mean[:, None])
+        rigid = np.concatenate([translations, rotations], 1)  # [k, 6, 3]
         basis, size, _ = np.linalg.svd(rigid.swapaxes(1, 2).reshape(-1, 6), full_matrices=False)
-        return 3.0 - np.square(basis[:, size > 1e-6 * size[0]].reshape(len(self.z), 3, -1)).sum(
-            (1, 2)
-        )
+        taken = basis[:, size > 1e-6 * size[0]].reshape(k, 3, -1)
+        return 3.0 - np.square(taken).sum((1, 2))
 
     def variances(self) -> np.ndarray:
         """Corrected variance per axis of every atom, [k] Å²."""
@@ -95,10 +95,9 @@ def align(copies: np.ndarray, rounds: int = 3) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(rounds):
         left, _, right = np.linalg.svd(x.swapaxes(1, 2) @ mean)
         turn = left @ right
-        # proper rotations only
-        turn += (np.sign(np.linalg.det(turn)) - 1.0)[:, None, None] * (
-            left[:, :, 2:] @ right[:, 2:]
-        )
+        # where that is a mirror image, the last axis is turned round: proper rotations only
+        flip = np.sign(np.linalg.det(turn)) - 1.0  # [n], 0 or −2
+        turn += flip[:, None, None] * (left[:, :, 2:] @ right[:, 2:])
         x = x @ turn
         mean = x.mean(0)
     return x - mean, mean
@@ -107,51 +106,51 @@ def align(copies: np.ndarray, rounds: int = 3) -> tuple[np.ndarray, np.ndarray]:
 def stars(
     structures: Structures, frame: str = "local", limit: int = 500, seed: int = 0
 ) -> Iterator[Star]:
-    """The stars of ``structures``; of more than 200 systems some are drawn (by ``seed``), and so
-    are ``limit`` copies of each star.
+    """The stars of ``structures``; those with fewer than 10 copies are left out.
 
-    Those with fewer than 10 copies are left out.
+    Of more than 200 systems some are drawn (by ``seed``), and so are ``limit`` copies of each star.
     Raises ConfigError for an unknown ``frame`` ("local" or "structure").
     """
     if frame not in ("local", "structure"):
         raise ConfigError(f"frame must be 'local' or 'structure', got {frame!r}")
     rng = np.random.default_rng(seed)
-    found: dict[tuple, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {}
+    # by kind of star: copies [n, k, 3], elements [k], own [k], system
+    by_kind: dict[tuple, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {}
     kinds = _same_atoms(structures)
     for rows in [kinds[i] for i in np.sort(rng.permutation(len(kinds))[:MOST])]:
         atoms = slice(*structures.ptr[rows[0] : rows[0] + 2])
-        z, molecule, system = (
-            structures.z[atoms],
-            structures.molecule[atoms],
-            int(structures.system[rows[0]]),
-        )
+        z = structures.z[atoms]
+        molecule = structures.molecule[atoms]
+        system = int(structures.system[rows[0]])
         several = bool(np.ptp(molecule))
         rows = rows[np.sort(rng.permutation(len(rows))[: 4 * limit])]
         while len(rows) >= FEWEST or (several and len(rows)):
-            reference = (
-                rows[0] if structures.energy is None else rows[np.argmin(structures.energy[rows])]
-            )
+            reference = rows[0]
+            if structures.energy is not None:
+                reference = rows[np.argmin(structures.energy[rows])]
             bonded = _bonds(structures, reference)
             whole = _unbroken(structures, rows, bonded, z)
-            chosen, rows = rows[whole][:limit], rows[~whole]
+            chosen = rows[whole][:limit]
+            rows = rows[~whole]
             for kind, members, own in _members(bonded, z, molecule, frame):
                 copies = _steps(structures, chosen, members[:1], members)
                 key = kind if several else (system, int(reference), *kind)
-                found.setdefault(key, []).append((copies, z[members].astype(int), own, system))
-    for parts in found.values():
-        copies = _one_hand(np.concatenate([p[0] for p in parts]))
+                by_kind.setdefault(key, []).append((copies, z[members].astype(int), own, system))
+    for parts in by_kind.values():
+        copies = _one_hand(np.concatenate([part[0] for part in parts]))
         if len(copies) >= FEWEST:
             copies = copies[np.sort(rng.permutation(len(copies))[:limit])]
-            yield Star(parts[0][3], parts[0][1], *align(copies), parts[0][2])
+            displacements, mean = align(copies)
+            _, z, own, system = parts[0]
+            yield Star(system, z, displacements, mean, own)
 
 
 def _same_atoms(structures: Structures) -> list[np.ndarray]:
     """Rows of structures that have the same system and the same elements in the same order."""
     kinds: dict[tuple, list[int]] = {}
     for i, system in enumerate(structures.system.tolist()):
-        kinds.setdefault(
-            (system, structures.z[structures.ptr[i] : structures.ptr[i + 1]].tobytes()), []
-        ).append(i)
+        elements = structures.z[structures.ptr[i] : structures.ptr[i + 1]]
+        kinds.setdefault((system, elements.tobytes()), []).append(i)
     return [np.array(rows) for rows in kinds.values()]
 
 
@@ -162,9 +161,8 @@ def _steps(
     shortest periodic image.
     """
     first = structures.ptr[rows][:, None]
-    steps = np.asarray(structures.pos[first + end], np.float64) - np.asarray(
-        structures.pos[first + start], np.float64
-    )
+    ends = np.asarray(structures.pos[first + end], np.float64)
+    steps = ends - np.asarray(structures.pos[first + start], np.float64)
     if structures.cell is None:
         return steps
     return minimum_image(steps, structures.cell[rows], structures.pbc[rows])
@@ -174,9 +172,8 @@ def _unbroken(
     structures: Structures, rows: np.ndarray, bonded: list[list[int]], z: np.ndarray
 ) -> np.ndarray:
     """Which structures have all the bonds, [n] bool."""
-    pairs = np.array([(i, j) for i, near in enumerate(bonded) for j in near if i < j], int).reshape(
-        -1, 2
-    )
+    bonds = [(i, j) for i, near in enumerate(bonded) for j in near if i < j]
+    pairs = np.array(bonds, int).reshape(-1, 2)
     radii = covalent_radii().numpy()[z]
     length = np.linalg.norm(_steps(structures, rows, pairs[:, 0], pairs[:, 1]), axis=2)
     return (length < BROKEN * radii[pairs].sum(1)).all(1)
@@ -189,9 +186,8 @@ def _one_hand(copies: np.ndarray) -> np.ndarray:
     if copies.shape[1] < 4:
         return copies
     a, b, c = (copies[:, i] for i in (1, 2, 3))
-    volume = np.einsum("ni,ni->n", a, np.cross(b, c)) / np.prod(
-        [np.linalg.norm(v, axis=1) for v in (a, b, c)], axis=0
-    )
+    lengths = [np.linalg.norm(v, axis=1) for v in (a, b, c)]
+    volume = np.einsum("ni,ni->n", a, np.cross(b, c)) / np.prod(lengths, axis=0)
     clear = np.abs(volume) > 0.2  # a tetrahedron's is 0.77, a planar centre's 0
     sign = 1.0 if (volume > 0.2).sum() >= (volume < -0.2).sum() else -1.0
     return copies[volume * sign > 0.2] if clear.mean() > 0.9 else copies
@@ -211,10 +207,12 @@ def _members(
     bonded: list[list[int]], z: np.ndarray, molecule: np.ndarray, frame: str
 ) -> Iterator[tuple[tuple, np.ndarray, np.ndarray]]:
     """(kind, atoms, own) of every star: same kind, same molecule and same place in it."""
-    place, elements = np.empty(len(z), int), {}
+    place = np.empty(len(z), int)
+    elements: dict[int, bytes] = {}  # of each molecule
     for m in np.unique(molecule):
         inside = np.flatnonzero(molecule == m)
-        place[inside], elements[m] = np.arange(len(inside)), z[inside].tobytes()
+        place[inside] = np.arange(len(inside))
+        elements[m] = z[inside].tobytes()
         if frame == "structure" and len(inside) > 1:
             yield (elements[m],), inside, np.ones(len(inside), bool)
     if frame == "structure":

@@ -33,8 +33,8 @@ LINDEMANN = 0.1  # of the distance to the nearest neighbour: where solids melt (
 # -- a noise scale -------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class SigmaProposal:
-    """What `propose_sigma` found: ``sigma`` (Å) by ``method``, per element, and what every
-    method says (``table``, Å).
+    """What `propose_sigma` found: ``sigma`` (Å) by ``method``, per element, and what every method
+    says (``table``, Å).
     """
 
     sigma: float
@@ -127,8 +127,7 @@ def propose_sigma(
                 noise drowns in the vibrations, and there is little to learn but their mean; larger
                 noise only leaves their neighbourhood
     neighbours  Lindemann's: root mean square displacement of a tenth of the distance to the nearest
-    atom, σ = 0.1 d/√3. Knows no
-                temperature; for single structures and rigid molecules
+                atom, σ = 0.1 d/√3. Knows no temperature; for single structures and rigid molecules
 
     ``method=None`` takes harmonic, or neighbours where there are no vibrations to be seen (fewer
     than 10 structures of everything, or rigid molecules); never more than the "ceiling", which is
@@ -142,38 +141,32 @@ def propose_sigma(
     if not 0 < share < 1:
         raise ConfigError(f"share must be between 0 and 1, got {share}")
     name = structures.info.get("name", "structures")
-    found = list(stars(structures, "local", limit, seed))
+    local_stars = list(stars(structures, "local", limit, seed))
     rows: dict[str, dict[str, float]] = {}
-    modes, weights, reason = (
-        np.zeros(0),
-        np.zeros(0),
-        f"fewer than {FEWEST} structures of each system",
-    )
-    if found:
-        rows["thermal"] = _thermal(found)
-        rows["harmonic"], modes, weights = _harmonic(found, share)
-        reason = (
-            f"no vibrations above {RIGID} Å, the molecules are rigid"
-            if rows["thermal"]["all"] < RIGID
-            else ""
-        )
+    modes = weights = np.zeros(0)
+    why_not = f"fewer than {FEWEST} structures of each system"
+    if local_stars:
+        rows["thermal"] = _thermal(local_stars)
+        rows["harmonic"], modes, weights = _harmonic(local_stars, share)
+        why_not = ""
+        if rows["thermal"]["all"] < RIGID:
+            why_not = f"no vibrations above {RIGID} Å, the molecules are rigid"
     rows |= _neighbours(structures, limit, seed)
-    usable = not reason
-    if not usable:
+    if why_not:
         modes = weights = np.zeros(0)
-    if method in ("thermal", "harmonic") and not usable:
-        raise DataError(f"{name}: method {method!r} finds no vibrations: {reason}")
-    reason = f"{len(found)} stars of {name}" if usable else reason
-    chosen = method or ("harmonic" if usable else "neighbours")
+        if method in ("thermal", "harmonic"):
+            raise DataError(f"{name}: method {method!r} finds no vibrations: {why_not}")
+    reason = why_not or f"{len(local_stars)} stars of {name}"
+    chosen = method or ("neighbours" if why_not else "harmonic")
     if chosen not in rows or not np.isfinite(rows[chosen]["all"]):
         raise DataError(f"{name}: no atom has a neighbour, so the data say nothing about σ")
-    sigma, rigid = (
-        rows[chosen]["all"],
-        float(np.mean(np.where(structures.pbc.any(1), 3, 6) / (3 * structures.n_atoms).clip(6))),
-    )
+    sigma = rows[chosen]["all"]
     ceiling = rows.get("ceiling", {"all": np.inf})["all"]
     if method is None and sigma > ceiling:
-        sigma, reason = ceiling, f"{reason}; at the ceiling, {chosen} alone says {sigma:.3f}"
+        reason = f"{reason}; at the ceiling, {chosen} alone says {sigma:.3f}"
+        sigma = ceiling
+    whole_motions = np.where(structures.pbc.any(1), 3, 6)  # of a structure: moving, and turning
+    rigid = float(np.mean(whole_motions / (3 * structures.n_atoms).clip(6)))
     columns = ["all", *(SYMBOLS[z] for z in structures.elements)]
     table = pd.DataFrame(rows, columns=list(rows)).T.reindex(columns=columns)
     table.index.name = "σ in Å by"
@@ -187,20 +180,22 @@ def _by_element(z: np.ndarray, values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _thermal(found: list[Star]) -> dict[str, float]:
-    z = np.concatenate([s.z[s.own] for s in found])
-    width = np.sqrt(np.concatenate([s.variances()[s.own] for s in found]))
+def _thermal(local_stars: list[Star]) -> dict[str, float]:
+    z = np.concatenate([s.z[s.own] for s in local_stars])
+    width = np.sqrt(np.concatenate([s.variances()[s.own] for s in local_stars]))
     return {"all": float(np.median(width))} | {
         SYMBOLS[e]: float(np.median(width[z == e])) for e in np.unique(z)
     }
 
 
-def _harmonic(found: list[Star], share: float) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def _harmonic(
+    local_stars: list[Star], share: float
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """σ at which ``share`` is explained, for all and per element, where a vibration counts by the
     atoms' part in it; all λ and weights.
     """
     values, z, weights = [], [], []  # a row per (vibration, atom)
-    for star in found:
+    for star in local_stars:
         modes, shares = star.modes()
         shares = (shares / star.left())[:, star.own]  # every atom has weight 1
         values.append(np.repeat(modes, star.own.sum()))
@@ -211,8 +206,10 @@ def _harmonic(found: list[Star], share: float) -> tuple[dict[str, float], np.nda
     def solve(chosen: np.ndarray) -> float:
         return _sigma_of_share(share, values[chosen], weights[chosen])
 
-    out = {"all": solve(np.ones(len(z), bool))} | {SYMBOLS[e]: solve(z == e) for e in np.unique(z)}
-    return out, values, weights
+    sigmas = {"all": solve(np.ones(len(z), bool))}
+    for e in np.unique(z):
+        sigmas[SYMBOLS[e]] = solve(z == e)
+    return sigmas, values, weights
 
 
 def _sigma_of_share(share: float, modes: np.ndarray, weights: np.ndarray) -> float:
@@ -227,8 +224,8 @@ def _sigma_of_share(share: float, modes: np.ndarray, weights: np.ndarray) -> flo
 
 
 def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict[str, float]]:
-    """Rows "neighbours" and "ceiling" of the table, from structures drawn until there are about
-    20 000 atoms.
+    """Rows "neighbours" and "ceiling" of the table, from structures drawn until there are about 20
+    000 atoms.
     """
     order = np.random.default_rng(seed).permutation(len(structures))[:limit]
     rows = np.sort(order[: 1 + int((np.cumsum(structures.n_atoms[order]) < 20_000).sum())])
@@ -240,13 +237,12 @@ def _neighbours(structures: Structures, limit: int, seed: int) -> dict[str, dict
     bonded = distance < BOND * (radii[sender] + radii[receiver])
 
     def per_atom(kept: torch.Tensor, how: str, start: float) -> np.ndarray:
-        return (
-            torch.full((n,), start, dtype=torch.float64)
-            .scatter_reduce(0, receiver[kept], distance[kept], how)
-            .numpy()
-        )
+        """The smallest or largest of each atom's distances among those ``kept``, [N] Å."""
+        out = torch.full((n,), start, dtype=torch.float64)
+        return out.scatter_reduce(0, receiver[kept], distance[kept], how).numpy()
 
-    z, nearest = batch.z.numpy(), per_atom(distance > 0, "amin", np.inf)
+    z = batch.z.numpy()
+    nearest = per_atom(distance > 0, "amin", np.inf)
     gap = per_atom(~bonded, "amin", np.inf) - per_atom(bonded, "amax", -np.inf)
     out = {}
     if np.isfinite(nearest).any():
@@ -288,24 +284,25 @@ def displacements(
             u = star.u[:, a] - star.u[:, a].mean(0)
             spread, axes = np.linalg.eigh(u.T @ u / len(u))
             kept = spread > max(1e-4 * spread[-1], 0.01 * RIGID**2)
-            series += list((u @ axes[:, kept]).T)
-            widths += list(np.sqrt(spread[kept]))
+            series.extend((u @ axes[:, kept]).T)
+            widths.extend(np.sqrt(spread[kept]))
             elements += [SYMBOLS[star.z[a]]] * int(kept.sum())
             systems += [star.system] * int(kept.sum())
     if not series:
         name = structures.info.get("name", "structures")
         raise DataError(
-            f"{name}: nothing to test, fewer than {FEWEST} structures of each system or rigid molecules"
+            f"{name}: nothing to test, fewer than {FEWEST} structures of each system or rigid "
+            "molecules"
         )
     sizes = [len(x) for x in series]
-    flat, width = np.concatenate(series), np.repeat(widths, sizes)
+    displacement = np.concatenate(series)
     return pd.DataFrame(
         {
             "element": pd.Categorical(np.repeat(elements, sizes)),
             "system": np.repeat(systems, sizes),
             "axis": np.repeat(np.arange(len(series)), sizes),
-            "displacement (Å)": flat,
-            "standardised": flat / width,
+            "displacement (Å)": displacement,
+            "standardised": displacement / np.repeat(widths, sizes),
         }
     )
 
@@ -319,7 +316,8 @@ def gaussian_test(
 ) -> pd.DataFrame:
     """Whether atoms move as Gaussians do, a row per element and one for all. Columns:
 
-    axes              how many directions of motion (up to three per atom), each with up to ``limit`` displacements
+    axes              how many directions of motion (up to three per atom), each with up to
+                      ``limit`` displacements
     rms (Å)           of the displacements along them
     effect            how far the laws along the axes are from normal laws of the same place and width: root mean square difference of their
                       quantiles in standard deviations (Wasserstein distance), as far as L-moments
@@ -346,24 +344,25 @@ def gaussian_test(
     """
     rng = np.random.default_rng(seed)
     table = displacements(structures, frame, limit, seed)
-    axis, element = table["axis"].to_numpy(), table["element"].astype(str).to_numpy()
+    axis = table["axis"].to_numpy()
     starts = np.flatnonzero(np.diff(axis, prepend=-1))
-    series, widths = (
-        np.split(table[c].to_numpy(), starts[1:]) for c in ("standardised", "displacement (Å)")
-    )
+    element = table["element"].astype(str).to_numpy()[starts]  # of each axis
     system = table["system"].to_numpy()[starts]
-    owner, chance = element[starts], {n: _ks_by_chance(n, rng) for n in {len(x) for x in series}}
+    series = np.split(table["standardised"].to_numpy(), starts[1:])
+    displaced = np.split(table["displacement (Å)"].to_numpy(), starts[1:])
+    chance = {n: _ks_by_chance(n, rng) for n in {len(x) for x in series}}
     moments = np.array(
         [
-            [_ks(x), chance[len(x)], abs(np.mean(x**3)), np.mean(x**4) - 3.0, np.mean(w**2)]
-            for x, w in zip(series, widths)
+            [_ks(x), chance[len(x)], abs(np.mean(x**3)), np.mean(x**4) - 3.0, np.mean(d**2)]
+            for x, d in zip(series, displaced, strict=True)
         ]
     )
+    names = [SYMBOLS[e] for e in structures.elements if SYMBOLS[e] in element]
+    if len(names) > 1:
+        names.insert(0, "all")
     rows = []
-    for name in (["all"] if len(set(owner)) > 1 else []) + [
-        SYMBOLS[e] for e in structures.elements if SYMBOLS[e] in set(owner)
-    ]:
-        chosen = np.flatnonzero((owner == name) | (name == "all"))
+    for name in names:
+        chosen = np.flatnonzero((element == name) | (name == "all"))
         ks, expected, skew, kurtosis, square = moments[chosen].mean(0)
         tried = [series[i] for i in rng.permutation(chosen)[:500]]
         long = [i for i in chosen if len(series[i]) >= 2 * FEWEST_IN_BLOCK]
@@ -507,7 +506,8 @@ NORMAL_RATIOS = np.array([0.0, 30.0 / np.pi * np.arctan(np.sqrt(2.0)) - 9.0, 0.0
 
 def _ks(x: np.ndarray) -> float:
     """Kolmogorov–Smirnov distance of standardised numbers to N(0, 1)."""
-    law, n = ndtr(np.sort(x)), len(x)
+    n = len(x)
+    law = ndtr(np.sort(x))
     return float(max((law - np.arange(n) / n).max(), (np.arange(1, n + 1) / n - law).max()))
 
 

@@ -145,8 +145,12 @@ def baselines(
     from ..experiments import baselines as trivial
     from ..experiments import yaml_form
     from ..report import tables as report
+    from ..structures import outputs
 
     spec = yaml_form.read(experiment)
+    if out is not None:
+        outputs.check_folder(out)
+        report.check_results(out, f"{spec.name}-baselines")
     names = [*trivial.TRIVIAL, *(["GFN2-xTB"] if xtb else [])]
     table = trivial.of_experiments(spec.experiments(), names)
     shown = table.pivot(

@@ -24,21 +24,19 @@ def shortest_distances(structures: Structures, rows: np.ndarray | None = None) -
     for a single atom.
     """
     rows = np.arange(len(structures)) if rows is None else np.asarray(rows)
-    sizes, out = structures.n_atoms[rows], np.full(len(rows), np.inf)
+    sizes = structures.n_atoms[rows]
+    out = np.full(len(rows), np.inf)
     periodic = structures.pbc[rows].any(1)
     for n in np.unique(sizes[~periodic]):
         if n < 2:
             continue
         first, second = np.triu_indices(n, 1)
-        same = np.flatnonzero((sizes == n) & ~periodic)
-        for some in np.array_split(same, max(1, len(same) * len(first) // 2_000_000 + 1)):
-            pos = (
-                structures.pos[(structures.ptr[rows[some]][:, None] + np.arange(n)).reshape(-1)]
-                .reshape(-1, n, 3)
-                .astype(np.float64)
-            )
-            if len(some):
-                out[some] = np.sqrt(np.square(pos[:, first] - pos[:, second]).sum(-1).min(1))
+        of_size = np.flatnonzero((sizes == n) & ~periodic)
+        for chunk in np.array_split(of_size, len(of_size) * len(first) // 2_000_000 + 1):
+            atoms = structures.ptr[rows[chunk]][:, None] + np.arange(n)
+            pos = structures.pos[atoms.reshape(-1)].reshape(-1, n, 3).astype(np.float64)
+            if len(chunk):
+                out[chunk] = np.sqrt(np.square(pos[:, first] - pos[:, second]).sum(-1).min(1))
     for k in np.flatnonzero(periodic):
         i = rows[k]
         pos = np.asarray(structures.pos[structures.ptr[i] : structures.ptr[i + 1]], np.float64)
@@ -55,7 +53,9 @@ def box_widths(structures: Structures) -> np.ndarray:
     vectors, [S] Å; inf without a box.
     """
     out = np.full(len(structures), np.inf)
-    for i in np.flatnonzero(structures.pbc.any(1)) if structures.cell is not None else ():
+    if structures.cell is None:
+        return out
+    for i in np.flatnonzero(structures.pbc.any(1)):
         pbc = structures.pbc[i]
         # 1 / |columns of the inverse| are the heights; of slabs and wires within the plane or line
         # of the periodic vectors
@@ -74,10 +74,11 @@ def require_wide_boxes(structures: Structures, cutoff: float, where: str | None 
     narrow = np.flatnonzero(widths < 2 * cutoff * (1 - 1e-9))  # a box of just that width will do
     if len(narrow):
         first = int(narrow[0])
+        name = where or structures.info.get("name", "structures")
         raise DataError(
-            f"{where or structures.info.get('name', 'structures')}: structure {first}: its periodic box is {widths[first]:.2f} Å "
-            f"wide, less than twice the cutoff of {cutoff:g} Å ({len(narrow)} of {len(structures)} structures): an atom has more than "
-            f"one image of another as neighbour"
+            f"{name}: structure {first}: its periodic box is {widths[first]:.2f} Å wide, less than "
+            f"twice the cutoff of {cutoff:g} Å ({len(narrow)} of {len(structures)} structures): "
+            "an atom has more than one image of another as neighbour"
         )
 
 
@@ -91,20 +92,19 @@ def force_slope(
     Bohr was taken for Å. Pairs are neighbours in a system (no atom moved by more than 0.25 Å) with
     the same order of atoms; (nan, nan, n) if fewer than 20 exist.
     """
-    rng, left, right = np.random.default_rng(seed), [], []
+    rng = np.random.default_rng(seed)
+    left, right = [], []  # −F̄·Δx and ΔE of each pair, eV
     for _, rows in by_system(structures):
         start = int(rng.integers(0, max(1, len(rows) - per_system)))
-        some = rows[start : start + per_system]
-        a = int(structures.n_atoms[some[0]])
-        some = some[structures.n_atoms[some] == a]
-        atoms = (structures.ptr[some][:, None] + np.arange(a)).reshape(-1)
+        rows = rows[start : start + per_system]
+        a = int(structures.n_atoms[rows[0]])
+        rows = rows[structures.n_atoms[rows] == a]
+        atoms = (structures.ptr[rows][:, None] + np.arange(a)).reshape(-1)
         z = structures.z[atoms].reshape(-1, a)
-        keep = (z == z[0]).all(1)
-        pos, forces = (
-            np.asarray(x[atoms], np.float64).reshape(-1, a, 3)[keep]
-            for x in (structures.pos, structures.forces)
-        )
-        energy = structures.energy[some][keep]
+        same_order = (z == z[0]).all(1)
+        pos = np.asarray(structures.pos[atoms], np.float64).reshape(-1, a, 3)[same_order]
+        forces = np.asarray(structures.forces[atoms], np.float64).reshape(-1, a, 3)[same_order]
+        energy = structures.energy[rows][same_order]
         for i in range(0, len(pos), max(1, len(pos) // 100)):
             step = pos - pos[i]
             far = np.abs(step).max((1, 2))
@@ -133,29 +133,22 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
     rows: list[dict[str, Any]] = []
 
     def add(what: str, value: Any, unit: str = "", verdict: str = "ok", where: str = "") -> None:
-        rows.append(
-            {"check": what, "value": value, "unit": unit, "verdict": verdict, "where": where}
-        )
+        row = {"check": what, "value": value, "unit": unit, "verdict": verdict, "where": where}
+        rows.append(row)
 
-    s, sizes = structures, structures.n_atoms
+    s = structures
+    sizes = s.n_atoms
     add("structures", len(s))
     add("systems", len(np.unique(s.system)))
     add("elements", " ".join(SYMBOLS[z] for z in s.elements))
-    add(
-        "atoms per structure",
-        f"{sizes.min()}–{sizes.max()}" if len(s) else "0",
-        "",
-        "ok" if len(s) and sizes.min() else "bad",
-    )
+    span = f"{sizes.min()}–{sizes.max()}" if len(s) else "0"
+    add("atoms per structure", span, verdict="ok" if len(s) and sizes.min() else "bad")
     finite = np.ones(len(s), bool)
     for name in ("pos", "energy", "forces", "cell"):
         array = getattr(s, name)
         if array is None:
-            add(
-                f"{name} present",
-                "no",
-                verdict="ok" if name == "cell" else "look" if name != "pos" else "bad",
-            )
+            verdict = {"pos": "bad", "cell": "ok"}.get(name, "look")
+            add(f"{name} present", "no", verdict=verdict)
             continue
         good = np.isfinite(np.asarray(array).reshape(len(array), -1)).all(1)
         if name in ("pos", "forces"):
@@ -183,16 +176,12 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
         _forces(s, original, add)
     if duplicates:
         n = min(len(s), SAMPLED)
-        some = np.sort(np.random.default_rng(0).permutation(len(s))[:n])
-        found = pairs(s[some], limit=200_000)
+        drawn = np.sort(np.random.default_rng(0).permutation(len(s))[:n])
+        twice = pairs(s[drawn], limit=200_000)
         note = "" if n == len(s) else f"of {n} structures drawn; "
-        add(
-            "duplicate pairs",
-            len(found),
-            "pairs",
-            "look" if len(found) else "ok",
-            note + ", ".join(f"{original[some[i]]}={original[some[j]]}" for i, j in found[:3]),
-        )
+        examples = ", ".join(f"{i}={j}" for i, j in original[drawn[twice[:3]]])
+        verdict = "look" if len(twice) else "ok"
+        add("duplicate pairs", len(twice), "pairs", verdict, note + examples)
     return _report(pd.DataFrame(rows))
 
 
@@ -202,30 +191,28 @@ def _report(frame):
 
 
 def _rows(mask: np.ndarray) -> str:
-    found = np.flatnonzero(mask)
-    return (
-        "structures " + ", ".join(map(str, found[:3])) + (" …" if len(found) > 3 else "")
-        if len(found)
-        else ""
-    )
+    """The first rows where ``mask`` holds, as text."""
+    rows = np.flatnonzero(mask)
+    if not len(rows):
+        return ""
+    return "structures " + ", ".join(map(str, rows[:3])) + (" …" if len(rows) > 3 else "")
 
 
 def _distances(s: Structures, original: np.ndarray, add) -> None:
     cost = np.cumsum(s.n_atoms.astype(np.int64) ** 2 // 2)
     rows = np.arange(len(s))
     if cost[-1] > PAIR_BUDGET:
-        rows = np.unique(
-            np.linspace(0, len(s) - 1, max(1, int(len(s) * PAIR_BUDGET / cost[-1]))).astype(
-                np.int64
-            )
-        )
+        affordable = max(1, int(len(s) * PAIR_BUDGET / cost[-1]))
+        rows = np.unique(np.linspace(0, len(s) - 1, affordable).astype(np.int64))
     shortest = shortest_distances(s, rows)
     many = np.isfinite(shortest)
     if not many.any():
         return
     note = "" if len(rows) == len(s) else f" of {len(rows)} structures drawn"
     least = int(np.argmin(shortest))
-    verdict = "bad" if shortest[least] < OVERLAP else "look" if shortest[least] < 0.5 else "ok"
+    verdict = "ok"
+    if shortest[least] < 0.5:
+        verdict = "bad" if shortest[least] < OVERLAP else "look"
     add(
         "shortest distance",
         round(float(shortest[least]), 4),
@@ -242,14 +229,13 @@ def _distances(s: Structures, original: np.ndarray, add) -> None:
         _rows(close),
     )
     typical = float(np.median(shortest[many]))
-    low, high = (0.65, 1.35) if 1 in s.elements and len(s.elements) > 1 else (0.6, 4.0)
-    add(
-        "typical shortest distance",
-        round(typical, 4),
-        "Å",
-        "ok" if low < typical < high else "look",
-        "" if low < typical < high else f"expected {low}–{high} Å: is the length unit right?",
-    )
+    with_hydrogen = 1 in s.elements and len(s.elements) > 1
+    low, high = (0.65, 1.35) if with_hydrogen else (0.6, 4.0)
+    if low < typical < high:
+        add("typical shortest distance", round(typical, 4), "Å")
+    else:
+        doubt = f"expected {low}–{high} Å: is the length unit right?"
+        add("typical shortest distance", round(typical, 4), "Å", "look", doubt)
 
 
 def _boxes(s: Structures, original: np.ndarray, add, cutoff: float | None) -> None:
@@ -284,14 +270,10 @@ def _energies(s: Structures, original: np.ndarray, add) -> None:
     middle = int(np.argsort(per_atom)[len(s) // 2])
     unit = energy_unit_from_size(s.z[s.ptr[middle] : s.ptr[middle + 1]], float(s.energy[middle]))
     if unit not in (None, "ev"):
-        add(
-            "energy unit",
-            unit,
-            "",
-            "look",
-            "total energies of this size would be that unit, not eV",
-        )
-    above, worst = 0.0, 0
+        doubt = "total energies of this size would be that unit, not eV"
+        add("energy unit", unit, verdict="look", where=doubt)
+    above = 0.0  # eV
+    worst = 0
     outliers = np.zeros(len(s), bool)
     for _, rows in by_system(s):
         energy = s.energy[rows]
@@ -301,7 +283,8 @@ def _energies(s: Structures, original: np.ndarray, add) -> None:
         outliers[rows] = np.abs(energy - np.median(energy)) > 20 * max(spread, 1e-6)
         top = int(np.argmax(energy))
         if energy[top] - energy.min() > above:
-            above, worst = float(energy[top] - energy.min()), int(rows[top])
+            above = float(energy[top] - energy.min())
+            worst = int(rows[top])
     add(
         "highest energy above its system's lowest",
         round(above, 3),
@@ -344,23 +327,17 @@ def _forces(s: Structures, original: np.ndarray, add) -> None:
     if s.energy is None:
         return
     slope, correlation, n = force_slope(s)
+    question = "ΔE over −F·Δx"
     if np.isnan(slope):
-        add(
-            "ΔE over −F·Δx",
-            "not to be told",
-            "",
-            "ok",
-            f"{n} pairs of structures lie within 0.25 Å of each other, 20 are needed",
-        )
-    else:
-        # pairs 0.2 Å apart are bent by anharmonicity to 0.87 and less; wrong units and signs are
-        # far outside 0.65 … 1.35
-        right, wrong = abs(slope - 1) < 0.15, abs(slope - 1) > 0.35 and abs(correlation) > 0.8
-        note = "" if right else "; 1 if units and sign of the forces are right"
-        add(
-            "ΔE over −F·Δx",
-            round(slope, 4),
-            "",
-            "ok" if right else "bad" if wrong else "look",
-            f"{n} pairs, correlation {correlation:.3f}{note}",
-        )
+        reason = f"{n} pairs of structures lie within 0.25 Å of each other, 20 are needed"
+        add(question, "not to be told", where=reason)
+        return
+    evidence = f"{n} pairs, correlation {correlation:.3f}"
+    # pairs 0.2 Å apart are bent by anharmonicity to 0.87 and less; wrong units and signs are far
+    # outside 0.65 … 1.35
+    if abs(slope - 1) < 0.15:
+        add(question, round(slope, 4), where=evidence)
+        return
+    wrong = abs(slope - 1) > 0.35 and abs(correlation) > 0.8
+    note = "; 1 if units and sign of the forces are right"
+    add(question, round(slope, 4), verdict="bad" if wrong else "look", where=evidence + note)

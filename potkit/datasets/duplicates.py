@@ -17,7 +17,7 @@ from ..structures.store import Structures
 
 CHUNK = 50_000  # structures at once
 # directions in which two elements weigh differently; irrational steps keep them from cancelling
-_WEIGHTS = 1.0 + np.modf(np.arange(MAX_Z + 1) * np.sqrt(2.0))[0]
+_WEIGHTS = 1.0 + np.modf(np.arange(MAX_Z + 1) * np.sqrt(2.0))[0]  # [119]
 _WAVES = np.array(
     [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [2, 1, 0], [1, 1, 1]], float
 )
@@ -44,7 +44,8 @@ def invariants(structures: Structures) -> np.ndarray:
 
 
 def _moments(z: np.ndarray, pos: np.ndarray, ptr: np.ndarray) -> np.ndarray:
-    pos, weight = np.asarray(pos, np.float64), _WEIGHTS[z]
+    pos = np.asarray(pos, np.float64)
+    weight = _WEIGHTS[z]
     sizes = np.diff(ptr)
     starts = ptr[:-1]
 
@@ -55,55 +56,59 @@ def _moments(z: np.ndarray, pos: np.ndarray, ptr: np.ndarray) -> np.ndarray:
     def spread(centre: np.ndarray) -> np.ndarray:
         return np.sqrt(np.square(pos - np.repeat(centre, sizes, axis=0)).sum(1))
 
-    plain, heavy = spread(mean(pos)), spread(mean(pos * weight[:, None]) / mean(weight)[:, None])
+    plain = spread(mean(pos))
+    weighted = spread(mean(pos * weight[:, None]) / mean(weight)[:, None])
     columns = [
         mean(plain),
         np.sqrt(mean(plain**2)),
         np.cbrt(mean(plain**3)),
         mean(plain * weight),
-        mean(heavy),
+        mean(weighted),
+        np.cbrt(mean(weighted**3)),
+        mean(weighted * weight),
+        np.maximum.reduceat(plain, starts),
     ]
-    columns += [np.cbrt(mean(heavy**3)), mean(heavy * weight), np.maximum.reduceat(plain, starts)]
     return np.stack(columns, axis=1)
 
 
 def _waves(structures: Structures, i: int) -> np.ndarray:
     a, b = structures.ptr[i], structures.ptr[i + 1]
-    fractional = np.linalg.solve(
-        structures.cell[i].T, np.asarray(structures.pos[a:b], np.float64).T
-    ).T
-    factor = np.abs(np.exp(2j * np.pi * fractional @ _WAVES.T).T @ _WEIGHTS[structures.z[a:b]])
-    lengths = np.linalg.norm(structures.cell[i], axis=1).mean()
+    cell = structures.cell[i]
+    pos = np.asarray(structures.pos[a:b], np.float64)
+    fractional = np.linalg.solve(cell.T, pos.T).T
+    phases = np.exp(2j * np.pi * fractional @ _WAVES.T)  # [a, 8]
+    factor = np.abs(phases.T @ _WEIGHTS[structures.z[a:b]])
+    length = np.linalg.norm(cell, axis=1).mean()
     # so that a step of d Å changes a number by about d
-    return factor / (2 * np.pi * np.sqrt(b - a)) * lengths
+    return factor / (2 * np.pi * np.sqrt(b - a)) * length
 
 
 def _key(structures: Structures) -> np.ndarray:
     """A number per structure that is the same only for the same composition and cell."""
     generator = np.random.default_rng(7)
-    weights, cells = generator.integers(1, 2**40, MAX_Z), generator.integers(1, 2**30, 9)
+    element_weights = generator.integers(1, 2**40, MAX_Z)
+    cell_weights = generator.integers(1, 2**30, 9)
+    elements = list(range(1, MAX_Z + 1))
     key = np.empty(len(structures), np.int64)
     for start in range(0, len(structures), CHUNK):
-        part = structures[start : start + CHUNK]
-        key[start : start + CHUNK] = composition(part, list(range(1, MAX_Z + 1))) @ weights
+        rows = slice(start, start + CHUNK)
+        part = structures[rows]
+        key[rows] = composition(part, elements) @ element_weights
         if part.cell is not None:
-            key[start : start + CHUNK] += (np.round(part.cell.reshape(-1, 9), 3) * 1000).astype(
-                np.int64
-            ) @ cells
+            thousandths = (np.round(part.cell.reshape(-1, 9), 3) * 1000).astype(np.int64)
+            key[rows] += thousandths @ cell_weights
     return key
 
 
 def _distances(s: Structures, rows: np.ndarray) -> np.ndarray:
-    """[k, n(n-1)/2]: the distances in each of k structures of one composition, sorted within
-    each pair of elements.
+    """[k, n(n-1)/2]: the distances in each of k structures of one composition, sorted within each
+    pair of elements.
     """
     n = int(s.n_atoms[rows[0]])
     atoms = s.ptr[rows][:, None] + np.arange(n)
     atoms = np.take_along_axis(atoms, np.argsort(s.z[atoms], axis=1, kind="stable"), axis=1)
-    z, pos = (
-        s.z[atoms[0]].astype(np.int64),
-        np.asarray(s.pos[atoms.reshape(-1)], np.float64).reshape(-1, n, 3),
-    )
+    z = s.z[atoms[0]].astype(np.int64)
+    pos = np.asarray(s.pos[atoms.reshape(-1)], np.float64).reshape(-1, n, 3)
     first, second = np.triu_indices(n, 1)
     kind = z[first] * 200 + z[second]
     out = np.linalg.norm(pos[:, first] - pos[:, second], axis=-1)
@@ -117,18 +122,18 @@ def _same(
     a: Structures, rows_a: np.ndarray, b: Structures, rows_b: np.ndarray, tol: float
 ) -> np.ndarray:
     """For each candidate pair, whether all distances between atoms agree within 2 tol. [P] bool."""
-    out = a.pbc[rows_a].any(1)  # with periodic boundaries the structure factors have decided
-    todo = np.flatnonzero(~out)
+    same = a.pbc[rows_a].any(1)  # with periodic boundaries the structure factors have decided
+    todo = np.flatnonzero(~same)
     n = int(a.n_atoms[rows_a[0]]) if len(rows_a) else 0
     if n < 2:
         return np.ones(len(rows_a), bool)
-    for some in np.array_split(todo, len(todo) * n * n // 8_000_000 + 1):
-        if len(some):
-            unique_a, at_a = np.unique(rows_a[some], return_inverse=True)
-            unique_b, at_b = np.unique(rows_b[some], return_inverse=True)
+    for chunk in np.array_split(todo, len(todo) * n * n // 8_000_000 + 1):
+        if len(chunk):
+            unique_a, at_a = np.unique(rows_a[chunk], return_inverse=True)
+            unique_b, at_b = np.unique(rows_b[chunk], return_inverse=True)
             difference = _distances(a, unique_a)[at_a] - _distances(b, unique_b)[at_b]
-            out[some] = np.abs(difference).max(1) <= 2 * tol
-    return out
+            same[chunk] = np.abs(difference).max(1) <= 2 * tol
+    return same
 
 
 def pairs(
@@ -143,39 +148,42 @@ def pairs(
     from scipy.spatial import cKDTree
 
     inside = b is None
-    # what is alone in its set has no partner: of a large set only few structures are looked at
-    # closely
-    if not inside:
-        key_a, key_b = _key(a), _key(b)
-        some_a, some_b = (
-            np.flatnonzero(np.isin(key_a, key_b)),
-            np.flatnonzero(np.isin(key_b, key_a)),
-        )
-        if len(some_a) < len(a) or len(some_b) < len(b):
-            found = pairs(a[some_a], b[some_b], tol, limit)
-            return np.stack([some_a[found[:, 0]], some_b[found[:, 1]]], axis=1)
-    b = a if inside else b
-    key_a, inv_a = _key(a) if inside else key_a, invariants(a)
-    key_b, inv_b = (key_a, inv_a) if inside else (key_b, invariants(b))
-    out, n_found = [], 0
+    key_a = _key(a)
+    if inside:
+        b, key_b = a, key_a
+    else:
+        key_b = _key(b)
+        # what is alone in its set has no partner: of a large set only few structures are looked at
+        # closely
+        shared_a = np.flatnonzero(np.isin(key_a, key_b))
+        shared_b = np.flatnonzero(np.isin(key_b, key_a))
+        if len(shared_a) < len(a) or len(shared_b) < len(b):
+            among_shared = pairs(a[shared_a], b[shared_b], tol, limit)
+            return np.stack([shared_a[among_shared[:, 0]], shared_b[among_shared[:, 1]]], axis=1)
+    invariants_a = invariants(a)
+    invariants_b = invariants_a if inside else invariants(b)
+    near = 2.0 * tol * _WEIGHTS.max()  # an atom moved by tol moves the centre too
+    equal = [np.zeros((0, 2), np.int64)]
+    n_equal = 0
     for key in np.intersect1d(key_a, key_b):
-        rows_a, rows_b = np.flatnonzero(key_a == key), np.flatnonzero(key_b == key)
-        tree_a, tree_b = cKDTree(inv_a[rows_a]), cKDTree(inv_b[rows_b])
-        near = 2.0 * tol * _WEIGHTS.max()  # an atom moved by tol moves the centre too
+        rows_a = np.flatnonzero(key_a == key)
+        rows_b = np.flatnonzero(key_b == key)
+        tree_a = cKDTree(invariants_a[rows_a])
         if inside:
-            found = tree_a.query_pairs(near, p=np.inf, output_type="ndarray").astype(np.int64)
+            candidates = tree_a.query_pairs(near, p=np.inf, output_type="ndarray").astype(np.int64)
         else:
-            lists = tree_a.query_ball_tree(tree_b, near, p=np.inf)
-            found = np.array([(i, j) for i, js in enumerate(lists) for j in js], np.int64).reshape(
-                -1, 2
-            )
-        i, j = rows_a[found[:, 0]], rows_b[found[:, 1]]
-        keep = _same(a, i, b, j, tol)
-        out.append(np.stack([i[keep], j[keep]], axis=1))
-        n_found += int(keep.sum())
-        if n_found >= limit:
+            tree_b = cKDTree(invariants_b[rows_b])
+            partners = tree_a.query_ball_tree(tree_b, near, p=np.inf)
+            both = [(i, j) for i, partners_of_i in enumerate(partners) for j in partners_of_i]
+            candidates = np.array(both, np.int64).reshape(-1, 2)
+        i = rows_a[candidates[:, 0]]
+        j = rows_b[candidates[:, 1]]
+        same = _same(a, i, b, j, tol)
+        equal.append(np.stack([i[same], j[same]], axis=1))
+        n_equal += int(same.sum())
+        if n_equal >= limit:
             break
-    joined = np.concatenate(out)[:limit] if out else np.zeros((0, 2), np.int64)
+    joined = np.concatenate(equal)[:limit]
     return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
 
 
@@ -194,14 +202,14 @@ def leakage(a: Structures, b: Structures, tol: float = 1e-3):
     """
     import pandas as pd
 
-    found = pairs(a, b, tol)
+    in_a, in_b = pairs(a, b, tol).T
     names = b.system_names()
-    frame = pd.DataFrame(
-        {"a": found[:, 0], "b": found[:, 1], "system": [names[b.system[j]] for j in found[:, 1]]}
-    )
-    n = len(np.unique(found[:, 1]))
+    systems = [names[system] for system in b.system[in_b]]
+    frame = pd.DataFrame({"a": in_a, "b": in_b, "system": systems})
+    n = len(np.unique(in_b))
+    percent = 100 * n / max(len(b), 1)
     frame.attrs["message"] = (
-        f"{n} of {len(b)} structures ({100 * n / max(len(b), 1):.2f} %) are in both sets within {tol} Å"
+        f"{n} of {len(b)} structures ({percent:.2f} %) are in both sets within {tol} Å"
     )
     return frame
 
@@ -217,15 +225,15 @@ def leakage_report(test: Structures, tol: float = 1e-3, **others: Structures):
 
     rows = []
     for name, other in others.items():
-        found = leakage(other, test, tol)
-        n = int(found["b"].nunique())
+        leaked = leakage(other, test, tol)
+        n = int(leaked["b"].nunique())
         rows.append(
             {
                 "set": name,
                 "structures": len(other),
                 "in_test": n,
                 "share": n / max(len(test), 1),
-                "message": f"{name}: {found.attrs['message']}",
+                "message": f"{name}: {leaked.attrs['message']}",
             }
         )
     return pd.DataFrame(rows, columns=["set", "structures", "in_test", "share", "message"])
@@ -235,9 +243,9 @@ def distinct(structures: Structures, tol: float = 1e-3) -> np.ndarray:
     """The rows that remain (rising) when of every group of equal structures only the first is
     kept.
     """
-    found = pairs(structures, tol=tol)
     keep = np.ones(len(structures), bool)
-    for i, j in found:  # rising in i: a structure that went does not take others with it
+    # rising in i: a structure that went does not take others with it
+    for i, j in pairs(structures, tol=tol):
         if keep[i]:
             keep[j] = False
     return np.flatnonzero(keep)

@@ -13,11 +13,14 @@ from ..structures.store import Structures
 
 
 def mark_parts(structures: Structures, counts: Mapping[str, int]) -> Structures:
-    """Note in ``structures.info`` that its first rows are one published part, the next another
-    …; `parts` finds them again.
+    """Note in ``structures.info`` that its first rows are one published part, the next another …;
+    `parts` finds them again.
     """
-    ends = np.cumsum(list(counts.values()))
-    rows = {name: [int(end) - count, int(end)] for (name, count), end in zip(counts.items(), ends)}
+    rows: dict[str, list[int]] = {}
+    end = 0
+    for name, count in counts.items():
+        rows[name] = [end, end + int(count)]
+        end += int(count)
     structures.info["parts"] = {"rows": rows, "of": _order(structures)}
     return structures
 
@@ -25,14 +28,16 @@ def mark_parts(structures: Structures, counts: Mapping[str, int]) -> Structures:
 def _order(structures: Structures) -> str:
     """A hash of the energies in their order: another selection or order has another."""
     source = structures.system if structures.energy is None else structures.energy
-    return f"{len(structures)}-{hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=8).hexdigest()}"
+    digest = hashlib.blake2b(np.ascontiguousarray(source).data, digest_size=8).hexdigest()
+    return f"{len(structures)}-{digest}"
 
 
 def parts(structures: Structures) -> dict[str, np.ndarray]:
     """The parts that were published with the set: name -> rows. Raises DataError if there are
     none, or the set was cut since.
     """
-    known, name = structures.info.get("parts"), structures.info.get("name", "structures")
+    known = structures.info.get("parts")
+    name = structures.info.get("name", "structures")
     if not known:
         raise DataError(f"{name}: no published parts are known; draw a split of your own")
     if known["of"] != _order(structures):
@@ -65,7 +70,8 @@ def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{path}: line {lines[i]}: index {rows[i]} points outside the {n} structures (counted from {base})"
+            f"{path}: line {lines[i]}: index {rows[i]} points outside the {n} structures (counted "
+            f"from {base})"
         )
     _, first = np.unique(out, return_index=True)
     if len(first) < len(out):

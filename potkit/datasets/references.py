@@ -20,18 +20,14 @@ from ..structures.elements import MAX_Z, SYMBOLS, composition
 from ..structures.store import Structures
 from .formats import read
 
-# eV, from Hartree. ANI-1: isolated atoms of J. S. Smith et al., Chem. Sci. 8, 3192 (2017), as
-# published with the ANI-1 data.
-LEVELS: dict[str, dict[int, float]] = {
-    "wB97X/6-31G(d)": {
-        z: value * units.HARTREE
-        for z, value in {
-            1: -0.500607632585,
-            6: -37.8302333826,
-            7: -54.5680045287,
-            8: -75.0362229210,
-        }.items()
-    },
+# energies of isolated atoms by level of theory and atomic number, eV
+LEVELS: dict[str, dict[int, float]] = {}
+# J. S. Smith et al., Chem. Sci. 8, 3192 (2017), as published with the ANI-1 data, in Hartree
+LEVELS["wB97X/6-31G(d)"] = {
+    1: -0.500607632585 * units.HARTREE,
+    6: -37.8302333826 * units.HARTREE,
+    7: -54.5680045287 * units.HARTREE,
+    8: -75.0362229210 * units.HARTREE,
 }
 # the same level from another program (ORCA, in the 3BPA files): up to 0.08 eV per atom away, so a
 # table of its own
@@ -42,11 +38,9 @@ LEVELS["wB97X/6-31G(d), 3BPA"] = {
     8: -2041.9816003861047,
 }
 # isolated atoms by tblite (GFN2-xTB, neutral, SCC accuracy 0.05, 300 K electrons) with the unpaired
-# electrons of the ground state: H 1,
-# Li 1, B 1, C 2, N 3, O 2, F 1, Na 1, Mg 0, Si 2, P 3, S 2, Cl 1, K 1, Ca 0, Br 1, I 1; eV.
-# GFN2-xTB has no
-# spin polarisation: that number fills the orbitals, no more. All embedded molecular sets have this
-# level.
+# electrons of the ground state: H 1, Li 1, B 1, C 2, N 3, O 2, F 1, Na 1, Mg 0, Si 2, P 3, S 2,
+# Cl 1, K 1, Ca 0, Br 1, I 1. GFN2-xTB has no spin polarisation: that number fills the orbitals, no
+# more. All embedded molecular sets have this level.
 LEVELS["GFN2-xTB"] = {
     1: -10.707211,
     3: -4.900000,
@@ -75,16 +69,14 @@ def isolated_atoms(source: str | Path) -> dict[int, float]:
     Raises DataError if ``source`` is neither, a structure of the file has more than one atom, or an
     element comes twice.
     """
-    level = next(
-        (k for k in LEVELS if k.lower().replace("ω", "w") == str(source).lower().replace("ω", "w")),
-        None,
-    )
-    if level is not None:
-        return dict(LEVELS[level])
+    for level, energies in LEVELS.items():
+        if level.lower() == str(source).lower().replace("ω", "w"):
+            return dict(energies)
     path = Path(source)
     if not path.exists():
+        known = ", ".join(map(repr, LEVELS))
         raise DataError(
-            f"{source}: neither a file nor a level of theory with a table (known: {', '.join(map(repr, LEVELS))})"
+            f"{source}: neither a file nor a level of theory with a table (known: {known})"
         )
     atoms = read(path, dtype=np.float64)
     if atoms.energy is None:
@@ -92,10 +84,11 @@ def isolated_atoms(source: str | Path) -> dict[int, float]:
     if (atoms.n_atoms != 1).any():
         worst = int(np.flatnonzero(atoms.n_atoms != 1)[0])
         raise DataError(
-            f"{path}: structure {worst} has {int(atoms.n_atoms[worst])} atoms, isolated atoms have one"
+            f"{path}: structure {worst} has {int(atoms.n_atoms[worst])} atoms, isolated atoms have "
+            "one"
         )
     table: dict[int, float] = {}
-    for z, energy in zip(atoms.z.tolist(), atoms.energy.tolist()):
+    for z, energy in zip(atoms.z.tolist(), atoms.energy.tolist(), strict=True):
         if z in table:
             raise DataError(f"{path}: {SYMBOLS[z]} comes twice")
         table[z] = energy
@@ -103,8 +96,8 @@ def isolated_atoms(source: str | Path) -> dict[int, float]:
 
 
 class ReferenceEnergies:
-    """One energy (eV) per element. ``table``: atomic number -> eV. ``origin`` tells where it
-    came from.
+    """One energy (eV) per element. ``table``: atomic number -> eV. ``origin`` tells where it came
+    from.
     """
 
     def __init__(self, table: Mapping[int, float], origin: str = "given") -> None:
@@ -115,7 +108,8 @@ class ReferenceEnergies:
         self.origin = origin
 
     def __repr__(self) -> str:
-        return f"ReferenceEnergies({', '.join(f'{SYMBOLS[z]} {e:.4f}' for z, e in self.table.items())} eV; {self.origin})"
+        energies = ", ".join(f"{SYMBOLS[z]} {energy:.4f}" for z, energy in self.table.items())
+        return f"ReferenceEnergies({energies} eV; {self.origin})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ReferenceEnergies) and self.table == other.table
@@ -130,10 +124,8 @@ class ReferenceEnergies:
     @classmethod
     def from_isolated(cls, source: str | Path) -> ReferenceEnergies:
         """Isolated atoms of a level of theory or a file, see `isolated_atoms`."""
-        return cls(
-            isolated_atoms(source),
-            f"isolated atoms, {source if not Path(source).exists() else Path(source).name}",
-        )
+        name = Path(source).name if Path(source).exists() else source
+        return cls(isolated_atoms(source), f"isolated atoms, {name}")
 
     @classmethod
     def fit(
@@ -146,20 +138,20 @@ class ReferenceEnergies:
         from unique. Raises DataError if there are no energies.
         """
         if structures.energy is None or not len(structures):
-            raise DataError(
-                f"{structures.info.get('name', 'structures')}: reference energies need labelled structures"
-            )
+            name = structures.info.get("name", "structures")
+            raise DataError(f"{name}: reference energies need labelled structures")
         elements = structures.elements
-        counts, where = np.unique(composition(structures, elements), axis=0, return_inverse=True)
-        n = np.bincount(where.reshape(-1)).astype(np.float64)
-        mean = np.bincount(where.reshape(-1), weights=structures.energy) / n
+        counts, group = np.unique(composition(structures, elements), axis=0, return_inverse=True)
+        group = group.reshape(-1)
+        n = np.bincount(group).astype(np.float64)
+        mean = np.bincount(group, weights=structures.energy) / n
         start = np.array([0.0 if prior is None else prior.table.get(z, 0.0) for z in elements])
-        weight = np.sqrt(n)[:, None]
-        solution = np.linalg.lstsq(
-            counts * weight, (mean - counts @ start) * weight[:, 0], rcond=1e-10
-        )[0]
+        weight = np.sqrt(n)
+        residual = (mean - counts @ start) * weight
+        solution, *_ = np.linalg.lstsq(counts * weight[:, None], residual, rcond=1e-10)
         origin = f"least squares over {len(structures)} structures of {len(counts)} compositions"
-        return cls(dict(zip(elements, (start + solution).tolist())), origin)
+        energies = (start + solution).tolist()
+        return cls(dict(zip(elements, energies, strict=True)), origin)
 
     def array(self) -> np.ndarray:
         """The table as [119] float64, indexed by atomic number; NaN where there is no reference."""
@@ -173,17 +165,12 @@ class ReferenceEnergies:
         """
         missing = [z for z in structures.elements if z not in self.table]
         if missing:
-            row = (
-                int(
-                    np.searchsorted(
-                        structures.ptr, np.flatnonzero(structures.z == missing[0])[0], "right"
-                    )
-                )
-                - 1
-            )
+            atom = np.flatnonzero(structures.z == missing[0])[0]
+            row = int(np.searchsorted(structures.ptr, atom, "right")) - 1
+            known = ", ".join(SYMBOLS[z] for z in self.table) or "nothing"
             raise DataError(
-                f"no reference energy for {SYMBOLS[missing[0]]} (first in structure {row}); there are references for "
-                f"{', '.join(SYMBOLS[z] for z in self.table) or 'nothing'}"
+                f"no reference energy for {SYMBOLS[missing[0]]} (first in structure {row}); "
+                f"there are references for {known}"
             )
         return composition(structures) @ self.array()[structures.elements]
 
@@ -201,10 +188,9 @@ class ReferenceEnergies:
         try:
             if content["unit"] != "eV":
                 raise DataError(f"reference energies in {content['unit']!r}, expected 'eV'")
-            return cls(
-                {SYMBOLS.index(s): e for s, e in content["energies"].items()},
-                content.get("origin", "given"),
-            )
+            energies = content["energies"].items()
+            table = {SYMBOLS.index(symbol): energy for symbol, energy in energies}
+            return cls(table, content.get("origin", "given"))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"reference energies cannot be read: {error!r}") from error
         except ValueError as error:

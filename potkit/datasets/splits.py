@@ -57,14 +57,15 @@ def label_budget(
     for system, rows in groups:
         rng = np.random.default_rng([seed, system, 1])
         rank[rows] = (rng.permutation(len(rows)) + rng.random()) / len(rows)
-    order, out = np.argsort(rank, kind="stable"), {}
+    order = np.argsort(rank, kind="stable")
+    budgets: dict[float | int, np.ndarray] = {}
     for size in sizes:
         share = isinstance(size, (float, np.floating))
-        count = int(round(size * n)) if share else int(size)
+        count = round(size * n) if share else int(size)
         if (share and not 0 < size <= 1) or not 1 <= count <= n:
             raise DataError(f"label budget {size}: {count} of {n} structures")
-        out[size] = np.sort(order[:count])
-    return out
+        budgets[size] = np.sort(order[:count])
+    return budgets
 
 
 def _is_split(path: Path) -> bool:
@@ -88,15 +89,15 @@ def save_indices(
         "format": SPLIT_FORMAT,
         "structures": len(structures),
         "name": structures.info.get("name", "unnamed"),
+        "fingerprint": structures.fingerprint(),
+        "about": about,
     }
     header |= {"fingerprint": structures.fingerprint(), "about": about}
-    with storage.replacing(path, SPLIT) as temporary:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                header=np.array(json.dumps(header, default=str)),
-                **{k: np.asarray(v) for k, v in parts.items()},
-            )
+    text = np.array(json.dumps(header, default=str))
+    arrays = {name: np.asarray(rows) for name, rows in parts.items()}
+    # by a file, since NumPy would add .npz to the temporary name
+    with storage.replacing(path, SPLIT) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, header=text, **arrays)
     return path
 
 
@@ -114,7 +115,8 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
         ) from error
     if header["fingerprint"] != structures.fingerprint():
         raise DataError(
-            f"{path}: made for {header['name']} ({header['structures']} structures, {header['fingerprint']}), "
-            f"these are {structures.info.get('name', 'unnamed')} ({len(structures)}, {structures.fingerprint()})"
+            f"{path}: made for {header['name']} ({header['structures']} structures, "
+            f"{header['fingerprint']}), these are {structures.info.get('name', 'unnamed')} "
+            f"({len(structures)}, {structures.fingerprint()})"
         )
     return arrays

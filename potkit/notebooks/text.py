@@ -21,12 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, PotkitError
+from ..structures.outputs import Kind, head, is_a, read_json
 from ..structures.storage import replacing
 from . import runner
 
 FOLDER = "text"
 FORMAT = "py:percent"
 KEPT = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}
+
+
+def _is_twin(path: Path) -> bool:
+    cells = [line for line in head(path).splitlines() if line.startswith("# %%")]
+    return bool(cells)
+
+
+TWIN = Kind("the text of a notebook", _is_twin)
+NOTEBOOK = Kind("a notebook", lambda path: "cells" in read_json(path))
 
 
 def twin(notebook: str | Path) -> Path:
@@ -58,13 +68,14 @@ def write(notebooks: Iterable[str | Path] = ()) -> list[Path]:
         if target.is_file() and target.read_text() == text:
             continue
         target.parent.mkdir(exist_ok=True)
-        with replacing(target) as temporary:
+        with replacing(target, TWIN) as temporary:
             temporary.write_text(text)
         changed.append(target)
     if not chosen:
         for orphan in _orphans(runner.find()):
-            orphan.unlink()
-            changed.append(orphan)
+            if is_a(TWIN, orphan):  # a file of somebody else's stays
+                orphan.unlink()
+                changed.append(orphan)
     return changed
 
 
@@ -86,7 +97,7 @@ def take_back(notebooks: Iterable[str | Path] = ()) -> list[Path]:
         if render(edited) == render(before):
             continue
         _keep_outputs(edited, before)
-        with replacing(path) as temporary:
+        with replacing(path, NOTEBOOK) as temporary:
             nbformat.write(runner.clean(edited), temporary)
         changed.append(path)
     return changed

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DataError
+from ..structures.outputs import Kind
 from ..structures.storage import replacing
 from . import published_numbers
 from .tables import MARK, across, markdown, stored, wide
@@ -201,6 +202,9 @@ BLOCK = re.compile(
 )
 
 
+PAGE = Kind("a page with generated blocks", lambda path: BLOCK.search(path.read_text()) is not None)
+
+
 def fill(text: str, folder: str | Path = "data/results") -> str:
     """``text`` with every generated block (`BLOCK`) written anew from what is stored in ``folder``.
 
@@ -263,7 +267,7 @@ def fill_files(*paths: str | Path) -> list[Path]:
         text = path.read_text()
         filled = fill(text)
         if filled != text:
-            with replacing(path) as temporary:
+            with replacing(path, PAGE) as temporary:
                 temporary.write_text(filled)
             changed.append(path)
     return changed

@@ -164,9 +164,9 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
                 "commit": provenance.commit(),
                 "from": f"{name}-runs.csv",
             }
-            with replacing(path) as temporary:
+            with replacing(path, report.RESULT) as temporary:
                 table.to_csv(temporary, index=False, float_format="%.6g")
-            with replacing(path.with_suffix(".json")) as temporary:
+            with replacing(path.with_suffix(".json"), report.ORIGIN) as temporary:
                 text = json.dumps(how, indent=1, default=str, ensure_ascii=False)
                 temporary.write_text(text + "\n")
             changed.append(path)
@@ -176,7 +176,7 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
         text = document.read_text()
         filled = blocks.fill(text, folder)
         if filled != text:
-            with replacing(document) as temporary:
+            with replacing(document, blocks.PAGE) as temporary:
                 temporary.write_text(filled)
             changed.append(document)
     return changed

@@ -47,7 +47,7 @@ def declare(name: str, per: str) -> None:
 
 
 def rows_per(name: str) -> str:
-    """ "atom", "structure", "edge" or "size": what the rows of a batch's array ``name`` belong to.
+    """What the rows of a batch's array ``name`` belong to: "atom", "structure", "edge" or "size".
 
     Raises DataError for a name that was not declared.
     """

@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 
 
 def to_ase(structures: Structures) -> list:
-    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge
-    and system in ``info``.
+    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and
+    system in ``info``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    s, frames, names = structures, [], structures.system_names()
+    s = structures
+    names = s.system_names()
+    frames = []
     for i in range(len(s)):
         a, b = s.ptr[i], s.ptr[i + 1]
         cell = None if s.cell is None else s.cell[i]
         atoms = Atoms(s.z[a:b], s.pos[a:b].astype(float), cell=cell, pbc=s.pbc[i])
-        atoms.info |= {"charge": int(s.charge[i]), "system": names[s.system[i]]}
+        atoms.info["charge"] = int(s.charge[i])
+        atoms.info["system"] = names[s.system[i]]
         atoms.arrays["molecule"] = np.array(s.molecule[a:b])
         results = {}
         if s.energy is not None:
@@ -44,8 +47,9 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
 
     Raises DataError if energy or forces are there for some frames only.
     """
-    frames = [frames] if hasattr(frames, "get_positions") else list(frames)
-    results = [getattr(f.calc, "results", {}) if f.calc is not None else {} for f in frames]
+    single = hasattr(frames, "get_positions")
+    frames = [frames] if single else list(frames)
+    results = [getattr(f.calc, "results", {}) for f in frames]  # {} also where there is no calc
 
     def labelled(key: str) -> bool:
         """Whether all frames have the label, or none."""
@@ -57,6 +61,11 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     def stack(parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
         return np.concatenate(parts).astype(kind) if parts else np.zeros(empty, kind)
 
+    energy = forces = None
+    if labelled("energy"):
+        energy = np.array([r["energy"] for r in results])
+    if labelled("forces"):
+        forces = stack([r["forces"] for r in results], (0, 3), dtype)
     names: dict[str, int] = {}
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
     system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
@@ -66,10 +75,8 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
         "z": stack([f.numbers for f in frames], 0, np.int64),
         "pos": stack([f.positions for f in frames], (0, 3), dtype),
         "ptr": np.cumsum([0] + [len(f) for f in frames]),
-        "energy": np.array([r["energy"] for r in results]) if labelled("energy") else None,
-        "forces": stack([r["forces"] for r in results], (0, 3), dtype)
-        if labelled("forces")
-        else None,
+        "energy": energy,
+        "forces": forces,
         "cell": np.array([f.cell.array for f in frames]) if with_cell else None,
         "pbc": np.array([f.pbc for f in frames]) if frames else None,
         "charge": np.array([int(f.info.get("charge", 0)) for f in frames], np.int16),
@@ -80,34 +87,30 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
 
 
 def summary(s: Structures):
-    """A DataFrame with a row per system: structures, atoms, formula of the first, energy
-    (eV/atom) and forces (eV/Å).
+    """A DataFrame with a row per system: structures, atoms, formula of the first, energy (eV/atom)
+    and forces (eV/Å).
     """
     import pandas as pd
 
     order = np.argsort(s.system, kind="stable")
     ids, first, counts = np.unique(s.system[order], return_index=True, return_counts=True)
-    names, rows = s.system_names(), []
-    for i, start, count in zip(ids, first, counts):
-        rows_of = order[start : start + count]
-        one, part = s.z[s.ptr[rows_of[0]] : s.ptr[rows_of[0] + 1]], s[rows_of]
+    names = s.system_names()
+    rows = []
+    for i, start, count in zip(ids, first, counts, strict=True):
+        part = s[order[start : start + count]]
+        first_z = part.z[: part.ptr[1]]
         row = {
             "system": names[i],
-            "formula": formula(one),
+            "formula": formula(first_z),
             "structures": int(count),
-            "atoms": int(len(one)),
+            "atoms": len(first_z),
         }
         if s.energy is not None:
             per_atom = part.energy / part.n_atoms
-            row |= {
-                "energy mean (eV/atom)": per_atom.mean(),
-                "energy std (eV/atom)": per_atom.std(),
-            }
+            row["energy mean (eV/atom)"] = per_atom.mean()
+            row["energy std (eV/atom)"] = per_atom.std()
         if s.forces is not None:
-            row |= {
-                "forces rms (eV/Å)": float(
-                    np.sqrt(np.mean(np.square(part.forces, dtype=np.float64)))
-                )
-            }
+            mean_square = np.mean(np.square(part.forces, dtype=np.float64))
+            row["forces rms (eV/Å)"] = float(np.sqrt(mean_square))
         rows.append(row)
     return pd.DataFrame(rows)

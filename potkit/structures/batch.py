@@ -1,5 +1,6 @@
-"""The batch a network sees: several structures as one PyG ``Data``. Apart from `structures`, so
-that opening a store needs no PyG.
+"""The batch a network sees: several structures as one PyG ``Data``.
+
+Apart from the store, so that opening one needs no PyG.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Batch(Data):
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Batch:
-        """``Batch(**content)``, but many times faster: the keys are known to be plain, nothing
-        has to be looked up for them.
+        """``Batch(**content)``, but many times faster: the keys are known to be plain, nothing has
+        to be looked up for them.
         """
         new = cls()
         new._store._mapping.update(content)
@@ -49,6 +50,7 @@ class Batch(Data):
 
     @property
     def num_graphs(self) -> int:
+        """The number of structures, S."""
         return self.ptr.shape[0] - 1
 
     def drop_edges(self) -> Batch:
@@ -82,7 +84,8 @@ def doubled(batch: Batch) -> Batch:
     """``batch`` followed by a copy of itself: structure s + S is a second structure s. Edges are
     dropped. Raises DataError for an array that is not declared.
     """
-    n_structures, n_atoms = batch.ptr.shape[0] - 1, batch.z.shape[0]
+    n_structures = batch.ptr.shape[0] - 1
+    n_atoms = batch.z.shape[0]
     new = Batch()
     for key, value in batch.to_dict().items():
         per = rows_per(key)
@@ -119,10 +122,12 @@ def cut(batch: Batch, size: int) -> Iterator[Batch]:
         return
     ptr = batch.ptr.tolist()
     arrays = {key: (rows_per(key), value) for key, value in batch.to_dict().items()}
-    due = {"atom": batch.z.shape[0], "structure": n_structures}
+    expected = {"atom": batch.z.shape[0], "structure": n_structures}
     for key, (per, value) in arrays.items():
-        if isinstance(value, (Tensor, np.ndarray)) and len(value) != due.get(per, len(value)):
-            raise DataError(f"{key} of the batch has {len(value)} rows for {due[per]} {per}s")
+        if per not in expected or not isinstance(value, (Tensor, np.ndarray)):
+            continue
+        if len(value) != expected[per]:
+            raise DataError(f"{key} of the batch has {len(value)} rows for {expected[per]} {per}s")
     for first in range(0, n_structures, size):
         last = min(first + size, n_structures)
         new = Batch()

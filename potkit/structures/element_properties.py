@@ -1,26 +1,32 @@
 """Nine properties of every element, from hydrogen to oganesson: the node input of ForceNet.
 
-The table `element_properties.csv` was written with mendeleev 1.3.0 (a database of published values) and
-holds, in this order,
-    group, period, block (s p d f), valence electrons (outside the noble-gas core and filled inner d
-    and f shells), electronegativity (Pauling), covalent radius (Å, single bonds, Pyykkö and Atsumi
-    2009), first ionisation energy (eV, NIST), electron affinity (eV), static dipole polarizability
-    (bohr³, Schwerdtfeger and Nagle 2018).
+The table `element_properties.csv` was written with mendeleev 1.3.0 (a database of published values)
+and holds, in this order,
+
+    group
+    period
+    block                           s p d f
+    valence electrons               outside the noble-gas core and filled inner d and f shells
+    electronegativity               Pauling
+    covalent radius                 Å, single bonds, Pyykkö and Atsumi 2009
+    first ionisation energy         eV, NIST
+    electron affinity               eV
+    static dipole polarizability    bohr³, Schwerdtfeger and Nagle 2018
+
 These are the properties of CGCNN and ForceNet but for the last, which replaces "atomic volume": the
 molar volume of the element at room temperature says nothing about an atom of a gas, the
 polarizability is the volume of the free atom.
 
 A blank in the table is a value that does not exist or was never measured. `element_properties`
 fills blanks by rule, so that no element reaches a network as NaN: f elements stand in group 3; an
-electron affinity that is missing is 0 (no bound anion);
-anything else is taken from the nearest element of the same group and block that has it (nearest
-period, then nearest number).
+electron affinity that is missing is 0 (no bound anion); anything else is taken from the nearest
+element of the same group and block that has it (nearest period, then nearest number).
 """
 
 from __future__ import annotations
 
 import csv
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,8 +57,7 @@ def _table() -> tuple[tuple[float | None, ...], ...]:
     """118 rows of the nine properties as they stand in the file; None where it is blank."""
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    if [int(r["number"]) for r in rows] != list(range(1, MAX_Z + 1)):
-        # a broken installation
+    if [int(r["number"]) for r in rows] != list(range(1, MAX_Z + 1)):  # a broken installation
         raise RuntimeError(f"{TABLE.name} must list the elements 1 to {MAX_Z} in order")
 
     def number(row: dict[str, str], name: str) -> float | None:
@@ -73,21 +78,25 @@ def _filled() -> np.ndarray:
         if row[group] is None:
             row[group] = 3.0
         row[affinity] = row[affinity] or 0.0
+
+    def distance(first: int, second: int) -> tuple[float, int]:
+        """Between elements: in periods, then in numbers."""
+        return abs(rows[first][period] - rows[second][period]), abs(first - second)
+
     filled = [list(row) for row in rows]
     for i, row in enumerate(rows):
+        # helium is an s element, yet its relatives are the other noble gases
+        helium = row[period] == 1 and row[group] == 18
         relatives = [
             k
             for k, other in enumerate(rows)
-            if other[group] == row[group] and other[block] == row[block]
+            if other[group] == row[group] and (helium or other[block] == row[block])
         ]
-        # helium is an s element; its relatives are the other noble gases
-        if row[period] == 1 and row[group] == 18:
-            relatives = [k for k, other in enumerate(rows) if other[group] == 18]
+        relatives.sort(key=partial(distance, i))
         for column, value in enumerate(row):
             if value is None:
-                known = [k for k in relatives if rows[k][column] is not None]
-                nearest = min(known, key=lambda k: (abs(rows[k][period] - row[period]), abs(k - i)))
-                filled[i][column] = rows[nearest][column]
+                values = [rows[k][column] for k in relatives]
+                filled[i][column] = next(v for v in values if v is not None)
     return np.array([[0.0] * len(PROPERTIES), *filled], np.float64)
 
 

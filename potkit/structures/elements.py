@@ -34,9 +34,9 @@ def formula(z: np.ndarray) -> str:
     counts = np.bincount(np.asarray(z, np.int64), minlength=MAX_Z + 1)
     present = np.flatnonzero(counts).tolist()
 
-    def hill(number: int) -> tuple[bool, bool, str]:
-        with_carbon = counts[6] > 0
-        return not (with_carbon and number == 6), not (with_carbon and number == 1), SYMBOLS[number]
+    def hill(number: int) -> tuple[int, str]:
+        first = (6, 1) if counts[6] else ()  # carbon and hydrogen lead only if there is carbon
+        return first.index(number) if number in first else len(first), SYMBOLS[number]
 
     def term(number: int) -> str:
         return SYMBOLS[number] + (str(counts[number]) if counts[number] > 1 else "")
@@ -45,15 +45,13 @@ def formula(z: np.ndarray) -> str:
 
 
 def composition(structures: Structures, elements: list[int] | None = None) -> np.ndarray:
-    """How many atoms of each element, [S, len(elements)] int64 (default: the elements that
-    occur).
-    """
+    """How many atoms of each element, [S, len(elements)] int64; default: the elements there are."""
     elements = structures.elements if elements is None else elements
     column = np.full(MAX_Z + 1, -1)
     column[elements] = np.arange(len(elements))
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     at = column[structures.z]
-    flat = np.bincount(
-        owner[at >= 0] * len(elements) + at[at >= 0], minlength=len(structures) * len(elements)
-    )
-    return flat.reshape(len(structures), len(elements))
+    counted = at >= 0
+    shape = (len(structures), len(elements))
+    places = owner[counted] * len(elements) + at[counted]
+    return np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)

@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) -> np.ndarray:
     """``step`` [..., 3] Å brought to its shortest image along the periodic directions.
 
-    ``cell`` [3, 3] and ``pbc`` [3], or one of each per row: [n, 3, 3] and [n, 3] for ``step``
-    [n, k, 3]. Right angles are a matter of rounding; any other cell goes through ASE's search over
-    the images of its Minkowski-reduced form, and is exact however skewed it is.
+    ``cell`` [3, 3] and ``pbc`` [3], or one of each per row: [n, 3, 3] and [n, 3] for ``step`` [n,
+    k, 3]. Right angles are a matter of rounding; any other cell goes through ASE's search over the
+    images of its Minkowski-reduced form, and is exact however skewed it is.
     """
     pbc = np.asarray(pbc, bool)
     if cell is None or not pbc.any():
         return step
     cell = np.asarray(cell, np.float64)
     if cell.ndim == 3 and not _rectangular(cell, pbc):
-        return np.stack([minimum_image(*one) for one in zip(step, cell, pbc, strict=True)])
+        per_structure = zip(step, cell, pbc, strict=True)
+        return np.stack([minimum_image(*one) for one in per_structure])
     if not _rectangular(cell, pbc):
         from ase.geometry import complete_cell, find_mic
 
@@ -153,32 +154,33 @@ def water_molecules(
     None if it is not water, that is if there are other elements or an oxygen does not get exactly
     two hydrogens (dissociated, a proton on its way, or an ion).
     """
-    oxygen, hydrogen = np.flatnonzero(z == 8), np.flatnonzero(z == 1)
-    if len(oxygen) + len(hydrogen) != len(z) or len(hydrogen) != 2 * len(oxygen) or not len(oxygen):
+    oxygen = np.flatnonzero(z == 8)
+    hydrogen = np.flatnonzero(z == 1)
+    if not len(oxygen) or len(hydrogen) != 2 * len(oxygen) or len(z) != 3 * len(oxygen):
         return None
-    step = minimum_image(
-        np.asarray(pos, np.float64)[hydrogen][:, None] - np.asarray(pos, np.float64)[oxygen],
-        cell,
-        pbc,
-    )
+    pos = np.asarray(pos, np.float64)
+    step = minimum_image(pos[hydrogen][:, None] - pos[oxygen], cell, pbc)  # [2 O, O, 3] Å
     nearest = np.square(step).sum(-1).argmin(1)
     if (np.bincount(nearest, minlength=len(oxygen)) != 2).any():
         return None
-    out = np.empty(len(z), np.int32)
-    out[oxygen], out[hydrogen] = np.arange(len(oxygen)), nearest
-    return out
+    molecule = np.empty(len(z), np.int32)
+    molecule[oxygen] = np.arange(len(oxygen))
+    molecule[hydrogen] = nearest
+    return molecule
 
 
 def bond_graph(z: np.ndarray, pos: np.ndarray, scale: float = 1.3) -> tuple[np.ndarray, np.ndarray]:
     """Heavy atoms as a graph: colour [h] (atomic number, hydrogens at it) and adjacency [h,h] bool
     of one molecule without box.
 
-    Two heavy atoms are bonded if closer than ``scale`` times the sum of their covalent radii: at 1.3
-    a C–C bond may stretch by 0.4 Å, seven standard deviations at 500 K. A hydrogen belongs to its nearest heavy atom however far it has
-    swung, so vibrations do not change the graph.
+    Two heavy atoms are bonded if closer than ``scale`` times the sum of their covalent radii: at
+    1.3 a C–C bond may stretch by 0.4 Å, seven standard deviations at 500 K. A hydrogen belongs to
+    its nearest heavy atom however far it has swung, so vibrations do not change the graph.
     """
-    heavy, pos = z > 1, np.asarray(pos, np.float64)
-    points, numbers = pos[heavy], z[heavy].astype(np.int64)
+    heavy = z > 1
+    pos = np.asarray(pos, np.float64)
+    points = pos[heavy]
+    numbers = z[heavy].astype(np.int64)
     bonded = np.zeros((len(numbers), len(numbers)), bool)
     first, second = bonds(numbers, points, scale).T
     bonded[first, second] = bonded[second, first] = True
@@ -196,17 +198,19 @@ def graph_key(colour: np.ndarray, bonded: np.ndarray) -> str:
     numbers of closed walks of length 3 … 8 through an atom; those walks tell apart ring systems
     that refinement alone does not, such as decalin and bicyclopentyl.
     """
-    steps, power, walks = bonded.astype(np.int64), bonded.astype(np.int64) @ bonded, []
+    steps = bonded.astype(np.int64)
+    power = steps @ steps
+    walks = []
     for _ in range(6):
         power = power @ steps
         walks.append(np.diagonal(power))
-    labels = [
-        _hash((int(c), *(int(w) for w in row))) for c, row in zip(colour, np.stack(walks, axis=1))
-    ]
-    around = [np.flatnonzero(row) for row in bonded]
+    per_atom = np.column_stack([colour, *walks])  # [h, 1 + 6]
+    labels = [_hash(tuple(int(number) for number in row)) for row in per_atom]
+    neighbours = [np.flatnonzero(row) for row in bonded]
     for _ in range(len(labels)):
         labels = [
-            _hash((own, *sorted(labels[j] for j in near))) for own, near in zip(labels, around)
+            _hash((label, *sorted(labels[j] for j in near)))
+            for label, near in zip(labels, neighbours, strict=True)
         ]
     return _hash(tuple(sorted(labels)))
 

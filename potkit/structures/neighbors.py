@@ -3,15 +3,17 @@ counted, none cut off silently.
 
 Three ways to the same edges, chosen by what is cheapest where the batch lies. Small free molecules:
 each atom against all atoms of its structure, in one tensor operation. Large or periodic structures
-on the CPU: vesin, structure by structure. The same on a GPU:
-a sorted cell list in tensor code, linear in the number of atoms. The last two also handle boxes
-smaller than the cutoff (several images of one pair) and slabs and wires (periodic along one or two
-vectors only).
+on the CPU: vesin, structure by structure. The same on a GPU: a sorted cell list in tensor code,
+linear in the number of atoms. The last two also handle boxes smaller than the cutoff (several
+images of one pair) and slabs and wires (periodic along one or two vectors only).
+
 Edges run from a sender j to a receiver i and are sorted by receiver; edge vectors are x_j + shift −
 x_i.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import torch
@@ -50,57 +52,66 @@ def neighbor_list(
     if not periodic and max_atoms <= DENSE_LIMIT:
         return _all_pairs(pos, batch, ptr, cutoff, max_atoms), None
     search = _by_vesin if pos.device.type == "cpu" else _cell_list
-    edges, shifts = search(
-        pos, batch, ptr, cutoff, cell if periodic else None, pbc if periodic else None
-    )
-    return edges, shifts if periodic else None
+    if periodic:
+        return search(pos, batch, ptr, cutoff, cell, pbc)
+    edges, _ = search(pos, batch, ptr, cutoff, None, None)
+    return edges, None
 
 
 def _all_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, cutoff: float, max_atoms: int) -> Tensor:
     partner = torch.arange(max_atoms, device=pos.device)
-    start, count = ptr[batch], (ptr[1:] - ptr[:-1])[batch]
+    start = ptr[batch]
+    count = (ptr[1:] - ptr[:-1])[batch]
     sender = start[:, None] + partner  # [N, max_atoms]
     inside = partner < count[:, None]
     distance2 = (pos[sender.clamp(max=max(len(pos) - 1, 0))] - pos[:, None]).square_().sum(-1)
-    own = torch.arange(len(pos), device=pos.device)[:, None]
-    receiver, slot = torch.nonzero(
-        inside & (distance2 < cutoff * cutoff) & (sender != own), as_tuple=True
-    )
+    atom = torch.arange(len(pos), device=pos.device)[:, None]
+    close = inside & (distance2 < cutoff * cutoff) & (sender != atom)
+    receiver, slot = torch.nonzero(close, as_tuple=True)
     return torch.stack([start[receiver] + slot, receiver])
 
 
-def _by_vesin(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
+def _by_vesin(
+    pos: Tensor,  # [N, 3] Å
+    batch: Tensor,  # [N]
+    ptr: Tensor,  # [S + 1]
+    cutoff: float,  # Å
+    cell: Tensor | None,  # [S, 3, 3] Å
+    pbc: Tensor | None,  # [S, 3] bool
+) -> tuple[Tensor, Tensor]:
     # up to 65 536 atoms our sort takes half the time of vesin's, which is as long as its search
-    finders = [
-        NeighborList(cutoff=cutoff, full_list=True, sorted=theirs) for theirs in (False, True)
-    ]
-    bounds, points = ptr.tolist(), pos.double().numpy()
-    edges, shifts = [np.zeros((2, 0), np.int64)], [np.zeros((0, 3), np.int64)]
-    for s, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
+    unsorted = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
+    sorted_by_vesin = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    points = pos.double().numpy()
+    edges = [np.zeros((2, 0), np.int64)]
+    shifts = [np.zeros((0, 3), np.int64)]
+    for s, (a, b) in enumerate(itertools.pairwise(ptr.tolist())):
         box = np.zeros((3, 3)) if cell is None else cell[s].double().numpy()
         along = [False] * 3 if pbc is None else pbc[s].tolist()
-        # of slabs and wires only the periodic vectors count (vesin ends the process if they are
-        # dependent)
-        kept = box[along]
-        if any(along) and np.linalg.det(kept @ kept.T) < 1e-12:
+        # of slabs and wires only the periodic vectors count; vesin ends the process if they are
+        # dependent
+        periodic = box[along]
+        if any(along) and np.linalg.det(periodic @ periodic.T) < 1e-12:
             raise DataError(
                 f"structure {s} of the batch is periodic but its cell has no volume: {box.tolist()}"
             )
-        if b > a:
-            large = b - a > 65_536
-            found, shift = finders[large].compute(points[a:b], box, along, "PS")
-            if not large:
-                order = _order(found)
-                # several times faster than found[order]
-                found, shift = np.take(found, order, 0), np.take(shift, order, 0)
-            edges.append(found.astype(np.int64).T[::-1] + a)
-            shifts.append(shift.astype(np.int64))
+        if b == a:
+            continue
+        if b - a > 65_536:
+            pairs, shift = sorted_by_vesin.compute(points[a:b], box, along, "PS")
+        else:
+            pairs, shift = unsorted.compute(points[a:b], box, along, "PS")
+            order = _order(pairs)
+            pairs = np.take(pairs, order, 0)  # several times faster than pairs[order]
+            shift = np.take(shift, order, 0)
+        edges.append(pairs.astype(np.int64).T[::-1] + a)
+        shifts.append(shift.astype(np.int64))
     return torch.from_numpy(np.concatenate(edges, 1)), torch.from_numpy(np.concatenate(shifts))
 
 
 def _order(pairs: np.ndarray) -> np.ndarray:
-    """What sorts (receiver, sender) rows [E, 2] of 16-bit numbers: NumPy's stable sort of those
-    is a radix sort, and quick.
+    """What sorts (receiver, sender) rows [E, 2] of 16-bit numbers: NumPy's stable sort of those is
+    a radix sort, and quick.
     """
     order = np.argsort(pairs[:, 1].astype(np.uint16), kind="stable")
     return order[np.argsort(pairs[:, 0].astype(np.uint16)[order], kind="stable")]
@@ -124,18 +135,26 @@ def complete_cells(
     return full, pbc
 
 
-def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
-    n_structures, device = len(ptr) - 1, pos.device
+def _cell_list(
+    pos: Tensor,  # [N, 3] Å
+    batch: Tensor,  # [N]
+    ptr: Tensor,  # [S + 1]
+    cutoff: float,  # Å
+    cell: Tensor | None,  # [S, 3, 3] Å
+    pbc: Tensor | None,  # [S, 3] bool
+) -> tuple[Tensor, Tensor]:
+    n_structures = len(ptr) - 1
+    device = pos.device
     if not len(pos):
-        return torch.zeros(2, 0, dtype=torch.long, device=device), torch.zeros(
-            0, 3, dtype=torch.long, device=device
-        )
+        no_edges = torch.zeros(2, 0, dtype=torch.long, device=device)
+        return no_edges, torch.zeros(0, 3, dtype=torch.long, device=device)
     box, periodic = complete_cells(cell, pbc, n_structures, pos)
     volume = torch.linalg.det(box.double()).abs()
     if bool((volume < 1e-6).any()):
         bad = int(torch.nonzero(volume < 1e-6)[0])
         raise DataError(
-            f"structure {bad} of the batch is periodic but its cell has no volume: {box[bad].tolist()}"
+            f"structure {bad} of the batch is periodic but its cell has no volume: "
+            f"{box[bad].tolist()}"
         )
     inverse = torch.linalg.inv(box.double())
     height = 1.0 / inverse.norm(dim=1)  # [S, 3] distance between opposite faces
@@ -144,18 +163,15 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     fraction = fraction - wrap
     # free directions: shift and stretch the cell so that it just holds the atoms
     index = batch[:, None].expand(-1, 3)
-    low = torch.full(
-        (n_structures, 3), torch.inf, dtype=torch.float64, device=device
-    ).scatter_reduce(0, index, fraction, "amin")
-    high = torch.full(
-        (n_structures, 3), -torch.inf, dtype=torch.float64, device=device
-    ).scatter_reduce(0, index, fraction, "amax")
+    infinite = torch.full((n_structures, 3), torch.inf, dtype=torch.float64, device=device)
+    low = infinite.scatter_reduce(0, index, fraction, "amin")
+    high = (-infinite).scatter_reduce(0, index, fraction, "amax")
     low = torch.where(periodic | ~low.isfinite(), 0.0, low)
     span = torch.where(periodic | ~high.isfinite(), 1.0, (high - low).clamp(min=1e-9))
     length = height * span
-    # [S, 3], each at least as wide as the cutoff where more than one
-    n_cells = (length / cutoff).floor().clamp(1, 2**20).long()
-    # cells to look at each side
+    # where there is more than one cell, each is at least as wide as the cutoff
+    n_cells = (length / cutoff).floor().clamp(1, 2**20).long()  # [S, 3]
+    # how many cells to look at on each side
     reach = torch.where(periodic, (cutoff * n_cells / length).ceil(), (n_cells > 1).double()).long()
     place = ((fraction - low[batch]) / span[batch] * n_cells[batch]).floor().long()
     place = torch.minimum(place.clamp(min=0), n_cells[batch] - 1)  # [N, 3]
@@ -163,17 +179,13 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
     first = torch.cumsum(per_structure, 0) - per_structure
 
     def cell_id(where: Tensor, owner: Tensor) -> Tensor:
-        n = n_cells[owner]
-        return (
-            first[owner] + (where[..., 0] * n[..., 1] + where[..., 1]) * n[..., 2] + where[..., 2]
-        )
+        x, y, z = where.unbind(-1)
+        _, n_y, n_z = n_cells[owner].unbind(-1)
+        return first[owner] + (x * n_y + y) * n_z + z
 
     ids, order = torch.sort(cell_id(place, batch), stable=True)
-    far = reach.amax(0).tolist()
-    # [O, 3]
-    offsets = torch.cartesian_prod(*[torch.arange(-r, r + 1, device=device) for r in far]).reshape(
-        -1, 3
-    )
+    ranges = [torch.arange(-r, r + 1, device=device) for r in reach.amax(0).tolist()]
+    offsets = torch.cartesian_prod(*ranges).reshape(-1, 3)  # [O, 3]
     there = place[:, None] + offsets  # [N, O, 3]
     n = n_cells[batch][:, None]
     image = torch.where(
@@ -182,14 +194,14 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
         torch.zeros_like(there),
     )
     there = there - image * n
-    valid = ((there >= 0) & (there < n)).all(-1) & (
-        offsets.abs()[None] <= reach[batch][:, None]
-    ).all(-1)
-    wanted = cell_id(there, batch[:, None].expand(-1, len(offsets)))
-    begin = torch.searchsorted(ids, wanted)
-    count = torch.where(valid, torch.searchsorted(ids, wanted, right=True) - begin, 0)  # [N, O]
+    inside = ((there >= 0) & (there < n)).all(-1)
+    within_reach = (offsets.abs()[None] <= reach[batch][:, None]).all(-1)
+    neighbour = cell_id(there, batch[:, None].expand(-1, len(offsets)))
+    begin = torch.searchsorted(ids, neighbour)
+    end = torch.searchsorted(ids, neighbour, right=True)
+    count = torch.where(inside & within_reach, end - begin, 0)  # [N, O]
     flat = count.flatten()
-    # candidate -> (atom, offset)
+    # every candidate sender: which (atom, offset) it belongs to, and its place among those
     pair = torch.repeat_interleave(torch.arange(flat.numel(), device=device), flat)
     rank = torch.arange(len(pair), device=device) - (torch.cumsum(flat, 0) - flat)[pair]
     receiver = torch.div(pair, len(offsets), rounding_mode="floor")
@@ -204,8 +216,8 @@ def _cell_list(pos, batch, ptr, cutoff, cell, pbc) -> tuple[Tensor, Tensor]:
 
 
 def attach(batch: Batch, cutoff: float) -> Batch:
-    """Give ``batch`` its edges within ``cutoff`` (``edge_index`` [2,E]; ``edge_shift`` [E,3] in
-    Å or None) unless it has them.
+    """Give ``batch`` its edges within ``cutoff`` (``edge_index`` [2,E]; ``edge_shift`` [E,3] in Å
+    or None) unless it has them.
     """
     if batch.edge_index is not None and batch.cutoff == cutoff:
         return batch
@@ -219,13 +231,12 @@ def attach(batch: Batch, cutoff: float) -> Batch:
         batch.pbc if periodic else None,
         getattr(batch, "max_atoms", None),
     )
-    batch.edge_index, batch.cutoff = edges, cutoff
-    if shifts is None:
-        batch.edge_shift = None
-    else:
-        batch.edge_shift = (
-            shifts.to(batch.pos.dtype)[:, None] @ batch.cell[batch.batch[edges[1]]]
-        )[:, 0]
+    batch.edge_index = edges
+    batch.cutoff = cutoff
+    batch.edge_shift = None
+    if shifts is not None:
+        cell = batch.cell[batch.batch[edges[1]]]  # [E, 3, 3] Å
+        batch.edge_shift = (shifts.to(batch.pos.dtype)[:, None] @ cell)[:, 0]
     return batch
 
 
@@ -235,17 +246,17 @@ def check_overlaps(
     """Raise DataError that names the first two atoms closer than ``limit`` Å (periodic images
     included).
     """
-    edges_at = np.searchsorted(
-        structures.ptr, np.arange(0, int(structures.ptr[-1]) + chunk_atoms, chunk_atoms), "left"
-    )
-    bounds = np.unique(np.clip(edges_at, 0, len(structures)))
-    for a, b in zip(bounds[:-1], bounds[1:]):
+    atoms = np.arange(0, int(structures.ptr[-1]) + chunk_atoms, chunk_atoms)
+    rows = np.searchsorted(structures.ptr, atoms, "left")
+    bounds = np.unique(np.clip(rows, 0, len(structures)))
+    for a, b in itertools.pairwise(bounds):
         batch = attach(structures.batch(np.arange(a, b), dtype=torch.float64), limit)
         if batch.edge_index.shape[1]:
             j, i = batch.edge_index[:, 0].tolist()
             s = int(batch.batch[i])
             start = int(batch.ptr[s])
+            name = structures.info.get("name", "structures")
             raise DataError(
-                f"{structures.info.get('name', 'structures')}: atoms {i - start} and {j - start} of structure {a + s} "
+                f"{name}: atoms {i - start} and {j - start} of structure {a + s} "
                 f"are closer than {limit} Å"
             )

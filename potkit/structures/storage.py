@@ -1,5 +1,5 @@
-"""How packed arrays lie on disk: a folder of .npy files (memory-mappable) or one compressed HDF5
-file. Written, then moved.
+"""How packed arrays lie on disk: a folder of .npy files, which can be memory-mapped, or one
+compressed HDF5 file. Written under a temporary name, then moved.
 """
 
 from __future__ import annotations
@@ -44,36 +44,41 @@ class Rows:
     offset: int  # bytes before the first row
 
     def take(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """The rows ``starts[i] … starts[i] + counts[i]`` one run after the other, as a new
-        array. Raises DataError.
+        """The rows ``starts[i] … starts[i] + counts[i]`` one run after the other, as a new array.
+        Raises DataError.
         """
         starts, counts = starts[counts > 0], counts[counts > 0]
         out = np.empty((int(counts.sum()), *self.array.shape[1:]), self.array.dtype)
         if not out.size:
             return out
-        width = out.nbytes // len(out)
-        # runs that touch are one
+        width = out.nbytes // len(out)  # bytes of a row
+        # runs that touch are read as one
         first = np.flatnonzero(np.concatenate([[True], starts[1:] != starts[:-1] + counts[:-1]]))
         sizes = np.add.reduceat(counts, first) * width
-        ends, buffer = np.cumsum(sizes), memoryview(out.reshape(-1).view(np.uint8))
+        places = starts[first] * width + self.offset
+        buffer = memoryview(out.reshape(-1).view(np.uint8))
         try:
             file = os.open(self.path, os.O_RDONLY)
             try:
-                for place, end, size in zip(
-                    (starts[first] * width + self.offset).tolist(), ends.tolist(), sizes.tolist()
-                ):
-                    while size:
-                        got = os.preadv(file, [buffer[end - size : end]], place)
-                        if not got:
-                            raise DataError(
-                                f"{self.path}: ends before byte {place + size}: the file is truncated"
-                            )
-                        place, size = place + got, size - got
+                filled = 0
+                for place, size in zip(places.tolist(), sizes.tolist(), strict=True):
+                    self._fill(file, place, buffer[filled : filled + size])
+                    filled += size
             finally:
                 os.close(file)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from error
         return out
+
+    def _fill(self, file: int, place: int, buffer: memoryview) -> None:
+        """Read ``buffer`` full from byte ``place`` on; the system may hand over less at once."""
+        end = place + len(buffer)
+        while len(buffer):
+            n_read = os.preadv(file, [buffer], place)
+            if not n_read:
+                raise DataError(f"{self.path}: ends before byte {end}: the file is truncated")
+            place += n_read
+            buffer = buffer[n_read:]
 
 
 def pieces(array: np.ndarray, overlap: int = 0) -> Iterator[np.ndarray]:
@@ -92,9 +97,8 @@ def writeable(array: np.ndarray) -> np.ndarray:
     the file is safe.
     """
     view = np.asarray(array).view()
-    if not view.flags.writeable and isinstance(
-        array if array.base is None else array.base, (np.memmap, mmap.mmap)
-    ):
+    owner = array if array.base is None else array.base
+    if not view.flags.writeable and isinstance(owner, (np.memmap, mmap.mmap)):
         view.flags.writeable = True
     return view
 
@@ -248,21 +252,16 @@ def remove_leftovers(path: Path) -> None:
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Path:
-    """Write ``arrays`` and ``info`` to ``path`` (one HDF5 file if it ends in .h5, else a
-    folder).
-    """
+    """Write ``arrays`` and ``info`` to ``path``: one HDF5 file if it ends in .h5, else a folder."""
     header = _header(info)
     if path.suffix == ".h5":
         with replacing(path, STORE_FILE) as temporary:
             # built in memory: HDF5 cannot close a file whose disk is full, and says so many times
             with h5py.File(temporary.name, "w", driver="core", backing_store=False) as file:
                 file.attrs["potkit"] = header
+                compressed = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
                 for name, array in arrays.items():
-                    options = (
-                        dict(compression="gzip", compression_opts=9, shuffle=True)
-                        if array.size
-                        else {}
-                    )
+                    options = compressed if array.size else {}
                     file.create_dataset(name, data=array, **options)
                 file.flush()
                 temporary.write_bytes(file.id.get_file_image())
@@ -301,10 +300,12 @@ class StoreWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.n_structures = self.n_atoms = 0
+        self.n_structures = 0
+        self.n_atoms = 0
         # name -> file, dtype, shape of a row
         self._arrays: dict[str, tuple[Any, np.dtype, tuple[int, ...]]] = {}
-        self._stack, self._finished = ExitStack(), False
+        self._stack = ExitStack()
+        self._finished = False
 
     def __enter__(self) -> StoreWriter:
         self._folder = self._stack.enter_context(replacing(self.path, STORE))
@@ -316,16 +317,12 @@ class StoreWriter:
         for file, _, _ in self._arrays.values():
             with suppress(OSError):
                 file.close()
-        unfinished = (
-            DataError(f"{self.path}: left unfinished")
-            if error is None and not self._finished
-            else None
-        )
-        self._stack.__exit__(
-            kind or (DataError if unfinished else None), error or unfinished, trace
-        )
-        if unfinished:
-            raise unfinished
+        if error is not None or self._finished:
+            self._stack.__exit__(kind, error, trace)
+            return
+        unfinished = DataError(f"{self.path}: left unfinished")
+        self._stack.__exit__(DataError, unfinished, trace)
+        raise unfinished
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -335,29 +332,28 @@ class StoreWriter:
             raise DataError(f"{self.path}: cannot be written ({reason(error)})") from error
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
-        """Add structures; ``arrays`` as `Structures.arrays` gives them, with ``ptr`` from 0.
-        Every block has the same arrays.
+        """Add structures; ``arrays`` as `Structures.arrays` gives them, with ``ptr`` from 0. Every
+        block has the same arrays.
         """
         if not self._arrays:
             with self._writing():
                 for name, array in arrays.items():
-                    self._arrays[name] = (
-                        open(self._folder / f"{name}.npy", "wb"),
-                        array.dtype,
-                        array.shape[1:],
-                    )
+                    file = open(self._folder / f"{name}.npy", "wb")  # noqa: SIM115 (closed at exit)
+                    self._arrays[name] = (file, array.dtype, array.shape[1:])
                     self._header(name, 0)
                 self._arrays["ptr"][0].write(np.zeros(1, np.int64).tobytes())
         if arrays.keys() != self._arrays.keys():
             raise DataError(
-                f"{self.path}: a block has the arrays {sorted(arrays)}, those before {sorted(self._arrays)}"
+                f"{self.path}: a block has the arrays {sorted(arrays)}, those before "
+                f"{sorted(self._arrays)}"
             )
         with self._writing():
             for name, array in arrays.items():
                 file, dtype, row = self._arrays[name]
                 if array.shape[1:] != row:
                     raise DataError(
-                        f"{self.path}: rows of {name} have shape {array.shape[1:]}, those before {row}"
+                        f"{self.path}: rows of {name} have shape {array.shape[1:]}, those before "
+                        f"{row}"
                     )
                 if name == "ptr":
                     array = array[1:] + self.n_atoms
@@ -381,13 +377,9 @@ class StoreWriter:
         """
         with self._writing():
             for name, (file, _, _) in self._arrays.items():
-                rows = (
-                    self.n_structures + 1
-                    if name == "ptr"
-                    else self.n_atoms
-                    if name in PER_ATOM
-                    else self.n_structures
-                )
+                rows = self.n_atoms if name in PER_ATOM else self.n_structures
+                if name == "ptr":
+                    rows += 1
                 self._header(name, rows)
                 file.close()
             for name in drop:
@@ -431,8 +423,8 @@ def open_(
     try:
         if path.is_dir():
             header = json.loads((path / "potkit.json").read_text())
-            # copy-on-write pages, since torch wants memory that could be written; yet marked as not
-            # to be written
+            # copy-on-write pages, since torch wants memory that could be written, yet marked as
+            # read-only
             files = [f for f in sorted(path.glob("*.npy")) if only is None or f.stem in only]
             arrays = {f.stem: np.load(f, mmap_mode="c" if mmap else None) for f in files}
             for array in arrays.values():
@@ -440,17 +432,15 @@ def open_(
         else:
             with h5py.File(path, "r") as file:
                 header = json.loads(file.attrs["potkit"])
-                arrays = {
-                    name: dataset[()]
-                    for name, dataset in file.items()
-                    if only is None or name in only
-                }
+                names = [name for name in file if only is None or name in only]
+                arrays = {name: file[name][()] for name in names}
     except (OSError, EOFError, KeyError, ValueError) as error:
         raise DataError(
             f"{path}: not a readable potkit store ({str(error).splitlines()[0]})"
         ) from error
     if header.get("version") != FORMAT_VERSION:
         raise DataError(
-            f"{path}: store version {header.get('version')}, this potkit reads version {FORMAT_VERSION}"
+            f"{path}: store version {header.get('version')}, this potkit reads version "
+            f"{FORMAT_VERSION}"
         )
     return arrays, header["info"]

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from .batch import Batch
 
-# what a batch holds as long, and in its own precision
-WHOLE, REAL = ("z", "system", "molecule"), ("pos", "forces", "cell", "charge")
+WHOLE = ("z", "system", "molecule")  # what a batch holds as long
+REAL = ("pos", "forces", "cell", "charge")  # and what in its floating-point precision
 # up to so many structures are read one by one from the large arrays of a mapped store; more go
 # through the mapping
 RUNS = 20_000
@@ -58,13 +58,20 @@ class Origin:
 class Structures:
     """Many structures in flat arrays; see the contract in the module's docstring.
 
-    z [A] uint8 · pos [A,3] float Å · ptr [S+1] int64 · energy [S] float64 eV | None · forces [A,3]
-    eV/Å | None · cell [S,3,3] Å | None (rows are lattice vectors; zeros where a structure has none)
-    · pbc [S,3] bool · charge [S] int16 (e) · system [S] int32 (structures of one chemical species
-    or one trajectory share a number) · molecule [A] int32 (bonded group, numbered from 0 in each
-    structure). ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system)
-    … Raises DataError where shapes or elements do not fit. ``checked``: the values (not the shapes)
-    are known to be right and are not looked at, so that opening a store does not read it.
+    z         [A] uint8
+    pos       [A, 3] float, Å
+    ptr       [S + 1] int64
+    energy    [S] float64, eV, or None
+    forces    [A, 3] float, eV/Å, or None
+    cell      [S, 3, 3] float64, Å, or None; rows are lattice vectors, zeros where there is no cell
+    pbc       [S, 3] bool
+    charge    [S] int16, e
+    system    [S] int32; structures of one chemical species or one trajectory share a number
+    molecule  [A] int32; bonded group, numbered from 0 in each structure
+
+    ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
+    ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
+    opening a store does not read it. Raises DataError where shapes or elements do not fit.
     """
 
     def __init__(
@@ -83,19 +90,19 @@ class Structures:
         checked: bool = False,
     ) -> None:
         self.ptr = np.asarray(ptr, np.int64)
-        n_structures, n_atoms = (
-            len(self.ptr) - 1,
-            int(self.ptr[-1]) if self.ptr.ndim == 1 and len(self.ptr) else -1,
+        well_formed = (
+            self.ptr.ndim == 1
+            and len(self.ptr) > 0
+            and self.ptr[0] == 0
+            and self.ptr[-1] >= 0
+            and (checked or self._ptr_rises())
         )
-        falls = (
-            not checked
-            and self.ptr.ndim == 1
-            and any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1))
-        )
-        if n_atoms < 0 or self.ptr[0] != 0 or falls:
+        if not well_formed:
             raise DataError(
                 f"ptr must be a rising array that starts at 0, got shape {self.ptr.shape}"
             )
+        n_structures = len(self.ptr) - 1
+        n_atoms = int(self.ptr[-1])
 
         def take(
             name: str, value: Any, dtype: Any, shape: tuple[int, ...], default: Any = None
@@ -108,13 +115,9 @@ class Structures:
             return value if dtype is None or value.dtype == dtype else value.astype(dtype)
 
         def floating(value: Any) -> Any:
-            return (
-                None
-                if value is None
-                else np.float32
-                if np.asarray(value).dtype.itemsize <= 4
-                else np.float64
-            )
+            if value is None:
+                return None
+            return np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
 
         z = np.asarray(z)
         if not checked:
@@ -135,6 +138,10 @@ class Structures:
         self._resident: dict[str, dict[str, torch.Tensor]] = {}
         self._files: dict[str, storage.Rows] = {}  # of the arrays that are mapped
 
+    def _ptr_rises(self) -> bool:
+        pieces = storage.pieces(self.ptr, overlap=1)
+        return all((np.diff(piece) >= 0).all() for piece in pieces)
+
     def _check_elements(self, z: np.ndarray) -> None:
         for k, part in enumerate(storage.pieces(z)):
             if part.min() < 1 or part.max() > MAX_Z:
@@ -143,22 +150,22 @@ class Structures:
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1
                 atom = row - int(self.ptr[owner])
                 raise DataError(
-                    f"structure {owner}: atomic number {int(part[at])} of atom {atom} is not in 1…{MAX_Z}"
+                    f"structure {owner}: atomic number {int(part[at])} of atom {atom} is not in "
+                    f"1…{MAX_Z}"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._files and self.lies_in(next(iter(self._files.values())).path.parent):
-            # the other process maps it as well
-            return {"store": next(iter(self._files.values())).path.parent, "info": self.info}
+        if self._files:
+            folder = next(iter(self._files.values())).path.parent
+            if self.lies_in(folder):  # the other process maps it as well
+                return {"store": folder, "info": self.info}
         # copies on a device do not travel to other processes
         return {**self.__dict__, "_resident": {}, "_files": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(
-            Structures.open(state["store"]).__dict__ | {"info": state["info"]}
-            if "store" in state
-            else state
-        )
+        if "store" in state:
+            state = Structures.open(state["store"]).__dict__ | {"info": state["info"]}
+        self.__dict__.update(state)
 
     # -- size and looks ---------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -181,12 +188,15 @@ class Structures:
         return named + [f"system-{i}" for i in range(len(named), top)]
 
     def __repr__(self) -> str:
+        name = self.info.get("name", "unnamed")
+        systems = len(np.unique(self.system))
+        elements = " ".join(SYMBOLS[z] for z in self.elements)
         sizes = self.n_atoms
         atoms = "no atoms" if not len(self) else f"{sizes.min()}–{sizes.max()} atoms"
         has = [n for n in ("energy", "forces", "cell") if getattr(self, n) is not None]
         return (
-            f"Structures({self.info.get('name', 'unnamed')}: {len(self):,} structures of {len(np.unique(self.system)):,} systems, {atoms}, "
-            f"elements {' '.join(SYMBOLS[z] for z in self.elements)}, with {', '.join(has) or 'positions only'})"
+            f"Structures({name}: {len(self):,} structures of {systems:,} systems, {atoms}, "
+            f"elements {elements}, with {', '.join(has) or 'positions only'})"
         )
 
     def _repr_html_(self) -> str:
@@ -216,10 +226,10 @@ class Structures:
                 raise IndexError(f"a mask of shape {key.shape} for {len(self)} structures")
             return np.flatnonzero(key)
         rows = key.astype(np.int64, casting="same_kind") if key.size else np.zeros(0, np.int64)
-        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
-            raise IndexError(
-                f"structure {int(rows.max() if rows.max() >= len(self) else rows.min())} of {len(self)}"
-            )
+        if rows.size and rows.max() >= len(self):
+            raise IndexError(f"structure {int(rows.max())} of {len(self)}")
+        if rows.size and rows.min() < -len(self):
+            raise IndexError(f"structure {int(rows.min())} of {len(self)}")
         return np.where(rows < 0, rows + len(self), rows)
 
     def _cut(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -227,29 +237,27 @@ class Structures:
         files = self._files if len(rows) <= RUNS else {}
 
         def source(name: str) -> storage.Rows | None:
-            found, array = files.get(name), getattr(self, name)
-            return (
-                found
-                if found is not None and found.array is array and array.nbytes > MAPPED
-                else None
-            )
+            """The file to read ``name`` from, or None where the array itself is the better way."""
+            file, array = files.get(name), getattr(self, name)
+            if file is None or file.array is not array or array.nbytes <= MAPPED:
+                return None
+            return file
 
         if (ptr := source("ptr")) is not None:
-            ends = ptr.take(rows, np.full(len(rows), 2)).reshape(-1, 2)
-            starts, counts = ends[:, 0], ends[:, 1] - ends[:, 0]
+            bounds = ptr.take(rows, np.full(len(rows), 2)).reshape(-1, 2)
+            starts = bounds[:, 0]
+            counts = bounds[:, 1] - starts
         else:
             starts = self.ptr.take(rows)
             counts = self.ptr.take(rows + 1) - starts
-        out, atoms = {"ptr": np.concatenate([[0], np.cumsum(counts)])}, None
+        out = {"ptr": np.concatenate([[0], np.cumsum(counts)])}
+        atoms = None
         for name in PER_ATOM + PER_STRUCTURE:
             if (array := getattr(self, name)) is None:
                 continue
             if (file := source(name)) is not None:
-                out[name] = (
-                    file.take(starts, counts)
-                    if name in PER_ATOM
-                    else file.take(rows, np.ones(len(rows), np.int64))
-                )
+                runs = (starts, counts) if name in PER_ATOM else (rows, np.ones_like(rows))
+                out[name] = file.take(*runs)
             elif name in PER_ATOM:
                 atoms = storage.spread(starts, counts) if atoms is None else atoms
                 out[name] = np.asarray(array.take(atoms, axis=0))
@@ -302,30 +310,29 @@ class Structures:
         memory that do not grow with it.
         """
         arrays, info = storage.open_(Path(path), mmap)
-        for name in [n for n in ("ptr", "z", "pos") if n not in arrays] + [
-            n for n in arrays if n not in ARRAYS
-        ]:
-            raise DataError(f"{path}: array {name} is {'unknown' if name in arrays else 'missing'}")
+        for name in ("ptr", "z", "pos"):
+            if name not in arrays:
+                raise DataError(f"{path}: array {name} is missing")
+        for name in arrays:
+            if name not in ARRAYS:
+                raise DataError(f"{path}: array {name} is unknown")
         mapped = mmap and Path(path).is_dir()
         try:
             out = cls(**arrays, info=info, checked=mapped)  # what `save` wrote was checked
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         if mapped and hasattr(os, "preadv"):
-            for name in arrays:
-                source = arrays[name]
+            for name, source in arrays.items():
                 if isinstance(source, np.memmap):
-                    out._files[name] = storage.Rows(
-                        getattr(out, name), Path(source.filename), source.offset
-                    )
+                    file = Path(source.filename)
+                    out._files[name] = storage.Rows(getattr(out, name), file, source.offset)
         return out
 
     def lies_in(self, path: str | Path) -> bool:
         """Whether this is the unchanged, memory-mapped content of the store folder ``path``."""
-        own = {n: source for n, source in self._files.items() if source.array is getattr(self, n)}
-        return own.keys() == self.arrays().keys() and {
-            x.path.parent.resolve() for x in own.values()
-        } == {Path(path).resolve()}
+        unchanged = {n: file for n, file in self._files.items() if file.array is getattr(self, n)}
+        folders = {file.path.parent.resolve() for file in unchanged.values()}
+        return unchanged.keys() == self.arrays().keys() and folders == {Path(path).resolve()}
 
     def fingerprint(self) -> str:
         """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""
@@ -343,7 +350,7 @@ class Structures:
         """
         where = self.info.get("name", "structures")
         if not self._checked:  # opened from a store, unseen
-            if any((np.diff(p) < 0).any() for p in storage.pieces(self.ptr, overlap=1)):
+            if not self._ptr_rises():
                 raise DataError(f"{where}: ptr is not a rising array: the store is damaged")
             self._check_elements(self.z)
         for name in ("pos", "forces", "energy", "cell"):
@@ -359,10 +366,9 @@ class Structures:
                 raise DataError(
                     f"{where}: {name} of structure {owner}{place} is not a finite number"
                 )
-        if (self.n_atoms == 0).any():
-            raise DataError(
-                f"{where}: structure {int(np.flatnonzero(self.n_atoms == 0)[0])} has no atoms"
-            )
+        empty = np.flatnonzero(self.n_atoms == 0)
+        if len(empty):
+            raise DataError(f"{where}: structure {int(empty[0])} has no atoms")
         return self
 
     # -- batches ----------------------------------------------------------------------------------
@@ -386,12 +392,11 @@ class Structures:
         import torch
 
         if str(device) not in self._resident:
-            host = {
-                n: torch.from_numpy(storage.writeable(a))
-                for n, a in self.arrays().items()
-                if n != "ptr"
+            self._resident[str(device)] = {
+                name: torch.from_numpy(storage.writeable(array)).to(device)
+                for name, array in self.arrays().items()
+                if name != "ptr"
             }
-            self._resident[str(device)] = {n: t.to(device) for n, t in host.items()}
         return self._resident[str(device)]
 
     def gather(
@@ -405,25 +410,22 @@ class Structures:
         """
         import torch
 
-        device, dtype = torch.device(device), dtype or torch.get_default_dtype()
-        rows = (
-            np.arange(len(self))
-            if indices is None
-            else np.atleast_1d(np.asarray(indices, np.int64))
-        )
+        device = torch.device(device)
+        dtype = dtype or torch.get_default_dtype()
+        if indices is None:
+            rows = np.arange(len(self))
+        else:
+            rows = np.atleast_1d(np.asarray(indices, np.int64))
         # seen without sign, a negative number is huge
         if len(rows) and int(rows.view(np.uint64).max()) >= len(self):
-            raise DataError(
-                f"batch asks for structure {int(rows.min() if rows.min() < 0 else rows.max())} of {len(self)}"
-            )
+            offending = int(rows.min() if rows.min() < 0 else rows.max())
+            raise DataError(f"batch asks for structure {offending} of {len(self)}")
 
         def move(array: np.ndarray) -> torch.Tensor:
             tensor = torch.from_numpy(array)
-            return (
-                tensor
-                if device.type == "cpu"
-                else tensor.pin_memory().to(device, non_blocking=True)
-            )
+            if device.type == "cpu":
+                return tensor
+            return tensor.pin_memory().to(device, non_blocking=True)
 
         if str(device) in self._resident:
             starts = self.ptr[rows]
@@ -433,17 +435,21 @@ class Structures:
                 "pbc": self.pbc[rows],
                 "system": self.system[rows],
             }
-            atom_rows, rows_t = move(storage.spread(starts, counts)), move(rows)
-            out = {
-                n: t.index_select(0, atom_rows if n in PER_ATOM else rows_t)
-                for n, t in self._tensors(device).items()
-            }
-            out |= {n: out[n].long() for n in WHOLE} | {"ptr": move(host["ptr"])}
+            atom_rows = move(storage.spread(starts, counts))
+            structure_rows = move(rows)
+            out = {}
+            for name, tensor in self._tensors(device).items():
+                chosen = atom_rows if name in PER_ATOM else structure_rows
+                out[name] = tensor.index_select(0, chosen)
+            for name in WHOLE:
+                out[name] = out[name].long()
+            out["ptr"] = move(host["ptr"])
         else:  # numpy takes and casts in a fraction of the time that torch needs for as little
             host = self._cut(rows)
             out = {n: move(a.astype(np.int64) if n in WHOLE else a) for n, a in host.items()}
         out |= {n: out[n].to(dtype) for n in REAL if n in out and out[n].dtype != dtype}
-        counts, total = np.diff(host["ptr"]), int(host["ptr"][-1])
+        counts = np.diff(host["ptr"])
+        total = int(host["ptr"][-1])
         out["batch"] = move(np.repeat(np.arange(len(rows)), counts))
         out["mask"] = torch.zeros(total, dtype=torch.long, device=device)
         out["num_nodes"] = total
@@ -483,8 +489,8 @@ class Structures:
     def from_ase(
         cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
     ) -> Structures:
-        """From `ase.Atoms`: energy and forces come from the attached calculator and must be
-        there for all frames or for none.
+        """From `ase.Atoms`: energy and forces come from the attached calculator and must be there
+        for all frames or for none.
         """
         arrays = ase_io.arrays_from_ase(frames, dtype)
         info = arrays.pop("info") | dict(info or {})
@@ -492,8 +498,8 @@ class Structures:
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
-    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems
-    are matched by name.
+    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems are
+    matched by name.
     """
     parts = list(parts)
     if not parts:
@@ -511,22 +517,23 @@ def concatenate(parts: Sequence[Structures]) -> Structures:
         arrays = [getattr(p, name) for p in parts]
         joined[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
     if periodic:
-        joined["cell"] = np.concatenate(
-            [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
-        )
-    info = (
-        dict(parts[0].info)
-        if len({json.dumps(p.info, sort_keys=True, default=str) for p in parts}) == 1
-        else {
-            "name": " + ".join(dict.fromkeys(str(p.info.get("name", "unnamed")) for p in parts)),
-            **{
-                k: v
-                for k, v in parts[0].info.items()
-                if k != "name" and all(p.info.get(k) == v for p in parts)
-            },
-        }
-    )
+        cells = [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
+        joined["cell"] = np.concatenate(cells)
+    info = _common_info([p.info for p in parts])
     info["systems"] = list(names)
-    offsets = np.cumsum([0] + [int(p.ptr[-1]) for p in parts])
-    ptr = np.concatenate([[0]] + [p.ptr[1:] + o for p, o in zip(parts, offsets)])
+    counts = np.concatenate([p.n_atoms for p in parts])
+    ptr = np.concatenate([[0], np.cumsum(counts)])
     return Structures(ptr=ptr, system=np.concatenate(systems), info=info, **joined)
+
+
+def _common_info(infos: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the ``infos`` of sets that are joined agree on, under their joined names."""
+    first = infos[0]
+    if len({json.dumps(info, sort_keys=True, default=str) for info in infos}) == 1:
+        return dict(first)
+    names = dict.fromkeys(str(info.get("name", "unnamed")) for info in infos)
+    common = {"name": " + ".join(names)}
+    for key, value in first.items():
+        if key != "name" and all(info.get(key) == value for info in infos):
+            common[key] = value
+    return common

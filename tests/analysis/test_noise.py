@@ -12,65 +12,63 @@ import potkit
 from potkit.analysis import local_vibrations, noise_scale
 from potkit.errors import ConfigError, DataError
 
-METHANE = (
-    1.09 / math.sqrt(3) * np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]])
-)
+TETRAHEDRON = np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]])
+METHANE = 1.09 / math.sqrt(3) * TETRAHEDRON
 
 
 def thermal(shape, z, n, width, seed=0, law=None, turn=True) -> potkit.Structures:
-    """``n`` copies of ``shape`` with Gaussian displacements of ``width`` Å (per axis, or an
-    array per atom), turned and moved at random.
+    """``n`` copies of ``shape`` with Gaussian displacements of ``width`` Å (per axis, or an array
+    per atom), turned and moved at random.
     """
     rng = np.random.default_rng(seed)
     shape = np.broadcast_to(shape, (n, *np.shape(shape)[-2:]))
-    noise_ = (rng.normal(size=shape.shape) if law is None else law(rng, shape.shape)) * np.reshape(
-        width, (-1, 1)
-    )
-    pos = shape + noise_
+    unit_noise = rng.normal(size=shape.shape) if law is None else law(rng, shape.shape)
+    pos = shape + unit_noise * np.reshape(width, (-1, 1))
     if turn:
         pos = pos @ rotations(n, rng).swapaxes(1, 2) + rng.normal(scale=3.0, size=(n, 1, 3))
-    k = shape.shape[1]
-    return potkit.Structures(
-        np.tile(z, n), pos.reshape(-1, 3), k * np.arange(n + 1), info={"name": "known"}
-    )
+    ptr = shape.shape[1] * np.arange(n + 1)
+    return potkit.Structures(np.tile(z, n), pos.reshape(-1, 3), ptr, info={"name": "known"})
+
+
+def thermal_width(structures: potkit.Structures) -> float:
+    """What the thermal method says of all atoms, Å."""
+    return noise_scale.propose_sigma(structures).table.loc["thermal", "all"]
 
 
 def peroxide(dihedral: np.ndarray) -> np.ndarray:
     """H–O–O–H at the given dihedral angles, [n, 4, 3] Å."""
-    out = np.zeros((len(dihedral), 4, 3))
-    out[:, 1], out[:, 2] = [0, 0, 0], [1.45, 0, 0]
-    out[:, 0] = [-0.17, 0.95, 0]
-    out[:, 3] = np.stack(
-        [np.full(len(dihedral), 1.62), 0.95 * np.cos(dihedral), 0.95 * np.sin(dihedral)], -1
-    )
-    return out
+    pos = np.zeros((len(dihedral), 4, 3))
+    pos[:, 0] = [-0.17, 0.95, 0]
+    pos[:, 2] = [1.45, 0, 0]
+    pos[:, 3, 0] = 1.62
+    pos[:, 3, 1] = 0.95 * np.cos(dihedral)
+    pos[:, 3, 2] = 0.95 * np.sin(dihedral)
+    return pos
 
 
 # -- amplitudes ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("width", [0.01, 0.05])
 def test_amplitudes_of_a_known_gaussian_are_found(width):
     structures = thermal(METHANE, [6, 1, 1, 1, 1], 2000, width)
-    found = noise_scale.propose_sigma(structures, limit=2000)
+    proposal = noise_scale.propose_sigma(structures, limit=2000)
     # 2000·9 degrees of freedom: 0.5 %, and second order
-    assert found.table.loc["thermal", "all"] == pytest.approx(width, rel=0.02)
+    assert proposal.table.loc["thermal", "all"] == pytest.approx(width, rel=0.02)
     for element in "CH":
-        assert found.table.loc["thermal", element] == pytest.approx(width, rel=0.04)
-    assert found.weights.sum() == pytest.approx(5.0)  # every atom counts once
+        assert proposal.table.loc["thermal", element] == pytest.approx(width, rel=0.04)
+    assert proposal.weights.sum() == pytest.approx(5.0)  # every atom counts once
     # all vibrations have λ = width²: a share q of the noise is explained where σ² = q/(1 − q) λ
     for share in (0.5, 0.9):
         sigma = noise_scale.propose_sigma(structures, "harmonic", share=share, limit=2000).sigma
         assert sigma == pytest.approx(width * math.sqrt(share / (1 - share)), rel=0.03)
-    assert found.explained(3 * width) == pytest.approx(0.9, abs=0.005)
+    assert proposal.explained(3 * width) == pytest.approx(0.9, abs=0.005)
     # 6 of 15 coordinates are rigid motion
-    assert found.unexplained(np.array([3 * width])) == pytest.approx([1 - 0.6 * 0.9], abs=0.005)
+    assert proposal.unexplained(np.array([3 * width])) == pytest.approx([1 - 0.6 * 0.9], abs=0.005)
 
 
 def test_turning_about_bonds_is_no_vibration():
     angle = np.random.default_rng(1).uniform(0, 2 * np.pi, 800)
     structures = thermal(peroxide(angle), [1, 8, 8, 1], 800, 0.02)
-    assert noise_scale.propose_sigma(structures).table.loc["thermal", "all"] == pytest.approx(
-        0.02, rel=0.05
-    )
+    assert thermal_width(structures) == pytest.approx(0.02, rel=0.05)
     assert (noise_scale.gaussian_test(structures)["verdict"] == "Gaussian").all()
     whole = noise_scale.gaussian_test(structures, frame="structure").set_index("element")
     assert whole.loc["H", "rms (Å)"] > 0.15 and whole.loc["H", "verdict"] == "no"
@@ -88,9 +86,8 @@ def test_the_harmonic_share_is_what_the_best_linear_denoiser_reaches():
         y = x + eps
         best = y * (eps * y).sum(0) / (y * y).sum(0)
         reached = 1 - np.square(eps - best).mean() / sigma**2
-        assert noise_scale.explained(sigma, widths**2, np.ones(3)) == pytest.approx(
-            reached, abs=0.01
-        )
+        share = noise_scale.explained(sigma, widths**2, np.ones(3))
+        assert share == pytest.approx(reached, abs=0.01)
 
 
 def test_molecules_in_a_box_share_their_star_across_the_boundary():
@@ -111,12 +108,10 @@ def test_molecules_in_a_box_share_their_star_across_the_boundary():
         molecule=box.molecule,
         info=box.info,
     )
-    found = noise_scale.propose_sigma(moving)
-    assert found.method == "harmonic" and found.table.loc["thermal", "all"] == pytest.approx(
-        0.03, rel=0.05
-    )
-    found = list(local_vibrations.stars(moving, limit=10_000))
-    assert len(found) == 1 and found[0].u.shape == (240, 3, 3)  # 30 boxes of 8 molecules
+    assert noise_scale.propose_sigma(moving).method == "harmonic"
+    assert thermal_width(moving) == pytest.approx(0.03, rel=0.05)
+    (star,) = local_vibrations.stars(moving, limit=10_000)
+    assert star.u.shape == (240, 3, 3)  # 30 boxes of 8 molecules
     with pytest.raises(DataError, match="rigid"):
         noise_scale.gaussian_test(box)
 
@@ -124,9 +119,9 @@ def test_molecules_in_a_box_share_their_star_across_the_boundary():
 def test_the_ceiling_is_where_a_bond_looks_like_no_bond():
     structures = thermal(METHANE, [6, 1, 1, 1, 1], 20, 1e-6)
     hh = np.linalg.norm(METHANE[1] - METHANE[2])
-    found = noise_scale.propose_sigma(structures)
-    assert found.table.loc["ceiling", "H"] == pytest.approx((hh - 1.09) / math.sqrt(8), rel=1e-4)
-    assert np.isnan(found.table.loc["ceiling", "C"])  # carbon is bonded to all other atoms
+    ceiling = noise_scale.propose_sigma(structures).table.loc["ceiling"]
+    assert ceiling["H"] == pytest.approx((hh - 1.09) / math.sqrt(8), rel=1e-4)
+    assert np.isnan(ceiling["C"])  # carbon is bonded to all other atoms
     soft = noise_scale.propose_sigma(thermal(METHANE, [6, 1, 1, 1, 1], 200, 0.09))
     assert soft.sigma <= soft.range[1] and "ceiling" in soft.reason
 
@@ -134,8 +129,7 @@ def test_the_ceiling_is_where_a_bond_looks_like_no_bond():
 def test_different_orders_of_atoms_and_chiral_copies_are_kept_apart():
     a = thermal(METHANE, [6, 1, 1, 1, 1], 100, 0.02)
     b = thermal(METHANE[[1, 0, 2, 3, 4]], [1, 6, 1, 1, 1], 100, 0.02, seed=1)
-    both = noise_scale.propose_sigma(a + b)
-    assert both.table.loc["thermal", "all"] == pytest.approx(0.02, rel=0.05)
+    assert thermal_width(a + b) == pytest.approx(0.02, rel=0.05)
     mean = METHANE - METHANE.mean(0)
     mirrored = np.stack([mean, mean * [1, 1, -1]])
     u, _ = local_vibrations.align(mirrored)
@@ -158,9 +152,7 @@ def test_broken_bonds_and_other_orders_of_atoms_do_not_count_as_vibrations():
     shapes = np.stack([ethane] * 500 + [other] * 300 + [broken] * 200)
     mixed = thermal(shapes, [6, 6, 1, 1, 1, 1, 1, 1], n, width)
     shuffled = mixed[rng.permutation(n)]
-    assert noise_scale.propose_sigma(shuffled).table.loc["thermal", "all"] == pytest.approx(
-        width, rel=0.06
-    )
+    assert thermal_width(shuffled) == pytest.approx(width, rel=0.06)
     assert (noise_scale.gaussian_test(shuffled)["verdict"] == "Gaussian").all()
     # the same bonds, the other hand
     swapped = thermal(
@@ -198,9 +190,8 @@ def test_laws_are_told_apart_by_the_size_of_the_deviation(law):
 
 
 def test_gaussian_vibrations_pass_and_jumping_atoms_do_not():
-    good = noise_scale.gaussian_test(thermal(METHANE, [6, 1, 1, 1, 1], 500, 0.03)).set_index(
-        "element"
-    )
+    vibrating = thermal(METHANE, [6, 1, 1, 1, 1], 500, 0.03)
+    good = noise_scale.gaussian_test(vibrating).set_index("element")
     assert list(good.index) == ["all", "H", "C"] and (good["verdict"] == "Gaussian").all()
     assert (good["rejected (%)"] < 40).all() and abs(good.loc["all", "kurtosis"]) < 0.15
     assert good.loc["all", "KS"] == pytest.approx(good.loc["all", "by chance"], abs=0.01)
@@ -332,21 +323,19 @@ def test_histogram_data_are_standardised():
 def test_the_same_data_and_seed_give_the_same_answer():
     structures = thermal(METHANE, [6, 1, 1, 1, 1], 600, 0.05)
     first, again, other = (
-        noise_scale.propose_sigma(structures, limit=100, seed=s) for s in (0, 0, 1)
+        noise_scale.propose_sigma(structures, limit=100, seed=seed).sigma for seed in (0, 0, 1)
     )
-    assert first.sigma == again.sigma != other.sigma
-    assert noise_scale.gaussian_test(structures, limit=100).equals(
-        noise_scale.gaussian_test(structures, limit=100)
-    )
+    assert first == again != other
+    table = noise_scale.gaussian_test(structures, limit=100)
+    assert table.equals(noise_scale.gaussian_test(structures, limit=100))
 
 
 def test_single_structures_fall_back_on_neighbours_and_say_why():
-    found = noise_scale.propose_sigma(thermal(METHANE, [6, 1, 1, 1, 1], 3, 0.02))
-    assert found.method == "neighbours" and "fewer than 10" in found.reason
-    assert "neighbours" in repr(found) and "<table" in found._repr_html_()
-    assert potkit.AnisotropicDenoise(
-        sigma=found.sigma, elements=found.per_element
-    ).elements.keys() == {"H", "C"}
+    proposal = noise_scale.propose_sigma(thermal(METHANE, [6, 1, 1, 1, 1], 3, 0.02))
+    assert proposal.method == "neighbours" and "fewer than 10" in proposal.reason
+    assert "neighbours" in repr(proposal) and "<table" in proposal._repr_html_()
+    objective = potkit.AnisotropicDenoise(sigma=proposal.sigma, elements=proposal.per_element)
+    assert objective.elements.keys() == {"H", "C"}
 
 
 @pytest.mark.parametrize(
@@ -377,20 +366,18 @@ def test_embedded_molecules():
     """
     structures = potkit.load("ani-mini")
     structures = structures[np.isin(structures.system, np.unique(structures.system)[::8])]
-    found = noise_scale.propose_sigma(structures)
-    assert found.method == "harmonic" and 0.08 < found.sigma < 0.2
-    low, high = found.range
-    assert 0.03 < low < found.sigma < high < 0.35
-    assert found.per_element["H"] > found.per_element["C"]  # light atoms move more
-    assert noise_scale.gaussian_test(structures).set_index("element").loc["all", "verdict"] in (
-        "Gaussian",
-        "nearly",
-    )
+    proposal = noise_scale.propose_sigma(structures)
+    assert proposal.method == "harmonic" and 0.08 < proposal.sigma < 0.2
+    low, high = proposal.range
+    assert 0.03 < low < proposal.sigma < high < 0.35
+    assert proposal.per_element["H"] > proposal.per_element["C"]  # light atoms move more
+    table = noise_scale.gaussian_test(structures).set_index("element")
+    assert table.loc["all", "verdict"] in ("Gaussian", "nearly")
 
 
 def test_reference_molecules(reference_data):
-    """3BPA at 300 K: one molecule in several conformers, Gaussian in its stars and not as a
-    whole. Ethane up to bond breaking is wider.
+    """3BPA at 300 K: one molecule in several conformers, Gaussian in its stars and not as a whole.
+    Ethane up to bond breaking is wider.
     """
     bpa = potkit.read(reference_data / "3bpa" / "train_300K.xyz")
     assert noise_scale.propose_sigma(bpa).sigma == pytest.approx(0.10, abs=0.02)

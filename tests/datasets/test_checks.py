@@ -59,10 +59,8 @@ def test_not_finite_and_overlapping():
     s.energy[7] = np.inf
     s.pos[11] = s.pos[10] + 0.01
     frame = check(s, duplicates=False)
-    assert (
-        row(frame, "pos not finite")["value"] == 1
-        and row(frame, "pos not finite")["where"] == "structures 1"
-    )
+    assert row(frame, "pos not finite")["value"] == 1
+    assert row(frame, "pos not finite")["where"] == "structures 1"
     assert row(frame, "energy not finite")["where"] == "structures 7"
     assert row(frame, "overlapping atoms (< 0.1 Å)")["value"] == 1
     # counted in the set that was given
@@ -78,10 +76,8 @@ def test_outlier_duplicate_and_length_unit():
     frame = check(s)
     assert "structures 42" in row(frame, "energy outliers (> 20 robust σ)")["where"]
     assert "structure 42" in row(frame, "highest energy above its system's lowest")["where"]
-    assert (
-        row(frame, "duplicate pairs")["value"] == 1
-        and "5=10" in row(frame, "duplicate pairs")["where"]
-    )
+    assert row(frame, "duplicate pairs")["value"] == 1
+    assert "5=10" in row(frame, "duplicate pairs")["where"]
     s = springs(50)
     s.pos *= 1 / units.BOHR
     assert row(check(s, duplicates=False), "typical shortest distance")["verdict"] == "look"
@@ -118,18 +114,17 @@ def test_widths_of_boxes():
     # periodic vectors only
     np.testing.assert_allclose(box_widths(s), [5.0, 3.0, 8.0, np.inf])
     require_wide_boxes(s, 1.5)
-    with pytest.raises(
-        DataError,
-        match=r"^boxes: structure 1: its periodic box is 3.00 Å wide, less than twice the cutoff of 1.6 Å .1 of 4 s",
-    ):
+    fault = (
+        r"^boxes: structure 1: its periodic box is 3.00 Å wide, "
+        r"less than twice the cutoff of 1.6 Å .1 of 4 s"
+    )
+    with pytest.raises(DataError, match=fault):
         require_wide_boxes(s, 1.6)
-    with pytest.raises(DataError, match="^a.xyz: structure 0: .*2 of 4 structures"):
+    with pytest.raises(DataError, match=r"^a.xyz: structure 0: .*2 of 4 structures"):
         require_wide_boxes(s, 2.6, "a.xyz")
     frame = check(s, duplicates=False, cutoff=1.6)
-    assert (
-        row(frame, "narrowest periodic box")["value"] == 3.0
-        and row(frame, "boxes narrower than 2 × 1.6 Å")["where"] == "structures 1"
-    )
+    assert row(frame, "narrowest periodic box")["value"] == 3.0
+    assert row(frame, "boxes narrower than 2 × 1.6 Å")["where"] == "structures 1"
 
 
 def test_real_sets(reference_data):

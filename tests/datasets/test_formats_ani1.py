@@ -15,7 +15,8 @@ from potkit.datasets import read
 from potkit.datasets.checks import force_slope
 from potkit.errors import ConfigError, DataError
 
-WATER, ENERGY = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]), -76.4
+WATER = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])  # Å
+ENERGY = -76.4  # Hartree
 
 
 def write(path: Path, groups: dict[str, dict]) -> Path:
@@ -86,10 +87,8 @@ def test_folder_with_the_same_group_name_for_two_molecules(tmp_path):
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "b.h5", {"gdb11_s02-0": methane()})
     s = read(tmp_path)
-    assert (
-        s.system_names() == ["gdb11_s02-0", "gdb11_s02-0 (CH4)"]
-        and s.system.tolist() == [0] * 4 + [1] * 2
-    )
+    assert s.system_names() == ["gdb11_s02-0", "gdb11_s02-0 (CH4)"]
+    assert s.system.tolist() == [0] * 4 + [1] * 2
 
 
 def test_forces_left_out_when_some_groups_have_none(tmp_path):
@@ -165,7 +164,7 @@ def test_missing_empty_and_unknown(tmp_path):
     with pytest.raises(DataError, match="empty"):
         read(tmp_path / "empty.h5")
     path = write(tmp_path / "a.h5", {"g": {"apples": np.zeros(3)}})
-    with pytest.raises(DataError, match="unknown layout .*apples"):
+    with pytest.raises(DataError, match=r"unknown layout .*apples"):
         read(path)
     with pytest.raises(ConfigError, match="no option 'colour'"):
         read(write(tmp_path / "b.h5", {"m": water()}), colour=1)

@@ -1,5 +1,5 @@
-"""The extended XYZ reader: known values, the many spellings, one-line errors, agreement with
-ASE, and the real files.
+"""The extended XYZ reader: known values, the many spellings, one-line errors, agreement with ASE,
+and the real files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from potkit.datasets import read
 from potkit.errors import ConfigError, DataError
 
 WATER = """3
-Properties=species:S:1:pos:R:3:forces:R:3 energy=-2070.5 charge=-1 pbc="F F F" virial="1 2 3 4 5 6 7 8 9"
+Properties=species:S:1:pos:R:3:forces:R:3 energy=-2070.5 charge=-1 pbc="F F F" \
+virial="1 2 3 4 5 6 7 8 9"
 O 0.0 0.0 0.0 0.1 -0.2 0.3
 H 0.96 0.0 0.0 0.0 0.0 0.0
 H -0.24 0.93 0.0 -0.1 0.2 -0.3
@@ -63,7 +64,8 @@ def test_agrees_with_ase(tmp_path):
             cell=[9, 10, 11],
             pbc=[True, i % 2 == 0, True],
         )
-        energy, forces = float(rng.normal()), rng.normal(size=(n, 3))
+        energy = float(rng.normal())
+        forces = rng.normal(size=(n, 3))
         if i % 3:
             atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
         else:
@@ -76,9 +78,8 @@ def test_agrees_with_ase(tmp_path):
     assert len(s) == 30
     for i, (atoms, energy, forces) in enumerate(frames):
         one = s[i]
-        assert one.z.tolist() == atoms.numbers.tolist() and one.energy[0] == pytest.approx(
-            energy, abs=1e-12
-        )
+        assert one.z.tolist() == atoms.numbers.tolist()
+        assert one.energy[0] == pytest.approx(energy, abs=1e-12)
         np.testing.assert_allclose(one.pos, atoms.positions, atol=1e-8)
         np.testing.assert_allclose(one.forces, forces, atol=1e-8)
         np.testing.assert_allclose(one.cell[0], atoms.cell.array, atol=1e-8)
@@ -121,11 +122,9 @@ def test_energy_may_be_missing_only_when_allowed(tmp_path):
     with pytest.raises(DataError, match="frame 1: has no 'energy'"):
         read(path)
     s = read(path, require=None)
-    assert (
-        s.energy is None
-        and s.forces is not None
-        and "energy left out: 1 of 2" in s.info["notes"][0]
-    )
+    assert s.energy is None
+    assert s.forces is not None
+    assert "energy left out: 1 of 2" in s.info["notes"][0]
     with pytest.raises(DataError, match="frame 0: has no 'forces' column"):
         path.write_text(WATER.replace("forces:R:3", "junk:R:3"))
         read(path, require=("energy", "forces"))
@@ -194,7 +193,8 @@ def test_real_file_agrees_with_ase(reference_data):
     from ase.io import read as ase_read
 
     path = reference_data / "spice-dipeptides" / "spice-dipep-dipolar_val.xyz"
-    s, frames = read(path, dtype=np.float64), ase_read(path, ":")
+    s = read(path, dtype=np.float64)
+    frames = ase_read(path, ":")
     assert len(s) == len(frames)
     np.testing.assert_array_equal(s.z, np.concatenate([f.numbers for f in frames]))
     np.testing.assert_allclose(s.pos, np.concatenate([f.positions for f in frames]), atol=1e-12)

@@ -34,7 +34,8 @@ def write(path: Path, groups: dict[str, dict]) -> Path:
 
 
 def ani1x(**changes) -> dict:
-    energy, forces = np.array([-76.4, -76.3, np.nan, -76.2]), FORCES.copy()
+    energy = np.array([-76.4, -76.3, np.nan, -76.2])
+    forces = FORCES.copy()
     forces[1, 2, 0] = np.nan
     return {
         "atomic_numbers": np.array([8, 1, 1], np.uint8),
@@ -72,14 +73,12 @@ def test_ani1x_known_values(tmp_path):
     np.testing.assert_array_equal(s.pos[10:].reshape(2, 3, 3), POS[[0, 3]])
     assert s.info["notes"] == ["2 conformations without wb97x_dz energy and forces dropped"]
     ccsd = read(path, level="ccsd(t)_cbs")
-    assert (
-        len(ccsd) == 1
-        and ccsd.forces is None
-        and ccsd.energy[0] == pytest.approx(-76.35 * units.HARTREE)
-    )
+    assert len(ccsd) == 1
+    assert ccsd.forces is None
+    assert ccsd.energy[0] == pytest.approx(-76.35 * units.HARTREE)
     assert "5 conformations" in ccsd.info["notes"][0]
     assert len(read(path, forces=False)) == 5
-    with pytest.raises(ConfigError, match="no level 'b3lyp' .*ccsd.*wb97x_dz"):
+    with pytest.raises(ConfigError, match=r"no level 'b3lyp' .*ccsd.*wb97x_dz"):
         read(path, level="b3lyp")
 
 
@@ -143,7 +142,7 @@ def test_spice_known_values(tmp_path):
     )  # a gradient
     assert read(path, energy="total").energy[0] == pytest.approx(-75.1 * units.HARTREE)
     assert len(read(path, subsets=["dipeptides"])) == 4
-    with pytest.raises(ConfigError, match="no subset matches .*Ion Pairs"):
+    with pytest.raises(ConfigError, match=r"no subset matches .*Ion Pairs"):
         read(path, subsets=["DES370K"])
     limit = np.sort(np.abs(s.forces).reshape(8, -1).max(1))[3]
     few = read(path, max_force=float(limit) + 1e-4)

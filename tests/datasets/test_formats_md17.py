@@ -1,5 +1,5 @@
-"""MD17, rMD17 and MD22: both sets of names in .npz, both header styles in .xyz, kcal/mol, and
-what can be wrong.
+"""MD17, rMD17 and MD22: both sets of names in .npz, both header styles in .xyz, kcal/mol, and what
+can be wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from potkit.errors import DataError
 KCAL = 4184.0 / 96485.33212331
 Z = np.array([6, 6, 8, 1, 1, 1, 1, 1, 1], np.uint8)  # ethanol
 rng = np.random.default_rng(0)
-POS, FORCES = rng.normal(size=(5, 9, 3)), rng.normal(size=(5, 9, 3)) * 30
+POS = rng.normal(size=(5, 9, 3))
+FORCES = rng.normal(size=(5, 9, 3)) * 30
 ENERGY = -97208.0 + np.arange(5)  # kcal/mol, the size ethanol has
 
 
@@ -83,21 +84,17 @@ def test_old_labels(tmp_path):
 
 @pytest.mark.parametrize("style", ["bare", "Energy=", 'Energy="'])
 def test_xyz(tmp_path, style):
+    symbols = {6: "C", 8: "O", 1: "H"}
     lines = []
-    for e, pos, forces in zip(ENERGY, POS, FORCES):
-        head = {
-            "bare": f"{e:.8f}",
-            "Energy=": f"Energy={e:.8f} Properties=species:S:1:pos:R:3:forces:R:3",
+    for energy, pos, forces in zip(ENERGY, POS, FORCES, strict=True):
+        comments = {
+            "bare": f"{energy:.8f}",
+            "Energy=": f"Energy={energy:.8f} Properties=species:S:1:pos:R:3:forces:R:3",
+            'Energy="': f'Energy="{energy:.8f}" Properties=species:S:1:pos:R:3:forces:R:3',
         }
-        lines += [
-            "9",
-            head.get(style, f'Energy="{e:.8f}" Properties=species:S:1:pos:R:3:forces:R:3'),
-        ]
-        symbols = {6: "C", 8: "O", 1: "H"}
-        lines += [
-            f"{symbols[z]} " + " ".join(f"{v:.14f}" for v in (*p, *f))
-            for z, p, f in zip(Z.tolist(), pos, forces)
-        ]
+        lines += ["9", comments[style]]
+        for z, row in zip(Z.tolist(), np.hstack([pos, forces]), strict=True):
+            lines.append(" ".join([symbols[z], *(f"{value:.14f}" for value in row)]))
     path = tmp_path / "md22_thing.xyz"
     path.write_text("\n".join(lines) + "\n")
     assert guess(path) == "md17"

@@ -1,5 +1,5 @@
-"""RuNNer input.data, DeePMD folders and the masked paper's per-frame .npz; and which atoms are
-one water.
+"""RuNNer input.data, DeePMD folders and the masked paper's per-frame .npz; and which atoms are one
+water.
 """
 
 from __future__ import annotations
@@ -29,18 +29,15 @@ end
 
 def test_runner_known_values(tmp_path):
     path = tmp_path / "anything"
-    free = "\n".join(line for line in BLOCK.splitlines() if not line.startswith("lattice")).replace(
-        "charge    0.0", "charge  -1.0"
-    )
-    path.write_text("# made by hand\n" + BLOCK + free + "\n")
+    without_box = [line for line in BLOCK.splitlines() if not line.startswith("lattice")]
+    ion = "\n".join(without_box).replace("charge    0.0", "charge  -1.0")
+    path.write_text("# made by hand\n" + BLOCK + ion + "\n")
     assert guess(path) == "runner"
     s = read(path, dtype=np.float64)
-    assert (
-        len(s) == 2
-        and s.z.tolist() == [8, 1, 1] * 2
-        and s.pbc.tolist() == [[True] * 3, [False] * 3]
-        and s.charge.tolist() == [0, -1]
-    )
+    assert len(s) == 2
+    assert s.z.tolist() == [8, 1, 1] * 2
+    assert s.pbc.tolist() == [[True] * 3, [False] * 3]
+    assert s.charge.tolist() == [0, -1]
     np.testing.assert_allclose(s.energy, [-76.25 * units.HARTREE] * 2, rtol=1e-15)
     np.testing.assert_allclose(s.pos[1], np.array([19.5, 1.5, 0]) * units.BOHR, rtol=1e-15)
     np.testing.assert_allclose(
@@ -82,13 +79,13 @@ def test_runner_errors(tmp_path, old, new, words):
 
 
 def test_runner_folder(tmp_path):
-    with pytest.raises(DataError, match="needs one input.data, found none"):
+    with pytest.raises(DataError, match=r"needs one input.data, found none"):
         read(tmp_path, format="runner")
     (tmp_path / "a").mkdir()
     (tmp_path / "a/input.data").write_text(BLOCK)
     assert guess(tmp_path) == "runner" and len(read(tmp_path)) == 1
     (tmp_path / "input.data.2").write_text(BLOCK)
-    with pytest.raises(DataError, match="found a/input.data, input.data.2"):
+    with pytest.raises(DataError, match=r"found a/input.data, input.data.2"):
         read(tmp_path, format="runner")
 
 
@@ -98,10 +95,8 @@ def test_real_runner(reference_data):
     assert s.cell[0, 0, 0] == pytest.approx(24.623508 * 0.529177210544, rel=1e-12)
     per_molecule = 3 * s.energy / s.n_atoms / units.HARTREE
     assert (np.abs(per_molecule + 76.56) < 0.02).all()  # Hartree per water
-    assert (
-        np.abs(np.add.reduceat(s.forces, s.ptr[:-1])).max() < 1e-3
-        and 0.5 < np.sqrt(np.mean(s.forces**2)) < 3
-    )
+    assert np.abs(np.add.reduceat(s.forces, s.ptr[:-1])).max() < 1e-3
+    assert 0.5 < np.sqrt(np.mean(s.forces**2)) < 3
     for i in range(len(s)):  # O–H bonds within the molecules found, and each has three atoms
         one = s[i]
         assert (np.bincount(one.molecule) == 3).all()
@@ -129,23 +124,22 @@ def deepmd(folder, n=3, nopbc=False, **changes):
 
 
 def test_deepmd_known_values(tmp_path):
-    first, second = deepmd(tmp_path / "a" / "box"), deepmd(tmp_path / "b", n=2, nopbc=True)
+    first = deepmd(tmp_path / "a" / "box")
+    second = deepmd(tmp_path / "b", n=2, nopbc=True)
     assert guess(tmp_path) == "deepmd"
     s = read(tmp_path, dtype=np.float64)
     assert len(s) == 5 and s.z.tolist() == [8, 1, 1] * 5 and s.system_names() == ["a/box", "b"]
     np.testing.assert_array_equal(s.energy, [-10, -9, -8, -10, -9])
     np.testing.assert_array_equal(s.pos[:9].reshape(3, 9), first["coord"])
     np.testing.assert_array_equal(s.forces[9:].reshape(2, 9), second["force"])
-    assert (
-        s.pbc.all(1).tolist() == [True] * 3 + [False] * 2
-        and s.cell[0].tolist() == (np.eye(3) * 12).tolist()
-    )
+    assert s.pbc.all(1).tolist() == [True] * 3 + [False] * 2
+    assert s.cell[0].tolist() == (np.eye(3) * 12).tolist()
 
 
 def test_deepmd_mixed_types_and_type_map(tmp_path):
     deepmd(tmp_path, real_atom_types=np.array([[0, 1, 1], [1, 1, 0], [0, 0, 0]]))
     (tmp_path / "type_map.raw").unlink()
-    with pytest.raises(DataError, match="no type_map.raw; give type_map"):
+    with pytest.raises(DataError, match=r"no type_map.raw; give type_map"):
         read(tmp_path)
     assert read(tmp_path, type_map=["S", "Na"]).z.reshape(3, 3).tolist() == [
         [16, 11, 11],
@@ -193,14 +187,8 @@ def test_tip3p_frames(tmp_path):
             pos = frame(tmp_path / f"data_{seed}_{i}.npz", energy=np.array(-40.0 - seed - 0.5 * i))
     assert guess(tmp_path) == "tip3p-npz"
     s = read(tmp_path, dtype=np.float64)
-    assert s.system_names() == ["seed-0", "seed-2", "seed-10"] and s.system.tolist() == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-    ]
+    assert s.system_names() == ["seed-0", "seed-2", "seed-10"]
+    assert s.system.tolist() == [0, 0, 1, 1, 2, 2]
     assert s.z[:6].tolist() == [8, 1, 1, 8, 1, 1] and s.molecule[:6].tolist() == [0, 0, 0, 1, 1, 1]
     kj = 1.0 / 96.48533212331  # eV
     np.testing.assert_allclose(

@@ -94,14 +94,10 @@ def test_wrong_arguments_get_one_line(tmp_path, monkeypatch, change, words):
 
 
 def test_missing_package_names_the_extra(tmp_path):
-    with pytest.raises(
-        DataError, match=r"toy: no_such_package is not installed.*potkit\[generate\]"
-    ):
-        common.generate(
-            dataclasses.replace(TOY, packages=("numpy", "no_such_package")),
-            tmp_path / "x.h5",
-            progress=False,
-        )
+    needy = dataclasses.replace(TOY, packages=("numpy", "no_such_package"))
+    fault = r"toy: no_such_package is not installed.*potkit\[generate\]"
+    with pytest.raises(DataError, match=fault):
+        common.generate(needy, tmp_path / "x.h5", progress=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -123,7 +119,8 @@ class Springs:
 
     def __call__(self, positions):
         x = np.asarray(positions, float).reshape(-1, 3)
-        energy, gradient = 0.0, np.zeros_like(x)
+        energy = 0.0
+        gradient = np.zeros_like(x)
         for i, j, length in self.bonds:
             d = x[i] - x[j]
             r = np.linalg.norm(d)
@@ -134,16 +131,16 @@ class Springs:
 
 
 def test_normal_modes_of_a_linear_molecule():
-    springs, masses = Springs((0, 1, 1.0), (1, 2, 1.0)), np.array([16.0, 12.0, 16.0])
+    springs = Springs((0, 1, 1.0), (1, 2, 1.0))
+    masses = np.array([16.0, 12.0, 16.0])
     positions = np.array([[-1.0, 0, 0], [0, 0, 0], [1, 0, 0]]) + 3.0
     second = ani_mini.hessian(springs, positions)
     force_constants, modes = ani_mini.normal_modes(second, positions, masses)
     assert modes.shape == (4, 3, 3)  # 3N - 5
     np.testing.assert_allclose(np.linalg.norm(modes, axis=(1, 2)), 1)
     np.testing.assert_allclose(np.einsum("a,mak->mk", masses, modes), 0, atol=1e-10)  # no drift
-    np.testing.assert_allclose(
-        np.cross(positions - 3.0, masses[:, None] * modes).sum(1), 0, atol=1e-10
-    )  # no rotation
+    rotation = np.cross(positions - 3.0, masses[:, None] * modes).sum(1)
+    np.testing.assert_allclose(rotation, 0, atol=1e-10)
     symmetric = modes[np.argmin(np.abs(force_constants - 1))]  # outer atoms apart: eᵀHe = 1
     np.testing.assert_allclose(np.abs(symmetric[:, 0]), [0.5**0.5, 0, 0.5**0.5], atol=1e-8)
     antisymmetric = np.array([1, -2 * 16 / 12, 1]) / np.linalg.norm([1, 2 * 16 / 12, 1])
@@ -167,12 +164,8 @@ def test_displacements_obey_the_formula():
     modes = np.linalg.qr(rng.normal(size=(12, 12)))[0][:6].reshape(6, 4, 3)
     force_constants = np.array([1e-3, 0.5, 1.0, 5.0, 20.0, 50.0])
     used = np.maximum(force_constants, ani_mini.K_FLOOR)
-    amplitudes = np.array(
-        [
-            np.tensordot(modes, ani_mini.displacements(rng, force_constants, modes, 600.0), 2)
-            for _ in range(4000)
-        ]
-    )
+    drawn = [ani_mini.displacements(rng, force_constants, modes, 600.0) for _ in range(4000)]
+    amplitudes = np.array([np.tensordot(modes, displacement, 2) for displacement in drawn])
     energy = 0.5 * (used * amplitudes**2).sum(1) / (1.5 * 4 * BOLTZMANN * 600.0)
     assert energy.max() <= 1 + 1e-9
     # uniform in [0, 1]
@@ -218,11 +211,14 @@ def test_ani_mini_labels_are_derivatives_at_the_stored_positions(tmp_path):
     )
     rng = np.random.default_rng(0)
     for one in made:
-        xtb, x = ani_mini.XTB(one.z, one.pos / BOHR), one.pos.astype(float)
+        x = one.pos.astype(float)
+        xtb = ani_mini.XTB(one.z, one.pos / BOHR)
         assert abs(xtb(x / BOHR)[0] * HARTREE - one.energy[0]) < 2e-6
-        way = rng.normal(size=x.shape)
-        slope = (xtb((x + 1e-3 * way) / BOHR)[0] - xtb((x - 1e-3 * way) / BOHR)[0]) * HARTREE / 2e-3
-        assert abs(slope + (way * one.forces).sum()) < 2e-3
+        direction = rng.normal(size=x.shape)
+        ahead, _ = xtb((x + 1e-3 * direction) / BOHR)
+        behind, _ = xtb((x - 1e-3 * direction) / BOHR)
+        slope = (ahead - behind) * HARTREE / 2e-3
+        assert abs(slope + (direction * one.forces).sum()) < 2e-3
 
 
 @needs("rdkit", "tblite")
@@ -232,16 +228,11 @@ def test_the_committed_structures_come_out_of_the_recipe(tmp_path):
     made = recipes.make("ani-mini", tmp_path / "x.h5", molecules=names, progress=False)
     if made.info["versions"] != committed.info["versions"]:
         pytest.skip(f"made with {committed.info['versions']}, here are {made.info['versions']}")
-    wanted = committed[
-        np.isin(committed.system, [committed.info["systems"].index(n) for n in names])
-    ]
-    wanted = wanted[
-        np.argsort(
-            [names.index(committed.info["systems"][k]) for k in wanted.system], kind="stable"
-        )
-    ]
-    np.testing.assert_allclose(made.pos, wanted.pos, atol=1e-3)
-    np.testing.assert_allclose(made.energy, wanted.energy, atol=1e-2)
+    systems = [committed.info["systems"].index(name) for name in names]
+    rows = np.concatenate([np.flatnonzero(committed.system == system) for system in systems])
+    stored = committed[rows]
+    np.testing.assert_allclose(made.pos, stored.pos, atol=1e-3)
+    np.testing.assert_allclose(made.energy, stored.energy, atol=1e-2)
 
 
 @needs("rdkit", "tblite")
@@ -272,31 +263,23 @@ def test_tip3p_trajectory(tmp_path, rigid):
         progress=False,
     )
     assert len(made) == 2 and made.n_atoms.tolist() == [774, 774] and made.pbc.all()
-    assert made.z[:6].tolist() == [8, 1, 1, 8, 1, 1] and made.molecule[:6].tolist() == [
-        0,
-        0,
-        0,
-        1,
-        1,
-        1,
-    ]
+    assert made.z[:6].tolist() == [8, 1, 1, 8, 1, 1]
+    assert made.molecule[:6].tolist() == [0, 0, 0, 1, 1, 1]
     x = made.pos[:774].astype(float).reshape(-1, 3, 3)
     lengths = np.linalg.norm(x[:, 1:] - x[:, :1], axis=-1)
-    assert np.abs(lengths - 0.9572).max() < (3e-4 if rigid else 0.2) and (
-        np.ptp(lengths) > 0.01
-    ) == (not rigid)
+    assert np.abs(lengths - 0.9572).max() < (3e-4 if rigid else 0.2)
+    assert (np.ptp(lengths) > 0.01) == (not rigid)
     assert ((x.mean(1) > -1) & (x.mean(1) < 21)).all()  # whole molecules in the cell
-    label, flat = tip3p_mini.Labeller(rigid), x.reshape(-1, 3)
+    label = tip3p_mini.Labeller(rigid)
+    flat = x.reshape(-1, 3)
     energy, forces = label(flat)
-    assert (
-        abs(energy - made.energy[0]) < 2e-6
-        and np.abs(forces - made.forces[:774]).max() <= common.GRID
-    )
-    way = np.random.default_rng(0).normal(size=flat.shape)
-    way /= np.linalg.norm(way)
-    # 1e-3 Å per coordinate
-    slope = (label(flat + 0.05 * way)[0] - label(flat - 0.05 * way)[0]) / 0.1
-    assert abs(slope + (way * forces).sum()) < 2e-3
+    assert abs(energy - made.energy[0]) < 2e-6
+    assert np.abs(forces - made.forces[:774]).max() <= common.GRID
+    direction = np.random.default_rng(0).normal(size=flat.shape)
+    direction /= np.linalg.norm(direction)
+    ahead, _ = label(flat + 0.05 * direction)  # 1e-3 Å per coordinate
+    behind, _ = label(flat - 0.05 * direction)
+    assert abs((ahead - behind) / 0.1 + (direction * forces).sum()) < 2e-3
     image = flat.reshape(-1, 3, 3).copy()
     image[7] += [20.0, 0, -40.0]
     assert abs(label(image.reshape(-1, 3))[0] - energy) < 1e-5  # periodic
@@ -310,10 +293,8 @@ def test_committed_set_and_its_sheet_belong_together(name):
     text = (DATA / f"{name}.md").read_text()
     assert sheet.sha256(DATA / f"{name}.h5") in text
     made = Structures.open(DATA / f"{name}.h5")
-    assert (
-        f"{len(made):,} of" in text
-        and made.info["recipe"]["revision"] == recipes.RECIPES[name].revision
-    )
+    assert f"{len(made):,} of" in text
+    assert made.info["recipe"]["revision"] == recipes.RECIPES[name].revision
     assert (DATA / f"{name}.h5").stat().st_size < 9.5e6
     for array in (made.pos, made.forces):
         assert (array.astype(np.float64) / common.GRID % 1 == 0).all()
@@ -325,9 +306,9 @@ def test_index_is_current():
 
 def test_committed_ani_mini():
     made = Structures.open(DATA / "ani-mini.h5").validate()
-    assert (
-        len(made) >= 10_000 and len(np.unique(made.system)) >= 300 and made.elements == [1, 6, 7, 8]
-    )
+    assert len(made) >= 10_000
+    assert len(np.unique(made.system)) >= 300
+    assert made.elements == [1, 6, 7, 8]
     owner = np.repeat(np.arange(len(made)), made.n_atoms)
     net = np.stack([np.bincount(owner, made.forces[:, k]) for k in range(3)])
     assert np.abs(net).max() < 1e-3  # what rounding leaves
@@ -349,26 +330,24 @@ def test_committed_tip3p_mini():
     seeds = len(np.unique(made.system))
     assert seeds >= 5 and len(made) >= 50 * seeds and (made.n_atoms == 774).all() and made.pbc.all()
     assert (made.cell == np.eye(3) * 20.0).all()
-    assert (
-        np.array_equal(made.molecule[:774], np.repeat(np.arange(258), 3))
-        and (made.z.reshape(-1, 3) == [8, 1, 1]).all()
-    )
+    assert np.array_equal(made.molecule[:774], np.repeat(np.arange(258), 3))
+    assert (made.z.reshape(-1, 3) == [8, 1, 1]).all()
     water = made.pos.astype(float).reshape(-1, 3, 3)
     assert np.abs(np.linalg.norm(water[:, 1:] - water[:, :1], axis=-1) - 0.9572).max() < 3e-4
     kelvin = list(made.info["mean_temperatures"].values())
     assert abs(np.mean(kelvin) - 300) < 5
     per_water = made.energy / 258
-    assert (
-        per_water.min() > -0.46 and per_water.max() < -0.36 and abs(per_water.mean() + 0.41) < 0.01
-    )  # -9.5 kcal/mol
+    assert per_water.min() > -0.46
+    assert per_water.max() < -0.36
+    assert abs(per_water.mean() + 0.41) < 0.01  # -9.5 kcal/mol
     # first peak of g(r) of oxygen: TIP3P has it at 2.77 Å (Jorgensen et al. 1983)
-    edges, counts = np.arange(2.4, 5.0, 0.05), 0.0
+    edges = np.arange(2.4, 5.0, 0.05)
+    pairs = np.triu_indices(258, 1)
+    counts = 0.0
     for oxygen in water[:, 0].reshape(len(made), 258, 3)[:: len(made) // 40]:
         gap = oxygen[:, None] - oxygen
         gap -= 20.0 * np.round(gap / 20.0)
-        counts = (
-            counts + np.histogram(np.linalg.norm(gap, axis=-1)[np.triu_indices(258, 1)], edges)[0]
-        )
+        counts = counts + np.histogram(np.linalg.norm(gap, axis=-1)[pairs], edges)[0]
     g = counts / (edges[1:] ** 3 - edges[:-1] ** 3)
     middle = (edges[1:] + edges[:-1]) / 2
     assert 2.7 < middle[g.argmax()] < 2.85

@@ -14,12 +14,15 @@ from potkit.units import AMU, BOHR, BOLTZMANN, HARTREE
 
 
 def slope_error(force, x: np.ndarray, step: float = 1e-4) -> float:
-    """Relative difference of the forces and the central difference of the energy along one
-    random direction.
+    """Relative difference of the forces and the central difference of the energy along one random
+    direction.
     """
-    way = np.random.default_rng(3).normal(size=x.shape)
-    slope = (force(x + step * way)[0] - force(x - step * way)[0]) / (2 * step)
-    return abs(slope + (way * force(x)[1]).sum()) / np.linalg.norm(force(x)[1])
+    direction = np.random.default_rng(3).normal(size=x.shape)
+    ahead, _ = force(x + step * direction)
+    behind, _ = force(x - step * direction)
+    slope = (ahead - behind) / (2 * step)
+    _, forces = force(x)
+    return abs(slope + (direction * forces).sum()) / np.linalg.norm(forces)
 
 
 @needs("rdkit")
@@ -41,7 +44,9 @@ def test_force_field_is_the_derivative_of_its_energy(smiles, name):
 
 
 def test_ties_pull_only_beyond_their_reach():
-    free = lambda x: (0.0, np.zeros_like(x))
+    def free(x):
+        return 0.0, np.zeros_like(x)
+
     force = trajectories.tied(free, np.array([[0, 1], [1, 2]]), reach=2.0, stiffness=0.5)
     x = np.array([[0.0, 0, 0], [3.0, 0, 0], [3.0, 1.5, 0]])
     energy, forces = force(x)
@@ -57,8 +62,9 @@ def test_clusters_are_embedded_in_contact():
     x = species.embed(np.random.default_rng(0))
     assert species.intact(x)
     for k in range(1, 3):
-        before, mine = x[species.molecule < k], x[species.molecule == k]
-        assert 2.2 < np.linalg.norm(before[:, None] - mine, axis=-1).min() < 2.7
+        placed = x[species.molecule < k]
+        fragment = x[species.molecule == k]
+        assert 2.2 < np.linalg.norm(placed[:, None] - fragment, axis=-1).min() < 2.7
     broken = x.copy()
     hydrogen = np.flatnonzero((species.molecule == 2) & (species.z == 1))[0]
     oxygen = np.flatnonzero((species.molecule == 2) & (species.z == 8))[0]
@@ -72,7 +78,8 @@ def test_clusters_are_embedded_in_contact():
 
 def test_langevin_obeys_boltzmann_at_a_long_step():
     """In a harmonic well BAOAB's positions are exact at any stable step; here ω·dt is 0.9."""
-    masses, kelvin = np.full(400, 12.0), 500.0
+    masses = np.full(400, 12.0)
+    kelvin = 500.0
     stiffness = (0.9 / dynamics.STEP) ** 2 * 12.0 * AMU
     calls = []
 
@@ -108,29 +115,26 @@ def test_lag_one_knows_its_answer():
     series = np.zeros((20_000, 2))
     for t in range(1, len(series)):
         series[t] = 0.7 * series[t - 1] + rng.normal(size=2)
-    assert (
-        abs(dynamics.lag_one(series) - 0.7) < 0.02
-        and abs(dynamics.lag_one(rng.normal(size=20_000))) < 0.03
-    )
+    assert abs(dynamics.lag_one(series) - 0.7) < 0.02
+    assert abs(dynamics.lag_one(rng.normal(size=20_000))) < 0.03
     assert dynamics.lag_one(np.ones(10)) == 0.0 and dynamics.lag_one(np.zeros(2)) == 0.0
     frames = np.array([[[0.0, 0, 0], [3, 4, 0], [0, 0, 1]]])
     np.testing.assert_allclose(dynamics.pair_distances(frames), [[5, 1, 26**0.5]])
 
 
 def test_quench_finds_the_minimum():
-    x, energy = dynamics.quench(
-        lambda x: ((x - 1).ravel() @ (x - 1).ravel(), -2 * (x - 1)), np.zeros((4, 3)), slope=1e-6
-    )
+    def parabola(x):
+        return ((x - 1) ** 2).sum(), -2 * (x - 1)
+
+    x, energy = dynamics.quench(parabola, np.zeros((4, 3)), slope=1e-6)
     np.testing.assert_allclose(x, 1, atol=1e-6)
     assert abs(energy) < 1e-10
 
 
 @needs("tblite")
 def test_following_a_trajectory_gives_the_same_labels():
-    z, x = (
-        np.array([8, 1, 1, 11]),
-        np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [0.4, -2.0, 0.5]]),
-    )
+    z = np.array([8, 1, 1, 11])
+    x = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [0.4, -2.0, 0.5]])
     model = xtb.XTB(z, x / BOHR, charge=1)
     rng = np.random.default_rng(0)
     for _ in range(3):
@@ -146,8 +150,8 @@ def test_following_a_trajectory_gives_the_same_labels():
 
 @needs("tblite")
 def test_reference_energies_are_those_of_tblite():
-    """The table of `references` is what tblite gives for free atoms; all molecules of the
-    embedded sets are bound against it.
+    """The table of `references` is what tblite gives for free atoms; all molecules of the embedded
+    sets are bound against it.
     """
     table = references.isolated_atoms("gfn2-xtb")
     made = {SYMBOLS.index(s): e for s, e in xtb.atomic_energies().items()}

@@ -1,5 +1,5 @@
-"""The recipes after SPICE, MD22, ISO17, rMD17 and RPBE water: tiny generations, and the
-committed sets.
+"""The recipes after SPICE, MD22, ISO17, rMD17 and RPBE water: tiny generations, and the committed
+sets.
 """
 
 from __future__ import annotations
@@ -54,27 +54,29 @@ def check_labels(one: Structures, step: float = 5e-4) -> None:
     """Energy and forces are the model's at the stored positions, and the forces are the energy's
     central difference.
     """
-    label, x = labeller(one), one.pos.astype(np.float64)
+    label = labeller(one)
+    x = one.pos.astype(np.float64)
     energy, forces = label(x)
     assert abs(energy - one.energy[0]) < 1e-5 * len(x)
     np.testing.assert_allclose(forces, one.forces, atol=4e-4)
-    way = np.random.default_rng(0).normal(size=x.shape)
-    slope = (label(x + step * way)[0] - label(x - step * way)[0]) / (2 * step)
-    assert abs(slope + (way * one.forces).sum()) < 2e-3 * np.sqrt(len(x)) * max(
-        1.0, float(np.abs(one.forces).max())
-    )
+    direction = np.random.default_rng(0).normal(size=x.shape)
+    ahead, _ = label(x + step * direction)
+    behind, _ = label(x - step * direction)
+    slope = (ahead - behind) / (2 * step)
+    largest = max(1.0, float(np.abs(one.forces).max()))
+    assert abs(slope + (direction * one.forces).sum()) < 2e-3 * np.sqrt(len(x)) * largest
 
 
 # -- plans ---------------------------------------------------------------------------------------
 
 
 def test_at_scale_paper_the_plans_have_the_papers_sizes():
-    total = lambda module: sum(t["frames"] for t in module.plan("paper", 0))
-    assert (
-        total(rmd17_mini) == 10 * 100_000
-        and total(spice_mini) == 1_132_808
-        and total(water_mini) == 7_241
-    )
+    def total(module):
+        return sum(task["frames"] for task in module.plan("paper", 0))
+
+    assert total(rmd17_mini) == 10 * 100_000
+    assert total(spice_mini) == 1_132_808
+    assert total(water_mini) == 7_241
     assert total(iso17_mini) == 5_000 * len(iso17_mini.ISOMERS)
     assert total(md22_mini) == 85_109 + 69_753 + 20_001 + 27_272
 
@@ -145,8 +147,8 @@ def test_the_isomers_are_isomers():
 
 @needs("rdkit")
 def test_the_molecules_of_md17_and_md22():
-    found = {name: formula(Species(s).z) for name, s in rmd17_mini.MOLECULES.items()}
-    assert found == {
+    formulas = {name: formula(Species(s).z) for name, s in rmd17_mini.MOLECULES.items()}
+    assert formulas == {
         "aspirin": "C9H8O4",
         "azobenzene": "C12H10N2",
         "benzene": "C6H6",
@@ -158,12 +160,8 @@ def test_the_molecules_of_md17_and_md22():
         "toluene": "C7H8",
         "uracil": "C4H4N2O2",
     }
-    assert {name: len(Species(m.smiles).z) for name, m in md22_mini.MOLECULES.items()} == {
-        "Ac-Ala3-NHMe": 42,
-        "DHA": 56,
-        "AT-AT": 60,
-        "stachyose": 87,
-    }
+    sizes = {name: len(Species(m.smiles).z) for name, m in md22_mini.MOLECULES.items()}
+    assert sizes == {"Ac-Ala3-NHMe": 42, "DHA": 56, "AT-AT": 60, "stachyose": 87}
 
 
 @needs("rdkit")
@@ -227,13 +225,11 @@ def test_tiny_water(tmp_path):
     assert len(made) == 2 and made.n_atoms.tolist() == [24, 24] and made.pbc.all()
     np.testing.assert_array_equal(made.pos, again.pos)
     check_labels(made[0], step=2e-4)
-    x, box = made[1].pos.astype(float), float(made.cell[1, 0, 0])
-    assert (
-        water_mini.whole(x)
-        and (
-            (x.reshape(-1, 3, 3).mean(1) > -1e-3) & (x.reshape(-1, 3, 3).mean(1) < box + 1e-3)
-        ).all()
-    )
+    x = made[1].pos.astype(float)
+    box = float(made.cell[1, 0, 0])
+    assert water_mini.whole(x)
+    centres = x.reshape(-1, 3, 3).mean(1)
+    assert ((centres > -1e-3) & (centres < box + 1e-3)).all()
     assert abs(8 * 18.01528 / 6.02214076e23 / (box * 1e-8) ** 3 - 1.0) < 1e-3  # g/cm³
     # one more copy along each axis is the same crystal: the energy of a small box does not depend
     # on how it is repeated
@@ -253,8 +249,13 @@ def test_the_label_of_water_is_no_sum_over_pairs():
     """
     box = 16.0
     one = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
-    three = [one + 5.0, one + [7.8, 5.0, 5.0], one + [6.0, 7.6, 5.4]]
-    energy = lambda chosen: water_mini.Water("amoeba", len(chosen), box)(np.concatenate(chosen))[0]
+    places = np.array([[5.0, 5.0, 5.0], [7.8, 5.0, 5.0], [6.0, 7.6, 5.4]])
+    three = [one + place for place in places]
+
+    def energy(chosen):
+        value, _ = water_mini.Water("amoeba", len(chosen), box)(np.concatenate(chosen))
+        return value
+
     single = energy(three[:1])
     pairs = sum(energy([three[i], three[j]]) - 2 * single for i, j in ((0, 1), (0, 2), (1, 2)))
     assert abs(energy(three) - 3 * single - pairs) > 5e-3
@@ -265,14 +266,13 @@ def test_the_label_of_water_is_no_sum_over_pairs():
 
 @pytest.mark.parametrize("name", ALL)
 def test_committed_set_is_found_by_name(name):
-    made, row = registry.load(name), registry.names().set_index("name").loc[name]
+    made = registry.load(name)
+    row = registry.names().set_index("name").loc[name]
     assert len(made) == row["structures"] and row["state"] == "ready"
     assert [SYMBOLS[z] for z in made.elements] == sorted(row["elements"].split(), key=SYMBOLS.index)
-    assert (
-        np.isfinite(made.pos).all()
-        and np.isfinite(made.forces).all()
-        and np.isfinite(made.energy).all()
-    )
+    assert np.isfinite(made.pos).all()
+    assert np.isfinite(made.forces).all()
+    assert np.isfinite(made.energy).all()
     owner = np.repeat(np.arange(len(made)), made.n_atoms)
     net = np.stack([np.bincount(owner, made.forces[:, k]) for k in range(3)])
     assert np.abs(net).max() < 2e-2 and np.abs(made.forces).max() < 30
@@ -303,30 +303,26 @@ def test_committed_labels_are_gfn2_xtb(name):
         one = made[int(k)]
         check_labels(one)
         species = Species(smiles_of(made)[one.system[0]])
-        assert (
-            (species.z == one.z).all()
-            and species.charge == one.charge[0]
-            and (species.molecule == one.molecule).all()
-        )
+        assert (species.z == one.z).all()
+        assert species.charge == one.charge[0]
+        assert (species.molecule == one.molecule).all()
         assert species.intact(one.pos.astype(float))
 
 
 @needs("rdkit", "tblite")
 def test_committed_ion_pairs_come_out_of_the_recipe(tmp_path):
-    """Ion pairs only: dynamics magnify the last bit of a sum, which may differ from one
-    processor to the next.
+    """Ion pairs only: dynamics magnify the last bit of a sum, which may differ from one processor
+    to the next.
     """
     made = recipes.make(
         "spice-mini", tmp_path / "x.h5", systems=["[Na+].[K+]", "[Na+].[Cl-]"], progress=False
     )
     whole = committed("spice-mini")
     for k, name in enumerate(made.system_names()):
-        mine, theirs = (
-            made[made.system == k],
-            whole[whole.system == whole.system_names().index(name)],
-        )
-        np.testing.assert_allclose(mine.pos, theirs.pos, atol=1e-3)
-        np.testing.assert_allclose(mine.energy, theirs.energy, atol=1e-4)
+        fresh = made[made.system == k]
+        stored = whole[whole.system == whole.system_names().index(name)]
+        np.testing.assert_allclose(fresh.pos, stored.pos, atol=1e-3)
+        np.testing.assert_allclose(fresh.energy, stored.energy, atol=1e-4)
 
 
 @needs("openmm")
@@ -339,9 +335,8 @@ def test_committed_labels_are_amoeba():
 def test_committed_spice_mini():
     made = committed("spice-mini")
     assert len(made) >= 4_000 and len(made.system_names()) >= 150 and len(made.elements) >= 12
-    assert {SYMBOLS.index(s) for s in ["F", "P", "S", "Cl", "Br", "I", "Li", "Na", "K"]} <= set(
-        made.elements
-    )
+    symbols = {SYMBOLS[z] for z in made.elements}
+    assert {"F", "P", "S", "Cl", "Br", "I", "Li", "Na", "K"} <= symbols
     assert (made.charge == 0).any() and (made.charge < 0).any() and (made.charge > 0).any()
     subsets = made.info["subsets"]
     assert set(subsets) == set(made.system_names()) and set(subsets.values()) == set(SUBSETS)
@@ -351,9 +346,8 @@ def test_committed_spice_mini():
 
 def test_committed_md22_mini():
     made = committed("md22-mini")
-    assert (
-        made.system_names() == list(md22_mini.MOLECULES) and (np.bincount(made.system) >= 300).all()
-    )
+    assert made.system_names() == list(md22_mini.MOLECULES)
+    assert (np.bincount(made.system) >= 300).all()
     for name, row in made.info["dynamics"].items():
         assert abs(row["energy lag 1"]) < 0.25 and row["shape lag 1"] < 0.9, name  # decorrelated
         assert 0.85 < row["above minimum (eV)"] / row["equipartition (eV)"] < 1.2, name
@@ -366,27 +360,20 @@ def test_committed_iso17_mini():
     assert list(parts) == list(iso17_mini.PARTS) and sum(map(len, parts.values())) == len(made)
     systems = {part: set(made.system[rows].tolist()) for part, rows in parts.items()}
     assert systems["train"] == systems["valid"] == systems["test_within"]
-    assert (
-        len(systems["test_other"]) == len(iso17_mini.UNSEEN)
-        and not systems["test_other"] & systems["train"]
-    )
+    assert len(systems["test_other"]) == len(iso17_mini.UNSEEN)
+    assert not systems["test_other"] & systems["train"]
     names = made.system_names()
     assert {names[k] for k in systems["test_other"]} == set(iso17_mini.UNSEEN)
     for name, row in made.info["dynamics"].items():
         assert 0.85 < row["above minimum (eV)"] / row["equipartition (eV)"] < 1.15, name
-    assert (
-        0.65
-        < len(parts["train"]) / sum(len(parts[p]) for p in ("train", "valid", "test_within"))
-        < 0.75
-    )
+    seen = sum(len(parts[part]) for part in ("train", "valid", "test_within"))
+    assert 0.65 < len(parts["train"]) / seen < 0.75
 
 
 def test_committed_rmd17_mini():
     made = committed("rmd17-mini")
-    assert (
-        made.system_names() == list(rmd17_mini.MOLECULES)
-        and (np.bincount(made.system) >= 300).all()
-    )
+    assert made.system_names() == list(rmd17_mini.MOLECULES)
+    assert (np.bincount(made.system) >= 300).all()
     for name, row in made.info["dynamics"].items():
         assert 0.9 < row["above minimum (eV)"] / row["equipartition (eV)"] < 1.1, name
         assert 460 < row["kinetic temperature (K)"] < 520, name
@@ -400,15 +387,13 @@ def test_committed_water_mini():
     volume = np.linalg.det(made.cell)
     density = waters * 18.01528 / 6.02214076e23 / (volume * 1e-24)
     np.testing.assert_allclose([density.min(), density.max()], [0.7, 1.3], atol=2e-3)
-    kelvin = np.array([made.info["temperatures"][name] for name in made.system_names()])[
-        made.system
-    ]
+    of_box = np.array([made.info["temperatures"][name] for name in made.system_names()])
+    kelvin = of_box[made.system]
     per_water = made.energy / waters
     assert per_water.min() > -0.5 and per_water.max() < 0.2
     big = waters == 64
     means = [per_water[big & (kelvin == t)].mean() for t in sorted(set(kelvin.tolist()))]
     assert (np.diff(means) > 0).all()  # hotter water is less bound
-    length = np.linalg.norm(
-        np.diff(made.pos.astype(float).reshape(-1, 3, 3)[:, :2], axis=1), axis=-1
-    )
+    oxygen, hydrogen, _ = made.pos.astype(float).reshape(-1, 3, 3).swapaxes(0, 1)
+    length = np.linalg.norm(hydrogen - oxygen, axis=-1)
     assert length.min() > 0.75 and length.max() < 1.3 and 0.94 < length.mean() < 1.0

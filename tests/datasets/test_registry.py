@@ -16,6 +16,7 @@ import tarfile
 import threading
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -78,11 +79,9 @@ def test_no_field_of_a_public_set_is_missing(r):
         "used_for",
     ):
         assert getattr(r, name), f"{r.name}: {name} is missing"
-    assert (
-        r.source.startswith("http")
-        and 1 <= r.atoms[0] <= r.atoms[1]
-        and r.structures >= r.molecules >= 1
-    )
+    assert r.source.startswith("http")
+    assert 1 <= r.atoms[0] <= r.atoms[1]
+    assert r.structures >= r.molecules >= 1
     assert all(f.url for f in r.files) or r.kind == "reference", r.name
     # public: recorded at the first download
     assert all(f.checksum for f in r.files) or r.kind == "public", r.name
@@ -107,14 +106,9 @@ def test_every_set_of_both_papers_has_an_embedded_counterpart():
     # what is embedded can be made again
     assert embedded == set(recipes.RECIPES)
     for r in records.RECORDS:
-        assert r.kind != "embedded" or (
-            r.title
-            and r.level
-            and r.split
-            and r.used_for
-            and r.licence == "MIT"
-            and len(r.files) == 1
-        )
+        if r.kind == "embedded":
+            assert r.title and r.level and r.split and r.used_for
+            assert r.licence == "MIT" and len(r.files) == 1
 
 
 def unpacked(raw: Path, archive: str) -> None:
@@ -130,8 +124,8 @@ def unpacked(raw: Path, archive: str) -> None:
 
 
 def rmd17(tmp_path, monkeypatch, **index):
-    """The revised MD17 in its published layout: a folder of .npz and index files that count from
-    0 within each molecule.
+    """The revised MD17 in its published layout: a folder of .npz and index files that count from 0
+    within each molecule.
     """
     raw = tmp_path / "cache/rmd17/raw"
     (raw / "rmd17/npz_data").mkdir(parents=True)
@@ -160,13 +154,9 @@ def test_published_index_files_count_within_each_molecule(tmp_path, monkeypatch)
     s = rmd17(tmp_path, monkeypatch)
     assert s.system_names() == ["ethanol", "uracil"] and s.lies_in(tmp_path / "cache/rmd17/packed")
     parts = registry.published_split("rmd17", s)
-    assert parts["train"].tolist() == [0, 2, 5, 10, 12, 15] and parts["test"].tolist() == [
-        1,
-        7,
-        11,
-        17,
-    ]
-    with pytest.raises(DataError, match="index_train_02.csv: no such index file"):
+    assert parts["train"].tolist() == [0, 2, 5, 10, 12, 15]
+    assert parts["test"].tolist() == [1, 7, 11, 17]
+    with pytest.raises(DataError, match=r"index_train_02.csv: no such index file"):
         registry.published_split("rmd17", s, fold=2)
     with pytest.raises(
         ConfigError, match="'md22' has no published split; recommended: 80/10/10, per molecule"
@@ -176,10 +166,11 @@ def test_published_index_files_count_within_each_molecule(tmp_path, monkeypatch)
 
 def test_an_index_file_that_points_past_the_end(tmp_path, monkeypatch):
     s = rmd17(tmp_path, monkeypatch, test="7\n9\n")
-    with pytest.raises(
-        DataError,
-        match=r"index_test_01.csv: line 2: index 9 points outside the 8 structures .counted from 0. of uracil",
-    ):
+    fault = (
+        r"index_test_01.csv: line 2: index 9 points outside the 8 structures "
+        r".counted from 0. of uracil"
+    )
+    with pytest.raises(DataError, match=fault):
         registry.published_split("rmd17", s)
 
 
@@ -196,7 +187,7 @@ def test_of_several_functionals_the_one_of_the_set_is_read(tmp_path, monkeypatch
     shutil.rmtree(tmp_path / "rpbe-water/packed")
     (raw / "training-data_H2O/input.data.RPBE-D3").unlink()
     with pytest.raises(
-        DataError, match="0 files fit .*, expected one of training-data_H2O/input.data.BLYP, "
+        DataError, match=r"0 files fit .*, expected one of training-data_H2O/input.data.BLYP, "
     ):
         registry.load("rpbe-water")
 
@@ -205,9 +196,9 @@ def test_names_and_bibtex():
     frame = names()
     assert list(frame["name"]) == [r.name for r in records.RECORDS]
     row = frame.set_index("name").loc["ani-1x"]
-    assert (
-        row["structures"] == 5_496_771 and row["elements"] == "H C N O" and row["licence"] == "CC0"
-    )
+    assert row["structures"] == 5_496_771
+    assert row["elements"] == "H C N O"
+    assert row["licence"] == "CC0"
     assert "10.1038/s41597-020-0473-z" in registry.bibtex("ani-1x")
 
 
@@ -223,7 +214,7 @@ def test_unknown_and_missing(monkeypatch, tmp_path):
         load("spice-1")
     with pytest.raises(ConfigError, match="embedded"):
         registry.fetch("ani-mini")
-    with pytest.raises(ConfigError, match="no file 'x.npz'"):
+    with pytest.raises(ConfigError, match=r"no file 'x.npz'"):
         registry.fetch("md22", files=["x.npz"])
 
 
@@ -240,15 +231,14 @@ def test_real_sets_by_name(reference_data, monkeypatch, tmp_path):
     for r in records.RECORDS:
         if r.kind == "reference":
             s = load(r.name)  # verifies the sha256 of every file
-            assert len(s) == r.structures and len(np.unique(s.system)) == (
-                3 if r.name == "rpbe-water-sample" else r.molecules
-            )
+            assert len(s) == r.structures
+            assert len(np.unique(s.system)) == (3 if r.name == "rpbe-water-sample" else r.molecules)
             assert (int(s.n_atoms.min()), int(s.n_atoms.max())) == r.atoms
             assert (s.forces is not None) == r.forces and (s.cell is not None) == r.periodic
             assert s.info["name"] == r.name and s.info["level"] == r.level
     assert len(load("3bpa", files=["train_mixedT.xyz"])) == 500
     with pytest.raises(
-        ConfigError, match="no file 'test.xyz' to read alone .it has: train_300K.xyz"
+        ConfigError, match=r"no file 'test.xyz' to read alone .it has: train_300K.xyz"
     ):
         load("3bpa", files=["test.xyz"])
     near = load("ani1-alkanes", max_energy=5.0)
@@ -267,10 +257,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     asked to.
     """
 
-    limit: dict[str, int] = {}
-    busy: dict[str, int] = {}
+    limit: ClassVar[dict[str, int]] = {}  # bytes
+    busy: ClassVar[dict[str, int]] = {}  # how many times it says so
     ranges = True
-    seen: list[tuple[str, str | None]] = []
+    seen: ClassVar[list[tuple[str, str | None]]] = []  # paths and ranges that were asked for
 
     def do_GET(self):
         path = Path(self.directory) / self.path.lstrip("/")
@@ -284,11 +274,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return
         content = path.read_bytes()
         tag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
-        start = (
-            int(match[1])
-            if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range") or ""))
-            else 0
-        )
+        asked = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(asked[1]) if asked else 0
         if not Handler.ranges or self.headers.get("If-Range", tag) != tag:
             start = 0
         if start >= len(content) and start:
@@ -315,10 +302,12 @@ def server(tmp_path, monkeypatch):
     root = tmp_path / "served"
     root.mkdir()
     monkeypatch.setattr(fetching, "PAUSE", 0.01)
-    Handler.limit, Handler.seen, Handler.busy, Handler.ranges = {}, [], {}, True
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=str(root))
-    ) as httpd:
+    Handler.limit = {}
+    Handler.busy = {}
+    Handler.ranges = True
+    Handler.seen = []
+    handler = functools.partial(Handler, directory=str(root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, daemon=True)
         thread.start()
         yield root, f"http://127.0.0.1:{httpd.server_port}"
@@ -340,7 +329,7 @@ def test_download_verifies_and_is_not_repeated(server, tmp_path):
     fetching.verify(tmp_path / "cache", files)
     (tmp_path / "cache/sub/a.bin").write_bytes(b"y" * 1000)
     with pytest.raises(
-        DataError, match="a.bin: checksum mismatch: expected sha256:.*, found sha256:"
+        DataError, match=r"a.bin: checksum mismatch: expected sha256:.*, found sha256:"
     ):
         fetching.verify(tmp_path / "cache", files)
     with pytest.raises(DataError, match="checksum mismatch"):
@@ -366,10 +355,8 @@ def test_a_download_cut_short_in_an_earlier_session_goes_on(server, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/big.part").write_bytes(content[:60_000])
     fetching.fetch(tmp_path / "cache", (Remote("big", f"{url}/big", sha(content)),), progress=False)
-    assert (
-        Handler.seen == [("/big", "bytes=60000-")]
-        and (tmp_path / "cache/big").read_bytes() == content
-    )
+    assert Handler.seen == [("/big", "bytes=60000-")]
+    assert (tmp_path / "cache/big").read_bytes() == content
 
 
 def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path, monkeypatch):
@@ -392,7 +379,8 @@ def test_a_server_without_ranges_starts_over(server, tmp_path):
     root, url = server
     content = np.random.default_rng(0).bytes(200_000)
     (root / "big").write_bytes(content)
-    Handler.ranges, Handler.limit["/big"] = False, 100_000
+    Handler.ranges = False
+    Handler.limit["/big"] = 100_000
     fetching.fetch(tmp_path / "cache", (Remote("big", f"{url}/big", sha(content)),), progress=False)
     assert (tmp_path / "cache/big").read_bytes() == content
 
@@ -403,8 +391,9 @@ def test_a_busy_server_is_asked_again_a_dead_one_given_up(server, tmp_path):
     Handler.busy["/a"] = 2
     fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a", sha(b"content")),), progress=False)
     assert len(Handler.seen) == 3
-    Handler.busy["/b"], Handler.seen = 99, []
-    with pytest.raises(DataError, match="download failed .HTTPError: 503.*fetch again to resume"):
+    Handler.busy["/b"] = 99
+    Handler.seen = []
+    with pytest.raises(DataError, match=r"download failed .HTTPError: 503.*fetch again to resume"):
         fetching.fetch(tmp_path / "cache", (Remote("b", f"{url}/b"),), progress=False)
     assert len(Handler.seen) == fetching.RETRIES
 
@@ -433,7 +422,7 @@ def test_wrong_checksum_keeps_nothing(server, tmp_path):
     root, url = server
     (root / "a").write_bytes(b"not what was promised")
     with pytest.raises(
-        DataError, match="checksum mismatch: http.*/a did not hash to sha256:"
+        DataError, match=r"checksum mismatch: http.*/a did not hash to sha256:"
     ) as error:
         fetching.fetch(
             tmp_path / "cache", (Remote("a", f"{url}/a", sha(b"promised")),), progress=False
@@ -467,7 +456,8 @@ def test_a_damaged_archive_is_named_and_its_checksum_not_recorded(server, tmp_pa
         with tarfile.open(tmp_path / "whole", f"w:{kind}") as archive:
             archive.add(tmp_path / "data.bin", "set/data.bin")
     whole = (tmp_path / "whole").read_bytes()
-    name, middle = f"set.{kind}", len(whole) // 2
+    name = f"set.{kind}"
+    middle = len(whole) // 2
     bad = whole[:middle] if how == "cut" else whole[:middle] + bytes(500) + whole[middle + 500 :]
     (root / name).write_bytes(bad)
     files = (Remote(name, f"{url}/{name}", unpack=True),)
@@ -480,15 +470,14 @@ def test_a_damaged_archive_is_named_and_its_checksum_not_recorded(server, tmp_pa
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name != ".lock"]
     (root / name).write_bytes(whole)
     fetching.fetch(tmp_path / "cache", files, progress=False)
-    assert (tmp_path / "cache/set/data.bin").read_bytes() == content and fetching.recorded(
-        tmp_path / "cache"
-    ) == {name: sha(whole)}
+    assert (tmp_path / "cache/set/data.bin").read_bytes() == content
+    assert fetching.recorded(tmp_path / "cache") == {name: sha(whole)}
 
 
 def test_server_without_the_file(server, tmp_path):
     _, url = server
     with pytest.raises(
-        DataError, match="download failed .HTTPError: 404.*fetch again to resume"
+        DataError, match=r"download failed .HTTPError: 404.*fetch again to resume"
     ) as error:
         fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/none"),), progress=False)
     assert "\n" not in str(error.value)
@@ -503,7 +492,8 @@ def test_full_disk(server, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/a.part").symlink_to("/dev/full")
     with pytest.raises(
-        DataError, match="cache: cannot be written .No space left on device.; fetch again to resume"
+        DataError,
+        match=r"cache: cannot be written .No space left on device.; fetch again to resume",
     ) as error:
         fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a"),), progress=False)
     assert "\n" not in str(error.value) and not (tmp_path / "cache/a").exists()
@@ -521,17 +511,13 @@ def test_two_processes_fetch_the_same_file(server, tmp_path):
     content = np.random.default_rng(0).bytes(2_000_000)
     (root / "big").write_bytes(content)
     context = multiprocessing.get_context("fork")
-    work = [
-        context.Process(
-            target=_fetch_in_a_process, args=(tmp_path / "cache", f"{url}/big", sha(content))
-        )
-        for _ in range(2)
-    ]
-    for p in work:
-        p.start()
-    for p in work:
-        p.join(60)
-    assert [p.exitcode for p in work] == [0, 0] and len(Handler.seen) == 1
+    arguments = (tmp_path / "cache", f"{url}/big", sha(content))
+    processes = [context.Process(target=_fetch_in_a_process, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0] and len(Handler.seen) == 1
     assert (tmp_path / "cache/big").read_bytes() == content
 
 
@@ -539,9 +525,8 @@ def test_fetch_unpack_convert_load(server, tmp_path, monkeypatch):
     """A public set from its address to a memory-mapped store, by name."""
     root, url = server
     with h5py.File(tmp_path / "ani_gdb_s01.h5", "w") as file:
-        file["gdb11_s01/gdb11_s01-0/coordinates"] = (
-            np.random.default_rng(0).normal(size=(6, 3, 3)).astype(np.float32)
-        )
+        coordinates = np.random.default_rng(0).normal(size=(6, 3, 3))
+        file["gdb11_s01/gdb11_s01-0/coordinates"] = coordinates.astype(np.float32)
         file["gdb11_s01/gdb11_s01-0/energies"] = np.full(6, -76.4)
         file["gdb11_s01/gdb11_s01-0/species"] = np.array([b"O", b"H", b"H"])
     with tarfile.open(root / "ani.tar.gz", "w:gz") as archive:
@@ -550,12 +535,12 @@ def test_fetch_unpack_convert_load(server, tmp_path, monkeypatch):
         archive.addfile(readme, io.BytesIO(b""))
     checksum = sha((root / "ani.tar.gz").read_bytes())
     record = Record(
-        "tiny",
-        "public",
-        "test",
-        "none",
-        ("ani1",),
-        "H O",
+        name="tiny",
+        kind="public",
+        title="test",
+        level="none",
+        citation=("ani1",),
+        elements="H O",
         files=(Remote("ani.tar.gz", f"{url}/ani.tar.gz", checksum, unpack=True),),
         format="ani1",
         read_from="ANI-1_release",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -12,7 +14,8 @@ from potkit.structures.store import Structures, concatenate
 
 
 def make(counts=(50, 30, 20), atoms=4, seed=0) -> Structures:
-    rng, n = np.random.default_rng(seed), sum(counts)
+    rng = np.random.default_rng(seed)
+    n = sum(counts)
     z = rng.choice([1, 6, 8], (len(counts), atoms))
     system = np.repeat(np.arange(len(counts)), counts)
     return Structures(
@@ -32,21 +35,18 @@ def test_parts_are_disjoint_rising_and_repeatable(by):
     joined = np.concatenate(parts)
     assert len(joined) == len(s) and len(np.unique(joined)) == len(s)
     assert all((np.diff(p) > 0).all() for p in parts)
-    again, other = (
-        splits.split(s, (0.8, 0.1, 0.1), seed=3, by=by),
-        splits.split(s, (0.8, 0.1, 0.1), seed=4, by=by),
-    )
-    assert all((a == b).all() for a, b in zip(parts, again))
-    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(parts, other))
+    again = splits.split(s, (0.8, 0.1, 0.1), seed=3, by=by)
+    other = splits.split(s, (0.8, 0.1, 0.1), seed=4, by=by)
+    assert all(map(np.array_equal, parts, again))
+    assert not all(map(np.array_equal, parts, other))
 
 
 def test_by_system_keeps_systems_whole():
     s = make((50, 30, 20, 10, 5, 7, 8, 9, 10, 11))
     parts = splits.split(s, (0.8, 0.1, 0.1), seed=0, by="system")
     systems = [set(s.system[p]) for p in parts]
-    assert [len(x) for x in systems] == [8, 1, 1] and not (
-        systems[0] & systems[1] | systems[0] & systems[2] | systems[1] & systems[2]
-    )
+    assert [len(x) for x in systems] == [8, 1, 1]
+    assert not (systems[0] & systems[1] | systems[0] & systems[2] | systems[1] & systems[2])
 
 
 def test_within_system_keeps_shares_and_ignores_other_systems():
@@ -86,7 +86,7 @@ def test_label_budgets_are_nested(by):
     budgets = splits.label_budget(s, [0.05, 0.1, 20, 0.5, 1.0], seed=1, by=by)
     sets = [set(rows) for rows in budgets.values()]
     assert [len(x) for x in sets] == [5, 10, 20, 50, 100]
-    assert all(a < b for a, b in zip(sets, sets[1:]))
+    assert all(smaller < larger for smaller, larger in itertools.pairwise(sets))
     if by == "structure-within-system":
         assert np.bincount(s.system[budgets[0.5]]).tolist() == [30, 15, 5]
     for wrong in (0, 101, 1.5, 0.001):
@@ -100,7 +100,7 @@ def test_index_files(tmp_path):
     splits.save_indices(path, s, {"train": train, "test": test}, seed=0)
     again = splits.load_indices(path, s)
     assert again["train"].tolist() == train.tolist() and again["test"].tolist() == test.tolist()
-    with pytest.raises(DataError, match="made for made .100 structures.* these are made .100,"):
+    with pytest.raises(DataError, match=r"made for made .100 structures.* these are made .100,"):
         splits.load_indices(path, make(seed=1))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="truncated or damaged"):
@@ -129,13 +129,11 @@ def test_published_index_files(tmp_path):
 
 def test_published_parts_are_found_again_only_in_the_set_as_it_was_read(tmp_path):
     s = splits.mark_parts(make(), {"train": 70, "test": 30})
-    found = splits.parts(s)
-    assert found["train"].tolist() == list(range(70)) and found["test"].tolist() == list(
-        range(70, 100)
-    )
-    assert splits.parts(Structures.open(s.save(tmp_path / "s")))["test"].tolist() == list(
-        range(70, 100)
-    )
+    parts = splits.parts(s)
+    assert parts["train"].tolist() == list(range(70))
+    assert parts["test"].tolist() == list(range(70, 100))
+    opened = Structures.open(s.save(tmp_path / "s"))
+    assert splits.parts(opened)["test"].tolist() == list(range(70, 100))
     for other in (s[::-1], s[:99], s[[0, 1]]):
         with pytest.raises(DataError, match="made: cut or reordered since it was read"):
             splits.parts(other)
@@ -145,24 +143,25 @@ def test_published_parts_are_found_again_only_in_the_set_as_it_was_read(tmp_path
 
 def moved(s: Structures, seed: int = 0) -> Structures:
     """Every structure turned, mirrored, shifted, its atoms shuffled, and shaken by 1e-5 Å."""
-    rng, pos, z = np.random.default_rng(seed), s.pos.copy(), s.z.copy()
+    rng = np.random.default_rng(seed)
+    pos = s.pos.copy()
+    z = s.z.copy()
     for i in range(len(s)):
         a, b = s.ptr[i], s.ptr[i + 1]
         order = rng.permutation(b - a)
-        turned = (
-            Rotation.random(random_state=rng).apply(s.pos[a:b] * [1, 1, -1 if i % 2 else 1])
-            + rng.normal(size=3) * 9
-        )
-        pos[a:b], z[a:b] = turned[order] + rng.normal(size=(b - a, 3)) * 1e-5, s.z[a:b][order]
+        mirrored = s.pos[a:b] * [1, 1, -1 if i % 2 else 1]
+        turned = Rotation.random(random_state=rng).apply(mirrored) + rng.normal(size=3) * 9
+        pos[a:b] = turned[order] + rng.normal(size=(b - a, 3)) * 1e-5
+        z[a:b] = s.z[a:b][order]
     return Structures(z, pos, s.ptr, system=s.system, info=s.info)
 
 
 def test_leakage_finds_moved_copies_only():
     s = make((40, 40), atoms=7)
     other = moved(s[[3, 50, 7]]) + make((5,), atoms=7, seed=9)
-    found = duplicates.leakage(s, other)
-    assert sorted(zip(found["a"], found["b"])) == [(3, 0), (7, 2), (50, 1)]
-    assert "3 of 8 structures" in found.attrs["message"]
+    leaked = duplicates.leakage(s, other)
+    assert sorted(leaked[["a", "b"]].values.tolist()) == [[3, 0], [7, 2], [50, 1]]
+    assert "3 of 8 structures" in leaked.attrs["message"]
     far = s[[3]]
     far.pos[0] += 0.1
     assert len(duplicates.leakage(s, far)) == 0
@@ -172,11 +171,8 @@ def test_leakage_is_reported_for_every_set():
     s = make((40, 40), atoms=7)
     test = moved(s[[3, 50, 7]]) + make((5,), atoms=7, seed=9)
     report = splits.leakage_report(test, pretrain=s, train=s[[50, 51]], other=make((3,), atoms=5))
-    assert report["in_test"].tolist() == [3, 1, 0] and report["share"].tolist() == [
-        0.375,
-        0.125,
-        0.0,
-    ]
+    assert report["in_test"].tolist() == [3, 1, 0]
+    assert report["share"].tolist() == [0.375, 0.125, 0.0]
     assert report["message"][0].startswith("pretrain: 3 of 8 structures")
 
 
@@ -194,8 +190,7 @@ def test_pairs_agree_with_brute_force():
     for k, t in enumerate(shaken):
         t.pos += rng.normal(size=t.pos.shape) * (1e-4 if k else 0.05)
     s = base + shaken[0] + shaken[1]
-    found = {tuple(p) for p in duplicates.pairs(s)}
-    assert found == {(i, 40 + i) for i in range(20)}
+    assert {tuple(pair) for pair in duplicates.pairs(s)} == {(i, 40 + i) for i in range(20)}
     assert duplicates.distinct(s).tolist() == list(range(40))
 
 
@@ -207,8 +202,10 @@ def test_distance_tie_between_elements_is_told_apart():
 
 def test_periodic_copies():
     rng = np.random.default_rng(0)
-    z, pos, cell = rng.choice([1, 8], 30), rng.uniform(0, 10, (30, 3)), np.diag([10.0, 10, 10])
-    shifted = (pos + [3.0, 4.0, 5.0]) % 10
+    z = rng.choice([1, 8], 30)
+    pos = rng.uniform(0, 10, (30, 3))
+    cell = np.diag([10.0, 10, 10])
+    shifted = (pos + np.array([3.0, 4.0, 5.0])) % 10
     order = rng.permutation(30)
     changed = pos.copy()
     changed[4] += 0.3

@@ -60,8 +60,9 @@ def test_published_values(z, name, expected):
 
 def test_radii_agree_with_an_independent_set():
     """Pyykkö's radii against Cordero's (in ASE): two definitions, the same atoms."""
-    ours, theirs = covalent_radii()[1:97].numpy(), cordero[1:97]
-    assert np.corrcoef(ours, theirs)[0, 1] > 0.9 and np.abs(ours - theirs).max() < 0.45
+    pyykko = covalent_radii()[1:97].numpy()
+    assert np.corrcoef(pyykko, cordero[1:97])[0, 1] > 0.9
+    assert np.abs(pyykko - cordero[1:97]).max() < 0.45
     assert abs(float(covalent_radii()[6]) - 0.75) < 1e-12
 
 
@@ -71,13 +72,10 @@ def test_blanks_are_filled_by_rule():
     blank = {
         name: torch.nonzero(~known[1:, i]).flatten().add(1).tolist() for name, i in COLUMN.items()
     }
-    assert blank["group"] == [*range(58, 72), *range(90, 104)] and all(
-        value(z, "group") == 3 for z in blank["group"]
-    )
-    assert (
-        all(value(z, "electron_affinity") == 0 for z in blank["electron_affinity"])
-        and 7 in blank["electron_affinity"]
-    )
+    assert blank["group"] == [*range(58, 72), *range(90, 104)]
+    assert all(value(z, "group") == 3 for z in blank["group"])
+    assert all(value(z, "electron_affinity") == 0 for z in blank["electron_affinity"])
+    assert 7 in blank["electron_affinity"]
     # only Xe has one
     assert all(
         value(z, "electronegativity") == value(54, "electronegativity")

@@ -66,8 +66,8 @@ def test_minimum_images_of_a_batch_are_those_of_arrays(name, rng):
     shortest = geometry.minimum_image_of(torch.from_numpy(step), batch, torch.from_numpy(owner))
     for row in range(2):
         length = shortest_of_all(step[owner == row], cell, PERIODIC[row])
-        ours = shortest.numpy()[owner == row]
-        np.testing.assert_allclose(np.linalg.norm(ours, axis=1), length, atol=1e-9)
+        of_structure = shortest.numpy()[owner == row]
+        np.testing.assert_allclose(np.linalg.norm(of_structure, axis=1), length, atol=1e-9)
 
 
 def test_edge_vectors_are_differences_of_positions_across_the_faces():
@@ -95,10 +95,11 @@ def test_bonds_of_a_batch_are_those_of_each_structure():
     pairs = []
     for i in range(len(structures)):
         first, last = structures.ptr[i], structures.ptr[i + 1]
-        found = geometry.bonds(structures.z[first:last], structures.pos[first:last], 1.25)
-        pairs += [(a + first, b + first) for a, b in found.tolist()]
+        bonds = geometry.bonds(structures.z[first:last], structures.pos[first:last], 1.25)
+        pairs += [(a + first, b + first) for a, b in bonds.tolist()]
     upper = receiver > sender
-    assert len(pairs) and sorted(pairs) == sorted(
+    assert len(pairs)
+    assert sorted(pairs) == sorted(
         zip(sender[upper].tolist(), receiver[upper].tolist(), strict=True)
     )
     assert (vectors.norm(dim=1) < 1.25 * sums).all() and batch.edge_index is None

@@ -113,7 +113,14 @@ def lay(folder: Path) -> None:
         *(f"bench-{n}.json" for n in BENCHES),
     ):
         (folder / name).write_text(json.dumps({"result": 42, "command": "mine", "name": name}))
-    for name in ("errors.csv", "pairs.csv", "tiny.csv", "tiny-runs.csv", "curve.csv"):
+    for name in (
+        "errors.csv",
+        "pairs.csv",
+        "tiny.csv",
+        "tiny-runs.csv",
+        "tiny-baselines.csv",
+        "curve.csv",
+    ):
         (folder / name).write_text("name,value\nmine,1\n")
     (folder / "config.yaml").write_text("lr: 0.1  # mine\nsteps: 7\n")
     (folder / "curve.html").write_text("<!doctype html>\n<title>mine</title>")
@@ -253,6 +260,10 @@ INPUTS = {
     ("compare", "experiment"),
     ("bench networks", "experiment"),
     ("weights import", "file"),
+    ("plan", "runs"),
+    ("baselines", "experiment"),
+    ("verify", "results"),
+    ("verify", "root"),
 }
 # the command line of every output of every command, but for the output itself; what else it writes
 # goes where nothing of a user's is
@@ -264,6 +275,7 @@ LINES: dict[tuple[str, str], list[str]] = {
     ("compare", "--out"): ["spec.yaml", "--store", "STORE"],
     ("compare", "--figure"): ["spec.yaml", "--store", "STORE"],
     ("run", "--out"): ["mini.ipynb", "--profile", "smoke"],
+    ("baselines", "--out"): ["spec.yaml"],
     ("data make", "--out"): ["toy"],
     ("weights import", "--out"): ["denoise-egnn", "../model.pth"],
     ("data convert", "--out"): ["data/source.xyz"],
@@ -275,7 +287,13 @@ LINES: dict[tuple[str, str], list[str]] = {
 }
 # a folder of a user's is a good place for these: they put files of their own names into it, and
 # look at each
-INTO = {("compare", "--store"), ("compare", "--out"), ("run", "--out"), ("bench all", "--json")}
+INTO = {
+    ("compare", "--store"),
+    ("compare", "--out"),
+    ("baselines", "--out"),
+    ("run", "--out"),
+    ("bench all", "--json"),
+}
 
 
 def paths_of(app: typer.Typer, name: str = "") -> Iterator[tuple[str, str, str]]:
@@ -654,7 +672,7 @@ def test_every_writer_says_what_it_writes_and_nothing_else_removes_folders():
                 without.append(str(path.relative_to(ROOT / "potkit")))
             if name == "rmtree":
                 trees.append(str(path.relative_to(ROOT / "potkit")))
-    cached = ("datasets/fetch", "kernels/")
+    cached = ("datasets/fetch", "datasets/archives", "kernels/")
     assert [p for p in without if not p.startswith(cached)] == [
         "structures/storage.py"
     ]  # `set_info`, in a store

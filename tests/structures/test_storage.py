@@ -54,24 +54,23 @@ def test_blocks_become_one_store(tmp_path):
         writer.finish({"name": "grown"}, drop=["charge"])
     s = Structures.open(tmp_path / "store")
     whole = concatenate(parts)
-    assert all(np.array_equal(a, s.arrays()[k]) for k, a in whole.arrays().items()) and s.info == {
-        "name": "grown"
-    }
-    assert [p.name for p in tmp_path.iterdir()] == ["store"] and not (
-        tmp_path / "store/charge.npy"
-    ).exists()
+    assert all(np.array_equal(a, s.arrays()[k]) for k, a in whole.arrays().items())
+    assert s.info == {"name": "grown"}
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    assert not (tmp_path / "store/charge.npy").exists()
 
 
 def test_blocks_that_do_not_fit(tmp_path):
-    with pytest.raises(
-        DataError, match="store: a block has the arrays .*'z'., those before .*'forces'"
+    without_forces = {k: v for k, v in molecules(2).arrays().items() if k != "forces"}
+    fault = r"store: a block has the arrays .*'z'., those before .*'forces'"
+    with pytest.raises(DataError, match=fault), StoreWriter(tmp_path / "store") as writer:
+        writer.append(molecules(2).arrays())
+        writer.append(without_forces)
+    with (
+        pytest.raises(DataError, match="left unfinished"),
+        StoreWriter(tmp_path / "store") as writer,
     ):
-        with StoreWriter(tmp_path / "store") as writer:
-            writer.append(molecules(2).arrays())
-            writer.append({k: v for k, v in molecules(2).arrays().items() if k != "forces"})
-    with pytest.raises(DataError, match="left unfinished"):
-        with StoreWriter(tmp_path / "store") as writer:
-            writer.append(molecules(2).arrays())
+        writer.append(molecules(2).arrays())
     assert not list(tmp_path.iterdir())
 
 
@@ -98,12 +97,10 @@ def test_packing_into_a_store_gives_what_reading_gives(tmp_path, monkeypatch, he
     monkeypatch.setattr(packing, "HELD", held)
     with packing_into(tmp_path / "store"):
         packed = read(path)
-    assert (
-        same(plain, packed)
-        and packed.info == plain.info
-        and packed.lies_in(tmp_path / "store")
-        and not plain.lies_in(tmp_path)
-    )
+    assert same(plain, packed)
+    assert packed.info == plain.info
+    assert packed.lies_in(tmp_path / "store")
+    assert not plain.lies_in(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "store"]
     assert same(read(path), plain)  # and the next reading is in memory again
 
@@ -120,12 +117,10 @@ def test_labels_that_only_some_have_and_boxes_are_kept_right(tmp_path, monkeypat
     plain = read(path, require=None)
     with packing_into(tmp_path / "store"):
         packed = read(path, require=None)
-    assert (
-        same(plain, packed)
-        and packed.energy is None
-        and packed.cell[1, 0, 0] == 4
-        and packed.info["notes"] == plain.info["notes"]
-    )
+    assert same(plain, packed)
+    assert packed.energy is None
+    assert packed.cell[1, 0, 0] == 4
+    assert packed.info["notes"] == plain.info["notes"]
 
 
 def test_a_reader_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -136,7 +131,7 @@ def test_a_reader_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="group /g/m-07: energies of row 3 is not a finite number"):
         registry.pack(path, tmp_path / "store")
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
-    with pytest.raises(ConfigError, match="store.h5: a store is a folder"):
+    with pytest.raises(ConfigError, match=r"store.h5: a store is a folder"):
         registry.pack(path, tmp_path / "store.h5")
 
 
@@ -156,10 +151,15 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     """A set of 120 MB, packed by a process of its own: what it needs beyond reading a tiny set
     stays far below that.
     """
-    big, small = ani1(tmp_path / "big.h5", groups=400, n=3500), ani1(tmp_path / "small.h5")
+    big = ani1(tmp_path / "big.h5", groups=400, n=3500)
+    small = ani1(tmp_path / "small.h5")
     code = (
-        "import resource, sys; from potkit.datasets import registry; from potkit.datasets.formats import packer; packer.HELD = 4 << 20; "
-        "registry.pack(sys.argv[1], sys.argv[2]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "import resource, sys\n"
+        "from potkit.datasets import registry\n"
+        "from potkit.datasets.formats import packer\n"
+        "packer.HELD = 4 << 20\n"
+        "registry.pack(sys.argv[1], sys.argv[2])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     peaks = []
     for path in (small, big):
@@ -181,10 +181,17 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
 def test_an_interrupted_conversion_is_made_again(tmp_path, how):
     path = ani1(tmp_path / "a.h5", groups=40)
     code = (
-        "import sys, time; from potkit.datasets import registry; from potkit.datasets.formats import packer; packer.HELD = 1; "
+        "import sys, time\n"
+        "from potkit.datasets import registry\n"
+        "from potkit.datasets.formats import packer\n"
+        "packer.HELD = 1\n"
         "write = packer.Packer._write\n"
-        "def slow(self):\n    write(self); print('block', flush=True); time.sleep(0.2)\n"
-        "packer.Packer._write = slow\nregistry.pack(sys.argv[1], sys.argv[2])"
+        "def slow(self):\n"
+        "    write(self)\n"
+        "    print('block', flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "packer.Packer._write = slow\n"
+        "registry.pack(sys.argv[1], sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "store")]
     process = subprocess.Popen(
@@ -210,9 +217,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, name):
     """A limit on the size of files, set by the kernel, stands for the disk."""
     molecules(400).save(tmp_path / "whole.h5")
     code = (
-        "import resource, signal, sys, potkit; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "s = potkit.Structures.open('whole.h5'); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "try: s.save(sys.argv[1])\nexcept potkit.errors.DataError as error: print(error)"
+        "import resource, signal, sys\n"
+        "import potkit\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "s = potkit.Structures.open('whole.h5')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "try:\n"
+        "    s.save(sys.argv[1])\n"
+        "except potkit.errors.DataError as error:\n"
+        "    print(error)"
     )
     command = [sys.executable, "-c", code, name]
     done = subprocess.run(
@@ -244,7 +257,8 @@ def test_a_full_disk_while_packing(tmp_path, monkeypatch):
 
     from potkit.structures import storage
 
-    monkeypatch.setattr(storage, "open", lambda *a: Full(builtins.open(*a)), raising=False)
+    full_disk = lambda *arguments: Full(builtins.open(*arguments))  # noqa: E731, SIM115
+    monkeypatch.setattr(storage, "open", full_disk, raising=False)
     with pytest.raises(DataError) as error:
         registry.pack(ani1(tmp_path / "a.h5"), tmp_path / "store")
     assert "store: cannot be written (No space left on device)" in one_line(error.value)
@@ -266,12 +280,12 @@ def test_two_processes_convert_the_same_set(tmp_path, monkeypatch):
     ani1(raw / "a.h5")
     (tmp_path / "cache/tiny/.packed.potkit-0123abcd.tmp").mkdir()  # of a conversion that was killed
     record = Record(
-        "tiny",
-        "public",
-        "test",
-        "none",
-        ("ani1",),
-        "H O",
+        name="tiny",
+        kind="public",
+        title="test",
+        level="none",
+        citation=("ani1",),
+        elements="H O",
         files=(Remote("a.h5", "http://nowhere"),),
         read_from="a.h5",
         format="ani1",
@@ -280,23 +294,18 @@ def test_two_processes_convert_the_same_set(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "RECORDS", (record,))
     monkeypatch.setenv("POTKIT_DATA", str(tmp_path / "cache"))
     monkeypatch.delenv("POTKIT_REFERENCE_DATA", raising=False)
-    work = [
-        multiprocessing.get_context("fork").Process(
-            target=_convert, args=(str(tmp_path / "cache"),)
-        )
-        for _ in range(2)
-    ]
-    for p in work:
-        p.start()
-    for p in work:
-        p.join(60)
-    assert [p.exitcode for p in work] == [0, 0]
+    fork = multiprocessing.get_context("fork")
+    cache = str(tmp_path / "cache")
+    processes = [fork.Process(target=_convert, args=(cache,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
     s = registry.load("tiny")
-    assert (
-        same(s, read(raw / "a.h5"))
-        and s.lies_in(tmp_path / "cache/tiny/packed")
-        and s.info["name"] == "tiny"
-    )
+    assert same(s, read(raw / "a.h5"))
+    assert s.lies_in(tmp_path / "cache/tiny/packed")
+    assert s.info["name"] == "tiny"
     assert sorted(p.name for p in (tmp_path / "cache/tiny").iterdir()) == [
         ".convert.lock",
         "packed",

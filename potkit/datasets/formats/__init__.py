@@ -17,24 +17,11 @@ from ...errors import ConfigError, DataError
 from ...structures.store import Structures, concatenate
 from . import ani1, ani1x, ase_db, deepmd, extxyz, iso17, md17, packed, runner, spice, tip3p_npz
 
-FORMATS: dict[str, ModuleType] = {
-    m.NAME: m
-    for m in (
-        packed,
-        ani1,
-        ani1x,
-        spice,
-        md17,
-        extxyz,
-        runner,
-        iso17,
-        deepmd,
-        ase_db,
-        tip3p_npz,
-    )
-}
 # order matters only where one content is a special case of another: md17 (kcal/mol by the size of
 # the energy) before extxyz
+_READERS = (packed, ani1, ani1x, spice, md17, extxyz, runner, iso17, deepmd, ase_db, tip3p_npz)
+FORMATS: dict[str, ModuleType] = {module.NAME: module for module in _READERS}
+# endings that are left aside when a folder is read file by file
 SKIPPED = {".md", ".txt", ".yaml", ".yml", ".json", ".py", ".pdf", ".license", ".bib"}
 
 
@@ -52,9 +39,8 @@ def read(
 
     Positions and forces are kept as ``dtype`` (default float32; energies are float64 always).
     ``options`` go to the reader. A folder of files that only make sense one by one is read file by
-    file, in name order, and joined.
-    Raises DataError for a missing file, an unknown content, or whatever is wrong inside;
-    ConfigError for an unknown option.
+    file, in name order, and joined. Raises DataError for a missing file, an unknown content, or
+    whatever is wrong inside; ConfigError for an unknown option.
     """
     path = Path(path)
     if not path.exists():
@@ -91,11 +77,11 @@ def read(
 
 
 def _read_each(folder: Path, dtype: Any, options: dict[str, Any]) -> Structures:
-    files = [
-        f
-        for f in sorted(folder.iterdir())
-        if f.is_file() and f.suffix.lower() not in SKIPPED and f.name[0] != "."
-    ]
+
+    def holds_data(file: Path) -> bool:
+        return file.is_file() and file.suffix.lower() not in SKIPPED and file.name[0] != "."
+
+    files = sorted(filter(holds_data, folder.iterdir()))
     formats = {f: guess(f) for f in files}
     foreign = [f.name for f, name in formats.items() if name is None]
     if not files or foreign:

@@ -64,10 +64,10 @@ def read(
                 raise DataError(
                     f"{file}: holds no data, expected groups with coordinates, energies, species"
                 )
-            blocks = [dataset(g, "coordinates", file).shape for g in groups]
-            packer.reserve(
-                sum(s[0] for s in blocks), sum(s[0] * s[1] for s in blocks if len(s) == 3)
-            )
+            shapes = [dataset(group, "coordinates", file).shape for group in groups]
+            n_structures = sum(shape[0] for shape in shapes)
+            n_atoms = sum(shape[0] * shape[1] for shape in shapes if len(shape) == 3)
+            packer.reserve(n_structures, n_atoms)
             for group in groups:
                 _read_group(group, file, packer, systems, high_energy, forces_unit)
     out = packer.finish(str(path), name=path.stem, source_format=NAME)
@@ -87,18 +87,19 @@ def _read_group(
         differ = (species != species[:1]).any(1)
         if differ.any():
             raise DataError(
-                f"{where}: species of row {int(np.flatnonzero(differ)[0])} are in another order than those of row 0"
+                f"{where}: species of row {int(np.flatnonzero(differ)[0])} are in another order "
+                "than those of row 0"
             )
         species = species[0]
     z = numbers_of(species.tolist(), where)
     if not len(z):
         raise DataError(f"{where}: species is empty")
-    name, composition = group.name.rsplit("/", 1)[-1] or "root", formula(z)
+    name = group.name.rsplit("/", 1)[-1] or "root"
+    composition = formula(z)
     if systems == "composition":
         system = packer.system(composition)
     else:
-        # in ANI-1 a name stands for one molecule; elsewhere the same name may come back for another
-        # one
+        # in ANI-1 a name stands for one molecule; elsewhere it may come back for another one
         again = packer.has_label(name) and not packer.has_system((name, composition))
         system = packer.system((name, composition), f"{name} ({composition})" if again else name)
     for suffix in ("", "HE") if high_energy else ("",):
@@ -108,11 +109,13 @@ def _read_group(
         energy = load(dataset(group, f"energies{suffix}", file), file)
         if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
             raise DataError(
-                f"{where}: coordinates{suffix} have shape {pos.shape}, {len(z)} species ask for (n, {len(z)}, 3)"
+                f"{where}: coordinates{suffix} have shape {pos.shape}, {len(z)} species ask for "
+                f"(n, {len(z)}, 3)"
             )
         if energy.shape != (len(pos),):
             raise DataError(
-                f"{where}: energies{suffix} have shape {energy.shape}, {len(pos)} conformations ask for ({len(pos)},)"
+                f"{where}: energies{suffix} have shape {energy.shape}, {len(pos)} conformations "
+                f"ask for ({len(pos)},)"
             )
         if not len(pos):
             if suffix:

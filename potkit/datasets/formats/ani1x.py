@@ -26,9 +26,7 @@ DESCRIPTION = (
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first groups hold coordinates, atomic_numbers and something called
-    LEVEL.energy.
-    """
+    """Whether the first groups hold coordinates, atomic_numbers and some LEVEL.energy."""
     from .hdf5 import first_keys
 
     keys = first_keys(path)
@@ -42,11 +40,12 @@ def read(
     the others are dropped and counted.
 
     ``level``: the part before ".energy" (wb97x_dz, wb97x_tz, ccsd(t)_cbs …). ``info["notes"]`` says
-    how many rows were dropped.
-    Raises ConfigError for a level the file does not have, DataError naming file and group for
-    shapes that do not fit.
+    how many rows were dropped. Raises ConfigError for a level the file does not have, DataError
+    naming file and group for shapes that do not fit.
     """
-    packer, dropped, levels = Packer(dtype), 0, set()
+    packer = Packer(dtype)
+    dropped = 0
+    levels: set[str] = set()
     with open_hdf5(path) as file:
         for group in groups_with(file, "coordinates"):
             where = f"{path}: group {group.name}"
@@ -57,14 +56,13 @@ def read(
                 continue
             pos = load(dataset(group, "coordinates", path), path)
             energy = load(group[f"{level}.energy"], path)
-            force = (
-                load(group[f"{level}.forces"], path)
-                if forces and f"{level}.forces" in group
-                else None
-            )
+            force = None
+            if forces and f"{level}.forces" in group:
+                force = load(group[f"{level}.forces"], path)
             if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
                 raise DataError(
-                    f"{where}: coordinates have shape {pos.shape}, {len(z)} atomic_numbers ask for (n, {len(z)}, 3)"
+                    f"{where}: coordinates have shape {pos.shape}, {len(z)} atomic_numbers ask for "
+                    f"(n, {len(z)}, 3)"
                 )
             if not len(pos) or not len(z):
                 raise DataError(
@@ -72,7 +70,8 @@ def read(
                 )
             if energy.shape != (len(pos),):
                 raise DataError(
-                    f"{where}: {level}.energy has shape {energy.shape}, {len(pos)} conformations ask for ({len(pos)},)"
+                    f"{where}: {level}.energy has shape {energy.shape}, {len(pos)} conformations "
+                    f"ask for ({len(pos)},)"
                 )
             if force is not None and force.shape != pos.shape:
                 raise DataError(
@@ -86,22 +85,20 @@ def read(
                 continue
             require_finite(pos, "coordinates", where)
             require_finite(energy[keep], f"{level}.energy", where, "kept row")
-            name = group.name.strip("/")
+            if force is not None:
+                force = force[keep].astype(np.float64) * units.factor("hartree/å")
             packer.add(
                 z,
                 pos[keep],
-                packer.system(name),
+                packer.system(group.name.strip("/")),
                 energy[keep].astype(np.float64) * units.HARTREE,
-                None
-                if force is None
-                else force[keep].astype(np.float64) * units.factor("hartree/å"),
+                force,
             )
     if not levels:
         raise DataError(f"{path}: no group holds an energy (LEVEL.energy)")
     if level not in levels:
         raise ConfigError(f"{path}: no level {level!r} (it has: {', '.join(sorted(levels))})")
     if dropped:
-        packer.notes.append(
-            f"{dropped} conformations without {level} energy{' and forces' if forces else ''} dropped"
-        )
+        labels = f"{level} energy and forces" if forces else f"{level} energy"
+        packer.notes.append(f"{dropped} conformations without {labels} dropped")
     return packer.finish(str(path), name=path.stem, source_format=NAME, level=level)

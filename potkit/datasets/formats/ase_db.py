@@ -33,10 +33,8 @@ def sniff(path: Path) -> bool:
 
         try:
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as base:
-                tables = {
-                    row[0]
-                    for row in base.execute("select name from sqlite_master where type='table'")
-                }
+                names = base.execute("select name from sqlite_master where type='table'")
+                tables = {row[0] for row in names}
         except sqlite3.Error:
             return True  # it is a database, only damaged: let the reader say so
         return {"systems", "keys"} <= tables
@@ -60,11 +58,10 @@ def rows(path: Path):
             kind = "json" if file.read(1) == b"{" else "db"
         with connect(path, type=kind, use_lock_file=False) as base:
             while True:
-                page = list(
-                    base.select([("id", ">", last)], sort="id", limit=PAGE)
-                    if kind == "db"
-                    else base.select()
-                )
+                if kind == "json":
+                    page = list(base.select())
+                else:
+                    page = list(base.select([("id", ">", last)], sort="id", limit=PAGE))
                 for row in page:
                     last = row.id
                     yield row
@@ -117,6 +114,7 @@ def add_row(
         require_finite(forces, "force", where, "atom")
         forces = forces[None]
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
+    charge = pairs.get("charge", data.get("charge", row.get("charge")))
     packer.add(
         z,
         row.positions[None],
@@ -125,7 +123,7 @@ def add_row(
         forces,
         row.cell if np.any(row.pbc) else None,
         row.pbc,
-        int(round(pairs.get("charge", data.get("charge", row.get("charge") or 0)) or 0)),
+        round(charge or 0),
     )
 
 

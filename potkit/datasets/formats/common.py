@@ -20,9 +20,9 @@ from ...errors import DataError
 from ...structures.elements import SYMBOLS, formula
 
 NUMBERS: dict[str, int] = {symbol: i for i, symbol in enumerate(SYMBOLS) if i}
-# Total (all-electron) energies of atoms follow roughly −½ Z^2.4 Hartree (H −0.50, C −36.9, O −73.5,
-# true −0.50, −37.8, −75.1):
-# coarse, yet Hartree, eV, kcal/mol and kJ/mol lie factors of 4 to 27 apart.
+# total (all-electron) energies of atoms follow roughly −½ Z^2.4 Hartree (H −0.50, C −36.9, O −73.5,
+# true −0.50, −37.8, −75.1): coarse, yet Hartree, eV, kcal/mol and kJ/mol lie factors of 4 to 27
+# apart
 TOTAL_ENERGY_UNITS = ("hartree", "ev", "kcal/mol", "kj/mol")
 
 
@@ -70,8 +70,8 @@ def require_finite(
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file open for reading; whatever HDF5 complains about becomes one line that names
-    the file.
+    """An HDF5 file open for reading; whatever HDF5 complains about becomes one line that names the
+    file.
     """
     try:
         file = h5py.File(path, "r")
@@ -93,9 +93,7 @@ def dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
 
 
 def load(data: h5py.Dataset, path: Path, rows: Any = ()) -> np.ndarray:
-    """The content of ``data``, or DataError that names file and data set if it cannot be
-    decoded.
-    """
+    """The content of ``data``. Raises DataError that names file and data set if it is damaged."""
     try:
         return data[rows]
     except (OSError, RuntimeError) as error:
@@ -105,8 +103,8 @@ def load(data: h5py.Dataset, path: Path, rows: Any = ()) -> np.ndarray:
 
 
 def groups_with(file: h5py.File, key: str) -> Iterator[h5py.Group]:
-    """All groups, at any depth and in file order, that hold ``key``; a group that holds data
-    sets but not ``key`` comes too.
+    """All groups, at any depth and in file order, that hold ``key``; a group that holds data sets
+    but not ``key`` comes too.
     """
     stack: list[h5py.Group] = [file]
     while stack:
@@ -137,21 +135,18 @@ class NpyRows:
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
+        self._path = path
+        self._key = key
         with self._reading():
             self._zip = zipfile.ZipFile(path)
             self._file = self._zip.open(f"{key}.npy")
-            version = np.lib.format.read_magic(self._file)
-            header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            self.shape, fortran, self.dtype = header(self._file)
+            read_header = np.lib.format.read_array_header_2_0
+            if np.lib.format.read_magic(self._file) == (1, 0):
+                read_header = np.lib.format.read_array_header_1_0
+            self.shape, fortran, self.dtype = read_header(self._file)
         if fortran or self.dtype.hasobject:
-            raise DataError(
-                f"{path}: {key} is stored as {'columns' if fortran else 'objects'}, expected rows of numbers"
-            )
+            kind = "columns" if fortran else "objects"
+            raise DataError(f"{path}: {key} is stored as {kind}, expected rows of numbers")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -159,7 +154,8 @@ class NpyRows:
             yield
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{self._path}: .npz file is truncated or damaged at {self._key} ({_first_line(error)})"
+                f"{self._path}: .npz file is truncated or damaged at {self._key} "
+                f"({_first_line(error)})"
             ) from error
 
     def take(self, rows: int) -> np.ndarray:
@@ -187,8 +183,8 @@ def npz_names(path: Path) -> set[str]:
 
 
 def energy_unit_from_size(z: np.ndarray, energy: float) -> str | None:
-    """The unit in which ``energy`` would be the all-electron total energy of atoms ``z``; None
-    if no unit fits within 15 %.
+    """The unit in which ``energy`` would be the all-electron total energy of atoms ``z``; None if
+    no unit fits within 15 %.
     """
     expected = -0.5 * float(np.sum(np.asarray(z, np.float64) ** 2.4))
     for unit in TOTAL_ENERGY_UNITS:

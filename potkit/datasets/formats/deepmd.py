@@ -71,22 +71,22 @@ def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label
         types = np.array((folder / "type.raw").read_text().split(), np.int64)
     except ValueError as error:
         raise DataError(f"{folder / 'type.raw'}: not a list of whole numbers ({error})") from error
-    names = (
-        (folder / "type_map.raw").read_text().split()
-        if (folder / "type_map.raw").exists()
-        else type_map
-    )
+    map_file = folder / "type_map.raw"
+    names = map_file.read_text().split() if map_file.exists() else type_map
     if names is None:
         raise DataError(
-            f"{folder}: has no type_map.raw; give type_map=[…] with the elements in the order of the types"
+            f"{folder}: has no type_map.raw; give type_map=[…] with the elements in the order of "
+            "the types"
         )
     unknown = [n for n in names if n not in NUMBERS]
     if unknown:
-        raise DataError(f"{folder / 'type_map.raw'}: unknown element {unknown[0]!r}")
-    numbers, sets = np.array([NUMBERS[n] for n in names]), sorted(folder.glob("set.*"))
+        raise DataError(f"{map_file}: unknown element {unknown[0]!r}")
+    numbers = np.array([NUMBERS[n] for n in names])
+    sets = sorted(folder.glob("set.*"))
     if not sets:
         raise DataError(f"{folder}: no set.* folder beside type.raw")
-    periodic, a = not (folder / "nopbc").exists(), len(types)
+    periodic = not (folder / "nopbc").exists()
+    a = len(types)
     for part in sets:
         coord = _array(part / "coord.npy", None)
         n = len(coord)
@@ -105,14 +105,16 @@ def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label
         for k in range(n):
             z = numbers[kinds[k]].astype(np.uint8)
             flags = np.full(3, periodic)
-            molecule = water_molecules(z, pos[k], None if box is None else box[k], flags)
+            cell = None if box is None else box[k]
+            molecule = water_molecules(z, pos[k], cell, flags)
+            name = system_name(z)
             packer.add(
                 z,
                 pos[k : k + 1],
-                packer.system((label, system_name(z)), label if label != "." else system_name(z)),
+                packer.system((label, name), name if label == "." else label),
                 None if energy is None else energy[k : k + 1],
                 None if forces is None else forces[k : k + 1],
-                None if box is None else box[k],
+                cell,
                 periodic,
                 molecule=0 if molecule is None else molecule,
             )

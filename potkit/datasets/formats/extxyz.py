@@ -99,13 +99,15 @@ def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
 
 def columns(properties: str, where: str) -> dict[str, tuple[str, slice]]:
     """The columns that "species:S:1:pos:R:3:…" describes: name -> (type letter, columns)."""
-    parts, out, start = properties.split(":"), {}, 0
+    parts = properties.split(":")
     if len(parts) % 3 or not all(p.isdigit() for p in parts[2::3]):
         raise DataError(f"{where}: Properties={properties!r} is not a list of name:type:columns")
-    for name, kind, width in zip(parts[::3], parts[1::3], parts[2::3]):
-        out[name] = (kind, slice(start, start + int(width)))
+    layout: dict[str, tuple[str, slice]] = {}
+    start = 0
+    for name, kind, width in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        layout[name] = (kind, slice(start, start + int(width)))
         start += int(width)
-    return out
+    return layout
 
 
 def parse_lines(
@@ -114,7 +116,9 @@ def parse_lines(
     """The atom lines of ``block``: the strings of column ``species`` and the numbers of the
     columns ``numeric`` [N, len].
     """
-    text, n = b"".join(line for frame in block for line in frame.lines), sum(f.n for f in block)
+    lines = [line for frame in block for line in frame.lines]
+    text = b"".join(lines)
+    numeric = list(numeric)
     try:  # the quick way; whatever it stumbles over goes the exact way, which names the place
         table = pd.read_csv(
             io.BytesIO(text),
@@ -125,31 +129,24 @@ def parse_lines(
             quoting=3,
         )
     except (ValueError, pd.errors.ParserError):
-        table = None
-    if (
-        table is not None
-        and table.shape == (n, width)
-        and all(table[c].dtype.kind in "if" for c in numeric)
-    ):
-        return None if species is None else table[species].tolist(), table[list(numeric)].to_numpy(
-            np.float64
-        )
-    words = text.split()
-    if len(words) != n * width or any(
-        len(line.split()) != width for frame in block for line in frame.lines
-    ):
+        table = pd.DataFrame()
+    if table.shape == (len(lines), width) and all(table[c].dtype.kind in "if" for c in numeric):
+        symbols = None if species is None else table[species].tolist()
+        return symbols, table[numeric].to_numpy(np.float64)
+    if any(len(line.split()) != width for line in lines):
         _explain(block, numeric, width, path)
-    words = np.array(words).reshape(n, width)
+    words = np.array(text.split()).reshape(len(lines), width)
     try:
-        numbers = words[:, list(numeric)].astype(np.float64)
+        numbers = words[:, numeric].astype(np.float64)
     except ValueError:
         _explain(block, numeric, width, path)
-    return None if species is None else [w.decode() for w in words[:, species]], numbers
+    symbols = None if species is None else [word.decode() for word in words[:, species]]
+    return symbols, numbers
 
 
 def _explain(block: Sequence[Frame], numeric: Sequence[int], width: int, path: Path) -> None:
-    """Raise the DataError that names frame and atom of the first line that is not what
-    Properties says.
+    """Raise the DataError that names frame and atom of the first line that is not what Properties
+    says.
     """
     for frame in block:
         for i, line in enumerate(frame.lines):
@@ -174,8 +171,10 @@ def _shown(text: bytes) -> str:
     return repr(text if len(text) < 60 else text[:57] + "…")
 
 
-def _first(mapping: Any, keys: Sequence[str], forced: str | None) -> str | None:
-    return next((k for k in ((forced,) if forced else keys) if k in mapping), None)
+def _first(mapping: Any, keys: Sequence[str], forced: str | None = None) -> str | None:
+    """The first of ``keys`` (or only ``forced``, if given) that ``mapping`` has, else None."""
+    candidates = (forced,) if forced else keys
+    return next((key for key in candidates if key in mapping), None)
 
 
 def read(
@@ -197,9 +196,12 @@ def read(
     required = tuple(require or ())
     if unknown := set(required) - {"energy", "forces"}:
         raise ConfigError(f"require may name 'energy' and 'forces', got {sorted(unknown)}")
-    packer, block, size, layout = Packer(dtype), [], 0, None
-    options = dict(energy_key=energy_key, forces_key=forces_key, required=required)
+    packer = Packer(dtype)
+    options = {"energy_key": energy_key, "forces_key": forces_key, "required": required}
     factors = units.factor(energy_unit), units.factor(forces_unit)
+    block: list[Frame] = []  # frames of one layout that wait
+    size = 0  # bytes of their atom lines, nearly
+    layout = ""
     with open(path, "rb") as file:
         for frame in frames(file, path):
             properties = frame.info.get("Properties", "species:S:1:pos:R:3")
@@ -226,10 +228,11 @@ def _pack(
 ) -> None:
     where = f"{path}: frame {block[0].index}"
     layout = columns(properties, where)
-    if "pos" not in layout or layout["pos"][1].stop - layout["pos"][1].start != 3:
+    place = {name: [*range(span.start, span.stop)] for name, (_, span) in layout.items()}
+    if len(place.get("pos", ())) != 3:
         raise DataError(f"{where}: Properties has no pos:R:3 (it has: {', '.join(layout)})")
-    kind = next((k for k in ("species", "Z", "numbers", "atomic_numbers") if k in layout), None)
-    if kind is None:
+    element = _first(layout, ("species", "Z", "numbers", "atomic_numbers"))
+    if element is None:
         raise DataError(
             f"{where}: Properties has neither species nor Z (it has: {', '.join(layout)})"
         )
@@ -238,23 +241,22 @@ def _pack(
         raise DataError(
             f"{where}: has no {forces_key or 'forces'!r} column (it has: {', '.join(layout)})"
         )
-    width = max(s.stop for _, s in layout.values())
-    symbols = layout[kind][0] == "S"
-    numeric = [*range(layout["pos"][1].start, layout["pos"][1].stop)]
-    numeric += (
-        []
-        if forces_name is None
-        else [*range(layout[forces_name][1].start, layout[forces_name][1].stop)]
-    )
-    wanted = numeric + ([] if symbols else [layout[kind][1].start])
-    names, numbers = parse_lines(
-        block, layout[kind][1].start if symbols else None, wanted, width, path
-    )
-    start = 0
+    width = max(span.stop for _, span in layout.values())
+    by_symbol = layout[element][0] == "S"
+    numeric = place["pos"] + place.get(forces_name, [])
+    if by_symbol:
+        names, numbers = parse_lines(block, place[element][0], numeric, width, path)
+    else:  # by number, which goes into the last column
+        names, numbers = parse_lines(block, None, [*numeric, place[element][0]], width, path)
+    stop = 0
     for frame in block:
-        rows, where = slice(start, start + frame.n), f"{path}: frame {frame.index}"
-        start = rows.stop
-        z = numbers_of(names[rows], where) if symbols else checked_numbers(numbers[rows, -1], where)
+        where = f"{path}: frame {frame.index}"
+        rows = slice(stop, stop + frame.n)
+        stop = rows.stop
+        if by_symbol:
+            z = numbers_of(names[rows], where)
+        else:
+            z = checked_numbers(numbers[rows, -1], where)
         pos = numbers[rows, :3]
         require_finite(pos, "position", where, row="atom")
         forces = None
@@ -264,8 +266,8 @@ def _pack(
             forces = forces[None] * factors[1]
         cell, pbc = cell_of(frame.info, where)
         energy = _energy(frame.info, z, where, energy_key, required, factors[0])
-        system = _first(frame.info, SYSTEM_KEYS, None)
-        charge = _first(frame.info, CHARGE_KEYS, None)
+        system = _first(frame.info, SYSTEM_KEYS)
+        charge = _first(frame.info, CHARGE_KEYS)
         packer.add(
             z,
             pos[None],
@@ -290,16 +292,18 @@ def _energy(
     if name is None:
         if "energy" in required or key:
             raise DataError(
-                f"{where}: has no {key or 'energy'!r} in its comment line (it has: {', '.join(info) or 'nothing'})"
+                f"{where}: has no {key or 'energy'!r} in its comment line (it has: "
+                f"{', '.join(info) or 'nothing'})"
             )
         return None
     energy = number(info, name, where) * factor
-    # more binding than all electrons have: such a number cannot be eV. (Less is common:
-    # pseudopotentials, formation energies.)
+    # more binding than all electrons have cannot be eV; less is common: pseudopotentials, formation
+    # energies
     unit = energy_unit_from_size(z, energy)
     if unit in ("kcal/mol", "kj/mol"):
         raise DataError(
-            f"{where}: {name}={info[name]} is the size of {unit}, not eV; give energy_unit= and forces_unit= of the file"
+            f"{where}: {name}={info[name]} is the size of {unit}, not eV; give energy_unit= and "
+            "forces_unit= of the file"
         )
     return energy
 

@@ -1,9 +1,10 @@
-"""What is in an HDF5 file: the keys of its first groups that hold data, which is how HDF5
-formats are told apart.
+"""What is in an HDF5 file: the keys of its first groups that hold data, which is how HDF5 formats
+are told apart.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -28,19 +29,16 @@ def first_keys(path: Path, groups: int = 20) -> set[str]:
         path = next((f for f in sorted(path.rglob("*")) if f.is_file() and is_hdf5(f)), path)
     if not path.is_file() or not is_hdf5(path):
         return set()
-    found: set[str] = set()
-    try:
-        with h5py.File(path, "r") as file:
-            stack, seen = [file], 0
-            while stack and seen < groups:
-                group = stack.pop()
-                kinds = {name: group.get(name, getclass=True) for name in list(group)[: 4 * groups]}
-                data = {name for name, kind in kinds.items() if kind is h5py.Dataset}
-                seen += bool(data)
-                found |= data
-                stack.extend(
-                    group[name] for name, kind in reversed(kinds.items()) if kind is h5py.Group
-                )
-    except (OSError, RuntimeError, KeyError):
-        return found
-    return found
+    keys: set[str] = set()
+    n_with_data = 0
+    with suppress(OSError, RuntimeError, KeyError), h5py.File(path, "r") as file:
+        stack: list[h5py.Group] = [file]
+        while stack and n_with_data < groups:
+            group = stack.pop()
+            kinds = {name: group.get(name, getclass=True) for name in list(group)[: 4 * groups]}
+            data = {name for name, kind in kinds.items() if kind is h5py.Dataset}
+            n_with_data += bool(data)
+            keys |= data
+            below = [name for name, kind in kinds.items() if kind is h5py.Group]
+            stack.extend(group[name] for name in reversed(below))
+    return keys

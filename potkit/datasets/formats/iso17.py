@@ -59,16 +59,16 @@ def read(
         raise ConfigError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     if systems not in ("isomer", "part"):
         raise ConfigError(f"systems must be 'isomer' or 'part', got {systems!r}")
-    packer, counts, isomers = Packer(dtype), {}, _Isomers()
+    packer = Packer(dtype)
+    counts: dict[str, int] = {}
+    isomers = _Isomers()
 
     def add(row: Any, database: Path, name: str) -> None:
         where = f"{database}: row {row.id}"
-        key = (
-            name
-            if systems == "part"
-            else isomers.name(checked_numbers(row.numbers, where), row.positions)
-        )
-        add_row(row, where, packer, system=key, require=("energy", "forces"))
+        system = name
+        if systems == "isomer":
+            system = isomers.name(checked_numbers(row.numbers, where), row.positions)
+        add_row(row, where, packer, system=system, require=("energy", "forces"))
         counts[name] = counts.get(name, 0) + 1
 
     chosen = PARTS if part is None else (part,)
@@ -78,18 +78,17 @@ def read(
             if part is None and within[0].startswith("test"):
                 continue
             raise DataError(f"{database}: missing")
-        wanted = {name: _wanted(path / _IDS[name], database) for name in within if name in _IDS}
+        ids = {name: _row_ids(path / _IDS[name], database) for name in within if name in _IDS}
         later = []
         for row in rows(database):
-            if not wanted or row.id in wanted[within[0]]:
+            if not ids or row.id in ids[within[0]]:
                 add(row, database, within[0])
-            elif len(within) > 1 and row.id in wanted[within[1]]:
+            elif len(within) > 1 and row.id in ids[within[1]]:
                 later.append(row)  # the validation rows: 1 in 100
         for row in later:
             add(row, database, within[1])
-    return published_splits.mark_parts(
-        packer.finish(str(path), name="iso17", source_format=NAME), counts
-    )
+    made = packer.finish(str(path), name="iso17", source_format=NAME)
+    return published_splits.mark_parts(made, counts)
 
 
 class _Isomers:
@@ -101,6 +100,7 @@ class _Isomers:
         self._seen: dict[bytes, str] = {}
 
     def name(self, z: np.ndarray, pos: np.ndarray) -> str:
+        """Formula and hash of the graph of bonds of atoms z [a] at pos [a,3] Å."""
         colour, bonded = bond_graph(z, pos)
         numbered = colour.tobytes() + bonded.tobytes()
         if numbered not in self._seen:
@@ -108,7 +108,7 @@ class _Isomers:
         return self._seen[numbered]
 
 
-def _wanted(ids: Path, database: Path) -> set[int]:
+def _row_ids(ids: Path, database: Path) -> set[int]:
     from ase.db import connect
 
     with connect(database, use_lock_file=False) as base:

@@ -3,9 +3,9 @@ names) and as .xyz (two header styles).
 
 sGDML's .npz: R [n,a,3], E [n] or [n,1], F [n,a,3], z [a] (S. Chmiela et al., 10.1126/sciadv.1603015
 and 10.1126/sciadv.adf0873); the revised set: coords, energies, forces, nuclear_charges
-(10.1088/2632-2153/abba6f). sGDML's .xyz:
-the comment line is the energy alone, or says Energy=…; the atom lines are element x y z fx fy fz.
-An .npz that names its units (r_unit, e_unit) is believed.
+(10.1088/2632-2153/abba6f). sGDML's .xyz: the comment line is the energy alone, or says Energy=…;
+the atom lines are element x y z fx fy fz. An .npz that names its units (r_unit, e_unit) is
+believed.
 """
 
 from __future__ import annotations
@@ -76,34 +76,28 @@ def read(path: Path, dtype: Any = np.float32, old: bool = False) -> Structures:
     """
     packer = Packer(dtype)
     for file in _files(path) if path.is_dir() else [path]:
-        (_read_npz if npz_names(file) or file.suffix == ".npz" else _read_xyz)(file, packer, old)
+        if npz_names(file) or file.suffix == ".npz":
+            _read_npz(file, packer, old)
+        else:
+            _read_xyz(file, packer)
     return packer.finish(str(path), name=path.stem, source_format=NAME)
 
 
 def _files(folder: Path) -> list[Path]:
-    return [
-        f
-        for f in sorted(folder.iterdir())
-        if f.is_file() and f.suffix.lower() in (".npz", ".xyz", ".extxyz")
-    ]
+    endings = (".npz", ".xyz", ".extxyz")
+    return [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() in endings]
 
 
 def _label(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    name = (
-        str(arrays["name"].reshape(-1)[0])
-        if arrays.get("name") is not None and arrays["name"].dtype.kind == "U"
-        else path.stem
-    )
+    name = path.stem
+    if "name" in arrays and arrays["name"].dtype.kind == "U":
+        name = str(arrays["name"].reshape(-1)[0])
     return name.removeprefix("rmd17_").removeprefix("md17_").removeprefix("md22_")
 
 
 def _unit(arrays: dict[str, np.ndarray], key: str, default: str) -> float:
-    value = arrays.get(key)
-    return units.factor(
-        default
-        if value is None
-        else {"Ang": "å", "kcal/mol": "kcal/mol"}.get(str(value), str(value))
-    )
+    unit = str(arrays.get(key, default))
+    return units.factor("å" if unit == "Ang" else unit)
 
 
 def _read_npz(path: Path, packer: Packer, old: bool) -> None:
@@ -112,10 +106,10 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
     if not names:
         load_npz(path)  # says what is wrong with the file
     if spelling is None or (missing := [k for k in spelling.values() if k not in names]):
-        wanted = " or ".join("/".join(s.values()) for s in SPELLINGS)
+        needed = " or ".join("/".join(s.values()) for s in SPELLINGS)
         lacks = f" has no {missing[0]!r}" if spelling else ""
         raise DataError(
-            f"{path}:{lacks} needs {wanted} (it has: {', '.join(sorted(names)) or 'nothing'})"
+            f"{path}:{lacks} needs {needed} (it has: {', '.join(sorted(names)) or 'nothing'})"
         )
     keys = dict(spelling)
     if old:
@@ -126,7 +120,8 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
             )
     arrays = load_npz(path, [keys["z"], keys["energy"], "name", "r_unit", "e_unit"])
     where = str(path)
-    z, energy = checked_numbers(arrays[keys["z"]], where), arrays[keys["energy"]]
+    z = checked_numbers(arrays[keys["z"]], where)
+    energy = arrays[keys["energy"]]
     with (
         closing(NpyRows(path, keys["pos"])) as pos,
         closing(NpyRows(path, keys["forces"])) as forces,
@@ -134,7 +129,8 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
         n = pos.shape[0] if pos.shape else 0
         if len(pos.shape) != 3 or pos.shape[1:] != (len(z), 3):
             raise DataError(
-                f"{where}: {keys['pos']} has shape {pos.shape}, {len(z)} atomic numbers ask for (n, {len(z)}, 3)"
+                f"{where}: {keys['pos']} has shape {pos.shape}, {len(z)} atomic numbers ask for "
+                f"(n, {len(z)}, 3)"
             )
         if not n or not len(z):
             raise DataError(f"{where}: holds no frames ({keys['pos']} has shape {pos.shape})")
@@ -146,18 +142,24 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
             raise DataError(
                 f"{where}: {keys['forces']} has shape {forces.shape}, {keys['pos']} {pos.shape}"
             )
-        length, kcal = _unit(arrays, "r_unit", "å"), _unit(arrays, "e_unit", "kcal/mol")
-        energy = energy.reshape(-1).astype(np.float64) * kcal
+        length_factor = _unit(arrays, "r_unit", "å")
+        energy_factor = _unit(arrays, "e_unit", "kcal/mol")
+        energy = energy.reshape(-1).astype(np.float64) * energy_factor
         require_finite(energy, keys["energy"], where, "frame")
         system = packer.system(_label(path, arrays))
         packer.reserve(n, n * len(z))
         for start in range(0, n, FRAMES):
             count = min(FRAMES, n - start)
-            some, force = pos.take(count).astype(np.float64), forces.take(count).astype(np.float64)
-            require_finite(some, keys["pos"], where, "frame", start)
+            positions = pos.take(count).astype(np.float64)
+            force = forces.take(count).astype(np.float64)
+            require_finite(positions, keys["pos"], where, "frame", start)
             require_finite(force, keys["forces"], where, "frame", start)
             packer.add(
-                z, some * length, system, energy[start : start + count], force * (kcal / length)
+                z,
+                positions * length_factor,
+                system,
+                energy[start : start + count],
+                force * (energy_factor / length_factor),
             )
 
 
@@ -168,8 +170,10 @@ def _bare_energy(comment: str) -> float | None:
         return None
 
 
-def _read_xyz(path: Path, packer: Packer, old: bool) -> None:
-    label, block, size = _label(path, {}), [], 0
+def _read_xyz(path: Path, packer: Packer) -> None:
+    label = _label(path, {})
+    block: list[extxyz.Frame] = []
+    size = 0
     with open(path, "rb") as file:
         for frame in extxyz.frames(file, path):
             block.append(frame)
@@ -183,19 +187,19 @@ def _read_xyz(path: Path, packer: Packer, old: bool) -> None:
 
 def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str) -> None:
     names, numbers = extxyz.parse_lines(block, 0, range(1, 7), 7, path)
-    start, factor = 0, units.KCAL_MOL
+    stop = 0
     for frame in block:
-        where, rows = f"{path}: frame {frame.index}", slice(start, start + frame.n)
-        start = rows.stop
+        where = f"{path}: frame {frame.index}"
+        rows = slice(stop, stop + frame.n)
+        stop = rows.stop
         bare = next(iter(frame.info)) if len(frame.info) == 1 else ""
         key = next((k for k in ("Energy", "energy") if k in frame.info), None)
-        if key is None and _bare_energy(bare) is None:
+        if key is not None:
+            energy = extxyz.number(frame.info, key, where)
+        elif _bare_energy(bare) is not None:
+            energy = extxyz.number({"energy": bare}, "energy", where)
+        else:
             raise DataError(f"{where}: the comment line is neither an energy nor holds Energy=")
-        energy = (
-            extxyz.number(frame.info, key, where)
-            if key
-            else extxyz.number({"energy": bare}, "energy", where)
-        )
         z = numbers_of(names[rows], where)
         require_finite(numbers[rows, :3], "position", where, "atom")
         require_finite(numbers[rows, 3:], "force", where, "atom")
@@ -204,6 +208,6 @@ def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str)
             z,
             numbers[rows, :3][None],
             system,
-            np.array([energy]) * factor,
-            numbers[rows, 3:][None] * factor,
+            np.array([energy]) * units.KCAL_MOL,
+            numbers[rows, 3:][None] * units.KCAL_MOL,
         )

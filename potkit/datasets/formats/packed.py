@@ -18,8 +18,8 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, dtype: Any = None, mmap: bool = True) -> Structures:
-    """Open the store; a folder is memory-mapped. ``dtype`` converts positions and forces (and
-    then holds them in memory).
+    """Open the store; a folder is memory-mapped. ``dtype`` converts positions and forces (and then
+    holds them in memory).
     """
     out = Structures.open(path, mmap=mmap)
     if dtype is not None:

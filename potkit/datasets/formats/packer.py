@@ -1,5 +1,5 @@
-"""Packed arrays that grow block by block: in memory, or, while `packing_into` says so, in a
-store folder on disk.
+"""Packed arrays that grow block by block: in memory, or, while `packing_into` says so, in a store
+folder on disk.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ class _Target:
     """
 
     def __init__(self, path: Path, total: int | None, progress: bool, name: str | None) -> None:
-        self.path, self.total, self.progress, self.taken, self.stack = (
-            path,
-            total,
-            progress,
-            False,
-            ExitStack(),
-        )
+        self.path = path
+        self.total = total
+        self.progress = progress
         self.name = name or path.name
+        self.taken = False
+        self.stack = ExitStack()
 
 
 @contextmanager
@@ -48,10 +46,10 @@ def packing_into(
     ``path``: compare.
     """
     global _target
-    before, target = _target, _Target(Path(path), total, progress, name)
-    _target = target
+    before = _target
+    _target = _Target(Path(path), total, progress, name)
     try:
-        with target.stack:
+        with _target.stack:
             yield
     finally:
         _target = before
@@ -67,14 +65,16 @@ class Packer:
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
-        self.n_structures = self.n_atoms = 0  # all that were added
-        self._written_s = self._written_a = 0  # those of them that are on disk already
+        # all that were added
+        self.n_structures = 0
+        self.n_atoms = 0
+        # those of them that are on disk already
+        self._written_structures = 0
+        self._written_atoms = 0
         self._structures = {
             "energy": np.empty(0),
             "charge": np.empty(0, np.int16),
             "system": np.empty(0, np.int32),
-        }
-        self._structures |= {
             "cell": np.empty((0, 3, 3)),
             "pbc": np.empty((0, 3), bool),
             "size": np.empty(0, np.int32),
@@ -83,22 +83,23 @@ class Packer:
             "z": np.empty(0, np.uint8),
             "pos": np.empty((0, 3), self.dtype),
             "forces": np.empty((0, 3), self.dtype),
+            "molecule": np.empty(0, np.int32),
         }
-        self._atoms["molecule"] = np.empty(0, np.int32)
         self._without: dict[str, int] = {}
         self._systems: dict[Any, int] = {}
         self._labels: list[str] = []
         self._label_set: set[str] = set()
         self._periodic = False
         self.notes: list[str] = []
-        self._target, self._writer, self._bar = None, None, None
+        self._target = self._writer = self._bar = None  # where a store on disk is written
         if _target is not None and not _target.taken:
             self._to_disk(_target)
 
     def _to_disk(self, target: _Target) -> None:
         from tqdm.auto import tqdm
 
-        target.taken, self._target = True, target
+        target.taken = True
+        self._target = target
         self._writer = target.stack.enter_context(StoreWriter(target.path))
         options = {"desc": f"packing {target.name}", "unit": " structures", "unit_scale": True}
         self._bar = target.stack.enter_context(
@@ -107,10 +108,10 @@ class Packer:
 
     @staticmethod
     def _grow(arrays: dict[str, np.ndarray], needed: int, exact: bool = False) -> None:
-        for name, array in arrays.items():
+        for array in arrays.values():
             if len(array) < needed or exact:
                 size = needed if exact else max(needed, len(array) + len(array) // 2, 1024)
-                array.resize((size,) + array.shape[1:], refcheck=False)
+                array.resize((size, *array.shape[1:]), refcheck=False)
 
     def reserve(self, structures: int, atoms: int) -> None:
         """Make room for this many more, so that nothing is moved while reading."""
@@ -148,22 +149,24 @@ class Packer:
     ) -> None:
         """Append a block. Raises DataError if a store is being written and the disk is full."""
         n, a = pos.shape[:2]
-        first, begin = self.n_structures - self._written_s, self.n_atoms - self._written_a
-        s, t = slice(first, first + n), slice(begin, begin + n * a)
+        first_structure = self.n_structures - self._written_structures
+        first_atom = self.n_atoms - self._written_atoms
+        s = slice(first_structure, first_structure + n)
+        t = slice(first_atom, first_atom + n * a)
         self._grow(self._structures, s.stop)
         self._grow(self._atoms, t.stop)
         self._atoms["z"][t].reshape(n, a)[:] = z
         self._atoms["pos"][t].reshape(n, a, 3)[:] = pos
         self._atoms["molecule"][t].reshape(n, a)[:] = molecule
-        for name, value, target in (
+        for name, value, rows in (
             ("energy", energy, self._structures["energy"][s]),
             ("forces", forces, self._atoms["forces"][t]),
         ):
             if value is None:
-                target[:] = np.nan
+                rows[:] = np.nan
                 self._without[name] = self._without.get(name, 0) + n
             else:
-                target[:] = np.asarray(value).reshape(target.shape)
+                rows[:] = np.asarray(value).reshape(rows.shape)
         self._structures["cell"][s] = 0.0 if cell is None else cell
         self._structures["pbc"][s] = pbc
         self._periodic = self._periodic or bool(np.any(pbc))
@@ -179,15 +182,18 @@ class Packer:
 
     def _held(self) -> dict[str, np.ndarray]:
         """Everything that is not on disk, as `Structures.arrays` names it."""
-        n, a = self.n_structures - self._written_s, self.n_atoms - self._written_a
-        out = {k: v[:n] for k, v in self._structures.items()} | {
-            k: v[:a] for k, v in self._atoms.items()
-        }
-        return {"ptr": np.concatenate([[0], np.cumsum(out.pop("size"), dtype=np.int64)])} | out
+        n = self.n_structures - self._written_structures
+        a = self.n_atoms - self._written_atoms
+        per_structure = {name: array[:n] for name, array in self._structures.items()}
+        per_atom = {name: array[:a] for name, array in self._atoms.items()}
+        sizes = per_structure.pop("size")
+        ptr = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        return {"ptr": ptr, **per_structure, **per_atom}
 
     def _write(self) -> None:
         self._writer.append(self._held())
-        self._written_s, self._written_a = self.n_structures, self.n_atoms
+        self._written_structures = self.n_structures
+        self._written_atoms = self.n_atoms
 
     def finish(self, where: str, **info: Any) -> Structures:
         """The packed `Structures`; ``info`` goes with it. Raises DataError if there is nothing."""
@@ -211,7 +217,8 @@ class Packer:
         if self._writer is None:
             self._grow(self._structures, self.n_structures, exact=True)
             self._grow(self._atoms, self.n_atoms, exact=True)
-            return Structures(info=info, **{k: v for k, v in self._held().items() if k not in drop})
+            kept = {name: array for name, array in self._held().items() if name not in drop}
+            return Structures(info=info, **kept)
         self._write()
         path = self._writer.finish(info, drop)
         self._target.stack.close()

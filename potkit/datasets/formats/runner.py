@@ -2,9 +2,8 @@
 Bohr, Hartree and Hartree/Bohr.
 
 An atom line is ``atom x y z element charge n fx fy fz`` (charge: of the atom, n: unused). Three
-lattice lines or none.
-Described by J. Behler, RuNNer, and by n2p2's documentation (A. Singraber et al.,
-10.1021/acs.jctc.8b00770). Pure water gets its molecules from the geometry.
+lattice lines or none. Described by J. Behler, RuNNer, and by n2p2's documentation (A. Singraber et
+al., 10.1021/acs.jctc.8b00770). Pure water gets its molecules from the geometry.
 """
 
 from __future__ import annotations
@@ -30,22 +29,19 @@ KEYWORDS = {"lattice", "atom", "energy", "charge", "comment", "end"}
 
 
 def _file(path: Path) -> Path:
-    """``path``, or the one input.data at or below a folder; the folder itself if there is none
-    or more than one.
+    """``path``, or the one input.data at or below a folder; the folder itself if there is none or
+    more than one.
     """
-    found = sorted(path.rglob("input.data*")) if path.is_dir() else [path]
-    return found[0] if len(found) == 1 else path
+    files = sorted(path.rglob("input.data*")) if path.is_dir() else [path]
+    return files[0] if len(files) == 1 else path
 
 
 def sniff(path: Path) -> bool:
     """Whether the first line that is not empty says begin, and the next is a keyword of the
     format.
     """
-    lines = [
-        line.split()
-        for line in first_lines(_file(path), 6)
-        if line.split() and line.lstrip()[0] != "#"
-    ]
+    lines = [line.split() for line in first_lines(_file(path), 6)]
+    lines = [words for words in lines if words and words[0][0] != "#"]
     return len(lines) > 1 and lines[0] == ["begin"] and lines[1][0] in KEYWORDS
 
 
@@ -53,15 +49,17 @@ def read(
     path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_unit: str = "hartree"
 ) -> Structures:
     """Read every block. Raises DataError naming file and line."""
-    folder, path, packer = path, _file(path), Packer(dtype)
+    folder = path
+    path = _file(path)
     if path.is_dir():
-        found = ", ".join(
-            f.relative_to(folder).as_posix() for f in sorted(folder.rglob("input.data*"))[:8]
-        )
+        files = sorted(folder.rglob("input.data*"))[:8]
+        names = ", ".join(file.relative_to(folder).as_posix() for file in files)
         raise DataError(
-            f"{folder}: needs one input.data, found {found or 'none'}: read one of them by its path"
+            f"{folder}: needs one input.data, found {names or 'none'}: read one of them by its path"
         )
-    length, energy_factor = units.factor(length_unit), units.factor(energy_unit)
+    packer = Packer(dtype)
+    length = units.factor(length_unit)
+    energy_factor = units.factor(energy_unit)
     block: dict[str, Any] | None = None
     with open(path) as file:
         for number, line in enumerate(file, start=1):
@@ -97,18 +95,14 @@ def read(
                 _add(block, f"{path}: block at line {block['line']}", packer, length, energy_factor)
                 block = None
             elif words[0] != "comment":
-                raise DataError(
-                    f"{where}: unknown keyword {words[0]!r} (known: begin, {', '.join(sorted(KEYWORDS))})"
-                )
+                known = ", ".join(["begin", *sorted(KEYWORDS)])
+                raise DataError(f"{where}: unknown keyword {words[0]!r} (known: {known})")
     if block is not None:
         raise DataError(
             f"{path}: the file ends inside the block that began at line {block['line']}"
         )
-    return packer.finish(
-        str(path),
-        name=path.parent.name if path.name == "input.data" else path.stem,
-        source_format=NAME,
-    )
+    name = path.parent.name if path.name == "input.data" else path.stem
+    return packer.finish(str(path), name=name, source_format=NAME)
 
 
 def _floats(words: list[str], where: str, count: int | None = None) -> list[float]:
@@ -138,7 +132,8 @@ def _add(
         raise DataError(f"{where}: has no energy")
     if len(block["lattice"]) not in (0, 3):
         raise DataError(f"{where}: has {len(block['lattice'])} lattice lines, expected 3 or none")
-    z, numbers = numbers_of(block["symbols"], where), np.array(block["atoms"])
+    z = numbers_of(block["symbols"], where)
+    numbers = np.array(block["atoms"])
     require_finite(numbers, "position or force", where, "atom")
     require_finite(np.array([block["energy"]]), "energy", where, "block")
     periodic = len(block["lattice"]) == 3

@@ -24,7 +24,10 @@ from .common import checked_numbers, groups_with, load, open_hdf5, require_finit
 from .packer import Packer
 
 NAME = "spice"
-DESCRIPTION = "SPICE 1 and 2 HDF5: conformations Bohr, formation_energy or dft_total_energy Hartree, gradient Hartree/Bohr"
+DESCRIPTION = (
+    "SPICE 1 and 2 HDF5: conformations Bohr, formation_energy or dft_total_energy Hartree, "
+    "gradient Hartree/Bohr"
+)
 ENERGIES = {"formation": "formation_energy", "total": "dft_total_energy"}
 _BRACKET = re.compile(r"\[[^\]]*\]")
 _SIGN = re.compile(r"(\++|-+)(\d*)")
@@ -67,7 +70,9 @@ def read(
     """
     if energy not in ENERGIES:
         raise ConfigError(f"energy must be 'formation' or 'total', got {energy!r}")
-    packer, dropped, seen = Packer(dtype), 0, set()
+    packer = Packer(dtype)
+    dropped = 0
+    seen: set[str] = set()  # subsets
     with open_hdf5(path) as file:
         for group in groups_with(file, "conformations"):
             where = f"{path}: group {group.name}"
@@ -90,19 +95,22 @@ def read(
                 continue
             if pos.shape[1:] != (len(z), 3):
                 raise DataError(
-                    f"{where}: conformations have shape {pos.shape}, {len(z)} atomic_numbers ask for (n, {len(z)}, 3)"
+                    f"{where}: conformations have shape {pos.shape}, {len(z)} atomic_numbers ask "
+                    f"for (n, {len(z)}, 3)"
                 )
             value = _converted(get(ENERGIES[energy]), "hartree", path)
             if value.shape != (len(pos),):
                 raise DataError(
-                    f"{where}: {ENERGIES[energy]} has shape {value.shape}, {len(pos)} conformations ask for ({len(pos)},)"
+                    f"{where}: {ENERGIES[energy]} has shape {value.shape}, {len(pos)} "
+                    f"conformations ask for ({len(pos)},)"
                 )
             forces = None
             if get("dft_total_gradient") is not None:
                 forces = -_converted(get("dft_total_gradient"), "hartree/bohr", path)
                 if forces.shape != pos.shape:
                     raise DataError(
-                        f"{where}: dft_total_gradient has shape {forces.shape}, conformations {pos.shape}"
+                        f"{where}: dft_total_gradient has shape {forces.shape}, conformations "
+                        f"{pos.shape}"
                     )
                 require_finite(forces, "dft_total_gradient", where)
             require_finite(pos, "conformations", where)

@@ -2,9 +2,8 @@
 ``data_SEED_FRAME.npz`` with pos, energy, forces.
 
 pos [3m, 3] Å with atoms O H H of one molecule after another, energy kJ/mol, forces [3m, 3]
-kJ/mol/nm. The box is not in the
-files: a cube of 20 Å unless ``box`` says otherwise. Each seed is a system, so that "by seed" is a
-split by system.
+kJ/mol/nm. The box is not in the files: a cube of 20 Å unless ``box`` says otherwise. Each seed is a
+system, so that "by seed" is a split by system.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ PATTERN = re.compile(r"data_(\d+)_(\d+)\.npz$")
 
 
 def _frames(path: Path) -> list[tuple[int, int, Path]]:
-    found = path.iterdir() if path.is_dir() else [path]
-    return sorted((int(m[1]), int(m[2]), f) for f in found if (m := PATTERN.search(f.name)))
+    """Seed, number and file of each frame, rising."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sorted((int(m[1]), int(m[2]), f) for f in files if (m := PATTERN.search(f.name)))
 
 
 def sniff(path: Path) -> bool:
@@ -41,10 +41,11 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
-    """Read every frame of a folder (or one). ``box``: edge of the cubic cell, Å. Raises
-    DataError naming the file.
+    """Read every frame of a folder (or one). ``box``: edge of the cubic cell, Å. Raises DataError
+    naming the file.
     """
-    packer, force_factor = Packer(dtype), units.factor("kj/mol/nm")
+    packer = Packer(dtype)
+    force_factor = units.factor("kj/mol/nm")
     frames = _frames(path) or [(0, 0, path)]
     size = None
     for seed, _, file in frames:
@@ -78,7 +79,8 @@ def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
         if bond.max() > 2.0:
             first = 3 * int(bond.argmax())
             raise DataError(
-                f"{file}: atoms {first} and {first + 1} are {bond.max():.1f} Å apart: the order is not O H H, or box is not {box} Å"
+                f"{file}: atoms {first} and {first + 1} are {bond.max():.1f} Å apart: the order is "
+                f"not O H H, or box is not {box} Å"
             )
         packer.add(
             np.tile(np.array([8, 1, 1], np.uint8), len(pos) // 3),

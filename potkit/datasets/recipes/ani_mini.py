@@ -6,16 +6,16 @@ Hessian by central differences of the gradient -> normal modes -> random displac
 energy and forces of the stored positions.
 
 Sampling (J. S. Smith, O. Isayev, A. E. Roitberg, Sci. Data 4, 170193, 2017,
-doi:10.1038/sdata.2017.193):
-numbers c_i >= 0 with a sum uniform in [0, 1] are dealt at random to the modes; mode i is displaced
-by
+doi:10.1038/sdata.2017.193): numbers c_i >= 0 with a sum uniform in [0, 1] are dealt at random to
+the modes; mode i is displaced by
+
     R_i = ± sqrt(3 c_i N k_B T / K_i)
+
 along its normalised Cartesian vector, so that the harmonic energy is at most 3/2 N k_B T (N atoms).
 As in ANI-1, T falls with size and there is one conformer per molecule. Differences: force constants
 are floored at `K_FLOOR`, because the straight line along a soft torsion would stretch bonds before
-it turns anything;
-structures more than `ENERGY_WINDOW` above the minimum, or with two atoms closer than `CLOSEST`, are
-dropped and counted.
+it turns anything; structures more than `ENERGY_WINDOW` above the minimum, or with two atoms closer
+than `CLOSEST`, are dropped and counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import numpy as np
 from ...structures.store import Structures
 from ...units import BOHR, BOLTZMANN, HARTREE, KCAL_MOL
 from .ani_molecules import MOLECULES
-from .common import Recipe, on_grid
-from .xtb import METHOD, XTB, atomic_energies
+from .common import Recipe, joined, on_grid
+from .xtb import CAVEAT, METHOD, XTB, atomic_energies
 
 PER_HEAVY_ATOM = 10  # structures of a molecule with n heavy atoms at scale 1: 10 (n + 1)
 PAPER_PER_MOLECULE = 430  # ANI-1: 24 687 809 conformations of 57 462 molecules
@@ -45,8 +45,9 @@ FLAT = 1e-4  # Hartree/Bohr²: what noise in a flat torsion may give
 
 
 def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A first geometry: atomic numbers, positions (Å), masses (u), bonds [N,N]. Raises
-    ValueError.
+    """A first geometry: atomic numbers [N], positions [N,3] (Å), masses [N] (u), bonds [N,N] bool.
+
+    Raises ValueError for a SMILES that RDKit cannot read or embed.
     """
     from rdkit import Chem, RDLogger
     from rdkit.Chem import AllChem
@@ -56,23 +57,20 @@ def embed(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     if molecule is None:
         raise ValueError("RDKit cannot read the SMILES")
     molecule = Chem.AddHs(molecule)
-    if AllChem.EmbedMolecule(molecule, randomSeed=seed) != 0:
-        if AllChem.EmbedMolecule(molecule, randomSeed=seed, useRandomCoords=True) != 0:
-            raise ValueError("RDKit finds no geometry")
-    optimize = (
-        AllChem.MMFFOptimizeMolecule
-        if AllChem.MMFFHasAllMoleculeParams(molecule)
-        else AllChem.UFFOptimizeMolecule
-    )
-    optimize(molecule, maxIters=2000)
+    if (
+        AllChem.EmbedMolecule(molecule, randomSeed=seed) != 0
+        and AllChem.EmbedMolecule(molecule, randomSeed=seed, useRandomCoords=True) != 0
+    ):
+        raise ValueError("RDKit finds no geometry")
+    if AllChem.MMFFHasAllMoleculeParams(molecule):
+        AllChem.MMFFOptimizeMolecule(molecule, maxIters=2000)
+    else:
+        AllChem.UFFOptimizeMolecule(molecule, maxIters=2000)
     z = np.array([a.GetAtomicNum() for a in molecule.GetAtoms()])
+    positions = molecule.GetConformer().GetPositions()
     masses = np.array([a.GetMass() for a in molecule.GetAtoms()])
-    return (
-        z,
-        molecule.GetConformer().GetPositions(),
-        masses,
-        Chem.GetAdjacencyMatrix(molecule).astype(bool),
-    )
+    bonds = Chem.GetAdjacencyMatrix(molecule).astype(bool)
+    return z, positions, masses, bonds
 
 
 def check_bonds(z: np.ndarray, positions: np.ndarray, bonds: np.ndarray) -> None:
@@ -84,9 +82,8 @@ def check_bonds(z: np.ndarray, positions: np.ndarray, bonds: np.ndarray) -> None
     np.fill_diagonal(close, False)
     if (close != bonds).any():
         i, j = np.argwhere(close != bonds)[0]
-        raise ValueError(
-            f"GFN2-xTB {'makes' if close[i, j] else 'breaks'} the bond of atoms {i} and {j}"
-        )
+        change = "makes" if close[i, j] else "breaks"
+        raise ValueError(f"GFN2-xTB {change} the bond of atoms {i} and {j}")
 
 
 def distances(positions: np.ndarray) -> np.ndarray:
@@ -102,18 +99,14 @@ def minimize(xtb: XTB, start: np.ndarray) -> tuple[np.ndarray, float]:
         energy, gradient = xtb(x)
         return energy, gradient.ravel()
 
-    found, slope = start, np.inf
+    options = {"gtol": GRADIENT, "maxiter": 500}
+    positions = start
     for _ in range(3):  # a line search that stalls is started afresh
-        result = bfgs(
-            target,
-            found.ravel(),
-            jac=True,
-            method="BFGS",
-            options={"gtol": GRADIENT, "maxiter": 500},
-        )
-        found, slope = result.x.reshape(-1, 3), np.abs(result.jac).max()
+        result = bfgs(target, positions.ravel(), jac=True, method="BFGS", options=options)
+        positions = result.x.reshape(-1, 3)
+        slope = np.abs(result.jac).max()
         if slope <= GRADIENT:
-            return found, float(result.fun)
+            return positions, float(result.fun)
     raise ValueError(f"no minimum: gradient {slope:.1e} Hartree/Bohr left")
 
 
@@ -127,7 +120,9 @@ def hessian(xtb: XTB, positions: np.ndarray) -> np.ndarray:
         shift = np.zeros(size)
         shift[i] = STEP
         shift = shift.reshape(-1, 3)
-        rows[i] = ((xtb(positions + shift)[1] - xtb(positions - shift)[1]) / (2 * STEP)).ravel()
+        _, ahead = xtb(positions + shift)
+        _, behind = xtb(positions - shift)
+        rows[i] = ((ahead - behind) / (2 * STEP)).ravel()
     return (rows + rows.T) / 2
 
 
@@ -141,11 +136,11 @@ def normal_modes(
     mode vector e is eᵀ H e, in the unit of ``second``; it may be negative at a saddle point.
     """
     centred = positions - np.average(positions, axis=0, weights=masses)
-    rigid = [np.tile(axis, (len(masses), 1)) for axis in np.eye(3)] + [
-        np.cross(axis, centred) for axis in np.eye(3)
-    ]
+    translations = [np.tile(axis, (len(masses), 1)) for axis in np.eye(3)]
+    rotations = [np.cross(axis, centred) for axis in np.eye(3)]
     weight = np.repeat(np.sqrt(masses), 3)
-    left, sizes, _ = np.linalg.svd(np.array([v.ravel() * weight for v in rigid]).T)
+    rigid = np.array([motion.ravel() * weight for motion in translations + rotations])
+    left, sizes, _ = np.linalg.svd(rigid.T)
     rank = int((sizes > 1e-3 * sizes[0]).sum())
     inner = left[:, rank:]  # [3N,M], orthonormal, what is neither translation nor rotation
     _, vectors = np.linalg.eigh(inner.T @ (second / np.outer(weight, weight)) @ inner)
@@ -215,24 +210,19 @@ def work(task: dict[str, Any]) -> Structures:
         return _pack(np.zeros(0, int), [], [], [], info)
     heavy = int((z > 1).sum())
     temperature = TEMPERATURES.get(heavy, TEMPERATURE)
-    wanted = (
-        PAPER_PER_MOLECULE
-        if task["scale"] == "paper"
-        else max(1, round(task["scale"] * PER_HEAVY_ATOM * (heavy + 1)))
-    )
-    positions, lowest, force_constants = (
-        positions * BOHR,
-        lowest * HARTREE,
-        force_constants * HARTREE / BOHR**2,
-    )
+    if task["scale"] == "paper":
+        n_structures = PAPER_PER_MOLECULE
+    else:
+        n_structures = max(1, round(task["scale"] * PER_HEAVY_ATOM * (heavy + 1)))
+    positions = positions * BOHR
+    lowest = lowest * HARTREE
+    force_constants = force_constants * HARTREE / BOHR**2
+    pairs = np.triu_indices(len(z), 1)
     kept, energies, forces = [], [], []
     dropped = {"scc": 0, "close": 0, "energy": 0}
-    for _ in range(wanted):
+    for _ in range(n_structures):
         stored = on_grid(positions + displacements(rng, force_constants, modes, temperature))
-        if (
-            len(z) > 1
-            and distances(stored.astype(float))[np.triu_indices(len(z), 1)].min() < CLOSEST
-        ):
+        if distances(stored.astype(float))[pairs].min(initial=np.inf) < CLOSEST:
             dropped["close"] += 1
             continue
         try:
@@ -259,38 +249,42 @@ def _pack(
     forces: list[np.ndarray],
     info: dict[str, Any],
 ) -> Structures:
-    stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)
     return Structures(
         z=np.tile(z, len(pos)),
-        pos=stack(pos),
+        pos=joined(pos),
         ptr=np.arange(len(pos) + 1) * len(z),
         energy=np.array(energy, float),
-        forces=stack(forces),
+        forces=joined(forces),
         info=info,
     )
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Level of theory, reference energies, and what was dropped."""
-    failures = {t["smiles"]: i["failure"] for t, i in zip(tasks, infos) if "failure" in i}
-    good = [i for i in infos if "failure" not in i]
-    dropped = {
-        reason: sum(i["dropped"][reason] for i in good) for reason in ("scc", "close", "energy")
-    }
-    floored, modes = (sum(i[key] for i in good) for key in ("floored_modes", "modes"))
+    paired = zip(tasks, infos, strict=True)
+    failures = {task["smiles"]: info["failure"] for task, info in paired if "failure" in info}
+    good = [info for info in infos if "failure" not in info]
+    reasons = ("scc", "close", "energy")
+    dropped = {reason: sum(info["dropped"][reason] for info in good) for reason in reasons}
+    floored = sum(info["floored_modes"] for info in good)
+    modes = sum(info["modes"] for info in good)
+    given_up = "".join(f"; `{smiles}` ({why})" for smiles, why in failures.items())
     notes = [
-        f"Molecules given up: {len(failures)} of {len(tasks)}"
-        + "".join(f"; `{s}` ({why})" for s, why in failures.items())
-        + ".",
-        f"Structures dropped: {dropped['scc']} without SCC convergence, {dropped['close']} with two atoms "
-        f"closer than {CLOSEST} Å, "
-        f"{dropped['energy']} more than {ENERGY_WINDOW:.2f} eV (275 kcal/mol) above the minimum.",
-        f"Force constants floored at {K_FLOOR} eV/Å²: {floored} of {modes} modes, so soft torsions are "
-        "sampled less than ANI-1 would.",
-        "Structures of one molecule share a system number and a minimum: a split by structure has seen every "
-        "test molecule.",
-        "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 "
-        "kcal/mol.",
+        f"Molecules given up: {len(failures)} of {len(tasks)}{given_up}.",
+        (
+            f"Structures dropped: {dropped['scc']} without SCC convergence, {dropped['close']} "
+            f"with two atoms closer than {CLOSEST} Å, {dropped['energy']} more than "
+            f"{ENERGY_WINDOW:.2f} eV (275 kcal/mol) above the minimum."
+        ),
+        (
+            f"Force constants floored at {K_FLOOR} eV/Å²: {floored} of {modes} modes, so soft "
+            "torsions are sampled less than ANI-1 would."
+        ),
+        (
+            "Structures of one molecule share a system number and a minimum: a split by structure "
+            "has seen every test molecule."
+        ),
+        CAVEAT,
     ]
     return {
         "level_of_theory": METHOD,
@@ -307,18 +301,15 @@ RECIPE = Recipe(
     name="ani-mini",
     title="small H C N O molecules out of equilibrium, sampled along normal modes, GFN2-xTB",
     story=(
-        f"Molecules from a list of {len(MOLECULES)} SMILES (1 to 8 heavy atoms) are embedded by RDKit "
-        "(ETKDG, MMFF94 or UFF), relaxed "
-        f"at {METHOD} (tblite, BFGS to {GRADIENT:g} Hartree/Bohr), and their normal modes taken from a "
-        "central-difference Hessian. "
-        "Random displacements along the modes follow ANI-1 (Smith, Isayev, Roitberg, Sci. Data 4, 170193, "
-        "2017): "
-        "R_i = ± sqrt(3 c_i N k_B T / K_i), the c_i summing to a number uniform in [0, 1]; T = 2000, 1500, "
-        "1000 K for 1, 2, 3 heavy atoms, "
-        f"{TEMPERATURE:g} K for more. {PER_HEAVY_ATOM} structures × (heavy atoms + 1) per molecule at scale "
-        f"1; {PAPER_PER_MOLECULE} per "
-        "molecule, ANI-1's mean, at scale paper. Positions are rounded first, then labelled with total "
-        "energies and forces."
+        f"Molecules from a list of {len(MOLECULES)} SMILES (1 to 8 heavy atoms) are embedded by "
+        f"RDKit (ETKDG, MMFF94 or UFF), relaxed at {METHOD} (tblite, BFGS to {GRADIENT:g} "
+        "Hartree/Bohr), and their normal modes taken from a central-difference Hessian. Random "
+        "displacements along the modes follow ANI-1 (Smith, Isayev, Roitberg, Sci. Data 4, 170193, "
+        "2017): R_i = ± sqrt(3 c_i N k_B T / K_i), the c_i summing to a number uniform in [0, 1]; "
+        f"T = 2000, 1500, 1000 K for 1, 2, 3 heavy atoms, {TEMPERATURE:g} K for more. "
+        f"{PER_HEAVY_ATOM} structures × (heavy atoms + 1) per molecule at scale 1; "
+        f"{PAPER_PER_MOLECULE} per molecule, ANI-1's mean, at scale paper. Positions are rounded "
+        "first, then labelled with total energies and forces."
     ),
     packages=("rdkit", "tblite", "scipy"),
     plan=plan,

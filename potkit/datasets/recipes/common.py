@@ -33,9 +33,8 @@ from ...structures.storage import STORE, STORE_FILE
 from ...structures.store import Structures, concatenate
 from .sheet import SHEET, sheet_path, write_sheet
 
-GRID = (
-    2.0**-14
-)  # Å and eV/Å: 6.1e-5, finer than 1e-4, exact in float32 below 512, and its zero bits compress well
+# Å and eV/Å: 6.1e-5, finer than 1e-4, exact in float32 below 512, and its zero bits compress well
+GRID = 2.0**-14
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENMM_CPU_THREADS")
 
 
@@ -46,10 +45,9 @@ class Recipe:
     ``plan(scale, seed, **options)`` gives the tasks: JSON-able dicts with a unique ``label``;
     ``scale`` is a number or "paper". ``work(task)`` makes the structures of one task; what it
     leaves in ``info`` is handed to ``describe``. ``describe(tasks, infos)`` gives the set's
-    ``info`` (level of theory, references, ...);
-    plain sentences under "notes" and Markdown under "tables" (by heading) reach the data sheet.
-    ``arrange``, if given, puts the finished set into its final order. ``revision`` rises whenever
-    the same settings would give other data.
+    ``info`` (level of theory, references, ...); plain sentences under "notes" and Markdown under
+    "tables" (by heading) reach the data sheet. ``arrange``, if given, puts the finished set into
+    its final order. ``revision`` rises whenever the same settings would give other data.
     """
 
     name: str
@@ -64,10 +62,13 @@ class Recipe:
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:
-    """``values`` rounded to multiples of `GRID`, as float32 (what is stored is what was
-    labelled).
-    """
+    """``values`` rounded to multiples of `GRID`, as float32: what is stored was labelled."""
     return (np.round(np.asarray(values, np.float64) / GRID) * GRID).astype(np.float32)
+
+
+def joined(frames: list[np.ndarray]) -> np.ndarray:
+    """``frames`` [N,3] one after the other, [F·N,3]; float32 [0,3] where there are none."""
+    return np.concatenate(frames) if frames else np.zeros((0, 3), np.float32)
 
 
 def parse_scale(name: str, scale: float | str) -> float | str:
@@ -105,7 +106,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 def _part_path(folder: Path, recipe: Recipe, task: dict[str, Any]) -> Path:
@@ -169,11 +173,9 @@ def _run_all(
                 _run_part(recipe.work, tasks[i], paths[i])
                 bar.update()
             return
-        # spawn, not fork: forked children would inherit thread pools that torch and OpenMM have
-        # started
-        pool = ProcessPoolExecutor(
-            min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn")
-        )
+        # not fork: children would inherit thread pools that torch and OpenMM have started
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=spawn)
         try:
             futures = [pool.submit(_run_part, recipe.work, tasks[i], paths[i]) for i in todo]
             for future in as_completed(futures):

@@ -24,10 +24,8 @@ def thermal_velocities(
     masses: np.ndarray, temperature: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Maxwell-Boltzmann velocities [N,3] in Å/fs; ``masses`` in u."""
-    return (
-        rng.normal(size=(len(masses), 3))
-        * np.sqrt(BOLTZMANN * temperature / (masses * AMU))[:, None]
-    )
+    width = np.sqrt(BOLTZMANN * temperature / (masses * AMU))  # [N] Å/fs
+    return rng.normal(size=(len(masses), 3)) * width[:, None]
 
 
 class Langevin:
@@ -47,8 +45,10 @@ class Langevin:
         temperature: float,
         rng: np.random.Generator,
     ) -> None:
-        self.force, self.temperature, self.rng = force, temperature, rng
+        self.force = force
         self.masses = masses
+        self.temperature = temperature
+        self.rng = rng
         self.restart(positions)
 
     def restart(self, positions: np.ndarray) -> None:
@@ -58,16 +58,15 @@ class Langevin:
         self.energy, self.forces = self.force(self.positions)
 
     def run(self, steps: int, friction: float, step: float = STEP) -> None:
-        """``friction`` in 1/fs, ``step`` in fs."""
+        """Move ``steps`` steps of ``step`` fs, with ``friction`` in 1/fs."""
         kick = step / 2 / (self.masses * AMU)[:, None]
         keep = np.exp(-friction * step)
         noise = np.sqrt((1 - keep**2) * BOLTZMANN * self.temperature / (self.masses * AMU))[:, None]
         for _ in range(steps):
             self.velocities += kick * self.forces
             self.positions += step / 2 * self.velocities
-            self.velocities = keep * self.velocities + noise * self.rng.normal(
-                size=self.velocities.shape
-            )
+            dice = self.rng.normal(size=self.velocities.shape)
+            self.velocities = keep * self.velocities + noise * dice
             self.positions += step / 2 * self.velocities
             self.energy, self.forces = self.force(self.positions)
             self.velocities += kick * self.forces
@@ -75,17 +74,15 @@ class Langevin:
     @property
     def kinetic_temperature(self) -> float:
         """Of the present velocities, in K."""
-        return float(
-            (self.masses[:, None] * AMU * self.velocities**2).sum()
-            / (3 * len(self.masses) * BOLTZMANN)
-        )
+        twice_kinetic = (self.masses[:, None] * AMU * self.velocities**2).sum()  # eV
+        return float(twice_kinetic / (3 * len(self.masses) * BOLTZMANN))
 
 
 def quench(
     force: Force, positions: np.ndarray, steps: int = 60, slope: float = 0.03
 ) -> tuple[np.ndarray, float]:
-    """Positions and energy of the minimum below, to a largest force of ``slope`` eV/Å or as far
-    as ``steps`` lead (L-BFGS).
+    """Positions and energy of the minimum below, to a largest force of ``slope`` eV/Å or as far as
+    ``steps`` lead (L-BFGS).
     """
     from scipy.optimize import minimize
 
@@ -93,20 +90,15 @@ def quench(
         energy, forces = force(x.reshape(-1, 3))
         return energy, -forces.ravel()
 
+    start = np.asarray(positions, np.float64).ravel()
     options = {"gtol": slope, "maxiter": steps, "maxfun": 2 * steps, "maxcor": 20}
-    result = minimize(
-        target,
-        np.asarray(positions, np.float64).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options=options,
-    )
+    result = minimize(target, start, jac=True, method="L-BFGS-B", options=options)
     return result.x.reshape(-1, 3), float(result.fun)
 
 
 def lag_one(values: np.ndarray) -> float:
-    """Correlation of neighbours in a series [T] or [T,K]: summed covariance over summed
-    variance; 0 if too short.
+    """Correlation of neighbours in a series [T] or [T,K]: summed covariance over summed variance; 0
+    if too short.
     """
     values = np.asarray(values, np.float64).reshape(len(values), -1)
     if len(values) < 3:
@@ -117,8 +109,8 @@ def lag_one(values: np.ndarray) -> float:
 
 
 def pair_distances(frames: np.ndarray) -> np.ndarray:
-    """Distances of all pairs, [T, N(N-1)/2], of frames [T,N,3]: what a frame looks like,
-    whatever its orientation.
+    """Distances of all pairs, [T, N(N-1)/2], of frames [T,N,3]: what a frame looks like, whatever
+    its orientation.
     """
     i, j = np.triu_indices(frames.shape[1], 1)
     return np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)

@@ -20,10 +20,10 @@ from .dynamics import HYDROGEN, STEP
 from .rmd17_mini import blocks
 from .species import Species
 from .trajectories import by_system, dropped_note, follow, markdown, rng_of
-from .xtb import METHOD, atomic_energies
+from .xtb import CAVEAT, METHOD, atomic_energies
 
-# SMILES; chains and rings, one or two of the families alcohol, ether, ketone, aldehyde, ester,
-# acid, lactone
+# SMILES: chains and rings of one or two of the families alcohol, ether, ketone, aldehyde, ester,
+# acid and lactone
 ISOMERS = (
     "CC1=CC(=O)CCC1O",
     "O=C1CCCC(=O)CC1",
@@ -65,22 +65,21 @@ def arrange(made: Structures) -> Structures:
 
     rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for k, name in enumerate(made.system_names()):
-        mine = np.flatnonzero(made.system == k)
+        of_isomer = np.flatnonzero(made.system == k)
         if name in UNSEEN:
-            rows["test_other"].append(mine)
+            rows["test_other"].append(of_isomer)
             continue
-        for one in np.split(mine, np.cumsum(blocks(len(mine), BLOCK))[:-1]):
-            cuts = [
-                len(one) - round(0.2 * len(one)) - round(0.1 * len(one)),
-                len(one) - round(0.2 * len(one)),
-            ]
-            for part, some in zip(PARTS, np.split(one, cuts)):
-                rows[part].append(some)
-    joined = {
-        part: np.concatenate(some) if some else np.zeros(0, int) for part, some in rows.items()
-    }
-    ordered = made[np.concatenate(list(joined.values()))]
-    return mark_parts(ordered, {part: len(some) for part, some in joined.items()})
+        ends = np.cumsum(blocks(len(of_isomer), BLOCK))
+        for trajectory in np.split(of_isomer, ends[:-1]):
+            test = len(trajectory) - round(0.2 * len(trajectory))
+            valid = test - round(0.1 * len(trajectory))
+            rows["train"].append(trajectory[:valid])
+            rows["valid"].append(trajectory[valid:test])
+            rows["test_within"].append(trajectory[test:])
+    nothing = np.zeros(0, int)
+    parts = {part: np.concatenate([nothing, *pieces]) for part, pieces in rows.items()}
+    ordered = made[np.concatenate(list(parts.values()))]
+    return mark_parts(ordered, {part: len(chosen) for part, chosen in parts.items()})
 
 
 def plan(scale: float | str, seed: int, isomers: Sequence[str] = ISOMERS) -> list[dict[str, Any]]:
@@ -112,6 +111,7 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
     """Level of theory, reference energies, the isomers held out, and how the dynamics went."""
     table = by_system(infos, TEMPERATURE)
     unseen = [name for name in table if name in UNSEEN]
+    quoted = {f"`{name}`": row for name, row in table.items()}
     return {
         "level_of_theory": METHOD,
         "temperature": TEMPERATURE,
@@ -119,22 +119,29 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "minimum_energies": {name: row["lowest minimum (eV)"] for name, row in table.items()},
         "unseen": unseen,
         "dynamics": table,
-        "tables": {
-            "How the dynamics went": markdown(
-                {f"`{name}`": row for name, row in table.items()}, "isomer"
-            )
-        },
+        "tables": {"How the dynamics went": markdown(quoted, "isomer")},
         "notes": [
-            f"Held out as unseen isomers: {', '.join(f'`{s}`' for s in unseen)}. `potkit.datasets.registry.published_split"
-            '("iso17-mini")` gives the rows of train, valid, test_within and test_other, as ISO17 has them.',
-            f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; energy lag 1 and shape lag 1 are the "
-            "correlations of neighbouring frames' energies and pair distances.",
-            "Above minimum: mean potential energy of the frames over that of quenched last frames; a harmonic molecule would "
-            "have the equipartition value.",
-            "Kinetic temperature: BAOAB's velocities are a few per cent too slow at this step in stiff bonds; its positions are not.",
+            (
+                f"Held out as unseen isomers: {', '.join(f'`{s}`' for s in unseen)}. "
+                '`potkit.datasets.registry.published_split("iso17-mini")` gives the rows of train, '
+                "valid, test_within and test_other, as ISO17 has them."
+            ),
+            (
+                f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; "
+                "energy lag 1 and shape lag 1 are the correlations of neighbouring frames' "
+                "energies and pair distances."
+            ),
+            (
+                "Above minimum: mean potential energy of the frames over that of quenched last "
+                "frames; a harmonic molecule would have the equipartition value."
+            ),
+            (
+                "Kinetic temperature: BAOAB's velocities are a few per cent too slow at this step "
+                "in stiff bonds; its positions are not."
+            ),
             "Stereocentres that the SMILES leaves open are chosen at random in each trajectory.",
             dropped_note(infos),
-            "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
+            CAVEAT,
         ],
     }
 
@@ -143,13 +150,15 @@ RECIPE = Recipe(
     name="iso17-mini",
     title="isomers of C7H10O2, dynamics at 500 K, three isomers held out, GFN2-xTB",
     story=(
-        f"{len(ISOMERS)} isomers of C7H10O2 of many families, each embedded by RDKit (ETKDG), run through "
-        f"{FIELD_STEPS * STEP * 1e-3:g} ps of force-field dynamics (MMFF94) at {TEMPERATURE:g} K, then {METHOD} (tblite) Langevin "
-        f"dynamics at {TEMPERATURE:g} K (BAOAB): {EQUILIBRATION} steps with friction 0.05/fs, then a frame every {EVERY} steps "
-        f"with friction {FRICTION:g}/fs. Hydrogens weigh {HYDROGEN:g} u, which lets the step be {STEP:g} fs and leaves the "
-        f"distribution of positions as it is. {FRAMES} frames per isomer at scale 1, in trajectories of {BLOCK}; "
-        f"{PAPER_FRAMES:,}, ISO17's number, at scale paper. Positions are centred and rounded first, then labelled with total "
-        "energies and forces."
+        f"{len(ISOMERS)} isomers of C7H10O2 of many families, each embedded by RDKit (ETKDG), run "
+        f"through {FIELD_STEPS * STEP * 1e-3:g} ps of force-field dynamics (MMFF94) at "
+        f"{TEMPERATURE:g} K, then {METHOD} (tblite) Langevin dynamics at {TEMPERATURE:g} K "
+        f"(BAOAB): {EQUILIBRATION} steps with friction 0.05/fs, then a frame every {EVERY} steps "
+        f"with friction {FRICTION:g}/fs. Hydrogens weigh {HYDROGEN:g} u, which lets the step be "
+        f"{STEP:g} fs and leaves the distribution of positions as it is. {FRAMES} frames per "
+        f"isomer at scale 1, in trajectories of {BLOCK}; {PAPER_FRAMES:,}, ISO17's number, at "
+        "scale paper. Positions are centred and rounded first, then labelled with total energies "
+        "and forces."
     ),
     packages=("rdkit", "tblite", "scipy"),
     plan=plan,

@@ -31,25 +31,24 @@ from .trajectories import (
     rng_of,
     tied,
 )
-from .xtb import METHOD, XTB, atomic_energies
+from .xtb import CAVEAT, METHOD, XTB, atomic_energies
 
-ADENINE, THYMINE = "Nc1ncnc2[nH]cnc12", "Cc1c[nH]c(=O)[nH]c1=O"
+ADENINE = "Nc1ncnc2[nH]cnc12"
+THYMINE = "Cc1c[nH]c(=O)[nH]c1=O"
 # adenine's atom, thymine's atom, Å: N1...H-N3 and N6-H...O4
 HYDROGEN_BONDS = ((2, 6, 2.85), (0, 8, 2.95))
 REACH = 3.1  # Å, how long those may become in the force-field part
-# Å, rad: B-DNA's 36°, and half a turn that puts adenine over thymine
-RISE, TWIST = 3.4, np.deg2rad(216.0)
+RISE = 3.4  # Å, from pair to pair
+TWIST = np.deg2rad(216.0)  # B-DNA's 36°, and half a turn that puts adenine over thymine
 
 
 @dataclass(frozen=True)
 class Molecule:
-    """``smiles``; the ``paper``'s number of frames; the ``radius`` (Å) that keeps its parts
-    together, see `trajectories.held`.
-    """
+    """One of the set's molecules."""
 
     smiles: str
-    paper: int
-    radius: float = np.inf
+    paper: int  # frames in MD22
+    radius: float = np.inf  # Å, keeps its fragments together, see `trajectories.held`
 
 
 MOLECULES = {
@@ -57,8 +56,10 @@ MOLECULES = {
     "DHA": Molecule(r"CC/C=C\C/C=C\C/C=C\C/C=C\C/C=C\C/C=C\CCC(=O)O", 69_753),
     "AT-AT": Molecule(f"{ADENINE}.{THYMINE}.{ADENINE}.{THYMINE}", 20_001, 4.0),
     "stachyose": Molecule(
-        "OC[C@H]1O[C@H](OC[C@H]2O[C@H](OC[C@H]3O[C@H](O[C@]4(CO)O[C@H](CO)[C@@H](O)[C@@H]4O)[C@H](O)[C@@H](O)[C@@H]3O)"
-        "[C@H](O)[C@@H](O)[C@H]2O)[C@H](O)[C@@H](O)[C@H]1O",
+        (
+            "OC[C@H]1O[C@H](OC[C@H]2O[C@H](OC[C@H]3O[C@H](O[C@]4(CO)O[C@H](CO)[C@@H](O)[C@@H]4O)"
+            "[C@H](O)[C@@H](O)[C@@H]3O)[C@H](O)[C@@H](O)[C@H]2O)[C@H](O)[C@@H](O)[C@H]1O"
+        ),
         27_272,
     ),
 }
@@ -77,39 +78,46 @@ def pair_of_bases() -> tuple[np.ndarray, int]:
     The second value is the number of atoms of adenine.
     """
     rng = np.random.default_rng(0)
-    a, t = (_flat(Species(s).embed(rng)) for s in (ADENINE, THYMINE))
-    on_a, on_t = [i for i, _, _ in HYDROGEN_BONDS], [j for _, j, _ in HYDROGEN_BONDS]
-    along = a[on_a[1]] - a[on_a[0]]
-    out = np.cross(along, [0.0, 0.0, 1.0])
-    out *= np.sign(out @ (a[on_a].mean(0) - a.mean(0))) / np.linalg.norm(out)
-    target = a[on_a] + out * np.array([[d] for _, _, d in HYDROGEN_BONDS])
-    best, widest = t, 0.0
-    for side in (t, t * [1.0, -1.0, 1.0]):  # the two faces of thymine
-        have, want = side[on_t[1]] - side[on_t[0]], target[1] - target[0]
-        angle = np.arctan2(want[1], want[0]) - np.arctan2(have[1], have[0])
-        placed = side @ _about_z(angle).T
-        placed += target.mean(0) - placed[on_t].mean(0)
-        gap = np.linalg.norm(placed[:, None] - a, axis=-1).min()
+    adenine = _flat(Species(ADENINE).embed(rng))
+    thymine = _flat(Species(THYMINE).embed(rng))
+    of_adenine = [i for i, _, _ in HYDROGEN_BONDS]
+    of_thymine = [j for _, j, _ in HYDROGEN_BONDS]
+    along = adenine[of_adenine[1]] - adenine[of_adenine[0]]
+    outward = np.cross(along, [0.0, 0.0, 1.0])
+    side = np.sign(outward @ (adenine[of_adenine].mean(0) - adenine.mean(0)))
+    outward *= side / np.linalg.norm(outward)
+    lengths = np.array([[length] for _, _, length in HYDROGEN_BONDS])
+    target = adenine[of_adenine] + outward * lengths  # where thymine's two atoms belong
+    x, y, _ = target[1] - target[0]
+    best, widest = thymine, 0.0
+    for face in (thymine, thymine * [1.0, -1.0, 1.0]):
+        x_now, y_now, _ = face[of_thymine[1]] - face[of_thymine[0]]
+        placed = face @ _about_z(np.arctan2(y, x) - np.arctan2(y_now, x_now)).T
+        placed += target.mean(0) - placed[of_thymine].mean(0)
+        gap = np.linalg.norm(placed[:, None] - adenine, axis=-1).min()
         if gap > widest:
             best, widest = placed, gap
-    return np.concatenate([a, best]), len(a)
+    return np.concatenate([adenine, best]), len(adenine)
 
 
 def stacked_pairs() -> np.ndarray:
     """Positions [60,3] (Å) of two stacked pairs, in the order of the SMILES' atoms."""
-    pair, bases = pair_of_bases()
+    pair, _ = pair_of_bases()
     pair = pair - pair.mean(0)
     upper = pair @ _about_z(TWIST).T + [0.0, 0.0, RISE]
     made = np.concatenate([pair, upper])
-    heavy = np.concatenate([Species(s).z for s in (ADENINE, THYMINE)]) > 1
-    order = np.concatenate([np.flatnonzero(np.tile(heavy, 2)), np.flatnonzero(~np.tile(heavy, 2))])
-    return made[order]  # RDKit appends all hydrogens of a cluster at the end, fragment by fragment
+    heavy = np.tile(np.concatenate([Species(ADENINE).z, Species(THYMINE).z]) > 1, 2)
+    # RDKit appends all hydrogens of a cluster at the end, fragment by fragment
+    return np.concatenate([made[heavy], made[~heavy]])
 
 
 def hydrogen_bonds(species: Species) -> np.ndarray:
     """Atoms [4,2] at the ends of the hydrogen bonds of the two pairs."""
     heavy = [np.flatnonzero((species.molecule == k) & (species.z > 1)) for k in range(4)]
-    return np.array([(heavy[a][i], heavy[a + 1][j]) for a in (0, 2) for i, j, _ in HYDROGEN_BONDS])
+    ends = []
+    for adenine, thymine in ((heavy[0], heavy[1]), (heavy[2], heavy[3])):
+        ends += [(adenine[i], thymine[j]) for i, j, _ in HYDROGEN_BONDS]
+    return np.array(ends)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
@@ -120,9 +128,8 @@ def _flat(x: np.ndarray) -> np.ndarray:
 
 
 def _about_z(angle: float) -> np.ndarray:
-    return np.array(
-        [[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0], [0.0, 0.0, 1.0]]
-    )
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
 def plan(
@@ -139,16 +146,8 @@ def plan(
             )
         total = MOLECULES[name].paper if scale == "paper" else max(1, round(scale * FRAMES))
         for k, frames in enumerate(blocks(total, BLOCK)):
-            label = f"{name}-{k}"
-            tasks.append(
-                {
-                    "label": label,
-                    "molecule": name,
-                    "frames": frames,
-                    "steps": int(steps),
-                    "seed": seed,
-                }
-            )
+            task = {"label": f"{name}-{k}", "molecule": name, "frames": frames}
+            tasks.append(task | {"steps": int(steps), "seed": seed})
     return tasks
 
 
@@ -190,18 +189,28 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "dynamics": table,
         "tables": {"How the dynamics went": markdown(table, "molecule")},
         "notes": [
-            f"Bonds and angles are those of GFN2-xTB at {TEMPERATURE:g} K as far as {steps} damped steps bring them there; "
-            "torsions and contacts are those of the force field (MMFF94): GFN2-xTB would populate conformers differently.",
-            "Above minimum: mean potential energy of the frames over that of quenched last frames; a harmonic molecule would "
-            "have the equipartition value.",
-            f"Energy lag 1 and shape lag 1: correlations of neighbouring frames' energies and pair distances, {EVERY * STEP * 1e-3:g} "
-            "ps of force-field dynamics apart.",
-            "AT-AT: two stacked Watson-Crick pairs, adenine over thymine, which MMFF94 would take apart at this "
-            f"temperature: in the force-field part springs act on hydrogen bonds beyond {REACH:g} Å and on bases whose centre is "
-            f"beyond {MOLECULES['AT-AT'].radius:g} Å from the common one. No label contains them.",
+            (
+                f"Bonds and angles are those of GFN2-xTB at {TEMPERATURE:g} K as far as {steps} "
+                "damped steps bring them there; torsions and contacts are those of the force field "
+                "(MMFF94): GFN2-xTB would populate conformers differently."
+            ),
+            (
+                "Above minimum: mean potential energy of the frames over that of quenched last "
+                "frames; a harmonic molecule would have the equipartition value."
+            ),
+            (
+                "Energy lag 1 and shape lag 1: correlations of neighbouring frames' energies and "
+                f"pair distances, {EVERY * STEP * 1e-3:g} ps of force-field dynamics apart."
+            ),
+            (
+                "AT-AT: two stacked Watson-Crick pairs, adenine over thymine, which MMFF94 would "
+                "take apart at this temperature: in the force-field part springs act on hydrogen "
+                f"bonds beyond {REACH:g} Å and on bases whose centre is beyond "
+                f"{MOLECULES['AT-AT'].radius:g} Å from the common one. No label contains them."
+            ),
             dropped_note(infos),
             "A molecule is a system; its trajectories are independent and lie one after the other.",
-            "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
+            CAVEAT,
         ],
     }
 
@@ -210,13 +219,15 @@ RECIPE = Recipe(
     name="md22-mini",
     title="four molecules of MD22 (42 to 87 atoms), dynamics at 500 K, GFN2-xTB",
     story=(
-        "Ac-Ala3-NHMe, docosahexaenoic acid (DHA), two stacked adenine-thymine pairs (AT-AT) and stachyose. Force-field Langevin "
-        f"dynamics (MMFF94 by RDKit, {TEMPERATURE:g} K, BAOAB with {STEP:g} fs steps and hydrogens of {HYDROGEN:g} u) starts from "
-        f"an embedded geometry and is equilibrated for {EQUILIBRATION * STEP * 1e-3:g} ps. Every {EVERY * STEP * 1e-3:g} ps a "
-        f"copy with new thermal velocities runs {STEPS} steps of {METHOD} (tblite) Langevin dynamics at {TEMPERATURE:g} K with a "
-        f"friction of {BRANCH_FRICTION:g}/fs, in which the stiff modes settle on the labelled surface, and is kept: {FRAMES} "
-        f"frames per molecule at scale 1, in trajectories of {BLOCK}; MD22's own numbers at scale paper. Positions are centred "
-        "and rounded first, then labelled with total energies and forces."
+        "Ac-Ala3-NHMe, docosahexaenoic acid (DHA), two stacked adenine-thymine pairs (AT-AT) and "
+        f"stachyose. Force-field Langevin dynamics (MMFF94 by RDKit, {TEMPERATURE:g} K, BAOAB with "
+        f"{STEP:g} fs steps and hydrogens of {HYDROGEN:g} u) starts from an embedded geometry and "
+        f"is equilibrated for {EQUILIBRATION * STEP * 1e-3:g} ps. Every {EVERY * STEP * 1e-3:g} ps "
+        f"a copy with new thermal velocities runs {STEPS} steps of {METHOD} (tblite) Langevin "
+        f"dynamics at {TEMPERATURE:g} K with a friction of {BRANCH_FRICTION:g}/fs, in which the "
+        f"stiff modes settle on the labelled surface, and is kept: {FRAMES} frames per molecule at "
+        f"scale 1, in trajectories of {BLOCK}; MD22's own numbers at scale paper. Positions are "
+        "centred and rounded first, then labelled with total energies and forces."
     ),
     packages=("rdkit", "tblite", "scipy"),
     plan=plan,

@@ -17,7 +17,7 @@ from .common import Recipe
 from .dynamics import HYDROGEN, STEP
 from .species import Species
 from .trajectories import by_system, dropped_note, follow, markdown, rng_of
-from .xtb import METHOD, atomic_energies
+from .xtb import CAVEAT, METHOD, atomic_energies
 
 MOLECULES = {
     "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
@@ -91,15 +91,25 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "dynamics": table,
         "tables": {"How the dynamics went": markdown(table, "molecule")},
         "notes": [
-            f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; energy lag 1 and shape lag 1 are the "
-            "correlations of neighbouring frames' energies and pair distances.",
-            "Above minimum: mean potential energy of the frames over that of quenched last frames; a harmonic molecule would "
-            "have the equipartition value.",
-            "Kinetic temperature: BAOAB's velocities are a few per cent too slow at this step in stiff bonds; its positions are not.",
+            (
+                f"A frame every {EVERY} steps of {STEP:g} fs with hydrogens of {HYDROGEN:g} u; "
+                "energy lag 1 and shape lag 1 are the correlations of neighbouring frames' "
+                "energies and pair distances."
+            ),
+            (
+                "Above minimum: mean potential energy of the frames over that of quenched last "
+                "frames; a harmonic molecule would have the equipartition value."
+            ),
+            (
+                "Kinetic temperature: BAOAB's velocities are a few per cent too slow at this step "
+                "in stiff bonds; its positions are not."
+            ),
             dropped_note(infos),
-            "A molecule is a system; its trajectories are independent and lie one after the other "
-            f"({BLOCK} frames each at most).",
-            "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
+            (
+                "A molecule is a system; its trajectories are independent and lie one after the "
+                f"other ({BLOCK} frames each at most)."
+            ),
+            CAVEAT,
         ],
     }
 
@@ -108,13 +118,14 @@ RECIPE = Recipe(
     name="rmd17-mini",
     title="the ten molecules of rMD17, dynamics at 500 K, GFN2-xTB",
     story=(
-        "Each molecule of rMD17 is embedded by RDKit (ETKDG), runs "
-        f"{FIELD_STEPS * STEP * 1e-3:g} ps of force-field dynamics (MMFF94) at {TEMPERATURE:g} K so that trajectories start from "
-        f"different conformations, then {METHOD} (tblite) Langevin dynamics at {TEMPERATURE:g} K (BAOAB): "
-        f"{EQUILIBRATION} steps with friction 0.05/fs, then a frame every {EVERY} steps with friction {FRICTION:g}/fs. Hydrogens "
-        f"weigh {HYDROGEN:g} u, which lets the step be {STEP:g} fs and leaves the distribution of positions as it is. "
-        f"{FRAMES} frames per molecule at scale 1, in trajectories of {BLOCK}; {PAPER_FRAMES:,} at scale paper. Positions are "
-        "centred and rounded first, then labelled with total energies and forces."
+        f"Each molecule of rMD17 is embedded by RDKit (ETKDG), runs {FIELD_STEPS * STEP * 1e-3:g} "
+        f"ps of force-field dynamics (MMFF94) at {TEMPERATURE:g} K so that trajectories start from "
+        f"different conformations, then {METHOD} (tblite) Langevin dynamics at {TEMPERATURE:g} K "
+        f"(BAOAB): {EQUILIBRATION} steps with friction 0.05/fs, then a frame every {EVERY} steps "
+        f"with friction {FRICTION:g}/fs. Hydrogens weigh {HYDROGEN:g} u, which lets the step be "
+        f"{STEP:g} fs and leaves the distribution of positions as it is. {FRAMES} frames per "
+        f"molecule at scale 1, in trajectories of {BLOCK}; {PAPER_FRAMES:,} at scale paper. "
+        "Positions are centred and rounded first, then labelled with total energies and forces."
     ),
     packages=("rdkit", "tblite", "scipy"),
     plan=plan,

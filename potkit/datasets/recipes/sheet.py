@@ -57,10 +57,9 @@ def _per_element(made: Structures) -> list[str]:
         "| --- | ---: | ---: | ---: |",
     ]
     for z in made.elements:
-        mine = size[made.z == z]
-        rows.append(
-            f"| {SYMBOLS[z]} | {len(mine):,} | {np.sqrt(np.mean(mine**2)):.3f} | {mine.max():.2f} |"
-        )
+        of_element = size[made.z == z]
+        rms = np.sqrt(np.mean(of_element**2))
+        rows.append(f"| {SYMBOLS[z]} | {len(of_element):,} | {rms:.3f} | {of_element.max():.2f} |")
     return rows
 
 
@@ -69,22 +68,58 @@ def symbols_of(structures: Structures) -> str:
     return " ".join(SYMBOLS[z] for z in structures.elements)
 
 
+def _facts(recipe: Recipe, made: Structures, data: Path, cost: dict[str, float]) -> dict[str, str]:
+    """What the first table of the sheet says, by row."""
+    info = made.info
+    settings = info["recipe"]
+    scale, seed = settings["scale"], settings["seed"]
+    files = [data] if data.is_file() else data.iterdir()
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    command = f"potkit data make {recipe.name} --scale {scale} --seed {seed} --jobs {cost['jobs']}"
+    options = " ".join(f"{key}={json.dumps(value)}" for key, value in settings["options"].items())
+    sizes = made.n_atoms
+    per_atom = made.energy / sizes
+    systems = len(np.unique(made.system))
+    counts = np.bincount(made.system)
+    return {
+        "file": f"`{data.name}`, {megabytes:.2f} MB, packed store (`potkit.Structures.open`)",
+        "sha256": f"`{sha256(data)}`",
+        "command": f"`{command} --out {data.name}`"
+        + (f" with options {options}" if options else ""),
+        "recipe revision, seed, scale": f"{recipe.revision}, {seed}, {scale}",
+        "versions": ", ".join(f"{name} {number}" for name, number in info["versions"].items()),
+        "cost": (
+            f"{cost['wall'] / 60:.1f} min wall with {cost['jobs']} process(es); "
+            f"{cost['work'] / 60:.1f} min of work in all parts"
+        ),
+        "level of theory": info["level_of_theory"],
+        "units": "positions and cell Å, energy eV (total), forces eV/Å",
+        "rounding": (
+            f"positions and forces to {info['grid']:.2e} (2⁻¹⁴), before labelling; "
+            "energy to 1e-6 eV"
+        ),
+        "structures": (
+            f"{len(made):,} of {systems:,} systems ({counts.min()} to {counts.max()} per system)"
+        ),
+        "atoms": (
+            f"{len(made.z):,}; {sizes.min()} to {sizes.max()} per structure; "
+            f"elements {symbols_of(made)}"
+        ),
+        "energy per atom (eV)": (
+            f"{per_atom.min():.4f} to {per_atom.max():.4f}, mean {per_atom.mean():.4f}"
+        ),
+        "licence": info["licence"],
+    }
+
+
 def write_sheet(
     path: Path, recipe: Recipe, made: Structures, data: Path, cost: dict[str, float]
 ) -> None:
-    """Write the data sheet of ``made``, stored at ``data``; ``cost``: wall and work seconds,
-    jobs.
+    """Write the data sheet of ``made``, stored at ``data``, to ``path``.
+
+    ``cost`` holds the seconds of "wall" time and of "work" in all parts, and the number of "jobs".
     """
-    info, sizes = made.info, made.n_atoms
-    settings = info["recipe"]
-    options = " ".join(f"{key}={json.dumps(value)}" for key, value in settings["options"].items())
-    per_atom = made.energy / sizes
-    counts = np.bincount(made.system)
-    command = (
-        f"potkit data make {recipe.name} --scale {settings['scale']} --seed {settings['seed']}"
-    )
-    command += f" --jobs {cost['jobs']}"
-    megabytes = sum(f.stat().st_size for f in ([data] if data.is_file() else data.iterdir())) / 1e6
+    info = made.info
     lines = [
         f"# {recipe.name}: {recipe.title}",
         "",
@@ -94,35 +129,16 @@ def write_sheet(
         "",
         "| | |",
         "| --- | --- |",
-        f"| file | `{data.name}`, {megabytes:.2f} MB, packed store (`potkit.Structures.open`) |",
-        f"| sha256 | `{sha256(data)}` |",
-        f"| command | `{command} --out {data.name}`{' with options ' + options if options else ''} |",
-        f"| recipe revision, seed, scale | {recipe.revision}, {settings['seed']}, {settings['scale']} |",
-        f"| versions | {', '.join(f'{k} {v}' for k, v in info['versions'].items())} |",
-        f"| cost | {cost['wall'] / 60:.1f} min wall with {cost['jobs']} process(es); {cost['work'] / 60:.1f} "
-        "min of work in all parts |",
-        f"| level of theory | {info['level_of_theory']} |",
-        "| units | positions and cell Å, energy eV (total), forces eV/Å |",
-        f"| rounding | positions and forces to {info['grid']:.2e} (2⁻¹⁴), before labelling; energy to 1e-6 "
-        "eV |",
-        f"| structures | {len(made):,} of {len(np.unique(made.system)):,} systems ({counts.min()} to "
-        f"{counts.max()} per system) |",
-        f"| atoms | {len(made.z):,}; {sizes.min()} to {sizes.max()} per structure; elements "
-        f"{symbols_of(made)} |",
-        f"| energy per atom (eV) | {per_atom.min():.4f} to {per_atom.max():.4f}, mean {per_atom.mean():.4f} "
-        "|",
-        f"| licence | {info['licence']} |",
+        *(f"| {name} | {value} |" for name, value in _facts(recipe, made, data, cost).items()),
         "",
         *_per_element(made),
         "",
     ]
     if "atomic_energies" in info:
-        lines += ["Energies of isolated atoms at the same level (eV), ground-state multiplicity: "]
+        energies = [f"{symbol} {eV:.6f}" for symbol, eV in info["atomic_energies"].items()]
         lines += [
-            ", ".join(
-                f"{symbol} {energy:.6f}" for symbol, energy in info["atomic_energies"].items()
-            )
-            + ".",
+            "Energies of isolated atoms at the same level (eV), ground-state multiplicity: ",
+            ", ".join(energies) + ".",
             "",
         ]
     for head, table in info.get("tables", {}).items():
@@ -133,16 +149,18 @@ def write_sheet(
 
 
 def index_text(folder: Path) -> str:
-    """The Markdown table of all packed sets (``*.h5``) in ``folder``, each linked to its data
-    sheet.
-    """
+    """The Markdown table of all packed sets (``*.h5``) in ``folder``, each linked to its sheet."""
     lines = [
         _INDEX,
         "",
-        "Made by the recipes in `potkit/datasets/recipes/`; `potkit data make NAME --scale X` makes them "
-        "again at any size. The sheet of",
-        "each set says recipe, versions, seed, units, counts and caveats. This page is written by "
-        "`write_index` in `sheet.py` there.",
+        (
+            "Made by the recipes in `potkit/datasets/recipes/`; `potkit data make NAME --scale X` "
+            "makes them again at any size. The sheet of"
+        ),
+        (
+            "each set says recipe, versions, seed, units, counts and caveats. This page is written "
+            "by `write_index` in `sheet.py` there."
+        ),
         "",
         "| set | structures | systems | atoms per structure | elements | labels | MB | sheet |",
         "| --- | ---: | ---: | --- | --- | --- | ---: | --- |",
@@ -151,12 +169,17 @@ def index_text(folder: Path) -> str:
         made = Structures.open(file)
         sizes = made.n_atoms
         span = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()}–{sizes.max()}"
-        lines.append(
-            f"| {made.info['name']}: {made.info['title']} | {len(made):,} | {len(np.unique(made.system)):,} "
-            f"| {span} | {symbols_of(made)} | "
-            f"{made.info['level_of_theory']} | {file.stat().st_size / 1e6:.1f} | "
-            f"[{file.stem}.md]({file.stem}.md) |"
-        )
+        cells = [
+            f"{made.info['name']}: {made.info['title']}",
+            f"{len(made):,}",
+            f"{len(np.unique(made.system)):,}",
+            span,
+            symbols_of(made),
+            made.info["level_of_theory"],
+            f"{file.stat().st_size / 1e6:.1f}",
+            f"[{file.stem}.md]({file.stem}.md)",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

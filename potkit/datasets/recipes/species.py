@@ -32,19 +32,19 @@ class Species:
         from rdkit import Chem, RDLogger
 
         RDLogger.DisableLog("rdApp.*")
-        read = Chem.MolFromSmiles(smiles)
-        if read is None:
+        heavy = Chem.MolFromSmiles(smiles)
+        if heavy is None:
             raise ValueError("RDKit cannot read the SMILES")
-        self.smiles, self.rdkit = smiles, Chem.AddHs(read)
+        self.smiles = smiles
+        self.rdkit = Chem.AddHs(heavy)
         atoms = list(self.rdkit.GetAtoms())
         table = Chem.GetPeriodicTable()
         self.z = np.array([a.GetAtomicNum() for a in atoms])
         self.masses = np.array([a.GetMass() for a in atoms])
         self.radii = np.array([table.GetRcovalent(int(k)) for k in self.z])
         self.charge = Chem.GetFormalCharge(self.rdkit)
-        self.bonds = np.array(
-            [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in self.rdkit.GetBonds()], int
-        ).reshape(-1, 2)
+        ends = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in self.rdkit.GetBonds()]
+        self.bonds = np.array(ends, int).reshape(-1, 2)
         self.molecule = np.zeros(len(self.z), int)
         for k, members in enumerate(Chem.GetMolFrags(self.rdkit)):
             self.molecule[list(members)] = k
@@ -57,16 +57,14 @@ class Species:
 
         positions = np.zeros((len(self.z), 3))
         for k, fragment in enumerate(Chem.GetMolFrags(self.rdkit, asMols=True)):
-            mine = np.flatnonzero(self.molecule == k)
             x = _embed_one(fragment, int(rng.integers(2**31 - 1)))
-            positions[mine] = (
-                x - x.mean(0) if k == 0 else _beside(positions[self.molecule < k], x, rng)
-            )
+            before = positions[self.molecule < k]
+            positions[self.molecule == k] = _beside(before, x, rng) if k else x - x.mean(0)
         return positions
 
     def force_field(self) -> Force | None:
-        """MMFF94 where it has all parameters, else UFF (which has no charges), else None;
-        between all fragments too.
+        """MMFF94 where it has all parameters, else UFF (which has no charges), else None; between
+        all fragments too.
         """
         from rdkit.Chem import AllChem
 
@@ -120,9 +118,11 @@ def _embed_one(fragment, seed: int) -> np.ndarray:
 
     if fragment.GetNumAtoms() == 1:
         return np.zeros((1, 3))
-    if AllChem.EmbedMolecule(fragment, randomSeed=seed) != 0:
-        if AllChem.EmbedMolecule(fragment, randomSeed=seed, useRandomCoords=True) != 0:
-            raise ValueError("RDKit finds no geometry")
+    if (
+        AllChem.EmbedMolecule(fragment, randomSeed=seed) != 0
+        and AllChem.EmbedMolecule(fragment, randomSeed=seed, useRandomCoords=True) != 0
+    ):
+        raise ValueError("RDKit finds no geometry")
     if AllChem.MMFFHasAllMoleculeParams(fragment):
         AllChem.MMFFOptimizeMolecule(fragment, maxIters=2000)
     elif AllChem.UFFHasAllMoleculeParams(fragment):
@@ -138,12 +138,13 @@ def _beside(placed: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.n
 
     best, nearest = x, np.inf
     for _ in range(12):
-        quaternion, way = rng.normal(size=4), rng.normal(size=3)
+        quaternion = rng.normal(size=4)
+        direction = rng.normal(size=3)
         turned = Rotation.from_quat(quaternion).apply(x - x.mean(0))
-        way /= np.linalg.norm(way)
+        direction /= np.linalg.norm(direction)
         centre = placed.mean(0)
         for distance in np.arange(0.0, 60.0, 0.1):
-            moved = turned + centre + distance * way
+            moved = turned + centre + distance * direction
             if np.linalg.norm(moved[:, None] - placed, axis=-1).min() >= CONTACT:
                 break
         if distance < nearest:

@@ -23,7 +23,7 @@ from .rmd17_mini import blocks
 from .species import Species
 from .spice_systems import SUBSETS
 from .trajectories import BRANCH_FRICTION, Frames, branch, dropped_note, field_of, rng_of
-from .xtb import METHOD, XTB, atomic_energies
+from .xtb import CAVEAT, METHOD, XTB, atomic_energies
 
 TEMPERATURE = 500.0  # K
 FRAMES = 22  # per system at scale 1
@@ -42,25 +42,21 @@ def plan(
     scale: float | str, seed: int, systems: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """A task per trajectory. ``systems``: SMILES; default all of `spice_systems.SUBSETS`."""
-    everything = [(subset, smiles) for subset, members in SUBSETS.items() for smiles in members]
-    known = {smiles: subset for subset, smiles in everything}
-    chosen = (
-        everything if systems is None else [(known.get(s, "Small molecules"), s) for s in systems]
-    )
+    everything = [smiles for members in SUBSETS.values() for smiles in members]
+    subset_of = {smiles: subset for subset, members in SUBSETS.items() for smiles in members}
+    chosen = everything if systems is None else systems
     tasks = []
-    for k, (subset, smiles) in enumerate(chosen):
-        share, rest = divmod(PAPER_STRUCTURES, len(chosen))
-        total = share + (k < rest) if scale == "paper" else max(1, round(scale * FRAMES))
-        tasks += [
-            {
-                "label": f"{smiles} {b}",
-                "smiles": smiles,
-                "subset": subset,
-                "frames": frames,
-                "seed": seed,
-            }
-            for b, frames in enumerate(blocks(total, BLOCK))
-        ]
+    for k, smiles in enumerate(chosen):
+        if scale == "paper":
+            share, rest = divmod(PAPER_STRUCTURES, len(chosen))
+            total = share + (k < rest)
+        else:
+            total = max(1, round(scale * FRAMES))
+        subset = subset_of.get(smiles, "Small molecules")
+        for trajectory, frames in enumerate(blocks(total, BLOCK)):
+            label = f"{smiles} {trajectory}"
+            task = {"label": label, "smiles": smiles, "subset": subset, "frames": frames}
+            tasks.append(task | {"seed": seed})
     return tasks
 
 
@@ -111,32 +107,35 @@ def _ion_pair(species: Species, system: str, rng: np.random.Generator, frames: i
     for _ in range(2 * frames):
         if len(made.positions) == frames:
             break
-        way = rng.normal(size=3)
-        way *= rng.uniform(*DISTANCES) * species.radii.sum() / np.linalg.norm(way)
-        made.add(np.stack([-way / 2, way / 2]))
+        between = rng.normal(size=3)
+        between *= rng.uniform(*DISTANCES) * species.radii.sum() / np.linalg.norm(between)
+        made.add(np.stack([-between / 2, between / 2]))
     return made.pack(system, {"field": "none"})
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Level of theory, reference energies, the subsets, and what was dropped."""
-    failures = {t["smiles"]: i["failure"] for t, i in zip(tasks, infos) if "failure" in i}
-    good = [(t, i) for t, i in zip(tasks, infos) if i.get("frames")]
+    failures: dict[str, str] = {}
+    empty: list[str] = []
+    good: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for task, info in zip(tasks, infos, strict=True):
+        if "failure" in info:
+            failures[task["smiles"]] = info["failure"]
+        elif info.get("frames"):
+            good.append((task, info))
+        else:
+            empty.append(task["smiles"])
     rows = ["| subset | systems | structures | atoms |", "| --- | ---: | ---: | --- |"]
-    for subset in dict.fromkeys(t["subset"] for t, _ in good):
-        mine = [(t, i) for t, i in good if t["subset"] == subset]
-        atoms = [i["atoms"] for _, i in mine]
-        systems = len({t["smiles"] for t, _ in mine})
-        rows.append(
-            f"| {subset} | {systems} | {sum(i['frames'] for _, i in mine):,} | {min(atoms)} to {max(atoms)} |"
-        )
+    for subset in dict.fromkeys(task["subset"] for task, _ in good):
+        members = [(task, info) for task, info in good if task["subset"] == subset]
+        systems = len({task["smiles"] for task, _ in members})
+        frames = sum(info["frames"] for _, info in members)
+        atoms = [info["atoms"] for _, info in members]
+        rows.append(f"| {subset} | {systems} | {frames:,} | {min(atoms)} to {max(atoms)} |")
     fields = {name: sum(i["field"] == name for _, i in good) for name in ("MMFF94", "UFF", "none")}
-    empty = [
-        t["smiles"] for t, i in zip(tasks, infos) if "failure" not in i and not i.get("frames")
-    ]
     apart = sum(i["dropped"]["scc"] for t, i in good if t["subset"] == "Ion Pairs")
-    lost = "".join(f"; `{s}` ({why})" for s, why in failures.items()) + "".join(
-        f"; `{s}` (no frame kept)" for s in empty
-    )
+    reasons = [*failures.items(), *((smiles, "no frame kept") for smiles in empty)]
+    given_up = "".join(f"; `{smiles}` ({reason})" for smiles, reason in reasons)
     return {
         "level_of_theory": METHOD,
         "temperature": TEMPERATURE,
@@ -145,18 +144,29 @@ def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[s
         "failures": failures,
         "tables": {"Subsets": "\n".join(rows)},
         "notes": [
-            f"Systems given up: {len(failures) + len(empty)}{lost}.",
-            dropped_note([i for _, i in good])
-            + f" {apart} of the latter are ion pairs, mostly beyond two sums of covalent radii: few "
-            "of their distances reach the upper limit.",
-            f"Trajectories by MMFF94: {fields['MMFF94']}, by UFF, which has no charges: {fields['UFF']}, ion pairs and others "
-            f"without a force field: {fields['none']}. In the force-field part springs hold the fragments of a cluster together "
-            f"(centres within {RADIUS[2]:g} Å of the common one for two, {RADIUS_MORE:g} Å for more); no label contains them.",
-            f"Within a system every second structure is relaxed by {RELAXATION} steps of minimisation: energies are not those of one "
-            "temperature.",
-            "Energies are total, relative to GFN2-xTB's valence-only zero; charged systems are as they are (`charge`), without "
-            "any correction, and the energies of isolated atoms are those of neutral ones.",
-            "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry to 1 kcal/mol.",
+            f"Systems given up: {len(failures) + len(empty)}{given_up}.",
+            (
+                f"{dropped_note([info for _, info in good])} {apart} of the latter are ion pairs, "
+                "mostly beyond two sums of covalent radii: few of their distances reach the upper "
+                "limit."
+            ),
+            (
+                f"Trajectories by MMFF94: {fields['MMFF94']}, by UFF, which has no charges: "
+                f"{fields['UFF']}, ion pairs and others without a force field: {fields['none']}. "
+                "In the force-field part springs hold the fragments of a cluster together (centres "
+                f"within {RADIUS[2]:g} Å of the common one for two, {RADIUS_MORE:g} Å for more); "
+                "no label contains them."
+            ),
+            (
+                f"Within a system every second structure is relaxed by {RELAXATION} steps of "
+                "minimisation: energies are not those of one temperature."
+            ),
+            (
+                "Energies are total, relative to GFN2-xTB's valence-only zero; charged systems are "
+                "as they are (`charge`), without any correction, and the energies of isolated "
+                "atoms are those of neutral ones."
+            ),
+            CAVEAT,
         ],
     }
 
@@ -165,14 +175,18 @@ RECIPE = Recipe(
     name="spice-mini",
     title="small molecules, dimers, hydrated ions, dipeptides, solvated amino acids, GFN2-xTB",
     story=(
-        f"{sum(map(len, SUBSETS.values()))} systems in subsets after SPICE's: {', '.join(SUBSETS)}. Fragments are embedded by RDKit "
-        "(ETKDG) and put beside each other, randomly turned. Force-field Langevin dynamics (MMFF94, or UFF where MMFF94 lacks "
-        f"parameters; {TEMPERATURE:g} K, BAOAB with {STEP:g} fs steps and hydrogens of {HYDROGEN:g} u) is equilibrated for "
-        f"{EQUILIBRATION * STEP * 1e-3:g} ps; every {EVERY * STEP * 1e-3:g} ps a copy with new thermal velocities runs {STEPS} steps "
-        f"of {METHOD} (tblite) Langevin dynamics with a friction of {BRANCH_FRICTION:g}/fs and is kept, every second one after "
-        f"{RELAXATION} steps of minimisation, as SPICE did. Ion pairs are set at random distances, {DISTANCES[0]:g} to "
-        f"{DISTANCES[1]:g} sums of covalent radii. {FRAMES} structures per system at scale 1; {PAPER_STRUCTURES:,} in all, as many "
-        "as SPICE 1.1.3 has, at scale paper. Positions are centred and rounded first, then labelled with total energies and forces."
+        f"{sum(map(len, SUBSETS.values()))} systems in subsets after SPICE's: "
+        f"{', '.join(SUBSETS)}. Fragments are embedded by RDKit (ETKDG) and put beside each other, "
+        "randomly turned. Force-field Langevin dynamics (MMFF94, or UFF where MMFF94 lacks "
+        f"parameters; {TEMPERATURE:g} K, BAOAB with {STEP:g} fs steps and hydrogens of "
+        f"{HYDROGEN:g} u) is equilibrated for {EQUILIBRATION * STEP * 1e-3:g} ps; every "
+        f"{EVERY * STEP * 1e-3:g} ps a copy with new thermal velocities runs {STEPS} steps of "
+        f"{METHOD} (tblite) Langevin dynamics with a friction of {BRANCH_FRICTION:g}/fs and is "
+        f"kept, every second one after {RELAXATION} steps of minimisation, as SPICE did. Ion pairs "
+        f"are set at random distances, {DISTANCES[0]:g} to {DISTANCES[1]:g} sums of covalent "
+        f"radii. {FRAMES} structures per system at scale 1; {PAPER_STRUCTURES:,} in all, as many "
+        "as SPICE 1.1.3 has, at scale paper. Positions are centred and rounded first, then "
+        "labelled with total energies and forces."
     ),
     packages=("rdkit", "tblite", "scipy"),
     plan=plan,

@@ -41,27 +41,38 @@ FRAMES = 60  # per seed at scale 1
 PAPER_FRAMES = 1000
 SEEDS = 10
 SITES = 7  # per edge of the grid the molecules start from
-OH, HOH = 0.9572, np.deg2rad(104.52)  # Å, rad (Jorgensen et al. 1983, doi:10.1063/1.445869)
+# TIP3P's geometry, Å and rad (Jorgensen et al. 1983, doi:10.1063/1.445869)
+OH = 0.9572
+HOH = np.deg2rad(104.52)
 
 
-def build_system(rigid: bool, tolerance: float, dynamic: bool):
-    """OpenMM's topology and system. ``tolerance``: PME's relative force error; ``dynamic``:
-    remove drift.
-    """
-    from openmm import NonbondedForce, app, unit
+def topology_of(waters: int, box: float):
+    """OpenMM's topology of ``waters`` molecules, O H H each, in a cube of edge ``box`` (Å)."""
+    from openmm import app, unit
 
     topology = app.Topology()
     chain = topology.addChain()
-    oxygen, hydrogen = app.Element.getByAtomicNumber(8), app.Element.getByAtomicNumber(1)
-    for _ in range(WATERS):
+    oxygen = app.Element.getByAtomicNumber(8)
+    hydrogen = app.Element.getByAtomicNumber(1)
+    for _ in range(waters):
         residue = topology.addResidue("HOH", chain)
-        o, h1, h2 = (
-            topology.addAtom(n, e, residue)
-            for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen))
-        )
+        o = topology.addAtom("O", oxygen, residue)
+        h1 = topology.addAtom("H1", hydrogen, residue)
+        h2 = topology.addAtom("H2", hydrogen, residue)
         topology.addBond(o, h1)
         topology.addBond(o, h2)
-    topology.setPeriodicBoxVectors(np.eye(3) * BOX / NM * unit.nanometer)
+    topology.setPeriodicBoxVectors(np.eye(3) * box / NM * unit.nanometer)
+    return topology
+
+
+def build_system(rigid: bool, tolerance: float, dynamic: bool):
+    """OpenMM's topology and system of the set's box.
+
+    ``tolerance`` is PME's relative force error; ``dynamic`` has the drift of the centre removed.
+    """
+    from openmm import NonbondedForce, app
+
+    topology = topology_of(WATERS, BOX)
     system = app.ForceField("tip3p.xml").createSystem(
         topology,
         nonbondedMethod=app.PME,
@@ -78,22 +89,19 @@ def build_system(rigid: bool, tolerance: float, dynamic: bool):
     return topology, system
 
 
-def random_start(rng: np.random.Generator) -> np.ndarray:
-    """Positions [3·WATERS, 3] in Å, O H H per molecule: random sites of a grid, random
-    orientation.
+def random_start(waters: int, box: float, sites: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions [3·waters, 3] in Å, O H H per molecule, randomly turned, on random sites of a grid
+    of ``sites`` along each edge of the cube.
     """
     from scipy.spatial.transform import Rotation
 
-    grid = (
-        (np.stack(np.meshgrid(*[np.arange(SITES)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5)
-        * BOX
-        / SITES
-    )
-    sites = grid[rng.permutation(len(grid))[:WATERS]]
+    corners = np.stack(np.meshgrid(*[np.arange(sites)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    grid = (corners + 0.5) * box / sites
+    chosen = grid[rng.permutation(len(grid))[:waters]]
     water = np.array([[0.0, 0, 0], [OH, 0, 0], [OH * np.cos(HOH), OH * np.sin(HOH), 0]])
-    quaternions = rng.normal(size=(WATERS, 4))  # normalised Gaussians are uniform rotations
+    quaternions = rng.normal(size=(waters, 4))  # normalised Gaussians are uniform rotations
     turned = np.einsum("wij,aj->wai", Rotation.from_quat(quaternions).as_matrix(), water)
-    return (turned + sites[:, None]).reshape(-1, 3)
+    return (turned + chosen[:, None]).reshape(-1, 3)
 
 
 def plan(
@@ -121,26 +129,28 @@ def work(task: dict[str, Any]) -> Structures:
     import openmm
 
     rng = np.random.default_rng([task["seed"], task["trajectory"]])
-    # OpenMM takes 0 for "choose one yourself"
-    dice = [int(rng.integers(1, 2**31 - 1)) for _ in range(3)]
-    rigid, step = task["rigid"], STEP_FS[task["rigid"]] * 1e-3  # ps
-    cpu, once = openmm.Platform.getPlatform("CPU"), {"Threads": "1", "DeterministicForces": "true"}
-    topology, system = build_system(rigid, 5e-4, dynamic=True)
+    # from 1, since OpenMM takes 0 for "choose one yourself"
+    seeds = [int(rng.integers(1, 2**31 - 1)) for _ in range(3)]
+    rigid = task["rigid"]
+    step = STEP_FS[rigid] * 1e-3  # ps
+    cpu = openmm.Platform.getPlatform("CPU")
+    settings = {"Threads": "1", "DeterministicForces": "true"}
+    _, system = build_system(rigid, 5e-4, dynamic=True)
     steps = round(task["equilibration_ps"] / step)
 
     langevin = openmm.LangevinMiddleIntegrator(TEMPERATURE, 5 * FRICTION, step)
-    langevin.setRandomNumberSeed(dice[0])
-    context = openmm.Context(system, langevin, cpu, once)
-    context.setPositions(random_start(rng) / NM)
+    langevin.setRandomNumberSeed(seeds[0])
+    context = openmm.Context(system, langevin, cpu, settings)
+    context.setPositions(random_start(WATERS, BOX, SITES, rng) / NM)
     openmm.LocalEnergyMinimizer.minimize(context, 10.0, 1000)
-    context.setVelocitiesToTemperature(TEMPERATURE, dice[1])
+    context.setVelocitiesToTemperature(TEMPERATURE, seeds[1])
     langevin.step(steps)
     state = context.getState(getPositions=True)
 
     chain = openmm.NoseHooverIntegrator(TEMPERATURE, FRICTION, step, 10, 5, 5)
-    context = openmm.Context(system, chain, cpu, once)
+    context = openmm.Context(system, chain, cpu, settings)
     context.setPositions(state.getPositions())
-    context.setVelocitiesToTemperature(TEMPERATURE, dice[2])
+    context.setVelocitiesToTemperature(TEMPERATURE, seeds[2])
     chain.step(steps)
 
     free = system.getNumParticles() * 3 - system.getNumConstraints() - 3
@@ -151,19 +161,18 @@ def work(task: dict[str, Any]) -> Structures:
         if frame:
             chain.step(EVERY)
         state = context.getState(getPositions=True, getEnergy=True, enforcePeriodicBox=True)
-        temperatures.append(
-            float(2 * state.getKineticEnergy() / (free * boltzmann) / openmm.unit.kelvin)
-        )
+        temperature = 2 * state.getKineticEnergy() / (free * boltzmann)
+        temperatures.append(float(temperature / openmm.unit.kelvin))
         stored = on_grid(state.getPositions(asNumpy=True)._value * NM)
         energy, force = label(stored)
         frames.append(stored)
         energies.append(round(energy, 6))
         forces.append(on_grid(force))
-    count, atoms = len(frames), 3 * WATERS
+    count = len(frames)
     return Structures(
         z=np.tile([8, 1, 1], count * WATERS),
         pos=np.concatenate(frames),
-        ptr=np.arange(count + 1) * atoms,
+        ptr=np.arange(count + 1) * 3 * WATERS,
         energy=np.array(energies),
         forces=np.concatenate(forces),
         cell=np.tile(np.eye(3) * BOX, (count, 1, 1)),
@@ -182,42 +191,47 @@ class Labeller:
         import openmm
 
         _, system = build_system(rigid, 1e-5, dynamic=False)
-        self._context = openmm.Context(
-            system, openmm.VerletIntegrator(1e-3), openmm.Platform.getPlatform("Reference")
-        )
+        platform = openmm.Platform.getPlatform("Reference")
+        self._context = openmm.Context(system, openmm.VerletIntegrator(1e-3), platform)
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
+        """Energy (eV) and forces [3·WATERS, 3] (eV/Å) at ``positions`` [3·WATERS, 3] (Å)."""
         self._context.setPositions(positions.astype(np.float64) / NM)
         state = self._context.getState(getEnergy=True, getForces=True)
-        return state.getPotentialEnergy()._value * KJ_MOL, state.getForces(asNumpy=True)._value * (
-            KJ_MOL / NM
-        )
+        energy = state.getPotentialEnergy()._value * KJ_MOL
+        return energy, state.getForces(asNumpy=True)._value * (KJ_MOL / NM)
 
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Level of theory and how the trajectories went."""
     rigid = tasks[0]["rigid"]
-    kelvin = np.array([np.mean(i["temperatures"]) for i in infos])
+    means = {info["systems"][0]: np.mean(info["temperatures"]) for info in infos}
+    kelvin = np.array(list(means.values()))
     step = STEP_FS[rigid]
     notes = [
-        f"{'Rigid' if rigid else 'Flexible'} molecules, steps of {step:g} fs, a frame every {EVERY} steps "
-        f"({EVERY * step:g} fs): "
-        "neighbouring frames are correlated.",
-        "System number k is trajectory (seed) k: split by system to test on trajectories never seen; the "
-        "masked paper takes 8/1/1.",
-        f"Kinetic temperature, mean over all frames: {kelvin.mean():.1f} K; per trajectory "
-        f"{kelvin.min():.1f} to {kelvin.max():.1f} K.",
+        (
+            f"{'Rigid' if rigid else 'Flexible'} molecules, steps of {step:g} fs, a frame every "
+            f"{EVERY} steps ({EVERY * step:g} fs): neighbouring frames are correlated."
+        ),
+        (
+            "System number k is trajectory (seed) k: split by system to test on trajectories never "
+            "seen; the masked paper takes 8/1/1."
+        ),
+        (
+            f"Kinetic temperature, mean over all frames: {kelvin.mean():.1f} K; per trajectory "
+            f"{kelvin.min():.1f} to {kelvin.max():.1f} K."
+        ),
         "Molecules are whole: their centres lie in the cell, atoms may stick out of it.",
     ]
     if rigid:
         notes.append(
-            "Energy and forces hold no intramolecular terms: a model that learns them sees nothing that "
-            "keeps a molecule together."
+            "Energy and forces hold no intramolecular terms: a model that learns them sees nothing "
+            "that keeps a molecule together."
         )
     return {
         "level_of_theory": f"TIP3P ({'rigid' if rigid else 'flexible'}), PME, cutoff {CUTOFF:g} Å",
         "temperature": TEMPERATURE,
-        "mean_temperatures": {i["systems"][0]: round(float(k), 2) for i, k in zip(infos, kelvin)},
+        "mean_temperatures": {name: round(float(mean), 2) for name, mean in means.items()},
         "notes": notes,
     }
 
@@ -226,20 +240,16 @@ RECIPE = Recipe(
     name="tip3p-mini",
     title="258 TIP3P waters in a 20 Å cube, NVT at 300 K, OpenMM",
     story=(
-        "The classical water of the masked-pretraining paper (arXiv:2402.15921): 258 TIP3P molecules in a 20 "
-        "Å periodic cube, PME, "
-        f"cutoff {CUTOFF:g} Å (Lennard-Jones switched off from {SWITCH:g} Å, with long-range correction), "
-        f"NVT at {TEMPERATURE:g} K by a "
-        f"Nosé-Hoover chain of 10, a frame every {EVERY} steps. Each of {SEEDS} trajectories starts from its "
-        "own random positions and "
-        "orientations, minimised, then equilibrated by Langevin and by Nosé-Hoover dynamics (10 ps each) "
-        "before frame 0. "
-        "Molecules are rigid, as in the generator the same group published with GAMD (openmmtools WaterBox "
-        "defaults); option "
-        f"`rigid=False` makes them flexible. {FRAMES} frames per trajectory at scale 1, {PAPER_FRAMES} at "
-        "scale paper. Dynamics on "
-        "OpenMM's CPU platform; labels, total potential energy and forces of the rounded positions, in "
-        "double precision on its "
+        "The classical water of the masked-pretraining paper (arXiv:2402.15921): 258 TIP3P "
+        f"molecules in a 20 Å periodic cube, PME, cutoff {CUTOFF:g} Å (Lennard-Jones switched off "
+        f"from {SWITCH:g} Å, with long-range correction), NVT at {TEMPERATURE:g} K by a "
+        f"Nosé-Hoover chain of 10, a frame every {EVERY} steps. Each of {SEEDS} trajectories "
+        "starts from its own random positions and orientations, minimised, then equilibrated by "
+        "Langevin and by Nosé-Hoover dynamics (10 ps each) before frame 0. Molecules are rigid, as "
+        "in the generator the same group published with GAMD (openmmtools WaterBox defaults); "
+        f"option `rigid=False` makes them flexible. {FRAMES} frames per trajectory at scale 1, "
+        f"{PAPER_FRAMES} at scale paper. Dynamics on OpenMM's CPU platform; labels, total "
+        "potential energy and forces of the rounded positions, in double precision on its "
         "Reference platform with PME tolerance 1e-5."
     ),
     packages=("openmm", "scipy"),

@@ -2,10 +2,9 @@
 SPICE share.
 
 Two ways to a frame, by what a gradient costs. `follow`: one GFN2-xTB trajectory, a frame every so
-many steps.
-`branch`: one force-field trajectory, cheap and therefore long; every so many steps a copy of it
-runs a few strongly damped GFN2-xTB steps, in which bonds and angles forget the force field, and
-becomes a frame. Slow coordinates (torsions, contacts) of `branch` keep the force field's
+many steps. `branch`: one force-field trajectory, cheap and therefore long; every so many steps a
+copy of it runs a few strongly damped GFN2-xTB steps, in which bonds and angles forget the force
+field, and becomes a frame. Slow coordinates (torsions, contacts) of `branch` keep the force field's
 distribution.
 """
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from ...structures.store import Structures
 from ...units import BOHR, BOLTZMANN
-from .common import on_grid
+from .common import joined, on_grid
 from .dynamics import Langevin, heavy_masses, lag_one, pair_distances, quench
 from .species import Force, Species
 from .xtb import XTB
@@ -30,19 +29,18 @@ BRANCH_FRICTION = 0.25  # a C-H stretch with a hydrogen of 4 u is then close to 
 
 
 def rng_of(seed: int, label: str) -> np.random.Generator:
-    """Dice of one task, by its label and not by its place in the list: adding a task changes no
-    other one.
-    """
+    """Dice of one task, by its label and not by its place: adding a task changes no other one."""
     return np.random.default_rng([seed, zlib.crc32(label.encode())])
 
 
 class Frames:
-    """Collects labelled frames of one species; a frame is rounded first and labelled then,
-    centred on its mean.
+    """Collects labelled frames of one species; a frame is rounded first and labelled then, centred
+    on its mean.
     """
 
     def __init__(self, species: Species, xtb: XTB) -> None:
-        self.species, self._xtb = species, xtb
+        self.species = species
+        self._xtb = xtb
         self.positions: list[np.ndarray] = []
         self.energies: list[float] = []
         self.forces: list[np.ndarray] = []
@@ -70,7 +68,8 @@ class Frames:
         """All frames as `Structures` of one system; ``info`` gains how neighbouring frames
         correlate and what was dropped.
         """
-        count, atoms = len(self.positions), len(self.species.z)
+        count = len(self.positions)
+        atoms = len(self.species.z)
         frames = np.array(self.positions, np.float64).reshape(count, atoms, 3)
         info = {
             "systems": [system],
@@ -81,13 +80,12 @@ class Frames:
             "energy_lag": lag_one(np.array(self.energies)),
             "shape_lag": lag_one(pair_distances(frames)) if count else 0.0,
         } | info
-        stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)
         return Structures(
             z=np.tile(self.species.z, count),
-            pos=stack(self.positions),
+            pos=joined(self.positions),
             ptr=np.arange(count + 1) * atoms,
             energy=np.array(self.energies),
-            forces=stack(self.forces),
+            forces=joined(self.forces),
             charge=np.full(count, self.species.charge),
             molecule=np.tile(self.species.molecule, count),
             info=info,
@@ -135,8 +133,8 @@ def tied(force: Force, pairs: np.ndarray, reach: float, stiffness: float = 0.5) 
 
 
 def field_of(species: Species, xtb: XTB, radius: float) -> Force:
-    """The force field that moves the species between frames, with `held` fragments; GFN2-xTB
-    where there is none.
+    """The force field that moves the species between frames, with `held` fragments; GFN2-xTB where
+    there is none.
     """
     return held(species.force_field() or xtb.follow, species, radius)
 
@@ -149,8 +147,8 @@ def equilibrated(
     steps: int,
     start: np.ndarray | None = None,
 ) -> Langevin:
-    """Force-field dynamics after ``steps`` steps from an embedded geometry (or ``start``).
-    Raises ValueError.
+    """Force-field dynamics after ``steps`` steps from an embedded geometry (or ``start``). Raises
+    ValueError.
     """
     positions = species.embed(rng) if start is None else start
     positions, _ = quench(field, positions, steps=200, slope=0.3)
@@ -180,13 +178,8 @@ def follow(
     first = species.embed(rng) if start is None else start
     xtb = XTB(species.z, first / BOHR, charge=species.charge)
     field = field_of(species, xtb, np.inf)
-    walker = Langevin(
-        xtb.follow,
-        equilibrated(species, rng, field, temperature, field_steps, first).positions,
-        heavy_masses(species.masses),
-        temperature,
-        rng,
-    )
+    warm = equilibrated(species, rng, field, temperature, field_steps, first).positions
+    walker = Langevin(xtb.follow, warm, heavy_masses(species.masses), temperature, rng)
     walker.run(equilibration, EQUILIBRATION_FRICTION)
     made = Frames(species, xtb)
     kelvin = []
@@ -270,22 +263,26 @@ def by_system(infos: list[dict[str, Any]], temperature: float) -> dict[str, dict
     """
     table: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(i["systems"][0] for i in infos):
-        mine = [i for i in infos if i["systems"][0] == name and i["frames"]]
-        if not mine:
+        runs = [i for i in infos if i["systems"][0] == name and i["frames"]]
+        if not runs:
             continue
-        weights = [i["frames"] for i in mine]
-        average = lambda key: float(np.average([i[key] for i in mine], weights=weights))
-        above = average("mean_energy") - float(np.mean([i["minimum_energy"] for i in mine]))
+        minima = [run["minimum_energy"] for run in runs]
+        above = _mean_over_frames(runs, "mean_energy") - float(np.mean(minima))
         table[name] = {
-            "frames": int(sum(weights)),
-            "lowest minimum (eV)": round(min(i["minimum_energy"] for i in mine), 4),
+            "frames": int(sum(run["frames"] for run in runs)),
+            "lowest minimum (eV)": round(min(minima), 4),
             "above minimum (eV)": round(above, 3),
-            "equipartition (eV)": round(equipartition(mine[0]["atoms"], temperature), 3),
-            "kinetic temperature (K)": round(average("kinetic_temperature"), 1),
-            "energy lag 1": round(average("energy_lag"), 2),
-            "shape lag 1": round(average("shape_lag"), 2),
+            "equipartition (eV)": round(equipartition(runs[0]["atoms"], temperature), 3),
+            "kinetic temperature (K)": round(_mean_over_frames(runs, "kinetic_temperature"), 1),
+            "energy lag 1": round(_mean_over_frames(runs, "energy_lag"), 2),
+            "shape lag 1": round(_mean_over_frames(runs, "shape_lag"), 2),
         }
     return table
+
+
+def _mean_over_frames(runs: list[dict[str, Any]], key: str) -> float:
+    """Mean of ``key`` over trajectories, each counted by its frames."""
+    return float(np.average([run[key] for run in runs], weights=[run["frames"] for run in runs]))
 
 
 def markdown(table: dict[str, dict[str, float]], head: str) -> str:
@@ -300,7 +297,7 @@ def markdown(table: dict[str, dict[str, float]], head: str) -> str:
 
 def dropped_note(infos: list[dict[str, Any]]) -> str:
     """What was left out, as a sentence."""
-    bonds, scc = (
-        sum(i["dropped"][key] for i in infos if "dropped" in i) for key in ("bonds", "scc")
-    )
+    dropped = [info["dropped"] for info in infos if "dropped" in info]
+    bonds = sum(reasons["bonds"] for reasons in dropped)
+    scc = sum(reasons["scc"] for reasons in dropped)
     return f"Frames dropped: {bonds} with a bond broken or made, {scc} without SCC convergence."

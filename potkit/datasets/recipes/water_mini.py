@@ -22,15 +22,16 @@ import numpy as np
 from ...errors import DataError
 from ...structures.store import Structures
 from ...units import AVOGADRO, KJ_MOL, NM
-from .common import Recipe, on_grid
+from .common import Recipe, joined, on_grid
 from .dynamics import HYDROGEN, STEP, Langevin, heavy_masses, quench
-from .tip3p_mini import HOH, OH
+from .tip3p_mini import random_start, topology_of
 from .trajectories import BRANCH_FRICTION, EQUILIBRATION_FRICTION, FIELD_FRICTION, rng_of
 
 CUTOFF = 5.5  # Å
 DENSITIES = (0.7, 0.85, 1.0, 1.15, 1.3)  # g/cm³
 TEMPERATURES = (300.0, 350.0, 400.0, 500.0, 700.0)  # K
-SIZES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {  # waters: densities, temperatures
+# waters: densities, temperatures
+SIZES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     8: (DENSITIES, TEMPERATURES),
     16: ((0.85, 1.0, 1.15), (300.0, 500.0)),
     32: ((1.0,), (300.0, 500.0)),
@@ -38,7 +39,10 @@ SIZES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {  # waters: den
     64: (DENSITIES, TEMPERATURES),
 }
 BOXES = tuple(
-    (n, d, t) for n, (densities, kelvins) in SIZES.items() for d in densities for t in kelvins
+    (waters, density, kelvin)
+    for waters, (densities, kelvins) in SIZES.items()
+    for density in densities
+    for kelvin in kelvins
 )
 FRAMES = 21  # per box at scale 1
 PAPER_FRAMES = 7_241
@@ -46,7 +50,8 @@ EQUILIBRATION = 1000  # steps of the classical model before the first frame
 EVERY = 80  # steps of it between frames
 STEPS = 6  # damped steps of AMOEBA that end in a frame
 # thresholds of induced dipoles (Debye) and Ewald forces (relative)
-LABEL, DYNAMICS = (1e-5, 1e-4), (1e-3, 1e-3)
+LABEL = (1e-5, 1e-4)
+DYNAMICS = (1e-3, 1e-3)
 
 
 def edge(waters: int, density: float) -> float:
@@ -75,12 +80,12 @@ class Water:
         import openmm
 
         self.copies = copies or int(np.ceil(2 * CUTOFF / box))
-        self.box, self.count = box, 3 * waters
-        shifts = np.stack(np.meshgrid(*[np.arange(self.copies)] * 3, indexing="ij"), -1).reshape(
-            -1, 1, 3
-        )
-        self._shifts = shifts * box
-        system = _system(model, waters * len(shifts), self.copies * box, thresholds)
+        self.box = box
+        self.count = 3 * waters
+        shifts = np.stack(np.meshgrid(*[np.arange(self.copies)] * 3, indexing="ij"), -1)
+        self._shifts = shifts.reshape(-1, 1, 3) * box
+        n_copies = len(self._shifts)
+        system = _system(model, waters * n_copies, self.copies * box, thresholds)
         name, settings = {
             "amoeba": ("Reference", {}),
             "classical": ("CPU", {"Threads": "1", "DeterministicForces": "true"}),
@@ -89,6 +94,7 @@ class Water:
         self._context = openmm.Context(system, openmm.VerletIntegrator(1e-3), platform, settings)
 
     def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
+        """Energy (eV) and forces [3·waters,3] (eV/Å) of one copy at ``positions`` (Å)."""
         everything = (np.asarray(positions, np.float64) + self._shifts).reshape(-1, 3)
         self._context.setPositions(everything / NM)
         state = self._context.getState(energy=True, forces=True)
@@ -98,20 +104,9 @@ class Water:
 
 def _system(model: str, waters: int, box: float, thresholds: tuple[float, float]):
     """OpenMM's system of ``waters`` flexible molecules in a cube of edge ``box`` (Å)."""
-    from openmm import AmoebaVdwForce, app, unit
+    from openmm import AmoebaVdwForce, app
 
-    topology = app.Topology()
-    chain = topology.addChain()
-    oxygen, hydrogen = app.Element.getByAtomicNumber(8), app.Element.getByAtomicNumber(1)
-    for _ in range(waters):
-        residue = topology.addResidue("HOH", chain)
-        o, h1, h2 = (
-            topology.addAtom(n, e, residue)
-            for n, e in (("O", oxygen), ("H1", hydrogen), ("H2", hydrogen))
-        )
-        topology.addBond(o, h1)
-        topology.addBond(o, h2)
-    topology.setPeriodicBoxVectors(np.eye(3) * box / NM * unit.nanometer)
+    topology = topology_of(waters, box)
     settings = dict(
         nonbondedMethod=app.PME,
         nonbondedCutoff=CUTOFF / NM,
@@ -166,29 +161,8 @@ def _of_two_types(force):
 def _terms(force) -> int:
     """How many bonds, angles, torsions or particles an OpenMM force acts on."""
     kinds = ("Bonds", "Angles", "Torsions", "TorsionTorsions", "Particles", "Multipoles")
-    return sum(
-        getattr(force, f"getNum{kind}")() for kind in kinds if hasattr(force, f"getNum{kind}")
-    )
-
-
-def random_start(waters: int, box: float, rng: np.random.Generator) -> np.ndarray:
-    """Positions [3·waters,3] in Å, O H H per molecule: random sites of a grid, random
-    orientation.
-    """
-    from scipy.spatial.transform import Rotation
-
-    sites = int(np.ceil(round(waters ** (1 / 3), 6)))
-    grid = (
-        (np.stack(np.meshgrid(*[np.arange(sites)] * 3, indexing="ij"), -1).reshape(-1, 3) + 0.5)
-        * box
-        / sites
-    )
-    chosen = grid[rng.permutation(len(grid))[:waters]]
-    water = np.array([[0.0, 0, 0], [OH, 0, 0], [OH * np.cos(HOH), OH * np.sin(HOH), 0]])
-    turned = np.einsum(
-        "wij,aj->wai", Rotation.from_quat(rng.normal(size=(waters, 4))).as_matrix(), water
-    )
-    return (turned + chosen[:, None]).reshape(-1, 3)
+    counters = [getattr(force, f"getNum{kind}", None) for kind in kinds]
+    return sum(counter() for counter in counters if counter is not None)
 
 
 def wrapped(positions: np.ndarray, box: float) -> np.ndarray:
@@ -217,13 +191,13 @@ def plan(
     for k, (waters, density, kelvin) in enumerate(boxes):
         if not (waters == int(waters) > 0 and density > 0 and kelvin > 0):
             raise DataError(
-                f"water-mini: box {k}: waters, density and temperature must be positive, got {waters}, {density}, {kelvin}"
+                f"water-mini: box {k}: waters, density and temperature must be positive, got "
+                f"{waters}, {density}, {kelvin}"
             )
-        frames = (
-            max(1, round(scale * FRAMES))
-            if scale != "paper"
-            else PAPER_FRAMES // len(boxes) + (k < PAPER_FRAMES % len(boxes))
-        )
+        if scale == "paper":
+            frames = PAPER_FRAMES // len(boxes) + (k < PAPER_FRAMES % len(boxes))
+        else:
+            frames = max(1, round(scale * FRAMES))
         label = f"{int(waters)} waters, {density:g} g/cm³, {kelvin:g} K"
         tasks.append(
             {
@@ -245,12 +219,15 @@ def work(task: dict[str, Any]) -> Structures:
     waters, kelvin = task["waters"], task["temperature"]
     box = edge(waters, task["density"])
     classical = Water("classical", waters, box, DYNAMICS)
-    amoeba, label = Water("amoeba", waters, box, DYNAMICS), Water("amoeba", waters, box)
+    amoeba = Water("amoeba", waters, box, DYNAMICS)
+    label = Water("amoeba", waters, box)
     masses = heavy_masses(np.tile([15.999, 1.008, 1.008], waters))
-    start, _ = quench(classical, random_start(waters, box, rng), steps=300, slope=0.5)
+    sites = int(np.ceil(round(waters ** (1 / 3), 6)))  # along an edge: as few as hold the waters
+    start, _ = quench(classical, random_start(waters, box, sites, rng), steps=300, slope=0.5)
     walker = Langevin(classical, start, masses, kelvin, rng)
     walker.run(task["equilibration"], EQUILIBRATION_FRICTION)
-    frames, energies, forces, kelvins, dropped = [], [], [], [], 0
+    frames, energies, forces, kelvins = [], [], [], []
+    dropped = 0
     for _ in range(2 * task["frames"]):
         if len(frames) == task["frames"]:
             break
@@ -267,13 +244,12 @@ def work(task: dict[str, Any]) -> Structures:
         energies.append(round(energy, 6))
         forces.append(on_grid(force))
     count = len(frames)
-    stack = lambda arrays: np.concatenate(arrays) if arrays else np.zeros((0, 3), np.float32)
     return Structures(
         z=np.tile([8, 1, 1], count * waters),
-        pos=stack(frames),
+        pos=joined(frames),
         ptr=np.arange(count + 1) * 3 * waters,
         energy=np.array(energies),
-        forces=stack(forces),
+        forces=joined(forces),
         cell=np.tile(np.eye(3) * box, (count, 1, 1)),
         pbc=np.ones((count, 3), bool),
         molecule=np.tile(np.repeat(np.arange(waters), 3), count),
@@ -289,35 +265,55 @@ def work(task: dict[str, Any]) -> Structures:
 
 def describe(tasks: list[dict[str, Any]], infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Level of theory and how the dynamics went."""
-    ratio = np.array([i["kinetic_temperature"] / t["temperature"] for i, t in zip(infos, tasks)])
+    boxes = list(zip(tasks, infos, strict=True))
+    ratio = np.array([info["kinetic_temperature"] / task["temperature"] for task, info in boxes])
     rows = [
         "| waters | boxes | copies | edge (Å) | mean energy per water (eV) |",
         "| ---: | ---: | ---: | --- | --- |",
     ]
     for waters in dict.fromkeys(t["waters"] for t in tasks):
-        mine = [(t, i) for t, i in zip(tasks, infos) if t["waters"] == waters]
-        edges = [edge(waters, t["density"]) for t, _ in mine]
-        energies = [i["energy_per_water"] for _, i in mine]
-        copies = sorted({i["copies"] ** 3 for _, i in mine})
+        of_size = [(task, info) for task, info in boxes if task["waters"] == waters]
+        edges = [edge(waters, task["density"]) for task, _ in of_size]
+        energies = [info["energy_per_water"] for _, info in of_size]
+        copies = sorted({info["copies"] ** 3 for _, info in of_size})
         rows.append(
-            f"| {waters} | {len(mine)} | {', '.join(map(str, copies))} | {min(edges):.2f} to {max(edges):.2f} | "
-            f"{min(energies):.3f} to {max(energies):.3f} |"
+            f"| {waters} | {len(of_size)} | {', '.join(map(str, copies))} | "
+            f"{min(edges):.2f} to {max(edges):.2f} | {min(energies):.3f} to {max(energies):.3f} |"
         )
     return {
         "level_of_theory": f"AMOEBA (amoeba2018), PME, van der Waals cutoff {CUTOFF:g} Å",
         "temperatures": {t["label"]: t["temperature"] for t in tasks},
         "tables": {"The boxes": "\n".join(rows)},
         "notes": [
-            "No bond ever breaks in AMOEBA: there is no proton transfer, unlike in the RPBE-D3 set; there is no ice either.",
-            f"O-H bonds and angles are those of AMOEBA at the box's temperature as far as {STEPS} damped steps bring them there; "
-            "where the molecules lie is decided by the classical model (flexible TIP3P).",
-            f"Frames of one box are {EVERY * STEP * 1e-3:g} ps of classical dynamics apart; a box is a system of its own.",
-            f"Kinetic temperature of the damped steps over that of the thermostat: mean {ratio.mean():.3f}, per box "
-            f"{ratio.min():.3f} to {ratio.max():.3f}.",
-            f"Frames dropped, an O-H bond outside 0.75 to 1.3 Å: {sum(i['dropped'] for i in infos)}.",
-            "Boxes of 8 to 32 waters are narrower than twice the cutoff of many networks: neighbour lists must count several "
-            "images of one atom (potkit's do).",
-            "The energy of molecules far apart is close to zero: there are no energies of atoms in it.",
+            (
+                "No bond ever breaks in AMOEBA: there is no proton transfer, unlike in the RPBE-D3 "
+                "set; there is no ice either."
+            ),
+            (
+                "O-H bonds and angles are those of AMOEBA at the box's temperature as far as "
+                f"{STEPS} damped steps bring them there; where the molecules lie is decided by the "
+                "classical model (flexible TIP3P)."
+            ),
+            (
+                f"Frames of one box are {EVERY * STEP * 1e-3:g} ps of classical dynamics apart; a "
+                "box is a system of its own."
+            ),
+            (
+                "Kinetic temperature of the damped steps over that of the thermostat: mean "
+                f"{ratio.mean():.3f}, per box {ratio.min():.3f} to {ratio.max():.3f}."
+            ),
+            (
+                "Frames dropped, an O-H bond outside 0.75 to 1.3 Å: "
+                f"{sum(i['dropped'] for i in infos)}."
+            ),
+            (
+                "Boxes of 8 to 32 waters are narrower than twice the cutoff of many networks: "
+                "neighbour lists must count several images of one atom (potkit's do)."
+            ),
+            (
+                "The energy of molecules far apart is close to zero: there are no energies of "
+                "atoms in it."
+            ),
         ],
     }
 
@@ -326,15 +322,18 @@ RECIPE = Recipe(
     name="water-mini",
     title="periodic boxes of 8 to 64 flexible waters, 0.7 to 1.3 g/cm³, 300 to 700 K, AMOEBA",
     story=(
-        f"{len(BOXES)} cubes of {', '.join(map(str, SIZES))} waters at densities of {DENSITIES[0]:g} to {DENSITIES[-1]:g} g/cm³ and "
-        f"temperatures of {TEMPERATURES[0]:g} to {TEMPERATURES[-1]:g} K. Molecules start on random sites of a grid, randomly "
-        "turned; flexible TIP3P (OpenMM) is minimised and runs Langevin dynamics (BAOAB, "
-        f"{STEP:g} fs steps, hydrogens of {HYDROGEN:g} u) for {EQUILIBRATION * STEP * 1e-3:g} ps. Every {EVERY * STEP * 1e-3:g} ps a "
-        f"copy with new thermal velocities runs {STEPS} steps of AMOEBA Langevin dynamics with a friction of "
-        f"{BRANCH_FRICTION:g}/fs and is kept: {FRAMES} frames per box at scale 1, {PAPER_FRAMES:,} in all, as many as RPBE-D3 "
-        "water has, at scale paper. Molecules are made whole and positions rounded first, then labelled in double precision: "
-        f"AMOEBA with mutual induction (to {LABEL[0]:g} Debye), particle-mesh Ewald (tolerance {LABEL[1]:g}), van der Waals cutoff "
-        f"{CUTOFF:g} Å with long-range correction. Boxes narrower than twice the cutoff are repeated, so that all obey the same "
+        f"{len(BOXES)} cubes of {', '.join(map(str, SIZES))} waters at densities of "
+        f"{DENSITIES[0]:g} to {DENSITIES[-1]:g} g/cm³ and temperatures of {TEMPERATURES[0]:g} to "
+        f"{TEMPERATURES[-1]:g} K. Molecules start on random sites of a grid, randomly turned; "
+        f"flexible TIP3P (OpenMM) is minimised and runs Langevin dynamics (BAOAB, {STEP:g} fs "
+        f"steps, hydrogens of {HYDROGEN:g} u) for {EQUILIBRATION * STEP * 1e-3:g} ps. Every "
+        f"{EVERY * STEP * 1e-3:g} ps a copy with new thermal velocities runs {STEPS} steps of "
+        f"AMOEBA Langevin dynamics with a friction of {BRANCH_FRICTION:g}/fs and is kept: {FRAMES} "
+        f"frames per box at scale 1, {PAPER_FRAMES:,} in all, as many as RPBE-D3 water has, at "
+        "scale paper. Molecules are made whole and positions rounded first, then labelled in "
+        f"double precision: AMOEBA with mutual induction (to {LABEL[0]:g} Debye), particle-mesh "
+        f"Ewald (tolerance {LABEL[1]:g}), van der Waals cutoff {CUTOFF:g} Å with long-range "
+        "correction. Boxes narrower than twice the cutoff are repeated, so that all obey the same "
         "potential."
     ),
     packages=("openmm", "scipy"),

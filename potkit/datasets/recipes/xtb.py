@@ -6,6 +6,7 @@ doi:10.1021/acs.jctc.8b01176.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -14,8 +15,13 @@ from ...structures.elements import SYMBOLS
 from ...units import BOHR, HARTREE
 
 METHOD = "GFN2-xTB"
-ACCURACY = 0.05  # tblite's SCC thresholds relative to their defaults, for labels
-# and along a trajectory: forces off by 1 to 2 meV/Å, little beside the thermostat's noise
+CAVEAT = (  # of every data sheet
+    "GFN2-xTB is a semi-empirical method: good for comparing learning methods, not for chemistry "
+    "to 1 kcal/mol."
+)
+# tblite's SCC thresholds relative to their defaults: of labels, and along a trajectory, where
+# forces are off by 1 to 2 meV/Å, little beside the thermostat's noise
+ACCURACY = 0.05
 FOLLOWING = 10.0
 UNPAIRED = {  # unpaired electrons of the free atoms' ground states
     "H": 1,
@@ -46,7 +52,8 @@ class XTB:
     def __init__(self, z: np.ndarray, positions: np.ndarray, uhf: int = 0, charge: int = 0) -> None:
         self._arguments = (np.asarray(z), np.asarray(positions, float), charge, uhf)
         self._calculator = self._new(ACCURACY)
-        self._follower, self._last = None, None
+        self._follower = None
+        self._last = None
         self.calls = 0
 
     def _new(self, accuracy: float):
@@ -72,20 +79,14 @@ class XTB:
         eV.
         """
         self._calculator.update(positions=np.asarray(positions, np.float64).reshape(-1, 3) / BOHR)
-        try:
-            result = (
-                self._calculator.singlepoint(self._last, copy=True)
-                if self._last
-                else self._calculator.singlepoint()
-            )
-        except RuntimeError:
-            if self._last is None:
-                raise
+        result = None
+        if self._last:
+            with suppress(RuntimeError):  # then from the start
+                result = self._calculator.singlepoint(self._last, copy=True)
+        if result is None:
             result = self._calculator.singlepoint()
         self.calls += 1
-        return float(result.get("energy")) * HARTREE, -np.array(result.get("gradient")) * (
-            HARTREE / BOHR
-        )
+        return _energy_and_forces(result)
 
     def follow(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
         """As `label`, but looser and from the wavefunction of the last call: for steps along a
@@ -103,9 +104,13 @@ class XTB:
             result = self._follower.singlepoint()
         self._last = result
         self.calls += 1
-        return float(result.get("energy")) * HARTREE, -np.array(result.get("gradient")) * (
-            HARTREE / BOHR
-        )
+        return _energy_and_forces(result)
+
+
+def _energy_and_forces(result) -> tuple[float, np.ndarray]:
+    """Energy (eV) and forces [N,3] (eV/Å) of tblite's result."""
+    energy = float(result.get("energy")) * HARTREE
+    return energy, -np.array(result.get("gradient")) * (HARTREE / BOHR)
 
 
 @lru_cache
@@ -113,9 +118,9 @@ def atomic_energies() -> dict[str, float]:
     """GFN2-xTB energies (eV) of isolated atoms in their ground-state multiplicity, by element
     symbol.
     """
-    return {
-        s: round(
-            XTB(np.array([SYMBOLS.index(s)]), np.zeros((1, 3)), n)(np.zeros((1, 3)))[0] * HARTREE, 6
-        )
-        for s, n in UNPAIRED.items()
-    }
+    origin = np.zeros((1, 3))
+    energies = {}
+    for symbol, unpaired in UNPAIRED.items():
+        energy, _ = XTB(np.array([SYMBOLS.index(symbol)]), origin, unpaired)(origin)
+        energies[symbol] = round(energy * HARTREE, 6)
+    return energies
