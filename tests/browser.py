@@ -235,13 +235,14 @@ PROMPTS = f"{CELLS}.map(c => c.querySelector('.jp-InputPrompt').textContent.trim
 FIGURE = ".jp-OutputArea-output.jp-RenderedPlotly"
 PANEL = "[...window.jupyterapp.shell.widgets('main')].find(w => w.sessionContext)"
 KERNEL = f"{PANEL}?.sessionContext.session?.kernel"
-ERRORS = '[...document.querySelectorAll(\'[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]\')]'
+ERROR_OUTPUTS = ", ".join(
+    f'[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr")
+)
+ERRORS = f"[...document.querySelectorAll('{ERROR_OUTPUTS}')]"
 
 
 def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
-    """Open the notebook, run all of its cells by JupyterLab's own command, and say what came of
-    it.
-    """
+    """Open the notebook, run all cells by JupyterLab's own command, and say what came of it."""
     page.call("Page.navigate", url=address)
     page.wait(
         "the notebook in JupyterLab", f"window.jupyterapp !== undefined && {CELLS}.length > 0", 120
@@ -254,11 +255,9 @@ def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
     page.js(f"window.jupyterapp.shell.activateById({PANEL}.id)")
     page.js("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait("the first cell", f"{PROMPTS}.some(p => p.startsWith('[*') || /\\d/.test(p))", 60)
-    page.wait(
-        "the last cell",
-        f"{ERRORS}.some(e => e.dataset.mimeType.endsWith('error')) || !{PROMPTS}.some(p => !/\\d/.test(p))",
-        seconds,
-    )
+    failed = f"{ERRORS}.some(e => e.dataset.mimeType.endsWith('error'))"
+    all_numbered = f"!{PROMPTS}.some(p => !/\\d/.test(p))"
+    page.wait("the last cell", f"{failed} || {all_numbered}", seconds)
     time.sleep(2)
     return {
         "prompts": page.js(PROMPTS),
@@ -268,22 +267,20 @@ def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
 
 
 def show(page: Page, number: int) -> dict[str, float]:
-    """Scroll figure ``number`` into sight, wake it with the mouse, and return the place of its
-    interactive form: x, y, width, height.
+    """Scroll figure ``number`` into sight and wake it with the mouse.
+
+    Returns the place of its interactive form: x, y, width, height.
     """
     where = f"document.querySelectorAll('{FIGURE}')[{number}]"
+    place_of = "(({x, y, width, height}) => ({x, y, width, height}))"
     page.js(f"{where}.scrollIntoView({{block: 'center'}})")
     time.sleep(1)
-    box = page.js(
-        f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.getBoundingClientRect())"
-    )
+    box = page.js(f"{place_of}({where}.getBoundingClientRect())")
     page.mouse("mouseMoved", box["x"] + 5, box["y"] + 5)
     page.mouse("mouseMoved", box["x"] + min(box["width"], 400) / 2, box["y"] + box["height"] / 2)
     page.wait("the interactive figure", f"{where}.querySelector('.main-svg') !== null", 60)
     time.sleep(2)
-    return page.js(
-        f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({where}.querySelector('.svg-container').getBoundingClientRect())"
-    )
+    return page.js(f"{place_of}({where}.querySelector('.svg-container').getBoundingClientRect())")
 
 
 def drag(page: Page, box: dict[str, float], by: float = 120) -> None:

@@ -105,7 +105,7 @@ def test_overlap_across_a_periodic_boundary(tmp_path):
 def test_atoms_that_no_element_has():
     for z in (0, 119, -1):
         refused(
-            lambda: potkit.Structures([1, z], np.eye(2, 3), [0, 2]),
+            lambda z=z: potkit.Structures([1, z], np.eye(2, 3), [0, 2]),
             "structure 0",
             f"atomic number {z}",
             kind=DataError,
@@ -146,7 +146,7 @@ def test_a_periodic_box_without_volume(tmp_path):
             pbc=[pbc],
         )
         refused(
-            lambda: potkit.pretrain(egnn(), s, potkit.Denoise(), TINY, tmp_path / "r"),
+            lambda s=s: potkit.pretrain(egnn(), s, potkit.Denoise(), TINY, tmp_path / "r"),
             "no volume",
             kind=DataError,
         )
@@ -227,7 +227,7 @@ def test_extxyz_frames_with_faults_are_named(tmp_path):
     for word, text in faults.items():
         path = tmp_path / "data.xyz"
         path.write_text(frame + text)
-        refused(lambda: potkit.read(path), "data.xyz", "frame 1", word, kind=DataError)
+        refused(lambda path=path: potkit.read(path), "data.xyz", "frame 1", word, kind=DataError)
 
 
 # -- settings and networks -----------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_networks_and_options_that_do_not_exist():
         dict(vector="sideways"),
         dict(forces="none"),
     ):
-        refused(lambda: potkit.build("egnn", **wrong), kind=ConfigError)
+        refused(lambda wrong=wrong: potkit.build("egnn", **wrong), kind=ConfigError)
 
 
 def test_the_command_line_says_one_line_and_fails(tmp_path):
