@@ -228,9 +228,7 @@ ERRORS = (
 
 
 def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
-    """Open the notebook, run all of its cells by JupyterLab's own command, and say what came of
-    it.
-    """
+    """Open the notebook, run all cells by JupyterLab's own command, and say what came of it."""
     page.call("Page.navigate", url=address)
     there = f"window.jupyterapp !== undefined && {CELLS}.length > 0"
     page.wait("the notebook in JupyterLab", there, 120)
@@ -252,8 +250,9 @@ def run_all(page: Page, address: str, seconds: float = 400) -> dict[str, Any]:
 
 
 def show(page: Page, number: int) -> dict[str, float]:
-    """Scroll figure ``number`` into sight, wake it with the mouse, and return the place of its
-    interactive form: x, y, width, height.
+    """Scroll figure ``number`` into sight and wake it with the mouse.
+
+    Returns the place of its interactive form: x, y, width, height.
     """
     where = f"document.querySelectorAll('{FIGURE}')[{number}]"
     place = "(({x, y, width, height}) => ({x, y, width, height}))"

@@ -28,8 +28,9 @@ _active = False
 
 @contextlib.contextmanager
 def used(wanted: bool = True) -> Iterator[None]:
-    """Within, networks that have kernels use them (on CPU tensors of float32). Raises
-    ConfigError as `load` does.
+    """Within, networks that have kernels use them (on CPU tensors of float32).
+
+    Raises ConfigError as `load` does.
     """
     global _active
     if wanted:

@@ -22,12 +22,12 @@ def wanted_inputs(ctx) -> list[bool]:
     def used(node) -> bool:
         try:
             return node is None or will_run(node)
-        except RuntimeError:  # not told for a leaf that autograd.grad was asked for: then it is
-            return True
+        except RuntimeError:
+            return True  # torch does not say so of a leaf that autograd.grad was asked for
 
-    return [
-        needed and used(node) for needed, (node, _) in zip(ctx.needs_input_grad, ctx.next_functions)
-    ]
+    # not strict: torch's list goes on with the inputs that are no tensors
+    inputs = zip(ctx.needs_input_grad, ctx.next_functions, strict=False)
+    return [needed and used(node) for needed, (node, _) in inputs]
 
 
 def through_plain(
@@ -44,13 +44,13 @@ def through_plain(
     aliases = [None if x is None else x.view_as(x) for x in inputs]
     outputs = [
         (out, grad)
-        for out, grad in zip(function(*aliases), grads)
+        for out, grad in zip(function(*aliases), grads, strict=True)
         if out is not None and grad is not None
     ]
     gradients = iter(
         torch.autograd.grad(
             [out for out, _ in outputs],
-            [alias for alias, asked in zip(aliases, wanted) if asked],
+            [alias for alias, asked in zip(aliases, wanted, strict=True) if asked],
             [grad for _, grad in outputs],
             create_graph=True,
             allow_unused=True,

@@ -1,5 +1,6 @@
-"""Compiled code for a network's backbone, where it can be had: `TrainConfig.compile`, and
-``compile`` of `evaluate` and `calculator`.
+"""Compiled code for a network's backbone, where it can be had.
+
+It is asked for by `TrainConfig.compile`, and by ``compile`` of `evaluate` and `calculator`.
 
 On a CPU a backbone that has kernels (`potkit.kernels`) uses them; ``kernel_order`` of its class
 says how many derivatives they serve: 2 where training on −∂E/∂x goes through them too. Everything
@@ -22,16 +23,16 @@ from ..models.base import Potential
 
 
 def compile_backbone(model: Potential, outputs: Sequence[str]) -> Potential:
-    """Have ``model``'s backbone compiled when it is first called. Returns ``model``, changed in
-    place; weights are untouched.
+    """Have ``model``'s backbone compiled when it is first called.
 
-    ``outputs`` are those it will be trained on. Raises ConfigError where they are derivatives of
-    the energy.
+    Returns ``model``, changed in place; weights are untouched. ``outputs`` are those it will be
+    trained on. Raises ConfigError where they are derivatives of the energy.
     """
     if model.by_gradient(outputs):
         wanted = ", ".join(o for o in outputs if o != "energy")
         raise ConfigError(
-            f"config: compile does not work for {wanted} as −∂E/∂x: torch.compile cannot be differentiated twice; set compile to false"
+            f"config: compile does not work for {wanted} as −∂E/∂x: torch.compile cannot be "
+            "differentiated twice; set compile to false"
         )
     # a changed number of atoms or edges must not mean compiling again; plain functions are traced,
     # see `models.replaceable`
@@ -41,8 +42,9 @@ def compile_backbone(model: Potential, outputs: Sequence[str]) -> Potential:
 
 
 def has_kernels(model: Potential, outputs: Sequence[str], device: str) -> bool:
-    """Whether ``model`` has kernels to be trained with on ``outputs`` on ``device`` ("cpu",
-    "cuda").
+    """Whether ``model`` has kernels to be trained with on ``outputs``.
+
+    ``device`` is "cpu" or "cuda".
     """
     return device == "cpu" and model.backbone.kernel_order >= 1 + model.by_gradient(outputs)
 
@@ -55,15 +57,17 @@ def compiled(
     device: str = "cpu",
     precision: str = "32-true",
 ) -> Iterator[Potential]:
-    """``model`` with compiled code for its backbone if ``wanted``; afterwards as it was. Raises
-    ConfigError where there can be none.
+    """``model`` with compiled code for its backbone if ``wanted``; afterwards as it was.
+
+    Raises ConfigError where there can be none.
     """
     if not wanted:
         yield model
     elif has_kernels(model, outputs, device):
         if precision == "64-true":
             raise ConfigError(
-                "config: compile has no kernels for precision 64-true on a CPU; set compile to false"
+                "config: compile has no kernels for precision 64-true on a CPU; "
+                "set compile to false"
             )
         with kernels.used():
             yield model
@@ -78,13 +82,15 @@ def compiled(
 def for_predictions(
     model: Potential, wanted: bool, device: torch.device | str, dtype: torch.dtype
 ) -> contextlib.AbstractContextManager[None]:
-    """Within, predictions of ``model`` go through kernels if ``wanted``. Raises ConfigError
-    where there are none for it.
+    """Within, predictions of ``model`` go through kernels if ``wanted``.
+
+    Raises ConfigError where there are none for it.
     """
     where = torch.device(device).type
     if wanted and not (has_kernels(model, ("energy",), where) and dtype == torch.float32):
         what, kind = type(model.backbone).__name__, str(dtype).removeprefix("torch.")
         raise ConfigError(
-            f"compile: there are kernels for EGNN, SchNet and TorchMD-Net ET in float32 on a CPU, not for {what} in {kind} on {where}"
+            "compile: there are kernels for EGNN, SchNet and TorchMD-Net ET in float32 on a CPU, "
+            f"not for {what} in {kind} on {where}"
         )
     return kernels.used(wanted) if wanted else contextlib.nullcontext()

@@ -1,7 +1,7 @@
-"""EGNN's messages by the compiled kernels of egnn.cpp; formulas and notation are those of
-egnn_blocks.py.
+"""EGNN's messages by the compiled kernels of egnn.cpp.
 
-The derivative of the backward pass is taken of the plain function.
+Formulas and notation are those of egnn_blocks.py. The derivative of the backward pass is taken of
+the plain function.
 """
 
 from __future__ import annotations

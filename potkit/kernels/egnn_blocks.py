@@ -1,5 +1,4 @@
-"""EGNN's messages in one autograd function that goes through the edges in blocks which stay in the
-processor's cache.
+"""EGNN's messages in one autograd function, by blocks of edges that stay in the processor's cache.
 
 Written out operation by operation, a layer makes some thirty arrays [E, F], each larger than the
 cache: time goes into memory, not arithmetic, and autograd keeps most of them. Here a block of
@@ -87,7 +86,7 @@ def through_the_plain_function(ctx, inputs: list[Tensor | None], d_t: Tensor, d_
     """Gradients of all inputs, differentiable."""
 
     def function(p, q, edge, envelope, *weights):
-        given = dict(zip(WEIGHTS, weights))
+        given = dict(zip(WEIGHTS, weights, strict=True))
         plain = Layer.messages.plain
         return with_weights(plain, ctx.layer, given, p, q, edge, envelope, ctx.graph)
 
@@ -125,13 +124,9 @@ class _InBlocks(torch.autograd.Function):
         t = p.new_empty(n_edges)
         gate = None if w_g is None else p.new_empty(n_edges, 1)
         total = torch.zeros_like(p)
-        w2t, wct, b2l, bcl, w_xl = (
-            w2.to(low).T,
-            w_c.to(low).T,
-            b2.to(low),
-            b_c.to(low),
-            w_x.to(low).T,
-        )
+        w2t, b2l = w2.to(low).T, b2.to(low)
+        wct, bcl = w_c.to(low).T, b_c.to(low)
+        w_xl = w_x.to(low).T
         w_gl = None if w_g is None else w_g.to(low).T
         buffers = _Buffers(p, low, 4)
         table = torch.cat([p, q])
@@ -166,7 +161,7 @@ class _InBlocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             return through_the_plain_function(ctx, inputs, d_t, d_total)
         p, q, edge, envelope, *weights = inputs
-        w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x = weights
+        w_d, w2, _, w_g, _, w_c, _, w_x, _ = weights
         sender, receiver = ctx.graph.sender, ctx.graph.receiver
         low, full = ctx.low, p.dtype
         dp, dq, d_edge = torch.zeros_like(p), torch.zeros_like(q), torch.empty_like(edge)

@@ -1,7 +1,7 @@
 """SchNet's filters and convolution over pairs in one, by the compiled kernels of schnet.cpp.
 
-Filters are never written to memory.
-In the words of schnet_pairs.py, with x [N, F] the atoms' features, the convolution is
+Filters are never written to memory. In the words of schnet_pairs.py, with x [N, F] the atoms'
+features, the convolution is
 
     c_i = Σ_j x_j ⊙ W_ij,   W = f (y + a₂),   y = A₂ ssp(u),   u = A₁ e + a₁
 
@@ -132,9 +132,8 @@ class _Slopes(torch.autograd.Function):
             _, f1, f2 = radial.shapes(distance.detach(), 3)[1]
             value = y[:, 0].to(x.dtype) + b2
             bent = f2[:, None] * value + f1[:, None] * y[:, 1].to(x.dtype)
-            d_distance = f1 * (outer(up, g, i, j) * value).sum(1) + rate * (
-                outer(g, x, i, j) * bent
-            ).sum(1)
+            d_distance = f1 * (outer(up, g, i, j) * value).sum(1)
+            d_distance = d_distance + rate * (outer(g, x, i, j) * bent).sum(1)
         return dg, dx, dy, d_distance, *none
 
 

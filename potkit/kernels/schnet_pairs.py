@@ -1,5 +1,4 @@
-"""SchNet over pairs: its filters once for each pair {i, j} instead of each edge, and their slopes
-with them.
+"""SchNet over pairs: filters and their slopes, once for each pair {i, j} instead of each edge.
 
 A filter W(d) is the same for i → j and j → i, so half the edges will do. Training on −∂E/∂x also
 needs W'(d) and, backward, W''(d). Through automatic differentiation the filter network is gone
@@ -252,7 +251,7 @@ class _Filters(torch.autograd.Function):
         rooms = _Rooms(a1, a2, low, order)
         for start in range(0, n, BLOCK):
             here = slice(start, min(start + BLOCK, n))
-            u, s, spare = rooms.inner(radial.parts[here], a1, b1)
+            _, s, _ = rooms.inner(radial.parts[here], a1, b1)
             y = rooms.product(s)
             y[:, 0].add_(b2)
             f = [x[here] for x in radial.f]

@@ -1,8 +1,8 @@
-"""SchNet's filters from a table: a filter depends on the distance only, so with many pairs it is
-made at some distances and interpolated.
+"""SchNet's filters from a table, interpolated.
 
-The filter network y(d) is smooth on the scale Δ of the radial basis' centres. On nodes d_n = n h it
-is computed with its first two derivatives (u, s, A₁, A₂ as in schnet_pairs.py; σ the derivative of
+A filter depends on the distance only, so with many pairs it is made at some distances. The filter
+network y(d) is smooth on the scale Δ of the radial basis' centres. On nodes d_n = n h it is
+computed with its first two derivatives (u, s, A₁, A₂ as in schnet_pairs.py; σ the derivative of
 ssp):
 
     y = A₂ s + a₂,   h y' = h A₂ (σ u'),   h² y'' = h² A₂ (σ (1 − σ) u'² + σ u'')
@@ -80,9 +80,8 @@ class Grid:
         d = pairs.distance
         with torch.autocast(d.device.type, enabled=False):
             scaled = d / self.spacing
-            left = (
-                scaled.detach().floor().nan_to_num(0.0, 0.0, 0.0)
-            )  # t stays NaN, and its filter with it
+            # t stays NaN, and its filter with it
+            left = scaled.detach().floor().nan_to_num(0.0, 0.0, 0.0)
             low, high = (int(x) for x in left.aminmax()) if len(d) else (0, 0)
             self.n_nodes = high - low + 2
             self.cell = (left - low).long()
@@ -124,16 +123,14 @@ class Grid:
 
         Where a table is too coarse or does not pay, without one.
         """
+        i, j = self.pairs.i, self.pairs.j
         if self.pays:
-            with torch.autocast(
-                x.device.type, enabled=False
-            ):  # slopes need more digits than bfloat16 has
+            # slopes need more digits than bfloat16 has
+            with torch.autocast(x.device.type, enabled=False):
                 table, steepest = self.table(a1, b1, a2, b2)
                 if float(steepest) <= STEEPEST:
-                    return interpolated(
-                        x.to(table.dtype), self.weight, table, self.cell, self.pairs.i, self.pairs.j
-                    )
-        return filtered(x, self.radial, a1, b1, a2, b2, self.pairs.i, self.pairs.j)
+                    return interpolated(x.to(table.dtype), self.weight, table, self.cell, i, j)
+        return filtered(x, self.radial, a1, b1, a2, b2, i, j)
 
 
 def ends(
@@ -153,9 +150,8 @@ def ends(
 
 def coefficients(y: Tensor) -> Tensor:
     """T [6, M, F] of the polynomials with `ends` y [3, M + 1, F]."""
-    return (y.new_tensor(HERMITE).T @ torch.cat([y[:, :-1], y[:, 1:]]).flatten(1)).view(
-        6, -1, y.shape[2]
-    )
+    both_ends = torch.cat([y[:, :-1], y[:, 1:]])  # [6, M, F]
+    return (y.new_tensor(HERMITE).T @ both_ends.flatten(1)).view_as(both_ends)
 
 
 class _Table(torch.autograd.Function):
@@ -239,7 +235,8 @@ class _Interpolated(torch.autograd.Function):
             grads = torch.ops.potkit.table_backward(
                 g.contiguous(), *floats, cell, i, j, *wanted[1:]
             )
-        return *(grad if w else None for grad, w in zip(grads, wanted)), None, None, None
+        kept = [grad if asked else None for grad, asked in zip(grads, wanted, strict=True)]
+        return *kept, None, None, None
 
 
 class _Slopes(torch.autograd.Function):
@@ -265,4 +262,5 @@ class _Slopes(torch.autograd.Function):
         grads = torch.ops.potkit.table_again(
             up.contiguous(), rate.contiguous(), *floats, cell, i, j, wanted[2]
         )
-        return *(grad if w else None for grad, w in zip(grads, wanted)), None, None, None
+        kept = [grad if asked else None for grad, asked in zip(grads, wanted, strict=True)]
+        return *kept, None, None, None

@@ -56,6 +56,7 @@ def run(commands, workers, parent):
 
 
 def main():
+    """Run the commands of the JOB that the command line holds, and end with 0 or 1."""
     job = json.loads(sys.argv[1])
     if os.getpgrp() != os.getpid():
         sys.exit("error: the group would be ended with all who are in it: start a session for it")

@@ -51,6 +51,7 @@ class CurrentGraph(nn.Module):
     graph: Graph | None = None
 
     def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The edges of the graph that is being worked on, whatever ``pos`` and ``batch`` are."""
         if self.graph is None:
             raise RuntimeError(
                 "CurrentGraph answers only inside a network wrapped by potkit.models.adapt"
@@ -64,6 +65,7 @@ class EnergyFromFeatures(nn.Module):
     pooled = False
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        """The last feature of each atom: [N, F] -> [N], in the potential's scale."""
         return features[:, -1]
 
 
@@ -88,6 +90,10 @@ class Adapted(Network):
         self._inside = {k: s for k, s in self._select.items() if isinstance(s, str) and s in layers}
 
     def forward(self, graph: Graph) -> Features:
+        """What the foreign module says of ``graph``: scalars [N, F], vectors [N, 3, F'] or None.
+
+        Raises ConfigError where a part of its answer is missing or has the wrong shape.
+        """
         caught: dict[str, Tensor] = {}
         hooks = [
             self.module.get_submodule(name).register_forward_pre_hook(
@@ -194,9 +200,11 @@ def _pick(out: Any, select: Select, kind: str) -> Any:
 
 def _fit(value: Tensor, shape: tuple[int | None, ...], kind: str, name: str) -> Tensor:
     """``value``, if it has ``shape``, in which None stands for any size."""
-    sizes = zip(value.shape, shape)
-    if value.ndim != len(shape) or any(b is not None and a != b for a, b in sizes):
-        needed = ", ".join("any" if b is None else str(b) for b in shape)
+    fits = value.ndim == len(shape) and all(
+        needed in (None, size) for needed, size in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        needed = ", ".join("any" if size is None else str(size) for size in shape)
         raise ConfigError(f"{kind} of {name} must have shape ({needed}), got {tuple(value.shape)}")
     return value
 
@@ -282,15 +290,15 @@ def _water(module: nn.Module, cutoff: float) -> Graph:
     kept = distance < cutoff
     zeros = torch.zeros(3, dtype=torch.long, device=device)
     return Graph(
-        torch.tensor([8, 1, 1], device=device),
-        pos,
-        zeros,
-        1,
-        sender[kept],
-        receiver[kept],
-        vector[kept],
-        distance[kept],
-        None,
-        zeros,
-        torch.zeros(1, dtype=like.dtype, device=device),
+        z=torch.tensor([8, 1, 1], device=device),
+        pos=pos,
+        batch=zeros,
+        n_structures=1,
+        sender=sender[kept],
+        receiver=receiver[kept],
+        vector=vector[kept],
+        distance=distance[kept],
+        shift=None,
+        mask=zeros,
+        charge=torch.zeros(1, dtype=like.dtype, device=device),
     )

@@ -296,10 +296,7 @@ class Potential(nn.Module):
         depths, top = {}, 0
         for name, _ in self.backbone.named_parameters():
             stack = next((s for s in self.backbone.stacks if name.startswith(f"{s}.")), None)
-            if stack is None:
-                depth = top
-            else:
-                depth = int(name[len(stack) + 1 :].split(".")[0]) + 1
+            depth = top if stack is None else int(name[len(stack) + 1 :].split(".")[0]) + 1
             depths[f"backbone.{name}"] = depth
             top = max(top, depth)
         if not top:
@@ -315,6 +312,7 @@ class Potential(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def extra_repr(self) -> str:
+        """What ``print`` says of the potential beside its parts: read-outs, cutoff and size."""
         return (
             f"vector={self.vector_mode}, forces={self.forces_mode}, cutoff={self.cutoff} Å, "
             f"{self.n_parameters():,} parameters"

@@ -85,6 +85,7 @@ class Layer(nn.Module):
         envelope: Tensor | None,  # [E, 1] f_c
         graph: Graph,
     ) -> tuple[Tensor, Tensor]:
+        """The atoms' features [N, F] and positions [N, 3] Å after this layer."""
         receiver_part = self.from_receiver(h) + self.from_distance.bias  # [N, F]
         sender_part = self.from_sender(h)  # [N, F]
         weight, message = self.messages(receiver_part, sender_part, edge, envelope, graph)
@@ -148,6 +149,7 @@ class EGNN(Network):
         self.layers = nn.ModuleList(Layer(hidden, radial, attention, tanh) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Features:
+        """Scalars h_i [N, F] and displacements x_L − x [N, 3] Å."""
         h = self.embedding(graph)  # [N, F]
         x, vector, distance = graph.pos, graph.vector, graph.distance
         envelope = None

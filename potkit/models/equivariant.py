@@ -15,6 +15,7 @@ that was moved to float64.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -130,7 +131,7 @@ class Coupling:
             products = torch.bmm(kernels[i], features[i])  # [E, Σ_o (2l_o+1)·paths, C]
             paths = {o: len(self._allowed[i, o]) for o in self.irreps_out}
             blocks = products.split([o.dim * n for o, n in paths.items()], 1)
-            for (o, n), block in zip(paths.items(), blocks):
+            for (o, n), block in zip(paths.items(), blocks, strict=True):
                 if n:
                     parts[o].append(block.reshape(len(block), o.dim, n * block.shape[-1]))
         return {o: torch.cat(p, -1) for o, p in parts.items()}
@@ -152,6 +153,7 @@ class SelfInteraction(nn.Module):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def forward(self, x: Mapping[Irrep, Tensor]) -> ByIrrep:
+        """Mix the channels of each irrep: {o: [N, 2l+1, C]} -> {o: [N, 2l+1, C']}."""
         return {Irrep(name): layer(x[Irrep(name)]) for name, layer in self.linear.items()}
 
 
@@ -163,11 +165,10 @@ class RadialNet(nn.Sequential):
 
     def __init__(self, widths: list[int], bias: bool = False) -> None:
         layers: list[nn.Module] = []
-        for n, (a, b) in enumerate(zip(widths[:-1], widths[1:])):
+        for n, (a, b) in enumerate(itertools.pairwise(widths)):
             linear = nn.Linear(a, b, bias=bias)
-            nn.init.normal_(
-                linear.weight, std=(1.0 if n == 0 else 1.68) * a**-0.5
-            )  # 1.68 restores the variance that SiLU takes
+            gain = 1.0 if n == 0 else 1.68  # restores the variance that SiLU takes
+            nn.init.normal_(linear.weight, std=gain * a**-0.5)
             layers += [linear, nn.SiLU()]
         super().__init__(*layers[:-1])
 
@@ -181,4 +182,7 @@ def sum_edges(x: Mapping[Irrep, Tensor], receiver: Tensor, size: int) -> ByIrrep
     """Sum edge features of all irreps over the edges of each receiver, in one scatter."""
     flat = sum_over(torch.cat([value.flatten(1) for value in x.values()], 1), receiver, size)
     parts = flat.split([value.shape[1] * value.shape[2] for value in x.values()], 1)
-    return {ir: part.unflatten(1, value.shape[1:]) for (ir, value), part in zip(x.items(), parts)}
+    return {
+        ir: part.unflatten(1, value.shape[1:])
+        for (ir, value), part in zip(x.items(), parts, strict=True)
+    }

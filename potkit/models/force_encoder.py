@@ -1,5 +1,4 @@
-"""What a network can be told besides elements and positions: the forces of the structure it is to
-find back (`ForceEncoder`).
+"""`ForceEncoder`: a network is told the forces of the structure that it is to find back.
 
 Force-conditioned denoising (DeNS: Liao, Smidt, Shuaibi, Das 2024, arXiv 2403.09549) gives the
 network the forces f of the *clean* structure, here in units of the potential's ``scale`` (the root
@@ -59,6 +58,7 @@ class ForceEncoder(nn.Module):
         force: Tensor,  # [N, 3] in units of the potential's scale
         given: Tensor,  # [N] 0 or 1
     ) -> tuple[Tensor, Tensor | None]:
+        """What is added to h [N, F] and to v [N, 3, F'] (None without vectors)."""
         given = given.to(force.dtype)[:, None]
         force = force * given
         norm = (force.square().sum(1, keepdim=True) + 1e-6).sqrt()  # [N, 1]

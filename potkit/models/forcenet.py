@@ -60,6 +60,7 @@ class PowerSine(nn.Module):
         self.register_buffer("powers", powers.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """s(x) of every entry: [M, K] -> [M, K·size]."""
         return torch.sin(x[:, :, None] * self.powers).flatten(1)
 
 
@@ -76,6 +77,7 @@ class PropertyEmbedding(nn.Module):
         self.linear = nn.Linear(table.shape[1] * frequencies, hidden)  # W
 
     def forward(self, z: Tensor) -> Tensor:
+        """h of atomic numbers: [N] -> [N, hidden]."""
         return self.linear(self.basis(self.table))[z]  # once per element, then gathered
 
 
@@ -103,6 +105,7 @@ class Interaction(nn.Module):
         envelope: Tensor,  # [E, 1] f_c
         graph: Graph,
     ) -> Tensor:
+        """ψ of the messages' sum and the atom's own: [N, F]."""
         joint = self.from_edge(edge) + self.from_sender(h)[graph.sender]
         joint = joint + self.from_receiver(h)[graph.receiver]
         weight = self.filter(joint)  # [E, F]
@@ -146,6 +149,7 @@ class ForceNet(Network):
         self.decode = mlp([hidden, hidden], last=True)
 
     def forward(self, graph: Graph) -> Features:
+        """Decoded scalars [N, F], not invariant under rotation."""
         if self.faithful:
             graph = graph._replace(z=torch.full_like(graph.z, OXYGEN))
             envelope = torch.cos(graph.distance * (0.5 * math.pi / self.cutoff))[:, None]

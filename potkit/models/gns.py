@@ -61,6 +61,7 @@ class Step(nn.Module):
         envelope: Tensor | None,  # [E, 1]
         graph: Graph,
     ) -> tuple[Tensor, Tensor]:
+        """The atoms' features v [N, F] and the edges' e [E, F] after this step."""
         joint = self.from_edge(e) + self.from_receiver(v)[graph.receiver]
         joint = joint + self.from_sender(v)[graph.sender]
         m = self.message(joint)  # [E, F]
@@ -105,6 +106,7 @@ class GNS(Network):
         self.decode = mlp([hidden, hidden], activation, last=True)  # δ
 
     def forward(self, graph: Graph) -> Features:
+        """Decoded scalars h_i [N, F], not invariant under rotation."""
         v = self.encode_node(self.node_inputs(graph))  # [N, F]
         e = self.encode_edge(self.edge_inputs(graph))  # [E, F]
         envelope = None
@@ -114,13 +116,15 @@ class GNS(Network):
             v, e = step(v, e, envelope, graph)
         return Features(self.decode(v))
 
-    def node_inputs(self, graph: Graph) -> Tensor:  # [N, F] or [N, F + 3]
+    def node_inputs(self, graph: Graph) -> Tensor:
+        """What ε_v sees of each atom: [N, F], with positions / r_c [N, F + 3] if ``faithful``."""
         inputs = self.embedding(graph)
         if self.faithful:
             inputs = torch.cat([inputs, graph.pos / self.cutoff], -1)
         return inputs
 
-    def edge_inputs(self, graph: Graph) -> Tensor:  # [E, 4] or [E, 7 + radial]
+    def edge_inputs(self, graph: Graph) -> Tensor:
+        """What ε_e sees of each edge, lengths in units of r_c: [E, 4] or [E, 7 + radial]."""
         distance = graph.distance[:, None]
         inputs = torch.cat([graph.vector, distance], -1) / self.cutoff
         if self.basis is not None:

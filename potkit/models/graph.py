@@ -1,5 +1,4 @@
-"""What goes into a network and what comes out: `Graph` in, `Features` out; and what every network
-says of itself.
+"""What goes into a network (`Graph`), what comes out (`Features`), and what it says of itself.
 
 A network proper (a *backbone*) sees a `Graph` and returns `Features`; it knows neither batches nor
 neighbour lists nor what it is trained on. `Potential` (base.py) turns features into a `Prediction`.
@@ -44,16 +43,13 @@ class Features(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """energy [S] float64 eV, vector [N, 3] (the vector read-out), forces [N, 3] eV/Å; None for what
-    was not asked for.
+    """What a `Potential` predicts; None for what was not asked for."""
 
-    noise [N, 3]: a second vector read-out, for objectives that denoise while energy and forces are
-    trained.
-    """
-
-    energy: Tensor | None
-    vector: Tensor | None
-    forces: Tensor | None = None
+    energy: Tensor | None  # [S] eV, float64
+    vector: Tensor | None  # [N, 3] the vector read-out
+    forces: Tensor | None = None  # [N, 3] eV/Å
+    # [N, 3] a second vector read-out, for objectives that denoise while energy and forces are
+    # trained
     noise: Tensor | None = None
 
 
@@ -79,7 +75,8 @@ class Backbone(Protocol):
     # whether that code sums features over atoms before the energy MLP
     faithful_pooled: bool
 
-    def __call__(self, graph: Graph) -> Features: ...
+    def __call__(self, graph: Graph) -> Features:
+        """What the network says of each atom of ``graph``."""
 
 
 class Network(nn.Module):

@@ -1,9 +1,11 @@
-"""Parts that several networks share: sums over neighbours, smooth cutoffs, radial bases,
-embeddings, small MLPs.
+"""Parts that several networks share.
+
+Sums over neighbours, smooth cutoffs, radial bases, embeddings, small MLPs.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -66,6 +68,7 @@ class SiLU(nn.Module):
     """`silu` as a module."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x σ(x) of every entry, in any shape."""
         return silu(x)
 
 
@@ -94,7 +97,7 @@ def mlp(
     ``last`` puts one after the last layer, too; ``norm`` ends with LayerNorm.
     """
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:])):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(inputs, outputs))
         if last or i < len(widths) - 2:
             layers.append(activation())
@@ -144,6 +147,7 @@ class GaussianBasis(nn.Module):
         self.coefficient = -0.5 / (cutoff / (size - 1)) ** 2
 
     def forward(self, distance: Tensor) -> Tensor:
+        """The Gaussians of each distance: [E] Å -> [E, size]."""
         return torch.exp(self.coefficient * (distance[:, None] - self.centers) ** 2)
 
 
@@ -159,17 +163,18 @@ class BesselBasis(nn.Module):
         self.register_buffer("frequencies", torch.arange(1, size + 1) * (math.pi / cutoff))
 
     def forward(self, distance: Tensor) -> Tensor:
+        """The Bessel functions of each distance: [E] Å -> [E, size] Å^{-3/2}."""
         d = distance[:, None]
         return math.sqrt(2.0 / self.cutoff) * torch.sin(self.frequencies * d) / d
 
 
 # -- graphs
 class AtomEmbedding(nn.Module):
-    """A learned vector per element (the whole periodic table), plus one for flagged atoms and, if
-    asked for, one per total charge.
+    """A learned vector per element, and one for flagged atoms.
 
-    The flag's vector is added where ``mask`` is 1 only, so a network that never sees a flag does
-    not depend on it.
+    There is a row for every element of the periodic table and, with ``charge``, one for each total
+    charge of the structure. The flag's vector is added where ``mask`` is 1 only, so a network that
+    never sees a flag does not depend on it.
     """
 
     def __init__(self, hidden: int, charge: bool = False) -> None:
@@ -179,6 +184,7 @@ class AtomEmbedding(nn.Module):
         self.charge = nn.Embedding(2 * MAX_CHARGE + 1, hidden) if charge else None
 
     def forward(self, graph: Graph) -> Tensor:
+        """The features with which the atoms start: [N, hidden]."""
         h = self.element(graph.z)  # [N, hidden]
         if graph.mask is not None:
             h = h + graph.mask.to(h.dtype)[:, None] * self.flag

@@ -93,9 +93,12 @@ class Layer(nn.Module):
         sender: Tensor,
         receiver: Tensor,
     ) -> ByIrrep:
+        """The atoms' features after this layer: {irrep: [N, 2l+1, channels]}."""
         products = self.coupling(kernels, gather(self.linear(x), sender))  # {o: [E, 2l+1, paths·C]}
         weights = (self.radial(edge) * self.scale).split(list(self.widths.values()), 1)
-        messages = {ir: products[ir] * w[:, None] for ir, w in zip(self.widths, weights)}
+        messages = {
+            ir: products[ir] * w[:, None] for ir, w in zip(self.widths, weights, strict=True)
+        }
         m = sum_edges(messages, receiver, x[SCALAR].shape[0])  # m_i
 
         collected = self.collect(m)
@@ -107,12 +110,13 @@ class Layer(nn.Module):
         return self.gate(mixed)
 
     def gate(self, x: ByIrrep) -> ByIrrep:
+        """Gate ``x``, whose scalars hold the gates behind them: {irrep: [N, 2l+1, channels]}."""
         scalars, *gates = x[SCALAR].chunk(1 + len(self.gated), -1)
         out = {SCALAR: SILU * nn.functional.silu(scalars)}
         for ir, value in x.items():
             if ir.l == 0 and ir != SCALAR:  # odd, as a function of a pseudoscalar must be
                 out[ir] = TANH * value.tanh()
-        for ir, gate in zip(self.gated, gates):
+        for ir, gate in zip(self.gated, gates, strict=True):
             out[ir] = x[ir] * (SIGMOID * gate.sigmoid())
         return out
 
@@ -161,6 +165,7 @@ class NequIP(Network):
         )
 
     def forward(self, graph: Graph) -> Features:
+        """Scalars [N, channels] and vectors [N, 3, channels] (None with ``vectors=False``)."""
         sphere = harmonics(self.degree, graph.vector)  # [E, (max_degree+1)²]
         # Bessel functions have root mean square 1/(d √c): bring them to 1 at a bond, here of 1.1 Å
         envelope = 1.1 * math.sqrt(self.cutoff) * polynomial_envelope(graph.distance, self.cutoff)

@@ -51,6 +51,7 @@ class Message(nn.Module):
         direction: Tensor,  # [E, 3]
         graph: Graph,
     ) -> tuple[Tensor, Tensor]:
+        """Δs [N, F] and Δv [N, 3, F] from the neighbours."""
         weight = self.filter(basis) * envelope  # [E, 3F]
         message = self.phi(s)[graph.sender] * weight
         from_s, along_direction, along_v = message.chunk(3, dim=-1)  # each [E, F]
@@ -75,6 +76,7 @@ class Update(nn.Module):
         s: Tensor,  # [N, F]
         v: Tensor,  # [N, 3, F]
     ) -> tuple[Tensor, Tensor]:
+        """Δs [N, F] and Δv [N, 3, F] from the atom itself."""
         uv, vv = self.mix(v).chunk(2, dim=-1)  # U v_i and V v_i, each [N, 3, F]
         norm = (vv.square().sum(1) + 1e-6).sqrt()  # |V v_i|
         a_ss, a_sv, a_vv = self.net(torch.cat([s, norm], -1)).chunk(3, dim=-1)
@@ -112,11 +114,12 @@ class PaiNN(Network):
         self.updates = nn.ModuleList(Update(hidden) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Features:
+        """Scalars s_i [N, F] and vectors v_i [N, 3, F]."""
         s, v = self.embedding(graph), None  # [N, F], later [N, 3, F]
         basis = self.basis(graph.distance)  # [E, K]
         envelope = self.envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
         direction = graph.vector / graph.distance[:, None]  # [E, 3]
-        for message, update in zip(self.messages, self.updates):
+        for message, update in zip(self.messages, self.updates, strict=True):
             ds, dv = message(s, v, basis, envelope, direction, graph)
             s = s + ds
             if v is not None:

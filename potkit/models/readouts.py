@@ -24,6 +24,7 @@ class AtomicEnergy(nn.Module):
         self.mlp = mlp([features, features, 1])
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        """Energies of atoms [N], or of structures [S] if ``pooled``, without a unit."""
         if self.pooled:
             features = sum_over(features, graph.batch, graph.n_structures)
         return self.mlp(self.norm(features))[:, 0]
@@ -38,6 +39,7 @@ class GradientVector(nn.Module):
     needs = "scalar"
 
     def forward(self, features: Features, graph: Graph, energy: Tensor, keep_graph: bool) -> Tensor:
+        """−∂E/∂x [N, 3] of the atoms' energies [N]; ``keep_graph``: to be differentiated again."""
         return -torch.autograd.grad(
             energy.sum(), graph.pos, create_graph=keep_graph, retain_graph=True
         )[0]
@@ -51,6 +53,7 @@ class CoordinateVector(nn.Module):
     def forward(
         self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool
     ) -> Tensor:
+        """The displacement [N, 3] Å of ``features``; no energy is needed."""
         return features.displacement
 
 
@@ -66,12 +69,14 @@ class DirectVector(nn.Module):
     def forward(
         self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool
     ) -> Tensor:
+        """Three numbers per atom, [N, F] -> [N, 3]; no energy is needed."""
         return self.mlp(features.scalar)
 
 
 class GatedBlock(nn.Module):
-    """Gated equivariant block (Schütt et al. 2021, PaiNN fig. 3): scalars see vector norms,
-    vectors are gated by scalars.
+    """Gated equivariant block: scalars see vector norms, vectors are gated by scalars.
+
+    Schütt et al. 2021, PaiNN fig. 3.
     """
 
     def __init__(self, scalars: int, vectors: int, out_scalars: int, out_vectors: int) -> None:
@@ -86,6 +91,7 @@ class GatedBlock(nn.Module):
         scalar: Tensor,  # [N, F]
         vector: Tensor,  # [N, 3, F']
     ) -> tuple[Tensor, Tensor]:
+        """Scalars [N, out_scalars] and vectors [N, 3, out_vectors]."""
         for_norm, for_gate = self.mix(vector).split(self.split, dim=-1)
         # the small term keeps the derivative finite for vanishing vectors
         norm = (for_norm.square().sum(1) + 1e-12).sqrt()
@@ -107,6 +113,7 @@ class GatedVector(nn.Module):
     def forward(
         self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool
     ) -> Tensor:
+        """One vector per atom from scalars [N, F] and vectors [N, 3, F']: [N, 3]."""
         scalar, vector = self.first(features.scalar, features.vector)
         _, vector = self.second(scalar, vector)
         return vector[..., 0]
@@ -124,6 +131,7 @@ class NoiseReadout(nn.Module):
         self.readout, self.head = readout, head
 
     def forward(self, features: Features, graph: Graph, keep_graph: bool) -> Tensor:
+        """The second vector [N, 3] of each atom, from its features."""
         energy = None if self.head is None else self.head(features.scalar, graph)
         return self.readout(features, graph, energy, keep_graph)
 

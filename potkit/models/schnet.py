@@ -72,12 +72,14 @@ class Interaction(nn.Module):
         envelope: Tensor,  # [E, 1]
         graph: Graph,
     ) -> Tensor:
+        """What the neighbours change in h: [N, F] -> [N, F]."""
         weight = self.filter_out(shifted_softplus(self.filter_in(basis))) * envelope  # (2)
         message = self.project(h)[graph.sender] * weight  # [E, filters]
         convolved = sum_over(message, graph.receiver, h.shape[0])  # (3) [N, filters]
         return self.update(convolved)  # (4)
 
-    def update(self, convolved: Tensor) -> Tensor:  # [N, filters] -> [N, F]
+    def update(self, convolved: Tensor) -> Tensor:
+        """D₂ ssp(D₁ c_i + b₁) + b₂: [N, filters] -> [N, F]."""
         return self.out(shifted_softplus(self.mix(convolved)))
 
 
@@ -112,6 +114,7 @@ class SchNet(Network):
         self.layers = nn.ModuleList(Interaction(hidden, filters, radial) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Features:
+        """Scalars h_i [N, F], invariant."""
         if self.faithful:
             graph = first_neighbors(graph, FAITHFUL_NEIGHBORS)
         return Features(self.interactions(self.embedding(graph), graph))

@@ -79,7 +79,9 @@ class Kernel(nn.Module):
         self.sizes = [self.fan_in[ir] * n for ir, n in outputs.items()]
         self.radial = RadialNet([max(radial, 1), hidden, hidden, sum(self.sizes)], bias=True)  # φ
         with torch.no_grad():  # start with variance about 1, however many products are summed
-            for part, fan_in in zip(self.radial[-1].weight.split(self.sizes), self.fan_in.values()):
+            for part, fan_in in zip(
+                self.radial[-1].weight.split(self.sizes), self.fan_in.values(), strict=True
+            ):
                 part.mul_(fan_in**-0.5)
 
     def forward(
@@ -87,9 +89,10 @@ class Kernel(nn.Module):
         kernels: ByIrrep,  # Σ_m Y_Jm(r̂) Q_Jm of the coupling
         f: ByIrrep,  # {k: [E, 2k+1, C]} of the senders
         edge: Tensor,  # [E, R]
-    ) -> ByIrrep:  # {l: [E, 2l+1, outputs[l]]}
+    ) -> ByIrrep:
+        """The message of every edge: {k: [E, 2k+1, C]} -> {l: [E, 2l+1, outputs[l]]}."""
         products = self.coupling(kernels, f)  # {l: [E, 2l+1, paths·C]}
-        phi = dict(zip(self.outputs, self.radial(edge).split(self.sizes, 1)))
+        phi = dict(zip(self.outputs, self.radial(edge).split(self.sizes, 1), strict=True))
         phi = {ir: p.unflatten(1, (self.fan_in[ir], -1)) for ir, p in phi.items()}
         return {ir: torch.bmm(products[ir], phi[ir]) for ir in self.outputs}
 
@@ -151,6 +154,7 @@ class Attention(nn.Module):
         sender: Tensor,
         receiver: Tensor,
     ) -> ByIrrep:
+        """The attended features: {l: [N, 2l+1, C]} -> {l: [N, 2l+1, channels]}."""
         n = f[SCALAR].shape[0]
         queries = gather(self.query(f), receiver)  # {l: [E, 2l+1, width]}
         values_and_keys = self.kernel(kernels, gather(f, sender), edge)
@@ -178,6 +182,7 @@ class NormGate(nn.Module):
         )
 
     def forward(self, f: ByIrrep) -> ByIrrep:
+        """The gated features, {l: [N, 2l+1, channels]} as before."""
         out = {SCALAR: f[SCALAR] + self.scalar(f[SCALAR])}
         for name, gate in self.gates.items():
             x = f[Irrep(name)]
@@ -187,8 +192,9 @@ class NormGate(nn.Module):
 
 
 class SE3Transformer(Network):
-    """The backbone: `Graph` -> `Features` with scalars [N, channels·(max_degree+1)] and the l = 1
-    channels [N, 3, channels].
+    """The backbone: `Graph` -> `Features`.
+
+    Scalars are [N, channels·(max_degree+1)], vectors the l = 1 channels [N, 3, channels].
     """
 
     stacks = ("attention", "gates")
@@ -246,6 +252,7 @@ class SE3Transformer(Network):
         )
 
     def forward(self, graph: Graph) -> Features:
+        """Scalars [N, channels·(max_degree+1)] and vectors [N, 3, channels]."""
         sender, receiver, n = graph.sender, graph.receiver, graph.z.shape[0]
         sphere = harmonics(self.degree, graph.vector)  # [E, (2·max_degree+1)²]
         kernels = {name: c.kernels(sphere) for name, c in self.couplings.items()}
@@ -256,7 +263,7 @@ class SE3Transformer(Network):
         if not self.faithful:
             envelope = polynomial_envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
         f = {SCALAR: self.embedding(graph)[:, None]}  # {l: [N, 2l+1, channels]}
-        for i, (attention, gate) in enumerate(zip(self.attention, self.gates)):
+        for i, (attention, gate) in enumerate(zip(self.attention, self.gates, strict=True)):
             f = attention(f, kernels["middle" if i else "first"], edge, envelope, sender, receiver)
             if i == 0 and graph.extra_vector is not None:
                 f[self.vector_irrep] = f[self.vector_irrep] + graph.extra_vector

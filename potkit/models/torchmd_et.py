@@ -56,6 +56,7 @@ class ExpNormalBasis(nn.Module):
         self.betas = nn.Parameter(torch.full((size,), (2.0 / size * (1.0 - start)) ** -2))
 
     def forward(self, distance: Tensor, envelope: Tensor) -> Tensor:
+        """e_k of each distance [E] Å and its envelope [E]: [E, size]."""
         closeness = torch.exp(distance * (-5.0 / self.cutoff))[:, None]
         return envelope[:, None] * torch.exp(-self.betas * (closeness - self.means) ** 2)
 
@@ -87,6 +88,7 @@ class Layer(nn.Module):
         self.mix = None if first else glorot(hidden, 3 * hidden, bias=False)
 
     def forward(self, x: Tensor, v: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor]:
+        """Δx [N, F] and Δv [N, 3, F]; ``v`` is None before the first layer."""
         normed = self.norm(x)
         q, k, s = self.query(normed), self.key(normed), self.value(normed)
         attended, vector = self.attention(q, k, s, v, edges)
@@ -216,6 +218,7 @@ class TorchMDET(Network):
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, graph: Graph) -> Features:
+        """Scalars [N, F], normalised, and vectors [N, 3, F]."""
         if self.faithful:
             graph = first_neighbors(graph, FAITHFUL_NEIGHBORS - 1)
         edges = self.edges(graph)  # (2), (1)
@@ -232,6 +235,7 @@ class TorchMDET(Network):
         return Features(self.norm(x), vector=v)
 
     def edges(self, graph: Graph) -> Edges:
+        """What the layers need to know of the edges of ``graph``; equations 1 and 2."""
         envelope = cosine_envelope(graph.distance, self.cutoff)  # (2)
         zero = graph.distance.new_zeros(1)
         return Edges(

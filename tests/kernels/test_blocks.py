@@ -1,5 +1,6 @@
-"""Work on edges in blocks and on pairs gives what the plain formulas give: values, all first
-derivatives, and derivatives of those.
+"""Work on edges in blocks and on pairs gives what the plain formulas give.
+
+Values, all first derivatives, and derivatives of those.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def block(request, monkeypatch):
 
 @pytest.fixture
 def only_blocks(monkeypatch):
-    """Blocks wherever there are some that serve, whether they pay or not; a list of those that
-    were used.
+    """Blocks wherever there are some that serve, whether they pay or not.
+
+    A list of those that were used.
     """
     used = []
 
@@ -64,9 +66,7 @@ def plainly(monkeypatch):
 
 
 def derivatives(model, batch):
-    """Energy and vector; derivatives of both by positions and weights; derivatives of the
-    forces' square by positions and weights.
-    """
+    """Energy and vector, their derivatives by positions and weights, and those of the forces."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     pos = batch.pos.detach().requires_grad_(True)
     batch.pos = pos
@@ -91,12 +91,11 @@ def test_equal_the_plain_formulas(case, periodic, block, only_blocks, monkeypatc
     plainly(monkeypatch)
     expected = derivatives(model, contract.examples(5.0, periodic).batch(dtype=torch.float64))
     assert len(found) == len(expected)
-    for a, b in zip(found, expected):
+    for a, b in zip(found, expected, strict=True):
         assert (a is None or not a.any()) == (b is None or not b.any())
         if a is not None and b is not None:
-            torch.testing.assert_close(
-                a, b, rtol=1e-9, atol=1e-11 * max(1.0, float(b.detach().abs().max()))
-            )
+            largest = max(1.0, float(b.detach().abs().max()))
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11 * largest)
 
 
 @pytest.mark.parametrize("name", ["egnn", "torchmd_et", "schnet"])
@@ -112,9 +111,7 @@ def test_one_atom_and_none_in_reach(name, only_blocks):
 
 @pytest.mark.parametrize("name", ["egnn", "torchmd_et", "schnet"])
 def test_bfloat16_stays_close(name, only_blocks):
-    """Under autocast the result differs by bfloat16's 3 digits, and gradients point the same
-    way.
-    """
+    """Under autocast results differ by bfloat16's 3 digits, and gradients point the same way."""
     torch.manual_seed(0)
     model = models.build(name, "denoise-paper", **CASES[name])
     if name == "egnn":
@@ -126,9 +123,8 @@ def test_bfloat16_stays_close(name, only_blocks):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             vector = model(batch, ("vector",)).vector.float()
-        (
-            vector - torch.cos(torch.arange(vector.numel()).float()).view_as(vector)
-        ).square().sum().backward()
+        target = torch.cos(torch.arange(vector.numel()).float()).view_as(vector)
+        (vector - target).square().sum().backward()
         outputs.append(vector.detach())
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.backbone.parameters() if p.grad is not None])
@@ -170,10 +166,8 @@ def test_pairs_are_half_the_edges_and_truncated_lists_are_noticed():
 def test_sums_over_pairs_are_each_others_derivatives():
     torch.manual_seed(0)
     i, j = torch.tensor([1, 2, 2, 3, 0]), torch.tensor([0, 0, 1, 1, 0])
-    x, a = (
-        torch.randn(4, 3, dtype=torch.float64, requires_grad=True),
-        torch.randn(4, 3, dtype=torch.float64, requires_grad=True),
-    )
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, w: schnet_pairs.convolve(x, w, i, j), (x, w))
     assert torch.autograd.gradgradcheck(lambda x, w: schnet_pairs.convolve(x, w, i, j), (x, w))
@@ -183,10 +177,8 @@ def test_sums_over_pairs_are_each_others_derivatives():
 def test_blocks_are_left_to_the_cpu_and_to_first_derivatives():
     model = models.build("egnn", hidden=16, layers=1)
     batch = contract.examples(5.0).batch()
-    graph, varied = (
-        model.graph(batch, batch.pos),
-        model.graph(batch, batch.pos.clone().requires_grad_()),
-    )
+    graph = model.graph(batch, batch.pos)
+    varied = model.graph(batch, batch.pos.clone().requires_grad_())
     wide = 2**17 // len(graph.sender) + 1
     assert replacements.blocks_once(model.train(), graph, wide)
     assert not replacements.blocks_once(model, graph, wide - 1), "these stay in the cache anyway"
@@ -201,9 +193,7 @@ def test_blocks_are_left_to_the_cpu_and_to_first_derivatives():
 
 # -- SiLU ----------------------------------------------------------------------------------------
 def test_silu_and_its_derivatives_are_torchs():
-    """Up to the third, and the second both as training takes it (nothing kept for a next one)
-    and as a graph.
-    """
+    """Up to the third; the second as training takes it (nothing kept) and as a graph."""
     x = torch.linspace(-30, 30, 241, dtype=torch.float64).requires_grad_()
     weight = torch.linspace(0.5, 2, 241, dtype=torch.float64)
     derivatives = []
@@ -214,7 +204,7 @@ def test_silu_and_its_derivatives_are_torchs():
         (second,) = torch.autograd.grad((weight * first).sum(), x, retain_graph=True)
         (third,) = torch.autograd.grad((weight * kept).sum(), x)
         derivatives.append([t.detach() for t in (y, first, kept, second, third)])
-    for own, expected in zip(*derivatives):
+    for own, expected in zip(*derivatives, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-13)
     assert torch.autograd.gradgradcheck(
         layers.silu, (torch.linspace(-3, 3, 7, dtype=torch.float64).requires_grad_(),)

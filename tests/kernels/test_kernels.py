@@ -1,6 +1,4 @@
-"""The compiled kernels: EGNN's edges against PyTorch's operations, and what compiling them can
-run into.
-"""
+"""The compiled kernels: EGNN's edges against PyTorch's, and what compiling can run into."""
 
 from __future__ import annotations
 
@@ -27,22 +25,22 @@ pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def inputs(n_atoms, n_edges, width, radial, gate=True, envelope=True, dtype=torch.float32):
-    """P, Q, edges, envelope and weights of `egnn_blocks`, all of which want gradients, and
-    receivers that rise.
+    """P, Q, edges, envelope and weights of `egnn_blocks`, and atoms; receivers rise.
+
+    All floats want gradients.
     """
     generator = torch.Generator().manual_seed(width + n_edges)
-    numbers = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def numbers(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     scale = width**-0.5
     p, q, edge = numbers(n_atoms, width), numbers(n_atoms, width), numbers(n_edges, radial)
     damp = numbers(n_edges, 1).sigmoid() if envelope else None
     weights = [numbers(width, radial), scale * numbers(width, width), numbers(width)]
     weights += [scale * numbers(1, width), numbers(1)] if gate else [None, None]
-    weights += [
-        scale * numbers(width, width),
-        numbers(width),
-        scale * numbers(1, width),
-        numbers(1),
-    ]
+    weights += [scale * numbers(width, width), numbers(width)]
+    weights += [scale * numbers(1, width), numbers(1)]
     sender = torch.randint(n_atoms, (n_edges,), generator=generator)
     receiver = torch.randint(n_atoms, (n_edges,), generator=generator).sort().values
     floats = [
@@ -55,36 +53,27 @@ def graph_of(n_atoms, sender, receiver):
     """A graph of which only atoms and edges are looked at."""
     zeros, none = torch.zeros(n_atoms, dtype=torch.long), torch.zeros(n_atoms, 3)
     return Graph(
-        zeros,
-        none,
-        zeros,
-        1,
-        sender,
-        receiver,
-        none[sender],
-        none[sender, 0],
-        None,
-        None,
-        zeros[:1],
+        z=zeros,
+        pos=none,
+        batch=zeros,
+        n_structures=1,
+        sender=sender,
+        receiver=receiver,
+        vector=none[sender],
+        distance=none[sender, 0],
+        shift=None,
+        mask=None,
+        charge=zeros[:1],
     )
 
 
 def messages(function, p, q, edge, envelope, weights, sender, receiver):
-    """M and t of ``function``, which is `Layer.messages` or stands in for it, of a layer with
-    these weights.
-    """
+    """M and t of ``function``: `Layer.messages`, or what stands in for it, with these weights."""
     gated = weights[3] is not None
     layer = Layer(p.shape[1], edge.shape[1], attention=gated, tanh=False).to(p.dtype)
-    t, total = with_weights(
-        function,
-        layer,
-        dict(zip(WEIGHTS, weights)),
-        p,
-        q,
-        edge,
-        envelope,
-        graph_of(len(p), sender, receiver),
-    )
+    named = dict(zip(WEIGHTS, weights, strict=True))
+    graph = graph_of(len(p), sender, receiver)
+    t, total = with_weights(function, layer, named, p, q, edge, envelope, graph)
     return total, t
 
 
@@ -97,9 +86,8 @@ def results(floats, sender, receiver, function=by_dispatch):
     """Outputs and the gradients of all inputs of a sum in which every output has its own weight."""
     p, q, edge, envelope, *weights = floats
     total, t = messages(function, p, q, edge, envelope, weights, sender, receiver)
-    loss = (total * torch.linspace(-1, 1, total.numel()).view_as(total)).sum() + (
-        t * torch.linspace(1, 2, len(t))
-    ).sum()
+    loss = (total * torch.linspace(-1, 1, total.numel()).view_as(total)).sum()
+    loss = loss + (t * torch.linspace(1, 2, len(t))).sum()
     wanted = [x for x in floats if x is not None]
     return [total.detach(), t.detach(), *torch.autograd.grad(loss, wanted)]
 
@@ -108,9 +96,8 @@ def assert_close(found, expected, tolerance):
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.shape == b.shape, k
         if b.numel():
-            assert float((a.double() - b.double()).abs().max()) <= tolerance * max(
-                float(b.double().abs().max()), 1e-3
-            ), k
+            error = float((a.double() - b.double()).abs().max())
+            assert error <= tolerance * max(float(b.double().abs().max()), 1e-3), k
 
 
 @pytest.mark.parametrize(
@@ -124,9 +111,8 @@ def test_edges_agree_with_the_formulas(size, gate, threads):
     assert_close(results(*inputs(*size, gate=gate), egnn.messages), exact, 1e-5)
     with kernels.used():
         found = results(*inputs(*size, gate=gate))
-    assert all(
-        torch.equal(a, b) for a, b in zip(found, results(*inputs(*size, gate=gate), egnn.messages))
-    )
+    called = results(*inputs(*size, gate=gate), egnn.messages)
+    assert all(torch.equal(a, b) for a, b in zip(found, called, strict=True))
 
 
 def test_edges_without_envelope_and_with_senders_out_of_order(threads):
@@ -146,7 +132,7 @@ def test_bfloat16_is_no_further_from_the_truth(threads):
     for kernel in (False, True):
         with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16):
             found = results(floats, sender, receiver)
-        errors.append([float((a - b).norm() / b.norm()) for a, b in zip(found, exact)])
+        errors.append([float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)])
     assert 0 < max(errors[1]) < 0.02
     assert sum(errors[1]) < 1.05 * sum(errors[0])
 
@@ -158,17 +144,7 @@ def test_exponential_and_not_a_number():
     p = torch.tensor([[-200.0, -88.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 88.0, 200.0, float("nan")]])
     n = p.shape[1]
     eye, zero = torch.eye(n), torch.zeros(n)
-    weights = (
-        torch.zeros(n, 1),
-        eye,
-        zero,
-        None,
-        None,
-        eye,
-        zero,
-        torch.ones(1, n),
-        torch.zeros(1),
-    )
+    weights = torch.zeros(n, 1), eye, zero, None, None, eye, zero, torch.ones(1, n), torch.zeros(1)
     index = torch.zeros(1, dtype=torch.long)
     with kernels.used(), torch.no_grad():
         total, t = messages(
@@ -176,28 +152,12 @@ def test_exponential_and_not_a_number():
         )
     # NaN goes through the product W₂ into every channel: the others are looked at without it
     assert torch.isnan(total).all() and torch.isnan(t).all()
-    clean = p[:, :-1]
+    clean, n = p[:, :-1], n - 1
+    eye, zero = torch.eye(n), torch.zeros(n)
+    weights = torch.zeros(n, 1), eye, zero, None, None, eye, zero, torch.ones(1, n), torch.zeros(1)
     with kernels.used(), torch.no_grad():
-        weights = (
-            torch.zeros(n - 1, 1),
-            eye[:-1, :-1],
-            zero[:-1],
-            None,
-            None,
-            eye[:-1, :-1],
-            zero[:-1],
-            torch.ones(1, n - 1),
-            torch.zeros(1),
-        )
         total, _ = messages(
-            egnn.messages,
-            clean,
-            torch.zeros(1, n - 1),
-            torch.zeros(1, 1),
-            None,
-            weights,
-            index,
-            index,
+            egnn.messages, clean, torch.zeros(1, n), torch.zeros(1, 1), None, weights, index, index
         )
     silu = torch.nn.functional.silu
     torch.testing.assert_close(total, silu(silu(clean.double())).float(), rtol=1e-6, atol=1e-30)
@@ -232,9 +192,10 @@ def test_training_is_the_same_run(network, tmp_path):
         )
         ends.append([w.detach().clone() for w in run.model.backbone.parameters()])
     start = models.build(network, "small", seed=0).backbone
-    moved = max(float((a - b.detach()).abs().max()) for a, b in zip(ends[0], start.parameters()))
+    pairs = zip(ends[0], start.parameters(), strict=True)
+    moved = max(float((a - b.detach()).abs().max()) for a, b in pairs)
     assert moved > 1e-4
-    for plain, fast in zip(*ends):
+    for plain, fast in zip(*ends, strict=True):
         assert float((plain - fast).abs().max()) < 0.02 * moved
 
 
@@ -249,9 +210,8 @@ def test_double_precision_is_refused_not_ignored(tmp_path):
 def test_off_unless_asked_for():
     assert not kernels.wanted(torch.zeros(1))
     with kernels.used():
-        assert kernels.wanted(torch.zeros(1)) and not kernels.wanted(
-            torch.zeros(1, dtype=torch.float64)
-        )
+        assert kernels.wanted(torch.zeros(1))
+        assert not kernels.wanted(torch.zeros(1, dtype=torch.float64))
         with kernels.used(False):
             assert not kernels.wanted(torch.zeros(1))
     assert not kernels.wanted(torch.zeros(1))
@@ -260,18 +220,21 @@ def test_off_unless_asked_for():
 @pytest.mark.parametrize("trouble", ["compiler", "folder"])
 def test_a_machine_that_cannot_compile_is_told_in_one_line(trouble, tmp_path):
     (tmp_path / "file").touch()
-    changes = (
-        {"CXX": "false", "POTKIT_KERNELS": str(tmp_path)}
-        if trouble == "compiler"
-        else {"POTKIT_KERNELS": str(tmp_path / "file")}
-    )
-    code = f"import os; os.environ.update({changes!r})\nfrom potkit import kernels\ntry: kernels.load()\nexcept Exception as e: print(type(e).__name__, e)"
-    said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-    ).stdout.strip()
-    assert said.startswith(
-        "ConfigError compile: the kernels could not be compiled"
-    ) and said.endswith("set compile to false")
+    if trouble == "compiler":
+        changes = {"CXX": "false", "POTKIT_KERNELS": str(tmp_path)}
+    else:
+        changes = {"POTKIT_KERNELS": str(tmp_path / "file")}
+    lines = [
+        f"import os; os.environ.update({changes!r})",
+        "from potkit import kernels",
+        "try: kernels.load()",
+        "except Exception as e: print(type(e).__name__, e)",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = done.stdout.strip()
+    assert said.startswith("ConfigError compile: the kernels could not be compiled")
+    assert said.endswith("set compile to false")
     assert "\n" not in said and not list(tmp_path.rglob("*.so"))
 
 
@@ -318,31 +281,24 @@ def test_derivatives_within_autocast(name):
         with kernels.used(kernel), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             errors.append(float((model.energy_and_forces(batch)[1] - exact).norm() / exact.norm()))
     assert 0 < errors[1] < 1.5 * errors[0] < 0.05
-    parameters, gradients = (
-        [p for n, p in model.named_parameters() if n.startswith("backbone.layers")],
-        [],
-    )
+    parameters = [p for n, p in model.named_parameters() if n.startswith("backbone.layers")]
+    gradients = []
     for kernel in (False, True):
         with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16):
             loss = model(batch, ("energy",)).energy.sum()
             # some are None for one, zero for the other
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            gradients.append(
-                torch.cat(
-                    [
-                        torch.zeros_like(p).flatten() if g is None else g.flatten()
-                        for p, g in zip(parameters, found)
-                    ]
-                )
-            )
+        flat = [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for p, g in zip(parameters, found, strict=True)
+        ]
+        gradients.append(torch.cat(flat))
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 0.05
 
 
 def test_predictions_without_kernels_are_one_line():
-    double, other = (
-        models.build("egnn", hidden=16, seed=0).double(),
-        models.build("painn", hidden=16, seed=0),
-    )
+    double = models.build("egnn", hidden=16, seed=0).double()
+    other = models.build("painn", hidden=16, seed=0)
     attempts = [
         (
             lambda: potkit.predict(double, molecules(1), compile=True),
@@ -373,6 +329,5 @@ def test_evaluate_command_through_kernels(tmp_path, capsys):
     )
     with pytest.raises(SystemExit) as done:
         cli.main(["evaluate", str(other), *options])
-    assert done.value.code == 1 and capsys.readouterr().err.startswith(
-        "error: compile: there are kernels for EGNN"
-    )
+    assert done.value.code == 1
+    assert capsys.readouterr().err.startswith("error: compile: there are kernels for EGNN")

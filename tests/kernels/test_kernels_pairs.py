@@ -26,15 +26,18 @@ pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def inputs(n_atoms, n_pairs, width, radial, dtype=torch.float32, in_order=True):
-    """x, distance and the four weights, all of which want gradients; atoms i (rising, if
-    ``in_order``) and j, sometimes the same.
+    """x, distance and the four weights, which all want gradients; atoms i and j of each pair.
+
+    i rises if ``in_order``; i and j are sometimes the same.
     """
     generator = torch.Generator().manual_seed(width + n_pairs)
-    numbers = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    x, distance = (
-        numbers(n_atoms, width),
-        0.8 + (CUTOFF - 0.8) * torch.rand(n_pairs, generator=generator, dtype=torch.float64),
-    )
+
+    def numbers(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = numbers(n_atoms, width)
+    uniform = torch.rand(n_pairs, generator=generator, dtype=torch.float64)
+    distance = 0.8 + (CUTOFF - 0.8) * uniform
     weights = [
         numbers(width, radial),
         numbers(width),
@@ -148,7 +151,9 @@ def test_the_graph_can_be_gone_through_again_and_in_parts():
     score = sum((s * wave(s)).sum() for s in slopes)
     once = torch.autograd.grad(score, floats, retain_graph=True)
     torch.autograd.grad(score, [floats[0]], retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(once, torch.autograd.grad(score, floats)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(once, torch.autograd.grad(score, floats), strict=True)
+    )
     with kernels.used(), torch.no_grad():
         assert torch.equal(convolution(floats, i, j), c)
 
@@ -160,7 +165,7 @@ def test_bfloat16_is_no_further_from_the_truth(threads):
     for kernel in (False, True):
         with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16):
             found = second(floats, i, j, by=slice(2, None))
-        errors.append([float((a - b).norm() / b.norm()) for a, b in zip(found, exact)])
+        errors.append([float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)])
     assert 0 < max(errors[1]) < 0.02
     assert sum(errors[1]) < 1.1 * sum(errors[0])
 
@@ -260,9 +265,8 @@ def test_table_is_as_near_as_its_page_says():
         found = (grid.weight.T[:, :, None] * table[:, grid.cell]).sum(0)
         # m t^(m − 1), with the envelope 1
         lower = torch.cat([torch.zeros(len(distance), 1), grid.weight[:, :5]], 1)
-        slope = ((torch.arange(6) * lower).T[:, :, None] * table[:, grid.cell]).sum(
-            0
-        ) / grid.spacing
+        rising = torch.arange(6) * lower
+        slope = (rising.T[:, :, None] * table[:, grid.cell]).sum(0) / grid.spacing
         (y, dy), _ = schnet_pairs.plain_outputs(
             schnet_pairs.Radial(distance, basis, torch.ones_like, True),
             distance,
@@ -290,7 +294,7 @@ def test_interpolated_convolution_by_itself():
         floats = [t.to(dtype).requires_grad_() for t in numbers]
         c = function(*floats, cell, i, j)
         found, score = [c], (c * wave(c)).sum() + 0.1 * c.square().sum()
-        for order in range(3):
+        for _ in range(3):
             grads = torch.autograd.grad(score, floats[by], create_graph=True)
             found += grads
             score = sum((g * wave(g)).sum() + 0.01 * g.square().sum() for g in grads)

@@ -4,6 +4,8 @@ operations they replace.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from tiny import molecules, water
@@ -35,7 +37,7 @@ def problem(sizes, width=32, heads=4, radial=9, vectors=True, missing=0.0, seed=
     g = torch.Generator().manual_seed(seed)
     n, first = sum(sizes), torch.tensor([0, *sizes]).cumsum(0)
     same = torch.zeros(n, n, dtype=torch.bool)
-    for start, end in zip(first, first[1:]):
+    for start, end in itertools.pairwise(first):
         same[start:end, start:end] = True
     same.fill_diagonal_(False)
     receiver, sender = torch.nonzero(
@@ -385,7 +387,10 @@ def test_update(dtype, width):
     found = []
     layer = Layer(width, 1, 9, damped=True, first=False)
     for function in (plain_update, torchmd_et.update):
-        x = [t.to(d).requires_grad_() for t, d in zip(given, (dtype, dtype, torch.float32))]
+        x = [
+            t.to(d).requires_grad_()
+            for t, d in zip(given, (dtype, dtype, torch.float32), strict=True)
+        ]
         dx, dv = function(layer, *x, None)
         assert dx.dtype == dv.dtype == torch.float32
         grads = torch.autograd.grad((dx.sin().sum() + dv.cos().sum()), x)

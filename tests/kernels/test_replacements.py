@@ -63,7 +63,7 @@ def derivatives(model, batch) -> dict[str, torch.Tensor]:
     second = torch.autograd.grad(score, variables, allow_unused=True)
     results = {"energy": energy, "vector": vector, "forces": forces}
     for order, gradients in (("first", first), ("second", second)):
-        for name, gradient in zip(("positions", *parameters), gradients):
+        for name, gradient in zip(("positions", *parameters), gradients, strict=True):
             if gradient is not None:
                 results[f"{order} derivative by {name}"] = gradient
     return {name: value.detach().double() for name, value in results.items()}
@@ -181,7 +181,7 @@ def test_the_first_that_serves_stands_in(monkeypatch):
 
 
 def test_a_name_that_nothing_is_marked_with_is_refused():
-    with pytest.raises(KeyError, match="no plain function is marked 'egnn.mesages'"):
+    with pytest.raises(KeyError, match=r"no plain function is marked 'egnn\.mesages'"):
         replaceable.register("egnn.mesages", lambda *_: True, lambda *_: None)
 
 

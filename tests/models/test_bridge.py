@@ -215,10 +215,8 @@ def test_arguments_and_cutoff():
         def forward(self, z, pos, batch):
             return z
 
-    with pytest.raises(
-        ConfigError,
-        match="Needs.forward needs 'temperature', which the bridge cannot give; it can give z, pos",
-    ):
+    missing = r"Needs\.forward needs 'temperature', which the bridge cannot give"
+    with pytest.raises(ConfigError, match=missing + "; it can give z, pos"):
         adapt(Needs(), energy=0, cutoff=5.0)
     with pytest.raises(ConfigError, match="NoCutoff has no attribute cutoff: give cutoff= in Å"):
         adapt(NoCutoff(), energy=0)

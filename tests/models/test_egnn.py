@@ -4,6 +4,8 @@ brings back.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -97,10 +99,10 @@ def test_energy_head_is_per_atom_or_pooled():
         atomic = model.energy_head.mlp(
             torch.nn.functional.layer_norm(scalar, (32,), *model.energy_head.norm.parameters())
         )[:, 0]
-        expected = [atomic[a:b].sum() for a, b in zip(batch.ptr[:-1], batch.ptr[1:])]
+        expected = [atomic[a:b].sum() for a, b in itertools.pairwise(batch.ptr)]
         torch.testing.assert_close(model(batch).energy, torch.stack(expected))
         scalar = pooled.backbone(pooled.graph(batch, batch.pos)).scalar
-        summed = torch.stack([scalar[a:b].sum(0) for a, b in zip(batch.ptr[:-1], batch.ptr[1:])])
+        summed = torch.stack([scalar[a:b].sum(0) for a, b in itertools.pairwise(batch.ptr)])
         torch.testing.assert_close(pooled(batch).energy, pooled.energy_head.mlp(summed)[:, 0])
 
 

@@ -56,7 +56,7 @@ def test_harmonics(degree):
     v = torch.randn(9, 3)
     y = harmonics(degree, v)
     torch.testing.assert_close(y[:, 1:4], v / v.norm(dim=1, keepdim=True) * 3**0.5)
-    for l in range(degree + 1):
+    for l in range(degree + 1):  # noqa: E741 (the literature's letter)
         torch.testing.assert_close(
             y[:, l * l : (l + 1) ** 2].square().sum(1), torch.full((9,), 2.0 * l + 1)
         )
@@ -95,7 +95,7 @@ def test_coupling_is_the_tensor_product_of_e3nn(degree, parities):
     parts = weights.split([n * channels for n in coupling.paths.values()], 1)
     found = [
         (v * w[:, None]).unflatten(2, (-1, channels)).permute(0, 2, 3, 1).flatten(1)
-        for v, w in zip(products.values(), parts)
+        for v, w in zip(products.values(), parts, strict=True)
     ]
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-12, atol=1e-12)
 
@@ -195,7 +195,7 @@ def test_second_derivatives():
     coupling = Coupling(kinds, 2, kinds)
 
     def energy(vector, *features):
-        f = dict(zip(kinds, features))
+        f = dict(zip(kinds, features, strict=True))
         f = coupling(coupling.kernels(harmonics(2, vector)), f)
         return sum(v.sin().sum() for v in f.values())
 

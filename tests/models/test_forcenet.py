@@ -82,7 +82,8 @@ def test_equations(periodic, float64):
     with torch.no_grad():
         graph = model.graph(batch, batch.pos)
         h, edge = backbone.embedding.element(graph.z), []
-        for n, (j, i) in enumerate(zip(graph.sender, graph.receiver)):
+        pairs = list(zip(graph.sender.tolist(), graph.receiver.tolist(), strict=True))
+        for n, (j, i) in enumerate(pairs):
             d, own, other = graph.distance[n], radii[graph.z[i]], radii[graph.z[j]]
             lengths = torch.stack([d, d - own, d - other, d - own - other]) / 3.4
             x, y, z = graph.vector[n] / d
@@ -108,14 +109,11 @@ def test_equations(periodic, float64):
                 [layer.from_edge.weight, layer.from_receiver.weight, layer.from_sender.weight], 1
             )
             joint = torch.stack(
-                [
-                    torch.cat([edge[n], h[i], h[j]])
-                    for n, (j, i) in enumerate(zip(graph.sender, graph.receiver))
-                ]
+                [torch.cat([edge[n], h[i], h[j]]) for n, (j, i) in enumerate(pairs)]
             )
             filters, x = layer.filter(joint @ weight.T + layer.from_edge.bias), layer.linear(h)
             total = layer.own * x
-            for n, (j, i) in enumerate(zip(graph.sender.tolist(), graph.receiver.tolist())):
+            for n, (j, i) in enumerate(pairs):
                 total[i] += filters[n] * x[j] * polynomial_envelope(graph.distance[n], 3.4)
             h = h + layer.update(total)
         found = backbone(graph).scalar

@@ -48,12 +48,8 @@ def test_equations(periodic):
             weight = torch.cat(
                 [step.from_edge.weight, step.from_receiver.weight, step.from_sender.weight], 1
             )
-            joint = torch.stack(
-                [
-                    torch.cat([e[n], v[i], v[j]])
-                    for n, (j, i) in enumerate(zip(graph.sender, graph.receiver))
-                ]
-            )
+            edges = enumerate(zip(graph.sender, graph.receiver, strict=True))
+            joint = torch.stack([torch.cat([e[n], v[i], v[j]]) for n, (j, i) in edges])
             new = step.message(joint @ weight.T + step.from_edge.bias)
             total = torch.zeros_like(v)
             for n, i in enumerate(graph.receiver.tolist()):

@@ -82,9 +82,7 @@ def test_float32_is_close_to_float64(name):
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_parameter_of_a_used_part_learns(name):
-    """The loss on energy and vector reaches all parameters of the parts that `Potential.parts`
-    names, flags included.
-    """
+    """The loss reaches all parameters of the parts that `Potential.parts` names, flags included."""
     model = contract.prepared(models.build(name))
     batch = contract.examples(model.cutoff).batch(dtype=torch.float64)
     batch.mask[::2] = 1
@@ -109,11 +107,9 @@ def test_flagged_atoms_are_seen(name):
         flagged = model(batch).energy
         batch.mask = None
         without = model(batch).energy
-    assert (
-        plain[0] != flagged[0]
-        and torch.equal(plain[1:], flagged[1:])
-        and torch.equal(plain, without)
-    )
+    assert plain[0] != flagged[0]
+    assert torch.equal(plain[1:], flagged[1:])
+    assert torch.equal(plain, without)
 
 
 def test_charge_embedding():
@@ -129,22 +125,18 @@ def test_charge_embedding():
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("name", models.names())
 def test_empty_batch(name, periodic):
-    """A filter may leave nothing: the answer is nothing, in the right shapes, and its
-    derivatives are zero.
+    """A filter may leave nothing: the answer is nothing, in the right shapes.
+
+    Its derivatives are zero.
     """
     model = contract.prepared(models.build(name), torch.float32)
-    prediction = model(
-        contract.examples(model.cutoff, periodic=periodic)[:0].batch(),
-        ("energy", "vector", "forces"),
-    )
-    assert prediction.energy.shape == (
-        0,
-    ) and prediction.vector.shape == prediction.forces.shape == (0, 3)
-    (
-        prediction.energy.sum()
-        + prediction.vector.square().sum()
-        + prediction.forces.square().sum()
-    ).backward()
+    batch = contract.examples(model.cutoff, periodic=periodic)[:0].batch()
+    prediction = model(batch, ("energy", "vector", "forces"))
+    energy, vector, forces = prediction.energy, prediction.vector, prediction.forces
+    assert energy.shape == (0,)
+    assert vector.shape == forces.shape == (0, 3)
+    loss = energy.sum() + vector.square().sum() + forces.square().sum()
+    loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
@@ -185,7 +177,7 @@ def test_bad_options_are_named(name):
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match="unknown model 'egnm'; there are .*egnn"):
+    with pytest.raises(ConfigError, match=r"unknown model 'egnm'; there are .*egnn"):
         models.build("egnm")
     with pytest.raises(ConfigError, match="unknown vector read-out 'up'"):
         models.build("egnn", vector="up")
@@ -217,12 +209,8 @@ class Toy(nn.Module):
         self.element, self.radial = nn.Embedding(119, 4), nn.Linear(2, 4)
 
     def forward(self, graph):
-        sender, receiver, vector, distance = (
-            graph.sender,
-            graph.receiver,
-            graph.vector,
-            graph.distance,
-        )
+        sender, receiver = graph.sender, graph.receiver
+        vector, distance = graph.vector, graph.distance
         n = len(graph.z)
         if self.fault == "periodic_image":
             vector = graph.pos[sender] - graph.pos[receiver]
@@ -328,7 +316,7 @@ def test_given_structures_and_direct_forces():
     report = contract.check_model(Potential(Toy(), vector="direct", forces="vector"), given)
     assert set(report.structures) == {"given"}
     unclaimed = report[~report.claimed]
-    assert set(zip(unclaimed.check, unclaimed.quantity)) == {
+    assert set(zip(unclaimed.check, unclaimed.quantity, strict=True)) == {
         (check, quantity)
         for check in ("rotation", "reflection")
         for quantity in ("forces", "vector")

@@ -103,7 +103,7 @@ def test_layer_is_built_of_e3nn_parts(parities):
     messages = product(first(flat(x))[sender], y, layer.radial(edge) / 3.0)  # √9 neighbours
     new = second(torch.zeros(5, messages.shape[1]).index_add(0, receiver, messages))
     # self-connection: x ⊗ a, then a matrix
-    for part, o in zip(wanted.slices(), coupling.irreps_out):
+    for part, o in zip(wanted.slices(), coupling.irreps_out, strict=True):
         both = (
             torch.einsum("nmc,na->nmca", x[o], attributes).flatten(2)
             @ layer.own.linear[str(o)].weight.T
@@ -111,7 +111,7 @@ def test_layer_is_built_of_e3nn_parts(parities):
         new[:, part] = (new[:, part] + both.transpose(1, 2).flatten(1)) / 2**0.5
     values = {
         o: new[:, part].unflatten(1, (-1, o.dim))
-        for part, o in zip(wanted.slices(), coupling.irreps_out)
+        for part, o in zip(wanted.slices(), coupling.irreps_out, strict=True)
     }
     scalars = values[SCALAR][..., 0]
     for o, value in found.items():

@@ -32,7 +32,7 @@ def numpy_painn(backbone, z, pos):
     c, n, width = backbone.cutoff, len(z), backbone.n_features
     s, v = backbone.embedding.element.weight.detach().numpy()[z], np.zeros((n, 3, width))
     k = np.arange(1, 21)
-    for message, update in zip(backbone.messages, backbone.updates):
+    for message, update in zip(backbone.messages, backbone.updates, strict=True):
         new_s, new_v = s.copy(), v.copy()
         for i in range(n):
             for j in range(n):

@@ -596,12 +596,10 @@ def test_published_weights_are_imported_and_fine_tuned(name, run, tmp_path):
     loaded = checkpoints.load(tmp_path / "imported")
     structures = molecules(4)
     batch = structures.batch(dtype=torch.float32)
-    expected = published(name, torch.load("model.pth", weights_only=True), **UNTOLD.get(name, {}))(
-        batch
-    )
-    assert torch.equal(loaded(batch).energy, expected.energy) and torch.equal(
-        loaded(batch).vector, expected.vector
-    )
+    state = torch.load("model.pth", weights_only=True)
+    expected = published(name, state, **UNTOLD.get(name, {}))(batch)
+    assert torch.equal(loaded(batch).energy, expected.energy)
+    assert torch.equal(loaded(batch).vector, expected.vector)
 
     molecules(24).save(tmp_path / "data.h5")
     quick = ("--steps", 3, "--batch-size", 4, "--device", "cpu", "--config-set", "progress=false")
@@ -611,30 +609,18 @@ def test_published_weights_are_imported_and_fine_tuned(name, run, tmp_path):
     assert code == 0, err
     tuned = checkpoints.load(tmp_path / "tuned")
     assert tuned.recipe == loaded.recipe and float(tuned.scale) != 1.0
-    code, out, err = run(
-        "finetune",
-        "--data",
-        "data.h5",
-        "--init",
-        "imported",
-        "--parts",
-        "energy_head",
-        *quick,
-        "--out",
-        "head",
-    )
+    head_only = ("--parts", "energy_head", "--out", "head")
+    code, out, err = run("finetune", "--data", "data.h5", "--init", "imported", *quick, *head_only)
     assert code == 0, err
-    assert run("weights", "import", name, "model.pth", "--out", "imported", *untold)[2].startswith(
-        "error: imported"
-    )
+    code, out, err = run("weights", "import", name, "model.pth", "--out", "imported", *untold)
+    assert err.startswith("error: imported")
 
 
 def test_import_says_what_is_unknown_about_se3(run):
     torch.save(state_of(made_up("denoise-se3"), "denoise-se3"), "model.pth")
     code, out, err = run("weights", "import", "denoise-se3", "model.pth", "--out", "imported")
-    assert code == 0 and "note: the signs of its coupling matrices are not in the weights" in out, (
-        err
-    )
+    assert code == 0, err
+    assert "note: the signs of its coupling matrices are not in the weights" in out
 
 
 class Intruder:

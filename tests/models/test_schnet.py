@@ -17,8 +17,9 @@ from potkit.testing import contract
 
 
 def copied(hidden, filters, layers, radial, cutoff, dtype, **options):
-    """Ours, and torch-geometric's with our weights; its graph is given to it, as it cannot
-    search neighbours by itself here.
+    """Ours, and torch-geometric's with our weights.
+
+    Its graph is given to it, as it cannot search neighbours by itself here.
     """
     torch.manual_seed(0)
     options |= dict(hidden=hidden, filters=filters, layers=layers, radial=radial, cutoff=cutoff)
@@ -26,9 +27,8 @@ def copied(hidden, filters, layers, radial, cutoff, dtype, **options):
     state = {}
 
     def graph_of(pos, batch):
-        return torch.stack([state["graph"].sender, state["graph"].receiver]), state[
-            "graph"
-        ].distance
+        graph = state["graph"]
+        return torch.stack([graph.sender, graph.receiver]), graph.distance
 
     theirs = (
         PyGSchNet(hidden, filters, layers, radial, cutoff, interaction_graph=graph_of)
@@ -43,7 +43,7 @@ def copied(hidden, filters, layers, radial, cutoff, dtype, **options):
             module.shift = math.log(2.0)
     with torch.no_grad():
         theirs.embedding.weight.copy_(backbone.embedding.element.weight[:100])
-        for a, b in zip(backbone.layers, theirs.interactions):
+        for a, b in zip(backbone.layers, theirs.interactions, strict=True):
             pairs = {
                 a.filter_in: b.mlp[0],
                 a.filter_out: b.mlp[2],
@@ -75,9 +75,8 @@ def test_equals_torch_geometric(size, dtype, tolerance, periodic):
     expected, found = (
         torch.autograd.grad(e.sum(), batch.pos, retain_graph=True)[0] for e in (energy, head)
     )
-    assert (
-        torch.zeros_like(energy).index_add(0, batch.batch, head) - energy
-    ).abs().max() < tolerance * energy.abs().max()
+    total = torch.zeros_like(energy).index_add(0, batch.batch, head)
+    assert (total - energy).abs().max() < tolerance * energy.abs().max()
     assert (found - expected).abs().max() < 10 * tolerance * expected.abs().max()
 
 
@@ -88,9 +87,7 @@ def test_shifted_softplus():
 
 
 def test_polynomial_envelope_has_continuous_second_derivatives():
-    """Curvature of the energy as an atom crosses the cutoff: it jumps with the cosine, not with
-    the polynomial.
-    """
+    """Curvature of the energy at the cutoff: it jumps with the cosine, not with the polynomial."""
     jumps = {}
     for envelope in ("cosine", "polynomial"):
         torch.manual_seed(0)
@@ -98,7 +95,7 @@ def test_polynomial_envelope_has_continuous_second_derivatives():
             models.build("schnet", "small", hidden=16, filters=16, layers=1, envelope=envelope)
         )
 
-        def curvature(d):
+        def curvature(d, model=model):
             pair = Structures([8, 1], [[0.0, 0.0, 0.0], [d, 0.0, 0.0]], [0, 2]).batch(
                 dtype=torch.float64
             )

@@ -68,7 +68,7 @@ def test_kernel_is_a_fully_connected_tensor_product():
     f = {ir: torch.randn(count, ir.dim, channels) for ir in kinds}
     y, edge = harmonics(4, torch.randn(count, 3)), torch.rand(count, 1)
     sphere = o3.Irreps.spherical_harmonics(4)
-    instructions, order = [], []
+    instructions = []
     for n, o in enumerate(kinds):  # our order: output, input, degree of the harmonics
         for a, i in enumerate(kinds):
             instructions += [
@@ -116,13 +116,12 @@ def test_attention_atom_by_atom(smooth):
             ]
             numerator = [
                 torch.exp(s) * (float(envelope[n]) if smooth else 1.0)
-                for s, n in zip(logits, neighbors)
+                for s, n in zip(logits, neighbors, strict=True)
             ]
-            for weight, n in zip(numerator, neighbors):
+            denominator = sum(numerator) + smooth
+            for weight, n in zip(numerator, neighbors, strict=True):
                 for ir in kinds:
-                    attended[ir][:, head] += (
-                        weight / (sum(numerator) + smooth) * both[ir][n, :, head]
-                    )
+                    attended[ir][:, head] += weight / denominator * both[ir][n, :, head]
         for ir in kinds:
             expected = (
                 torch.cat([f[ir][i], attended[ir]], -1) @ layer.merge.linear[str(ir)].weight.T
@@ -156,10 +155,8 @@ def test_layers_turn_with_their_input(faithful):
     coupling = Coupling(kinds, 6, kinds, parity=not faithful)
     layer, gate = Attention(coupling, channels, channels, 2, 2, 1, 8), NormGate(coupling, channels)
     sender, receiver, vector = edges()
-    f, edge = (
-        {ir: torch.randn(5, ir.dim, channels) for ir in kinds},
-        vector.norm(dim=1, keepdim=True) / 5,
-    )
+    f = {ir: torch.randn(5, ir.dim, channels) for ir in kinds}
+    edge = vector.norm(dim=1, keepdim=True) / 5
     envelope = None if faithful else polynomial_envelope(edge[:, 0], 1.0)[:, None]
 
     def apply(x, v):

@@ -47,11 +47,8 @@ NETWORKS = {  # name: module
     "masked-forcenet": "masked_forcenet",
 }
 PREFIX, PRESET = "published/", "published"  # how recipes name these networks
-OWN = (
-    "references",
-    "known",
-    "scale",
-)  # tensors of `Potential` that the published codes do not have
+# tensors of `Potential` that the published codes do not have
+OWN = ("references", "known", "scale")
 
 
 def code(name: str) -> ModuleType:
@@ -64,9 +61,9 @@ def code(name: str) -> ModuleType:
 def complete(
     name: str, given: Mapping[str, Any], told: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All settings of a network: its defaults, what its state dict told, what was given, under the
-    names of ``SETTINGS``.
+    """All settings of a network, under the names of ``SETTINGS``.
 
+    What was ``given`` goes before what the state dict ``told``, and that before the defaults.
     Raises ConfigError for an unknown setting, one that contradicts the state dict, and one whose
     value is not reproduced.
     """
@@ -105,10 +102,10 @@ def _checked(name: str, key: str, value: Any, kind: type) -> Any:
 
 
 def network(name: str, **settings: Any) -> Published:
-    """A published network with new weights; ``settings`` under the published code's names, the rest
-    as in its configuration.
+    """A published network with new weights.
 
-    Raises ConfigError as `complete` does.
+    ``settings`` are under the published code's names; the rest is as in its configuration. Raises
+    ConfigError as `complete` does.
     """
     options = complete(name, settings)
     model = code(name).network(**options)

@@ -201,6 +201,7 @@ class PooledEnergy(nn.Sequential):
     pooled = True
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        """Energies of structures: [N, F] -> [S]."""
         return super().forward(sum_over(features, graph.batch, graph.n_structures))[:, 0]
 
 
@@ -210,6 +211,7 @@ class AtomEnergy(nn.Sequential):
     pooled = False
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
+        """Energies of atoms: [N, F] -> [N]."""
         return super().forward(features)[:, 0]
 
 
@@ -221,6 +223,7 @@ class DirectForces(nn.Sequential):
     def forward(
         self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool
     ) -> Tensor:
+        """The vector of each atom, [N, 3], from its scalars; no energy is needed."""
         return super().forward(features.scalar)
 
 
@@ -257,16 +260,16 @@ class Published(Potential):
         graph = super().graph(batch, pos)
         order = torch.argsort(graph.receiver * len(graph.z) + graph.sender, stable=True)
         return CodeGraph(
-            graph.z,
-            atom_types(batch, self.type_table),
-            pos,
-            graph.batch,
-            graph.n_structures,
-            graph.sender[order],
-            graph.receiver[order],
-            None if graph.shift is None else graph.shift[order],
-            given_flags(graph.mask),
-            box_edges(batch) if self.backbone.boxes else None,
+            z=graph.z,
+            type=atom_types(batch, self.type_table),
+            pos=pos,
+            batch=graph.batch,
+            n_structures=graph.n_structures,
+            sender=graph.sender[order],
+            receiver=graph.receiver[order],
+            shift=None if graph.shift is None else graph.shift[order],
+            mask=given_flags(graph.mask),
+            box=box_edges(batch) if self.backbone.boxes else None,
         )
 
     def forward(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:

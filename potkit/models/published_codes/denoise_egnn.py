@@ -85,6 +85,7 @@ class Layer(nn.Module):
         shift: Tensor | None,  # [E, 3] added to x_j
         box: Tensor | None,  # [E, 3] edges of the box, masked paper only
     ) -> tuple[Tensor, Tensor]:
+        """The atoms' features [N, F] and positions [N, 3] Å after this layer."""
         difference = x[receiver] - x[sender]  # [E, 3]
         if shift is not None:
             difference = difference - shift
@@ -101,8 +102,9 @@ class Layer(nn.Module):
 
 
 class EGNN(nn.Module):
-    """The backbone: `CodeGraph` -> `Features`: scalars [N, hidden_channels], displacement x_L − x
-    [N, 3] in Å.
+    """The backbone: `CodeGraph` -> `Features`.
+
+    Scalars are [N, hidden_channels], the displacement x_L − x [N, 3] in Å.
     """
 
     n_vector_features = 0
@@ -126,11 +128,8 @@ class EGNN(nn.Module):
         max_num_neighbors: int,
     ) -> None:
         super().__init__()
-        self.cutoff, self.n_features, self.max_num_neighbors = (
-            cutoff,
-            hidden_channels,
-            max_num_neighbors,
-        )
+        self.cutoff, self.n_features = cutoff, hidden_channels
+        self.max_num_neighbors = max_num_neighbors
         self.type_embedding = nn.Embedding(max_atom_type, hidden_channels)
         self.gcl = nn.ModuleList(
             Layer(hidden_channels, residual, attention, normalize, tanh) for _ in range(n_layers)
@@ -145,13 +144,13 @@ class EGNN(nn.Module):
         return torch.empty_like(kept).scatter_(0, order, kept)
 
     def forward(self, graph: CodeGraph) -> Features:
+        """Scalars h_i [N, F] and displacements x_L − x [N, 3] Å."""
         kept = self.heard(graph)
         sender, receiver = graph.sender[kept], graph.receiver[kept]
         shift = None if graph.shift is None else graph.shift[kept]
         h, x = self.type_embedding(graph.type), graph.pos
-        for (
-            layer
-        ) in self.gcl:  # later layers see the moved atoms; the edges stay those of the input
+        # later layers see the moved atoms; the edges stay those of the input
+        for layer in self.gcl:
             h, x = layer(h, x, receiver, sender, shift, None)
         return Features(h, displacement=x - graph.pos)
 

@@ -51,15 +51,15 @@ NAMES = (("lin1.", "energy_head.lin1."), ("lin2.", "energy_head.lin2."), ("", "b
 # `mlp` is the filter network again under a second name; older versions of the library keep masses
 UNUSED = (r"interactions\.\d+\.mlp\.", "atomic_mass$")
 NEIGHBORS = 32
-SHIFT = (
-    torch.tensor(2.0, dtype=torch.float32).log().item()
-)  # the library rounds log 2 to float32, whatever the weights are
+# the library rounds log 2 to float32, whatever the weights are
+SHIFT = torch.tensor(2.0, dtype=torch.float32).log().item()
 
 
 class ShiftedSoftplus(nn.Module):
     """log(½eˣ + ½)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """log(½eˣ + ½) of every entry, in any shape."""
         return nn.functional.softplus(x) - SHIFT
 
 
@@ -69,12 +69,11 @@ class Smearing(nn.Module):
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
         self.register_buffer("offset", torch.linspace(0.0, cutoff, size))
-        spacing = torch.linspace(0.0, cutoff, size, dtype=torch.float32)[
-            1
-        ].item()  # rounded to float32, as in the library
-        self.coefficient = -0.5 / spacing**2
+        rounded = torch.linspace(0.0, cutoff, size, dtype=torch.float32)  # as in the library
+        self.coefficient = -0.5 / rounded[1].item() ** 2
 
-    def forward(self, distance: Tensor) -> Tensor:  # [E] -> [E, K]
+    def forward(self, distance: Tensor) -> Tensor:
+        """The Gaussians of each distance: [E] Å -> [E, K]."""
         return torch.exp(self.coefficient * (distance[:, None] - self.offset) ** 2)
 
 
@@ -97,6 +96,7 @@ class Convolution(nn.Module):
         sender: Tensor,
         receiver: Tensor,
     ) -> Tensor:
+        """The convolved features: [N, F] -> [N, F]."""
         message = self.lin1(h)[sender] * (self.nn(basis) * envelope)
         return self.lin2(sum_over(message, receiver, len(h)))
 
@@ -113,6 +113,7 @@ class Interaction(nn.Module):
     def forward(
         self, h: Tensor, basis: Tensor, envelope: Tensor, sender: Tensor, receiver: Tensor
     ) -> Tensor:
+        """What the neighbours change in h: [N, F] -> [N, F]."""
         return self.lin(self.act(self.conv(h, basis, envelope, sender, receiver)))
 
 
@@ -145,6 +146,7 @@ class SchNet(nn.Module):
         )
 
     def forward(self, graph: CodeGraph) -> Features:
+        """Scalars h_i [N, F], invariant."""
         limit = NEIGHBORS + 1  # the search counts the atom itself
         kept, _ = first_in_index_order(graph.sender, graph.receiver, len(graph.z), limit)
         sender, receiver = graph.sender[kept], graph.receiver[kept]
@@ -161,8 +163,10 @@ class SchNet(nn.Module):
 
 
 class EnergyHead(nn.Module):
-    """C₂ ssp(C₁ h + c₁) + c₂ per atom, [N, F] -> [N]; ``readout`` "mean" averages over the atoms of
-    a structure, -> [S], "add" leaves the sum to `Potential`.
+    """C₂ ssp(C₁ h + c₁) + c₂ per atom: [N, F] -> [N].
+
+    With ``readout`` "mean" it is averaged over the atoms of a structure, -> [S]; "add" leaves the
+    sum to `Potential`.
     """
 
     def __init__(self, hidden: int, readout: str) -> None:
@@ -173,6 +177,7 @@ class EnergyHead(nn.Module):
         self.lin2 = nn.Linear(hidden // 2, 1)
 
     def forward(self, features: Tensor, graph: CodeGraph) -> Tensor:
+        """Energies of atoms [N], or of structures [S] where they are averaged."""
         energy = self.lin2(self.act(self.lin1(features)))[:, 0]
         return mean_over(energy, graph.batch, graph.n_structures) if self.pooled else energy
 
@@ -181,12 +186,12 @@ def sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     """The settings that a state dict tells."""
     filters, gaussians = state["interactions.0.conv.nn.0.weight"].shape
     types, hidden = state["embedding.weight"].shape
+    blocks = [int(k.split(".")[1]) for k in state if k.startswith("interactions.")]
     return dict(
         hidden_channels=hidden,
         num_filters=filters,
         num_gaussians=gaussians,
-        num_interactions=1
-        + max(int(k.split(".")[1]) for k in state if k.startswith("interactions.")),
+        num_interactions=1 + max(blocks),
         max_embedding=types,
     )
 

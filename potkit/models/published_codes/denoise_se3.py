@@ -1,3 +1,4 @@
+# ruff: noqa: E741 (k, l and J are the degrees' letters in the papers and in the tensors' names)
 """SE(3)-Transformer as in the denoise paper's code (arXiv 2303.02216; Fuchs et al. 2006.10503).
 
 Features f_i^l of every degree l = 0 … 3, [channels, 2l+1]. For each pair of degrees k → l a kernel
@@ -145,6 +146,7 @@ class Norm(nn.Module):
         self.bn = nn.LayerNorm(features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The LayerNorm over the last axis: [M, features] -> [M, features]."""
         return self.bn(x)
 
 
@@ -169,6 +171,7 @@ class RadialFunction(nn.Module):
             nn.init.kaiming_uniform_(self.net[layer].weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """φ of every edge's inputs [E, edge_dim + 1]: [E, channels out, channels in, J]."""
         return self.net(x).unflatten(1, self.shape)
 
 
@@ -181,6 +184,7 @@ class PairwiseKernel(nn.Module):
         self.rp = RadialFunction(len(degrees_between(k, l)), channels_in, channels_out, edge_dim)
 
     def forward(self, features: Tensor, basis: Basis) -> Tensor:
+        """The message on every edge: [E, channels in, 2k+1] -> [E, channels out, 2l+1]."""
         # [E, 2l+1, channels in, J]
         turned = torch.einsum("eabj,ecb->eacj", basis.angular[self.pair], features)
         return torch.einsum("edcj,eacj->eda", self.rp(basis.radial), turned)
@@ -201,6 +205,7 @@ class Convolution(nn.Module):
         )
 
     def forward(self, f: ByDegree, basis: Basis, sender: Tensor) -> ByDegree:
+        """The messages of every edge: {k: [N, channels, 2k+1]} -> {l: [E, channels, 2l+1]}."""
         seen = {k: f[k][sender] for k in self.before}
         return {
             l: sum(self.kernel_unary[f"({k},{l})"](seen[k], basis) for k in self.before)
@@ -221,6 +226,7 @@ class LinearMap(nn.Module):
         )
 
     def forward(self, f: ByDegree) -> ByDegree:
+        """{l: [N, channels in, 2l+1]} -> {l: [N, channels out, 2l+1]}."""
         return {int(l): weight @ f[int(l)] for l, weight in self.transform.items()}
 
 
@@ -255,6 +261,7 @@ class Attention(nn.Module):
         self.project = LinearMap(joined, after)
 
     def forward(self, f: ByDegree, basis: Basis, sender: Tensor, receiver: Tensor) -> ByDegree:
+        """The attended features: {l: [N, channels in, 2l+1]} -> {l: [N, channels, 2l+1]}."""
         n = len(f[0])
         value = self.GMAB["v"](f, basis, sender)
         # both [E, heads, components / heads]
@@ -290,6 +297,7 @@ class NormNonlinearity(nn.Module):
         )
 
     def forward(self, f: ByDegree, *_: Any) -> ByDegree:
+        """New norms for {l: [N, channels, 2l+1]}; what other blocks are given too is not used."""
         out = {}
         for l, x in f.items():
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
@@ -307,6 +315,7 @@ class ToScalars(Convolution):
         )
 
     def forward(self, f: ByDegree, basis: Basis, sender: Tensor, receiver: Tensor) -> ByDegree:
+        """{l: [N, channels, 2l+1]} -> {0: [N, channels, 1]}."""
         own = self.kernel_self["0"] @ f[0]  # [N, channels, 1]
         message = super().forward(f, basis, sender)[0] + own[receiver]
         return {0: mean_over(message, receiver, len(f[0]))}
@@ -359,6 +368,7 @@ class SE3Transformer(nn.Module):
         return torch.cat([sender, receiver]), torch.cat([receiver, sender]), shift
 
     def forward(self, graph: CodeGraph) -> Features:
+        """Scalars s_i [N, num_channels · num_degrees]."""
         sender, receiver, shift = self.edges(graph)
         vector = graph.pos[receiver] - graph.pos[sender]
         vector = vector if shift is None else vector - shift
@@ -380,6 +390,7 @@ class PooledHead(nn.Sequential):
         self.pooling = pooling
 
     def forward(self, features: Tensor, graph: CodeGraph) -> Tensor:
+        """Energies of structures: [N, F] -> [S]."""
         if self.pooling == "avg":
             pooled = mean_over(features, graph.batch, graph.n_structures)
         else:

@@ -51,10 +51,8 @@ SETTINGS: dict[str, Any] = dict(  # the configuration beside the published weigh
     max_num_neighbors=32,
 )
 WITHOUT_EFFECT = ("max_chirality_type", "trainable_rbf")
-FIXED = {
-    "rbf_type": "expnorm",
-    "cutoff_lower": 0.0,
-}  # other values are in the code, in none of its configurations, and not here
+# other values are in the code, in none of its configurations, and not here
+FIXED = {"rbf_type": "expnorm", "cutoff_lower": 0.0}
 NAMES = (("energy_head.", "energy_head."), ("force_head.", "vector_readout."), ("", "backbone."))
 UNUSED = (r"x_t_layers\.", r"vec_t_layers\.")
 ACTIVATIONS = {"silu": nn.SiLU, "ssp": ShiftedSoftplus, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
@@ -70,7 +68,8 @@ class ExpNormalSmearing(nn.Module):
         self.means = nn.Parameter(torch.linspace(start, 1.0, size))
         self.betas = nn.Parameter(torch.full((size,), (2.0 / size * (1.0 - start)) ** -2))
 
-    def forward(self, distance: Tensor, envelope: Tensor) -> Tensor:  # [E], [E] -> [E, K]
+    def forward(self, distance: Tensor, envelope: Tensor) -> Tensor:
+        """e_k of each distance [E] Å and its envelope [E]: [E, K]."""
         closeness = torch.exp(distance * (-5.0 / self.cutoff))[:, None]
         return envelope[:, None] * torch.exp(-self.betas * (closeness - self.means) ** 2)
 
@@ -107,11 +106,11 @@ class NeighborEmbedding(nn.Module):
         self.combine = nn.Linear(2 * hidden, hidden)
 
     def forward(self, type: Tensor, x: Tensor, edges: Edges) -> Tensor:
+        """x_i [N, F] from the types [N] and their embedding ``x`` [N, F]."""
         pairs = edges.pairs
         weight = self.distance_proj(edges.basis[pairs]) * edges.envelope[pairs, None]
-        near = sum_over(
-            self.embedding(type)[edges.sender[pairs]] * weight, edges.receiver[pairs], len(x)
-        )
+        message = self.embedding(type)[edges.sender[pairs]] * weight
+        near = sum_over(message, edges.receiver[pairs], len(x))
         return self.combine(torch.cat([x, near], 1))
 
 
@@ -131,39 +130,38 @@ class Attention(nn.Module):
         self.dk_proj = nn.Linear(rbf, hidden) if influence in ("keys", "both") else None
         self.dv_proj = nn.Linear(rbf, 3 * hidden) if influence in ("values", "both") else None
 
-    def forward(
-        self, x: Tensor, v: Tensor, edges: Edges
-    ) -> tuple[Tensor, Tensor]:  # [N, F], [N, 3, F]
+    def forward(self, x: Tensor, v: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """Δx [N, F] and Δv [N, 3, F] from x [N, F] and v [N, 3, F]."""
         sender, receiver, n = edges.sender, edges.receiver, len(x)
+        by_head = (self.heads, -1)
         x = self.layernorm(x)
-        query = self.q_proj(x).unflatten(1, (self.heads, -1))  # [N, heads, F / heads]
-        key = self.k_proj(x).unflatten(1, (self.heads, -1))
-        value = self.v_proj(x).unflatten(1, (self.heads, -1))[sender]  # [E, heads, 3 F / heads]
+        query = self.q_proj(x).unflatten(1, by_head)  # [N, heads, F / heads]
+        key = self.k_proj(x).unflatten(1, by_head)
+        value = self.v_proj(x).unflatten(1, by_head)[sender]  # [E, heads, 3 F / heads]
 
         agreement = query[receiver] * key[sender]
         if self.dk_proj is not None:
-            agreement = agreement * self.act(self.dk_proj(edges.basis)).unflatten(
-                1, (self.heads, -1)
-            )
+            agreement = agreement * self.act(self.dk_proj(edges.basis)).unflatten(1, by_head)
         attention = self.attn_activation(agreement.sum(-1)) * edges.envelope[:, None]  # [E, heads]
         if self.dv_proj is not None:
-            value = value * self.act(self.dv_proj(edges.basis)).unflatten(1, (self.heads, -1))
+            value = value * self.act(self.dv_proj(edges.basis)).unflatten(1, by_head)
         s, s1, s2 = value.chunk(3, -1)  # each [E, heads, F / heads]
 
         total = sum_over((s * attention[:, :, None]).flatten(1), receiver, n)  # [N, F]
         # "no-envelope": neither term is damped at the cutoff
-        message = (
-            v[sender] * s1.flatten(1)[:, None]
-            + edges.direction[:, :, None] * s2.flatten(1)[:, None]
-        )
+        carried = v[sender] * s1.flatten(1)[:, None]  # [E, 3, F]
+        message = carried + edges.direction[:, :, None] * s2.flatten(1)[:, None]
         o1, o2, o3 = self.o_proj(total).chunk(3, 1)
         u1, u2, u3 = self.vec_proj(v).chunk(3, -1)  # each [N, 3, F]
-        return (u1 * u2).sum(1) * o2 + o3, u3 * o1[:, None] + sum_over(message, receiver, n)
+        dx = (u1 * u2).sum(1) * o2 + o3
+        dv = u3 * o1[:, None] + sum_over(message, receiver, n)
+        return dx, dv
 
 
 class TorchMDET(nn.Module):
-    """The backbone: `CodeGraph` -> `Features` with scalars [N, hidden_channels] and vectors
-    [N, 3, hidden_channels].
+    """The backbone: `CodeGraph` -> `Features`.
+
+    Scalars are [N, hidden_channels], vectors [N, 3, hidden_channels].
     """
 
     gives_displacement = False
@@ -203,11 +201,9 @@ class TorchMDET(nn.Module):
         self.n_features = self.n_vector_features = hidden_channels
         self.type_embedding = nn.Embedding(max_atom_type, hidden_channels)
         self.distance_expansion = ExpNormalSmearing(num_rbf, cutoff_upper)
-        self.neighbor_embedding = (
-            NeighborEmbedding(hidden_channels, num_rbf, max_atom_type)
-            if neighbor_embedding
-            else None
-        )
+        self.neighbor_embedding = None
+        if neighbor_embedding:
+            self.neighbor_embedding = NeighborEmbedding(hidden_channels, num_rbf, max_atom_type)
         self.attention_layers = nn.ModuleList(
             Attention(
                 hidden_channels, num_rbf, num_heads, distance_influence, activation, attn_activation
@@ -217,6 +213,7 @@ class TorchMDET(nn.Module):
         self.out_norm = nn.LayerNorm(hidden_channels)
 
     def forward(self, graph: CodeGraph) -> Features:
+        """Scalars [N, F], normalised, and vectors [N, 3, F]."""
         edges = Edges(graph, self.cutoff, self.max_num_neighbors, self.distance_expansion)
         x = self.type_embedding(graph.type)
         if self.neighbor_embedding is not None:
@@ -241,7 +238,8 @@ class GatedBlock(nn.Module):
         )
         self.act = None if last else act()
 
-    def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # [N, F], [N, 3, F]
+    def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars [N, F] and vectors [N, 3, F] -> [N, out] and [N, 3, out]."""
         # the norm's gradient at zero is zero, as the code has it
         norm = torch.linalg.vector_norm(self.vec1_proj(v), dim=1)
         x, gate = self.update_net(torch.cat([x, norm], 1)).chunk(2, 1)
@@ -265,6 +263,7 @@ class NoiseHead(nn.ModuleList):
     def forward(
         self, features: Features, graph: CodeGraph, energy: Tensor | None, keep_graph: bool
     ) -> Tensor:
+        """One vector per atom from scalars [N, F] and vectors [N, 3, F]: [N, 3]."""
         x, v = features.scalar, features.vector
         for block in self:
             x, v = block(x, v)
@@ -275,15 +274,15 @@ def sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     """The settings that a state dict tells."""
     types, hidden = state["type_embedding.weight"].shape
     layers = [int(k.split(".")[1]) for k in state if k.startswith("attention_layers.")]
-    keys, values = (f"attention_layers.0.{part}_proj.weight" in state for part in ("dk", "dv"))
+    keys = "attention_layers.0.dk_proj.weight" in state
+    values = "attention_layers.0.dv_proj.weight" in state
+    influences = {(0, 0): "none", (1, 0): "keys", (0, 1): "values", (1, 1): "both"}
     return dict(
         hidden_channels=hidden,
         num_layers=1 + max(layers),
         num_rbf=len(state["distance_expansion.means"]),
         neighbor_embedding="neighbor_embedding.combine.weight" in state,
-        distance_influence={(0, 0): "none", (1, 0): "keys", (0, 1): "values", (1, 1): "both"}[
-            keys, values
-        ],
+        distance_influence=influences[keys, values],
         max_atom_type=types,
     )
 

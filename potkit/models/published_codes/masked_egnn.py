@@ -43,8 +43,9 @@ sizes = denoise_egnn.sizes
 
 
 class EGNN(denoise_egnn.EGNN):
-    """The backbone: `CodeGraph` -> `Features`: scalars [N, hidden_channels], displacement x_L − x
-    [N, 3] in Å.
+    """The backbone: `CodeGraph` -> `Features`.
+
+    Scalars are [N, hidden_channels], the displacement x_L − x [N, 3] in Å.
     """
 
     boxes = True
@@ -55,6 +56,7 @@ class EGNN(denoise_egnn.EGNN):
         self.out_norm = nn.LayerNorm(settings["hidden_channels"])
 
     def forward(self, graph: CodeGraph) -> Features:
+        """Scalars [N, F], normalised, and displacements x_L − x [N, 3] Å."""
         kept, box = self.heard(graph), None
         if graph.box is not None:
             box = graph.box[graph.batch]  # [N, 3]

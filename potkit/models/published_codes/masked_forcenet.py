@@ -107,6 +107,7 @@ class PowerSine(nn.Module):
         self.register_buffer("freq_filter", powers.repeat_interleave(features)[None])
 
     def forward(self, x: Tensor) -> Tensor:
+        """s(x) of every entry: [M, K] -> [M, frequencies · K]."""
         return torch.sin(x.repeat(1, self.freq_filter.shape[1] // x.shape[1]) * self.freq_filter)
 
 
@@ -118,6 +119,7 @@ class NodeBasis(nn.Module):
         self.smearing = PowerSine(PROPERTIES, frequencies)
 
     def forward(self, properties: Tensor) -> Tensor:
+        """s(a_i): [N, 9] -> [N, 9 · frequencies]."""
         return self.smearing(properties)
 
 
@@ -130,6 +132,7 @@ class EdgeBasis(nn.Module):
         self.lin = nn.Linear(DISTANCES * frequencies, DISTANCES)
 
     def forward(self, distances: Tensor, harmonics: Tensor) -> Tensor:
+        """b_ij of every edge: [E, 4] and [E, max_n²] -> [E, 4 · max_n²]."""
         radial = self.lin(self.smearing_sine(distances))
         return (harmonics[:, :, None] * radial[:, None]).flatten(1)
 
@@ -180,6 +183,7 @@ class Interaction(nn.Module):
         sender: Tensor,
         receiver: Tensor,
     ) -> Tensor:
+        """What the neighbours and the atom itself change in h: [N, F] -> [N, F]."""
         seen = torch.cat([self.lin_basis(basis), h[sender], h[receiver]], 1)
         weight = self.mlp_edge(seen) * envelope  # [E, F]
         x = self.lin(h)
@@ -187,8 +191,9 @@ class Interaction(nn.Module):
 
 
 class ForceNet(nn.Module):
-    """The backbone: `CodeGraph` -> `Features` with scalars [N, decoder_hidden_channels], which are
-    not invariant under rotation.
+    """The backbone: `CodeGraph` -> `Features`.
+
+    Scalars are [N, decoder_hidden_channels]; they are not invariant under rotation.
     """
 
     n_vector_features = 0
@@ -229,6 +234,7 @@ class ForceNet(nn.Module):
         self.lin = nn.Linear(hidden_channels, decoder_hidden_channels)
 
     def forward(self, graph: CodeGraph) -> Features:
+        """Scalars g_i [N, decoder_hidden_channels], not invariant under rotation."""
         sender, receiver = graph.sender, graph.receiver
         z = torch.where(graph.type == 0, HYDROGEN, OXYGEN)  # "all-oxygen"
         h = self.embedding(self.atom_map[z])
@@ -238,12 +244,10 @@ class ForceNet(nn.Module):
         vector = minimum_image(graph.pos[sender] - graph.pos[receiver], box)
         d = torch.linalg.vector_norm(vector, dim=1) + 1e-8
         from_sender, from_receiver = self.atom_radii[z[sender]], self.atom_radii[z[receiver]]
-        distances = (
-            torch.stack([d, d - from_sender, d - from_receiver, d - from_sender - from_receiver], 1)
-            / self.cutoff
-        )
+        gaps = [d, d - from_sender, d - from_receiver, d - from_sender - from_receiver]
+        distances = (torch.stack(gaps, 1) / self.cutoff).clamp(min=1e-3)  # [E, 4]
         harmonics = complex_harmonics(vector / d[:, None], self.max_n)
-        basis = self.basis_fun(distances.clamp(min=1e-3), harmonics)
+        basis = self.basis_fun(distances, harmonics)
         envelope = torch.cos(d * (0.5 * math.pi / self.cutoff))[:, None]
         for interaction in self.interactions:
             h = h + interaction(h, basis, envelope, sender, receiver)
@@ -254,20 +258,17 @@ def sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     """The settings that a state dict tells."""
     decoder, hidden = state["lin.weight"].shape
     first = "interactions.0."
+    blocks = [int(k.split(".")[1]) for k in state if k.startswith("interactions.")]
+    edge = [k for k in state if k.startswith(f"{first}mlp_edge.") and k.endswith(".weight")]
+    node = [k for k in state if k.startswith(f"{first}mlp_trans.") and k.endswith(".running_mean")]
     return dict(
         hidden_channels=hidden,
         decoder_hidden_channels=decoder,
-        num_interactions=1
-        + max(int(k.split(".")[1]) for k in state if k.startswith("interactions.")),
+        num_interactions=1 + max(blocks),
         num_freqs=state["basis_fun.smearing_sine.freq_filter"].shape[1] // DISTANCES,
         max_n=math.isqrt(state[f"{first}lin_basis.weight"].shape[1] // DISTANCES),
-        depth_mlp_edge=sum(
-            k.startswith(f"{first}mlp_edge.") and k.endswith(".weight") for k in state
-        )
-        - 1,
-        depth_mlp_node=sum(
-            k.startswith(f"{first}mlp_trans.") and k.endswith(".running_mean") for k in state
-        ),
+        depth_mlp_edge=len(edge) - 1,
+        depth_mlp_node=len(node),
     )
 
 

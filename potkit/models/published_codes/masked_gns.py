@@ -24,6 +24,7 @@ The code knows periodic boxes only; free molecules go through it here without wr
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def mlp_parts(inputs: int, hidden: int, layers: int, outputs: int) -> dict[str, 
     """``layers`` hidden layers with ReLU and a linear one, named as in the code: NN-0, Act-0, …"""
     widths = [inputs, *[hidden] * layers, outputs]
     parts: dict[str, nn.Module] = {}
-    for i, (before, after) in enumerate(zip(widths[:-1], widths[1:])):
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
         parts[f"NN-{i}"] = nn.Linear(before, after)
         parts[f"Act-{i}"] = nn.ReLU() if i < layers else nn.Identity()
     return parts
@@ -100,16 +101,17 @@ class Step(NodesAndEdges):
     def forward(
         self, v: Tensor, e: Tensor, sender: Tensor, receiver: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The atoms' features v [N, F] and the edges' e [E, F] after this step."""
         message = self.edge_fn(torch.cat([v[receiver], v[sender], e], 1))  # [E, F]
         total = sum_over(message, receiver, len(v))
-        return v + self.node_fn(
-            torch.cat([total, v], 1)
-        ), e + e  # "edges-doubled"; e + message would be the paper's
+        v = v + self.node_fn(torch.cat([total, v], 1))
+        return v, e + e  # "edges-doubled"; e + message would be the paper's
 
 
 class GNS(nn.Module):
-    """The backbone: `CodeGraph` -> `Features` with scalars [N, latent_dim], which change when the
-    structure is moved or turned.
+    """The backbone: `CodeGraph` -> `Features`.
+
+    Scalars are [N, latent_dim]; they change when the structure is moved or turned.
     """
 
     n_vector_features = 0
@@ -145,10 +147,9 @@ class GNS(nn.Module):
         self._encode_process_decode._processor = processor
 
     def forward(self, graph: CodeGraph) -> Features:
-        encoder, steps = (
-            self._encode_process_decode._encoder,
-            self._encode_process_decode._processor.gnn_stacks,
-        )
+        """Scalars v_i [N, latent_dim], which change when the structure is moved or turned."""
+        encoder = self._encode_process_decode._encoder
+        steps = self._encode_process_decode._processor.gnn_stacks
         sender, receiver, pos = graph.sender, graph.receiver, graph.pos
         box = None if graph.box is None else graph.box[graph.batch]  # [N, 3]
         if box is not None:  # the code's data sets wrap positions before the network sees them
@@ -157,10 +158,8 @@ class GNS(nn.Module):
         kind = self._particle_type_embedding(graph.type)
         if graph.mask is not None:
             kind = kind + self._mask_embedding(graph.mask)  # "mask-shift"
-        vector = (
-            minimum_image(pos[sender] - pos[receiver], None if box is None else box[receiver])
-            / self.cutoff
-        )
+        edge_box = None if box is None else box[receiver]  # [E, 3]
+        vector = minimum_image(pos[sender] - pos[receiver], edge_box) / self.cutoff
         distance = torch.linalg.vector_norm(vector, dim=1, keepdim=True) + 1e-8
         v = encoder.node_fn(torch.cat([pos, kind], 1))  # [N, F]
         e = encoder.edge_fn(torch.cat([vector, distance], 1))  # [E, F]
