@@ -5,6 +5,9 @@ All three do the same: give every task to ``function(task)`` and collect its ans
 "status". A row whose status is "busy" (another grid does that run right now) is asked for again
 later. One worker's death costs its run, not the grid. When the process that started a grid ends,
 however it ends, its workers write a checkpoint and end too.
+
+By hand, since process pools of libraries neither give a run back when its worker is killed without
+losing the others, nor a GPU to each worker, nor end workers when their starter is killed.
 """
 
 from __future__ import annotations

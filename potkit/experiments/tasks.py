@@ -5,6 +5,9 @@
     STORE/longer-HASH.json  how many steps "scratch-longer" has: measured once, so that an
     interrupted grid goes on as it began
 The hashes are those of all that decides the numbers: network, data, objective, settings, start.
+
+By hand, since experiment trackers find runs by name or time; here a run is found by what decides its
+numbers, across grids, machines and moves of the code, with files that any tool reads.
 """
 
 from __future__ import annotations

@@ -29,7 +29,11 @@ LATER = {"later": True}
 
 
 class Term(NamedTuple):
-    """One summand ``weight · total / count`` of the loss; weight 0 makes it a metric only."""
+    """One summand ``weight · total / count`` of the loss; weight 0 makes it a metric only.
+
+    By hand: metric libraries keep the state of a metric, but what a loss needs is the sum and the
+    count apart, so that parts and processes add up to the gradient of the whole batch.
+    """
 
     name: str
     total: Tensor  # scalar

@@ -4,6 +4,10 @@ of the whole batch.
 A batch is corrupted as a whole and then cut between structures, so the numbers that are drawn do
 not depend on the parts. Each part's terms are divided by the counts of the whole batch: Σ_parts
 ∇(total_part / count) = ∇(total / count), the same gradient to rounding.
+
+By hand, since gradient accumulation in libraries averages the means of parts, which is another
+gradient where parts hold different numbers of atoms, and none of them halves a part that does not
+fit.
 """
 
 from __future__ import annotations
