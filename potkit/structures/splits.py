@@ -27,13 +27,16 @@ def split(
     """Disjoint index arrays (each rising), one per entry of ``fractions``.
 
     An entry is a share (float, of what is split), a count (int), or None for all that is left.
-    Shares and counts are of structures for "structure"; of systems, none of which lands in two
-    parts, for "system" (unseen molecules, or whole trajectories); of each system's structures,
-    drawn independently for each system, for "structure-within-system" (both papers);
-    of blocks of ``block`` successive structures (default: a twentieth) of each system for "block":
-    in a trajectory, whose structures stand in the order of time, a test structure then has no
-    training structure beside it but at a block's ends, where ``gap`` structures are left out on
-    both sides.
+    What shares and counts are of depends on ``by``:
+
+    - "structure": structures
+    - "system": systems, none of which lands in two parts (unseen molecules, or whole trajectories)
+    - "structure-within-system": each system's structures, drawn independently for each system (both
+      papers)
+    - "block": blocks of ``block`` successive structures (default: a twentieth) of each system. In a
+      trajectory, whose structures stand in the order of time, a test structure then has no training
+      structure beside it but at a block's ends, where ``gap`` structures are left out on both sides
+
     Raises ConfigError for shares that do not fit, DataError if there are too few structures.
     """
     parts = _check(fractions)
@@ -45,34 +48,34 @@ def split(
         systems = np.unique(structures.system)
         chosen = _cut(systems, parts, np.random.default_rng(seed), "systems")
         return tuple(np.flatnonzero(np.isin(structures.system, c)) for c in chosen)
-    names, out = structures.system_names(), []
     if by == "block":
         return _by_block(structures, parts, seed, block, gap)
+    names = structures.system_names()
+    drawn = []  # a tuple of parts per system
     for system, rows in by_system(structures):
-        # a stream of its own for each system: adding a system leaves the split of the others as it
-        # was
-        out.append(
-            _cut(
-                rows, parts, np.random.default_rng([seed, system]), f"structures of {names[system]}"
-            )
-        )
-    return tuple(np.sort(np.concatenate(part)) for part in zip(*out))
+        # a separate stream for each system: adding a system leaves the split of the others alone
+        rng = np.random.default_rng([seed, system])
+        drawn.append(_cut(rows, parts, rng, f"structures of {names[system]}"))
+    return tuple(np.sort(np.concatenate(part)) for part in zip(*drawn, strict=True))
 
 
 def _by_block(
     structures: Structures, parts: list[Part], seed: int, block: int | None, gap: int
 ) -> tuple[np.ndarray, ...]:
-    names, out = structures.system_names(), []
+    names = structures.system_names()
+    drawn = []  # a tuple of parts per system
     for system, rows in by_system(structures):
         length = max(1, len(rows) // 20) if block is None else block
         if length < 1 or not 0 <= gap < length:
             raise ConfigError(
-                f"{names[system]}: a block of {length} structures cannot have a gap of {gap} beside it"
+                f"{names[system]}: a block of {length} structures cannot have a gap of {gap} "
+                "beside it"
             )
         count = max(1, len(rows) // length)
         if count < len(parts):
             raise DataError(
-                f"{names[system]}: {len(rows)} structures are {count} blocks of {length}, too few for {len(parts)} parts"
+                f"{names[system]}: {len(rows)} structures are {count} blocks of {length}, "
+                f"too few for {len(parts)} parts"
             )
         # a short rest joins the last block
         of_row = np.minimum(np.arange(len(rows)) // length, count - 1)
@@ -85,30 +88,29 @@ def _by_block(
         kept = part >= 0
         for edge in np.flatnonzero(np.diff(part)):  # between structure edge and the next
             kept[max(0, edge + 1 - gap) : edge + 1 + gap] = False
-        out.append(tuple(rows[kept & (part == number)] for number in range(len(parts))))
-    return tuple(np.sort(np.concatenate(part)) for part in zip(*out))
+        drawn.append(tuple(rows[kept & (part == number)] for number in range(len(parts))))
+    return tuple(np.sort(np.concatenate(part)) for part in zip(*drawn, strict=True))
 
 
 def by_system(structures: Structures) -> list[tuple[int, np.ndarray]]:
     """For each system in use: its number and the rows of its structures, both rising."""
     order = np.argsort(structures.system, kind="stable")
     systems, first = np.unique(structures.system[order], return_index=True)
-    return [(int(s), rows) for s, rows in zip(systems, np.split(order, first[1:]))]
+    groups = np.split(order, first)[1:]  # before the first system there is nothing
+    return [(int(system), rows) for system, rows in zip(systems, groups, strict=True)]
 
 
 def _check(fractions: Sequence[Part]) -> list[Part]:
     parts = list(fractions)
     shares = [p for p in parts if isinstance(p, (float, np.floating))]
     counts = [p for p in parts if isinstance(p, (int, np.integer)) and not isinstance(p, bool)]
-    if (
-        not parts
-        or len(shares) + len(counts) + parts.count(None) != len(parts)
-        or parts.count(None) > 1
-    ):
+    rests = parts.count(None)
+    if not parts or len(shares) + len(counts) + rests != len(parts) or rests > 1:
         raise ConfigError(f"a split is a list of shares, counts and at most one None, got {parts}")
     if any(not 0 <= p <= 1 for p in shares) or sum(shares) > 1 + 1e-9 or any(p < 0 for p in counts):
         raise ConfigError(
-            f"shares of a split lie in 0…1 and add up to at most 1, counts are not negative, got {parts}"
+            "shares of a split lie in 0…1 and add up to at most 1, counts are not negative, "
+            f"got {parts}"
         )
     return parts
 
@@ -117,15 +119,16 @@ def _cut(
     rows: np.ndarray, parts: list[Part], rng: np.random.Generator, what: str
 ) -> tuple[np.ndarray, ...]:
     rows = rng.permutation(rows)
-    exact = np.array(
-        [
-            0.0 if p is None else float(p) * len(rows) if isinstance(p, (float, np.floating)) else p
-            for p in parts
-        ]
-    )
+
+    def size(part: Part) -> float | int:
+        if part is None:
+            return 0.0
+        return float(part) * len(rows) if isinstance(part, (float, np.floating)) else part
+
+    exact = np.array([size(part) for part in parts])
     sizes = np.floor(exact + 1e-9).astype(np.int64)
     rest = np.clip(exact - sizes, 0.0, None)
-    left = int(round(rest.sum()))
+    left = round(rest.sum())
     if left:  # drawn, not rounded: else every system of five structures would lose the same part
         sizes[rng.choice(len(parts), size=left, replace=False, p=rest / rest.sum())] += 1
     if sizes.sum() > len(rows):
@@ -133,4 +136,5 @@ def _cut(
     if None in parts:
         sizes[parts.index(None)] = len(rows) - sizes.sum()
     ends = np.cumsum(sizes)
-    return tuple(np.sort(rows[end - size : end]) for end, size in zip(ends, sizes))
+    ranges = zip(ends - sizes, ends, strict=True)
+    return tuple(np.sort(rows[start:end]) for start, end in ranges)

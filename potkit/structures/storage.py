@@ -59,16 +59,17 @@ class Rows:
         try:
             file = os.open(self.path, os.O_RDONLY)
             try:
-                for place, end, size in zip(
-                    (starts[first] * width + self.offset).tolist(), ends.tolist(), sizes.tolist()
-                ):
+                places = starts[first] * width + self.offset
+                runs = zip(places.tolist(), ends.tolist(), sizes.tolist(), strict=True)
+                for place, end, size in runs:
                     while size:
-                        got = os.preadv(file, [buffer[end - size : end]], place)
-                        if not got:
+                        n_bytes = os.preadv(file, [buffer[end - size : end]], place)
+                        if not n_bytes:
                             raise DataError(
-                                f"{self.path}: ends before byte {place + size}: the file is truncated"
+                                f"{self.path}: ends before byte {place + size}: "
+                                "the file is truncated"
                             )
-                        place, size = place + got, size - got
+                        place, size = place + n_bytes, size - n_bytes
             finally:
                 os.close(file)
         except OSError as error:
@@ -253,19 +254,17 @@ def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Pat
     """
     header = _header(info)
     if path.suffix == ".h5":
-        with replacing(path, STORE_FILE) as temporary:
+        packing = dict(compression="gzip", compression_opts=9, shuffle=True)
+        with (
+            replacing(path, STORE_FILE) as temporary,
             # built in memory: HDF5 cannot close a file whose disk is full, and says so many times
-            with h5py.File(temporary.name, "w", driver="core", backing_store=False) as file:
-                file.attrs["potkit"] = header
-                for name, array in arrays.items():
-                    options = (
-                        dict(compression="gzip", compression_opts=9, shuffle=True)
-                        if array.size
-                        else {}
-                    )
-                    file.create_dataset(name, data=array, **options)
-                file.flush()
-                temporary.write_bytes(file.id.get_file_image())
+            h5py.File(temporary.name, "w", driver="core", backing_store=False) as file,
+        ):
+            file.attrs["potkit"] = header
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, **(packing if array.size else {}))
+            file.flush()
+            temporary.write_bytes(file.id.get_file_image())
     else:
         with replacing(path, STORE) as temporary:
             temporary.mkdir()
@@ -341,23 +340,23 @@ class StoreWriter:
         if not self._arrays:
             with self._writing():
                 for name, array in arrays.items():
-                    self._arrays[name] = (
-                        open(self._folder / f"{name}.npy", "wb"),
-                        array.dtype,
-                        array.shape[1:],
-                    )
+                    # open for as long as blocks come: closed by `finish` or on leaving the block
+                    file = open(self._folder / f"{name}.npy", "wb")  # noqa: SIM115
+                    self._arrays[name] = (file, array.dtype, array.shape[1:])
                     self._header(name, 0)
                 self._arrays["ptr"][0].write(np.zeros(1, np.int64).tobytes())
         if arrays.keys() != self._arrays.keys():
             raise DataError(
-                f"{self.path}: a block has the arrays {sorted(arrays)}, those before {sorted(self._arrays)}"
+                f"{self.path}: a block has the arrays {sorted(arrays)}, "
+                f"those before {sorted(self._arrays)}"
             )
         with self._writing():
             for name, array in arrays.items():
                 file, dtype, row = self._arrays[name]
                 if array.shape[1:] != row:
                     raise DataError(
-                        f"{self.path}: rows of {name} have shape {array.shape[1:]}, those before {row}"
+                        f"{self.path}: rows of {name} have shape {array.shape[1:]}, "
+                        f"those before {row}"
                     )
                 if name == "ptr":
                     array = array[1:] + self.n_atoms
@@ -381,14 +380,12 @@ class StoreWriter:
         """
         with self._writing():
             for name, (file, _, _) in self._arrays.items():
-                rows = (
-                    self.n_structures + 1
-                    if name == "ptr"
-                    else self.n_atoms
-                    if name in PER_ATOM
-                    else self.n_structures
-                )
-                self._header(name, rows)
+                if name == "ptr":
+                    self._header(name, self.n_structures + 1)
+                elif name in PER_ATOM:
+                    self._header(name, self.n_atoms)
+                else:
+                    self._header(name, self.n_structures)
                 file.close()
             for name in drop:
                 (self._folder / f"{name}.npy").unlink()
@@ -451,6 +448,7 @@ def open_(
         ) from error
     if header.get("version") != FORMAT_VERSION:
         raise DataError(
-            f"{path}: store version {header.get('version')}, this potkit reads version {FORMAT_VERSION}"
+            f"{path}: store version {header.get('version')}, "
+            f"this potkit reads version {FORMAT_VERSION}"
         )
     return arrays, header["info"]

@@ -83,10 +83,8 @@ class Structures:
         checked: bool = False,
     ) -> None:
         self.ptr = np.asarray(ptr, np.int64)
-        n_structures, n_atoms = (
-            len(self.ptr) - 1,
-            int(self.ptr[-1]) if self.ptr.ndim == 1 and len(self.ptr) else -1,
-        )
+        n_structures = len(self.ptr) - 1
+        n_atoms = int(self.ptr[-1]) if self.ptr.ndim == 1 and len(self.ptr) else -1
         falls = (
             not checked
             and self.ptr.ndim == 1
@@ -108,13 +106,9 @@ class Structures:
             return value if dtype is None or value.dtype == dtype else value.astype(dtype)
 
         def floating(value: Any) -> Any:
-            return (
-                None
-                if value is None
-                else np.float32
-                if np.asarray(value).dtype.itemsize <= 4
-                else np.float64
-            )
+            if value is None:
+                return None
+            return np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
 
         z = np.asarray(z)
         if not checked:
@@ -143,7 +137,8 @@ class Structures:
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1
                 atom = row - int(self.ptr[owner])
                 raise DataError(
-                    f"structure {owner}: atomic number {int(part[at])} of atom {atom} is not in 1…{MAX_Z}"
+                    f"structure {owner}: atomic number {int(part[at])} of atom {atom} "
+                    f"is not in 1…{MAX_Z}"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,10 +179,11 @@ class Structures:
         sizes = self.n_atoms
         atoms = "no atoms" if not len(self) else f"{sizes.min()}–{sizes.max()} atoms"
         has = [n for n in ("energy", "forces", "cell") if getattr(self, n) is not None]
-        return (
-            f"Structures({self.info.get('name', 'unnamed')}: {len(self):,} structures of {len(np.unique(self.system)):,} systems, {atoms}, "
-            f"elements {' '.join(SYMBOLS[z] for z in self.elements)}, with {', '.join(has) or 'positions only'})"
-        )
+        name = self.info.get("name", "unnamed")
+        size = f"{len(self):,} structures of {len(np.unique(self.system)):,} systems"
+        elements = " ".join(SYMBOLS[z] for z in self.elements)
+        labels = ", ".join(has) or "positions only"
+        return f"Structures({name}: {size}, {atoms}, elements {elements}, with {labels})"
 
     def _repr_html_(self) -> str:
         table = self.summary()
@@ -217,9 +213,8 @@ class Structures:
             return np.flatnonzero(key)
         rows = key.astype(np.int64, casting="same_kind") if key.size else np.zeros(0, np.int64)
         if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
-            raise IndexError(
-                f"structure {int(rows.max() if rows.max() >= len(self) else rows.min())} of {len(self)}"
-            )
+            outside = rows.max() if rows.max() >= len(self) else rows.min()
+            raise IndexError(f"structure {int(outside)} of {len(self)}")
         return np.where(rows < 0, rows + len(self), rows)
 
     def _cut(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -227,12 +222,9 @@ class Structures:
         files = self._files if len(rows) <= RUNS else {}
 
         def source(name: str) -> storage.Rows | None:
-            found, array = files.get(name), getattr(self, name)
-            return (
-                found
-                if found is not None and found.array is array and array.nbytes > MAPPED
-                else None
-            )
+            file, array = files.get(name), getattr(self, name)
+            large = file is not None and file.array is array and array.nbytes > MAPPED
+            return file if large else None
 
         if (ptr := source("ptr")) is not None:
             ends = ptr.take(rows, np.full(len(rows), 2)).reshape(-1, 2)
@@ -322,10 +314,9 @@ class Structures:
 
     def lies_in(self, path: str | Path) -> bool:
         """Whether this is the unchanged, memory-mapped content of the store folder ``path``."""
-        own = {n: source for n, source in self._files.items() if source.array is getattr(self, n)}
-        return own.keys() == self.arrays().keys() and {
-            x.path.parent.resolve() for x in own.values()
-        } == {Path(path).resolve()}
+        mapped = {n: rows for n, rows in self._files.items() if rows.array is getattr(self, n)}
+        folders = {rows.path.parent.resolve() for rows in mapped.values()}
+        return mapped.keys() == self.arrays().keys() and folders == {Path(path).resolve()}
 
     def fingerprint(self) -> str:
         """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""
@@ -413,9 +404,8 @@ class Structures:
         )
         # seen without sign, a negative number is huge
         if len(rows) and int(rows.view(np.uint64).max()) >= len(self):
-            raise DataError(
-                f"batch asks for structure {int(rows.min() if rows.min() < 0 else rows.max())} of {len(self)}"
-            )
+            outside = rows.min() if rows.min() < 0 else rows.max()
+            raise DataError(f"batch asks for structure {int(outside)} of {len(self)}")
 
         def move(array: np.ndarray) -> torch.Tensor:
             tensor = torch.from_numpy(array)
@@ -514,19 +504,13 @@ def concatenate(parts: Sequence[Structures]) -> Structures:
         joined["cell"] = np.concatenate(
             [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
         )
-    info = (
-        dict(parts[0].info)
-        if len({json.dumps(p.info, sort_keys=True, default=str) for p in parts}) == 1
-        else {
-            "name": " + ".join(dict.fromkeys(str(p.info.get("name", "unnamed")) for p in parts)),
-            **{
-                k: v
-                for k, v in parts[0].info.items()
-                if k != "name" and all(p.info.get(k) == v for p in parts)
-            },
-        }
-    )
+    info = dict(parts[0].info)
+    if len({json.dumps(p.info, sort_keys=True, default=str) for p in parts}) > 1:
+        shared = {k: v for k, v in info.items() if all(p.info.get(k) == v for p in parts)}
+        set_names = dict.fromkeys(str(p.info.get("name", "unnamed")) for p in parts)
+        info = {"name": " + ".join(set_names)} | {k: v for k, v in shared.items() if k != "name"}
     info["systems"] = list(names)
     offsets = np.cumsum([0] + [int(p.ptr[-1]) for p in parts])
-    ptr = np.concatenate([[0]] + [p.ptr[1:] + o for p, o in zip(parts, offsets)])
+    # the last offset is where a further part would begin
+    ptr = np.concatenate([[0]] + [p.ptr[1:] + o for p, o in zip(parts, offsets[:-1], strict=True)])
     return Structures(ptr=ptr, system=np.concatenate(systems), info=info, **joined)
