@@ -44,7 +44,8 @@ def invariants(structures: Structures) -> np.ndarray:
 
 
 def _moments(z: np.ndarray, pos: np.ndarray, ptr: np.ndarray) -> np.ndarray:
-    pos, weight = np.asarray(pos, np.float64), _WEIGHTS[z]
+    pos = np.asarray(pos, np.float64)
+    weight = _WEIGHTS[z]
     sizes = np.diff(ptr)
     starts = ptr[:-1]
 
@@ -81,7 +82,8 @@ def _waves(structures: Structures, i: int) -> np.ndarray:
 def _key(structures: Structures) -> np.ndarray:
     """A number per structure that is the same only for the same composition and cell."""
     generator = np.random.default_rng(7)
-    weights, cells = generator.integers(1, 2**40, MAX_Z), generator.integers(1, 2**30, 9)
+    weights = generator.integers(1, 2**40, MAX_Z)
+    cells = generator.integers(1, 2**30, 9)
     key = np.empty(len(structures), np.int64)
     for start in range(0, len(structures), CHUNK):
         part = structures[start : start + CHUNK]
@@ -100,10 +102,8 @@ def _distances(s: Structures, rows: np.ndarray) -> np.ndarray:
     n = int(s.n_atoms[rows[0]])
     atoms = s.ptr[rows][:, None] + np.arange(n)
     atoms = np.take_along_axis(atoms, np.argsort(s.z[atoms], axis=1, kind="stable"), axis=1)
-    z, pos = (
-        s.z[atoms[0]].astype(np.int64),
-        np.asarray(s.pos[atoms.reshape(-1)], np.float64).reshape(-1, n, 3),
-    )
+    z = s.z[atoms[0]].astype(np.int64)
+    pos = np.asarray(s.pos[atoms.reshape(-1)], np.float64).reshape(-1, n, 3)
     first, second = np.triu_indices(n, 1)
     kind = z[first] * 200 + z[second]
     out = np.linalg.norm(pos[:, first] - pos[:, second], axis=-1)
@@ -147,33 +147,31 @@ def pairs(
     # closely
     if not inside:
         key_a, key_b = _key(a), _key(b)
-        some_a, some_b = (
-            np.flatnonzero(np.isin(key_a, key_b)),
-            np.flatnonzero(np.isin(key_b, key_a)),
-        )
+        some_a = np.flatnonzero(np.isin(key_a, key_b))
+        some_b = np.flatnonzero(np.isin(key_b, key_a))
         if len(some_a) < len(a) or len(some_b) < len(b):
-            found = pairs(a[some_a], b[some_b], tol, limit)
-            return np.stack([some_a[found[:, 0]], some_b[found[:, 1]]], axis=1)
+            equal = pairs(a[some_a], b[some_b], tol, limit)
+            return np.stack([some_a[equal[:, 0]], some_b[equal[:, 1]]], axis=1)
     b = a if inside else b
     key_a, inv_a = _key(a) if inside else key_a, invariants(a)
     key_b, inv_b = (key_a, inv_a) if inside else (key_b, invariants(b))
-    out, n_found = [], 0
+    out = []
+    n_equal = 0
     for key in np.intersect1d(key_a, key_b):
         rows_a, rows_b = np.flatnonzero(key_a == key), np.flatnonzero(key_b == key)
         tree_a, tree_b = cKDTree(inv_a[rows_a]), cKDTree(inv_b[rows_b])
         near = 2.0 * tol * _WEIGHTS.max()  # an atom moved by tol moves the centre too
         if inside:
-            found = tree_a.query_pairs(near, p=np.inf, output_type="ndarray").astype(np.int64)
+            candidates = tree_a.query_pairs(near, p=np.inf, output_type="ndarray")
         else:
             lists = tree_a.query_ball_tree(tree_b, near, p=np.inf)
-            found = np.array([(i, j) for i, js in enumerate(lists) for j in js], np.int64).reshape(
-                -1, 2
-            )
-        i, j = rows_a[found[:, 0]], rows_b[found[:, 1]]
+            candidates = np.array([(i, j) for i, js in enumerate(lists) for j in js])
+        candidates = candidates.astype(np.int64).reshape(-1, 2)
+        i, j = rows_a[candidates[:, 0]], rows_b[candidates[:, 1]]
         keep = _same(a, i, b, j, tol)
         out.append(np.stack([i[keep], j[keep]], axis=1))
-        n_found += int(keep.sum())
-        if n_found >= limit:
+        n_equal += int(keep.sum())
+        if n_equal >= limit:
             break
     joined = np.concatenate(out)[:limit] if out else np.zeros((0, 2), np.int64)
     return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
@@ -194,14 +192,14 @@ def leakage(a: Structures, b: Structures, tol: float = 1e-3):
     """
     import pandas as pd
 
-    found = pairs(a, b, tol)
+    rows_a, rows_b = pairs(a, b, tol).T
     names = b.system_names()
-    frame = pd.DataFrame(
-        {"a": found[:, 0], "b": found[:, 1], "system": [names[b.system[j]] for j in found[:, 1]]}
-    )
-    n = len(np.unique(found[:, 1]))
+    systems = [names[b.system[j]] for j in rows_b]
+    frame = pd.DataFrame({"a": rows_a, "b": rows_b, "system": systems})
+    n = len(np.unique(rows_b))
+    percent = 100 * n / max(len(b), 1)
     frame.attrs["message"] = (
-        f"{n} of {len(b)} structures ({100 * n / max(len(b), 1):.2f} %) are in both sets within {tol} Å"
+        f"{n} of {len(b)} structures ({percent:.2f} %) are in both sets within {tol} Å"
     )
     return frame
 
@@ -217,15 +215,15 @@ def leakage_report(test: Structures, tol: float = 1e-3, **others: Structures):
 
     rows = []
     for name, other in others.items():
-        found = leakage(other, test, tol)
-        n = int(found["b"].nunique())
+        leaked = leakage(other, test, tol)
+        n = int(leaked["b"].nunique())
         rows.append(
             {
                 "set": name,
                 "structures": len(other),
                 "in_test": n,
                 "share": n / max(len(test), 1),
-                "message": f"{name}: {found.attrs['message']}",
+                "message": f"{name}: {leaked.attrs['message']}",
             }
         )
     return pd.DataFrame(rows, columns=["set", "structures", "in_test", "share", "message"])
@@ -235,9 +233,10 @@ def distinct(structures: Structures, tol: float = 1e-3) -> np.ndarray:
     """The rows that remain (rising) when of every group of equal structures only the first is
     kept.
     """
-    found = pairs(structures, tol=tol)
     keep = np.ones(len(structures), bool)
-    for i, j in found:  # rising in i: a structure that went does not take others with it
+    for i, j in pairs(
+        structures, tol=tol
+    ):  # rising in i: a structure that went does not take others with it
         if keep[i]:
             keep[j] = False
     return np.flatnonzero(keep)
@@ -281,20 +280,21 @@ def nearest(a: Structures, b: Structures, chunk: int = 200) -> np.ndarray:
     handedness do not matter, the order of the atoms does, as in trajectories it is the same.
     Structures of one atom are 0 apart.
     """
-    out, known = np.full(len(b), np.inf), _kinds(a)
+    out = np.full(len(b), np.inf)
+    known = _kinds(a)
     for z, rows in _kinds(b).items():
         if z not in known:
             continue
         if len(z) < 2:
             out[rows] = 0.0
             continue
-        ours = _pair_distances(b, rows)
+        distances_b = _pair_distances(b, rows)  # [structures of b, pairs of atoms]
         for some in np.array_split(known[z], -(-len(known[z]) // chunk)):
-            theirs = _pair_distances(a, some)
-            square = (
-                np.square(ours).sum(1)[:, None] + np.square(theirs).sum(1) - 2 * ours @ theirs.T
-            )
-            square = np.maximum(square.min(1), 0.0) / ours.shape[1]
+            distances_a = _pair_distances(a, some)
+            # Σ (b − a)² over pairs of atoms, multiplied out: [structures of b, structures of a]
+            square = np.square(distances_b).sum(1)[:, None] + np.square(distances_a).sum(1)
+            square = square - 2 * distances_b @ distances_a.T
+            square = np.maximum(square.min(1), 0.0) / distances_b.shape[1]
             out[rows] = np.minimum(out[rows], np.sqrt(square))
     return out
 
@@ -324,11 +324,11 @@ def leakage_by_distance(
     neighbours in time are apart.
 
     A DataFrame with a row for each: set, structures, beyond (test structures with no training
-    structure of the same atoms, which are left out), and quantiles of the dRMSD in Å ("5 %" to "95
-    %"). A test set whose structures lie as near to training as to their own neighbour in time tests
-    interpolation within a trajectory. ``trajectory``: the whole set in the order of time (default:
-    ``test`` in its order). At most ``most`` test structures and time steps are looked at, drawn
-    with ``seed``. ``frame.attrs``: "distances" (of every test structure drawn), "steps", and
+    structure of the same atoms, which are left out), and quantiles of the dRMSD in Å ("5 %" to
+    "95 %"). A test set whose structures lie as near to training as to their own neighbour in time
+    tests interpolation within a trajectory. ``trajectory``: the whole set in the order of time
+    (default: ``test`` in its order). At most ``most`` test structures and time steps are looked at,
+    drawn with ``seed``. ``frame.attrs``: "distances" (of every test structure drawn), "steps", and
     "message" in one line.
     """
     import pandas as pd
@@ -348,7 +348,8 @@ def leakage_by_distance(
         rows.append(row)
     rows[0]["beyond"] = int(len(distances) - len(within))
     frame = pd.DataFrame(rows)
-    frame.attrs["distances"], frame.attrs["steps"] = distances, steps
+    frame.attrs["distances"] = distances
+    frame.attrs["steps"] = steps
     frame.attrs["message"] = _said(within, steps, len(distances))
     return frame
 
@@ -356,7 +357,10 @@ def leakage_by_distance(
 def _said(within: np.ndarray, steps: np.ndarray, drawn: int) -> str:
     if not len(within):
         return f"none of {drawn} test structures has a training structure of the same atoms"
-    text = f"test structures lie {np.median(within):.3f} Å (median dRMSD) from the nearest training structure"
+    text = (
+        f"test structures lie {np.median(within):.3f} Å (median dRMSD) "
+        "from the nearest training structure"
+    )
     if len(within) < drawn:
         text += f" ({drawn - len(within)} of {drawn} have none of the same atoms)"
     if not len(steps):

@@ -57,10 +57,11 @@ def label_budget(
     for system, rows in groups:
         rng = np.random.default_rng([seed, system, 1])
         rank[rows] = (rng.permutation(len(rows)) + rng.random()) / len(rows)
-    order, out = np.argsort(rank, kind="stable"), {}
+    order = np.argsort(rank, kind="stable")
+    out = {}
     for size in sizes:
         share = isinstance(size, (float, np.floating))
-        count = int(round(size * n)) if share else int(size)
+        count = round(size * n) if share else int(size)
         if (share and not 0 < size <= 1) or not 1 <= count <= n:
             raise DataError(f"label budget {size}: {count} of {n} structures")
         out[size] = np.sort(order[:count])
@@ -90,13 +91,9 @@ def save_indices(
         "name": structures.info.get("name", "unnamed"),
     }
     header |= {"fingerprint": structures.fingerprint(), "about": about}
-    with storage.replacing(path, SPLIT) as temporary:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                header=np.array(json.dumps(header, default=str)),
-                **{k: np.asarray(v) for k, v in parts.items()},
-            )
+    arrays = {name: np.asarray(rows) for name, rows in parts.items()}
+    with storage.replacing(path, SPLIT) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, header=np.array(json.dumps(header, default=str)), **arrays)
     return path
 
 
@@ -113,8 +110,10 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
             f"{path}: not a split file of potkit (keys: {', '.join(arrays) or 'none'})"
         ) from error
     if header["fingerprint"] != structures.fingerprint():
+        name = structures.info.get("name", "unnamed")
         raise DataError(
-            f"{path}: made for {header['name']} ({header['structures']} structures, {header['fingerprint']}), "
-            f"these are {structures.info.get('name', 'unnamed')} ({len(structures)}, {structures.fingerprint()})"
+            f"{path}: made for {header['name']} "
+            f"({header['structures']} structures, {header['fingerprint']}), "
+            f"these are {name} ({len(structures)}, {structures.fingerprint()})"
         )
     return arrays

@@ -16,6 +16,7 @@ import tarfile
 import threading
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -166,7 +167,7 @@ def test_published_index_files_count_within_each_molecule(tmp_path, monkeypatch)
         11,
         17,
     ]
-    with pytest.raises(DataError, match="index_train_02.csv: no such index file"):
+    with pytest.raises(DataError, match=r"index_train_02.csv: no such index file"):
         registry.published_split("rmd17", s, fold=2)
     with pytest.raises(
         ConfigError, match="'md22' has no published split; recommended: 80/10/10, per molecule"
@@ -178,7 +179,8 @@ def test_an_index_file_that_points_past_the_end(tmp_path, monkeypatch):
     s = rmd17(tmp_path, monkeypatch, test="7\n9\n")
     with pytest.raises(
         DataError,
-        match=r"index_test_01.csv: line 2: index 9 points outside the 8 structures .counted from 0. of uracil",
+        match=r"index_test_01.csv: line 2: index 9 points outside the 8 structures "
+        r".counted from 0. of uracil",
     ):
         registry.published_split("rmd17", s)
 
@@ -196,7 +198,7 @@ def test_of_several_functionals_the_one_of_the_set_is_read(tmp_path, monkeypatch
     shutil.rmtree(tmp_path / "rpbe-water/packed")
     (raw / "training-data_H2O/input.data.RPBE-D3").unlink()
     with pytest.raises(
-        DataError, match="0 files fit .*, expected one of training-data_H2O/input.data.BLYP, "
+        DataError, match=r"0 files fit .*, expected one of training-data_H2O/input.data.BLYP, "
     ):
         registry.load("rpbe-water")
 
@@ -223,7 +225,7 @@ def test_unknown_and_missing(monkeypatch, tmp_path):
         load("spice-1")
     with pytest.raises(ConfigError, match="embedded"):
         registry.fetch("ani-mini")
-    with pytest.raises(ConfigError, match="no file 'x.npz'"):
+    with pytest.raises(ConfigError, match=r"no file 'x.npz'"):
         registry.fetch("md22", files=["x.npz"])
 
 
@@ -248,7 +250,7 @@ def test_real_sets_by_name(reference_data, monkeypatch, tmp_path):
             assert s.info["name"] == r.name and s.info["level"] == r.level
     assert len(load("3bpa", files=["train_mixedT.xyz"])) == 500
     with pytest.raises(
-        ConfigError, match="no file 'test.xyz' to read alone .it has: train_300K.xyz"
+        ConfigError, match=r"no file 'test.xyz' to read alone .it has: train_300K.xyz"
     ):
         load("3bpa", files=["test.xyz"])
     near = load("ani1-alkanes", max_energy=5.0)
@@ -267,10 +269,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     asked to.
     """
 
-    limit: dict[str, int] = {}
-    busy: dict[str, int] = {}
+    limit: ClassVar[dict[str, int]] = {}
+    busy: ClassVar[dict[str, int]] = {}
     ranges = True
-    seen: list[tuple[str, str | None]] = []
+    seen: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_GET(self):
         path = Path(self.directory) / self.path.lstrip("/")
@@ -315,7 +317,10 @@ def server(tmp_path, monkeypatch):
     root = tmp_path / "served"
     root.mkdir()
     monkeypatch.setattr(fetching, "PAUSE", 0.01)
-    Handler.limit, Handler.seen, Handler.busy, Handler.ranges = {}, [], {}, True
+    Handler.limit = {}
+    Handler.seen = []
+    Handler.busy = {}
+    Handler.ranges = True
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Handler, directory=str(root))
     ) as httpd:
@@ -340,7 +345,7 @@ def test_download_verifies_and_is_not_repeated(server, tmp_path):
     fetching.verify(tmp_path / "cache", files)
     (tmp_path / "cache/sub/a.bin").write_bytes(b"y" * 1000)
     with pytest.raises(
-        DataError, match="a.bin: checksum mismatch: expected sha256:.*, found sha256:"
+        DataError, match=r"a.bin: checksum mismatch: expected sha256:.*, found sha256:"
     ):
         fetching.verify(tmp_path / "cache", files)
     with pytest.raises(DataError, match="checksum mismatch"):
@@ -379,7 +384,7 @@ def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path, 
     files = (Remote("big", f"{url}/big"),)
     with monkeypatch.context() as impatient:
         impatient.setattr(fetching, "RETRIES", 1)
-        with pytest.raises(DataError, match="download failed .*; fetch again to resume"):
+        with pytest.raises(DataError, match=r"download failed .*; fetch again to resume"):
             fetching.fetch(tmp_path / "cache", files, progress=False)
     assert 0 < (tmp_path / "cache/big.part").stat().st_size <= 150_000
     (root / "big").write_bytes(b"new" * 100_000)
@@ -392,7 +397,8 @@ def test_a_server_without_ranges_starts_over(server, tmp_path):
     root, url = server
     content = np.random.default_rng(0).bytes(200_000)
     (root / "big").write_bytes(content)
-    Handler.ranges, Handler.limit["/big"] = False, 100_000
+    Handler.ranges = False
+    Handler.limit["/big"] = 100_000
     fetching.fetch(tmp_path / "cache", (Remote("big", f"{url}/big", sha(content)),), progress=False)
     assert (tmp_path / "cache/big").read_bytes() == content
 
@@ -403,8 +409,9 @@ def test_a_busy_server_is_asked_again_a_dead_one_given_up(server, tmp_path):
     Handler.busy["/a"] = 2
     fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a", sha(b"content")),), progress=False)
     assert len(Handler.seen) == 3
-    Handler.busy["/b"], Handler.seen = 99, []
-    with pytest.raises(DataError, match="download failed .HTTPError: 503.*fetch again to resume"):
+    Handler.busy["/b"] = 99
+    Handler.seen = []
+    with pytest.raises(DataError, match=r"download failed .HTTPError: 503.*fetch again to resume"):
         fetching.fetch(tmp_path / "cache", (Remote("b", f"{url}/b"),), progress=False)
     assert len(Handler.seen) == fetching.RETRIES
 
@@ -433,7 +440,7 @@ def test_wrong_checksum_keeps_nothing(server, tmp_path):
     root, url = server
     (root / "a").write_bytes(b"not what was promised")
     with pytest.raises(
-        DataError, match="checksum mismatch: http.*/a did not hash to sha256:"
+        DataError, match=r"checksum mismatch: http.*/a did not hash to sha256:"
     ) as error:
         fetching.fetch(
             tmp_path / "cache", (Remote("a", f"{url}/a", sha(b"promised")),), progress=False
@@ -467,7 +474,8 @@ def test_a_damaged_archive_is_named_and_its_checksum_not_recorded(server, tmp_pa
         with tarfile.open(tmp_path / "whole", f"w:{kind}") as archive:
             archive.add(tmp_path / "data.bin", "set/data.bin")
     whole = (tmp_path / "whole").read_bytes()
-    name, middle = f"set.{kind}", len(whole) // 2
+    name = f"set.{kind}"
+    middle = len(whole) // 2
     bad = whole[:middle] if how == "cut" else whole[:middle] + bytes(500) + whole[middle + 500 :]
     (root / name).write_bytes(bad)
     files = (Remote(name, f"{url}/{name}", unpack=True),)
@@ -488,7 +496,7 @@ def test_a_damaged_archive_is_named_and_its_checksum_not_recorded(server, tmp_pa
 def test_server_without_the_file(server, tmp_path):
     _, url = server
     with pytest.raises(
-        DataError, match="download failed .HTTPError: 404.*fetch again to resume"
+        DataError, match=r"download failed .HTTPError: 404.*fetch again to resume"
     ) as error:
         fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/none"),), progress=False)
     assert "\n" not in str(error.value)
@@ -503,7 +511,8 @@ def test_full_disk(server, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/a.part").symlink_to("/dev/full")
     with pytest.raises(
-        DataError, match="cache: cannot be written .No space left on device.; fetch again to resume"
+        DataError,
+        match=r"cache: cannot be written .No space left on device.; fetch again to resume",
     ) as error:
         fetching.fetch(tmp_path / "cache", (Remote("a", f"{url}/a"),), progress=False)
     assert "\n" not in str(error.value) and not (tmp_path / "cache/a").exists()
