@@ -4,6 +4,7 @@ HTML and as PNG.
 The colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; an arm has
 the same colour and the same marker in every figure. Tidy DataFrames come in (one row a point, with
 columns for the mean and the two ends of its interval).
+
 Axis titles carry the unit in brackets: "force MAE (meV/Å)".
 """
 
@@ -92,7 +93,8 @@ def looks(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm; the same arm looks the same in every figure."""
     taken = {ARMS[arm][0] for arm in arms if arm in ARMS}
     colours = [c for c in SPARE if c not in taken] or SPARE
-    table, spare = {}, 0
+    table = {}
+    spare = 0
     for arm in arms:
         if arm in ARMS:
             table[arm] = ARMS[arm]
@@ -115,7 +117,8 @@ def _groups(
     missing = [name for name in (*columns, *([arm] if arm else [])) if name not in table.columns]
     if missing:
         raise ConfigError(
-            f"the table to plot has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, table))}"
+            f"the table to plot has no column {', '.join(map(repr, missing))}; "
+            f"it has {', '.join(map(str, table))}"
         )
     if arm is None:
         return [("", table)]
@@ -192,7 +195,8 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
         else [("", summary)]
     )
     arms = list(dict.fromkeys(summary["arm"]))
-    style, budgets = looks(arms), sorted(summary["labels"].unique())
+    style = looks(arms)
+    budgets = sorted(summary["labels"].unique())
     chart = make_subplots(
         rows=len(metrics),
         cols=len(groups),
@@ -232,7 +236,9 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                     marker=dict(symbol=symbol, size=9),
                     showlegend=i == j == 1,
                     customdata=rows["labels"],
-                    hovertemplate=f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>",
+                    hovertemplate=(
+                        f"{arm}, %{{customdata}} labels: %{{y:.4g}} {unit}<extra></extra>"
+                    ),
                     row=i,
                     col=j,
                 )
@@ -264,7 +270,8 @@ def labels_saved(saved: pd.DataFrame, title: str | None = "Labels saved") -> go.
     style = looks(list(dict.fromkeys(saved["arm"])))
     budgets = sorted(saved["labels"].unique())
     for key, part in known.groupby(by, sort=False):
-        name, (colour, _) = " ".join(map(str, key)), style[part["arm"].iloc[0]]
+        name = " ".join(map(str, key))
+        colour, _ = style[part["arm"].iloc[0]]
         inside = part["relation"] == "="
         symbols = np.where(
             inside,
@@ -422,7 +429,7 @@ def distribution(
         limits = (min(v.min() for v in samples.values()), max(v.max() for v in samples.values()))
     edges = np.linspace(*limits, bins + 1)
     chart = figure(x_title, y_title, title)
-    for (name, sample), colour in zip(samples.items(), colours(len(samples))):
+    for (name, sample), colour in zip(samples.items(), colours(len(samples)), strict=True):
         counts, _ = np.histogram(sample, bins=edges)
         density = counts / (len(sample) * np.diff(edges))
         chart.add_scatter(
@@ -442,7 +449,7 @@ def rdf(
 ) -> go.Figure:
     """Pair distributions: name -> (distances in Å, values), as lines."""
     chart = figure("distance r (Å)", y_title, title)
-    for (name, (r, g)), colour in zip(curves.items(), colours(len(curves))):
+    for (name, (r, g)), colour in zip(curves.items(), colours(len(curves)), strict=True):
         chart.add_scatter(
             x=np.asarray(r),
             y=np.asarray(g),
@@ -545,7 +552,8 @@ def _is_picture(path: Path) -> bool:
     """Whether a picture carries potkit's mark, or is that of a page beside it from before either
     had one.
     """
-    picture, page = path.read_bytes(), path.with_suffix(".html")
+    picture = path.read_bytes()
+    page = path.with_suffix(".html")
     return picture_is_marked(picture) or (
         is_png(picture) and is_a(PAGE, page) and MARK not in head(page)
     )
@@ -596,10 +604,12 @@ def _page(chart: go.Figure, name: str) -> str:
     body = chart.to_html(include_plotlyjs=False, full_html=False, div_id=name, auto_play=False)
     remote = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
     title = html.escape(chart.layout.title.text or name)
+    fallback = f"document.write('<script src=\"{remote}\"><\\/script>')"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title>\n'
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title>\n'
         '<script src="plotly.min.js"></script>\n'
-        f"<script>window.Plotly || document.write('<script src=\"{remote}\"><\\/script>')</script>\n"
+        f"<script>window.Plotly || {fallback}</script>\n"
         f"</head><body>\n{body}\n</body></html>\n"
     )
 

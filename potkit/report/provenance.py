@@ -1,4 +1,6 @@
-"""Where a result comes from: potkit's own commit or version, the hardware, the versions behind it."""
+"""Where a result comes from: the commit or version of potkit, the hardware, the versions of what
+it uses.
+"""
 
 from __future__ import annotations
 
