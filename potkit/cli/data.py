@@ -32,16 +32,16 @@ def _structures(data: str, format: str | None = None):
     """A registered set by name, else whatever lies at the path; a user's own file is checked before
     anything is cut out of it, so that an error names the structure by its place in the file.
     """
-    structures, own = _found(data, format)
-    if own:
+    structures, from_file = _opened(data, format)
+    if from_file:
         from potkit.structures.neighbors import check_overlaps
 
         check_overlaps(structures.validate())
     return structures
 
 
-def _found(data: str, format: str | None = None):
-    """The structures, and whether they are a user's own file."""
+def _opened(data: str, format: str | None = None):
+    """The structures, and whether they come from a user's file, not from a registered set."""
     import potkit
     from potkit.datasets.records import RECORDS
 
@@ -162,7 +162,8 @@ def data_convert(
     if data in [r.name for r in registry.RECORDS] and format is None:
         if out is not None:
             raise ConfigError(
-                "--out is for files of your own: a registered set is packed into the cache (POTKIT_DATA)"
+                "--out is for files of your own: a registered set is packed into the cache "
+                "(POTKIT_DATA)"
             )
         print(registry.convert(data))
         return
@@ -186,7 +187,7 @@ def data_check(
 
     if cutoff is not None and not cutoff > 0:
         raise ConfigError(f"--cutoff must be positive, got {cutoff}")
-    structures, _ = _found(data, format)
+    structures, _ = _opened(data, format)
     report = checks.check(structures, cutoff=cutoff)
     print(structures)
     print(report.to_string(index=False))
@@ -219,30 +220,24 @@ def data_leakage(
 
     if out is not None:
         check(out, PAIRS)
-    ours, tested = _found(first)[0], _found(second)[0]
-    found = splits.leakage(ours, tested, tolerance)
+    trained, _ = _opened(first)
+    tested, _ = _opened(second)
+    leaked = splits.leakage(trained, tested, tolerance)
     if distance:
-        near = splits.leakage_by_distance(ours, tested)
+        near = splits.leakage_by_distance(trained, tested)
         print(near.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
         print(near.attrs["message"])
-    print(
-        found.attrs["message"]
-        if not len(found)
-        else "pairs that are the same, by system of the second set:"
-    )
-    if len(found):
-        print(
-            found["system"]
-            .value_counts()
-            .rename_axis("system")
-            .reset_index(name="pairs")
-            .to_string(index=False, max_rows=20)
-        )
+    if len(leaked):
+        print("pairs that are the same, by system of the second set:")
+        counts = leaked["system"].value_counts().rename_axis("system").reset_index(name="pairs")
+        print(counts.to_string(index=False, max_rows=20))
+    else:
+        print(leaked.attrs["message"])
     if out is not None:
         with replacing(out, PAIRS) as temporary:
-            found.to_csv(temporary, index=False)
-    if len(found):
-        raise DataError(f"{second}: {found.attrs['message']}")
+            leaked.to_csv(temporary, index=False)
+    if len(leaked):
+        raise DataError(f"{second}: {leaked.attrs['message']}")
 
 
 @data_app.command("split")
@@ -253,7 +248,8 @@ def data_split(
     by: Annotated[
         str,
         Option(
-            help="structure, system, structure-within-system, block, or published (the set's own split)"
+            help="structure, system, structure-within-system, block, "
+            "or published (the set's own split)"
         ),
     ] = "structure",
     block: Annotated[
@@ -288,7 +284,7 @@ def data_split(
         raise ConfigError(f"--fractions needs three shares (train, valid, test), got {len(shares)}")
     structures = _structures(data, format)
     drawn = splits.split(structures, shares, seed=seed, by=by, block=block, gap=gap)
-    parts = dict(zip(("train", "valid", "test"), drawn))
+    parts = dict(zip(("train", "valid", "test"), drawn, strict=True))
     about = {"block": block, "gap": gap} if by == "block" else {}
     splits.save_indices(out, structures, parts, by=by, fractions=shares, seed=seed, **about)
     print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))

@@ -281,10 +281,12 @@ def finetune(
     tested = _structures(test, format) if test else None
     if split:
         rows = splits.load_indices(split, structures)
-        train, held = structures[rows["train"]], structures[rows["valid"]]
+        train = structures[rows["train"]]
+        held = structures[rows["valid"]]
         tested = tested if test else structures[rows["test"]]
     elif valid:
-        train, held = structures, _structures(valid, format)
+        train = structures
+        held = _structures(valid, format)
     else:
         train, held = structures.split((0.9, 0.1), seed=settings.seed)
     if labels is not None:
@@ -401,7 +403,8 @@ def compare(
         raise PotkitError(f"none of the {len(runs)} runs ended well; the first: {failures.iloc[0]}")
     summary = experiments.compare(runs, method=interval)
     effects = statistics.effects(runs, method=interval)
-    curve, metric = None, "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
+    curve = None
+    metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
     if good["labels"].nunique() > 2:
         curve = report.curves(runs, metric)
     spread = uncertainty.of_experiments(grid, runs) if ensembles else None
@@ -481,8 +484,8 @@ def run(
 # --- the command itself -------------------------------------------------------------------------
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(asked: bool) -> None:
+    if asked:
         from importlib.metadata import version
 
         from .. import __version__

@@ -124,12 +124,12 @@ def verify(
     if rewrite:
         for path in verification.rewrite(results, root):
             print(f"written: {path}")
-    found = verification.verify(results, root)
-    print(found)
-    if not found.holds:
-        print(found.differences.head(40).to_string(index=False, max_colwidth=60))
+    verified = verification.verify(results, root)
+    print(verified)
+    if not verified.holds:
+        print(verified.differences.head(40).to_string(index=False, max_colwidth=60))
         raise DataError(
-            f"{len(found.differences)} stored numbers do not follow from the stored runs; "
+            f"{len(verified.differences)} stored numbers do not follow from the stored runs; "
             "if the runs are right: potkit verify --rewrite"
         )
 

@@ -34,8 +34,8 @@ def check_surroundings() -> None:
         os.getcwd()
     except OSError:
         raise ConfigError("the working directory no longer exists; change to another") from None
-    wanted = os.environ.get("TMPDIR")
-    if wanted and not os.path.isdir(wanted):
+    temporary = os.environ.get("TMPDIR")
+    if temporary and not os.path.isdir(temporary):
         raise ConfigError(
-            f"TMPDIR={wanted}: no such folder for temporary files; make it or unset TMPDIR"
+            f"TMPDIR={temporary}: no such folder for temporary files; make it or unset TMPDIR"
         )

@@ -61,13 +61,12 @@ def weights_import(
     print(f"{name}: {model.n_parameters():,} weights")
     told = code.sizes(state)
     for key, value in model.recipe["options"].items():
-        source = (
-            "from the weights"
-            if key in told
-            else "given"
-            if key in settings
-            else "as published, the weights do not tell"
-        )
+        if key in told:
+            source = "from the weights"
+        elif key in settings:
+            source = "given"
+        else:
+            source = "as published, the weights do not tell"
         print(f"  {key}: {value} ({source})")
     if hasattr(code, "NOTE"):
         print(f"note: {code.NOTE}")

@@ -34,9 +34,8 @@ RETRIES = 5  # attempts in a row that bring nothing
 PAUSE = 1.0  # seconds: the unit of the pauses between attempts, which double
 PATIENCE = 60.0  # seconds without a byte, and the longest pause that a server may ask for
 RETRIED = (202, 408, 425, 429, 500, 502, 503, 504)  # answers that may be another one later
-RECORDED = (
-    "checksums.json"  # what the first download of a file without a published checksum hashed to
-)
+# what the first download of a file without a published checksum hashed to
+RECORDED = "checksums.json"
 LOCK = ".lock"
 
 
@@ -90,7 +89,8 @@ def verify(folder: Path, files: Sequence[Remote]) -> None:
     """
     known = recorded(folder)
     for file in files:
-        path, expected = folder / file.path, file.checksum or known.get(file.path)
+        path = folder / file.path
+        expected = file.checksum or known.get(file.path)
         if not path.is_file():
             if file.unpack and lacking(folder, [file], by_hand=True) is None:
                 continue
@@ -193,7 +193,10 @@ class _Download:
     """
 
     def __init__(self, url: str, part: Path, checked: bool, progress: bool = False) -> None:
-        self.url, self.part, self.checked, self.progress = url, part, checked, progress
+        self.url = url
+        self.part = part
+        self.checked = checked
+        self.progress = progress
         self.version = part.with_name(part.name + ".version")
         self.ranges = True  # ask for the rest only, until the server shows that it cannot do that
         self.unbound = False  # gone on with a part that may be of another version
@@ -496,7 +499,8 @@ def _clear(folder: Path, files: Sequence[Remote]) -> None:
     with FileLock(folder / LOCK, timeout=PATIENCE):
         known = recorded(folder)
         for file in files:
-            path, expected = folder / file.path, file.checksum or known.get(file.path)
+            path = folder / file.path
+            expected = file.checksum or known.get(file.path)
             download = _download_of(path, file.url, False)
             if file.unpack:
                 archives.remove(folder, path)

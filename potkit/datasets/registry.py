@@ -1,9 +1,8 @@
 """Finding a data set by name: what there is, where its files are, and how they become `Structures`.
 
 Embedded sets lie in the checkout's data/ folder. Reference sets are used from the folder that
-POTKIT_REFERENCE_DATA names.
-Everything downloaded or converted goes below the folder that POTKIT_DATA names (default: the user's
-cache). Downloading is `fetch.py`'s work.
+POTKIT_REFERENCE_DATA names. Everything downloaded or converted goes below the folder that
+POTKIT_DATA names (default: the user's cache). Downloading is `fetch.py`'s work.
 """
 
 from __future__ import annotations
@@ -30,12 +29,10 @@ from .records import CITATIONS, RECORDS, Record
 
 def record(name: str) -> Record:
     """The record of a data set. Raises ConfigError that lists the known names."""
-    found = next((r for r in RECORDS if r.name == name), None)
-    if found is None:
-        raise ConfigError(
-            f"unknown data set {name!r}: known are {', '.join(r.name for r in RECORDS)}"
-        )
-    return found
+    for known in RECORDS:
+        if known.name == name:
+            return known
+    raise ConfigError(f"unknown data set {name!r}: known are {', '.join(r.name for r in RECORDS)}")
 
 
 def names():
@@ -79,7 +76,8 @@ def describe(name: str) -> str:
     """Everything the registry knows about one set, as text: sizes, level, licence, files with
     addresses and checksums, citation.
     """
-    r, row = record(name), names().set_index("name").loc[name]
+    r = record(name)
+    row = names().set_index("name").loc[name]
     known = fetching.recorded(cache_dir() / r.name / "raw")
     show = {
         k: row[k]
@@ -197,13 +195,15 @@ def load(
         if unknown or r.kind == "embedded":
             has = ", ".join(x.path for x in r.files)
             raise ConfigError(
-                f"data set {name!r} has no file {(unknown or list(files))[0]!r} to read alone (it has: {has})"
+                f"data set {name!r} has no file {(unknown or list(files))[0]!r} to read alone "
+                f"(it has: {has})"
             )
     if r.kind == "embedded":
         path = embedded_path(r)
         if path is None:
             raise DataError(
-                f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor in the package nor in {cache_dir()}; "
+                f"embedded data set {name!r}: {r.read_from} is neither in the checkout's data/ nor "
+                f"in the package nor in {cache_dir()}; "
                 f"make it with `potkit data make {name}`"
             )
         return _named(read(path, **options), r)
@@ -221,10 +221,8 @@ def load(
         return Structures.open(packed_path(r))
     if r.format == "extxyz":
         sets = [read(folder / f, "extxyz", **settings) for f in only]
-        return splits.mark_parts(
-            _named(concatenate(sets), r),
-            {r.parts.get(f, f): len(part) for f, part in zip(only, sets)},
-        )
+        sizes = {r.parts.get(f, f): len(part) for f, part in zip(only, sets, strict=True)}
+        return splits.mark_parts(_named(concatenate(sets), r), sizes)
     return _named(read(_inside(folder, r), r.format, **settings), r)
 
 
@@ -242,7 +240,8 @@ def raw_path(r: Record) -> Path:
             f"not in POTKIT_REFERENCE_DATA={root}" if root else "POTKIT_REFERENCE_DATA is not set"
         )
         raise DataError(
-            f"data set {r.name!r}: {where}; it needs {len(r.files)} files from {r.source}, such as {r.files[0].path}"
+            f"data set {r.name!r}: {where}; it needs {len(r.files)} files from {r.source}, "
+            f"such as {r.files[0].path}"
         )
     raw = cache_dir() / r.name / "raw"
     if raw.is_dir() and any(raw.iterdir()):  # fetching or unpacking was interrupted
@@ -252,7 +251,8 @@ def raw_path(r: Record) -> Path:
             f"`potkit data fetch {r.name}` goes on from what is there"
         )
     raise DataError(
-        f"data set {r.name!r} is not on this machine: `potkit data fetch {r.name}` downloads it from {r.source}"
+        f"data set {r.name!r} is not on this machine: "
+        f"`potkit data fetch {r.name}` downloads it from {r.source}"
     )
 
 
@@ -260,7 +260,8 @@ def _inside(folder: Path, r: Record) -> Path:
     path = folder / r.read_from if r.read_from != "." else folder
     if not path.exists():
         raise DataError(
-            f"{path}: not in the downloaded files of {r.name!r}; `potkit data fetch {r.name}` unpacks it"
+            f"{path}: not in the downloaded files of {r.name!r}; "
+            f"`potkit data fetch {r.name}` unpacks it"
         )
     if r.choose is not None:
         names = [f.relative_to(path).as_posix() for f in sorted(path.rglob("*")) if f.is_file()]
@@ -268,13 +269,13 @@ def _inside(folder: Path, r: Record) -> Path:
         if len(fitting) != 1:
             there = ", ".join(names[:12])
             raise DataError(
-                f"{path}: {len(fitting)} files fit {r.choose!r}, expected one of {there}; read the right one by its path"
+                f"{path}: {len(fitting)} files fit {r.choose!r}, expected one of {there}; "
+                "read the right one by its path"
             )
         return path / fitting[0]
     inputs = [f for f in r.files if not f.unpack]
-    return (
-        path / inputs[0].path if path.is_dir() and len(inputs) == 1 and len(r.files) == 1 else path
-    )
+    single = path.is_dir() and len(inputs) == 1 and len(r.files) == 1
+    return path / inputs[0].path if single else path
 
 
 def _named(s: Structures, r: Record) -> Structures:
@@ -294,18 +295,19 @@ def fetch(name: str, files: list[str] | None = None, progress: bool = True) -> P
     r = record(name)
     if r.kind == "embedded":
         raise ConfigError(
-            f"data set {name!r} is embedded: it is made by `potkit data make {name}`, not downloaded"
+            f"data set {name!r} is embedded: it is made by `potkit data make {name}`, "
+            "not downloaded"
         )
     chosen = r.files if files is None else tuple(f for f in r.files if f.path in files)
     if files is not None and len(chosen) < len(files):
         missing = sorted(set(files) - {f.path for f in r.files})
-        raise ConfigError(
-            f"data set {name!r} has no file {missing[0]!r} (it has: {', '.join(f.path for f in r.files)})"
-        )
+        has = ", ".join(f.path for f in r.files)
+        raise ConfigError(f"data set {name!r} has no file {missing[0]!r} (it has: {has})")
     without = [f.path for f in chosen if f.url is None]
     if without:
         raise DataError(
-            f"data set {name!r}: no address is known for {without[0]}; get it from {r.source} and set POTKIT_REFERENCE_DATA"
+            f"data set {name!r}: no address is known for {without[0]}; "
+            f"get it from {r.source} and set POTKIT_REFERENCE_DATA"
         )
     folder = cache_dir() / r.name / "raw"
     fetching.fetch(folder, chosen, progress)
@@ -317,13 +319,14 @@ def convert(name: str, verify: bool = True, progress: bool = True) -> Path:
     once. Returns its path.
 
     Packed as it is read, in memory that does not grow with the set. A conversion that is
-    interrupted or killed leaves no store;
-    of two processes that ask at once the second waits for the first. Raises DataError.
+    interrupted or killed leaves no store; of two processes that ask at once the second waits for
+    the first. Raises DataError.
     """
     r = record(name)
     if r.kind == "embedded":
         raise ConfigError(f"data set {name!r} is embedded and packed already")
-    folder, out = raw_path(r), packed_path(r)
+    folder = raw_path(r)
+    out = packed_path(r)
     check(out, storage.STORE)
     if verify:
         fetching.verify(folder, r.files)
@@ -394,15 +397,16 @@ def published_split(
         if "parts" not in s.info:
             raise ConfigError(f"data set {name!r} has no published split; recommended: {r.split}")
         return splits.parts(s)
-    folder, labels = raw_path(r), s.system_names()
+    folder = raw_path(r)
+    labels = s.system_names()
     out: dict[str, np.ndarray] = {}
     for part, pattern in r.indices.items():
         path = folder / pattern.format(fold=fold)
-        found = []
+        chosen = []  # rows of each system
         for system, rows in splits.by_system(s):
             try:
-                found.append(rows[splits.published(path, len(rows))])
+                chosen.append(rows[splits.published(path, len(rows))])
             except DataError as error:
                 raise DataError(f"{error} of {labels[system]}") from None
-        out[part] = np.sort(np.concatenate(found))
+        out[part] = np.sort(np.concatenate(chosen))
     return out

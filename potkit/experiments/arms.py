@@ -2,13 +2,19 @@
 fine-tuned.
 
     scratch          no pretraining
-    scratch-longer   no pretraining, but as much longer as the (dearest) pretraining took, in wall time or in steps
-    NAME             pretrained with an objective; the backbone (or ``parts``) is taken over, heads are new
-    NAME             a variant of another arm: the same start, fine-tuned with changed settings, such as
-                       {"like": "denoise", "freeze": 0.3}         backbone frozen for the first 30 % of the steps, then let go
-                       {"like": "denoise", "layer_decay": 0.7}    each layer further from the read-outs learns at 0.7 of the rate
-                       {"like": "denoise", "parts": ["backbone", "energy_head"]}
-                       {"like": "scratch", "layer_decay": 0.7}    the control to it
+    scratch-longer   no pretraining, but as much longer as the (dearest) pretraining took, in wall
+                     time or in steps
+    NAME             pretrained with an objective; the backbone (or ``parts``) is taken over, heads
+                     are new
+    NAME             a variant of another arm: the same start, fine-tuned with changed settings
+
+Variants are written such as
+
+    {"like": "denoise", "freeze": 0.3}         backbone frozen for the first 30 % of the steps
+    {"like": "denoise", "layer_decay": 0.7}    each layer further from the read-outs learns at 0.7
+                                               of the rate
+    {"like": "denoise", "parts": ["backbone", "energy_head"]}
+    {"like": "scratch", "layer_decay": 0.7}    the control to the second
 
 The fine-tuning budget is the same in all arms, so a variant may change how the steps are taken, but
 not how many or on what.
@@ -61,32 +67,34 @@ def arms(
     """All arms but scratch-longer, by name and in order. Raises ConfigError for what does not
     fit together.
     """
-    built = {SCRATCH: Arm(SCRATCH)} | {
-        n: Arm(n, n, tuple(parts.get(n, ("backbone",)))) for n in objectives
-    }
+    built = {SCRATCH: Arm(SCRATCH)}
+    for name in objectives:
+        built[name] = Arm(name, name, tuple(parts.get(name, ("backbone",))))
     strange = parts.keys() - objectives.keys()
     if strange:
         raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(objectives)}")
-    taken = {SCRATCH, LONGER} & (
-        objectives.keys() | variants.keys()
-    ) or objectives.keys() & variants.keys()
-    if taken:
+    always_there = {SCRATCH, LONGER} & (objectives.keys() | variants.keys())
+    twice = always_there or objectives.keys() & variants.keys()
+    if twice:
         raise ConfigError(
-            f"experiment: two arms are named {min(taken)!r} (scratch and scratch-longer are always there)"
+            f"experiment: two arms are named {min(twice)!r} "
+            "(scratch and scratch-longer are always there)"
         )
     for name, given in variants.items():
         if not isinstance(given, Mapping) or "like" not in given:
             raise ConfigError(f"experiment: arm {name!r} needs 'like': the arm it is a variant of")
         if given["like"] not in built:
             raise ConfigError(
-                f"experiment: arm {name!r} is like {given['like']!r}, which is none of {', '.join(built)}"
+                f"experiment: arm {name!r} is like {given['like']!r}, "
+                f"which is none of {', '.join(built)}"
             )
         changes = {k: v for k, v in given.items() if k not in ("like", "parts")}
         odd = changes.keys() - set(MAY_CHANGE)
         if odd:
             allowed = ", ".join(MAY_CHANGE)
             raise ConfigError(
-                f"experiment: arm {name!r} cannot change {min(odd)!r}: the budget is the same in all arms; it can {allowed}"
+                f"experiment: arm {name!r} cannot change {min(odd)!r}: "
+                f"the budget is the same in all arms; it can {allowed}"
             )
         old = built[given["like"]]
         new = Arm(
@@ -108,6 +116,7 @@ def arms(
         odd = set(arm.parts) - set(PARTS)
         if odd:
             raise ConfigError(
-                f"experiment: arm {arm.name!r} takes over {min(odd)!r}; there are {', '.join(PARTS)}"
+                f"experiment: arm {arm.name!r} takes over {min(odd)!r}; "
+                f"there are {', '.join(PARTS)}"
             )
     return built

@@ -50,9 +50,9 @@ def gfn2_xtb(train: Structures, test: Structures) -> Predicted:
     do not converge.
     """
     energy, forces = xtb(test)
-    ours, _ = xtb(train)
-    left = Structures(train.z, train.pos, train.ptr, energy=train.energy - ours)
-    return energy + ReferenceEnergies.fit(left).energy(test), forces
+    semi_empirical, _ = xtb(train)
+    shift = Structures(train.z, train.pos, train.ptr, energy=train.energy - semi_empirical)
+    return energy + ReferenceEnergies.fit(shift).energy(test), forces
 
 
 def xtb(structures: Structures) -> tuple[np.ndarray, np.ndarray]:
@@ -65,9 +65,8 @@ def xtb(structures: Structures) -> tuple[np.ndarray, np.ndarray]:
     return _computed[key]
 
 
-_computed: dict[
-    str, tuple[np.ndarray, np.ndarray]
-] = {}  # the same test set comes with every draw of labels
+# by the fingerprint of the structures: the same test set comes with every draw of labels
+_computed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
 
 def _xtb(structures: Structures) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +76,8 @@ def _xtb(structures: Structures) -> tuple[np.ndarray, np.ndarray]:
         raise ConfigError(
             "the baseline GFN2-xTB needs tblite: pip install 'potkit[generate]'"
         ) from None
-    energy, forces = np.empty(len(structures)), np.empty((len(structures.z), 3))
+    energy = np.empty(len(structures))
+    forces = np.empty((len(structures.z), 3))
     for i in range(len(structures)):
         atoms = slice(structures.ptr[i], structures.ptr[i + 1])
         pos = np.asarray(structures.pos[atoms], np.float64) / units.BOHR
@@ -120,24 +120,24 @@ def errors(
     for what, structures in (("train", train), ("test", test)):
         if structures.energy is None or not len(structures):
             raise DataError(f"baselines: no labelled structures to {what} on")
-    found: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, float]] = {}
     for name in names:
         energy, forces = BASELINES[name](train, test)
-        here: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if energy is not None:
             error = energy - test.energy
-            here |= {
+            metrics |= {
                 "energy_mae": np.abs(error).mean(),
                 "energy_rmse": np.sqrt(np.square(error).mean()),
             }
         if forces is not None and test.forces is not None:
             error = forces - np.asarray(test.forces, np.float64)
-            here |= {
+            metrics |= {
                 "forces_mae": np.abs(error).mean(),
                 "forces_rmse": np.sqrt(np.square(error).mean()),
             }
-        found[name] = {metric: float(value) for metric, value in here.items()}
-    return found
+        table[name] = {metric: float(value) for metric, value in metrics.items()}
+    return table
 
 
 def of_experiments(

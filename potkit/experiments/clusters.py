@@ -71,7 +71,8 @@ def clusters_of(structures: Structures, block: int | None = None) -> np.ndarray:
         raise ConfigError(f"block must be at least 1 structure, got {block}")
     from ..datasets.splits import by_system
 
-    out, used = np.zeros(len(structures), np.int64), 0
+    out = np.zeros(len(structures), np.int64)
+    used = 0
     for _, rows in by_system(structures):
         stretch = np.arange(len(rows)) // block
         if len(rows) > block and len(rows) % block:  # a short rest joins the block before it
@@ -107,31 +108,32 @@ def sampled_mean(
 
 
 def sampled_change(
-    ours: np.ndarray,  # [S]
-    theirs: np.ndarray,  # [S]
+    errors: np.ndarray,  # [S] eV or eV/Å
+    baseline: np.ndarray,  # [S]
     clusters: np.ndarray,  # [S]
     weights: np.ndarray | None = None,  # [S]
     confidence: float = 0.95,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Sampled:
-    """The change of the mean error in % from ``theirs`` to ``ours``, structure by structure of one
-    test set, over ``clusters``.
+    """The change of the mean error in % from ``baseline`` to ``errors``, structure by structure of
+    one test set, over ``clusters``.
     """
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    weights = np.ones(len(ours)) if weights is None else np.asarray(weights, np.float64)
-    if ours.shape != theirs.shape:
+    errors = np.asarray(errors, np.float64)
+    baseline = np.asarray(baseline, np.float64)
+    weights = np.ones(len(errors)) if weights is None else np.asarray(weights, np.float64)
+    if errors.shape != baseline.shape:
         raise DataError(
-            f"a change needs errors of the same structures, got {len(ours)} and {len(theirs)}"
+            f"a change needs errors of the same structures, got {len(errors)} and {len(baseline)}"
         )
-    top, bottom, size = _sums(clusters, ours * weights, theirs * weights, weights)
+    top, bottom, size = _sums(clusters, errors * weights, baseline * weights, weights)
     if not (top.sum() > 0 and bottom.sum() > 0):
         raise DataError("a change needs errors above 0")
     ratio = top.sum() / bottom.sum()
     ends = _log_ratio_interval(top, bottom, size, confidence, draws, seed)
-    effect = _design_effect(weights * (ours - ratio * theirs), clusters)
+    effect = _design_effect(weights * (errors - ratio * baseline), clusters)
     percent = [100 * float(np.expm1(v)) for v in (np.log(ratio), *ends)]
-    return Sampled(*percent, len(ours), len(top), effect, len(ours) / effect)
+    return Sampled(*percent, len(errors), len(top), effect, len(errors) / effect)
 
 
 def _sums(clusters: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
@@ -238,23 +240,24 @@ def of_experiments(
     """
     rows = []
     for experiment in experiments:
-        own = runs[runs["status"] == "ok"] if "status" in runs else runs
+        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
         for column, value in experiment.columns.items():
-            own = own[own[column] == value]
+            finished = finished[finished[column] == value]
         clusters = clusters_of(experiment.test, block)
         by = [c for c in grouping(runs) if c not in experiment.columns]
-        for key, part in own.groupby(by, sort=False, observed=True):
-            errors, weights = {}, None
+        for key, part in finished.groupby(by, sort=False, observed=True):
+            group = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+            errors: dict[str, np.ndarray] = {}  # [S] each
+            weights = None
             for arm, of_arm in part.groupby("arm", sort=False, observed=True):
                 folders = [Path(experiment.store) / run for run in of_arm["run"]]
                 pairs = [errors_of(evaluate(f, experiment.test), metric) for f in folders]
-                errors[arm], weights = np.mean([e for e, _ in pairs], axis=0), pairs[0][1]
+                errors[arm] = np.mean([error for error, _ in pairs], axis=0)
+                weights = pairs[0][1]  # the structures', so the same for every network
             for arm, values in errors.items():
                 one = sampled_mean(values, clusters, weights)
-                row = dict(experiment.columns) | dict(
-                    zip(by, key if isinstance(key, tuple) else (key,))
-                )
-                row |= {"arm": arm, "metric": metric} | dataclasses.asdict(one)
+                row = {**experiment.columns, **group, "arm": arm, "metric": metric}
+                row |= dataclasses.asdict(one)
                 if arm != baseline and baseline in errors:
                     change = sampled_change(values, errors[baseline], clusters, weights)
                     row |= {"change_%": change.mean, "change_low_%": change.low}

@@ -2,11 +2,12 @@
 store is never run again.
 
 An `Experiment` names a network, pretraining objectives, label budgets and seeds. For every seed and
-budget it trains its arms (see `potkit.arms`): scratch, scratch-longer, one per entry of
+budget it trains its arms (see `experiments.arms`): scratch, scratch-longer, one per entry of
 ``objectives``, and ``variants`` of these, on the same labelled structures for the same number of
 steps. Seeds change weights, batch order, corruption and the draw of labelled structures; label
 budgets are nested (50 ⊂ 200). Budgets count validation structures too: a label is a label. Several
 experiments (networks, data sets) run as one grid.
+
 Each run lies in ``store`` under a hash of all that decides its numbers. Two grids may share a
 store, also at the same time.
 """
@@ -51,9 +52,8 @@ class Experiment:
     only). ``columns``: what tells this experiment's rows from another's in one grid, such as
     {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are. ``draws``: how many
     draws of labelled structures are nested in each seed's pretraining, each with its own heads and
-    batch order; intervals count pretrainings.
-    ``primary``: the one contrast that is declared before any run, {"arm": …, "against": …,
-    "metric": …} (see `statistics.effects`).
+    batch order; intervals count pretrainings. ``primary``: the one contrast that is declared before
+    any run, {"arm": …, "against": …, "metric": …} (see `statistics.effects`).
     """
 
     model: dict[str, Any]
@@ -63,9 +63,9 @@ class Experiment:
     objectives: dict[str, Objective] = dataclasses.field(default_factory=dict)
     pretrain_on: Structures | None = None
     seeds: Sequence[int] = (0, 1, 2)
-    pretrain_config: TrainConfig = TrainConfig()
-    finetune_config: TrainConfig = TrainConfig()
-    supervised: Supervised = Supervised()
+    pretrain_config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    finetune_config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    supervised: Supervised = dataclasses.field(default_factory=Supervised)
     longer: str | None = "time"
     valid_fraction: float = 0.1
     vectors: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -89,14 +89,15 @@ class Experiment:
         short = [n for n in self.labels if not 2 <= n <= len(self.train)]
         if short:
             raise ConfigError(
-                f"experiment: a label budget of {short[0]} cannot be drawn from {len(self.train)} structures"
+                f"experiment: a label budget of {short[0]} cannot be drawn "
+                f"from {len(self.train)} structures"
             )
         strange = self.vectors.keys() - self.objectives.keys()
         if strange:
             raise ConfigError(
                 f"experiment: no arm {min(strange)!r}; there are {', '.join(self.objectives)}"
             )
-        self.arms  # raises for what does not fit together
+        _ = self.arms  # raises for what does not fit together
         if self.draws < 1:
             raise ConfigError(f"experiment: draws must be at least 1, got {self.draws}")
         tuned = [
@@ -169,6 +170,7 @@ def run(
 
     A run that fails does not stop the others; its row carries the error. Runs go on from where an
     earlier call was stopped.
+
     ``client``: a Dask client, or the address of a Dask scheduler, that does the runs instead of
     ``jobs`` processes here. ``devices``: the GPUs for the processes, as CUDA_VISIBLE_DEVICES names
     them (default: all). Raises Interrupted after Ctrl-C or SIGTERM.
@@ -178,10 +180,9 @@ def run(
         raise ConfigError(
             "several experiments in one grid declare different primary contrasts; one grid has one"
         )
-    if (
-        len({tuple(e.columns.items()) for e in grid}) < len(grid)
-        or len({tuple(e.columns) for e in grid}) > 1
-    ):
+    told_apart = len({tuple(e.columns.items()) for e in grid}) == len(grid)
+    same_names = len({tuple(e.columns) for e in grid}) <= 1
+    if not (told_apart and same_names):
         raise ConfigError(
             "several experiments in one grid need columns of the same names that tell them apart"
         )
@@ -217,12 +218,10 @@ def run(
     bar = _Progress(len(first) + len(later) + len(longer), progress)
     if client is not None:
         place: Any = scheduler.Dask(executor, client)
+    elif jobs > 1 or devices:
+        place = scheduler.Processes(executor, jobs, devices)
     else:
-        place = (
-            scheduler.Processes(executor, jobs, devices)
-            if jobs > 1 or devices
-            else scheduler.Serial(executor)
-        )
+        place = scheduler.Serial(executor)
     try:
         with place:
             done |= _all(first, executor, place, bar)
@@ -263,11 +262,10 @@ def leakage(grid: Sequence[Experiment]) -> list[str]:
                 continue
             key = other.fingerprint(), e.test.fingerprint()
             if key not in lines:
-                found = splits.leakage(other, e.test)
+                leaked = splits.leakage(other, e.test)
                 where = "".join(f"{v}, " for v in e.columns.values())
-                lines[key] = (
-                    f"{where}test and {name}: {found.attrs['message']}" if len(found) else ""
-                )
+                message = f"{where}test and {name}: {leaked.attrs['message']}"
+                lines[key] = message if len(leaked) else ""
     return [line for line in lines.values() if line]
 
 
@@ -277,7 +275,8 @@ class _Progress:
     """
 
     def __init__(self, total: int, shown: bool) -> None:
-        self.done, self.total = 0, total
+        self.done = 0
+        self.total = total
         self.bar = tqdm(total=total, desc="runs", disable=not shown)
 
     def update(self, more: int = 1) -> None:
@@ -292,28 +291,26 @@ def _all(
     tasks: Sequence[Task], executor: Executor, place: Any, bar: Any
 ) -> dict[Task, dict[str, Any]]:
     """The row of every task; what the store has is not given to anyone."""
-    found = {task: row for task in tasks if (row := executor.stored(task)) is not None}
-    bar.update(len(found))
-    found |= place.map([t for t in tasks if t not in found], bar.update)
-    return {task: executor.row(task) | found[task] for task in tasks}
+    rows = {task: row for task in tasks if (row := executor.stored(task)) is not None}
+    bar.update(len(rows))
+    rows |= place.map([task for task in tasks if task not in rows], bar.update)
+    return {task: executor.row(task) | rows[task] for task in tasks}
 
 
 def _table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.DataFrame:
-    before = {
+    pretrained = {
         (t.experiment, t.arm, t.seed): r
         for t, r in done.items()
         if t.kind == "pretrain" and r["status"] == "ok"
     }
-    parts, order = (
-        [],
-        list(dict.fromkeys([SCRATCH, LONGER, *(arm for e in grid for arm in e.arms)])),
-    )
+    order = list(dict.fromkeys([SCRATCH, LONGER, *(arm for e in grid for arm in e.arms)]))
+    parts = []
     for number, experiment in enumerate(grid):
         rows = []
         for task, row in done.items():
             if task.kind == "finetune" and task.experiment == number:
                 source = experiment.arms[task.arm].pretrained_as if task.arm != LONGER else None
-                known = before.get((number, source, task.seed), {})
+                known = pretrained.get((number, source, task.seed), {})
                 row["pretrain_seconds"] = known.get("seconds", float("nan") if source else 0.0)
                 # best validation loss of the pretraining
                 row["pretrain_loss"] = known.get("best", float("nan"))
@@ -342,10 +339,9 @@ def compare(
     """Scratch against pretrained: mean, 95 % interval and paired relative change of each metric for
     each arm and budget.
 
-    Raises TrainingError where no run ended well.
     Takes an `Experiment` or several (which are run, or loaded from their store; with ``client``
-    over Dask) or the table `run` returned;
-    ``method`` of the intervals is "t" or "bootstrap"; see `statistics.summarise`.
+    over Dask) or the table `run` returned. ``method`` of the intervals is "t" or "bootstrap"; see
+    `statistics.summarise`. Raises TrainingError where no run ended well.
     """
     table = (
         experiment if isinstance(experiment, pd.DataFrame) else run(experiment, progress, client)

@@ -13,6 +13,7 @@ exactly.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def pooled(
     """
     blocks = optimize.isotonic_regression(base.mean(0), increasing=False).blocks
     flat = np.empty_like(base)
-    for start, end in zip(blocks[:-1], blocks[1:]):
+    for start, end in pairwise(blocks):
         flat[:, start:end] = base[:, start:end].mean(1, keepdims=True)
     return flat
 
@@ -84,12 +85,11 @@ def needs_interval(
     for left in range(len(budgets) - 1):
         start, end = np.log(budgets[left : left + 2])
         held += [start + t * (end - start) for t in _crossings(mean, covariance, factor, left)]
-    fewest_too_few = (
-        beyond[0] > 0 and mean[0] < 0
-    )  # already the smallest budget has a larger error than the arm
-    most_too_many = beyond[-1] > 0 and mean[-1] > 0
-    low = (np.exp(min(held)) if held else np.inf) if fewest_too_few else -np.inf
-    high = (np.exp(max(held)) if held else -np.inf) if most_too_many else np.inf
+    low, high = -np.inf, np.inf  # open, unless the t test tells the arms apart at the budget there
+    if beyond[0] > 0 and mean[0] < 0:  # the smallest budget has a larger error than the arm
+        low = np.exp(min(held)) if held else np.inf
+    if beyond[-1] > 0 and mean[-1] > 0:  # the largest has a smaller one
+        high = np.exp(max(held)) if held else -np.inf
     return point, float(low), float(high)
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
@@ -45,7 +45,9 @@ class Serial:
 
     def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
         """The row of every task, in their order; ``note`` is called as each is done."""
-        queue, done, in_vain = deque(tasks), {}, 0
+        queue = deque(tasks)
+        done: dict[T, Row] = {}
+        in_vain = 0  # busy runs asked for since the last one that was done
         while queue:
             task = queue.popleft()
             row = self.function(task)
@@ -55,7 +57,8 @@ class Serial:
                 if in_vain >= len(queue):
                     time.sleep(PAUSE)
                 continue
-            done[task], in_vain = row, 0
+            done[task] = row
+            in_vain = 0
             note()
         return {task: done[task] for task in tasks}
 
@@ -84,7 +87,8 @@ class Processes:
     def __init__(
         self, function: Callable[[Any], Row], jobs: int, devices: Sequence[str] | None = None
     ) -> None:
-        self.function, self.jobs = function, jobs
+        self.function = function
+        self.jobs = jobs
         self.devices = visible_devices(jobs) if devices is None else [str(d) for d in devices]
         self.workers: dict[connection.Connection, _Worker] = {}
 
@@ -112,7 +116,9 @@ class Processes:
         """As `Serial.map`. A worker that dies (killed, out of memory) makes its run a failed one
         and is replaced.
         """
-        queue, later, done = deque(tasks), [], {}
+        queue = deque(tasks)
+        later: list[tuple[float, T]] = []  # busy runs, with the time to ask again
+        done: dict[T, Row] = {}
         while len(done) < len(tasks):
             now = time.monotonic()
             queue += [task for at, task in later if at <= now]
@@ -175,19 +181,20 @@ class _Worker:
     ) -> None:
         # forked children of a process that used CUDA or threads may hang
         context = get_context("spawn")
-        self.slot, self.task = slot, None
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, function, threads), daemon=True)
+        self.slot = slot
+        self.task: Any = None
+        self.connection, far_end = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(far_end, function, threads), daemon=True
+        )
         with _environment(CUDA_VISIBLE_DEVICES=devices[slot % len(devices)] if devices else None):
             self.process.start()
-        theirs.close()
+        far_end.close()
 
     def give(self, task: Any) -> None:
         self.task = task
-        try:
+        with suppress(OSError):  # it has died; the next look at the connection tells
             self.connection.send(task)
-        except OSError:
-            pass  # it has died; the next look at the connection tells
 
     def end(self, in_order: bool) -> None:
         if in_order:
@@ -258,7 +265,7 @@ class Dask:
 
     def __init__(self, function: Callable[[Any], Row], client: Any) -> None:
         self.client = connect(client) if isinstance(client, str) else client
-        self.own = isinstance(client, str)
+        self.connected_here = isinstance(client, str)
         self.function = function
 
     def __enter__(self) -> Dask:
@@ -266,7 +273,7 @@ class Dask:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.own:
+        if self.connected_here:
             self.client.close()
 
     def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:

@@ -124,29 +124,31 @@ def summarise(
     whose error fell. Failed runs are left out and their number stands in ``failed``. ``method``:
     see `interval`.
     """
-    rows, by = [], list(by)
+    rows = []
+    by = list(by)
     good = _nested(runs)
     for group, part in runs.groupby(by, sort=False, observed=True):
         part_ok = good.loc[good.index.intersection(part.index)]
         base = part_ok[part_ok["arm"] == baseline].set_index([UNIT, DRAW])
         for arm in part["arm"].unique():
-            own = part_ok[part_ok["arm"] == arm].set_index([UNIT, DRAW])
+            of_arm = part_ok[part_ok["arm"] == arm].set_index([UNIT, DRAW])
             for metric in metrics:
-                if metric not in own or own[metric].isna().all():
+                if metric not in of_arm or of_arm[metric].isna().all():
                     continue
-                logs = _by_unit(np.log(own[metric]))
+                logs = _by_unit(np.log(of_arm[metric]))
                 mean, low, high = np.exp(interval(logs, method=method))
-                row = dict(zip(by, group)) | {"arm": arm, "metric": metric, "seeds": len(logs)}
+                row = dict(zip(by, group, strict=True))
+                row |= {"arm": arm, "metric": metric, "seeds": len(logs)}
                 row |= {"mean": mean, "low": low, "high": high}
-                row["failed"] = int((part["arm"] == arm).sum() - len(own))
+                row["failed"] = int((part["arm"] == arm).sum() - len(of_arm))
                 if arm != baseline:
-                    both = own.index.intersection(base.index)
-                    ratios = np.log(own.loc[both, metric] / base.loc[both, metric])
+                    both = of_arm.index.intersection(base.index)
+                    ratios = np.log(of_arm.loc[both, metric] / base.loc[both, metric])
                     ratios = _by_unit(ratios).to_numpy()
                     row |= _change(ratios, method)
                     row["better_seeds"] = int((ratios < 0).sum())
-                before = own.get("pretrain_seconds", pd.Series([0.0]))
-                row["seconds"] = float(own["seconds"].mean() + before.mean())
+                before = of_arm.get("pretrain_seconds", pd.Series([0.0]))
+                row["seconds"] = float(of_arm["seconds"].mean() + before.mean())
                 rows.append(row)
     table = pd.DataFrame(rows)
     table.attrs["by"] = by
@@ -180,7 +182,8 @@ def effects(
     contrast is one family.
     """
     primary = runs.attrs.get("primary") if primary is None else primary
-    rows, ratios = [], []
+    rows = []
+    ratios = []  # [seeds] of each row: log(error / baseline error)
     for metric in metrics:
         if metric not in runs or runs[metric].isna().all():
             continue
@@ -206,7 +209,8 @@ def effects(
     for _, part in table.groupby("family"):
         adjusted, levels = holm(part["p"])
         table.loc[part.index, "p_holm"] = adjusted
-        verdicts = [verdict(ratios[i], 1 - level) for i, level in zip(part.index, levels)]
+        tested = zip(part.index, levels, strict=True)
+        verdicts = [verdict(ratios[i], 1 - level) for i, level in tested]
         table.loc[part.index, "verdict"] = verdicts
     return table
 
@@ -216,8 +220,9 @@ def _change(logs: Sequence[float], method: str) -> dict[str, Any]:
     "worse" where it leaves out 0.
     """
     mean, low, high = (100.0 * float(np.expm1(v)) for v in interval(logs, method=method))
-    clear = np.isfinite(low) and low * high > 0
-    effect = ("better" if mean < 0 else "worse") if clear else "unclear"
+    effect = "unclear"
+    if np.isfinite(low) and low * high > 0:
+        effect = "better" if mean < 0 else "worse"
     return {"change_%": mean, "change_low_%": low, "change_high_%": high, "effect": effect}
 
 
@@ -241,10 +246,12 @@ def holm(p: Sequence[float], level: float = 0.05) -> tuple[np.ndarray, np.ndarra
     first that is not; it and all after it get its level. NaN stays NaN and does not count.
     """
     p = np.asarray(p, np.float64)
-    adjusted, levels = np.full(len(p), np.nan), np.full(len(p), level)
+    adjusted = np.full(len(p), np.nan)
+    levels = np.full(len(p), level)
     order = np.flatnonzero(np.isfinite(p))
     order = order[np.argsort(p[order], kind="stable")]
-    largest, stopped = 0.0, None
+    largest = 0.0
+    stopped = None  # the level at which the first is not told from 0
     for rank, i in enumerate(order):
         left = len(order) - rank
         largest = max(largest, min(1.0, left * p[i]))
@@ -341,7 +348,7 @@ def plan(
     the design ``pretrainings``, ``draws``, the expected ``half_width_%`` and ``hours``; ``best``
     marks the cheapest, ``enough`` says whether the pilot itself meets the stop rule. Hours of a
     pretraining and of one draw's fine-tunings (both arms) are the pilot's own means unless given.
-    ``budgets``: label budgets the contrast will be averaged over. See `potkit.planning` for the
+    ``budgets``: label budgets the contrast will be averaged over. See `planning` for the
     rest. Raises ConfigError or DataError where the pilot does not tell.
     """
     compared = contrast(runs, arm, against, metric)
@@ -378,9 +385,10 @@ def plan(
 def _hours(runs: pd.DataFrame, arm: str, against: str, metric: str) -> tuple[float, float]:
     """Mean hours of a pretraining for ``arm``, and of a fine-tuning of both arms together."""
     good = _nested(runs)
-    ours, theirs = (good[good["arm"] == name] for name in (arm, against))
-    before = float(ours["pretrain_seconds"].mean()) if "pretrain_seconds" in good else 0.0
-    return before / 3600, float(ours["seconds"].mean() + theirs["seconds"].mean()) / 3600
+    of_arm, of_baseline = (good[good["arm"] == name] for name in (arm, against))
+    before = float(of_arm["pretrain_seconds"].mean()) if "pretrain_seconds" in good else 0.0
+    after = float(of_arm["seconds"].mean() + of_baseline["seconds"].mean())
+    return before / 3600, after / 3600
 
 
 # -- learning curves -----------------------------------------------------------------------------
@@ -403,7 +411,7 @@ def _curves(
             index=["arm", UNIT, DRAW], columns="labels", values=metric, sort=False
         )
         group = group if isinstance(group, tuple) else (group,)
-        yield dict(zip(by, group)), wide[sorted(wide)]
+        yield dict(zip(by, group, strict=True)), wide[sorted(wide)]
 
 
 def learning_curves(
@@ -424,7 +432,8 @@ def learning_curves(
     """
     rows = []
     for group, wide in _curves(runs, metric, grouping(runs) if by is None else by):
-        whole, budgets = wide.dropna(), wide.columns.to_numpy(np.float64)
+        whole = wide.dropna()
+        budgets = wide.columns.to_numpy(np.float64)
         if len(budgets) < 2:
             raise ConfigError(
                 f"a learning curve needs at least two label budgets, the table has {len(budgets)}"
@@ -436,11 +445,13 @@ def learning_curves(
         for arm in dict.fromkeys(wide.index.get_level_values("arm")):
             if arm not in known:
                 continue
-            own, middle = _by_unit(slopes[arm]), _by_unit(logs.loc[arm]).to_numpy()
-            slope, low, high = interval(own, method=method)
+            of_arm = _by_unit(slopes[arm])  # [seeds]
+            middle = _by_unit(logs.loc[arm]).to_numpy()  # [seeds, budgets]
+            slope, low, high = interval(of_arm, method=method)
             level, level_low, level_high = interval(middle.mean(1), method=method)
             misfit = middle.mean(0) - level - slope * x
-            row = group | {"arm": arm, "metric": metric, "seeds": len(own), "budgets": len(budgets)}
+            row = group | {"arm": arm, "metric": metric}
+            row |= {"seeds": len(of_arm), "budgets": len(budgets)}
             row |= {"slope": slope, "slope_low": low, "slope_high": high}
             row |= {"at": float(np.exp(np.log(budgets).mean())), "error_at": float(np.exp(level))}
             row |= {"error_low": float(np.exp(level_low)), "error_high": float(np.exp(level_high))}
@@ -449,7 +460,7 @@ def learning_curves(
                 paired = _by_unit((slopes[arm] - slopes[baseline]).dropna())
                 change = interval(paired, method=method)
                 names = ("slope_change", "slope_change_low", "slope_change_high")
-                row |= dict(zip(names, change))
+                row |= dict(zip(names, change, strict=True))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -467,7 +478,7 @@ def labels_saved(
     regression) and interpolated between its budgets on logarithmic axes. Nothing is extrapolated:
     where an arm is better than the baseline's largest budget, ``relation`` is ">" and ``needs``
     that budget, where it is worse than the smallest, "<" and that. ``low`` and ``high`` bound
-    ``needs`` by inverting the paired t interval (see `potkit.saving`); ``low_relation`` and
+    ``needs`` by inverting the paired t interval (see `labels_saved`); ``low_relation`` and
     ``high_relation`` say ">" or "<" where a bound lies outside, so is open. ``saved`` = needs −
     labels and ``factor`` = needs / labels are bounds in the same sense. Only seeds with all runs of
     both arms count.
@@ -487,23 +498,25 @@ def labels_saved(
         base = np.log(wide.loc[baseline].dropna())
         why = _not_limited(baseline, budgets, _by_unit(base).to_numpy(), confidence)
         for arm in names:
-            own = np.log(wide.loc[arm].dropna())
-            both = own.index.intersection(base.index)
+            of_arm = np.log(wide.loc[arm].dropna())
+            both = of_arm.index.intersection(base.index)
             if arm == baseline or not len(both):
                 continue
-            a = _by_unit(own.loc[both]).to_numpy()  # [seeds, budgets]
+            a = _by_unit(of_arm.loc[both]).to_numpy()  # [seeds, budgets]
             b = _by_unit(base.loc[both]).to_numpy()
             for i, labels in enumerate(budgets):
                 row = group | {"arm": arm, "metric": metric, "labels": int(labels), "seeds": len(b)}
                 row |= {"against": baseline, "given": not why, "why": why}
                 ends = needs_interval(budgets, b, a[:, i], confidence)
-                for name, end in zip(("needs", "low", "high"), ends):
+                for name, end in zip(("needs", "low", "high"), ends, strict=True):
                     relation = "relation" if name == "needs" else f"{name}_relation"
                     if why or np.isnan(end):
-                        row[relation], row[name] = "", np.nan
+                        row[relation] = ""
+                        row[name] = np.nan
                     else:
                         row[relation], row[name] = bounded(end, budgets)
-                row["saved"], row["factor"] = row["needs"] - labels, row["needs"] / labels
+                row["saved"] = row["needs"] - labels
+                row["factor"] = row["needs"] / labels
                 rows.append(row)
     return pd.DataFrame(rows)
 

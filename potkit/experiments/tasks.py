@@ -3,7 +3,8 @@
     STORE/pretrain-HASH     a pretraining; every arm that starts from it uses the same
     STORE/finetune-HASH     a fine-tuning; beside it test-HASH.json with its errors on a test set
     STORE/longer-HASH.json  how many steps "scratch-longer" has: measured once, so that an
-    interrupted grid goes on as it began
+                            interrupted grid goes on as it began
+
 The hashes are those of all that decides the numbers: network, data, objective, settings, start.
 
 By hand, since experiment trackers find runs by name or time; here a run is found by what decides its
@@ -101,13 +102,11 @@ class Executor:
             if task.kind == "pretrain":
                 folder = pretrain_folder(experiment, task.arm, task.seed)
                 summary = read_json(folder / "summary.json")
-                whole = (folder / "best.safetensors").is_file() and summary["hash"] == read_json(
-                    folder / "run.json"
-                )["hash"]
+                started_as = read_json(folder / "run.json")["hash"]
+                whole = (folder / "best.safetensors").is_file() and summary["hash"] == started_as
                 return self.row(task) | _summary(summary, folder) if whole else None
-            result = (
-                finetune_folder(experiment, task) / f"test-{experiment.test.fingerprint()}.json"
-            )
+            folder = finetune_folder(experiment, task)
+            result = folder / f"test-{experiment.test.fingerprint()}.json"
             return self.row(task) | json.loads(result.read_text())
         except (OSError, ValueError, KeyError):
             # not there, or not whole: the run itself will say what is wrong
@@ -145,9 +144,9 @@ def pretrain_folder(experiment: Experiment, arm: str, seed: int) -> Path:
 
 
 def _settings(experiment: Experiment, task: Task):
-    changes = {"seed": experiment.finetune_seed(task.seed, task.draw)} | (
-        {"steps": task.steps, "epochs": None} if task.steps else {}
-    )
+    changes: dict[str, Any] = {"seed": experiment.finetune_seed(task.seed, task.draw)}
+    if task.steps:
+        changes |= {"steps": task.steps, "epochs": None}
     # scratch-longer is scratch with other steps
     arm = experiment.arms.get(task.arm, experiment.arms[SCRATCH])
     return experiment.finetune_config.replace(**arm.finetune, **changes), arm
@@ -205,12 +204,8 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
         parts=arm.parts,
     )
     scores = evaluate(done.model, experiment.test)
-    errors = scores.to_dict()
-    row = (
-        _summary(done.summary, done.path)
-        | {k: v for k, v in errors.items() if k != "n_structures"}
-        | {"n_test": scores.n_structures}
-    )
+    errors = {name: value for name, value in scores.to_dict().items() if name != "n_structures"}
+    row = _summary(done.summary, done.path) | errors | {"n_test": scores.n_structures}
     with replacing(result, PART) as temporary:
         temporary.write_text(json.dumps(row))
     return row
@@ -231,23 +226,22 @@ def longer_steps(
     seeds) lasted, at the scratch arm's seconds per step. Times vary from one measurement to the
     next, so the first one of a complete grid is kept in the store.
     """
-    own = experiment.finetune_config.total_steps(
-        len(experiment.labelled(labels, experiment.seeds[0])[0])
-    )
-    mine = {t: r for t, r in done.items() if t.experiment == number and r["status"] == "ok"}
+    train, _ = experiment.labelled(labels, experiment.seeds[0])
+    scratch_steps = experiment.finetune_config.total_steps(len(train))
+    finished = {t: r for t, r in done.items() if t.experiment == number and r["status"] == "ok"}
     pretrainings: dict[str, list[dict]] = {}
-    for task, row in mine.items():
+    for task, row in finished.items():
         if task.kind == "pretrain":
             pretrainings.setdefault(task.arm, []).append(row)
     scratch = [
         r
-        for t, r in mine.items()
+        for t, r in finished.items()
         if t.kind == "finetune" and t.arm == SCRATCH and t.labels == labels
     ]
     if not pretrainings or not scratch:
-        return own
+        return scratch_steps
     if experiment.longer == "steps":
-        return own + max(rows[0]["steps"] for rows in pretrainings.values())
+        return scratch_steps + max(rows[0]["steps"] for rows in pretrainings.values())
     measured = {
         "pretrain": sorted(r["run"] for rows in pretrainings.values() for r in rows),
         "scratch": sorted(r["run"] for r in scratch),
@@ -256,7 +250,7 @@ def longer_steps(
     with FileLock(path.with_suffix(".lock")):
         if path.is_file():
             try:
-                return own + int(json.loads(path.read_text())["steps"])
+                return scratch_steps + int(json.loads(path.read_text())["steps"])
             except (ValueError, KeyError):
                 raise ConfigError(f"{path}: not readable; delete it to measure anew") from None
         seconds = max(
@@ -269,15 +263,6 @@ def longer_steps(
         )
         if complete and len(pretrainings) == len(experiment.objectives):
             with replacing(path, MEASURED) as temporary:
-                temporary.write_text(
-                    json.dumps(
-                        {
-                            "steps": steps,
-                            "seconds": seconds,
-                            "seconds_per_step": per_step,
-                            **measured,
-                        },
-                        indent=1,
-                    )
-                )
-        return own + steps
+                cost = {"steps": steps, "seconds": seconds, "seconds_per_step": per_step}
+                temporary.write_text(json.dumps(cost | measured, indent=1))
+        return scratch_steps + steps

@@ -4,21 +4,20 @@ how wrong they are.
 The denoise paper asks (S6) how repeatable fine-tuned networks are; the same runs, which differ in
 initial heads, order of the data and the draw of labels, make an ensemble (Lakshminarayanan et al.
 2017, arXiv 1612.01474). With M members and their predictions y_m
+
     mean ȳ = Σ y_m / M,   spread s = √(Σ (y_m − ȳ)² / (M − 1)),   error e = ȳ − label
+
 - correlation: of |e| with s, by ranks (Spearman) and of their logarithms (Pearson). A Gaussian
-  error of known, varying scale does
-  not reach 1.
+  error of known, varying scale does not reach 1.
 - coverage: the share of labels within k(p)·s·``scale`` of the mean, where k(p) encloses the
-  probability p. If the label were one more draw
-  from what the members are drawn from (Gaussian), e/(s √(1 + 1/M)) would follow Student's t with M
-  − 1 degrees of freedom, whose k is larger than the Gaussian's where members are few: of three, one
-  spread encloses 0.52, not 0.68. Calibration is perfect where the share equals p; the
-  miscalibration area is the mean of |share − p| over p (Tran et al. 2020, arXiv 1912.10066): 0 to
-  about 0.5.
+  probability p. If the label were one more draw from what the members are drawn from (Gaussian),
+  e/(s √(1 + 1/M)) would follow Student's t with M − 1 degrees of freedom, whose k is larger than
+  the Gaussian's where members are few: of three, one spread encloses 0.52, not 0.68. Calibration is
+  perfect where the share equals p; the miscalibration area is the mean of |share − p| over p (Tran
+  et al. 2020, arXiv 1912.10066): 0 to about 0.5.
 - ``scale``: median(|e|/s)/k(½), the factor that brings the spreads up to the errors (all members
-  may be wrong together); found on
-  other data than it is judged on. Not √mean(e²/s²): with three members 1/s² has no mean, and a few
-  small spreads decide.
+  may be wrong together); fitted to other data than it is judged on. Not √mean(e²/s²): with three
+  members 1/s² has no mean, and a few small spreads decide.
 """
 
 from __future__ import annotations
@@ -68,9 +67,8 @@ class Ensemble:
         label = getattr(self.structures, quantity)
         mean = getattr(self, quantity)
         if label is None or mean is None:
-            raise DataError(
-                f"{self.structures.info.get('name', 'structures')}: no {quantity} to compare the ensemble with"
-            )
+            name = self.structures.info.get("name", "structures")
+            raise DataError(f"{name}: no {quantity} to compare the ensemble with")
         spread = np.maximum(getattr(self, f"{quantity}_spread"), FLOOR)
         return (mean - np.asarray(label, np.float64)).ravel(), spread.ravel()
 
@@ -129,18 +127,17 @@ def from_runs(
     (labels, arm) -> Ensemble.
 
     ``by``: further columns that tell experiments apart, put first in the keys. Groups with fewer
-    than two finished runs are left out.
-    Raises CheckpointError where the store does not have a run any more.
+    than two finished runs are left out. Raises CheckpointError where the store does not have a run
+    any more.
     """
     by = grouping(runs) if by is None else list(by)
     good = runs[runs["status"] == "ok"] if "status" in runs else runs
-    found = {}
+    ensembles = {}
     for key, part in good.groupby([*by, "arm"], sort=False, observed=True):
         if len(part) > 1:
-            found[key] = ensemble(
-                [Path(store) / run for run in part["run"]], structures, device=device
-            )
-    return found
+            folders = [Path(store) / run for run in part["run"]]
+            ensembles[key] = ensemble(folders, structures, device=device)
+    return ensembles
 
 
 def enclosing(levels: np.ndarray | float, members: int | None = None) -> np.ndarray:
@@ -148,11 +145,9 @@ def enclosing(levels: np.ndarray | float, members: int | None = None) -> np.ndar
     where ``members`` is None.
     """
     upper = 0.5 + np.asarray(levels) / 2
-    return (
-        stats.norm.ppf(upper)
-        if members is None
-        else stats.t.ppf(upper, members - 1) * np.sqrt(1.0 + 1.0 / members)
-    )
+    if members is None:
+        return stats.norm.ppf(upper)
+    return stats.t.ppf(upper, members - 1) * np.sqrt(1.0 + 1.0 / members)
 
 
 def scale(error: np.ndarray, spread: np.ndarray, members: int | None = None) -> float:
@@ -178,11 +173,12 @@ def binned(error: np.ndarray, spread: np.ndarray, bins: int = 10) -> pd.DataFram
     each. A calibrated ensemble has both equal.
     """
     order = np.array_split(np.argsort(spread, kind="stable"), min(bins, len(spread)))
-    rms = [
-        [float(np.sqrt(np.mean(np.square(x[part])))) for x in (spread, error)] + [len(part)]
-        for part in order
-    ]
-    return pd.DataFrame(rms, columns=["spread", "error", "values"])
+
+    def rms(values: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(np.square(values))))
+
+    rows = [[rms(spread[part]), rms(error[part]), len(part)] for part in order]
+    return pd.DataFrame(rows, columns=["spread", "error", "values"])
 
 
 def summarise(
@@ -197,29 +193,33 @@ def summarise(
 
     Errors and spreads in eV or eV/Å. ``scale`` is found on a share ``calibrate_on`` of the
     structures drawn with ``seed``, and all else is judged on the rest, ``…_scaled`` with that
-    factor. Raises DataError where there are fewer than four structures to share out.
+    factor. Raises DataError where there are fewer than four structures to share out, ConfigError
+    where a key has more or fewer parts than ``names``.
     """
     if isinstance(ensembles, Ensemble):
         ensembles = {(): ensembles}
     rows = []
     for key, one in ensembles.items():
+        # a single ensemble has no key and so none of the names
+        if key and len(key) != len(names):
+            raise ConfigError(f"the ensemble {key} needs a name for each part, got {tuple(names)}")
+        group = dict(zip(names, key, strict=True)) if key else {}
         n = len(one.structures)
         if n < 4:
             raise DataError(f"calibration needs at least 4 labelled structures, got {n}")
         error, spread = one.errors(quantity)
-        owner = (
-            np.arange(n)
-            if quantity == "energy"
-            else np.repeat(np.arange(n), 3 * one.structures.n_atoms)
-        )
+        owner = np.arange(n)  # the structure of each value
+        if quantity == "forces":
+            owner = np.repeat(owner, 3 * one.structures.n_atoms)
         chosen = np.zeros(n, bool)
         chosen[np.random.default_rng(seed).permutation(n)[: max(1, round(calibrate_on * n))]] = True
         first = chosen[owner]
         factor = scale(error[first], spread[first], one.members)
         e, s = error[~first], spread[~first]
-        plain, scaled = coverage(e, s, one.members), coverage(e, factor * s, one.members)
+        plain = coverage(e, s, one.members)
+        scaled = coverage(e, factor * s, one.members)
         rows.append(
-            dict(zip(names, key))
+            group
             | {
                 "quantity": quantity,
                 "members": one.members,
@@ -253,13 +253,13 @@ def of_experiments(
     """
     tables = []
     for experiment in experiments:
-        own = runs
+        of_experiment = runs
         for column, value in experiment.columns.items():
-            own = own[own[column] == value]
-        found = from_runs(own, experiment.store, experiment.test, by=["labels"])
-        for quantity in quantities if found else ():
+            of_experiment = of_experiment[of_experiment[column] == value]
+        ensembles = from_runs(of_experiment, experiment.store, experiment.test, by=["labels"])
+        for quantity in quantities if ensembles else ():
             if getattr(experiment.test, quantity) is not None:
-                table = summarise(found, quantity)
+                table = summarise(ensembles, quantity)
                 for place, (column, value) in enumerate(experiment.columns.items()):
                     table.insert(place, column, value)
                 tables.append(table)

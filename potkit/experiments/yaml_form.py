@@ -1,36 +1,43 @@
 """An experiment written down in YAML: what `potkit compare FILE` runs and what a stored result
 names as its origin.
 
-name: alkanes-to-3bpa
-model: {name: egnn, preset: small}
-pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}        # a registered set or a file; limit in eV, optional
-train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
-                              # or {data: ani-mini, part: {fractions: [0.8, 0.2], by: system, index:
-                              0}}: see SplitPart
-test: {data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz, without:
-$POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
-labels: [50, 200]
-seeds: [0, 1, 2]
-draws: 1                                                    # optional; draws of labels nested in each seed's pretraining
-primary: {arm: denoise 0.1 Å, against: scratch-longer, metric: forces_mae}  # optional; the contrast
-declared before the runs
-arms:                                                       # name: objective and its settings; or a variant (see potkit.arms)
-  denoise 0.1 Å: {objective: denoise, sigma: 0.1}
-  frozen first: {like: denoise 0.1 Å, freeze: 0.3}
-  layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
-pretrain: {steps: 4000, batch_size: 32}                     # TrainConfig
-finetune: {steps: 600, batch_size: 8}
-supervised: {energy: 1, forces: 10}                         # optional
-longer: time                                                # optional; time, steps or null
-vectors: {denoise 0.1 Å: gradient}                          # optional; read-out an arm is pretrained with
-parts: {denoise 0.1 Å: [backbone, energy_head]}             # optional; what an arm takes over (default: the backbone)
-grid:                                                       # optional; a column each, all combinations; what differs from above:
-  network:                                                  # settings are added to pretrain, finetune, supervised, arms, vectors and
-    egnn: {}                                                # parts, all else is replaced
-    et: {model: {name: torchmd_et, preset: small}, finetune: {lr: 1.0e-3}}
-  data:
-    3bpa: {}
-    dipeptides: {train: {data: …}, test: {data: …}, labels: [25, 100]}
+    name: alkanes-to-3bpa
+    model: {name: egnn, preset: small}
+    # a registered set or a file; limit in eV, optional
+    pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}
+    # or {data: ani-mini, part: {fractions: [0.8, 0.2], by: system, index: 0}}: see SplitPart
+    train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
+    test:
+      data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz
+      without: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz
+    labels: [50, 200]
+    seeds: [0, 1, 2]
+    # optional; draws of labels nested in each seed's pretraining
+    draws: 1
+    # optional; the contrast declared before the runs
+    primary: {arm: denoise 0.1 Å, against: scratch-longer, metric: forces_mae}
+    # name: objective and its settings; or a variant (see potkit.experiments.arms)
+    arms:
+      denoise 0.1 Å: {objective: denoise, sigma: 0.1}
+      frozen first: {like: denoise 0.1 Å, freeze: 0.3}
+      layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
+    pretrain: {steps: 4000, batch_size: 32}            # TrainConfig
+    finetune: {steps: 600, batch_size: 8}
+    supervised: {energy: 1, forces: 10}                # optional
+    longer: time                                       # optional; time, steps or null
+    # optional; read-out an arm is pretrained with
+    vectors: {denoise 0.1 Å: gradient}
+    # optional; what an arm takes over (default: the backbone)
+    parts: {denoise 0.1 Å: [backbone, energy_head]}
+    # optional; a column each, all combinations, with what differs from above: settings are added to
+    # pretrain, finetune, supervised, arms, vectors and parts, all else is replaced
+    grid:
+      network:
+        egnn: {}
+        et: {model: {name: torchmd_et, preset: small}, finetune: {lr: 1.0e-3}}
+      data:
+        3bpa: {}
+        dipeptides: {train: {data: …}, test: {data: …}, labels: [25, 100]}
 """
 
 from __future__ import annotations
@@ -81,7 +88,7 @@ class SplitPart(BaseModel):
     gap: int = Field(0, ge=0)
 
     def of(self, structures: Structures) -> Structures:
-        """Raises ConfigError where there is no such part."""
+        """This part of ``structures``; raises ConfigError where there is no such part."""
         parts = structures.split(self.fractions, self.seed, self.by, self.block, self.gap)
         if self.index >= len(parts):
             raise ConfigError(f"part: index {self.index}, but there are {len(parts)} fractions")
@@ -104,27 +111,27 @@ class DataSpec(BaseModel):
         """The structures. Raises DataError where a variable is not set, nothing is found or
         nothing is left.
         """
-        found = named_or_file(self.data)
+        structures = named_or_file(self.data)
         if self.near_minimum is not None:
-            found = near_minimum(found, self.near_minimum)
+            structures = near_minimum(structures, self.near_minimum)
         if self.systems is not None:
-            names = found.system_names()
+            names = structures.system_names()
             missing = [s for s in self.systems if s not in names]
             if missing:
                 raise DataError(
                     f"{self.data}: no system {missing[0]!r}; there are {', '.join(names[:10])} …"
                 )
-            found = found[[names[i] in self.systems for i in found.system]]
+            structures = structures[[names[i] in self.systems for i in structures.system]]
         if self.without is not None:
-            leaked = splits.leakage(named_or_file(self.without), found)["b"]
-            found = found[np.setdiff1d(np.arange(len(found)), leaked)]
+            leaked = splits.leakage(named_or_file(self.without), structures)["b"]
+            structures = structures[np.setdiff1d(np.arange(len(structures)), leaked)]
         if self.part is not None:
-            found = self.part.of(found)
-        if self.limit is not None and self.limit < len(found):
-            found = found.split((self.limit,), seed=0)[0]
-        if not len(found):
+            structures = self.part.of(structures)
+        if self.limit is not None and self.limit < len(structures):
+            structures = structures.split((self.limit,), seed=0)[0]
+        if not len(structures):
             raise DataError(f"{self.data}: no structure is left after the filters")
-        return found
+        return structures
 
 
 # in a grid added to, not replaced
@@ -214,13 +221,11 @@ class GridSpec:
         values = dict(values)
         grid = values.pop("grid", None) or {}
         for column, cells in grid.items():
-            if (
-                column in ("arm", "seed", "labels", "metric")
-                or not isinstance(cells, dict)
-                or not cells
-            ):
+            known = column in ("arm", "seed", "labels", "metric")
+            if known or not isinstance(cells, dict) or not cells:
                 raise ConfigError(
-                    f"grid.{column}: expected a name that is no column yet, with the settings of each of its values"
+                    f"grid.{column}: expected a name that is no column yet, "
+                    "with the settings of each of its values"
                 )
         self.name = values.get("name", "")
         # results are stored under it; what is no text is told below
@@ -231,12 +236,10 @@ class GridSpec:
             merged = dict(values)
             for _, changes in cell:
                 for key, value in (changes or {}).items():
-                    merged[key] = (
-                        {**(merged.get(key) or {}), **value}
-                        if key in ADDED and isinstance(value, dict)
-                        else value
-                    )
-            columns = {column: str(name) for column, (name, _) in zip(grid, cell)}
+                    if key in ADDED and isinstance(value, dict):
+                        value = {**(merged.get(key) or {}), **value}
+                    merged[key] = value
+            columns = {column: str(name) for column, (name, _) in zip(grid, cell, strict=True)}
             try:
                 self.specs.append((columns, ExperimentSpec(**merged)))
             except ValidationError as error:

@@ -191,21 +191,21 @@ def find(patterns: Iterable[str | Path] = ()) -> list[Path]:
     notebooks/.
     """
     patterns = [str(p) for p in patterns] or [str(_root() / "notebooks" / "*.ipynb")]
-    found: list[Path] = []
+    notebooks: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         matches = [path] if path.is_file() else sorted(path.parent.glob(path.name))
         if not matches:
             raise DataError(f"{pattern}: no such notebook")
-        found += [m for m in matches if m not in found]
-    names = [path.name for path in found]
+        notebooks += [path for path in matches if path not in notebooks]
+    names = [path.name for path in notebooks]
     for name in names:
         if names.count(name) > 1:
             raise DataError(
                 f"{name}: named twice in different folders; "
                 "the executed copies would overwrite each other"
             )
-    return found
+    return notebooks
 
 
 def _root() -> Path:
@@ -285,7 +285,8 @@ def execute(
     for path in paths:
         if (target := folder / path.name).exists() and target.samefile(path):
             raise ConfigError(
-                f"{target}: the executed copy would replace the notebook itself; choose another folder with --out"
+                f"{target}: the executed copy would replace the notebook itself; "
+                "choose another folder with --out"
             )
         check(target, EXECUTED)
     if inplace:
@@ -332,7 +333,8 @@ def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
     # sockets of the file system, not of the network: nobody else can reach the kernel, and it does
     # not warn that they could
     transport = Config(KernelManager={"transport": "ipc"}) if os.name == "posix" else Config()
-    start, error = time.perf_counter(), ""
+    start = time.perf_counter()
+    error = ""
     with workspace(target) as folder:
         executed = folder / target.name
         try:
@@ -496,11 +498,7 @@ def store() -> Path:
     """Where notebooks keep their training runs, shared by all of them: POTKIT_RUNS if set, else
     runs/store of the repository.
     """
-    return (
-        Path(os.environ["POTKIT_RUNS"])
-        if os.environ.get("POTKIT_RUNS")
-        else _root() / "runs" / "store"
-    )
+    return Path(os.environ.get("POTKIT_RUNS") or _root() / "runs" / "store")
 
 
 def keep(table: Any, name: str, notebook: str, profile: str) -> Path:
@@ -512,12 +510,13 @@ def keep(table: Any, name: str, notebook: str, profile: str) -> Path:
     from ..report import figures as plots
     from ..report import tables as report
 
-    own = profile != "smoke" and plots.folder().resolve() == (_root() / "figures").resolve()
-    folder = (
-        _root() / "data" / "results"
-        if own
-        else (_root() / "runs" if profile == "smoke" else plots.folder().parent) / "results"
-    )
+    committed = plots.folder().resolve() == (_root() / "figures").resolve()
+    if profile == "smoke":
+        folder = _root() / "runs" / "results"
+    elif committed:
+        folder = _root() / "data" / "results"
+    else:
+        folder = plots.folder().parent / "results"
     return report.store(
         table, name, f"potkit run notebooks/{notebook}.ipynb --profile {profile} --inplace", folder
     )

@@ -64,7 +64,8 @@ def write(notebooks: Iterable[str | Path] = ()) -> list[Path]:
     chosen = [Path(path) for path in notebooks]
     changed = []
     for path in chosen or runner.find():
-        text, target = render(runner.read(path)), twin(path)
+        text = render(runner.read(path))
+        target = twin(path)
         if target.is_file() and target.read_text() == text:
             continue
         target.parent.mkdir(exist_ok=True)
@@ -115,7 +116,8 @@ def _keep_outputs(edited: Any, before: Any) -> None:
     for cell in edited.cells:
         if cell.cell_type == "code" and executed.get(cell.source):
             old = executed[cell.source].pop(0)
-            cell.outputs, cell.execution_count = old.outputs, old.execution_count
+            cell.outputs = old.outputs
+            cell.execution_count = old.execution_count
 
 
 def differences(notebooks: Iterable[str | Path] = ()) -> list[str]:

@@ -3,8 +3,9 @@ HTML and as PNG.
 
 The colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; an arm has
 the same colour and the same marker in every figure. Tidy DataFrames come in (one row a point, with
-columns for the mean and the two ends of its interval). Axis titles carry the unit in brackets:
-"force MAE (meV/Å)".
+columns for the mean and the two ends of its interval).
+
+Axis titles carry the unit in brackets: "force MAE (meV/Å)".
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def looks(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm; the same arm looks the same in every figure."""
     taken = {ARMS[arm][0] for arm in arms if arm in ARMS}
     colours = [c for c in SPARE if c not in taken] or SPARE
-    table, spare = {}, 0
+    table = {}
+    spare = 0
     for arm in arms:
         if arm in ARMS:
             table[arm] = ARMS[arm]
@@ -262,7 +264,8 @@ def labels_saved(saved: pd.DataFrame, title: str | None = "Labels saved") -> go.
     style = looks(list(dict.fromkeys(saved["arm"])))
     budgets = sorted(saved["labels"].unique())
     for key, part in known.groupby(by, sort=False):
-        name, (colour, _) = " ".join(map(str, key)), style[part["arm"].iloc[0]]
+        name = " ".join(map(str, key))
+        colour, _ = style[part["arm"].iloc[0]]
         inside = part["relation"] == "="
         symbols = np.where(
             inside,
@@ -542,7 +545,8 @@ def _is_picture(path: Path) -> bool:
     """Whether a picture carries potkit's mark, or is that of a page beside it from before either
     had one.
     """
-    picture, page = path.read_bytes(), path.with_suffix(".html")
+    picture = path.read_bytes()
+    page = path.with_suffix(".html")
     return picture_is_marked(picture) or (
         is_png(picture) and is_a(PAGE, page) and MARK not in head(page)
     )
@@ -595,7 +599,8 @@ def _page(chart: go.Figure, name: str) -> str:
     title = html.escape(chart.layout.title.text or name)
     fallback = f"document.write('<script src=\"{remote}\"><\\/script>')"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title>\n'
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title>\n'
         '<script src="plotly.min.js"></script>\n'
         f"<script>window.Plotly || {fallback}</script>\n"
         f"</head><body>\n{body}\n</body></html>\n"

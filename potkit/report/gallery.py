@@ -15,7 +15,10 @@ from ..structures.outputs import check as check_output
 from ..structures.storage import replacing
 
 _HEAD = "# Figures"
-_WORDS = "What the notebooks export, made by `potkit run --inplace` (profile quick), and what `potkit compare` and `potkit bench` drew with"
+_WORDS = (
+    "What the notebooks export, made by `potkit run --inplace` (profile quick), "
+    "and what `potkit compare` and `potkit bench` drew with"
+)
 GALLERY = Kind(
     "a gallery of figures that potkit wrote",
     lambda path: head(path).startswith(f"{_HEAD}\n\n{_WORDS}"),
@@ -37,21 +40,19 @@ def entries(folder: str | Path) -> list[tuple[str, str]]:
 def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
     """Write README.md into ``folder``: title, picture and link of each figure, under the notebook
     whose number its name begins with.
-    Raises DataError where there is another README.md.
 
     ``notebooks``: the folder of the notebooks, for the links (default: notebooks/ beside
-    ``folder``). Same figures, same bytes.
+    ``folder``). Same figures, same bytes. Raises DataError where there is another README.md.
     """
     folder = Path(folder)
-    books = {
-        p.name[:2]: p
-        for p in sorted(Path(notebooks or folder.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    }
+    below = Path(notebooks or folder.parent / "notebooks")
+    books = {book.name[:2]: book for book in sorted(below.glob("[0-9][0-9]_*.ipynb"))}
     lines = [
         _HEAD,
         "",
         _WORDS,
-        "`--figure`. A picture links to its interactive page; download the page to turn and zoom it (it loads plotly.js from beside it or from",
+        "`--figure`. A picture links to its interactive page; download the page to turn and zoom "
+        "it (it loads plotly.js from beside it or from",
         "plotly's server).",
     ]
     last = None
@@ -62,10 +63,8 @@ def write(folder: str | Path, notebooks: str | Path | None = None) -> Path:
             head = f"[{book.stem}](../{book.parent.name}/{book.name})" if book else "Other figures"
             lines += ["", f"## {head}"]
             last = number
-        picture = next(
-            (f"{name}.{kind}" for kind in ("png", "svg") if (folder / f"{name}.{kind}").is_file()),
-            None,
-        )
+        pictures = (f"{name}.{kind}" for kind in ("png", "svg"))
+        picture = next((p for p in pictures if (folder / p).is_file()), None)
         title = title.replace("<", "&lt;").replace("[", r"\[").replace("]", r"\]")
         lines += ["", f"**{title}** · [`{name}.html`]({name}.html)"]
         lines += ["", f"[![{title}]({picture})]({name}.html)"] if picture else []
@@ -100,9 +99,8 @@ def draw(chart: Any, path: Path) -> list[Path]:
 
     if path.suffix != ".html":
         with replacing(path, figures.PICTURE) as temporary:
-            temporary.write_bytes(
-                picture_export.marked(picture_export.image(chart, kind=path.suffix[1:]))
-            )
+            image = picture_export.image(chart, kind=path.suffix[1:])
+            temporary.write_bytes(picture_export.marked(image))
         return [path]
     figures.save(chart, path.stem, path.parent)
     if is_a(GALLERY, path.parent / "README.md"):

@@ -111,7 +111,8 @@ def verify(folder: str | Path = "data/results", root: str | Path = ".") -> Verif
     if not names:
         raise DataError(f"{folder}: no stored runs (NAME-runs.csv) to recompute anything from")
     rows: list[dict[str, Any]] = []
-    tables, cells = [], 0
+    tables = []
+    cells = 0
     for name, endings in names.items():
         runs = stored_runs(name, folder)
         for ending in endings:
@@ -127,21 +128,12 @@ def verify(folder: str | Path = "data/results", root: str | Path = ".") -> Verif
         text = (root / document).read_text()
         try:
             rows += [{"where": document, **d} for d in _lines(text, blocks.fill(text, folder))]
-        except (
-            DataError
-        ) as error:  # a block names a table that is not there, or not what it should be
-            rows.append(
-                {
-                    "where": document,
-                    "row": "",
-                    "column": "block",
-                    "stored": "",
-                    "recomputed": str(error),
-                }
-            )
+        except DataError as error:
+            # a block names a table that is not there, or not what it should be
+            row = {"where": document, "row": "", "column": "block"}
+            rows.append(row | {"stored": "", "recomputed": str(error)})
     columns = ["where", "row", "column", "stored", "recomputed"]
-    found = pd.DataFrame(rows, columns=columns)
-    return Verification(tables, cells, documents, alone, found)
+    return Verification(tables, cells, documents, alone, pd.DataFrame(rows, columns=columns))
 
 
 def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list[Path]:
@@ -150,7 +142,8 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
 
     Where the runs come from stays in a table's JSON; "derived" says what made the table of them.
     """
-    folder, root, changed = Path(folder), Path(root), []
+    folder, root = Path(folder), Path(root)
+    changed = []
     for name, endings in experiments(folder).items():
         runs = stored_runs(name, folder)
         for ending in endings:
@@ -206,8 +199,10 @@ def differences(stored: pd.DataFrame, again: pd.DataFrame) -> list[dict[str, Any
         differ("", "rows", len(stored), len(again))
         return out
     for column in [c for c in stored if c in again]:
-        for row, (before, after) in enumerate(zip(stored[column], again[column])):
-            if not _agree(before, after, PERCENT if "%" in str(column) else 1e-12):
+        absolute = PERCENT if "%" in str(column) else 1e-12
+        cells = zip(stored[column], again[column], strict=True)
+        for row, (before, after) in enumerate(cells):
+            if not _agree(before, after, absolute):
                 differ(row, column, before, after)
     return out
 
@@ -224,7 +219,7 @@ def _words_agree(before: str, after: str) -> bool:
     """Whether two texts are the same but for the last places of the numbers in them."""
     if NUMBER.sub("#", before) != NUMBER.sub("#", after):
         return False
-    for a, b in zip(NUMBER.findall(before), NUMBER.findall(after)):
+    for a, b in zip(NUMBER.findall(before), NUMBER.findall(after), strict=True):
         places = len(a.partition(".")[2])
         values = [float(x.replace("−", "-")) for x in (a, b)]
         if abs(values[0] - values[1]) > 1.01 * 10.0**-places:
@@ -236,7 +231,7 @@ def _lines(before: str, after: str) -> list[dict[str, Any]]:
     old, new = before.splitlines(), after.splitlines()
     longest = max(len(old), len(new))
     old, new = (lines + ["(no line)"] * (longest - len(lines)) for lines in (old, new))
-    pairs = enumerate(zip(old, new), start=1)
+    pairs = enumerate(zip(old, new, strict=True), start=1)
     return [
         {"row": number, "column": "line", "stored": a, "recomputed": b}
         for number, (a, b) in pairs

@@ -74,7 +74,8 @@ def save(
     """
     if not hasattr(model, "recipe"):
         raise CheckpointError(
-            "this model was not made by potkit.build, so a checkpoint could not rebuild it; set model.recipe"
+            "this model was not made by potkit.build, so a checkpoint could not rebuild it; "
+            "set model.recipe"
         )
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | (extra or {})
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -274,17 +275,20 @@ def restore(model: Potential, state: dict[str, Tensor], source: str) -> None:
     """Load a complete state; every tensor must be there and fit. Raises CheckpointError with the
     first that does not.
     """
-    own = model.state_dict()
-    for key in sorted(own.keys() ^ state.keys()):
-        raise CheckpointError(
-            f"{source}: tensor {key} is {'missing' if key in own else 'not part of this network'}"
-        )
-    for key, value in own.items():
+    current = model.state_dict()
+    for key in sorted(current.keys() ^ state.keys()):
+        problem = "missing" if key in current else "not part of this network"
+        raise CheckpointError(f"{source}: tensor {key} is {problem}")
+    for key, value in current.items():
         if value.shape != state[key].shape:
             raise CheckpointError(
-                f"{source}: {key} has shape {tuple(state[key].shape)}, the network's has {tuple(value.shape)}"
+                f"{source}: {key} has shape {tuple(state[key].shape)}, "
+                f"the network's has {tuple(value.shape)}"
             )
-    if any(v.dtype == torch.float64 and own[k].dtype == torch.float32 for k, v in state.items()):
+    if any(
+        state[key].dtype == torch.float64 and value.dtype == torch.float32
+        for key, value in current.items()
+    ):
         model.double()
     model.load_state_dict(state)
 
@@ -305,7 +309,10 @@ class TransferReport:
                 parts[key.split(".")[0]] = parts.get(key.split(".")[0], 0) + 1
             return ", ".join(f"{n} of {k}" for k, n in parts.items()) or "none"
 
-        return f"transfer from {self.source}: copied {group(self.copied)}; new {group(self.new)}; did not fit {group(self.mismatched)}"
+        return (
+            f"transfer from {self.source}: copied {group(self.copied)}; "
+            f"new {group(self.new)}; did not fit {group(self.mismatched)}"
+        )
 
 
 def transfer(
@@ -326,49 +333,47 @@ def transfer(
         if part not in PARTS:
             raise CheckpointError(f"unknown part {part!r}; there are {', '.join(PARTS)}")
     tensors, header = read(path)
-    source, theirs, mine = (
-        str(find(path)),
-        header["recipe"]["name"],
-        getattr(model, "recipe", {}).get("name"),
-    )
-    if mine != theirs:
+    source = str(find(path))
+    stored_name = header["recipe"]["name"]
+    model_name = getattr(model, "recipe", {}).get("name")
+    if model_name != stored_name:
         raise CheckpointError(
-            f"{source} holds {theirs}, the model is {mine}: weights of one network do not fit another"
+            f"{source} holds {stored_name}, the model is {model_name}: "
+            "weights of one network do not fit another"
         )
-    # keep_vars: shared tensors keep all their names
-    state, own = weights(tensors), model.state_dict(keep_vars=True)
+    state = weights(tensors)
+    target = model.state_dict(keep_vars=True)  # shared tensors keep all their names
+    prefixes = tuple(f"{part}." for part in parts)
     copied, new, mismatched = [], [], []
-    for key, value in own.items():
-        if not key.startswith(tuple(f"{p}." for p in parts)):
+    for key, value in target.items():
+        if not key.startswith(prefixes):
             new.append(key)
         elif key in state and state[key].shape == value.shape:
             copied.append(key)
         else:
             mismatched.append(key)
     # say, a checkpoint with more layers
-    extra = [k for k in state if k.startswith(tuple(f"{p}." for p in parts)) and k not in own]
-    stop = (
-        [k for k in mismatched + extra if not k.startswith(tuple(allow))]
-        if allow
-        else mismatched + extra
-    )
+    extra = [key for key in state if key.startswith(prefixes) and key not in target]
+    # startswith(()) is False, so that without ``allow`` none is excused
+    stop = [key for key in mismatched + extra if not key.startswith(tuple(allow))]
     if stop:
         key = stop[0]
-        found = f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
-        wanted = (
-            f"the network's has shape {tuple(own[key].shape)}"
-            if key in own
-            else "the network has no such tensor"
-        )
-        raise CheckpointError(f"{source}: {key} {found}, {wanted}")
+        stored, needed = "is missing", "the network has no such tensor"
+        if key in state:
+            stored = f"has shape {tuple(state[key].shape)}"
+        if key in target:
+            needed = f"the network's has shape {tuple(target[key].shape)}"
+        raise CheckpointError(f"{source}: {key} {stored}, {needed}")
     if "backbone" in parts and not allow:
-        ours, other = (backbone_options(r) for r in (model.recipe, header["recipe"]))
-        for key in sorted(ours.keys() | other.keys()):
-            if ours.get(key) != other.get(key):
+        options = backbone_options(model.recipe)
+        stored_options = backbone_options(header["recipe"])
+        for key in sorted(options.keys() | stored_options.keys()):
+            if options.get(key) != stored_options.get(key):
                 raise CheckpointError(
-                    f"{source} was made with {key}={other.get(key)}, the model has {key}={ours.get(key)}: not the same network"
+                    f"{source} was made with {key}={stored_options.get(key)}, "
+                    f"the model has {key}={options.get(key)}: not the same network"
                 )
     with torch.no_grad():
         for key in copied:
-            own[key].copy_(state[key])
+            target[key].copy_(state[key])
     return TransferReport(source, copied, new, mismatched)

@@ -2,9 +2,9 @@
 scored.
 
 Read from the bottom: `pretrain` and `finetune` prepare a model and call `fit`; `fit` takes steps
-(`step.take_step`) until done, validating, writing checkpoints and metrics on the way. What is random in
-a step follows from (seed, step, process), so a run that was killed goes on exactly as if it had not
-been.
+(`step.take_step`) until done, validating, writing checkpoints and metrics on the way. What is
+random in a step follows from (seed, step, process), so a run that was killed goes on exactly as if
+it had not been.
 
 Processes are started and joined by Lightning Fabric (one process, several GPUs, torchrun, SLURM).
 Its module wrapper is not used: it casts outputs to float32, which rounds total energies, and DDP's
@@ -107,7 +107,8 @@ class _Stop:
     """
 
     def __init__(self, world_size: int) -> None:
-        self.asked, self.old = False, {}
+        self.asked = False
+        self.old = {}
         if world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.old[number] = signal.signal(number, self._ask)
@@ -301,7 +302,8 @@ class _FirstBroken:
     """The first step whose loss or gradient is not finite, found without waiting for the device."""
 
     def __init__(self, training: Training, folder: RunFolder) -> None:
-        self.training, self.folder = training, folder
+        self.training = training
+        self.folder = folder
         self.step = torch.full((), -1, dtype=torch.long, device=training.fabric.device)
 
     def look(self, step: int, loss: Tensor, norm: Tensor) -> None:
@@ -314,7 +316,8 @@ class _FirstBroken:
         step = int(self.step)
         if step < 0:
             return
-        structures, folder = self.training.structures, self.folder
+        structures = self.training.structures
+        folder = self.folder
         rows = self.training.rows(step)
         names = structures.system_names()
         systems = list(dict.fromkeys(names[number] for number in structures.system[rows]))[:5]
@@ -329,7 +332,8 @@ class _Clock:
     """Seconds a run has taken, over all its stretches."""
 
     def __init__(self, state: State) -> None:
-        self.state, self.start = state, time.perf_counter()
+        self.state = state
+        self.start = time.perf_counter()
 
     def seconds(self) -> float:
         """Seconds so far, this stretch included."""
@@ -456,17 +460,17 @@ def finetune(
                 f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})"
             )
     if isinstance(references, str):
-        references = (
-            ReferenceEnergies.fit(train)
-            if references == "fit"
-            else ReferenceEnergies.from_isolated(references)
-        )
+        if references == "fit":
+            references = ReferenceEnergies.fit(train)
+        else:
+            references = ReferenceEnergies.from_isolated(references)
     notes: dict[str, Any] = {"task": "finetune", "init": None}
     if init is not None:
         source = init.checkpoint if isinstance(init, Run) else init
         if overwrite and checkpoints.find(source).resolve().parent == Path(out).resolve():
             raise ConfigError(
-                f"{out}: holds the weights to start from, which are not overwritten; choose another folder"
+                f"{out}: holds the weights to start from, which are not overwritten; "
+                "choose another folder"
             )
         report = checkpoints.transfer(model, source, parts)
         if (config or TrainConfig()).progress:

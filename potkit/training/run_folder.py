@@ -1,12 +1,15 @@
 """The folder of one training run: what is in it, when it counts as finished, how it is taken up
 again.
 
-run.json              identity (model, weights at the start, data, objective, config) and versions
-config.yaml           the settings
-metrics.jsonl         a row per log step (`pandas.read_json(path, lines=True)`)
-best.safetensors      weights that did best on validation (at the end of a run without validation: the final ones)
-last.safetensors      full state to resume from; previous.safetensors the one before, should the last be damaged
-summary.json          written last: the run is finished
+    run.json              identity (model, weights at the start, data, objective, config) and
+                          versions
+    config.yaml           the settings
+    metrics.jsonl         a row per log step (`pandas.read_json(path, lines=True)`)
+    best.safetensors      weights that did best on validation (at the end of a run without
+                          validation: the final ones)
+    last.safetensors      full state to resume from
+    previous.safetensors  the state before, should the last be damaged
+    summary.json          written last: the run is finished
 """
 
 from __future__ import annotations
@@ -58,7 +61,8 @@ class Run:
 
     def __repr__(self) -> str:
         best = "" if self.summary["best"] is None else f", best loss {self.summary['best']:.4g}"
-        return f"Run({self.path}: {self.summary['steps']} steps in {self.summary['seconds']:.1f} s{best})"
+        cost = f"{self.summary['steps']} steps in {self.summary['seconds']:.1f} s"
+        return f"Run({self.path}: {cost}{best})"
 
 
 def _write(path: Path, value: Any) -> None:
@@ -119,10 +123,10 @@ def _is_run(path: Path) -> bool:
 RUN = Kind("a run of potkit's", _is_run, folder=True)
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     out = []
-    for key in ours.keys() | theirs.keys():
-        a, b = theirs.get(key), ours.get(key)
+    for key in stored.keys() | new.keys():
+        a, b = stored.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             out += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
@@ -141,60 +145,59 @@ class RunFolder:
     def __init__(
         self, path: Path, identity: dict[str, Any], config: TrainConfig, overwrite: bool = False
     ) -> None:
-        self.path, self.identity, self.config = (
-            path,
-            json.loads(json.dumps(identity, default=str)),
-            config,
-        )
-        self.best, self.last, self.previous = (
-            path / f"{n}.safetensors" for n in ("best", "last", "previous")
-        )
-        self.metrics, self.summary, self.run = (
-            path / "metrics.jsonl",
-            path / "summary.json",
-            path / "run.json",
-        )
+        self.path = path
+        self.identity = json.loads(json.dumps(identity, default=str))
+        self.config = config
+        self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
+        self.previous = path / "previous.safetensors"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.run = path / "run.json"
         self.broken: set[Path] = set()
         self.other = False  # whether another run lies here that is to make room
         if self.run.is_file() and not is_a(RUN, path):
             raise ConfigError(
-                f"{self.run}: not readable, so the run it belongs to cannot be told; choose another folder"
+                f"{self.run}: not readable, so the run it belongs to cannot be told; "
+                "choose another folder"
             )
         check(path, RUN)
         differs = self._differs()
         if differs and not overwrite:
             raise ConfigError(
-                f"{path} holds another run (different {', '.join(differs)}); choose another folder or delete it"
+                f"{path} holds another run (different {', '.join(differs)}); "
+                "choose another folder or delete it"
             )
         if differs:
-            if foreign := [name for name in os.listdir(path) if not self._mine(name)]:
+            foreign = [name for name in os.listdir(path) if not self._of_a_run(name)]
+            if foreign:
                 raise DataError(
-                    f"{path}: the run there is not replaced, because beside it there is {some(foreign)}; choose another folder"
+                    f"{path}: the run there is not replaced, because beside it there is "
+                    f"{some(foreign)}; choose another folder"
                 )
             self.other = True
 
     def _differs(self) -> list[str]:
         """In what the run that lies here is another one."""
-        if self.run.is_file() and (
-            differs := _differences(read_json(self.run)["identity"], self.identity)
-        ):
-            return differs
+        if self.run.is_file():
+            differs = _differences(read_json(self.run)["identity"], self.identity)
+            if differs:
+                return differs
         try:
             about = read_json(self.summary) if self.summary.is_file() else {}
         except ValueError:
             raise ConfigError(
-                f"{self.summary}: not readable, so it cannot be told which run ended; choose another folder"
+                f"{self.summary}: not readable, so it cannot be told which run ended; "
+                "choose another folder"
             ) from None
-        own = identity_hash(self.identity)
-        return ["hash in summary.json"] if about.get("hash", own) != own else []
+        this_run = identity_hash(self.identity)
+        return ["hash in summary.json"] if about.get("hash", this_run) != this_run else []
 
     @staticmethod
-    def _mine(name: str) -> bool:
-        return (
-            name in NAMES
-            or is_temporary(name)
-            or re.fullmatch(r"test-[0-9a-f]+\.json", name) is not None
-        )
+    def _of_a_run(name: str) -> bool:
+        """Whether potkit gives this name to a file in the folder of a run."""
+        result = re.fullmatch(r"test-[0-9a-f]+\.json", name)
+        return name in NAMES or is_temporary(name) or result is not None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -227,7 +230,9 @@ class RunFolder:
         """Remove the files of the other run that lies here; what says which run it is goes last."""
         if self._differs():
             names = [
-                name for name in os.listdir(self.path) if self._mine(name) and name != "run.lock"
+                name
+                for name in os.listdir(self.path)
+                if self._of_a_run(name) and name != "run.lock"
             ]
             for name in sorted(names, key=lambda name: name == "run.json"):
                 (self.path / name).unlink()
@@ -235,9 +240,13 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
+        """Whether this very run lies here, trained to its end."""
         return not self.other and self.summary.is_file() and self.best.is_file()
 
     def begin(self, header: dict[str, Any], resumed_at: int) -> None:
+        """Write run.json and config.yaml where the run is new, and cut the metrics back to the step
+        ``resumed_at`` that training goes on from (0: from the start).
+        """
         # half a file of a process that was killed
         for name in [n for n in os.listdir(self.path) if is_temporary(n)]:
             (self.path / name).unlink(missing_ok=True)
@@ -267,6 +276,9 @@ class RunFolder:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def log(self, row: dict[str, float]) -> None:
+        """Append ``row`` (name -> number, with its "step") to the metrics; raises DataError where
+        the disk is full.
+        """
         try:
             with self.metrics.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -309,6 +321,9 @@ class RunFolder:
         return 0
 
     def finish(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
+        """Write the last full state, then summary.json (steps, seconds, best validation loss),
+        which makes the run a finished one.
+        """
         checkpoints.save(
             self.last, model, header | {"state": state.header()}, state.tensors(), PART
         )

@@ -105,7 +105,8 @@ def rate_groups(
     if decay == 1.0:
         return [{"params": list(trained.values()), "factor": 1.0}]
     depths = model.depths()
-    top, groups = max(depths.values()), {}
+    top = max(depths.values())
+    groups = {}
     for name, parameter in trained.items():
         groups.setdefault(depths[name], []).append(parameter)
     return [
@@ -369,9 +370,9 @@ def _untouched(
     """Undo what the optimizer does within to parameters that no process used: moments and weight
     decay must not touch them.
 
-    ``unused``: those that this process did not use -> whether another one did, a bool on the device.
-    The host does not read it (that would wait for the whole backward pass), so their old values are
-    kept (there are few of them) and chosen from on the device.
+    ``unused``: those that this process did not use -> whether another one did, a bool on the
+    device. The host does not read it (that would wait for the whole backward pass), so their old
+    values are kept (there are few of them) and chosen from on the device.
     """
     before: dict[torch.nn.Parameter, dict[str, Tensor]] = {}
     for parameter in unused:

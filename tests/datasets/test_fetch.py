@@ -116,7 +116,8 @@ def chunked(body: bytes, end: bool = True, **headers: object):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(fetching, "PAUSE", 0.001)
-    Handler.script, Handler.asked = {}, []
+    Handler.script = {}
+    Handler.asked = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -132,7 +133,8 @@ def site(server, tmp_path):
 
     def fetch(name: str, *answers, checksum: str | None = None, unpack: bool = False) -> Path:
         if answers:
-            Handler.script[f"/{name}"], Handler.asked = list(answers), []
+            Handler.script[f"/{name}"] = list(answers)
+            Handler.asked = []
         remote = Remote(name, f"{server}/{name}", checksum, unpack)
         fetching.fetch(folder, (remote,), progress=False)
         return folder / name
@@ -584,7 +586,8 @@ def state() -> str:
 
 def _dying(number: int, module, name: str):
     """``module.name``, which kills its process when it is called for the ``number``-th time."""
-    real, calls = getattr(module, name), []
+    real = getattr(module, name)
+    calls = []
 
     def dying(*arguments, **options):
         calls.append(name)
@@ -857,7 +860,8 @@ def test_two_processes_fetch_and_unpack_the_same_archive(site):
 
 
 def test_another_version_of_an_archive_replaces_its_members_but_not_changed_ones(site):
-    old, new = tar({"a": b"old", "b": b"old", "gone": b"old"}), tar({"a": b"newer", "b": b"newer"})
+    old = tar({"a": b"old", "b": b"old", "gone": b"old"})
+    new = tar({"a": b"newer", "b": b"newer"})
     site.fetch("t.tar.gz", good(old), unpack=True)
     for name in ("t.tar.gz", "checksums.json"):
         (site.folder / name).unlink()

@@ -51,7 +51,8 @@ def moved(model, start) -> dict[str, float]:
 
 
 def test_a_frozen_backbone_stays_and_is_then_let_go(tmp_path):
-    structures, start = molecules(12), weights(egnn())
+    structures = molecules(12)
+    start = weights(egnn())
     all_along = loop.fit(
         egnn(),
         structures,
@@ -137,7 +138,8 @@ def test_adams_first_step_shows_the_rate_of_each_layer(tmp_path):
     (where that is far above 1e-8).
     """
     model = potkit.build("egnn", hidden=8, layers=3, radial=4, cutoff=3.0, seed=0)
-    start, depths = weights(model), model.depths()
+    start = weights(model)
+    depths = model.depths()
     config = settings(steps=1, layer_decay=0.5, warmup=0.0, schedule="constant", clip=None)
     run = loop.fit(model, molecules(12), potkit.Supervised(forces=1000.0), config, tmp_path)
     moves: dict[int, float] = {}
@@ -208,8 +210,8 @@ def test_longer_training_counts_epochs_too(tmp_path):
     table = experiment.run(
         grid(tmp_path, variants={}, seeds=[0], finetune_config=config), progress=False
     ).set_index("arm")
-    own = int(table.loc["scratch", "steps"])
-    assert own == config.total_steps(9) and table.loc["scratch-longer", "steps"] == own + 4
+    steps = int(table.loc["scratch", "steps"])
+    assert steps == config.total_steps(9) and table.loc["scratch-longer", "steps"] == steps + 4
 
 
 # -- several experiments as one grid -------------------------------------------------------------
@@ -249,7 +251,10 @@ finetune: {steps: 2, batch_size: 8}
 grid:
   network:
     egnn: {model: {name: egnn, preset: small, hidden: 8, layers: 1}}
-    painn: {model: {name: painn, preset: small, hidden: 8, layers: 1}, finetune: {lr: 5.0e-4}, arms: {layer-wise: {like: denoise, layer_decay: 0.5}}}
+    painn:
+      model: {name: painn, preset: small, hidden: 8, layers: 1}
+      finetune: {lr: 5.0e-4}
+      arms: {layer-wise: {like: denoise, layer_decay: 0.5}}
   data:
     few: {}
     more: {labels: [30], test: {data: ani-mini, limit: 10}}
@@ -301,9 +306,9 @@ def test_the_command_stores_tables_and_draws(tmp_path, capsys):
     assert how["command"] == f"potkit compare {path} --out {tmp_path}" and set(
         effects["network"]
     ) == {"egnn", "painn"}
-    own = effects[(effects["network"] == "painn") & (effects["against"] == "scratch-longer")]
+    of_painn = effects[(effects["network"] == "painn") & (effects["against"] == "scratch-longer")]
     assert (
-        set(own["arm"]) == {"denoise", "frozen", "layer-wise"}
+        set(of_painn["arm"]) == {"denoise", "frozen", "layer-wise"}
         and (tmp_path / "networks-runs.csv").is_file()
     )
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG" and "(networks)" in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,33 +24,33 @@ def parts():
 
 def test_composition_and_zero_forces_are_what_they_say(parts):
     train, test = parts
-    found = baselines.errors(train, test)
-    assert found["zero forces"] == {
+    errors = baselines.errors(train, test)
+    assert errors["zero forces"] == {
         "forces_mae": pytest.approx(np.abs(test.forces).mean(), rel=1e-6),
         "forces_rmse": pytest.approx(np.sqrt(np.square(np.float64(test.forces)).mean()), rel=1e-6),
     }
     counts = [
-        np.stack([np.bincount(s.z[a:b], minlength=60) for a, b in zip(s.ptr[:-1], s.ptr[1:])])
-        for s in parts
+        np.stack([np.bincount(s.z[a:b], minlength=60) for a, b in pairwise(s.ptr)]) for s in parts
     ]
     solution = np.linalg.lstsq(counts[0].astype(float), train.energy, rcond=None)[0]
     expected = np.abs(counts[1] @ solution - test.energy).mean()
     assert (
-        found["composition"]["energy_mae"] == pytest.approx(expected, rel=1e-6)
-        and "forces_mae" not in found["composition"]
+        errors["composition"]["energy_mae"] == pytest.approx(expected, rel=1e-6)
+        and "forces_mae" not in errors["composition"]
     )
 
 
 def test_xtb_is_exact_on_labels_of_its_own(parts):
     """spice-mini is labelled by GFN2-xTB, so the method as it is has no error but rounding."""
     pytest.importorskip("tblite")
-    found = baselines.errors(parts[0][:30], parts[1][:6], ["GFN2-xTB"])["GFN2-xTB"]
-    assert found["forces_mae"] < 1e-3 and found["energy_mae"] < 5e-3
+    errors = baselines.errors(parts[0][:30], parts[1][:6], ["GFN2-xTB"])["GFN2-xTB"]
+    assert errors["forces_mae"] < 1e-3 and errors["energy_mae"] < 5e-3
 
 
 def test_xtb_in_a_box_is_periodic():
     pytest.importorskip("tblite")
-    z, pos = [8, 1, 1], np.array([[0.0, 0, 0], [0.76, 0.59, 0], [-0.76, 0.59, 0]])
+    z = [8, 1, 1]
+    pos = np.array([[0.0, 0, 0], [0.76, 0.59, 0], [-0.76, 0.59, 0]])
     cell = np.eye(3)[None] * 5.0
     free, boxed, moved = (
         Structures(z, pos + shift, [0, 3], cell=c, pbc=None if c is None else [[True] * 3])
@@ -87,7 +89,7 @@ def summary(energies=(0.5, 0.3), forces=(0.4, 0.2)):
             "high": np.nan,
         }
         for metric, values in (("forces_mae", forces), ("energy_mae", energies))
-        for arm, value in zip(("scratch", "denoise"), values)
+        for arm, value in zip(("scratch", "denoise"), values, strict=True)
     ]
     return pd.DataFrame(rows)
 

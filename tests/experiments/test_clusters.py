@@ -29,8 +29,8 @@ def test_intervals_over_molecules_cover(n):
     hits, changes, independent = [], [], []
     for seed in range(600):
         errors, number, truth = sample(n, 0.4, rng)
-        found = clusters.sampled_mean(errors, number, draws=400, seed=seed)
-        hits.append(found.low <= truth <= found.high)
+        sampled = clusters.sampled_mean(errors, number, draws=400, seed=seed)
+        hits.append(sampled.low <= truth <= sampled.high)
         if seed < 200:
             alone = clusters.sampled_mean(errors, np.arange(len(errors)), draws=200, seed=seed)
             independent.append(alone.low <= truth <= alone.high)
@@ -44,23 +44,24 @@ def test_intervals_over_molecules_cover(n):
 def test_design_effect_of_known_designs():
     rng = np.random.default_rng(0)
     copies = np.repeat(rng.lognormal(0, 0.5, 200), 4)
-    found = clusters.sampled_mean(copies, np.repeat(np.arange(200), 4))
-    assert found.design_effect == pytest.approx(4.0, rel=0.05) and found.effective == pytest.approx(
-        200, rel=0.05
-    )
+    sampled = clusters.sampled_mean(copies, np.repeat(np.arange(200), 4))
+    assert sampled.design_effect == pytest.approx(4.0, rel=0.05)
+    assert sampled.effective == pytest.approx(200, rel=0.05)
     apart = clusters.sampled_mean(rng.lognormal(0, 0.5, 800), np.repeat(np.arange(200), 4))
     assert apart.design_effect == pytest.approx(1.0, abs=0.2)
     assert "800 structures of 200 clusters" in str(apart)
 
 
 def test_a_single_cluster_has_no_interval():
-    found = clusters.sampled_mean(np.ones(5), np.zeros(5))
-    assert found.mean == 1.0 and np.isnan([found.low, found.high, found.design_effect]).all()
+    sampled = clusters.sampled_mean(np.ones(5), np.zeros(5))
+    assert (
+        sampled.mean == 1.0 and np.isnan([sampled.low, sampled.high, sampled.design_effect]).all()
+    )
 
 
 def test_weights_make_the_mean_of_components():
-    found = clusters.sampled_mean(np.array([1.0, 3.0]), np.array([0, 1]), np.array([3.0, 1.0]))
-    assert found.mean == pytest.approx(1.5)
+    sampled = clusters.sampled_mean(np.array([1.0, 3.0]), np.array([0, 1]), np.array([3.0, 1.0]))
+    assert sampled.mean == pytest.approx(1.5)
 
 
 def test_clusters_are_systems_or_stretches_of_time():
@@ -121,10 +122,10 @@ def test_errors_of_networks_and_of_finished_experiments(tmp_path):
     )
     evaluation = potkit.evaluate(tmp_path / runs["run"][0], test)
     for metric in ("forces_mae", "energy_mae"):
-        found = clusters.set_error(evaluation, metric)
+        sampled = clusters.set_error(evaluation, metric)
         assert (
-            found.mean == pytest.approx(getattr(evaluation, metric), rel=1e-6)
-            and found.low < found.mean < found.high
+            sampled.mean == pytest.approx(getattr(evaluation, metric), rel=1e-6)
+            and sampled.low < sampled.mean < sampled.high
         )
     with pytest.raises(ConfigError, match="forces_rmse"):
         clusters.set_error(evaluation, "forces_rmse")

@@ -39,12 +39,12 @@ def curves(
     Spreads as in stored runs: 0.08 a run, seeds share 0.04 of it over budgets, and in part with the
     other arm.
     """
-    shared, own = rng.normal(0, 0.04, (2, cases, n, 1))
+    shared, of_arm = rng.normal(0, 0.04, (2, cases, n, 1))
     scratch, arm = TRUTHS[truth]
     size = (cases, n, len(BUDGETS))
-    return scratch + shared + rng.normal(0, 0.08, size), arm + 0.5 * shared + own + rng.normal(
-        0, 0.08, size
-    )
+    scratch = scratch + shared + rng.normal(0, 0.08, size)
+    arm = arm + 0.5 * shared + of_arm + rng.normal(0, 0.08, size)
+    return scratch, arm
 
 
 def covered(samples: np.ndarray, truth: float) -> tuple[float, float, float]:
@@ -113,12 +113,13 @@ def test_nested_draws(n, draws):
 @pytest.mark.parametrize("between, within", [(0.05, 0.05), (0.0, 0.08), (0.1, 0.03)])
 def test_the_spread_of_a_pilot(n, between, within):
     rng = np.random.default_rng(n)
-    total, hits = np.hypot(between, within), []
+    total = np.hypot(between, within)
+    hits = []
     for shape in ((n, 1, 1), (n, 3, 1), (n, 1, 2)):
         for _ in range(500 * MANY):
             effect = rng.normal(0, between, (n, 1, 1))
-            found = planning.spread(effect + rng.normal(0, within, shape))
-            hits.append(found.low <= total <= found.high)
+            spread = planning.spread(effect + rng.normal(0, within, shape))
+            hits.append(spread.low <= total <= spread.high)
     assert LOW < np.mean(hits) < HIGH
 
 
@@ -129,7 +130,8 @@ def test_stopping_when_the_interval_is_narrow_enough():
     for first in (3, planning.FEWEST):
         hits = []
         for _ in range(1000 * MANY):
-            values, n = rng.normal(-0.1, 0.07, 80), first
+            values = rng.normal(-0.1, 0.07, 80)
+            n = first
             while not enough(values[:n], 0.05, fewest=first):
                 n += 1
             _, low, high = interval(values[:n])
@@ -145,14 +147,15 @@ def test_a_family_without_effects_claims_rarely_and_its_words_agree():
     for _ in range(400 * MANY):
         ratios = rng.normal(0, 0.08, (10, 5))
         adjusted, levels = holm([p_value(r) for r in ratios])
-        told = [verdict(r, 1 - level) in ("better", "worse") for r, level in zip(ratios, levels)]
+        tested = zip(ratios, levels, strict=True)
+        told = [verdict(r, 1 - level) in ("better", "worse") for r, level in tested]
         assert told == [p <= 0.05 for p in adjusted]
         claims.append(any(told))
     assert np.mean(claims) < 0.07
     some = rng.normal(-0.5, 0.05, (3, 5))  # effects that are there are still told
     assert all(
         verdict(r, 1 - level) == "better"
-        for r, level in zip(some, holm([p_value(r) for r in some])[1])
+        for r, level in zip(some, holm([p_value(r) for r in some])[1], strict=True)
     )
 
 
@@ -176,7 +179,7 @@ def test_labels_saved(truth, n):
     rng = np.random.default_rng(n)
     hits, saves, costs, answers = [], [], [], []
     budgets = [i for i in range(5) if np.isfinite(true_needs(truth, i))][:3]
-    for base, arm in zip(*curves(truth, n, 1500 * MANY, rng)):
+    for base, arm in zip(*curves(truth, n, 1500 * MANY, rng), strict=True):
         answers.append(given(base))
         for i in budgets if answers[-1] else ():
             _, low, high = labels_saved.needs_interval(BUDGETS, base, arm[:, i])
@@ -198,7 +201,7 @@ def test_labels_beyond_the_budgets_leave_the_bound_open(n):
     rng = np.random.default_rng(n)
     bounds = [
         labels_saved.needs_interval(BUDGETS, base, arm[:, 4])
-        for base, arm in zip(*curves("large effect", n, 300 * MANY, rng))
+        for base, arm in zip(*curves("large effect", n, 300 * MANY, rng), strict=True)
     ]
     assert (
         np.isinf(true_needs("large effect", 4))
@@ -215,10 +218,9 @@ def test_a_flat_baseline_gives_no_answer_and_no_claim():
     for _ in range(1000 * MANY):
         base, arm = rng.normal(0, 0.08, (2, 5, 5))
         answers.append(given(base))
-        ends = (
-            [labels_saved.needs_interval(BUDGETS, base, arm[:, i]) for i in range(5)]
-            if answers[-1]
-            else []
-        )
-        claims.append(any(low > budget for (_, low, _), budget in zip(ends, BUDGETS)))
+        claimed = False
+        for i, budget in enumerate(BUDGETS if answers[-1] else ()):
+            _, low, _ = labels_saved.needs_interval(BUDGETS, base, arm[:, i])
+            claimed |= low > budget
+        claims.append(claimed)
     assert np.mean(answers) <= CLAIMS and np.mean(claims) <= 0.02

@@ -67,11 +67,12 @@ def test_label_budgets_are_nested_and_validation_is_part_of_them(structures, tmp
 
 def test_arms_start_from_the_same_weights(structures, tmp_path):
     experiment = grid(structures, tmp_path)
-    for a, b in zip(experiment.build(0).parameters(), experiment.build(0, "denoise").parameters()):
+    scratch, denoise = experiment.build(0), experiment.build(0, "denoise")
+    for a, b in zip(scratch.parameters(), denoise.parameters(), strict=True):
         assert a.equal(b)
     assert not all(
         a.equal(b)
-        for a, b in zip(experiment.build(0).parameters(), experiment.build(1).parameters())
+        for a, b in zip(scratch.parameters(), experiment.build(1).parameters(), strict=True)
     )
 
 
@@ -213,7 +214,8 @@ def test_test_structures_in_the_pretraining_set_are_reported(structures, tmp_pat
     )
     n = len(clean.test)
     assert experiments.leakage([clean, leaking]) == [
-        f"test and pretraining set: 3 of {n} structures ({300 / n:.2f} %) are in both sets within 0.001 Å"
+        f"test and pretraining set: 3 of {n} structures ({300 / n:.2f} %) "
+        "are in both sets within 0.001 Å"
     ]
 
 

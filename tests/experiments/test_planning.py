@@ -79,8 +79,8 @@ def test_spreads_are_found_again():
     variances = []
     for _ in range(400):
         effect = rng.normal(0, 0.05, (6, 1, 1)) + np.array([0.0, 0.3]).reshape(1, 2, 1)
-        found = planning.spread(effect + rng.normal(0, 0.08, (6, 2, 2)))
-        variances.append((found.between**2, found.within**2))
+        spread = planning.spread(effect + rng.normal(0, 0.08, (6, 2, 2)))
+        variances.append((spread.between**2, spread.within**2))
     between, within = np.sqrt(np.mean(variances, axis=0))
     assert between == pytest.approx(0.05, rel=0.1) and within == pytest.approx(0.08, rel=0.03)
     single = planning.spread(rng.normal(0, 0.05, (5, 1, 1)))

@@ -40,7 +40,8 @@ def table(store, **changes):
 
 
 def dying(store, after):
-    # SIGKILL when so many files have been moved to their place (a grid moves about 100), so at any point: in runs, between them, at the end
+    # SIGKILL when so many files have been moved to their place (a grid moves about 100), so at any
+    # point: in runs, between them, at the end
     moved = [0]
 
     def replace(source, target, original=os.replace):
@@ -78,7 +79,9 @@ for number, point in enumerate(points):
     else:
         deaths = int(wait(child(lambda: dying(store, point))) == -signal.SIGKILL)
     finished = len(list(store.glob("*/summary.json")))
-    report.append({"point": point, "deaths": deaths, "finished": finished, "code": wait(child(lambda: table(store))), "store": str(store)})
+    code = wait(child(lambda: table(store)))
+    entry = {"point": point, "deaths": deaths, "finished": finished, "code": code}
+    report.append(entry | {"store": str(store)})
 for number in range(pairs):
     store, log = base / f"shared-{number}", base / f"shared-{number}.log"
     pids = [child(lambda: counting(store, log)) for _ in range(2)]
@@ -153,12 +156,20 @@ def test_two_grids_at_once_do_every_run_once(report):
     assert pairs
 
 
+HOLDER = """
+import sys, filelock
+lock = filelock.FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path):
     from tiny import egnn, molecules
 
     config = potkit.TrainConfig(steps=2, batch_size=2, progress=False, device="cpu")
-    script = "import sys, filelock\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\nprint('held', flush=True)\nsys.stdin.read()"
-    command = [sys.executable, "-c", script, str(tmp_path / "run.lock")]
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run.lock")]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline().strip() == b"held"
@@ -174,7 +185,8 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path):
 
 
 def test_ctrl_c_ends_a_grid_not_only_its_run(tmp_path, monkeypatch):
-    calls, original = [], loop._train
+    calls = []
+    original = loop._train
 
     def interrupted(*args):
         calls.append(1)

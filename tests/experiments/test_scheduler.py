@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,8 @@ from potkit.experiments import experiment, scheduler
 
 
 def test_processes_survive_the_death_of_one_and_see_a_device_each(tmp_path):
-    notes, before = [], signal.getsignal(signal.SIGTERM)
+    notes = []
+    before = signal.getsignal(signal.SIGTERM)
     with scheduler.Processes(Square(tmp_path), 2, devices=["3", "5"]) as place:
         first = place.map([1, 13, 2, 3, 4], lambda: notes.append(1))
         second = place.map([5])
@@ -84,17 +86,25 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     try:
         for number, starter in starters.items():
             mark = tmp_path / number.name / "started"
-            workers[number] = int(until(lambda: mark.is_file() and mark.read_text(), 60))
+            workers[number] = int(until(partial(_content, mark), 60))
             assert _alive(workers[number])
             starter.send_signal(number)
         for number, starter in starters.items():
             assert starter.wait(30) != 0
-            assert until(lambda: not _alive(workers[number]), 20), (
+            assert until(partial(_gone, workers[number]), 20), (
                 f"the worker outlived its starter's {number.name}"
             )
     finally:
         for starter in starters.values():
             starter.kill()
+
+
+def _content(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def _gone(pid: int) -> bool:
+    return not _alive(pid)
 
 
 def _alive(pid: int) -> bool:
@@ -112,8 +122,16 @@ if __name__ == "__main__":
     from grids import grid
     from potkit import experiments
     steps = 1_000_000
-    config = potkit.TrainConfig(steps=steps, batch_size=4, progress=False, device="cpu", checkpoint_every=steps, validate_every=steps)
-    experiments.run(grid(sys.argv[2], seeds=[0], objectives={}, variants={}, finetune_config=config, jobs=2), progress=False)
+    config = potkit.TrainConfig(
+        steps=steps,
+        batch_size=4,
+        progress=False,
+        device="cpu",
+        checkpoint_every=steps,
+        validate_every=steps,
+    )
+    alone = dict(seeds=[0], objectives={}, variants={}, finetune_config=config, jobs=2)
+    experiments.run(grid(sys.argv[2], **alone), progress=False)
 """
 
 
@@ -122,7 +140,8 @@ def test_a_killed_grid_leaves_a_last_checkpoint(tmp_path):
     """The run writes none by itself here: it is written because the process that started them is
     gone.
     """
-    script, store = tmp_path / "trainer.py", tmp_path / "store"
+    script = tmp_path / "trainer.py"
+    store = tmp_path / "store"
     script.write_text(TRAINER)
     environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
     starter = subprocess.Popen(
@@ -140,14 +159,15 @@ def test_a_killed_grid_leaves_a_last_checkpoint(tmp_path):
 
 def test_a_dask_cluster_of_two_workers_gives_the_same_table(tmp_path):
     distributed = pytest.importorskip("dask.distributed", reason="needs the extra `cluster`")
-    with distributed.LocalCluster(
-        2, threads_per_worker=1, dashboard_address=None, memory_limit=None
-    ) as cluster:
-        with distributed.Client(cluster) as client:
-            far = experiment.run(grid(tmp_path / "dask"), progress=False, client=client)
-            again = potkit.compare(
-                grid(tmp_path / "dask"), progress=False, client=cluster.scheduler_address
-            )
+    settings = dict(threads_per_worker=1, dashboard_address=None, memory_limit=None)
+    with (
+        distributed.LocalCluster(2, **settings) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        far = experiment.run(grid(tmp_path / "dask"), progress=False, client=client)
+        again = potkit.compare(
+            grid(tmp_path / "dask"), progress=False, client=cluster.scheduler_address
+        )
     here = experiment.run(grid(tmp_path / "here"), progress=False)
     pd.testing.assert_frame_equal(numbers(far), numbers(here), rtol=1e-5)
     pd.testing.assert_frame_equal(again, potkit.compare(far))

@@ -93,7 +93,7 @@ def test_results_are_stored_with_their_origin(tmp_path):
         and how["hardware"]
         and how["versions"]["potkit"] == potkit.__version__
     )
-    with pytest.raises(DataError, match="y.csv"):
+    with pytest.raises(DataError, match=r"y.csv"):
         report.stored("y", tmp_path)
 
 
@@ -222,10 +222,8 @@ def test_labels_saved_is_honest_about_noise():
 
 
 def test_curves_of_several_experiments_stay_apart():
-    one, other = (
-        curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)}),
-        curves({"scratch": (1.0, -0.2), "denoise": (0.9, -0.2)}),
-    )
+    one = curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)})
+    other = curves({"scratch": (1.0, -0.2), "denoise": (0.9, -0.2)})
     both = pd.concat([one.assign(network="egnn"), other.assign(network="gns")], ignore_index=True)
     both.loc[
         (both["network"] == "gns") & (both["seed"] == 2) & (both["labels"] == 25),
@@ -293,10 +291,8 @@ def test_effects_pool_budgets_and_count_seeds_once():
 
 
 def test_effects_of_several_experiments_and_failed_runs():
-    one, other = (
-        curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)}),
-        curves({"scratch": (1.0, -0.2), "denoise": (1.1, -0.2)}),
-    )
+    one = curves({"scratch": (1.0, -0.5), "denoise": (0.5, -0.5)})
+    other = curves({"scratch": (1.0, -0.2), "denoise": (1.1, -0.2)})
     both = pd.concat([one.assign(network="egnn"), other.assign(network="gns")], ignore_index=True)[
         ["network", "labels", *one.columns.drop("labels")]
     ]
@@ -341,9 +337,8 @@ def test_effects_as_people_read_them(tmp_path):
         "force MAE against scratch-longer",
     ]
     assert shown["arm"].tolist() == ["scratch-longer", "denoise"] and shown.iloc[0, 3] == ""
-    for (_, row), text in zip(
-        table[table["against"] == "scratch"].iterrows(), shown["force MAE against scratch"]
-    ):
+    against_scratch = table[table["against"] == "scratch"].to_dict("records")
+    for row, text in zip(against_scratch, shown["force MAE against scratch"], strict=True):
         assert (
             text.startswith("**") == text.endswith("**") == (row["verdict"] in ("better", "worse"))
             and f"{row['change_%']:+.0f} % (" in text
@@ -422,7 +417,8 @@ def test_labels_needed_below_a_flat_piece_start_from_its_right_end():
     """2, 4 and 8 labels with errors 1, 1 and 1/4: half is reached half way from 4 to 8, not from
     2 to 8.
     """
-    budgets, falling = np.array([2.0, 4.0, 8.0]), np.log([1.0, 1.0, 0.25])
+    budgets = np.array([2.0, 4.0, 8.0])
+    falling = np.log([1.0, 1.0, 0.25])
     # 5.66; was 4.00
     assert saving.needs(budgets, falling, np.log(0.5)) == pytest.approx(4 * 2**0.5)
     assert saving.needs(budgets, falling, 0.0) == 2.0, "the fewest labels with that error"
@@ -488,7 +484,7 @@ def nested(pretrainings=4, draws=3, change=-0.2) -> pd.DataFrame:
     rng = np.random.default_rng(5)
     rows = []
     for p in range(pretrainings):
-        own = 0.1 * rng.normal()
+        of_arm = 0.1 * rng.normal()
         for d in range(draws):
             base = 0.1 * rng.normal()
             for n in (25, 100):
@@ -502,7 +498,7 @@ def nested(pretrainings=4, draws=3, change=-0.2) -> pd.DataFrame:
                 )
                 for arm, log in (
                     ("scratch", base),
-                    ("denoise", base + change + own + 0.1 * rng.normal()),
+                    ("denoise", base + change + of_arm + 0.1 * rng.normal()),
                 ):
                     rows.append(dict(arm=arm, forces_mae=np.exp(log - 0.3 * np.log(n)), **common))
     return pd.DataFrame(rows)

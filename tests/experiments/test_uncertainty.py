@@ -35,7 +35,8 @@ def pretended(factor: float, n: int = 1200) -> uncertainty.Ensemble:
 
 
 def test_mean_and_spread_are_those_of_the_members():
-    structures, members = molecules(5), [egnn(seed=s) for s in range(3)]
+    structures = molecules(5)
+    members = [egnn(seed=s) for s in range(3)]
     one = uncertainty.ensemble(members, structures)
     single = [potkit.predict(m, structures) for m in members]
     for quantity, spread in (("energy", one.energy_spread), ("forces", one.forces_spread)):
@@ -75,7 +76,8 @@ def test_few_members_whose_label_is_like_one_of_them(members):
     rng = np.random.default_rng(1)
     width = 10 ** rng.uniform(-2, -1, 6000)
     drawn = width * rng.normal(size=(members + 1, 6000))
-    error, spread = drawn[:-1].mean(0) - drawn[-1], drawn[:-1].std(0, ddof=1)
+    error = drawn[:-1].mean(0) - drawn[-1]
+    spread = drawn[:-1].std(0, ddof=1)
     table = uncertainty.coverage(error, spread, members)
     np.testing.assert_allclose(table["observed"], table["expected"], atol=0.02)
     assert uncertainty.scale(error, spread, members) == pytest.approx(1.0, abs=0.05)
@@ -121,11 +123,13 @@ def test_bins_of_rising_spread():
 
 def test_ensembles_from_a_run_store(tmp_path):
     runs = experiment.run(grid(tmp_path, variants={}, longer=None), progress=False)
-    found = uncertainty.from_runs(runs, tmp_path, DATA[24:])
-    assert list(found) == [(10, "scratch"), (10, "denoise")] and all(
-        e.members == 2 for e in found.values()
-    )
-    table = uncertainty.summarise(found)
+    ensembles = uncertainty.from_runs(runs, tmp_path, DATA[24:])
+    assert list(ensembles) == [(10, "scratch"), (10, "denoise")]
+    assert all(e.members == 2 for e in ensembles.values())
+    with pytest.raises(ConfigError, match="a name for each part") as caught:
+        uncertainty.summarise(ensembles, names=["arm"])
+    one_line(caught.value)
+    table = uncertainty.summarise(ensembles)
     assert (
         (table["rmse"] > 0).all()
         and table["arm"].tolist() == ["scratch", "denoise"]
@@ -134,7 +138,7 @@ def test_ensembles_from_a_run_store(tmp_path):
     alone = uncertainty.ensemble(
         [tmp_path / r for r in runs[runs["arm"] == "denoise"]["run"]], DATA[24:]
     )
-    np.testing.assert_array_equal(alone.energy_spread, found[(10, "denoise")].energy_spread)
+    np.testing.assert_array_equal(alone.energy_spread, ensembles[(10, "denoise")].energy_spread)
     with pytest.raises(CheckpointError):
         uncertainty.from_runs(runs, tmp_path / "elsewhere", DATA[24:])
 
@@ -161,11 +165,11 @@ def test_ensembles_of_a_grid(tmp_path):
             DATA[24:],
         )
     )
-    mine = table[
+    of_arm = table[
         (table["model"] == "painn") & (table["arm"] == "denoise") & (table["quantity"] == "forces")
     ]
-    assert float(mine["area"].iloc[0]) == float(alone["area"].iloc[0]) and float(
-        mine["rmse"].iloc[0]
+    assert float(of_arm["area"].iloc[0]) == float(alone["area"].iloc[0]) and float(
+        of_arm["rmse"].iloc[0]
     ) == float(alone["rmse"].iloc[0])
     assert uncertainty.of_experiments(several, runs[runs["seed"] == 0]).empty
 

@@ -354,12 +354,10 @@ def test_no_command_touches_foreign_files(here, command, option, quick_benches, 
         code = call([*line, option, str(target)])
         error = capsys.readouterr().err
         untouched(before, here)
-        assert code == 1 or (command, option) == ("compare", "--store"), f"{target}: {error}"
-        assert (
-            error.startswith("error: ")
-            and error.count("\n") == 1
-            or (command, option) == ("compare", "--store")
-        ), error
+        store = (command, option) == ("compare", "--store")
+        assert code == 1 or store, f"{target}: {error}"
+        one_error = error.startswith("error: ") and error.count("\n") == 1
+        assert one_error or store, error
         assert Path("/dev/null").is_char_device()
     new = {name.split("/")[0] for name in contents(here).keys() - before.keys()}
     assert not new or (command, option) == ("compare", "--store"), new
@@ -473,7 +471,8 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_no_writer_touches_foreign_files(here, name):
-    before, refused = contents(here), 0
+    before = contents(here)
+    refused = 0
     for target in targets(here):
         if (
             name in ("experiments.run", "notebooks.execute")
@@ -898,7 +897,7 @@ def test_experiments_have_plain_names(tmp_path, name):
     import yaml
 
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**yaml.safe_load(SPEC), "name": name}))
-    with pytest.raises(ConfigError, match="spec.yaml: name .* is not a plain file name") as caught:
+    with pytest.raises(ConfigError, match=r"spec.yaml: name .* is not a plain file name") as caught:
         yaml_form.read(tmp_path / "spec.yaml")
     one_line(caught.value)
     with pytest.raises(ConfigError, match="not a plain file name"):
@@ -939,7 +938,7 @@ def test_a_run_without_its_identity_is_told_by_the_hash(tmp_path):
     (out / "run.json").unlink()
     assert train(out).summary == whole.summary  # the same run: found
     before = contents(out)
-    with pytest.raises(ConfigError, match="run holds another run .*hash in summary.json"):
+    with pytest.raises(ConfigError, match=r"run holds another run .*hash in summary.json"):
         train(out, lr=0.01)
     untouched(before, out)
     (out / "summary.json").write_text("{")
@@ -948,7 +947,7 @@ def test_a_run_without_its_identity_is_told_by_the_hash(tmp_path):
     (out / "summary.json").unlink()
     with pytest.raises(
         DataError,
-        match="run: this folder is not a run .*holds best.safetensors, config.yaml",
+        match=r"run: this folder is not a run .*holds best.safetensors, config.yaml",
     ):
         train(out)
     (out / "summary.json").write_text('{"steps": 2, "seconds": 1.0, "best": null}')
@@ -957,12 +956,13 @@ def test_a_run_without_its_identity_is_told_by_the_hash(tmp_path):
 
 
 def test_a_summary_of_another_run_is_not_taken_for_this_one(tmp_path):
-    one, other = train(tmp_path / "one"), train(tmp_path / "other", lr=0.01)
+    one = train(tmp_path / "one")
+    other = train(tmp_path / "other", lr=0.01)
     shutil.copy(other.path / "summary.json", one.path / "summary.json")
-    with pytest.raises(ConfigError, match="one holds another run .*hash in summary.json"):
+    with pytest.raises(ConfigError, match=r"one holds another run .*hash in summary.json"):
         train(one.path)
     (one.path / "summary.json").write_text("{")
-    with pytest.raises(ConfigError, match="summary.json: not readable"):
+    with pytest.raises(ConfigError, match=r"summary.json: not readable"):
         train(one.path)
 
 
@@ -986,9 +986,9 @@ def test_another_run_is_overwritten_only_when_asked_and_alone(tmp_path):
     (out / "notes.txt").write_text("mine")
     train(out)  # the same run: what lies beside it is no obstacle
     before = contents(out)
-    with pytest.raises(ConfigError, match="another run .*different config.lr"):
+    with pytest.raises(ConfigError, match=r"another run .*different config.lr"):
         train(out, lr=0.01)
-    with pytest.raises(DataError, match="beside it there is notes.txt"):
+    with pytest.raises(DataError, match=r"beside it there is notes.txt"):
         train(out, overwrite=True, lr=0.01)
     untouched(before, out)
     (out / "notes.txt").unlink()
@@ -1041,7 +1041,7 @@ def test_a_run_killed_before_its_first_file_goes_on(tmp_path):
     (out / "run.lock").touch()
     (out / ".run.json.potkit-0123abcd.tmp").write_text("{")
     (out / ".notes.tmp").write_text("mine")
-    with pytest.raises(DataError, match="holds .notes.tmp"):
+    with pytest.raises(DataError, match=r"holds .notes.tmp"):
         train(out)
     (out / ".notes.tmp").unlink()
     assert train(out).summary["steps"] == 2 and not list(out.glob(".*"))
@@ -1055,7 +1055,8 @@ def test_a_finished_pretraining_of_another_identity_is_not_found_in_a_store(tmp_
     from grids import grid
 
     experiment = grid(tmp_path, variants={}, longer=None, seeds=[0])
-    executor, task = tasks.Executor([experiment]), tasks.Task("pretrain", "denoise", 0)
+    executor = tasks.Executor([experiment])
+    task = tasks.Task("pretrain", "denoise", 0)
     row = executor(task)
     assert row["status"] == "ok" and executor.stored(task)["best"] == row["best"]
     folder = tasks.pretrain_folder(experiment, "denoise", 0)
@@ -1073,14 +1074,10 @@ def test_a_finished_pretraining_of_another_identity_is_not_found_in_a_store(tmp_
 def small_disk(path: Path, size: str) -> Iterator[Path]:
     """A file system of ``size``; skips where none may be mounted."""
     path.mkdir()
-    done = (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True
-        )
-        if os.name == "posix"
-        else None
-    )
-    if done is None or done.returncode:
+    if os.name != "posix":
+        pytest.skip("no file system may be mounted here")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no file system may be mounted here")
     try:
         yield path
@@ -1156,7 +1153,8 @@ def test_a_limit_on_the_size_of_files_is_told_as_such(tmp_path, name):
     """
     import resource
 
-    s, handler = molecules(2000), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    s = molecules(2000)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
