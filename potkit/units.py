@@ -49,5 +49,6 @@ def factor(unit: str) -> float:
     if head in ENERGY and tail in LENGTH:
         return ENERGY[head] / LENGTH[tail]
     raise DataError(
-        f"unknown unit {unit!r}: energies are {sorted(ENERGY)}, lengths {sorted(LENGTH)}, forces energy/length"
+        f"unknown unit {unit!r}: energies are {sorted(ENERGY)}, lengths {sorted(LENGTH)}, forces "
+        "energy/length"
     )

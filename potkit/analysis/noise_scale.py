@@ -80,7 +80,8 @@ class SigmaProposal:
 
     def __repr__(self) -> str:
         per = ", ".join(f"{k} {v:.3f}" for k, v in self.per_element.items())
-        return f"SigmaProposal(σ = {self.sigma:.3f} Å by {self.method}{self._choice()}; {per}; {self.reason})"
+        how = f"{self.method}{self._choice()}"
+        return f"SigmaProposal(σ = {self.sigma:.3f} Å by {how}; {per}; {self.reason})"
 
     def _choice(self) -> str:
         """That the share is free, and what it does, in words; nothing for methods without one."""
@@ -119,9 +120,11 @@ def propose_sigma(
 ) -> SigmaProposal:
     """A noise scale for ``structures`` without a trial run, from the data alone.
 
-    thermal     root mean square displacement per axis of an atom in its star, the median over atoms: noise as wide as the vibrations
-    harmonic    the σ at which a denoiser that knows all vibrations exactly explains a ``share`` of the noise. The share is free, and 0.9 a
-                choice: σ is six times larger for 0.95 than for 0.5 on ani-mini
+    thermal     root mean square displacement per axis of an atom in its star, the median over
+                atoms: noise as wide as the vibrations
+    harmonic    the σ at which a denoiser that knows all vibrations exactly explains a ``share`` of
+                the noise. The share is free, and 0.9 a choice: σ is six times larger for 0.95 than
+                for 0.5 on ani-mini
                 (`SigmaProposal.by_share`). For a vibration of variance λ the posterior mean of the
                 noise is σ²/(σ² + λ) of what is seen, and so is the share that it explains. Smaller
                 noise drowns in the vibrations, and there is little to learn but their mean; larger
@@ -319,24 +322,26 @@ def gaussian_test(
     axes              how many directions of motion (up to three per atom), each with up to
                       ``limit`` displacements
     rms (Å)           of the displacements along them
-    effect            how far the laws along the axes are from normal laws of the same place and width: root mean square difference of their
-                      quantiles in standard deviations (Wasserstein distance), as far as L-moments
-                      to the sixth order tell. An effect
+    effect            how far the laws along the axes are from normal laws of the same place and
+                      width: root mean square difference of their quantiles in standard deviations
+                      (Wasserstein distance), as far as L-moments to the sixth order tell. An effect
                       size: estimated without bias by chance (see `shape_effect`), so that 20
                       displacements and 10 000 of one law give the same number on average (to a
                       tenth; to some hundredths from 60 on). 0.20 for a uniform law, 0.13 for
                       Student's t of 5 degrees of freedom
     low, high         its 95 % interval, which is what more data make narrower
-    verdict           from that interval alone: "Gaussian" where it lies below 0.05, "no" above 0.15, "nearly" between; "Gaussian or nearly",
-                      "nearly or no" or "not told" where it reaches over these bounds, or where
-                      there are too few displacements
-    skew, kurtosis    mean over axes of the absolute third moment and of the excess fourth; a Gaussian has 0 (the first a little above
-                      it, by chance)
-    KS                mean over axes of the Kolmogorov–Smirnov distance to the normal law of the same variance
-    by chance         what that mean is for Gaussian samples of the same sizes (drawn with ``seed``); what KS has beyond it still depends on
-                      the number of displacements
-    rejected (%)      in how many axes Shapiro and Wilk's test at 5 % rejects a subsample of ``subsample`` displacements (or all where
-                      there are fewer, so it compares only sets with as many); 5 for Gaussians
+    verdict           from that interval alone: "Gaussian" where it lies below 0.05, "no" above
+                      0.15, "nearly" between; "Gaussian or nearly", "nearly or no" or "not told"
+                      where it reaches over these bounds, or where there are too few displacements
+    skew, kurtosis    mean over axes of the absolute third moment and of the excess fourth; a
+                      Gaussian has 0 (the first a little above it, by chance)
+    KS                mean over axes of the Kolmogorov–Smirnov distance to the normal law of the
+                      same variance
+    by chance         what that mean is for Gaussian samples of the same sizes (drawn with
+                      ``seed``); what KS has beyond it still depends on the number of displacements
+    rejected (%)      in how many axes Shapiro and Wilk's test at 5 % rejects a subsample of
+                      ``subsample`` displacements (or all where there are fewer, so it compares only
+                      sets with as many); 5 for Gaussians
     There is no p-value of all data: with 10⁵ numbers every test rejects every real distribution for
     deviations that matter to no one.
     What is tested is the motion in the data, of which the analogy of noise and forces speaks; the
@@ -423,7 +428,8 @@ def shape_effect(
     shortest = min(map(len, series), default=0)
     if shortest < 2 * FEWEST_IN_BLOCK:
         raise DataError(
-            f"the shape of a law needs at least {2 * FEWEST_IN_BLOCK} displacements along each axis, got {shortest}"
+            f"the shape of a law needs at least {2 * FEWEST_IN_BLOCK} displacements along each "
+            f"axis, got {shortest}"
         )
     names, number = np.unique(systems, return_inverse=True)
     if len(names) >= FEW_SYSTEMS:

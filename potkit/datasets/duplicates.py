@@ -364,7 +364,10 @@ def leakage_by_distance(
 def _said(within: np.ndarray, steps: np.ndarray, drawn: int) -> str:
     if not len(within):
         return f"none of {drawn} test structures has a training structure of the same atoms"
-    text = f"test structures lie {np.median(within):.3f} Å (median dRMSD) from the nearest training structure"
+    text = (
+        f"test structures lie {np.median(within):.3f} Å (median dRMSD) from the nearest training "
+        "structure"
+    )
     if len(within) < drawn:
         text += f" ({drawn - len(within)} of {drawn} have none of the same atoms)"
     if not len(steps):

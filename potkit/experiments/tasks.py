@@ -7,8 +7,8 @@
 
 The hashes are those of all that decides the numbers: network, data, objective, settings, start.
 
-By hand, since experiment trackers find runs by name or time; here a run is found by what decides its
-numbers, across grids, machines and moves of the code, with files that any tool reads.
+By hand, since experiment trackers find runs by name or time; here a run is found by what decides
+its numbers, across grids, machines and moves of the code, with files that any tool reads.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def wide(
         label, unit, scale = UNITS[r["metric"]]
         group = tuple(r[b] for b in by)
         about = {
-            **dict(zip(by, group)),
+            **dict(zip(by, group, strict=True)),
             "arm": r["arm"],
             "seeds": r["seeds"],
             "time (s)": f"{r['seconds']:.0f}",
@@ -111,12 +111,12 @@ def wide(
             text += f" [{scale * r['low']:.1f} to {scale * r['high']:.1f}]"
         if pd.notna(r.get("change_%")):
             text += f" ({r['change_%']:+.0f} %)"
-        lowest = _lowest(baselines, dict(zip(by, group)), r["metric"])
+        lowest = _lowest(baselines, dict(zip(by, group, strict=True)), r["metric"])
         row[f"{label} ({unit})"] = f"{text} {MARK}" if r["mean"] > lowest else text
     for group, arms in groups.items():
         rows |= {(*group, *arm): row for arm, row in arms.items()}
-        for name, values in _baselines_of(baselines, dict(zip(by, group))).items():
-            row = {**dict(zip(by, group)), "arm": name, "seeds": "", "time (s)": ""}
+        for name, values in _baselines_of(baselines, dict(zip(by, group, strict=True))).items():
+            row = {**dict(zip(by, group, strict=True)), "arm": name, "seeds": "", "time (s)": ""}
             for metric, value in values.items():
                 if metric in metrics:
                     label, unit, scale = UNITS[metric]
@@ -183,7 +183,7 @@ def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
     for _, r in slopes.iterrows():
         slope = f"{r['slope']:.2f} ({r['slope_low']:.2f} to {r['slope_high']:.2f})"
         row = {**{b: r[b] for b in by}, "arm": r["arm"], "seeds": r["seeds"], "slope": slope}
-        for baseline, table in zip(baselines, saved):
+        for baseline, table in zip(baselines, saved, strict=True):
             if not len(table):
                 continue
             here = table[(table["arm"] == r["arm"]) & (table[by] == r[by]).all(axis=1)]

@@ -65,12 +65,14 @@ def _by_block(
         length = max(1, len(rows) // 20) if block is None else block
         if length < 1 or not 0 <= gap < length:
             raise ConfigError(
-                f"{names[system]}: a block of {length} structures cannot have a gap of {gap} beside it"
+                f"{names[system]}: a block of {length} structures cannot have a gap of {gap} "
+                "beside it"
             )
         count = max(1, len(rows) // length)
         if count < len(parts):
             raise DataError(
-                f"{names[system]}: {len(rows)} structures are {count} blocks of {length}, too few for {len(parts)} parts"
+                f"{names[system]}: {len(rows)} structures are {count} blocks of {length}, too few "
+                f"for {len(parts)} parts"
             )
         # a short rest joins the last block
         of_row = np.minimum(np.arange(len(rows)) // length, count - 1)
@@ -84,7 +86,7 @@ def _by_block(
         for edge in np.flatnonzero(np.diff(part)):  # between structure edge and the next
             kept[max(0, edge + 1 - gap) : edge + 1 + gap] = False
         out.append(tuple(rows[kept & (part == number)] for number in range(len(parts))))
-    return tuple(np.sort(np.concatenate(part)) for part in zip(*out))
+    return tuple(np.sort(np.concatenate(part)) for part in zip(*out, strict=True))
 
 
 def by_system(structures: Structures) -> list[tuple[int, np.ndarray]]:

@@ -255,16 +255,17 @@ def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Pat
     """Write ``arrays`` and ``info`` to ``path``: one HDF5 file if it ends in .h5, else a folder."""
     header = _header(info)
     if path.suffix == ".h5":
-        with replacing(path, STORE_FILE) as temporary:
-            # built in memory: HDF5 cannot close a file whose disk is full, and says so many times
-            with h5py.File(temporary.name, "w", driver="core", backing_store=False) as file:
-                file.attrs["potkit"] = header
-                compressed = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
-                for name, array in arrays.items():
-                    options = compressed if array.size else {}
-                    file.create_dataset(name, data=array, **options)
-                file.flush()
-                temporary.write_bytes(file.id.get_file_image())
+        compressed = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
+        # built in memory: HDF5 cannot close a file whose disk is full, and says so many times
+        with (
+            replacing(path, STORE_FILE) as temporary,
+            h5py.File(temporary.name, "w", driver="core", backing_store=False) as file,
+        ):
+            file.attrs["potkit"] = header
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, **(compressed if array.size else {}))
+            file.flush()
+            temporary.write_bytes(file.id.get_file_image())
     else:
         with replacing(path, STORE) as temporary:
             temporary.mkdir()

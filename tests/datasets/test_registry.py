@@ -366,7 +366,7 @@ def test_a_file_that_changed_in_between_is_not_glued_together(server, tmp_path, 
     files = (Remote("big", f"{url}/big"),)
     with monkeypatch.context() as impatient:
         impatient.setattr(fetching, "RETRIES", 1)
-        with pytest.raises(DataError, match="download failed .*; fetch again to resume"):
+        with pytest.raises(DataError, match=r"download failed .*; fetch again to resume"):
             fetching.fetch(tmp_path / "cache", files, progress=False)
     assert 0 < (tmp_path / "cache/big.part").stat().st_size <= 150_000
     (root / "big").write_bytes(b"new" * 100_000)

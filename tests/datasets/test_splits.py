@@ -259,7 +259,7 @@ def test_blocks_keep_neighbours_in_time_together():
     assert len(edges) and all(edge % 20 == 0 for edge in edges if edge < 230)
     assert all((edge - 230) % 20 == 0 for edge in edges if edge >= 230)
     again = splits.split(both, (0.6, 0.2, 0.2), seed=3, by="block", block=20)
-    assert all(np.array_equal(a, b) for a, b in zip(parts, again))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
 
 
 def test_a_gap_between_blocks_of_different_parts():

@@ -13,6 +13,7 @@ from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
 from potkit.experiments import baselines
 from potkit.experiments import experiment as experiments
+from potkit.report import blocks
 from potkit.report import tables as report
 from potkit.structures.store import Structures
 
@@ -120,7 +121,7 @@ def test_stored_baselines_stand_in_the_documents(tmp_path):
     report.store(summary(), "study", "potkit compare study.yaml", tmp_path)
     report.store(known(), "study-baselines", "potkit baselines study.yaml", tmp_path)
     for kind in ("results", "across"):
-        text = report.fill(f"<!-- {kind}: study -->\n<!-- end -->", tmp_path)
+        text = blocks.fill(f"<!-- {kind}: study -->\n<!-- end -->", tmp_path)
         assert "500.0 †" in text and "† a larger mean error" in text and "composition" in text
 
 

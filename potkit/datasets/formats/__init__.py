@@ -47,7 +47,8 @@ def read(
         raise DataError(f"{path}: no such file or folder")
     if not (path.is_file() or path.is_dir()):
         raise DataError(
-            f"{path}: a pipe or a device, which can be read only once; write it to a file and name that"
+            f"{path}: a pipe or a device, which can be read only once; write it to a file and name "
+            "that"
         )
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
