@@ -104,7 +104,7 @@ test: setup $(VENV)/.stamp-peers lint
 	else echo "notebooks: none to check"; fi
 
 coverage: setup
-	@POTKIT_COVERAGE=20 $(CHECK) tests/test_coverage.py
+	@POTKIT_COVERAGE=20 $(CHECK) tests/experiments/test_coverage.py
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

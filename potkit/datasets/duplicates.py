@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..structures.elements import MAX_Z, composition
+from ..structures.geometry import minimum_image
 from ..structures.outputs import Kind, head
 from ..structures.store import Structures
 
@@ -265,9 +266,8 @@ def _pair_distances(s: Structures, rows: np.ndarray) -> np.ndarray:
     for k, i in enumerate(rows):
         pos = np.asarray(s.pos[s.ptr[i] : s.ptr[i + 1]], np.float64)
         step = pos[first] - pos[second]
-        if s.cell is not None and s.pbc[i].any():
-            full = np.where(s.pbc[i][:, None], s.cell[i], np.eye(3))
-            step = step - np.round(step @ np.linalg.inv(full)) * s.pbc[i] @ full
+        if s.cell is not None:
+            step = minimum_image(step, s.cell[i], s.pbc[i])
         out[k] = np.linalg.norm(step, axis=1)
     return out
 
