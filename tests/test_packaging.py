@@ -172,7 +172,10 @@ def test_old_python_is_named(repository, tmp_path):
 def dry_run(folder: Path, target: str) -> str:
     """What `make` would do for a target where nothing is set up."""
     shown = subprocess.run(
-        ["make", "-n", target, "VENV=no-such-folder"], cwd=folder, capture_output=True, text=True
+        ["make", "--no-print-directory", "-n", target, "VENV=no-such-folder"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     assert shown.returncode == 0, shown.stderr
     return shown.stdout
