@@ -52,7 +52,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import datasets, objectives
-from ..datasets import splits
+from ..datasets import registry, splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
 from ..structures.outputs import plain_name
@@ -68,7 +68,7 @@ def named_or_file(data: str) -> Structures:
     path = os.path.expandvars(data)
     if "$" in path:
         raise DataError(f"{data}: set the environment variable it names")
-    if path in set(datasets.names()["name"]):
+    if registry.is_name(path):
         return datasets.load(path)
     return datasets.read(path)
 
