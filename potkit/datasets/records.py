@@ -708,7 +708,8 @@ RECORDS: tuple[Record, ...] = (
         note=(
             "a system is a formula; 6-31G(d) with six Cartesian d functions, as in ANI-1 and "
             "COMP6, not the five of 3BPA and Transition1x; see ani1x-tz-1k for the same structures "
-            "at another level"
+            "at another level; 271 structures (109 formulas) have a formula of ani-mini: "
+            "filters.unseen_formulas leaves them out"
         ),
     ),
     Record(
@@ -733,7 +734,8 @@ RECORDS: tuple[Record, ...] = (
         note=(
             "the labels as published; a system is a formula; net forces up to 36 meV/Å; row 255 "
             "lies 0.136 eV above the recomputed energy and has forces up to 2.57 eV/Å away, all "
-            "others are within 28 meV/Å: leave it out or take transition1x-1k-recomputed"
+            "others are within 28 meV/Å: leave it out or take transition1x-1k-recomputed; 87 of "
+            "the formulas are also in ani-mini"
         ),
     ),
     Record(
@@ -807,7 +809,8 @@ RECORDS: tuple[Record, ...] = (
         used_for="pretraining on real data without labels",
         note=(
             "elements come from the map numbers of the SMILES, the only place they are in; waters "
-            "are clusters of 30 and 60 without a box; molecules of one structure are numbered"
+            "are clusters of 30 and 60 without a box; molecules of one structure are numbered; "
+            "charges range from −1 to 2"
         ),
     ),
     Record(
@@ -832,7 +835,10 @@ RECORDS: tuple[Record, ...] = (
         read_from=".",
         split="none: all for pretraining",
         used_for="pretraining on real data without labels",
-        note="50 conformations of each molecule; 146 molecules with other elements are left out",
+        note=(
+            "50 conformations of each molecule; 146 molecules with other elements are left out; ions "
+            "are among them"
+        ),
     ),
     Record(
         name="rpbe-water-n2p2",
@@ -957,7 +963,8 @@ RECORDS: tuple[Record, ...] = (
         used_for="fine-tuning on real data",
         note=(
             "mlff_ethanol.npz is from the repository thorben-frank/mlff; 3 structures are in both "
-            "files within 1e-3 Å: leave them out of the test"
+            "files within 1e-3 Å: leave them out of the test; ani-mini and spice-monomers-hcno hold "
+            "ethanol as well"
         ),
     ),
     Record(

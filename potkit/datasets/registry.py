@@ -43,10 +43,10 @@ def is_name(text: str) -> bool:
     """Whether `load` knows ``text``: a registered set, or one part of it ("3bpa/train_300K")."""
     name, _, part = text.partition("/")
     known = next((r for r in RECORDS if r.name == name), None)
-    return known is not None and ("/" not in text or part in _part_names(known))
+    return known is not None and ("/" not in text or part in part_names(known))
 
 
-def _part_names(r: Record) -> dict[str, list[str]]:
+def part_names(r: Record) -> dict[str, list[str]]:
     """The parts of a set that can be loaded alone: its published parts and its files (without
     their endings), each with its files.
     """
@@ -68,7 +68,7 @@ def _set_and_files(name: str) -> tuple[Record, list[str] | None]:
     r = record(name)
     if not slash:
         return r, None
-    parts = _part_names(r)
+    parts = part_names(r)
     if part not in parts:
         has = ", ".join(p for p in parts if p not in {f.path for f in r.files}) or "none"
         raise ConfigError(f"data set {name!r} has no part {part!r} (it has: {has})")

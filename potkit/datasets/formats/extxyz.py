@@ -193,8 +193,8 @@ def read(
     ``energy_key``/``forces_key`` force a name where the usual ones are not meant. ``require``: what
     every frame must have, of "energy" and "forces"; a label that only some frames have is otherwise
     left out and told in ``info["notes"]``. ``waters``: number the molecules of pure water, found
-    from the geometry. Raises DataError naming file, frame and atom: no energy, unknown element, NaN,
-    a wrong number of columns, an early end, energies that are not eV.
+    from the geometry. Raises DataError naming file, frame and atom: no energy, unknown element,
+    NaN, a wrong number of columns, an early end, energies that are not eV.
     """
     required = tuple(require or ())
     if unknown := set(required) - {"energy", "forces"}:
