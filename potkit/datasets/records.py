@@ -836,8 +836,8 @@ RECORDS: tuple[Record, ...] = (
         split="none: all for pretraining",
         used_for="pretraining on real data without labels",
         note=(
-            "50 conformations of each molecule; 146 molecules with other elements are left out; ions "
-            "are among them"
+            "50 conformations of each molecule, ions among them; 146 molecules with other elements "
+            "are left out"
         ),
     ),
     Record(
@@ -942,7 +942,7 @@ RECORDS: tuple[Record, ...] = (
     Record(
         name="md17-ethanol",
         kind="reference",
-        title="4,000 structures of ethanol at 500 K, two samples of MD17",
+        title="ethanol at 500 K from MD17: 2,000 structures at random and 2,000 successive steps",
         level="PBE+vdW(TS)",
         citation=("md17",),
         elements="H C O",
@@ -956,15 +956,13 @@ RECORDS: tuple[Record, ...] = (
         format="md17",
         options={"system": "ethanol"},
         read_from=".",
-        split=(
-            "md17-ethanol/md17_ethanol_sample to train, md17-ethanol/mlff_ethanol to test, without "
-            "what is in both"
-        ),
+        split="by structure, md17-ethanol/md17_ethanol_sample only; mlff_ethanol by block",
         used_for="fine-tuning on real data",
         note=(
-            "mlff_ethanol.npz is from the repository thorben-frank/mlff; 3 structures are in both "
-            "files within 1e-3 Å: leave them out of the test; ani-mini and spice-monomers-hcno hold "
-            "ethanol as well"
+            "md17_ethanol_sample.xyz is drawn at random from the trajectory; mlff_ethanol.npz "
+            "(from thorben-frank/mlff) is 2,000 successive steps of it, 0.012 Å apart: drawn at "
+            "random, its test structures would lie beside training structures; 3 structures are in "
+            "both files within 1e-3 Å; ani-mini and spice-monomers-hcno hold ethanol as well"
         ),
     ),
     Record(
@@ -984,11 +982,12 @@ RECORDS: tuple[Record, ...] = (
         files=_files(_QM22_ETHANOL_SUMS),
         format="qm22",
         read_from=".",
-        split="by structure",
+        split="by block: structures stand in the order of trajectories",
         used_for="fine-tuning on real data: one molecule up to 4 eV above its minimum",
         note=(
-            "the files hold gradients, which are minus the forces; B3LYP with VWN5 (b3lyp5 of "
-            "PySCF gives the first energy to 1 meV; with VWN3 it lies 2.6 eV lower)"
+            "neighbours in the file are alike (energies correlate to 0.89); the files hold "
+            "gradients, which are minus the forces; B3LYP with VWN5 (b3lyp5 of PySCF gives the "
+            "first energy to 1 meV; with VWN3 it lies 2.6 eV lower)"
         ),
     ),
     Record(

@@ -55,7 +55,7 @@ def test_unpacked_it_is_read_where_the_format_is_named(tmp_path):
     [
         (TEXT[:-20], "frame 2, atom 2: expected 7 columns"),
         (TEXT.rsplit("\n", 2)[0] + "\n", "frame 2: the file ends after 2 of 3 atoms"),
-        (TEXT.replace("-76.41", "energy="), "frame 1: the line after the count"),
+        (TEXT.replace("-76.41", "E=1 F=2"), "frame 1: the line after the count"),
         (TEXT.replace("-76.41", "-76.41 0"), "frame 1: the line after the count"),
         (TEXT.replace("-76.41", "nan"), "frame 1: energy=nan is not a finite number"),
         (TEXT.replace("0.25", "inf"), "frame 0: gradient of atom 0 is not a finite number"),

@@ -55,7 +55,7 @@ def test_elements_follow_the_map_numbers(tmp_path):
 )
 def test_smiles(smiles, symbols):
     if symbols is None:
-        with pytest.raises(DataError, match="^here: ") as error:
+        with pytest.raises(DataError, match=r"^here: ") as error:
             atoms_of(smiles, "here")
         assert "\n" not in str(error.value)
     else:

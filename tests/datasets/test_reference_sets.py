@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import potkit
-from potkit.datasets import checks, names, reference_sheet, registry, splits
+from potkit.datasets import checks, duplicates, names, reference_sheet, registry, splits
 from potkit.datasets.filters import unseen_formulas
 from potkit.datasets.records import RECORDS
 from potkit.datasets.references import ReferenceEnergies
@@ -90,7 +90,9 @@ def test_energies_are_those_of_bound_atoms(r, loaded):
     assert len(s) >= 20 and bound.min() > -6.5 and bound.max() < -2.5
 
 
-@pytest.mark.parametrize("name", ["md17-ethanol", "qm22-ethanol", "qm22-n-methylacetamide"])
+@pytest.mark.parametrize(
+    "name", ["md17-ethanol/mlff_ethanol", "qm22-ethanol", "qm22-n-methylacetamide"]
+)
 def test_forces_are_the_slope_of_the_energies(name, loaded):
     slope, correlation, pairs = checks.force_slope(loaded(name), per_system=12_000)
     assert slope == pytest.approx(1.0, abs=0.05) and correlation > 0.98 and pairs >= 50
@@ -130,7 +132,10 @@ def test_rpbe_with_and_without_dispersion(loaded):
     assert (with_d3.energy[38] - plain.energy[233]) / waters == pytest.approx(-0.232, abs=1e-3)
     assert len(splits.leakage(plain, loaded("rpbe-water-sample"))) == 1
     for s, dissociated in ((plain, 17), (with_d3, 1)):
-        whole = [s.molecule[a:b].max() == (b - a) // 3 - 1 for a, b in zip(s.ptr, s.ptr[1:])]
+        whole = [
+            s.molecule[a:b].max() == (b - a) // 3 - 1
+            for a, b in zip(s.ptr, s.ptr[1:], strict=False)
+        ]
         assert whole.count(False) == dissociated
 
 
@@ -156,9 +161,10 @@ def test_geometries_without_labels_pretrain_a_network(loaded, tmp_path):
         pos = s.pos[s.ptr[i] : s.ptr[i + 1]].astype(float)
         distance = np.linalg.norm(pos[:, None] - pos, axis=-1) + 9 * np.eye(len(z))
         hydrogen = np.flatnonzero(z == 1)
-        assert (0.85 < distance[hydrogen].min(1)).all() and (distance[hydrogen].min(1) < 1.3).all()
+        nearest = distance[hydrogen].min(1)
+        assert (nearest > 0.85).all() and (nearest < 1.3).all()
         assert (z[distance[hydrogen].argmin(1)] > 1).all()
-    model = potkit.build("egnn", preset="small", layers=1, width=8)
+    model = potkit.build("egnn", preset="small", layers=1, hidden=8)
     config = potkit.TrainConfig(steps=2, batch_size=4, device="cpu")
     run = potkit.pretrain(model, s[:40], potkit.Denoise(sigma=0.1), config, out=tmp_path / "run")
     assert run is not None
@@ -208,6 +214,20 @@ def test_what_is_in_two_places(loaded):
     assert len(np.unique(splits.leakage(loaded("3bpa/train_300K"), hot)["b"])) == 31
     dipeptides = loaded("spice-dipeptides/train")
     assert len(splits.leakage(loaded("spice-subsets/spice_dipeptides"), dipeptides)) == 2
+
+
+def test_one_file_of_ethanol_is_a_sample_and_the_other_a_trajectory(loaded):
+    sample, successive = (
+        loaded(f"md17-ethanol/{part}") for part in ("md17_ethanol_sample", "mlff_ethanol")
+    )
+    assert np.median(duplicates.steps_in_time(sample)) > 0.3
+    assert np.median(duplicates.steps_in_time(successive)) == pytest.approx(0.012, abs=1e-3)
+    train, test = sample.split([0.5, 0.5], seed=0)
+    from_time = splits.leakage_by_distance(train, test, trajectory=successive)
+    assert "0 % lie nearer to training than that" in from_time.attrs["message"]
+    train, test = successive.split([0.5, 0.5], seed=0)
+    beside = splits.leakage_by_distance(train, test, trajectory=successive)
+    assert np.median(beside.attrs["distances"]) < 0.02
 
 
 def test_parts_by_name(loaded):
