@@ -1007,11 +1007,11 @@ RECORDS: tuple[Record, ...] = (
         files=_files(_QM22_NMA_SUMS),
         format="qm22",
         read_from=".",
-        split="by structure",
+        split="by block: structures stand in the order of trajectories",
         used_for="fine-tuning on real data: one molecule with two isomers up to 5 eV up",
         note=(
-            "the files hold gradients, which are minus the forces; B3LYP with VWN5; another basis "
-            "than qm22-ethanol"
+            "neighbours in the file are alike (energies correlate to 0.98); the files hold "
+            "gradients, which are minus the forces; B3LYP with VWN5; another basis than qm22-ethanol"
         ),
     ),
     Record(

@@ -46,7 +46,7 @@ def text() -> str:
     """The page: a table of all reference sets, then a section on each."""
     sets = [r for r in RECORDS if r.kind == "reference"]
     lines = [
-        "| set | structures | systems | atoms | elements | level of theory | labels | licence |",
+        "| set | structures | molecules | atoms | elements | level of theory | labels | licence |",
         "| --- | ---: | ---: | --- | --- | --- | --- | --- |",
     ]
     lines += [_row(r) for r in sets]

@@ -40,10 +40,11 @@ def record(name: str) -> Record:
 
 
 def is_name(text: str) -> bool:
-    """Whether `load` knows ``text``: a registered set, or one part of it ("3bpa/train_300K")."""
-    name, _, part = text.partition("/")
-    known = next((r for r in RECORDS if r.name == name), None)
-    return known is not None and ("/" not in text or part in part_names(known))
+    """Whether ``text`` is for `load`: a registered set, or a part of one ("3bpa/train_300K"), unless
+    there is a file of that path.
+    """
+    name, slash, _ = text.partition("/")
+    return any(r.name == name for r in RECORDS) and not (slash and Path(text).exists())
 
 
 def part_names(r: Record) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from potkit.datasets.filters import unseen_formulas
 from potkit.datasets.records import RECORDS
 from potkit.datasets.references import ReferenceEnergies
 from potkit.errors import ConfigError, DataError
+from potkit.experiments.yaml_form import named_or_file
 from potkit.structures.geometry import minimum_image
 
 REFERENCE = [r for r in RECORDS if r.kind == "reference"]
@@ -236,16 +237,29 @@ def test_parts_by_name(loaded):
     assert np.array_equal(part.energy, whole.energy[:500])
     assert np.array_equal(loaded("3bpa/test").energy, whole.energy[500:])
     assert np.array_equal(loaded("3bpa/train_mixedT.xyz").energy, whole.energy[500:])
-    assert registry.is_name("3bpa") and registry.is_name("3bpa/test")
-    assert not registry.is_name("3bpa/iso_atoms") and not registry.is_name("ani-mini/test")
+    for text in ("3bpa", "3bpa/test", "3bpa/train_300K"):
+        assert registry.is_name(text)
+        assert np.array_equal(named_or_file(text).energy, loaded(text).energy)
     with pytest.raises(ConfigError, match=r"'3bpa' has no part 'x' .it has: train, train_300K, "):
         potkit.load("3bpa/x")
     with pytest.raises(ConfigError, match=r"'ani-mini' has no part 'train' .it has: none"):
         potkit.load("ani-mini/train")
     with pytest.raises(ConfigError, match="names a part already"):
         potkit.load("3bpa/test", files=["train_300K.xyz"])
+    with pytest.raises(ConfigError, match="has no part 'iso_atoms'"):
+        potkit.load("3bpa/iso_atoms")
     with pytest.raises(ConfigError, match="unknown data set '4bpa'"):
         potkit.load("4bpa/test")
+
+
+def test_a_file_goes_before_a_part_of_the_same_name(reference_data, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert registry.is_name("3bpa/train_300K.xyz") and not registry.is_name("4bpa/train_300K.xyz")
+    (tmp_path / "3bpa").mkdir()
+    shutil.copy(reference_data / "3bpa/train_mixedT.xyz", tmp_path / "3bpa/train_300K.xyz")
+    assert registry.is_name("3bpa") and not registry.is_name("3bpa/train_300K.xyz")
+    mixed = potkit.load("3bpa/train_mixedT")
+    assert np.array_equal(named_or_file("3bpa/train_300K.xyz").energy, mixed.energy)
 
 
 @pytest.mark.parametrize("r", REFERENCE, ids=lambda r: r.name)
