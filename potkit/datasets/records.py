@@ -1011,7 +1011,8 @@ RECORDS: tuple[Record, ...] = (
         used_for="fine-tuning on real data: one molecule with two isomers up to 5 eV up",
         note=(
             "neighbours in the file are alike (energies correlate to 0.98); the files hold "
-            "gradients, which are minus the forces; B3LYP with VWN5; another basis than qm22-ethanol"
+            "gradients, which are minus the forces; B3LYP with VWN5; another basis than "
+            "qm22-ethanol"
         ),
     ),
     Record(

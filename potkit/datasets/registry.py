@@ -40,7 +40,7 @@ def record(name: str) -> Record:
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` is for `load`: a registered set, or a part of one ("3bpa/train_300K"), unless
+    """Whether ``text`` is for `load`: a registered set, or a part of one ("3bpa/train_300K") unless
     there is a file of that path.
     """
     name, slash, _ = text.partition("/")
