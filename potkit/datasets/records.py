@@ -629,7 +629,8 @@ RECORDS: tuple[Record, ...] = (
         note=(
             "iso_atoms.xyz holds the isolated atoms of this level and program; 31 of the 500 "
             "mixed-temperature frames are frames of train_300K.xyz (within 1e-3 Å): leave them out "
-            "of the test"
+            "of the test; train_mixedT.xyz stands in the order of temperature: its first third is "
+            "at 300 K, rows taken from its start are no test of hot structures"
         ),
         files=_files(_3BPA_SUMS, _botnet_url),
     ),

@@ -213,6 +213,8 @@ def test_what_is_in_two_places(loaded):
     assert len(one) == len(other) == 2000 and len(splits.leakage(one, other)) == 3
     hot = loaded("3bpa/train_mixedT")
     assert len(np.unique(splits.leakage(loaded("3bpa/train_300K"), hot)["b"])) == 31
+    thirds = [energy.mean() for energy in np.array_split(hot.energy - hot.energy.min(), 3)]
+    assert thirds == sorted(thirds) and thirds[2] > 5 * thirds[0]  # by temperature
     dipeptides = loaded("spice-dipeptides/train")
     assert len(splits.leakage(loaded("spice-subsets/spice_dipeptides"), dipeptides)) == 2
 
