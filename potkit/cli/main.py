@@ -227,8 +227,12 @@ def finetune(
     ] = None,
     parts: Annotated[str, Option(help="what to take over from --init")] = "backbone",
     references: Annotated[
-        str, Option(help="'fit', a table of isolated atoms by level of theory, or a file")
-    ] = "fit",
+        str | None,
+        Option(
+            help="what is taken off the energies: least-squares, isolated, none, a table of "
+            "isolated atoms by level of theory, or a file; default: as the settings say"
+        ),
+    ] = None,
     objective: Annotated[
         str | None, Option(help="objective with labels; default: supervised")
     ] = None,

@@ -208,6 +208,8 @@ class Record:
     # there are several splits
     indices: dict[str, str] = field(default_factory=dict)
     choose: str | None = None  # fits exactly one of the unpacked files, the one to read
+    # the table of isolated atoms in `references.LEVELS`, where it is not that of ``level``
+    isolated: str = ""
 
 
 _BOTNET = (
@@ -477,6 +479,7 @@ RECORDS: tuple[Record, ...] = (
             "mixed-temperature frames are frames of train_300K.xyz (within 1e-3 Å): leave them out "
             "of the test"
         ),
+        isolated="wB97X/6-31G(d), 3BPA",
         files=_files(_3BPA_SUMS, _botnet_url),
     ),
     Record(
@@ -608,7 +611,8 @@ RECORDS: tuple[Record, ...] = (
         split=_BY_MOLECULE,
         used_for="denoise paper: fine-tuning",
         note=(
-            "the denoise paper's table says up to 350 atoms; no subset of SPICE 1 has more than 96"
+            "the denoise paper's table says 3 to 50 atoms, and its code's page links an earlier "
+            "1.1.x (Zenodo 7338495); no subset of this release has more than 96 atoms"
         ),
     ),
     Record(

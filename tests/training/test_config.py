@@ -36,6 +36,11 @@ FULL = dict(
     layer_decay=0.8,
     micro_batch=2,
     compile=True,
+    optimizer="adam",
+    references="isolated",
+    isolated_energies={"H": -13.6, "C": -1029.5},
+    normalization="mean-std",
+    valid_fraction=0.1,
 )
 
 
@@ -52,7 +57,15 @@ def test_settings_that_came_later_leave_earlier_runs_where_they_are():
     another.
     """
     assert identity_hash(TrainConfig().identity()) == "f57ec950d22208b5"
-    for change in ({"freeze": 0.1}, {"layer_decay": 0.9}):
+    for change in (
+        {"freeze": 0.1},
+        {"layer_decay": 0.9},
+        {"optimizer": "adam"},
+        {"references": "none"},
+        {"references": "isolated", "isolated_energies": {"H": -1.0}},
+        {"normalization": "mean-std"},
+        {"valid_fraction": 0.1},
+    ):
         assert identity_hash(TrainConfig(**change).identity()) != "f57ec950d22208b5"
 
 
@@ -85,6 +98,15 @@ def test_every_setting_is_described():
         ({"ema": 1.0}, ["ema", "1.0"]),
         ({"device": "tpu"}, ["device", "tpu"]),
         ({"steps": 2.5}, ["steps", "2.5"]),
+        ({"references": "isolatd"}, ["references", "'isolated'", "isolatd"]),
+        ({"normalization": "std"}, ["normalization", "'mean-std'", "std"]),
+        ({"optimizer": "sgd"}, ["optimizer", "'adamw' or 'adam'", "sgd"]),
+        ({"isolated_energies": {"H": 1.0}}, ["isolated_energies", "references: isolated"]),
+        (
+            {"references": "isolated", "isolated_energies": {"Hx": 1.0}},
+            ["isolated_energies", "'Hx'"],
+        ),
+        ({"references": "isolated", "isolated_energies": {"H": "low"}}, ["H", "low"]),
     ],
 )
 def test_impossible_settings_are_named(values, words):
