@@ -259,10 +259,12 @@ def finetune(
     """Train a network on labels, from scratch or from pretrained weights."""
     import potkit
     from potkit.datasets import splits
+    from potkit.datasets.references import CHOICES
     from potkit.structures import outputs
     from potkit.training import run_folder
 
     outputs.check(out, run_folder.RUN)
+    word = "least-squares" if references == "fit" else references
     settings = _config(
         config,
         config_set,
@@ -274,6 +276,7 @@ def finetune(
         devices=devices,
         nodes=nodes,
         precision=precision,
+        references=word if word in CHOICES else None,
     )
     if split and valid:
         raise ConfigError("--split brings its own validation part; leave --valid away")
@@ -304,7 +307,7 @@ def finetune(
         init=init,
         out=out,
         objective=task,
-        references=references,
+        references=None if word in CHOICES else word,
         parts=tuple(parts.split(",")),
         overwrite=force,
     )

@@ -13,10 +13,12 @@ from tiny import molecules, one_line
 
 import potkit
 from potkit.datasets import splits
+from potkit.datasets.references import LEVELS, ReferenceEnergies
 from potkit.errors import ConfigError, DataError
-from potkit.experiments import yaml_form
+from potkit.experiments import experiment, yaml_form
 from potkit.experiments.experiment import Experiment
 from potkit.experiments.given_validation import GivenValidation
+from potkit.training import checkpoints
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
 PAPER = dict(fractions=[0.8, 0.1, 0.1], by="structure-within-system", rounding="floor")
@@ -120,6 +122,28 @@ def test_settings_of_labels_reach_the_runs(tmp_path, own):
     )
     e = built(tmp_path, train={"data": own}, test={"data": own}, finetune=finetune)
     assert all(getattr(e.finetune_config, k) == v for k, v in finetune.items())
+
+
+def test_a_comparison_normalises_as_it_says(tmp_path):
+    """The denoise paper's two steps, from YAML to the weights of a run in the store."""
+    e = built(
+        tmp_path,
+        train={"data": "ani-mini", "limit": 60},
+        test={"data": "ani-mini", "limit": 5},
+        labels=[40],
+        supervised={"forces": 0},
+        finetune=dict(
+            steps=2, batch_size=4, device="cpu", references="isolated", normalization="mean-std"
+        ),
+    )
+    row = experiment.run(e, progress=False).iloc[0]
+    assert row["status"] == "ok", row["error"]
+    model = checkpoints.load(tmp_path / "store" / row["run"])
+    train, _ = e.labelled(40, seed=0)
+    assert float(model.references[6]) == pytest.approx(LEVELS["GFN2-xTB"][6])
+    left = train.energy - ReferenceEnergies.from_isolated("GFN2-xTB").energy(train)
+    assert float(model.shift) == pytest.approx(left.mean())
+    assert float(model.scale) == pytest.approx(left.std(ddof=1))
 
 
 @pytest.mark.parametrize(
