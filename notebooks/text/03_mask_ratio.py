@@ -57,7 +57,7 @@ masked = {f"masked {r:g}": potkit.Masked(ratio=r) for r in run.ratios}
 other = {
     f"masked 0.5 {'+'.join(e)}": potkit.Masked(ratio=0.5, elements=tuple(e)) for e in run.elements
 }
-denoise = {f"denoise {s:g} Å": potkit.Denoise(sigma=s) for s in run.sigmas}
+denoise = {f"denoise {s:g} Å": potkit.Denoise(sigma=s, normalize=run.normalize) for s in run.sigmas}
 network = profiles.network(run)
 pool, test = profiles.parts(run)
 unlabelled = profiles.unlabelled(run, pool)

@@ -57,7 +57,6 @@ run = notebooks.settings(
         labels=[1.0],
         n_target=None,
         share=0.0,
-        finetune=shared["paper"]["finetune"] | dict(epochs=50, warmup=0.006, flat=0.014),
     ),
     sets=sets,
     models=models,
@@ -90,14 +89,7 @@ for name in [t for t in targets if t in run.separate]:
     }
 
 
-def halves(name, s):
-    if name != "iso17":
-        return s.split(tuple(run.parts), seed=0, by=run.within)
-    part = np.array(s.system_names())[s.system]  # the published split: a system per part
-    return s[np.isin(part, ["train", "valid"])], s[part == "test_within"]
-
-
-halved = {name: halves(name, s) for name, s in targets.items()}
+halved = {name: profiles.pool_and_test(run, s, split=run.within) for name, s in targets.items()}
 rows = {"pretraining": unlabelled} | targets
 pd.DataFrame(
     {

@@ -135,7 +135,8 @@ for k, name in enumerate(targets):
 
 # %% [markdown]
 # Both axes are logarithmic; means over seeds with 95 % intervals. All arms of a budget share labelled structures, initial weights and test set. The
-# same number of fine-tuning steps at every budget: with few labels they are many passes, with many labels few. The gain at each budget, paired over seeds:
+# same number of fine-tuning steps at every budget: with few labels they are many passes, with many labels few (in `paper` it is the passes that are
+# the same, so that few labels have few steps). The gain at each budget, paired over seeds:
 
 # %%
 arm = next(iter(arms))

@@ -34,7 +34,6 @@ mini = dict(
     models=["egnn", "gns"],
     sigma=0.1,
     ratio={},
-    changes={},
 )
 tip3p = "$POTKIT_DATA/tip3p.h5"
 run = notebooks.settings(
@@ -48,7 +47,6 @@ run = notebooks.settings(
         sigma=0.5,
         labels=[1.0],
         ratio={"RPBE-D3 egnn": 0.25, "TIP3P egnn": 0.9},
-        changes={"TIP3P": {"epochs": [25, 50], "batch_size": 10}},
         organic=profiles.RMD17["paper"],
     ),
     models=models,
@@ -68,7 +66,7 @@ run
 def arms_for(share):
     return {
         "masked": potkit.Masked(ratio=share),
-        "denoise": potkit.Denoise(sigma=run.sigma),
+        "denoise": potkit.Denoise(sigma=run.sigma, normalize=run.normalize),
         "both": potkit.MaskedDenoise(ratio=share, sigma=run.sigma),
     }
 
@@ -95,7 +93,7 @@ specs.DataSpec(
 organic = specs.named_or_file(run.organic["data"])
 organic_arms = {
     "masked": potkit.Masked(ratio=run.organic["ratio"], by="atom"),
-    "denoise": potkit.Denoise(sigma=run.organic["sigma"]),
+    "denoise": potkit.Denoise(sigma=run.organic["sigma"], normalize=run.normalize),
 }
 potkit.TrainConfig(**run.pretrain, device=device)
 pd.DataFrame(
@@ -129,13 +127,6 @@ for name, objective in arms_for(0.5).items():
 # ## Water: run (finished runs are loaded, not repeated)
 
 # %%
-def config(values, name, which):
-    change = run.changes.get(name, {})
-    return potkit.TrainConfig(**values, device=device).replace(
-        **{k: v[which] if isinstance(v, list) else v for k, v in change.items()}
-    )
-
-
 def experiment(name, model):
     labelled, unlabelled = run.waters[name]
     train, test = pools[labelled]
@@ -148,8 +139,6 @@ def experiment(name, model):
         pretrain_on=profiles.unlabelled(run, pools[unlabelled][0]),
         train=train,
         test=test,
-        pretrain_config=config(run.pretrain, name, 0),
-        finetune_config=config(run.finetune, name, 1),
         parts=dict.fromkeys(arms[name, model], everything),
     )
 

@@ -227,8 +227,12 @@ def finetune(
     ] = None,
     parts: Annotated[str, Option(help="what to take over from --init")] = "backbone",
     references: Annotated[
-        str, Option(help="'fit', a table of isolated atoms by level of theory, or a file")
-    ] = "fit",
+        str | None,
+        Option(
+            help="what is taken off the energies: least-squares, isolated, none, a table of "
+            "isolated atoms by level of theory, or a file; default: as the settings say"
+        ),
+    ] = None,
     objective: Annotated[
         str | None, Option(help="objective with labels; default: supervised")
     ] = None,
@@ -255,10 +259,12 @@ def finetune(
     """Train a network on labels, from scratch or from pretrained weights."""
     import potkit
     from potkit.datasets import splits
+    from potkit.datasets.references import CHOICES
     from potkit.structures import outputs
     from potkit.training import run_folder
 
     outputs.check(out, run_folder.RUN)
+    word = "least-squares" if references == "fit" else references
     settings = _config(
         config,
         config_set,
@@ -270,6 +276,7 @@ def finetune(
         devices=devices,
         nodes=nodes,
         precision=precision,
+        references=word if word in CHOICES else None,
     )
     if split and valid:
         raise ConfigError("--split brings its own validation part; leave --valid away")
@@ -300,7 +307,7 @@ def finetune(
         init=init,
         out=out,
         objective=task,
-        references=references,
+        references=None if word in CHOICES else word,
         parts=tuple(parts.split(",")),
         overwrite=force,
     )

@@ -312,6 +312,8 @@ class Record:
     # there are several splits
     indices: dict[str, str] = field(default_factory=dict)
     choose: str | None = None  # fits exactly one of the unpacked files, the one to read
+    # the table of isolated atoms in `references.LEVELS`, where it is not that of ``level``
+    isolated: str = ""
 
 
 _BOTNET = (
@@ -632,6 +634,7 @@ RECORDS: tuple[Record, ...] = (
             "of the test; train_mixedT.xyz stands in the order of temperature: its first third is "
             "at 300 K, rows taken from its start are no test of hot structures"
         ),
+        isolated="wB97X/6-31G(d), 3BPA",
         files=_files(_3BPA_SUMS, _botnet_url),
     ),
     Record(
@@ -1122,7 +1125,8 @@ RECORDS: tuple[Record, ...] = (
         split=_BY_MOLECULE,
         used_for="denoise paper: fine-tuning",
         note=(
-            "the denoise paper's table says up to 350 atoms; no subset of SPICE 1 has more than 96"
+            "the denoise paper's table says 3 to 50 atoms, and its code's page links an earlier "
+            "1.1.x (Zenodo 7338495); no subset of this release has more than 96 atoms"
         ),
     ),
     Record(

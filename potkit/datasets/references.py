@@ -2,8 +2,8 @@
 the sum of its atoms.
 
 Either the energies of isolated atoms at the level of theory of the data, or a least-squares fit
-over compositions. A fit must see the training part only; nothing here looks further than the
-structures it is given.
+over compositions, or nothing. A fit must see the training part only; nothing here looks further
+than the structures it is given.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from ..errors import DataError
 from ..structures.elements import MAX_Z, SYMBOLS, composition
 from ..structures.store import Structures
 from .formats import read
+from .records import RECORDS
+
+CHOICES = ("least-squares", "isolated", "none")
 
 # energies of isolated atoms by level of theory and atomic number, eV
 LEVELS: dict[str, dict[int, float]] = {}
@@ -95,6 +98,33 @@ def isolated_atoms(source: str | Path) -> dict[int, float]:
     return table
 
 
+def _isolated(
+    structures: Structures, given: Mapping[str, float] | None
+) -> tuple[dict[int, float], str]:
+    """Energies of isolated atoms (eV) by atomic number, and where they were found."""
+    own = structures.info.get("atomic_energies") if given is None else given
+    if own is not None:
+        where = "of the data set" if given is None else "given"
+        return {SYMBOLS.index(symbol): float(energy) for symbol, energy in own.items()}, where
+    # a set that was joined has the names of its parts
+    names = str(structures.info.get("name", "")).split(" + ")
+    levels = {
+        record.isolated or record.level
+        for name in names
+        for record in RECORDS
+        if record.name == name
+    }
+    if len(levels) > 1:
+        return {}, f"different levels of theory: {', '.join(sorted(levels))}"
+    own_level = structures.info.get("level") or structures.info.get("level_of_theory")
+    level = levels.pop() if levels else own_level
+    if level is None:
+        return {}, "their level of theory is not known"
+    if level in LEVELS:
+        return LEVELS[level], level
+    return {}, f"level of theory {level}"
+
+
 class ReferenceEnergies:
     """One energy (eV) per element. ``table``: atomic number -> eV. ``origin`` tells where it came
     from.
@@ -126,6 +156,49 @@ class ReferenceEnergies:
         """Isolated atoms of a level of theory or a file, see `isolated_atoms`."""
         name = Path(source).name if Path(source).exists() else source
         return cls(isolated_atoms(source), f"isolated atoms, {name}")
+
+    @classmethod
+    def isolated(
+        cls, structures: Structures, given: Mapping[str, float] | None = None
+    ) -> ReferenceEnergies:
+        """Isolated atoms of the level of theory of ``structures``; ``given``, eV by symbol, goes
+        before.
+
+        They are looked for in ``structures.info["atomic_energies"]`` (eV by symbol), then in the
+        table of the registered set of that name, then in that of ``structures.info["level"]``.
+        Raises DataError naming the elements of ``structures`` without one.
+        """
+        table, origin = _isolated(structures, given)
+        missing = [SYMBOLS[z] for z in structures.elements if z not in table]
+        if missing:
+            name = structures.info.get("name", "structures")
+            raise DataError(
+                f"{name}: no energy of an isolated atom is known for {', '.join(missing)} "
+                f"({origin}); give isolated_energies, eV by symbol, or choose references: "
+                "least-squares or none"
+            )
+        return cls(table, f"isolated atoms, {origin}")
+
+    @classmethod
+    def choose(
+        cls,
+        structures: Structures,
+        how: str | Path | ReferenceEnergies,
+        given: Mapping[str, float] | None = None,
+    ) -> ReferenceEnergies:
+        """The references that ``how`` names: "least-squares" (or "fit") over ``structures``,
+        "isolated" (see `isolated`, which is given ``given``), "none", or what `from_isolated`
+        takes. ReferenceEnergies stay as they are. Raises DataError.
+        """
+        if isinstance(how, ReferenceEnergies):
+            return how
+        if how in ("least-squares", "fit"):
+            return cls.fit(structures)
+        if how == "isolated":
+            return cls.isolated(structures, given)
+        if how == "none":
+            return cls.zero(structures)
+        return cls.from_isolated(how)
 
     @classmethod
     def fit(

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "arms",
         "experiment",
+        "given_validation",
         "scheduler",
         "statistics",
         "tasks",

@@ -6,10 +6,15 @@ names as its origin.
     # a registered set or a file; limit in eV, optional
     pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}
     # or {data: ani-mini, part: {fractions: [0.8, 0.2], by: system, index: 0}}: see SplitPart
+    # or {data: iso17, published: train}: a part that was published with the set
     train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
+    # optional: what validates; else valid_fraction (0.1) of each label budget, drawn at random or,
+    # with valid_by, from structures that a split by structure-within-system, system … set aside
+    valid: {data: iso17, published: valid}
     test:
       data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz
       without: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz
+    # whole numbers, or shares such as 0.05 of all there is to train and validate on (1.0: all)
     labels: [50, 200]
     seeds: [0, 1, 2]
     # optional; draws of labels nested in each seed's pretraining
@@ -22,7 +27,7 @@ names as its origin.
       frozen first: {like: denoise 0.1 Å, freeze: 0.3}
       layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
     pretrain: {steps: 4000, batch_size: 32}            # TrainConfig
-    finetune: {steps: 600, batch_size: 8}
+    finetune: {steps: 600, batch_size: 8, references: isolated, normalization: mean-std}
     supervised: {energy: 1, forces: 10}                # optional
     longer: time                                       # optional; time, steps or null
     # optional; read-out an arm is pretrained with
@@ -56,9 +61,10 @@ from ..datasets import registry, splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
 from ..structures.outputs import plain_name
-from ..structures.store import Structures
+from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
 from .experiment import Experiment
+from .given_validation import GivenValidation
 
 
 def named_or_file(data: str) -> Structures:
@@ -76,23 +82,32 @@ def named_or_file(data: str) -> Structures:
 class SplitPart(BaseModel):
     """Part ``index`` of a split into ``fractions``: the training half and the test half of one
     set name the same split.
+
+    A fraction is a share (0.8), a count (8) or null for the rest: of structures, of systems, of
+    each system's structures, or of blocks, as ``by`` says. See `potkit.structures.splits.split`.
     """
 
     model_config = ConfigDict(extra="forbid")
-    fractions: list[float]
+    fractions: list[int | float | None]
     index: int = Field(ge=0)
-    by: Literal["structure", "system", "block"] = "structure"
+    by: Literal["structure", "system", "structure-within-system", "block"] = "structure"
     seed: int = 0
+    # of shares that are no whole number: by chance, or down with the rest for the first part
+    rounding: Literal["drawn", "floor"] = "drawn"
     # successive structures in a block, and how many are left out at its ends
     block: int | None = Field(None, ge=1)
     gap: int = Field(0, ge=0)
 
     def of(self, structures: Structures) -> Structures:
         """This part of ``structures``; raises ConfigError where there is no such part."""
-        parts = structures.split(self.fractions, self.seed, self.by, self.block, self.gap)
-        if self.index >= len(parts):
-            raise ConfigError(f"part: index {self.index}, but there are {len(parts)} fractions")
-        return parts[self.index]
+        if self.index >= len(self.fractions):
+            raise ConfigError(
+                f"part: index {self.index}, but there are {len(self.fractions)} fractions"
+            )
+        rows = splits.split(
+            structures, self.fractions, self.seed, self.by, self.block, self.gap, self.rounding
+        )
+        return structures[rows[self.index]]
 
 
 class DataSpec(BaseModel):
@@ -100,6 +115,7 @@ class DataSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     data: str
+    published: str | None = None  # the part of this name, of the split published with the set
     near_minimum: float | None = None  # eV
     systems: list[str] | None = None
     limit: int | None = None  # at most so many structures, drawn with seed 0
@@ -112,6 +128,8 @@ class DataSpec(BaseModel):
         nothing is left.
         """
         structures = named_or_file(self.data)
+        if self.published is not None:
+            structures = self._published_part(structures)
         if self.near_minimum is not None:
             structures = near_minimum(structures, self.near_minimum)
         if self.systems is not None:
@@ -133,6 +151,17 @@ class DataSpec(BaseModel):
             raise DataError(f"{self.data}: no structure is left after the filters")
         return structures
 
+    def _published_part(self, structures: Structures) -> Structures:
+        if self.data in set(datasets.names()["name"]):
+            parts = registry.published_split(self.data, structures)
+        else:
+            parts = splits.parts(structures)
+        if self.published not in parts:
+            raise DataError(
+                f"{self.data}: no published part {self.published!r}; there are {', '.join(parts)}"
+            )
+        return structures[parts[self.published]]
+
 
 # in a grid added to, not replaced
 ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts")
@@ -148,7 +177,7 @@ class ExperimentSpec(BaseModel):
     model: dict[str, Any]
     train: DataSpec
     test: DataSpec
-    labels: list[int]
+    labels: list[int | float]
     arms: dict[str, dict[str, Any]] = {}
     pretrain_on: DataSpec | None = None
     seeds: list[int] = [0, 1, 2]
@@ -157,6 +186,8 @@ class ExperimentSpec(BaseModel):
     supervised: dict[str, Any] = {}
     longer: str | None = "time"
     valid_fraction: float = 0.1
+    valid: DataSpec | None = None
+    valid_by: Literal["structure", "system", "structure-within-system", "block"] | None = None
     vectors: dict[str, str] = {}
     parts: dict[str, list[str]] = {}
     draws: int = 1
@@ -184,7 +215,6 @@ class ExperimentSpec(BaseModel):
             raise ConfigError("model: give its name, such as {name: egnn, preset: small}")
         values = dict(
             model=self.model,
-            labels=self.labels,
             seeds=self.seeds,
             longer=self.longer,
             valid_fraction=self.valid_fraction,
@@ -202,7 +232,13 @@ class ExperimentSpec(BaseModel):
         )
         train, test = load(self.train), load(self.test)
         pretrain_on = load(self.pretrain_on) if self.pretrain_on else None
-        built = Experiment(
+        kind: type[Experiment] = Experiment
+        if self.valid is not None or self.valid_by is not None:
+            kind = GivenValidation
+            valid = load(self.valid) if self.valid is not None else None
+            train, values["valid_rows"] = self._with_validation(train, valid)
+        values["labels"] = [self._budget(labels, train) for labels in self.labels]
+        built = kind(
             train=train,
             test=test,
             pretrain_on=pretrain_on,
@@ -212,6 +248,29 @@ class ExperimentSpec(BaseModel):
         )
         built.build(0)  # a misspelt model option stops here, not in the first run
         return built
+
+    def _with_validation(
+        self, train: Structures, valid: Structures | None
+    ) -> tuple[Structures, np.ndarray]:
+        """What there is to train and validate on, and its rows that validate."""
+        if valid is None:
+            shares = (1 - self.valid_fraction, self.valid_fraction)
+            return train, splits.split(train, shares, by=self.valid_by)[1]
+        if self.valid_by is not None:
+            raise ConfigError("valid names what validates, so valid_by has nothing to split")
+        both = concatenate([train, valid])
+        return both, np.arange(len(train), len(both))
+
+    @staticmethod
+    def _budget(labels: float, train: Structures) -> int:
+        """A label budget as a number of structures."""
+        if isinstance(labels, int):
+            return labels
+        if not 0 < labels <= 1:
+            raise ConfigError(
+                f"labels: {labels} is neither a whole number of structures nor a share up to 1.0"
+            )
+        return round(labels * len(train))
 
 
 class GridSpec:

@@ -32,7 +32,8 @@ class Potential(nn.Module):
     "vector" (the vector read-out is trained on forces, as in force-centric networks).
     ``force_input`` adds an input for forces (`force_encoder.ForceEncoder`), ``noise_readout`` a
     second vector read-out; training adds both where an objective needs them (`extend`).
-    Buffers: ``references`` [119] float64 eV per element, ``scale`` eV.
+    Buffers: ``references`` [119] float64 eV per element, ``scale`` eV, ``shift`` eV per structure
+    (None where there is none).
     Raises ConfigError for read-outs that do not exist or need what the backbone does not make.
     """
 
@@ -75,30 +76,39 @@ class Potential(nn.Module):
         self.register_buffer("references", references)
         self.register_buffer("known", references.bool())  # elements that have a reference
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        # None is in no state dict: checkpoints without a shift stay as they were
+        self.register_buffer("shift", None)
 
     def _apply(self, fn, recurse: bool = True) -> Potential:
         # what moves or casts a model ends here; in float32, reference energies of 10³ eV would be
         # rounded by 1e-4 eV
-        exact = {name: getattr(self, name) for name in ("references", "scale")}
+        exact = {name: getattr(self, name) for name in ("references", "scale", "shift")}
         super()._apply(fn, recurse)
         for name, value in exact.items():
-            setattr(self, name, value.to(self.known.device))
+            setattr(self, name, None if value is None else value.to(self.known.device))
         return self
 
     # -- normalisation
-    def set_references(self, energies: dict[int, float], scale: float = 1.0) -> Potential:
-        """Reference energies in eV per atomic number, and the unit (eV) in which the head speaks.
+    def set_references(
+        self, energies: dict[int, float], scale: float = 1.0, shift: float = 0.0
+    ) -> Potential:
+        """Reference energies in eV per atomic number, the unit (eV) in which the head speaks, and
+        what is added to every structure's energy (eV), however many atoms it has.
 
-        Returns self. Raises DataError for a scale that is not positive and finite.
+        Returns self. Raises DataError for a scale that is not positive and finite, or a shift that
+        is not finite.
         """
         if not (scale > 0 and torch.isfinite(torch.tensor(scale))):
             raise DataError(f"the energy scale must be a positive number, got {scale}")
+        if not torch.isfinite(torch.tensor(shift)):
+            raise DataError(f"the energy shift must be a finite number, got {shift}")
         self.references.zero_()
         self.known.zero_()
         for z, energy in energies.items():
             self.references[z] = energy
             self.known[z] = True
         self.scale.fill_(scale)
+        self.shift = self.scale.new_tensor(shift) if shift else None
         return self
 
     def check_elements(self, z: Sequence[int]) -> None:
@@ -189,7 +199,8 @@ class Potential(nn.Module):
         if not self.energy_head.pooled:
             atomic = sum_over(atomic, graph.batch, graph.n_structures)
         references = sum_over(self.references[graph.z], graph.batch, graph.n_structures)
-        return atomic * self.scale + references
+        energy = atomic * self.scale + references
+        return energy if self.shift is None else energy + self.shift
 
     def energy_and_forces(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Total energy [S] float64 eV and forces [N, 3] eV/Å.

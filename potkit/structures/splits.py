@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .store import Structures
 
 BY = ("structure", "system", "structure-within-system", "block")
+ROUNDING = ("drawn", "floor")
 Part = float | int | None
 
 
@@ -24,6 +25,7 @@ def split(
     by: str = "structure",
     block: int | None = None,
     gap: int = 0,
+    rounding: str = "drawn",
 ) -> tuple[np.ndarray, ...]:
     """Disjoint index arrays (each rising), one per entry of ``fractions``.
 
@@ -35,30 +37,41 @@ def split(
     in a trajectory, whose structures stand in the order of time, a test structure then has no
     training structure beside it but at a block's ends, where ``gap`` structures are left out on
     both sides.
+    ``rounding``: where a share is no whole number, who gets what is left is "drawn" at random (so
+    that small systems do not all lose the same part), or "floor": shares are rounded down, and the
+    first part has the rest (denoise paper's code: 80/10/10 of 19 structures are 17/1/1).
     Raises ConfigError for shares that do not fit, DataError if there are too few structures.
     """
     parts = _check(fractions)
     if by not in BY:
         raise ConfigError(f"by must be one of {', '.join(BY)}, got {by!r}")
+    if rounding not in ROUNDING:
+        raise ConfigError(f"rounding must be one of {', '.join(ROUNDING)}, got {rounding!r}")
+    rng = np.random.default_rng(seed)
     if by == "structure":
-        return _cut(np.arange(len(structures)), parts, np.random.default_rng(seed), "structures")
+        return _cut(np.arange(len(structures)), parts, rng, "structures", rounding)
     if by == "system":
         systems = np.unique(structures.system)
-        chosen = _cut(systems, parts, np.random.default_rng(seed), "systems")
+        chosen = _cut(systems, parts, rng, "systems", rounding)
         return tuple(np.flatnonzero(np.isin(structures.system, c)) for c in chosen)
     if by == "block":
-        return _by_block(structures, parts, seed, block, gap)
+        return _by_block(structures, parts, seed, block, gap, rounding)
     names = structures.system_names()
     per_system = []
     for system, rows in by_system(structures):
         # a random stream for each system: adding a system leaves the split of the others as it was
         rng = np.random.default_rng([seed, system])
-        per_system.append(_cut(rows, parts, rng, f"structures of {names[system]}"))
+        per_system.append(_cut(rows, parts, rng, f"structures of {names[system]}", rounding))
     return tuple(np.sort(np.concatenate(part)) for part in zip(*per_system, strict=True))
 
 
 def _by_block(
-    structures: Structures, parts: list[Part], seed: int, block: int | None, gap: int
+    structures: Structures,
+    parts: list[Part],
+    seed: int,
+    block: int | None,
+    gap: int,
+    rounding: str,
 ) -> tuple[np.ndarray, ...]:
     names, out = structures.system_names(), []
     for system, rows in by_system(structures):
@@ -77,7 +90,7 @@ def _by_block(
         # a short rest joins the last block
         of_row = np.minimum(np.arange(len(rows)) // length, count - 1)
         rng = np.random.default_rng([seed, system])
-        chosen = _cut(np.arange(count), parts, rng, f"blocks of {names[system]}")
+        chosen = _cut(np.arange(count), parts, rng, f"blocks of {names[system]}", rounding)
         part = np.full(count, -1)
         for number, blocks in enumerate(chosen):
             part[blocks] = number
@@ -114,7 +127,11 @@ def _check(fractions: Sequence[Part]) -> list[Part]:
 
 
 def _cut(
-    rows: np.ndarray, parts: list[Part], rng: np.random.Generator, what: str
+    rows: np.ndarray,
+    parts: list[Part],
+    rng: np.random.Generator,
+    what: str,
+    rounding: str,
 ) -> tuple[np.ndarray, ...]:
     rows = rng.permutation(rows)
 
@@ -127,7 +144,10 @@ def _cut(
     sizes = np.floor(exact + 1e-9).astype(np.int64)
     rest = np.clip(exact - sizes, 0.0, None)
     left = round(rest.sum())
-    if left:  # drawn, not rounded: else every system of five structures would lose the same part
+    if left and rounding == "floor":
+        if None not in parts:
+            sizes[0] += left
+    elif left:  # drawn, not rounded: else every system of five structures would lose the same part
         sizes[rng.choice(len(parts), size=left, replace=False, p=rest / rest.sum())] += 1
     if sizes.sum() > len(rows):
         raise DataError(f"split asks for {int(sizes.sum())} of {len(rows)} {what}")

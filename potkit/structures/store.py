@@ -278,19 +278,21 @@ class Structures:
 
     def split(
         self,
-        fractions: Sequence[float] = (0.8, 0.1, 0.1),
+        fractions: Sequence[float | int | None] = (0.8, 0.1, 0.1),
         seed: int = 0,
         by: str = "structure",
         block: int | None = None,
         gap: int = 0,
+        rounding: str = "drawn",
     ) -> tuple[Structures, ...]:
         """Disjoint random parts. ``by``: "structure", "system" (no system in two parts),
         "structure-within-system", or "block".
 
         The last is for trajectories: blocks of ``block`` successive structures (default: a
-        twentieth of each system), with ``gap`` left out between parts.
+        twentieth of each system), with ``gap`` left out between parts. ``rounding``: who gets what
+        shares leave, "drawn" or "floor" (the first part); see `potkit.structures.splits.split`.
         """
-        parts = splits.split(self, fractions, seed=seed, by=by, block=block, gap=gap)
+        parts = splits.split(self, fractions, seed, by, block, gap, rounding)
         return tuple(self[rows] for rows in parts)
 
     # -- files ------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def prepared(
             p.data += noise.to(p)
     model.references = torch.zeros(MAX_Z + 1, dtype=torch.float64, device=model.references.device)
     model.scale = torch.ones((), dtype=torch.float64, device=model.scale.device)
+    model.shift = None
     return model
 
 

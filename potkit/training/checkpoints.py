@@ -275,6 +275,8 @@ def restore(model: Potential, state: dict[str, Tensor], source: str) -> None:
     """Load a complete state; every tensor must be there and fit. Raises CheckpointError with the
     first that does not.
     """
+    if "shift" in state and model.shift is None:  # of labels normalised by their mean
+        model.shift = torch.zeros_like(model.scale)
     current = model.state_dict()
     for key in sorted(current.keys() ^ state.keys()):
         problem = "missing" if key in current else "not part of this network"

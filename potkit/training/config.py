@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError
+from ..structures.elements import SYMBOLS
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
 
@@ -26,7 +27,17 @@ NOT_IDENTITY = {
 }
 # settings that came later: at their defaults they are left out of the identity, so that earlier
 # runs are still found
-LATER = ("freeze", "layer_decay", "compile")
+LATER = (
+    "freeze",
+    "layer_decay",
+    "compile",
+    "optimizer",
+    "references",
+    "isolated_energies",
+    "normalization",
+    "valid_fraction",
+    "validate_epochs",
+)
 
 
 class TrainConfig(BaseModel):
@@ -55,7 +66,12 @@ class TrainConfig(BaseModel):
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="what follows the flat part"
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    optimizer: Literal["adamw", "adam"] = Field(
+        "adamw",
+        description="adamw: weight decay apart from the gradient; adam: weight decay as an L2 term "
+        "of the gradient",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay; see optimizer")
     clip: float | None = Field(10.0, gt=0, description="largest gradient norm; none: no clipping")
     ema: float = Field(
         0.0,
@@ -75,6 +91,28 @@ class TrainConfig(BaseModel):
         le=1,
         description="rate of each layer over the next one's; read-outs have the full rate; 1: off",
     )
+    references: Literal["least-squares", "isolated", "none"] = Field(
+        "least-squares",
+        description="what is taken off the energies of labels, per element: a fit to the training "
+        "part, the energies of isolated atoms, or nothing",
+    )
+    isolated_energies: dict[str, float] | None = Field(
+        None,
+        description="for references: isolated, eV by symbol; default: those of the data set",
+    )
+    normalization: Literal["forces", "mean-std", "per-atom-mean-std", "none"] = Field(
+        "forces",
+        description="unit of the network's energy and forces: the root mean square force (spread "
+        "of energies per atom where there are none); the standard deviation of the energies left "
+        "by references, their mean taken off, per structure or per atom; or 1 eV",
+    )
+    valid_fraction: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of the structures that pretraining sets aside for validation; "
+        "fine-tuning is given its own",
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -82,6 +120,12 @@ class TrainConfig(BaseModel):
     )
     validate_every: int | None = Field(
         None, gt=0, description="steps between validations; default: ten in a run"
+    )
+    validate_epochs: float | None = Field(
+        None,
+        gt=0,
+        description="if given, replaces validate_every: passes over the training structures "
+        "between validations",
     )
     checkpoint_every: int | None = Field(
         None, gt=0, description="steps between checkpoints to resume from; default: as validations"
@@ -128,6 +172,15 @@ class TrainConfig(BaseModel):
             raise ValueError(f"warmup + flat must not exceed 1, got {self.warmup} + {self.flat}")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr ({self.min_lr}) must not exceed lr ({self.lr})")
+        if self.isolated_energies is not None:
+            if self.references != "isolated":
+                raise ValueError(
+                    "isolated_energies are for references: isolated, "
+                    f"got references: {self.references}"
+                )
+            unknown = [symbol for symbol in self.isolated_energies if symbol not in SYMBOLS[1:]]
+            if unknown:
+                raise ValueError(f"isolated_energies: {unknown[0]!r} is no element's symbol")
         return self
 
     def replace(self, **changes: Any) -> TrainConfig:
@@ -139,6 +192,14 @@ class TrainConfig(BaseModel):
         if self.epochs is None:
             return self.steps
         return max(1, round(self.epochs * n_structures / min(self.batch_size, n_structures)))
+
+    def steps_between_validations(self, n_structures: int) -> int:
+        """How many steps lie between validations of a run on ``n_structures``."""
+        if self.validate_epochs is None:
+            return self.validate_every or max(1, self.total_steps(n_structures) // 10)
+        return max(
+            1, round(self.validate_epochs * n_structures / min(self.batch_size, n_structures))
+        )
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; two runs that share them (and data, model,

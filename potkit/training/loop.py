@@ -33,7 +33,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..datasets.references import ReferenceEnergies
+from ..datasets.references import CHOICES, ReferenceEnergies
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..kernels.compiling import compiled
 from ..models import Potential
@@ -43,6 +43,7 @@ from ..structures.outputs import PART
 from ..structures.store import Structures
 from . import checkpoints
 from .config import TrainConfig
+from .normalization import normalization
 from .repeatable import repeatable
 from .run_folder import Run, RunFolder
 from .step import State, Training, batch_indices, learning_rate, take_step
@@ -200,7 +201,7 @@ def _train(
         structures.to(fabric.device)
     state = State(fabric, model, model.parts(objective.needed()), config)
     resumed = folder.resume(state)
-    validate_every = config.validate_every or max(1, training.steps // 10)
+    validate_every = config.steps_between_validations(len(structures))
     checkpoint_every = config.checkpoint_every or validate_every
     writer = fabric.global_rank == 0
     header = {
@@ -369,18 +370,6 @@ def _identity(
     }
 
 
-def _unit(structures: Structures, references: ReferenceEnergies | None) -> float:
-    """The unit of a network's energy and forces: root mean square force, or spread of energies
-    per atom where there are no forces.
-    """
-    if structures.forces is not None:
-        return max(float(np.sqrt(np.mean(np.square(structures.forces, dtype=np.float64)))), 1e-3)
-    return max(
-        float(np.std((structures.energy - references.energy(structures)) / structures.n_atoms)),
-        1e-3,
-    )
-
-
 def pretrain(
     model: Potential,
     structures: Structures,
@@ -390,42 +379,32 @@ def pretrain(
     valid: Structures | None = None,
     overwrite: bool = False,
 ) -> Run:
-    """Train ``model`` on unlabelled ``structures`` with a self-supervised ``objective``; 5 % are
-    set aside for validation.
+    """Train ``model`` on unlabelled ``structures`` with a self-supervised ``objective``; of twenty
+    or more the share ``config.valid_fraction`` (5 %) is set aside for validation.
 
     Labels of ``structures`` are not looked at, unless the objective asks for them
     (`ForceConditionedDenoise`); then reference energies and the unit of energies and forces follow
     from them as in `finetune`. ``out`` holds the run: config, metrics, best and last checkpoint;
-    with ``overwrite`` another run that lies there is replaced. Returns the Run.
+    with ``overwrite`` another run that lies there is replaced. Returns the Run. Raises ConfigError
+    for a ``config`` that chooses references or a normalization of labels that are not read.
     """
+    config = config or TrainConfig()
     if objective.labels():
         objective.check(structures)
-        references = ReferenceEnergies.fit(structures) if "energy" in objective.labels() else None
-        model.set_references(references.table if references else {}, _unit(structures, references))
-    if valid is None and len(structures) >= 20:
-        train, valid = structures.split((0.95, 0.05), seed=0, by="structure-within-system")
-        return fit(
-            model,
-            train,
-            objective,
-            config or TrainConfig(),
-            out,
-            valid,
-            {"task": "pretrain"},
-            structures,
-            overwrite,
-        )
-    return fit(
-        model,
-        structures,
-        objective,
-        config or TrainConfig(),
-        out,
-        valid,
-        {"task": "pretrain"},
-        None,
-        overwrite,
-    )
+        normalization(structures, config, labels=objective.labels()).put_into(model)
+    else:
+        for name in ("references", "normalization"):
+            if getattr(config, name) != TrainConfig.model_fields[name].default:
+                raise ConfigError(
+                    f"config: {name} is for labels, which {objective.name} does not read; "
+                    "set it for the fine-tuning"
+                )
+    notes = {"task": "pretrain"}
+    share = config.valid_fraction
+    if valid is not None or len(structures) < 20 or not share:
+        return fit(model, structures, objective, config, out, valid, notes, None, overwrite)
+    train, valid = structures.split((1 - share, share), seed=0, by="structure-within-system")
+    return fit(model, train, objective, config, out, valid, notes, structures, overwrite)
 
 
 def finetune(
@@ -436,18 +415,21 @@ def finetune(
     init: str | Path | Run | None = None,
     out: str | Path = "runs/finetune",
     objective: Supervised | None = None,
-    references: str | ReferenceEnergies = "fit",
+    references: str | ReferenceEnergies | None = None,
     parts: tuple[str, ...] = ("backbone",),
     overwrite: bool = False,
 ) -> Run:
     """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts``
     it starts from.
 
-    ``references``: "fit" (least squares over compositions of ``train`` only), the name of a table
-    of isolated atoms, or ReferenceEnergies. The unit of the energy head is the root mean square
-    force of ``train`` (its spread of energies per atom where there are no forces). Validation and
-    test labels are never used for either. ``overwrite`` as in `pretrain`.
+    ``references``: as ``config.references`` ("fit" is "least-squares" too), the name of a table of
+    isolated atoms or a file of them, or ReferenceEnergies; default: what ``config`` says. They,
+    the unit of the energy head and the mean of the energies follow from ``train`` and ``config``
+    (see `potkit.training.normalization`), not from ``init``. Validation and test labels are never
+    used for any of them. ``overwrite`` as in `pretrain`. Raises ConfigError where ``config``
+    chooses other references than ``references``.
     """
+    config = config or TrainConfig()
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
     for part, role in ((train, "train"), (valid, "valid")):
         missing = [
@@ -459,11 +441,8 @@ def finetune(
             raise DataError(
                 f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})"
             )
-    if isinstance(references, str):
-        if references == "fit":
-            references = ReferenceEnergies.fit(train)
-        else:
-            references = ReferenceEnergies.from_isolated(references)
+    if references is not None:
+        config, references = _given_references(config, references, train)
     notes: dict[str, Any] = {"task": "finetune", "init": None}
     if init is not None:
         source = init.checkpoint if isinstance(init, Run) else init
@@ -473,8 +452,23 @@ def finetune(
                 "choose another folder"
             )
         report = checkpoints.transfer(model, source, parts)
-        if (config or TrainConfig()).progress:
+        if config.progress:
             tqdm.write(str(report), file=sys.stderr)  # stdout may be a pipe nobody reads
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
-    model.set_references(references.table, _unit(train, references))
-    return fit(model, train, objective, config or TrainConfig(), out, valid, notes, None, overwrite)
+    normalization(train, config, references).put_into(model)
+    return fit(model, train, objective, config, out, valid, notes, None, overwrite)
+
+
+def _given_references(
+    config: TrainConfig, given: str | ReferenceEnergies, train: Structures
+) -> tuple[TrainConfig, ReferenceEnergies]:
+    """``config`` that says what was ``given`` beside it, and the energies."""
+    word = "least-squares" if given == "fit" else given
+    chosen = TrainConfig.model_fields["references"].default
+    if config.references not in (word, chosen):
+        raise ConfigError(
+            f"references are given twice: {config.references} in the settings, {given} beside them"
+        )
+    if isinstance(word, str) and word in CHOICES:
+        config = config.replace(references=word)
+    return config, ReferenceEnergies.choose(train, given, config.isolated_energies)

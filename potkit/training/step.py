@@ -98,9 +98,9 @@ def draw(generator: torch.Generator, *key: int | str) -> torch.Generator:
 def rate_groups(
     model: Potential, trained: dict[str, torch.nn.Parameter], decay: float
 ) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: ``factor`` is 1 for read-outs and ``decay`` per layer further down
-    (discriminative fine-tuning, Howard and Ruder 2018, arXiv 1801.06146). Parameters between layers
-    and read-outs go with the last layer.
+    """The optimizer's parameter groups: ``factor`` is 1 for read-outs and ``decay`` per layer
+    further down (discriminative fine-tuning, Howard and Ruder 2018, arXiv 1801.06146). Parameters
+    between layers and read-outs go with the last layer.
     """
     if decay == 1.0:
         return [{"params": list(trained.values()), "factor": 1.0}]
@@ -138,9 +138,8 @@ class State:
                 "the backbone's"
             )
         groups = rate_groups(model, self.trained, config.layer_decay)
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+        self.optimizer = kind(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         if fabric.world_size > 1:
             for tensor in model.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)

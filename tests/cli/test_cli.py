@@ -103,6 +103,41 @@ def test_pretrain_finetune_evaluate(run, here, methane, pretrained):
     assert code == 1 and "runs/finetune holds another run" in err
 
 
+def test_references_and_normalization(run, here, methane, pretrained):
+    """From options and from a file; the checkpoint speaks in eV by itself, and fine-tuning from it
+    starts with its own.
+    """
+    from potkit.training import checkpoints
+
+    extxyz(here / "test.xyz", 6, seed=1)
+    base = ["finetune", "--data", methane, "--init", pretrained, "--steps", 2, *QUICK]
+    atoms = ["--config-set", "isolated_energies={H: -13.6, C: -1029.0}"]
+    mean = ["--config-set", "normalization=mean-std"]
+    code, _, err = run(*base, "--references", "isolated", *atoms, *mean, "--out", "a")
+    assert code == 0, err
+    model = checkpoints.load("a")
+    assert float(model.references[6]) == -1029.0
+    assert float(model.shift) == pytest.approx(1029.0 + 4 * 13.6, abs=5)
+    code, out, err = run("evaluate", "a", "--data", "test.xyz")
+    assert code == 0 and "6 structures" in out, err
+    (here / "none.yaml").write_text("references: none\nnormalization: mean-std\noptimizer: adam\n")
+    code, _, err = run(*base, "--config", "none.yaml", "--out", "b")
+    assert code == 0, err
+    settings = checkpoints.read("b")[1]["config"]
+    assert (settings["references"], settings["optimizer"]) == ("none", "adam")
+    again = ["finetune", "--data", methane, "--init", "a", "--steps", 2, *QUICK]
+    for words in ([], ["--references", "fit"]):
+        code, _, err = run(*again, *words, "--out", "c")
+        assert code == 0 and checkpoints.load("c").shift is None, err
+    code, _, err = run(*base, "--references", "isolated", "--out", "d")
+    assert code == 1 and not (here / "d").exists()
+    assert err.startswith("error: ") and err.count("\n") == 1 and "isolated_energies" in err
+    code, _, err = run(
+        *base, "--config", "none.yaml", "--references", "wB97X/6-31G(d)", "--out", "d"
+    )
+    assert code == 1 and "references are given twice" in err
+
+
 def test_every_registered_objective_and_model_is_reachable(run, methane):
     from potkit import models, objectives
 

@@ -125,6 +125,45 @@ def test_a_split_is_fitted_on_its_first_part_only():
     assert ReferenceEnergies.fit(s).table != before
 
 
+def test_isolated_atoms_of_a_data_set(reference_data):
+    import potkit
+
+    mini = potkit.load("ani-mini")[:50]
+    own = ReferenceEnergies.isolated(mini)
+    assert own.energy(mini) == pytest.approx(
+        ReferenceEnergies.from_isolated("GFN2-xTB").energy(mini)
+    )
+    # the level of 3BPA has the name of ANI's, but another program's energies
+    frames = potkit.load("3bpa")[:3]
+    assert ReferenceEnergies.isolated(frames).table == isolated_atoms("wB97X/6-31G(d), 3BPA")
+    alkanes = potkit.load("ani1-alkanes", files=["core/gdb_HC_s01.h5"])
+    assert ReferenceEnergies.isolated(alkanes).table == isolated_atoms("wB97X/6-31G(d)")
+    # also joined to another set of its level
+    joined = alkanes + Structures(
+        alkanes.z, alkanes.pos, alkanes.ptr, info={"name": "more", "level": "wB97X/6-31G(d)"}
+    )
+    assert ReferenceEnergies.isolated(joined).table == isolated_atoms("wB97X/6-31G(d)")
+    with pytest.raises(DataError, match=r"different levels of theory: wB97X/6-31G\(d\), wB97X"):
+        ReferenceEnergies.isolated(alkanes[:2] + frames)
+    water = potkit.load("water-mini")[:2]
+    with pytest.raises(DataError, match=r"water-mini.* H, O .*AMOEBA.*isolated_energies"):
+        ReferenceEnergies.isolated(water)
+    given = ReferenceEnergies.isolated(water, {"H": -1.0, "O": -2.0})
+    assert given.table == {1: -1.0, 8: -2.0} and given.origin == "isolated atoms, given"
+
+
+def test_every_way_to_choose():
+    s = molecules([[6, 1, 1, 1, 1], [8, 1, 1]], [-40.0, -76.0])
+    assert ReferenceEnergies.choose(s, "fit") == ReferenceEnergies.fit(s)
+    assert ReferenceEnergies.choose(s, "least-squares") == ReferenceEnergies.fit(s)
+    assert ReferenceEnergies.choose(s, "none").table == {1: 0.0, 6: 0.0, 8: 0.0}
+    table = {"H": -1.0, "C": -2.0, "O": -3.0}
+    assert ReferenceEnergies.choose(s, "isolated", table).table == {1: -1.0, 6: -2.0, 8: -3.0}
+    assert 6 in ReferenceEnergies.choose(s, "wB97X/6-31G(d)").table
+    with pytest.raises(DataError, match="neither a file nor a level"):
+        ReferenceEnergies.choose(s, "isolatd")
+
+
 def test_fit_needs_labels():
     with pytest.raises(DataError, match="labelled"):
         ReferenceEnergies.fit(molecules([[1]]))

@@ -80,6 +80,26 @@ def test_counts_and_rest():
         splits.split(s, (0.5, 0.5), by="molecule")
 
 
+def test_shares_rounded_down_are_the_denoise_papers_split():
+    """Its code floors the validation and the test part of each molecule; training has the rest."""
+    counts = (2, 5, 9, 10, 15, 19, 20, 29, 100)
+    s = make(counts)
+    train, valid, test = splits.split(
+        s, (0.8, 0.1, 0.1), seed=1, by="structure-within-system", rounding="floor"
+    )
+    held = [int(np.floor(0.1 * n)) for n in counts]
+    assert np.bincount(s.system[valid], minlength=9).tolist() == held
+    assert np.bincount(s.system[test], minlength=9).tolist() == held
+    assert len(np.unique(np.concatenate([train, valid, test]))) == len(s)
+    rest, fifth = splits.split(s, (None, 0.2), by="structure-within-system", rounding="floor")
+    assert np.bincount(s.system[fifth], minlength=9).tolist() == [int(0.2 * n) for n in counts]
+    assert len(rest) + len(fifth) == len(s)
+    blocks = splits.split(s, (0.5, 0.5), by="block", rounding="floor", block=1)
+    assert len(blocks[0]) == sum(n - n // 2 for n in counts)
+    with pytest.raises(ConfigError, match="rounding must be one of drawn, floor, got 'up'"):
+        splits.split(s, (0.5, 0.5), rounding="up")
+
+
 @pytest.mark.parametrize("by", ["structure", "structure-within-system"])
 def test_label_budgets_are_nested(by):
     s = make((60, 30, 10))
