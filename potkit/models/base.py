@@ -136,6 +136,7 @@ class Potential(nn.Module):
             shift=batch.edge_shift,
             mask=batch.mask,
             charge=batch.charge,
+            formal_charge=batch.formal_charge,
         )
         if batch.force_input is None:
             return graph

@@ -32,6 +32,7 @@ class Graph(NamedTuple):
     charge: Tensor  # [S] e
     extra: Tensor | None = None  # [N, F] added to the atoms' embedding by a force encoder
     extra_vector: Tensor | None = None  # [N, 3, F'] added to the vectors that the first layer makes
+    formal_charge: Tensor | None = None  # [N] e, None where the structures do not say it
 
 
 class Features(NamedTuple):

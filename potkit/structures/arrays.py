@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..errors import DataError
 
 # the packed store
-PER_ATOM = ("z", "pos", "forces", "molecule")
+PER_ATOM = ("z", "pos", "forces", "molecule", "formal_charge")
 PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
 ARRAYS = ("ptr", *PER_ATOM, *PER_STRUCTURE)
 LABELS = ("energy", "forces")
