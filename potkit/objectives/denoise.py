@@ -15,8 +15,8 @@ that are not a gradient the sign is a matter of taste. Periodic structures are n
 the box, which the masked paper does: neighbour lists do not depend on it, and the target is never
 wrapped. A network that reads absolute positions, such as GNS, has to wrap them itself.
 
-The denoise paper's code sums over atoms and axes (``faults=("sum",)``), the masked paper's takes the
-mean; neither divides by σ² (``normalize=False``).
+The denoise paper's code sums over atoms and axes (``faults=("sum",)``), the masked paper's takes
+the mean; neither divides by σ² (``normalize=False``).
 
 σ need not be one number. Per structure s it may follow from its system, or be drawn log-uniformly
 from a range (as in DeNS, arXiv 2403.09549). With ``normalize`` each structure is weighted by

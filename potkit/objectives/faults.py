@@ -38,9 +38,9 @@ class Fault:
 _TABLE = (
     Fault(
         "wrong-sign",
-        "The vector read-out is trained on +ε instead of −ε. Where it is −∂E/∂x, the learned energy "
-        "has its maximum at the clean structure, the opposite of a potential; for other read-outs "
-        "the sign is a matter of taste.",
+        "The vector read-out is trained on +ε instead of −ε. Where it is −∂E/∂x, the learned "
+        "energy has its maximum at the clean structure, the opposite of a potential; for other "
+        "read-outs the sign is a matter of taste.",
         ("denoise", "masked-denoise"),
         "faults of the objective; for denoise also faithful=True, its older word",
         "D pretrain.py, loss_fn (all networks); M masked_pretrain_forcefield_noised.py:155-173, of "
@@ -49,8 +49,8 @@ _TABLE = (
     ),
     Fault(
         "sum",
-        "The loss is the sum over atoms and axes of a batch instead of their mean: large structures "
-        "make large steps, and clipping bites elsewhere.",
+        "The loss is the sum over atoms and axes of a batch instead of their mean: batches of more "
+        "atoms count for more, and a limit on the gradient's norm means something else.",
         ("denoise",),
         "faults of the objective",
         "D pretrain.py, loss_fn (reduction='sum'); M takes the mean",
@@ -90,13 +90,12 @@ _TABLE = (
         (),
         "potkit.read(path, format='spice', faults=('smiles-order',))",
         "D dataset/dataset_spice.py, get_data_loaders",
-        "datasets/test_formats_hdf5.py::"
-        "test_the_fault_smiles_order_puts_elements_on_wrong_atoms",
+        "datasets/test_formats_hdf5.py::test_the_fault_smiles_order_puts_elements_on_wrong_atoms",
     ),
     Fault(
         "float32-labels",
-        "Total energies are rounded to float32 before isolated atoms are taken off: steps of up to "
-        "0.02 kcal/mol in the labels.",
+        "Total energies are rounded to float32 before isolated atoms are taken off: the labels of "
+        "molecules of 256 to 512 Hartree come in steps of 0.02 kcal/mol.",
         (),
         "potkit.datasets.published_labels.float32_labels(structures)",
         "D dataset/dataset_ani1.py, ANI1.__getitem__",
@@ -117,18 +116,19 @@ _TABLE = (
         "The weights are saved without the mean and standard deviation of the labels: loaded "
         "again, they speak in another unit.",
         (),
-        "potkit.evaluate(…, faults=('normalizer-lost',)); checkpoints of potkit hold references and "
-        "scale",
+        "potkit.evaluate(…, faults=('normalizer-lost',)); potkit's checkpoints hold references "
+        "and scale",
         "D train.py and M train_forcefield.py, train (the state dict alone is saved)",
-        "training/test_evaluation_faults.py::test_normalizer_lost",
+        "training/test_evaluation.py::test_normalizer_lost",
     ),
     Fault(
         "normalized-twice",
-        "EGNN and ForceNet scale and shift their outputs by the labels' mean and standard deviation "
-        "while the labels they are trained on are normalised too, and evaluation de-normalises once "
-        "more. Training undoes it, so the weights are other ones, and what is evaluated is right.",
+        "EGNN and ForceNet scale and shift each atom's output by the labels' mean and standard "
+        "deviation, while the labels they are trained on are normalised too, and evaluation "
+        "de-normalises once more. What is evaluated is right, but the network has to learn to undo "
+        "the first of the two.",
         (),
-        "no switch: it moves the initialisation of the energy's scale, and no number of a table",
+        "no switch: a model's references and scale serve training and evaluation alike, once",
         "M train_forcefield.py, set_scalar_stat and loss_fn",
         "",
     ),
@@ -144,8 +144,8 @@ _TABLE = (
     ),
     Fault(
         "redrawn-validation",
-        "Validation noise is drawn anew at every epoch, so that losses of two epochs differ by luck "
-        "as well.",
+        "Validation noise is drawn anew at every epoch, so that losses of two epochs differ by "
+        "luck as well.",
         (),
         "no switch: potkit.training.validation draws the same corruption at every call",
         "D dataset/dataset_pretrain.py, PretrainData.__getitem__",

@@ -14,8 +14,8 @@ each remaining atom is the displacement to the FARTHEST removed atom of its stru
 flagged. The removed set may be empty: then no target.
 
 For both d points from the remaining atom to the removed one. What the authors' code does otherwise
-can be repeated by name (``faults``, see `objectives.faults`): by molecule int(ρ n) molecules lose an
-atom instead of the nearest whole number ("floor"); by atom the target has the opposite sign
+can be repeated by name (``faults``, see `objectives.faults`): by molecule int(ρ n) molecules lose
+an atom instead of the nearest whole number ("floor"); by atom the target has the opposite sign
 ("mask-direction"), and a structure that lost nothing adds a constant 1 per atom ("constant-one").
 
 Beyond the paper, by atom: ``target="bonded"`` asks only the heavy atoms that lost something, each

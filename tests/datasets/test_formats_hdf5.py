@@ -4,7 +4,6 @@ and on damaged ones.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import ase.io
@@ -263,18 +262,14 @@ def test_the_fault_smiles_order_puts_elements_on_wrong_atoms(tmp_path):
         read(path, faults=("rdkit-order",))
 
 
-@pytest.mark.skipif("POTKIT_REFERENCE_DATA" not in os.environ, reason="POTKIT_REFERENCE_DATA unset")
-def test_real_smiles_of_spice_agree_with_their_atoms_and_not_with_rdkits_order():
+def test_real_smiles_of_spice_agree_with_their_atoms_and_not_with_rdkits_order(reference_data):
     """Nine of ten molecules of the public subsets have wrong elements by the published fault."""
     pytest.importorskip("rdkit")
     from potkit.datasets.formats.spice import _in_smiles_order
 
-    folder = Path(os.environ["POTKIT_REFERENCE_DATA"]) / "spice-subsets"
-    if not folder.is_dir():
-        pytest.skip("spice-subsets is not in POTKIT_REFERENCE_DATA")
     wrong = []
     for file in ("spice_des370k_monomers.xyz", "spice_dipeptides.xyz", "spice_pubchem.xyz"):
-        for frame in ase.io.read(folder / file, ":"):
+        for frame in ase.io.read(reference_data / "spice-subsets" / file, ":"):
             if "smiles" not in frame.info:
                 continue
             z = frame.numbers.astype(np.uint8)

@@ -59,8 +59,8 @@ class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
     ``energy``, ``forces`` and ``formal_charge`` survive only if every block brought them; what was
-    dropped is told in ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as float64. Growing uses
-    realloc, so that memory stays near the packed result.
+    dropped is told in ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as
+    float64. Growing uses realloc, so that memory stays near the packed result.
     """
 
     def __init__(self, dtype: Any = np.float32) -> None:

@@ -4,12 +4,12 @@ Bohr, energies Hartree.
 P. Eastman et al., Sci. Data 10, 11 (2023), 10.1038/s41597-022-01882-6. ``dft_total_gradient``
 [n,a,3] Hartree/Bohr is minus the force; ``formation_energy`` is relative to free atoms or ions,
 ``dft_total_energy`` is not. A data set's ``units`` attribute, where there is one, is believed. The
-elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order, and each carries the
-number (from 1) of its row in the arrays. By these numbers the formal charges of the SMILES come to
-their atoms, which the denoise paper's networks see (28 pairs of element and formal charge).
+elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order, and each carries
+the number (from 1) of its row in the arrays. By these numbers the formal charges of the SMILES come
+to their atoms; the denoise paper's networks see them (28 pairs of element and formal charge).
 
-The denoise paper's code (arXiv 2303.02216, dataset_spice.py) does not go by those numbers, which can
-be repeated: `FAULTS`.
+The denoise paper's code (arXiv 2303.02216, dataset_spice.py) does not go by those numbers, which
+can be repeated: `FAULTS`.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def read(
                     unnumbered.append(group.name)
                 elif int(formal.sum()) != charge:
                     raise DataError(
-                        f"{where}: the formal charges of the SMILES add up to {int(formal.sum()):+d}"
-                        f", its mbis_charges to {charge:+d}; formal_charges=False reads without them"
+                        f"{where}: formal charges of the SMILES add up to {int(formal.sum()):+d}, "
+                        f"mbis_charges to {charge:+d}; formal_charges=False reads without them"
                     )
             if "smiles-order" in faults:
                 smiles = None if get("smiles") is None else _text(get("smiles"))
