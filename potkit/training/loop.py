@@ -441,7 +441,8 @@ def finetune(
     overwrite: bool = False,
 ) -> Run:
     """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts``
-    it starts from.
+    it starts from (the denoise paper's text: the backbone; its code: the energy head too, see
+    `checkpoints.transfer`).
 
     ``references``: "fit" (least squares over compositions of ``train`` only), the name of a table
     of isolated atoms, or ReferenceEnergies. The unit of the energy head is the root mean square
