@@ -17,6 +17,8 @@ For both d points from the remaining atom to the removed one. What the authors' 
 can be repeated by name (``faults``, see `objectives.faults`): by molecule int(ρ n) molecules lose
 an atom instead of the nearest whole number ("floor"); by atom the target has the opposite sign
 ("mask-direction"), and a structure that lost nothing adds a constant 1 per atom ("constant-one").
+That code also adds a vector to all unflagged atoms in pretraining, and none in fine-tuning: a fault
+of its networks ("mask-shift"), which are told of flags by ``mask`` and here of nothing else.
 
 Beyond the paper, by atom: ``target="bonded"`` asks only the heavy atoms that lost something, each
 for d = mean of the displacements to the atoms it lost; a removed atom belongs to the remaining
