@@ -45,7 +45,7 @@ _TABLE = (
         "faults of the objective; for denoise also faithful=True, its older word",
         "D pretrain.py, loss_fn (all networks); M masked_pretrain_forcefield_noised.py:155-173, of "
         "its denoise baseline (−∂E/∂x) and of masked + denoise (x_L − x̃)",
-        "objectives/test_faults.py::test_wrong_sign",
+        "objectives/test_objective_faults.py::test_wrong_sign",
     ),
     Fault(
         "sum",
@@ -54,7 +54,7 @@ _TABLE = (
         ("denoise",),
         "faults of the objective",
         "D pretrain.py, loss_fn (reduction='sum'); M takes the mean",
-        "objectives/test_faults.py::test_sum",
+        "objectives/test_objective_faults.py::test_sum",
     ),
     Fault(
         "floor",
@@ -63,7 +63,7 @@ _TABLE = (
         ("masked", "masked-denoise"),
         "faults of the objective, by molecule",
         "M dataset/dataset_water.py:435",
-        "objectives/test_faults.py::test_floor",
+        "objectives/test_objective_faults.py::test_floor",
     ),
     Fault(
         "mask-direction",
@@ -72,7 +72,7 @@ _TABLE = (
         ("masked",),
         "faults of the objective, by atom",
         "M dataset/dataset_md17.py:165",
-        "objectives/test_faults.py::test_mask_direction",
+        "objectives/test_objective_faults.py::test_mask_direction",
     ),
     Fault(
         "constant-one",
@@ -81,7 +81,7 @@ _TABLE = (
         ("masked",),
         "faults of the objective, by atom",
         "M dataset/dataset_md17.py, get_rel_disp (its corner case)",
-        "objectives/test_faults.py::test_constant_one",
+        "objectives/test_objective_faults.py::test_constant_one",
     ),
     Fault(
         "smiles-order",
@@ -140,7 +140,7 @@ _TABLE = (
         "no validation structures: finetune(valid=None), pretrain(valid=structures[:0]) end with "
         "the last state",
         "D pretrain.py, train; M train_forcefield.py, train",
-        "objectives/test_faults.py::test_last_state",
+        "objectives/test_objective_faults.py::test_last_state",
     ),
     Fault(
         "redrawn-validation",
