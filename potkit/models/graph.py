@@ -30,6 +30,7 @@ class Graph(NamedTuple):
     shift: Tensor | None  # [E, 3] Å, None without periodic boundaries
     mask: Tensor | None  # [N] 1 where an objective flagged the atom
     charge: Tensor  # [S] e
+    formal_charge: Tensor | None = None  # [N] e, of each atom
     extra: Tensor | None = None  # [N, F] added to the atoms' embedding by a force encoder
     extra_vector: Tensor | None = None  # [N, 3, F'] added to the vectors that the first layer makes
 
@@ -51,6 +52,8 @@ class Prediction(NamedTuple):
     # [N, 3] a second vector read-out, for objectives that denoise while energy and forces are
     # trained
     noise: Tensor | None = None
+    # [N, 3] Å, the coordinate update x_L − x beside the vector read-out
+    displacement: Tensor | None = None
 
 
 class Backbone(Protocol):
