@@ -50,13 +50,14 @@ class Experiment:
     "operations", "time" or "steps", or None to leave that arm out. ``valid_fraction``: the share of
     each label budget that chooses the best state. ``parts``: arm -> parts that are transferred
     (default: the backbone only). ``columns``: what tells this experiment's rows from another's in
-    one grid, such as {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are. ``draws``: how many
-    draws of labelled structures are nested in each seed's pretraining, each with its own heads and
-    batch order; intervals count pretrainings. ``primary``: the one contrast that is declared before
-    any run, {"arm": …, "against": …, "metric": …} (see `statistics.effects`). ``search``,
-    ``tuning_seeds``, ``search_at``: settings of fine-tuning that are chosen for each arm (see
-    `experiments.search`). ``valid_min``: the fewest validation structures of a label budget.
-    ``convergence``: train scratch with twice the steps, too (see `experiments.convergence`).
+    one grid, such as {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are.
+    ``draws``: how many draws of labelled structures are nested in each seed's pretraining, each
+    with its own heads and batch order; intervals count pretrainings. ``primary``: the one contrast
+    that is declared before any run, {"arm": …, "against": …, "metric": …} (see
+    `statistics.effects`). ``search``, ``tuning_seeds``, ``search_at``: settings of fine-tuning that
+    are chosen for each arm (see `experiments.search`). ``valid_min``: the fewest validation
+    structures of a label budget. ``convergence``: train scratch with twice the steps, too (see
+    `experiments.convergence`).
     """
 
     model: dict[str, Any]
