@@ -29,7 +29,14 @@ names as its origin.
     pretrain: {steps: 4000, batch_size: 32}            # TrainConfig
     finetune: {steps: 600, batch_size: 8, references: isolated, normalization: mean-std}
     supervised: {energy: 1, forces: 10}                # optional
-    longer: time                                       # optional; time, steps or null
+    # optional; what scratch-longer's further steps are counted in: operations, time, steps or null
+    longer: time
+    # optional; settings of fine-tuning chosen for each arm: see potkit.experiments.search
+    search: {lr: [1.0e-3, 3.0e-3]}
+    tuning_seeds: [100, 101]
+    search_at: 50
+    valid_min: 5                                       # optional; see Experiment
+    convergence: true                                  # optional; scratch with twice the steps, too
     # optional; read-out an arm is pretrained with
     vectors: {denoise 0.1 Å: gradient}
     # optional; what an arm takes over (default: the backbone)
@@ -192,6 +199,11 @@ class ExperimentSpec(BaseModel):
     parts: dict[str, list[str]] = {}
     draws: int = 1
     primary: dict[str, str] | None = None
+    search: dict[str, list[Any]] = {}
+    tuning_seeds: list[int] = []
+    search_at: int | None = None
+    valid_min: int = 1
+    convergence: bool = False
 
     def experiment(
         self,
@@ -228,6 +240,11 @@ class ExperimentSpec(BaseModel):
             finetune_config=TrainConfig(**self.finetune),
             draws=self.draws,
             primary=self.primary,
+            search=self.search,
+            tuning_seeds=self.tuning_seeds,
+            search_at=self.search_at,
+            valid_min=self.valid_min,
+            convergence=self.convergence,
             supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
         )
         train, test = load(self.train), load(self.test)
