@@ -24,39 +24,79 @@ Parameters: denoise-paper 2 400 779, masked-paper 610 182, small 130 441 (counte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import ConfigError
 from ..structures.geometry import edge_vectors
+from . import faults as published_faults
 from .graph import Features, Graph, Network
-from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, silu, sum_over
+from .layers import (
+    AtomEmbedding,
+    BesselBasis,
+    first_neighbors,
+    keep_edges,
+    mlp,
+    polynomial_envelope,
+    silu,
+    sum_over,
+)
 from .replaceable import replaceable
 
 PRESETS = {
     "denoise-paper": dict(
-        hidden=256, layers=5, attention=True, tanh=True, cutoff=5.0, vector="coordinate"
+        hidden=256,
+        layers=5,
+        attention=True,
+        tanh=True,
+        aggregate="mean",
+        bias=False,
+        cutoff=5.0,
+        vector="coordinate",
     ),
     "masked-paper": dict(
         hidden=128,
         layers=5,
         attention=False,
         tanh=False,
+        aggregate="mean",
+        bias=False,
         cutoff=3.4,
         vector="gradient",
         head_norm=True,
     ),
     "small": dict(
-        hidden=64, layers=4, attention=True, tanh=True, radial=8, cutoff=5.0, vector="coordinate"
+        hidden=64,
+        layers=4,
+        attention=True,
+        tanh=True,
+        radial=8,
+        aggregate="sum",
+        bias=True,
+        cutoff=5.0,
+        vector="coordinate",
     ),
 }
+AGGREGATES = ("sum", "mean")
+FAULTY_SEARCH = 34  # atoms that an atom is heard by, itself counted: the published code's 32 + 2
 
 
 class Layer(nn.Module):
     """Equations 3–6: one message-passing layer."""
 
-    def __init__(self, hidden: int, radial: int, attention: bool, tanh: bool) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        radial: int,
+        attention: bool,
+        tanh: bool,
+        aggregate: str,
+        bias: bool,
+        detached: bool,  # fault "detached-norm"
+    ) -> None:
         super().__init__()
         # φ_e: three parts of its first layer, then the second
         self.from_receiver = nn.Linear(hidden, hidden, bias=False)
@@ -71,9 +111,12 @@ class Layer(nn.Module):
         self.gate = nn.Linear(hidden, 1) if attention else None  # a
         self.coordinate = mlp([hidden, hidden, 1])  # φ_x, at first (almost) the identity on x
         nn.init.xavier_uniform_(self.coordinate[-1].weight, gain=0.001)
-        nn.init.zeros_(self.coordinate[-1].bias)
+        if bias:
+            nn.init.zeros_(self.coordinate[-1].bias)
+        else:
+            self.coordinate[-1].bias = None
         self.update = mlp([2 * hidden, hidden, hidden])  # φ_h
-        self.tanh = tanh
+        self.tanh, self.aggregate, self.detached = tanh, aggregate, detached
 
     def forward(
         self,
@@ -94,10 +137,28 @@ class Layer(nn.Module):
         weight = weight[:, None]  # [E, 1]
         if envelope is not None:
             weight = weight * envelope
+        if self.detached:
+            distance = distance.detach()
         direction = -vector / (distance[:, None] + 1e-8)  # r_ij / d_ij
-        x = x + sum_over(direction * weight, graph.receiver, x.shape[0])  # (4)
+        x = x + self.over_neighbors(direction * weight, envelope, graph)  # (4)
         h = h + self.update(torch.cat([h, message], -1))  # (6)
         return h, x
+
+    def over_neighbors(
+        self,
+        move: Tensor,  # [E, 3] Å, r_ij/d_ij w_ij f_c
+        envelope: Tensor | None,  # [E, 1] f_c
+        graph: Graph,
+    ) -> Tensor:
+        """Sum, or mean weighted by f_c, of what the neighbours of each atom ask for: [N, 3] Å."""
+        n = graph.z.shape[0]
+        if self.aggregate == "sum":
+            return sum_over(move, graph.receiver, n)
+        count = torch.ones_like(move[:, :1]) if envelope is None else envelope
+        total = sum_over(count, graph.receiver, n)  # [N, 1]
+        # an atom that hardly has neighbours (count → 0) is hardly moved; the small number is for
+        # one that has none
+        return sum_over(move * count, graph.receiver, n) / (total + 1e-12)
 
     @replaceable("egnn.messages")
     def messages(
@@ -125,7 +186,6 @@ class EGNN(Network):
 
     gives_displacement = True
     kernel_order = 1
-    faithful_pooled = True  # the denoise paper sums features over atoms before the energy MLP
 
     def __init__(
         self,
@@ -135,25 +195,36 @@ class EGNN(Network):
         attention: bool = True,
         tanh: bool = True,
         radial: int = 0,
+        aggregate: str = "sum",
+        bias: bool = True,
         charge: bool = False,
-        faithful: bool = False,
+        formal_charges: bool = False,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if hidden < 1 or layers < 1 or radial < 0:
             raise ConfigError(
                 f"EGNN needs hidden ≥ 1, layers ≥ 1, radial ≥ 0, got {hidden}, {layers}, {radial}"
             )
-        self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
-        self.embedding = AtomEmbedding(hidden, charge)
+        if aggregate not in AGGREGATES:
+            raise ConfigError(f"unknown aggregate {aggregate!r}; there are {', '.join(AGGREGATES)}")
+        self.cutoff, self.n_features = cutoff, hidden
+        self.faults, self.formal_charges = published_faults.check("egnn", faults), formal_charges
+        self.embedding = AtomEmbedding(hidden, charge, formal_charges, self.faults)
         self.basis = BesselBasis(radial, cutoff) if radial else None
-        self.layers = nn.ModuleList(Layer(hidden, radial, attention, tanh) for _ in range(layers))
+        detached = "detached-norm" in self.faults
+        self.layers = nn.ModuleList(
+            Layer(hidden, radial, attention, tanh, aggregate, bias, detached) for _ in range(layers)
+        )
 
     def forward(self, graph: Graph) -> Features:
         """Scalars h_i [N, F] and displacements x_L − x [N, 3] Å."""
+        if "neighbours-32" in self.faults:
+            graph = keep_edges(graph, self.heard(graph))
         h = self.embedding(graph)  # [N, F]
         x, vector, distance = graph.pos, graph.vector, graph.distance
         envelope = None
-        if not self.faithful:
+        if "no-envelope" not in self.faults:
             envelope = polynomial_envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
         for i, layer in enumerate(self.layers):
             if i:
@@ -163,3 +234,12 @@ class EGNN(Network):
             edge = distance.square()[:, None] if self.basis is None else self.basis(distance)
             h, x = layer(h, x, vector, distance, edge, envelope, graph)
         return Features(h, displacement=x - graph.pos)
+
+    def heard(self, graph: Graph) -> Tensor:
+        """Which edges the published code's search finds, [E] bool: those to the first receivers of
+        each sender. Boxes are not cut: the denoise paper's code knows none.
+        """
+        kept, _ = first_neighbors(graph, FAULTY_SEARCH, sending=True)
+        if graph.periodic is None:
+            return kept
+        return kept | graph.periodic[graph.batch[graph.receiver]]

@@ -18,9 +18,12 @@ Parameters: denoise-paper 1 453 569, small 86 657 (counted by a test).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from . import faults as published_faults
 from .graph import Features, Graph, Network
 from .layers import (
     ENVELOPES,
@@ -28,6 +31,7 @@ from .layers import (
     GaussianBasis,
     first_neighbors,
     glorot,
+    keep_edges,
     shifted_softplus,
     sum_over,
 )
@@ -41,6 +45,7 @@ PRESETS = {
         radial=32,
         cutoff=5.0,
         envelope="cosine",
+        head="schnet",
         vector="gradient",
     ),
     "small": dict(
@@ -53,7 +58,7 @@ PRESETS = {
         vector="gradient",
     ),
 }
-FAITHFUL_NEIGHBORS = 32
+FAULTY_SEARCH = 33  # atoms that an atom hears, itself counted, in the published code
 
 
 class Interaction(nn.Module):
@@ -97,7 +102,8 @@ class SchNet(Network):
         cutoff: float = 5.0,
         envelope: str = "cosine",
         charge: bool = False,
-        faithful: bool = False,
+        formal_charges: bool = False,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if min(hidden, filters, layers) < 1 or radial < 2:
@@ -107,16 +113,17 @@ class SchNet(Network):
             )
         if envelope not in ENVELOPES:
             raise ConfigError(f"unknown envelope {envelope!r}; there are {', '.join(ENVELOPES)}")
-        self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
+        self.cutoff, self.n_features = cutoff, hidden
+        self.faults, self.formal_charges = published_faults.check("schnet", faults), formal_charges
         self.envelope = ENVELOPES[envelope]
-        self.embedding = AtomEmbedding(hidden, charge)
+        self.embedding = AtomEmbedding(hidden, charge, formal_charges, self.faults)
         self.basis = GaussianBasis(radial, cutoff)
         self.layers = nn.ModuleList(Interaction(hidden, filters, radial) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Features:
         """Scalars h_i [N, F], invariant."""
-        if self.faithful:
-            graph = first_neighbors(graph, FAITHFUL_NEIGHBORS)
+        if "neighbours-32" in self.faults:
+            graph = keep_edges(graph, first_neighbors(graph, FAULTY_SEARCH)[0])
         return Features(self.interactions(self.embedding(graph), graph))
 
     @replaceable("schnet.interactions")

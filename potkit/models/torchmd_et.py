@@ -28,21 +28,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import ConfigError
+from . import faults as published_faults
 from .graph import Features, Graph, Network
-from .layers import AtomEmbedding, cosine_envelope, first_neighbors, glorot, silu, sum_over
+from .layers import (
+    AtomEmbedding,
+    cosine_envelope,
+    first_neighbors,
+    glorot,
+    keep_edges,
+    silu,
+    sum_over,
+)
 from .replaceable import replaceable
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=6, radial=32, heads=8, cutoff=5.0, vector="gated"),
     "small": dict(hidden=64, layers=3, radial=32, heads=4, cutoff=5.0, vector="gated"),
 }
-FAITHFUL_NEIGHBORS = 32
+FAULTY_SEARCH = 32  # atoms that an atom hears, itself counted, in the published code
 
 
 class ExpNormalBasis(nn.Module):
@@ -70,6 +80,8 @@ class Edges:
     basis: Tensor  # [E, K] (1)
     direction: Tensor  # [E, 3] r_ij / d_ij
     own_basis: Tensor  # [1, K] (1) at d = 0, where an atom attends to itself
+    # [N, 1] 0 where an atom does not: fault "neighbours-32"; None where all do
+    own: Tensor | None = None
 
 
 class Layer(nn.Module):
@@ -159,7 +171,11 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What each atom says to itself, at d = 0, where f_c is 1 and there is no direction."""
         filters = silu(linear(edges.own_basis, weight, bias))  # [1, 4F]
-        return self.message(q, k, s, v, filters, torch.ones_like(edges.own_basis[:, :1]), None)
+        one = torch.ones_like(edges.own_basis[:, :1])
+        scalar, vector = self.message(q, k, s, v, filters, one, None)
+        if edges.own is None:
+            return scalar, vector
+        return scalar * edges.own, None if vector is None else vector * edges.own[:, None]
 
     def filter_weights(self) -> tuple[Tensor, Tensor]:
         """Weight [4F, K] and bias [4F] of D^K and D^V, to make both in one product."""
@@ -187,7 +203,6 @@ class TorchMDET(Network):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and vectors [N, 3, hidden]."""
 
     kernel_order = 1
-    faithful_pooled = True
 
     def __init__(
         self,
@@ -197,7 +212,8 @@ class TorchMDET(Network):
         heads: int = 8,
         cutoff: float = 5.0,
         charge: bool = False,
-        faithful: bool = False,
+        formal_charges: bool = False,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if min(hidden, layers, heads) < 1 or radial < 2 or hidden % heads:
@@ -205,23 +221,30 @@ class TorchMDET(Network):
                 "TorchMDET needs layers ≥ 1, radial ≥ 2 and a number of heads that divides "
                 f"hidden, got layers={layers}, radial={radial}, heads={heads}, hidden={hidden}"
             )
-        self.cutoff, self.faithful = cutoff, faithful
+        self.cutoff = cutoff
+        self.faults = published_faults.check("torchmd_et", faults)
+        self.formal_charges = formal_charges
         self.n_features, self.n_vector_features = hidden, hidden
-        self.embedding = AtomEmbedding(hidden, charge)
-        self.neighbor_embedding = AtomEmbedding(hidden)  # embed'
+        self.embedding = AtomEmbedding(hidden, charge, formal_charges)
+        self.neighbor_embedding = AtomEmbedding(hidden, formal_charges=formal_charges)  # embed'
         self.basis = ExpNormalBasis(radial, cutoff)
         self.neighbor_filter = glorot(radial, hidden)  # W, w
         self.combine = glorot(2 * hidden, hidden)  # C, b
+        damped = "no-envelope" not in self.faults
         self.layers = nn.ModuleList(
-            Layer(hidden, heads, radial, damped=not faithful, first=i == 0) for i in range(layers)
+            Layer(hidden, heads, radial, damped, first=i == 0) for i in range(layers)
         )
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, graph: Graph) -> Features:
         """Scalars [N, F], normalised, and vectors [N, 3, F]."""
-        if self.faithful:
-            graph = first_neighbors(graph, FAITHFUL_NEIGHBORS - 1)
+        own = None
+        if "neighbours-32" in self.faults:
+            kept, own = first_neighbors(graph, FAULTY_SEARCH)
+            graph = keep_edges(graph, kept)
         edges = self.edges(graph)  # (2), (1)
+        if own is not None and not bool(own.all()):
+            edges.own = own[:, None].to(graph.pos.dtype)
         near = self.neighbors(self.neighbor_embedding(graph), edges)  # (3)
         x = self.combine(torch.cat([self.embedding(graph), near], -1))  # (4)
         v = None

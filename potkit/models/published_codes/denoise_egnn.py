@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Features
+from ..faults import of
 from ..layers import sum_over
 from .common import (
     CodeGraph,
@@ -110,7 +111,8 @@ class EGNN(nn.Module):
     n_vector_features = 0
     gives_displacement = True
     boxes = False
-    faithful = True
+    faults = of("egnn", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("gcl",)
     # not "permutation": the neighbour limit goes by the order of atoms
     symmetries = frozenset({"translation", "rotation", "reflection"})

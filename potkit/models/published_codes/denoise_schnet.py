@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Features
+from ..faults import of
 from ..layers import cosine_envelope, sum_over
 from .common import CodeGraph, Published, first_in_index_order, mean_over
 
@@ -123,7 +124,8 @@ class SchNet(nn.Module):
     n_vector_features = 0
     gives_displacement = False
     boxes = False
-    faithful = True
+    faults = of("schnet", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("interactions",)
     # not "permutation": the neighbour limit goes by the order of atoms
     symmetries = frozenset({"translation", "rotation", "reflection"})

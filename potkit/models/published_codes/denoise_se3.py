@@ -49,6 +49,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Features
+from ..faults import of
 from ..layers import sum_over
 from .common import CodeGraph, Published, first_in_index_order, mean_over
 
@@ -327,7 +328,8 @@ class SE3Transformer(nn.Module):
     n_vector_features = 0
     gives_displacement = False
     boxes = False
-    faithful = True
+    faults = of("se3_transformer", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("Gblock",)
     symmetries = frozenset({"translation", "rotation"})
 

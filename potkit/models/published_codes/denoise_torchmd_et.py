@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Features
+from ..faults import of
 from ..layers import cosine_envelope, sum_over
 from .common import CodeGraph, PooledEnergy, Published, first_in_index_order
 from .denoise_schnet import ShiftedSoftplus
@@ -166,7 +167,8 @@ class TorchMDET(nn.Module):
 
     gives_displacement = False
     boxes = False
-    faithful = True
+    faults = of("torchmd_et", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("attention_layers",)
     # not "permutation": the neighbour limit goes by the order of atoms
     symmetries = frozenset({"translation", "rotation", "reflection"})

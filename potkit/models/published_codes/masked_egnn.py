@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from ..base import Features
+from ..faults import of
 from . import denoise_egnn
 from .common import AtomEnergy, CodeGraph, Published
 
@@ -49,6 +50,7 @@ class EGNN(denoise_egnn.EGNN):
     """
 
     boxes = True
+    faults = of("egnn", "masked-paper")
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

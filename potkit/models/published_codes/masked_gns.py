@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Features
+from ..faults import of
 from ..layers import sum_over
 from .common import AtomEnergy, CodeGraph, DirectForces, Published, minimum_image
 
@@ -117,7 +118,8 @@ class GNS(nn.Module):
     n_vector_features = 0
     gives_displacement = False
     boxes = True
-    faithful = True
+    faults = of("gns", "masked-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("_encode_process_decode._processor.gnn_stacks",)
     symmetries = frozenset({"permutation"})
 
