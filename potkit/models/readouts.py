@@ -11,7 +11,6 @@ from ..errors import ConfigError
 from .graph import Features, Graph
 from .layers import ShiftedSoftplus, mlp, sum_over
 
-
 # from features to the energy of an atom, by the name of the read-out option ``head``
 HEADS: dict[str, Callable[[int], nn.Module]] = {
     "mlp": lambda features: mlp([features, features, 1]),
