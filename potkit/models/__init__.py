@@ -69,6 +69,13 @@ def _find(name: str) -> tuple[type, dict[str, dict[str, Any]]]:
     return getattr(module, cls), module.PRESETS
 
 
+def _options_of(name: str, preset: str) -> dict[str, Any]:
+    table = _find(name)[1]
+    if preset not in table:
+        raise ConfigError(f"unknown preset {preset!r} of {name}; there are {', '.join(table)}")
+    return table[preset]
+
+
 def presets(name: str) -> dict[str, dict[str, Any]]:
     """The presets of a network: preset -> options."""
     return {k: dict(v) for k, v in _find(name)[1].items()}
@@ -106,9 +113,8 @@ def build(
             {"faithful": True} if faithful else {}
         )
         return _published(name, preset, seed, overrides)
-    cls, table = _find(name)
-    if preset not in table:
-        raise ConfigError(f"unknown preset {preset!r} of {name}; there are {', '.join(table)}")
+    cls = _find(name)[0]
+    of_preset = _options_of(name, preset)
     own = list(inspect.signature(cls).parameters)
     unknown = [k for k in overrides if k not in own and k not in READOUT_OPTIONS]
     if unknown:
@@ -116,7 +122,7 @@ def build(
             f"{name} has no option {', '.join(map(repr, unknown))}; "
             f"it has {', '.join((*own, *READOUT_OPTIONS))}"
         )
-    options = {**table[preset], **overrides}
+    options = {**of_preset, **overrides}
     if not options.get("cutoff", 1.0) > 0:
         raise ConfigError(f"cutoff must be positive, got {options['cutoff']}")
     options |= _fault_options(name, preset, faults, faithful, options)
@@ -133,6 +139,7 @@ def rebuild(recipe: dict[str, Any]) -> Potential:
     """
     if recipe["name"].startswith(published_codes.PREFIX):
         return build(recipe["name"], recipe["preset"], **recipe["options"])
+    _options_of(recipe["name"], recipe["preset"])  # there must be such a preset
     model = _make(recipe["name"], recipe["preset"], _by_name(recipe), None)
     model.recipe = recipe
     return model

@@ -2,24 +2,38 @@
 as both papers set it.
 
 Per layer, with r_ij = x_i − x_j and d_ij its length (equations 3 to 6 of the paper; f_c a smooth
-cutoff):
+cutoff, n_i = Σ_j f_c the number of neighbours):
     (3) m_ij = φ_e(h_i, h_j, d_ij²)
         m_ij ← σ(a·m_ij) m_ij                              attention gate: denoise paper only
-    (4) w_ij = φ_x(m_ij)
+    (4) w_ij = φ_x(m_ij)                                   without a last bias: both papers
     (5) m_i  = Σ_j m_ij f_c
-    (4) x_i  ← x_i + Σ_j r_ij/d_ij tanh(w_ij) f_c          tanh: denoise paper only
+    (4) x_i  ← x_i + Σ_j (f_c/n_i) r_ij/d_ij tanh(w_ij) f_c   tanh: denoise paper only
     (6) h_i  ← h_i + φ_h(h_i, m_i)                         residual
 
-What differs from the authors' codes: f_c, which neither has, makes energy and forces continuous
-when a neighbour crosses the cutoff; the energy MLP acts per atom, so the energy is extensive.
-``faithful=True`` undoes both (no f_c; features are summed over atoms before the MLP, as in the
-denoise paper's code). Differences are normalised without detaching d_ij, so −∂E/∂x is the true
-derivative. ``radial`` > 0 replaces d² as edge input by that many Bessel functions (ours; the papers
-have 0).
+``aggregate="mean"`` (both paper presets, both published codes, equation 4) moves x_i by the mean
+over its neighbours as written; ``aggregate="sum"`` leaves f_c/n_i out. The preset "small", which is
+ours, has the sum and a last bias in φ_x, for it denoises better: after 300 steps at σ = 0.2 Å,
+width 64, 3 layers, the loss was 0.48 and 0.56 of the noise's variance by sums against 0.65 and 0.66
+by means.
+
+What differs from the authors' codes by our choice, in all presets: f_c, which neither has, makes
+energy and forces continuous when a neighbour crosses the cutoff (the mean counts a neighbour by f_c
+too, so that one who leaves alone is followed by nothing sudden); the energy MLP acts per atom in
+"denoise-paper" too, so the energy is extensive; no neighbour is cut off; differences are normalised
+without detaching d_ij, so −∂E/∂x is the true derivative; elements have a row each, not the 28 types
+of the codes (``formal_charges=True`` tells those apart). ``faults`` brings back, one by one, what
+the codes have instead: "no-envelope", "pooled" (denoise paper), "neighbours-32", "detached-norm",
+"mask-shift" (masked paper); with all of them, ``faithful=True``, and copied weights energies and
+vectors are the published code's to rounding. "neighbours-32": an atom is heard by the first 34
+atoms within the cutoff, itself counted, in free structures only.
+
+The masked paper's cutoff is 3.4 Å for water (its code says 3.5); for rMD17 it states none, so 3.4
+there is a guess. ``radial`` > 0 replaces d² as edge input by that many Bessel functions (ours; the
+papers have 0).
 The first layer of φ_e is linear in (h_i, h_j, d²), so W[h_i, h_j, d²] = W_i h_i + W_j h_j + w d²:
 two products per atom instead of one twice as wide per edge, the same numbers.
 
-Parameters: denoise-paper 2 400 779, masked-paper 610 182, small 130 441 (counted by a test).
+Parameters: denoise-paper 2 400 774, masked-paper 610 177, small 130 441 (counted by a test).
 """
 
 from __future__ import annotations
@@ -93,9 +107,9 @@ class Layer(nn.Module):
         radial: int,
         attention: bool,
         tanh: bool,
-        aggregate: str,
-        bias: bool,
-        detached: bool,  # fault "detached-norm"
+        aggregate: str = "sum",
+        bias: bool = True,
+        detached: bool = False,  # fault "detached-norm"
     ) -> None:
         super().__init__()
         # φ_e: three parts of its first layer, then the second

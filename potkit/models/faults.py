@@ -85,8 +85,8 @@ _TABLE = (
             "torchmd_et": (DENOISE,),
             "se3_transformer": (DENOISE,),
         },
-        "denoise paper's code, models/egnn.py:159-165, models/se3transformer.py:132-141; SchNet and "
-        "ET: the default max_num_neighbors=32 of radius_graph",
+        "denoise paper's code, models/egnn.py:159-165, models/se3transformer.py:132-141; SchNet "
+        "and ET: the default max_num_neighbors=32 of radius_graph",
         "models/test_faults.py::test_neighbours",
         breaks=("cutoff_continuity", "permutation", "supercell"),
     ),
@@ -140,8 +140,8 @@ _TABLE = (
     ),
     Fault(
         "all-oxygen",
-        "Every atom is mapped to oxygen, in properties and radius: the network cannot tell elements "
-        "apart.",
+        "Every atom is mapped to oxygen, in properties and radius: the network cannot tell "
+        "elements apart.",
         {"forcenet": (MASKED,)},
         "masked paper's code, models/forcenet.py (types 10 and 21 taken for its own numbering)",
         "models/test_published.py::test_forcenet_cannot_tell_elements_apart",

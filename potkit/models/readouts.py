@@ -25,7 +25,7 @@ class AtomicEnergy(nn.Module):
     It is dimensionless; `Potential` scales it to eV. ``norm`` puts a LayerNorm first (masked
     paper). ``pooled`` sums features over the structure before the MLP ("mean": averages them), as
     the denoise paper's code does: then the energy is not size-extensive; [N, F] -> [S]. ``head``
-    names the MLP, one of `HEADS`. Raises ConfigError for a ``head`` or ``pooled`` that there is not.
+    names the MLP, one of `HEADS`. Raises ConfigError for a ``head`` or ``pooled`` that is unknown.
     """
 
     def __init__(

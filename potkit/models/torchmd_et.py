@@ -16,10 +16,14 @@ cutoff, ⊙ channel-wise:
 Every atom also attends to itself (d = 0, no direction), as in the authors' code. After the last
 layer x is normalised.
 
-The f_c in (9) is not in the paper and not the authors' default: without it D^V's bias leaves a
-message at the cutoff and the energy jumps (their option ``vector_cutoff`` is the same remedy).
-``faithful=True`` leaves it out, keeps at most 32 neighbours per atom, the atom itself among them,
-and sums features over atoms before the energy MLP, all as in the denoise paper's code.
+What differs from the denoise paper's code by our choice: the f_c in (9), without which D^V's bias
+leaves a message at the cutoff and the energy jumps (the authors' option ``vector_cutoff`` is the
+same remedy, off by default); the energy MLP acts per atom, so the energy is extensive; no neighbour
+is cut off; elements have a row each, not the code's 28 types (``formal_charges=True`` tells those
+apart). ``faults`` brings back, one by one, what the code has instead: "no-envelope", "pooled" and
+"neighbours-32": an atom attends to the first 32 atoms within the cutoff in the order of their
+indices, itself counted, and not to itself where 32 come before it. With all of them,
+``faithful=True``, and copied weights energies and vectors are the published code's to rounding.
 
 Parameters: denoise-paper 4 959 811, small 202 051 (counted by a test).
 """
