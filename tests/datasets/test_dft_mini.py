@@ -15,9 +15,9 @@ from potkit.structures.elements import SYMBOLS
 from potkit.structures.store import Structures
 from potkit.units import BOHR
 
-# ethynylimine out of its minimum, Å; energy (eV) and forces (eV/Å) without density fitting on
+# ethynyldiazene out of its minimum, Å; energy (eV) and forces (eV/Å) without density fitting on
 # PySCF's grid level 5
-Z = np.array([6, 6, 6, 7, 1, 1])
+Z = np.array([6, 6, 7, 7, 1, 1])
 POSITIONS = np.array(
     [
         [1.6381, -0.1003, -0.6849],

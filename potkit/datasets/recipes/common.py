@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -149,9 +150,9 @@ def _run_part(
     versions: dict[str, str],
 ) -> None:
     path.unlink(missing_ok=True)  # a damaged one: those that can be read are not made again
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock: other work on the machine is no cost of the set
     part = work(task)
-    part.info["seconds"] = time.perf_counter() - start
+    part.info["seconds"] = time.process_time() - start
     part.info["versions"] = versions
     part.save(path)
 
@@ -250,8 +251,8 @@ def generate(
     number. ``jobs`` processes share the tasks. The same scale, seed, options and package versions
     give the same file, whatever ``jobs``. An earlier set and its sheet are replaced; of a costly
     recipe, what the earlier set holds of the same revision, scale, seed and options is taken over.
-    ``finished`` makes no new part: it writes the set of those that are done, leaves them where they
-    are, and the sheet says how many are missing. Raises DataError for a bad argument, a missing
+    ``finished`` makes no new part: it writes the set of those that are done, up to the first that is
+    not, leaves them where they are, and the sheet says how many are missing. Raises DataError for a bad argument, a missing
     package, other files in the places of set, sheet or parts, or when nothing could be made.
     """
 
@@ -284,9 +285,8 @@ def generate(
         _take_over(out, settings, tasks, paths)
     n_planned = len(tasks)
     if finished:
-        done = [i for i, path in enumerate(paths) if _open_part(path) is not None]
-        tasks = [tasks[i] for i in done]
-        paths = [paths[i] for i in done]
+        paths = list(itertools.takewhile(lambda path: _open_part(path) is not None, paths))
+        tasks = tasks[: len(paths)]
     else:
         _run_all(recipe, tasks, paths, jobs, progress)
     parts = [Structures.open(path) for path in paths]

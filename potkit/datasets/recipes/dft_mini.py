@@ -115,11 +115,15 @@ def work(task: dict[str, Any]) -> Structures:
             continue
         try:
             cheap, _ = xtb(stored / BOHR)
-            if not (cheap - lowest) * HARTREE < ENERGY_WINDOW:
-                dropped["energy"] += 1
-                continue
+        except RuntimeError:  # tblite's
+            dropped["scf"] += 1
+            continue
+        if not (cheap - lowest) * HARTREE < ENERGY_WINDOW:
+            dropped["energy"] += 1
+            continue
+        try:
             energy, forces = method(stored)
-        except RuntimeError:
+        except dft.Unconverged:
             dropped["scf"] += 1
             continue
         made.append((positions, round(energy, 6), on_grid(forces), cheap * HARTREE))
