@@ -251,9 +251,10 @@ def generate(
     number. ``jobs`` processes share the tasks. The same scale, seed, options and package versions
     give the same file, whatever ``jobs``. An earlier set and its sheet are replaced; of a costly
     recipe, what the earlier set holds of the same revision, scale, seed and options is taken over.
-    ``finished`` makes no new part: it writes the set of those that are done, up to the first that is
-    not, leaves them where they are, and the sheet says how many are missing. Raises DataError for a bad argument, a missing
-    package, other files in the places of set, sheet or parts, or when nothing could be made.
+    ``finished`` makes no new part: it writes the set of those that are done, up to the first that
+    is not, leaves them where they are, and the sheet says how many are missing. Raises DataError
+    for a bad argument, a missing package, other files in the places of set, sheet or parts, or when
+    nothing could be made.
     """
 
     out = Path(out)
