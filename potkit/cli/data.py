@@ -119,12 +119,17 @@ def data_make(
     scale: Annotated[str, Option(help="size relative to the embedded set, or 'paper'")] = "1",
     jobs: Annotated[int, Option(help="processes")] = 1,
     seed: Annotated[int, Option(help="seed of all random numbers")] = 0,
+    finished: Annotated[
+        bool,
+        Option("--finished", help="make nothing more: write the set of the parts that are done"),
+    ] = False,
 ) -> None:
     """Generate an embedded data set, at any size; a broken generation goes on where it stopped."""
     from potkit.datasets import recipes
 
     target = out or Path("data") / f"{name}.h5"
-    print(recipes.make(name, out=target, scale=scale, jobs=jobs, seed=seed))
+    made = recipes.make(name, out=target, scale=scale, jobs=jobs, seed=seed, finished=finished)
+    print(made)
     print(f"written: {target}")
 
 

@@ -103,6 +103,16 @@ CITATIONS: dict[str, str] = {
   year = {2021},
   doi = {10.1021/acs.jctc.1c00647}
 }""",
+    "pyscf": """\
+@article{Sun2020PySCF,
+  author = {Sun, Qiming and Zhang, Xing and Banerjee, Samragni and Bao, Peng and others},
+  title = {Recent developments in the {PySCF} program package},
+  journal = {The Journal of Chemical Physics},
+  volume = {153},
+  pages = {024109},
+  year = {2020},
+  doi = {10.1063/5.0006074}
+}""",
     "alkanes": """\
 @misc{AlkaneDataset,
   author = {Hu, Quin H. and Goodpaster, Jason},
@@ -469,6 +479,20 @@ RECORDS: tuple[Record, ...] = (
         read_from="ani-mini.h5",
         split=_BY_MOLECULE,
         used_for="notebooks: denoise pretraining and fine-tuning",
+    ),
+    Record(
+        name="dft-mini",
+        kind="embedded",
+        title="small HCNO molecules sampled along normal modes, labelled by DFT",
+        level="wB97X/6-31G(d), five d functions, PySCF",
+        citation=("pyscf", "ani1"),
+        elements="H C N O",
+        licence="MIT",
+        files=(Remote("dft-mini.h5"),),
+        read_from="dft-mini.h5",
+        split="by molecule; the systems in info['large'] are to test on",
+        used_for="fine-tuning and testing on real labels without a download",
+        note="no molecule has the formula of one of ani-mini; the level of 3BPA",
     ),
     Record(
         name="tip3p-mini",

@@ -7,10 +7,28 @@ from typing import Any
 
 from ...errors import DataError
 from ...structures.store import Structures
-from . import ani_mini, iso17_mini, md22_mini, rmd17_mini, spice_mini, tip3p_mini, water_mini
+from . import (
+    ani_mini,
+    dft_mini,
+    iso17_mini,
+    md22_mini,
+    rmd17_mini,
+    spice_mini,
+    tip3p_mini,
+    water_mini,
+)
 from .common import Recipe, generate
 
-_MODULES = (ani_mini, iso17_mini, md22_mini, rmd17_mini, spice_mini, tip3p_mini, water_mini)
+_MODULES = (
+    ani_mini,
+    dft_mini,
+    iso17_mini,
+    md22_mini,
+    rmd17_mini,
+    spice_mini,
+    tip3p_mini,
+    water_mini,
+)
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
 
@@ -22,6 +40,7 @@ def make(
     seed: int = 0,
     jobs: int = 1,
     progress: bool = True,
+    finished: bool = False,
     **options: Any,
 ) -> Structures:
     """Make the data set ``name`` and save it to ``out``; see `common.generate`. Raises DataError
@@ -30,5 +49,12 @@ def make(
     if name not in RECIPES:
         raise DataError(f"no recipe called {name!r}; there are {', '.join(RECIPES)}")
     return generate(
-        RECIPES[name], out, scale=scale, seed=seed, jobs=jobs, progress=progress, **options
+        RECIPES[name],
+        out,
+        scale=scale,
+        seed=seed,
+        jobs=jobs,
+        progress=progress,
+        finished=finished,
+        **options,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -47,7 +48,10 @@ class Recipe:
     leaves in ``info`` is handed to ``describe``. ``describe(tasks, infos)`` gives the set's
     ``info`` (level of theory, references, ...); plain sentences under "notes" and Markdown under
     "tables" (by heading) reach the data sheet. ``arrange``, if given, puts the finished set into
-    its final order. ``revision`` rises whenever the same settings would give other data.
+    its final order. ``revision`` rises whenever the same settings would give other data. The set of
+    a ``costly`` recipe keeps what its parts left in ``info``, under "parts", so that a later
+    generation takes them from the set instead of making them again; such a recipe has no
+    ``arrange``.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Recipe:
     describe: Callable[[list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any]]
     revision: int = 1
     arrange: Callable[[Structures], Structures] | None = None
+    costly: bool = False
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:
@@ -139,13 +144,53 @@ def _remove_parts(folder: Path, paths: list[Path]) -> None:
 
 
 def _run_part(
-    work: Callable[[dict[str, Any]], Structures], task: dict[str, Any], path: Path
+    work: Callable[[dict[str, Any]], Structures],
+    task: dict[str, Any],
+    path: Path,
+    versions: dict[str, str],
 ) -> None:
     path.unlink(missing_ok=True)  # a damaged one: those that can be read are not made again
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock: other work on the machine is no cost of the set
     part = work(task)
-    part.info["seconds"] = time.perf_counter() - start
+    part.info["seconds"] = time.process_time() - start
+    part.info["versions"] = versions
     part.save(path)
+
+
+def _versions(recipe: Recipe) -> dict[str, str]:
+    """The versions of the packages that the recipe runs on, and of numpy."""
+    return {package: version(package) for package in (*recipe.packages, "numpy")}
+
+
+def _joined_versions(versions: list[dict[str, str]]) -> dict[str, str]:
+    """The versions that made the parts, by package: more than one where parts were taken over."""
+    return {
+        package: " and ".join(sorted({of_part[package] for of_part in versions}))
+        for package in versions[0]
+    }
+
+
+def _take_over(
+    earlier: Path, settings: dict[str, Any], tasks: list[dict[str, Any]], paths: list[Path]
+) -> None:
+    """Write the parts that the set ``earlier`` holds to their ``paths``, if it was made with the
+    same ``settings`` and they are not there.
+    """
+    made = Structures.open(earlier)
+    if made.info.get("recipe") != json.loads(json.dumps(settings)):
+        return
+    path_of = {task["label"]: path for task, path in zip(tasks, paths, strict=True)}
+    first = 0
+    for label, info in made.info.get("parts", {}).items():
+        after = first + info["structures"]
+        path = path_of[label]
+        if _open_part(path) is None:
+            path.unlink(missing_ok=True)
+            part = made[first:after]
+            part.system = np.zeros(len(part), np.int32)
+            part.info = {key: value for key, value in info.items() if key != "structures"}
+            part.save(path)
+        first = after
 
 
 def _open_part(path: Path) -> Structures | None:
@@ -159,6 +204,7 @@ def _open_part(path: Path) -> Structures | None:
 def _run_all(
     recipe: Recipe, tasks: list[dict[str, Any]], paths: list[Path], jobs: int, progress: bool
 ) -> None:
+    versions = _versions(recipe)
     todo = [i for i, path in enumerate(paths) if _open_part(path) is None]
     bar = tqdm(
         total=len(tasks),
@@ -170,14 +216,16 @@ def _run_all(
     with one_thread(), bar:
         if jobs == 1 or len(todo) <= 1:
             for i in todo:
-                _run_part(recipe.work, tasks[i], paths[i])
+                _run_part(recipe.work, tasks[i], paths[i], versions)
                 bar.update()
             return
         # not fork: children would inherit thread pools that torch and OpenMM have started
         spawn = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=spawn)
         try:
-            futures = [pool.submit(_run_part, recipe.work, tasks[i], paths[i]) for i in todo]
+            futures = [
+                pool.submit(_run_part, recipe.work, tasks[i], paths[i], versions) for i in todo
+            ]
             for future in as_completed(futures):
                 future.result()
                 bar.update()
@@ -193,6 +241,7 @@ def generate(
     seed: int = 0,
     jobs: int = 1,
     progress: bool = True,
+    finished: bool = False,
     **options: Any,
 ) -> Structures:
     """Make the set, save it to ``out`` (a ``.h5`` file, else a folder) with a data sheet
@@ -200,9 +249,12 @@ def generate(
 
     ``scale`` multiplies the structures per molecule or trajectory; "paper" asks for the papers' own
     number. ``jobs`` processes share the tasks. The same scale, seed, options and package versions
-    give the same file, whatever ``jobs``. An earlier set and its sheet are replaced. Raises
-    DataError for a bad argument, a missing package, other files in the places of set, sheet or
-    parts, or when nothing could be made.
+    give the same file, whatever ``jobs``. An earlier set and its sheet are replaced; of a costly
+    recipe, what the earlier set holds of the same revision, scale, seed and options is taken over.
+    ``finished`` makes no new part: it writes the set of those that are done, up to the first that
+    is not, leaves them where they are, and the sheet says how many are missing. Raises DataError
+    for a bad argument, a missing package, other files in the places of set, sheet or parts, or when
+    nothing could be made.
     """
 
     out = Path(out)
@@ -221,37 +273,61 @@ def generate(
         tasks = recipe.plan(scale, seed, **options)
     except TypeError as error:
         raise DataError(f"{recipe.name}: unknown or ill-typed option ({error})") from error
+    settings = {
+        "name": recipe.name,
+        "revision": recipe.revision,
+        "scale": scale,
+        "seed": seed,
+        "options": options,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     paths = [_part_path(folder, recipe, task) for task in tasks]
-    _run_all(recipe, tasks, paths, jobs, progress)
+    if recipe.costly and out.exists():
+        _take_over(out, settings, tasks, paths)
+    n_planned = len(tasks)
+    if finished:
+        paths = list(itertools.takewhile(lambda path: _open_part(path) is not None, paths))
+        tasks = tasks[: len(paths)]
+    else:
+        _run_all(recipe, tasks, paths, jobs, progress)
     parts = [Structures.open(path) for path in paths]
     infos = [dict(part.info) for part in parts]
-    seconds = [info.pop("seconds") for info in infos]
     kept = [part for part in parts if len(part)]
     if not kept:
-        raise DataError(f"{recipe.name}: none of the {len(tasks)} parts gave a structure")
+        raise DataError(f"{recipe.name}: none of the {n_planned} parts gave a structure")
+    if recipe.costly:
+        kept_infos = {
+            task["label"]: info | {"structures": len(part)}
+            for task, info, part in zip(tasks, infos, parts, strict=True)
+        }
+    seconds = [info.pop("seconds") for info in infos]
+    versions = [info.pop("versions") for info in infos]
     made = concatenate(kept)
     made.info = {
         "name": recipe.name,
         "title": recipe.title,
-        "recipe": {
-            "name": recipe.name,
-            "revision": recipe.revision,
-            "scale": scale,
-            "seed": seed,
-            "options": options,
-        },
+        "recipe": settings,
         "units": {"pos": "Å", "cell": "Å", "energy": "eV", "forces": "eV/Å"},
         "grid": GRID,
-        "versions": {package: version(package) for package in (*recipe.packages, "numpy")},
+        "versions": _joined_versions(versions),
         "licence": "MIT",
         "systems": made.info["systems"],
         **recipe.describe(tasks, infos),
     }
+    if recipe.costly:
+        made.info["parts"] = kept_infos
+    n_missing = n_planned - len(tasks)
+    if n_missing:
+        made.info["missing_parts"] = n_missing
+        made.info["notes"] = [
+            f"Not finished: {n_missing} of {n_planned} parts are still to be made.",
+            *made.info["notes"],
+        ]
     if recipe.arrange is not None:
         made = recipe.arrange(made)
     made.validate().save(out)
     cost = {"wall": time.perf_counter() - start, "work": sum(seconds), "jobs": jobs}
     write_sheet(sheet, recipe, made, out, cost)
-    _remove_parts(folder, paths)
+    if not finished:
+        _remove_parts(folder, paths)
     return made
