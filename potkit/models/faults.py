@@ -132,6 +132,23 @@ _TABLE = (
         breaks=("finite_differences", "second_derivatives"),
     ),
     Fault(
+        "bare-norm",
+        "Features are divided by their norm, however small it is, so they jump where they pass "
+        "zero, as when the only neighbour leaves.",
+        {"se3_transformer": (DENOISE,)},
+        "denoise paper's code, GNormSE3",
+        "models/test_se3_transformer.py::test_bare_norm",
+        breaks=("cutoff_continuity", "second_derivatives"),
+    ),
+    Fault(
+        "logits-by-all-heads",
+        "Attention logits of one head are divided by the square root of the components of all heads "
+        "together, so attention is flatter than meant.",
+        {"se3_transformer": (DENOISE,)},
+        "denoise paper's code, modules.py:728",
+        "models/test_se3_transformer.py::test_logits_by_all_heads",
+    ),
+    Fault(
         "edges-twice",
         "Both directions are added to edges that run both ways, so each counts twice.",
         {"se3_transformer": (DENOISE,)},
