@@ -48,8 +48,9 @@ _TABLE = (
         "pooled",
         "Features are summed over the atoms of a structure before the energy MLP, so the energy of "
         "two molecules far apart is not the sum of theirs.",
-        {"egnn": (DENOISE,), "torchmd_et": (DENOISE,)},
-        "denoise paper's code, models/egnn.py and its ET, forward",
+        {"egnn": (DENOISE,), "torchmd_et": (DENOISE,), "forcenet": (MASKED,)},
+        "denoise paper's code, models/egnn.py and its ET, forward; masked paper's code, "
+        "models/forcenet.py:517-528, where the MLP is one linear layer and only its constant shows it",
         "models/test_faults.py::test_pooled",
         breaks=("extensivity", "supercell"),
     ),
