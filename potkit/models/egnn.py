@@ -88,8 +88,6 @@ PRESETS = {
         attention=True,
         tanh=True,
         radial=8,
-        aggregate="sum",
-        bias=True,
         cutoff=5.0,
         vector="coordinate",
     ),

@@ -190,13 +190,13 @@ def test_starts_near_the_identity():
 
 
 def test_paper_presets_average_and_small_adds():
-    """Both published codes average coordinate updates and have no last bias; ours adds, with one."""
+    """Both published codes average coordinate updates and have no last bias; ours adds, with it."""
     for preset in PAPERS:
         options = models.presets("egnn")[preset]
         assert options["aggregate"] == "mean" and options["bias"] is False
         assert small(preset).backbone.layers[0].coordinate[-1].bias is None
-    options = models.presets("egnn")["small"]
-    assert options["aggregate"] == "sum" and options["bias"] is True
+    layer = models.build("egnn", "small").backbone.layers[0]
+    assert layer.aggregate == "sum" and layer.coordinate[-1].bias is not None
 
 
 def test_the_mean_does_not_grow_with_the_number_of_neighbours():

@@ -8,9 +8,9 @@
 with ssp(x) = log(½eˣ + ½); d_ij and r_c in Å.
 
 Published faults that stand here:
-- "neighbours-32": only the first 32 neighbours of an atom in index order, 33 for an atom that is not
-  among its own first 33. The setting ``max_num_neighbors`` is overwritten by the base class, so it
-  changes nothing.
+- "neighbours-32": only the first 32 neighbours of an atom in index order, 33 for an atom that is
+  not among its own first 33. The setting ``max_num_neighbors`` is overwritten by the base class,
+  so it changes nothing.
 - "wrong-sign": pretraining compares −∂E/∂x with +noise, so the energy it learns has its maximum at
   the clean structure. That is the objective's matter (`Denoise(faithful=True)`); the network is the
   same.

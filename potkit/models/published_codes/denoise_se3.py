@@ -26,8 +26,8 @@ here is not affected; what the PUBLISHED WEIGHTS predict here may be wrong in an
 
 Published faults that stand here:
 - "no-basis-gradient": Y is computed without gradients, so −∂E/∂x lacks all angular terms.
-- "average-pooling": features are averaged over atoms (the paper says summed), so the energy does not even
-  grow with the system.
+- "average-pooling": features are averaged over atoms (the paper says summed), so the energy does
+  not even grow with the system.
 - "no-envelope": nothing vanishes at the cutoff.
 - "neighbours-32": the search stops after ``max_num_neighbors`` + 1 atoms in index order, the atom
   itself counted.
@@ -383,7 +383,7 @@ class SE3Transformer(nn.Module):
 
 
 class PooledHead(nn.Sequential):
-    """Features are averaged ("average-pooling") or the largest taken, then an MLP: [N, F] -> [S]."""
+    """Features averaged ("average-pooling") or the largest taken, then an MLP: [N, F] -> [S]."""
 
     pooled = True
 

@@ -17,8 +17,8 @@ Published faults that stand here:
   size-extensive (`PooledEnergy`).
 - "no-envelope": the sum of v_i is not damped at the cutoff; D^V's bias leaves a message there and
   the energy jumps.
-- "neighbours-32": the search stops after ``max_num_neighbors`` atoms in index order, the atom itself
-  counted: 31 others, and an atom with 32 others before it loses its own term.
+- "neighbours-32": the search stops after ``max_num_neighbors`` atoms in index order, the atom
+  itself counted: 31 others, and an atom with 32 others before it loses its own term.
 - The code builds and saves a linear layer for scalars and one for vectors per layer that nothing
   uses; they are left out here.
 """
