@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..structures.neighbors import complete_cells
 from . import faults as published_faults
 from .graph import Features, Graph, Network
 from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, sum_over
@@ -95,10 +96,7 @@ def wrapped(graph: Graph) -> Tensor:
     """Positions [N, 3] Å, brought into the box along the axes that are periodic."""
     if graph.cell is None:
         return graph.pos
-    pbc = graph.pbc[:, :, None]
-    # axes without a box become those of the coordinates, so that the matrix has an inverse
-    cell = torch.where(pbc, graph.cell, torch.eye(3).to(graph.cell))
-    cell = cell.to(graph.pos)
+    cell, _ = complete_cells(graph.cell, graph.pbc, graph.n_structures, graph.pos)
     with torch.no_grad():
         place = torch.einsum("na,nab->nb", graph.pos, torch.linalg.inv(cell)[graph.batch])
         turns = torch.floor(place) * graph.pbc[graph.batch]
