@@ -219,9 +219,7 @@ class ForceNet(Network):
         self.basis = PowerSine(frequencies)
         self.radial = nn.Linear(4 * frequencies, 4)  # V
         sizes = hidden, 4 * max_n**2, NORMS[norm]
-        self.layers = nn.ModuleList(
-            Interaction(*sizes, basis_layer, xavier) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(Interaction(*sizes, basis_layer, xavier) for _ in range(layers))
         self.decode = mlp([hidden, hidden], last=True)
         if xavier:
             for part in (self.embedding.element, self.radial, self.decode):

@@ -375,9 +375,7 @@ class NormNonlinearity(nn.Module):
     def __init__(self, coupling: Coupling, channels: int, bare: bool) -> None:
         super().__init__()
         self.bare = bare
-        self.norms = nn.ModuleDict(
-            {str(ir): nn.LayerNorm(channels) for ir in coupling.irreps_out}
-        )
+        self.norms = nn.ModuleDict({str(ir): nn.LayerNorm(channels) for ir in coupling.irreps_out})
 
     def forward(self, f: ByIrrep) -> ByIrrep:
         """Features with new norms, {l: [N, 2l+1, channels]} as before."""
