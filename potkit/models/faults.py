@@ -18,7 +18,7 @@ read-out: `models.build` hands them on to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -190,11 +190,13 @@ def of(network: str, preset: str | None = None) -> tuple[str, ...]:
     return tuple(name for name, presets in having.items() if preset in presets)
 
 
-def check(network: str, faults: Iterable[str]) -> tuple[str, ...]:
-    """``faults`` in the table's order.
+def check(network: str, faults: str | Collection[str]) -> tuple[str, ...]:
+    """``faults``, a name or several, in the table's order.
 
     Raises ConfigError for one that is unknown or that the network's published code does not have.
     """
+    if not isinstance(faults, (str, list, tuple, set, frozenset)):
+        raise ConfigError(f"faults of {network} must be a list of names, got {faults!r}")
     given, known = [faults] if isinstance(faults, str) else list(faults), of(network)
     wrong = [name for name in given if name not in known]
     if wrong:

@@ -354,6 +354,10 @@ def test_who_says_pooled_wants_the_other_faults_with_that_read_out():
             "painn has no published fault 'pooled'; it has none: neither paper published it",
         ),
         (
+            lambda: models.build("egnn", faults=7),
+            "faults of egnn must be a list of names, got 7",
+        ),
+        (
             lambda: models.build("painn", faithful=True),
             "painn cannot be faithful: neither paper published it",
         ),
