@@ -144,7 +144,7 @@ def made_up_code():
 
 def flagged_water():
     s = water(1)
-    batch = batch_of(s.z, s.pos + [1.0, -2.0, 50.0], np.diag(s.cell[0]))  # not wrapped
+    batch = batch_of(s.z, s.pos + np.array([1.0, -2.0, 50.0]), np.diag(s.cell[0]))  # not wrapped
     batch.mask = (torch.arange(len(s.z)) % 4 == 0).long()
     return batch
 

@@ -396,7 +396,7 @@ def test_types_are_pairs_of_element_and_charge():
 
 def test_elements_without_a_type_are_named():
     silicon = batch_of([14, 8], [[0.0, 0, 0], [1.6, 0, 0]])
-    with pytest.raises(DataError, match="atom 0 of the batch is Si .* with one_hot=False"):
+    with pytest.raises(DataError, match=r"atom 0 of the batch is Si .* with one_hot=False"):
         build("denoise-paper").double()(silicon)
     assert torch.isfinite(build("denoise-paper", one_hot=False).double()(silicon).energy).all()
 
@@ -414,7 +414,7 @@ def test_average_pooling():
     faulty = contract.prepared(build("denoise-paper", faults=("average-pooling",)))
     right = contract.prepared(build("denoise-paper"))
     z, pos = crowd(8)
-    two = batch_of(np.tile(z, 2), np.concatenate([pos, pos + [100.0, 0, 0]]))
+    two = batch_of(np.tile(z, 2), np.concatenate([pos, pos + np.array([100.0, 0, 0])]))
     for model, times in ((faulty, 1), (right, 2)):
         one = model(batch_of(z, pos)).energy.item()
         assert model(two).energy.item() == pytest.approx(times * one, rel=1e-10)
