@@ -145,10 +145,13 @@ class OneHot(AtomEmbedding):
         unknown = torch.nonzero(~self.known[graph.z, level + MAX_FORMAL_CHARGE]).flatten()
         if len(unknown):
             i = int(unknown[0])
+            way_out = "one_hot=False"
+            if self.ion is None:
+                way_out = f"formal_charges=True, if the atom is an ion, or {way_out}"
             raise DataError(
                 f"atom {i} of the batch is {SYMBOLS[int(graph.z[i])]} with formal charge "
                 f"{int(level[i]):+d}, which is none of the 28 types of the denoise paper's code: "
-                "build the network with one_hot=False"
+                f"build the network with {way_out}"
             )
         return super().forward(graph)
 

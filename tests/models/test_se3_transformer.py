@@ -394,9 +394,19 @@ def test_types_are_pairs_of_element_and_charge():
         model(batch)
 
 
+def test_forces_as_an_input():
+    """What a force encoder adds has the width of the one-hot vectors."""
+    model = build("denoise-paper", force_input=True)
+    batch = batch_of(*crowd(6))
+    batch.force_input, batch.force_given = torch.randn(6, 3), torch.ones(6, dtype=torch.bool)
+    told = model(batch, ("energy",)).energy
+    batch.force_given[:] = False
+    assert told != model(batch, ("energy",)).energy
+
+
 def test_elements_without_a_type_are_named():
     silicon = batch_of([14, 8], [[0.0, 0, 0], [1.6, 0, 0]])
-    with pytest.raises(DataError, match=r"atom 0 of the batch is Si .* with one_hot=False"):
+    with pytest.raises(DataError, match=r"atom 0 of the batch is Si .* with formal_charges=True.* or one_hot=False"):
         build("denoise-paper").double()(silicon)
     assert torch.isfinite(build("denoise-paper", one_hot=False).double()(silicon).energy).all()
 
