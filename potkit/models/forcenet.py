@@ -211,6 +211,7 @@ class ForceNet(Network):
                 raise ConfigError(f"unknown {name} {value!r}; there are {', '.join(known)}")
         self.faults = published_faults.check("forcenet", faults)
         self.cutoff, self.n_features, self.clip = cutoff, hidden, clip
+        self.smooth = not clip
         self.envelope = ENVELOPES[envelope]
         # for flag and charge; the element part is replaced
         self.embedding = AtomEmbedding(hidden, charge, faults=self.faults)

@@ -133,6 +133,7 @@ class GNS(Network):
             )
         self.faults = published_faults.check("gns", faults)
         self.cutoff, self.n_features = cutoff, hidden
+        self.smooth = activation != "relu"
         node_inputs, edge_inputs = hidden, 4 + 3 + radial if radial else 4
         if "wrapped-positions" in self.faults:
             self.symmetries = frozenset({"permutation"})

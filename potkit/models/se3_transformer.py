@@ -450,6 +450,7 @@ class SE3Transformer(Network):
             raise ConfigError("SE3Transformer with kernels='pairwise' reads |r| only: radial is 0")
         self.faults = published_faults.check("se3_transformer", faults)
         self.pairwise = pairwise = kernels == "pairwise"
+        self.smooth = not pairwise  # whose radial networks and norms go through ReLU
         self.cutoff, self.radial, self.formal_charges = cutoff, radial, formal_charges
         self.n_features, self.n_vector_features = channels * (max_degree + 1), channels
         if pairwise:

@@ -318,6 +318,14 @@ def test_every_fault_is_needed_for_that():
     assert needed(model, flagged_water(), ("forces",))["no-basis-gradient"] > 100 * TOLERANCE
 
 
+def test_contract_of_the_paper_preset():
+    """It keeps what it claims; clipped distances have kinks."""
+    report = contract.check_model(build("masked-paper"))
+    assert not report[report.check == "second_derivatives"].claimed.any()
+    claimed = {"translation", "permutation", "extensivity", "supercell", "cutoff_continuity"}
+    assert claimed <= set(report[report.claimed].check)
+
+
 def test_faithful_variant():
     model = build("masked-paper", faithful=True)
     assert any(isinstance(m, nn.BatchNorm1d) for m in model.modules())

@@ -172,6 +172,14 @@ def test_every_fault_is_needed_for_that():
     assert min(changes.values()) > 100 * TOLERANCE
 
 
+def test_contract_of_the_paper_preset():
+    """It keeps what it claims; ReLU has kinks, so second derivatives are measured only."""
+    report = contract.check_model(build("masked-paper"))
+    assert not report[report.check == "second_derivatives"].claimed.any()
+    claimed = {"translation", "permutation", "extensivity", "supercell", "cutoff_continuity"}
+    assert claimed <= set(report[report.claimed].check)
+
+
 def test_faithful_variant():
     """Positions as node input, no envelope: translation is lost and the output jumps at the
     cutoff.
