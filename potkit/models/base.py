@@ -20,7 +20,7 @@ from ..structures.geometry import edge_vectors
 from .force_encoder import ForceEncoder
 from .graph import Backbone, Features, Graph, Prediction, declare
 from .layers import MAX_FORMAL_CHARGE, AtomEmbedding, sum_over
-from .readouts import READOUTS, AtomicEnergy, GradientVector, NoiseReadout
+from .readouts import READOUTS, AtomicEnergy, DirectVector, GradientVector, NoiseReadout
 
 
 class Potential(nn.Module):
@@ -152,6 +152,8 @@ class Potential(nn.Module):
             charge=batch.charge,
             formal_charge=self._formal_charge(batch),
             periodic=batch.pbc.any(1) if boxes else None,
+            cell=batch.cell if boxes else None,
+            pbc=batch.pbc if boxes else None,
         )
         if batch.force_input is None:
             return graph
@@ -263,6 +265,8 @@ class Potential(nn.Module):
         readout, backbone = READOUTS[self.vector_mode], self.backbone
         if readout is GradientVector:
             return readout()
+        if readout is DirectVector:
+            return readout(backbone.n_features, self.energy_head.kind)
         sizes = {
             "scalar": (backbone.n_features,),
             "vector": (backbone.n_features, backbone.n_vector_features),
@@ -279,13 +283,14 @@ class Potential(nn.Module):
 
     def _make_force_encoder(self) -> nn.Module:
         backbone = self.backbone
-        if not any(isinstance(module, AtomEmbedding) for module in backbone.modules()):
+        embedding = next((m for m in backbone.modules() if isinstance(m, AtomEmbedding)), None)
+        if embedding is None:
             raise ConfigError(
                 "force_input needs a network whose atoms are embedded by potkit's AtomEmbedding, "
                 f"which {type(backbone).__name__} does not have"
             )
         return ForceEncoder(
-            backbone.n_features,
+            len(embedding.flag),
             backbone.n_vector_features,
             self.cutoff,
             components="rotation" not in backbone.symmetries,

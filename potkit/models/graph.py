@@ -32,6 +32,8 @@ class Graph(NamedTuple):
     charge: Tensor  # [S] e
     formal_charge: Tensor | None = None  # [N] e, of each atom
     periodic: Tensor | None = None  # [S] whether a structure repeats; None: none does
+    cell: Tensor | None = None  # [S, 3, 3] Å, rows are the box's edges; None: no structure has one
+    pbc: Tensor | None = None  # [S, 3] along which of them it repeats
     extra: Tensor | None = None  # [N, F] added to the atoms' embedding by a force encoder
     extra_vector: Tensor | None = None  # [N, 3, F'] added to the vectors that the first layer makes
 
@@ -74,6 +76,7 @@ class Backbone(Protocol):
     # how many derivatives compiled kernels serve: 2 where training on −∂E/∂x goes through them
     kernel_order: int
     max_element: int  # largest atomic number it knows
+    smooth: bool  # whether nothing in it has a kink, as ReLU does: derivatives hold everywhere
     # which faults of the published code it has (see `faults`)
     faults: tuple[str, ...]
     formal_charges: bool  # whether it reads formal charges of atoms
@@ -93,6 +96,7 @@ class Network(nn.Module):
     symmetries = SYMMETRIES
     kernel_order = 0
     max_element = MAX_Z
+    smooth = True
     faults: tuple[str, ...] = ()
     formal_charges = False
 
