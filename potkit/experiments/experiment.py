@@ -46,7 +46,8 @@ class Experiment:
     ``model``: {"name": …, "preset": …, option: …}. ``pretrain_on``: unlabelled structures.
     ``train``: pool the label budgets are drawn from. ``test``: never seen by any run. ``variants``:
     arm -> {"like": another arm, changed settings}. ``vectors``: arm -> vector read-out to pretrain
-    that arm with (default: the preset's). ``longer``: measure the pretraining's cost in "time" or
+    that arm with (default: the preset's). ``after``: arm -> an arm before it whose pretraining its
+    own goes on from, with what that arm's ``parts`` say. ``longer``: measure the pretraining's cost in "time" or
     "steps", or None to leave that arm out. ``valid_fraction``: the share of each label budget that
     chooses the best state. ``parts``: arm -> parts that are transferred (default: the backbone
     only). ``columns``: what tells this experiment's rows from another's in one grid, such as
@@ -76,6 +77,7 @@ class Experiment:
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     draws: int = 1
     primary: Mapping[str, str] | None = None
+    after: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.objectives and self.pretrain_on is None:
@@ -136,7 +138,7 @@ class Experiment:
     @cached_property
     def arms(self) -> dict[str, Arm]:
         """Every arm but scratch-longer, by name."""
-        return arms(self.objectives, self.parts, self.variants, self.finetune_config)
+        return arms(self.objectives, self.parts, self.variants, self.finetune_config, self.after)
 
     def build(self, seed: int, arm: str | None = None) -> models.Potential:
         """The network of an arm, freshly initialised; the same weights for the same seed in all

@@ -22,8 +22,12 @@ names as its origin.
     # optional; the contrast declared before the runs
     primary: {arm: denoise 0.1 Å, against: scratch-longer, metric: forces_mae}
     # name: objective and its settings; or a variant (see potkit.experiments.arms)
+    # read-out it is pretrained with (vector), parts that are taken over and an arm whose pretraining
+    # it goes on from (after) may stand there too
     arms:
       denoise 0.1 Å: {objective: denoise, sigma: 0.1}
+      cheap labels: {objective: supervised, parts: [backbone, energy_head]}
+      cheap labels + denoise: {objective: denoise, sigma: 0.1, vector: gradient, after: cheap labels}
       frozen first: {like: denoise 0.1 Å, freeze: 0.3}
       layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
     pretrain: {steps: 4000, batch_size: 32}            # TrainConfig
@@ -165,6 +169,13 @@ class DataSpec(BaseModel):
 
 # in a grid added to, not replaced
 ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts")
+# of an arm, not of its objective
+OF_ARM = ("vector", "parts", "after")
+
+
+def _of_arms(arms: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+    """Arm -> what it says under ``key``, for arms that do."""
+    return {arm: settings[key] for arm, settings in arms.items() if key in settings}
 
 
 class ExperimentSpec(BaseModel):
@@ -213,17 +224,20 @@ class ExperimentSpec(BaseModel):
 
         if "name" not in self.model:
             raise ConfigError("model: give its name, such as {name: egnn, preset: small}")
+        own = {arm: v for arm, v in self.arms.items() if "like" not in v}
         values = dict(
             model=self.model,
             seeds=self.seeds,
             longer=self.longer,
             valid_fraction=self.valid_fraction,
             objectives={
-                arm: objectives.from_dict(v) for arm, v in self.arms.items() if "like" not in v
+                arm: objectives.from_dict({k: v for k, v in settings.items() if k not in OF_ARM})
+                for arm, settings in own.items()
             },
             variants={arm: v for arm, v in self.arms.items() if "like" in v},
-            vectors=self.vectors,
-            parts=self.parts,
+            vectors=self.vectors | _of_arms(own, "vector"),
+            parts=self.parts | _of_arms(own, "parts"),
+            after=_of_arms(own, "after"),
             pretrain_config=TrainConfig(**self.pretrain),
             finetune_config=TrainConfig(**self.finetune),
             draws=self.draws,
