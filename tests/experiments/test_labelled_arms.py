@@ -29,7 +29,9 @@ def test_an_arm_pretrained_on_labels_with_and_without_its_heads(tmp_path):
     made = grid(
         tmp_path,
         objectives=OBJECTIVES,
-        variants={"cheap labels, heads": {"like": "cheap labels", "parts": ["backbone", "energy_head"]}},
+        variants={
+            "cheap labels, heads": {"like": "cheap labels", "parts": ["backbone", "energy_head"]}
+        },
         seeds=[0],
     )
     table = experiment.run(made, progress=False).set_index("arm")

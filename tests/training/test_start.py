@@ -97,9 +97,7 @@ def test_a_backbone_alone_takes_the_unit_of_the_new_labels(cheap, tmp_path):
 
 def test_references_of_another_level_of_theory_are_named(tmp_path):
     with pytest.warns(UserWarning, match=r"eV per atom.*another level of theory") as caught:
-        loop.finetune(
-            egnn(), DATA[:24], other_level(DATA[24:]), STANDSTILL, out=tmp_path / "run"
-        )
+        loop.finetune(egnn(), DATA[:24], other_level(DATA[24:]), STANDSTILL, out=tmp_path / "run")
     assert all("\n" not in str(w.message) for w in caught)
 
 
