@@ -22,12 +22,12 @@ names as its origin.
     # optional; the contrast declared before the runs
     primary: {arm: denoise 0.1 Å, against: scratch-longer, metric: forces_mae}
     # name: objective and its settings; or a variant (see potkit.experiments.arms)
-    # read-out it is pretrained with (vector), parts that are taken over and an arm whose pretraining
-    # it goes on from (after) may stand there too
+    # the read-out it is pretrained with (vector), parts that are taken over, and an arm whose
+    # pretraining it goes on from (after) may stand there too
     arms:
       denoise 0.1 Å: {objective: denoise, sigma: 0.1}
       cheap labels: {objective: supervised, parts: [backbone, energy_head]}
-      cheap labels + denoise: {objective: denoise, sigma: 0.1, vector: gradient, after: cheap labels}
+      then denoise: {objective: denoise, sigma: 0.1, vector: gradient, after: cheap labels}
       frozen first: {like: denoise 0.1 Å, freeze: 0.3}
       layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
     pretrain: {steps: 4000, batch_size: 32}            # TrainConfig

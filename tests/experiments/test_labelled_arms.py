@@ -109,7 +109,7 @@ def test_an_arm_says_in_yaml_what_it_takes_over_and_goes_on_from(tmp_path):
         },
     }
     path = tmp_path / "arms.yaml"
-    path.write_text(yaml.safe_dump(spec, allow_unicode=True))
+    path.write_text(yaml.safe_dump(spec, allow_unicode=True, sort_keys=False))
     made = yaml_form.read(path).experiment()
     assert made.arms["cheap labels"].parts == ("backbone", "energy_head")
     assert made.arms["both"].after == "cheap labels" and made.vectors == {"both": "gradient"}
