@@ -381,11 +381,15 @@ def compare(
         Path | None,
         Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)"),
     ] = None,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="only print what the grid would cost: runs, steps, hours")
+    ] = False,
     figure: FigureOption = None,
 ) -> None:
     """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and
     relative changes.
     """
+    from ..experiments import dry_run as dry
     from ..experiments import experiment as experiments
     from ..experiments import statistics, uncertainty, yaml_form
     from ..report import gallery
@@ -395,6 +399,9 @@ def compare(
     gallery.check(figure)
     outputs.check_folder(store)
     spec = yaml_form.read(experiment)
+    if dry_run:
+        print(dry.in_words(dry.table(spec.planned(store))))
+        return
     if out is not None:
         outputs.check_folder(out)
         report.check_results(

@@ -37,6 +37,8 @@ from ..training.checkpoints import PARTS
 from ..training.config import TrainConfig
 
 SCRATCH, LONGER = "scratch", "scratch-longer"
+# the check of convergence: scratch again, with twice the steps of fine-tuning
+DOUBLED = "scratch, twice the steps"
 MAY_CHANGE = (
     "freeze",
     "layer_decay",
@@ -90,12 +92,12 @@ def arms(
     strange = parts.keys() - objectives.keys()
     if strange:
         raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(objectives)}")
-    always_there = {SCRATCH, LONGER} & (objectives.keys() | variants.keys())
+    always_there = {SCRATCH, LONGER, DOUBLED} & (objectives.keys() | variants.keys())
     twice = always_there or objectives.keys() & variants.keys()
     if twice:
         raise ConfigError(
             f"experiment: two arms are named {min(twice)!r} "
-            "(scratch and scratch-longer are always there)"
+            f"({SCRATCH}, {LONGER} and {DOUBLED!r} are the experiment's own)"
         )
     for name, given in variants.items():
         if not isinstance(given, Mapping) or "like" not in given:

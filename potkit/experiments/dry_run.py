@@ -23,7 +23,7 @@ from ..structures.store import Structures
 from . import operations, search
 from .arms import DOUBLED, LONGER, SCRATCH
 from .experiment import Experiment
-from .tasks import Executor, Task, longer_steps
+from .tasks import Executor, Task
 
 COLUMNS = ("part", "labels", "runs", "stored", "structures", "steps", "operations", "hours")
 PRETRAINING, SEARCH, FINETUNING = "pretraining", "search", "fine-tuning"
@@ -100,7 +100,7 @@ def _runs(e: Experiment, executor: Executor) -> Iterator[_Run]:
     """Every run of an experiment, in the order they would be done."""
     seeds = [*e.seeds, *e.tuning_seeds]
     for arm in e.objectives:
-        steps = e.pretrain_config.total_steps(_left_to_train(e))
+        steps = e.pretrain_config.total_steps(operations.trained_on(e))
         for seed in seeds:
             yield _Run(PRETRAINING, 0, arm, steps, Task("pretrain", arm, seed))
     tried: dict[Task, dict[str, Any] | None] = {}
@@ -108,17 +108,19 @@ def _runs(e: Experiment, executor: Executor) -> Iterator[_Run]:
         tried[task] = executor.stored(task)
         yield _Run(SEARCH, task.labels, task.arm, _steps(e, task), task)
     with_longer = bool(e.objectives and e.longer)
-    longer = {n: _longer(e, n) for n in e.labels} if with_longer else {}
-    if e.search and with_longer:
-        for n in search.budgets(e):
-            for choice in search.values(e, LONGER):
-                for seed in e.tuning_seeds:
-                    task = Task("finetune", LONGER, seed, n, longer[n], 0, 0, choice, True)
-                    yield _Run(SEARCH, n, LONGER, longer[n], task)
     choices = _choices(e, tried)
+    longer = {}
+    if with_longer:
+        longer = {n: _longer(e, n, choices.get((0, SCRATCH, n), ())) for n in e.labels}
+    if e.search and with_longer:
+        steps = {(0, n): longer[n] for n in search.budgets(e)}
+        for task in search.tries([e], [LONGER], steps):
+            tried[task] = executor.stored(task)
+            yield _Run(SEARCH, task.labels, LONGER, task.steps, task)
+        choices = _choices(e, tried)
     for n in e.labels:
-        once = _scratch_steps(e, n)
-        arms: dict[str, int | None] = {arm: None for arm in e.arms}
+        once = _scratch_steps(e, n, choices.get((0, SCRATCH, n), ()))
+        arms: dict[str, int | None] = dict.fromkeys(e.arms)
         arms |= {LONGER: longer[n]} if with_longer else {}
         arms |= {DOUBLED: 2 * once} if e.convergence else {}
         for arm, steps in arms.items():
@@ -137,21 +139,15 @@ def _runs(e: Experiment, executor: Executor) -> Iterator[_Run]:
 
 
 def _choices(e: Experiment, tried: dict[Task, dict[str, Any] | None]) -> search.Choices:
-    """What the search chose, if all its runs are in the store."""
-    if not tried or any(row is None for row in tried.values()):
-        return {}
-    return search.chosen([e], search.table([e], tried))
+    """What the search chose for arms whose tries are all in the store."""
+    open_arms = {task.arm for task, row in tried.items() if row is None}
+    done = {t: row for t, row in tried.items() if row is not None and t.arm not in open_arms}
+    return search.chosen([e], search.table([e], done)) if done else {}
 
 
-def _left_to_train(e: Experiment) -> int:
-    """How many structures a pretraining trains on; the others validate."""
-    n, share = len(e.pretrain_on), e.pretrain_config.valid_fraction
-    return n if n < 20 else round(n * (1 - share))
-
-
-def _scratch_steps(e: Experiment, labels: int) -> int:
+def _scratch_steps(e: Experiment, labels: int, choice: search.Choice) -> int:
     train, _ = e.labelled(labels, e.seeds[0])
-    return e.finetune_config.total_steps(len(train))
+    return e.finetune_config.replace(**dict(choice)).total_steps(len(train))
 
 
 def _steps(e: Experiment, task: Task) -> int:
@@ -162,14 +158,14 @@ def _steps(e: Experiment, task: Task) -> int:
     return task.steps or config.total_steps(len(train))
 
 
-def _longer(e: Experiment, labels: int) -> int | None:
+def _longer(e: Experiment, labels: int, choice: search.Choice) -> int | None:
     """Steps of scratch-longer; None where they follow from seconds that nobody has measured."""
+    once = _scratch_steps(e, labels, choice)
     if e.longer == "operations":
-        return longer_steps(e, {}, 0, labels)
+        return operations.longer_steps(e, labels, once)
     if e.longer == "steps":
-        steps = e.pretrain_config.total_steps(_left_to_train(e))
-        chains = [1 + _links(e, arm) for arm in e.objectives]
-        return _scratch_steps(e, labels) + steps * max(chains)
+        steps = e.pretrain_config.total_steps(operations.trained_on(e))
+        return once + steps * max(1 + _links(e, arm) for arm in e.objectives)
     return None
 
 
@@ -213,7 +209,9 @@ class _Paces:
 
     def structures(self, run: _Run) -> int:
         """How many structures a run trains on."""
-        return _left_to_train(self.experiment) if run.part == PRETRAINING else len(self._of(run)[1])
+        if run.part == PRETRAINING:
+            return operations.trained_on(self.experiment)
+        return len(self._of(run)[1])
 
     def operations(self, run: _Run) -> float:
         """Of one step."""
@@ -221,7 +219,7 @@ class _Paces:
         if key not in self.counted:
             e = self.experiment
             if run.part == PRETRAINING:
-                self.counted[key] = operations.of_step(*self._of(run))
+                self.counted[key] = operations.of_pretraining_step(e, run.arm)
             else:
                 self.counted[key] = operations.of_finetuning_step(e, run.labels)
         return self.counted[key]
@@ -267,14 +265,14 @@ def in_words(planned: pd.DataFrame) -> str:
     for column in ("runs", "stored", "structures", "steps"):
         shown[column] = [_whole(value) for value in planned[column]]
     shown["operations"] = [_short(value, "{:.2g}") for value in planned["operations"]]
-    shown["hours"] = [_short(value, "{:.2f}") for value in planned["hours"]]
+    shown["hours"] = [_short(value, "{:.2g}") for value in planned["hours"]]
     sums = planned[["runs", "stored", "steps", "operations", "hours"]].sum()
     left = int(sums["runs"] - sums["stored"])
     lines = [shown.to_string(index=False)]
     lines.append(
         f"together: {left} runs to do and {sums['stored']:.0f} in the store; "
         f"{sums['steps']:.0f} steps, {sums['operations']:.2g} operations, about "
-        f"{sums['hours']:.2f} hours in one process on this machine"
+        f"{sums['hours']:.2g} hours in one process on this machine"
     )
     if planned[["steps", "operations", "hours"]].isna().any(axis=None):
         lines.append("?: not known before other runs are done, or without the data; not in the sum")

@@ -31,8 +31,8 @@ from ..errors import ConfigError, Interrupted, TrainingError
 from ..objectives import Objective, Supervised
 from ..structures.store import Structures
 from ..training.config import TrainConfig
-from . import scheduler, statistics
-from .arms import LONGER, SCRATCH, Arm, arms
+from . import scheduler, search, statistics
+from .arms import DOUBLED, LONGER, SCRATCH, Arm, arms
 from .statistics import METRICS, grouping, summarise
 from .tasks import Executor, Task, longer_steps
 
@@ -47,14 +47,18 @@ class Experiment:
     ``train``: pool the label budgets are drawn from. ``test``: never seen by any run. ``variants``:
     arm -> {"like": another arm, changed settings}. ``vectors``: arm -> vector read-out to pretrain
     that arm with (default: the preset's). ``after``: arm -> an arm before it whose pretraining its
-    own goes on from, with what that arm's ``parts`` say. ``longer``: measure the pretraining's cost in "time" or
-    "steps", or None to leave that arm out. ``valid_fraction``: the share of each label budget that
-    chooses the best state. ``parts``: arm -> parts that are transferred (default: the backbone
-    only). ``columns``: what tells this experiment's rows from another's in one grid, such as
-    {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are. ``draws``: how many
-    draws of labelled structures are nested in each seed's pretraining, each with its own heads and
-    batch order; intervals count pretrainings. ``primary``: the one contrast that is declared before
-    any run, {"arm": …, "against": …, "metric": …} (see `statistics.effects`).
+    own goes on from, with what that arm's ``parts`` say. ``longer``: measure the pretraining's cost
+    in "operations", "time" or "steps", or None to leave that arm out. ``valid_fraction``: the share
+    of each label budget that chooses the best state. ``parts``: arm -> parts that are transferred
+    (default: the backbone only). ``columns``: what tells this experiment's rows from another's in
+    one grid, such as {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are.
+    ``draws``: how many draws of labelled structures are nested in each seed's pretraining, each
+    with its own heads and batch order; intervals count pretrainings. ``primary``: the one contrast
+    that is declared before any run, {"arm": …, "against": …, "metric": …} (see
+    `statistics.effects`). ``search``, ``tuning_seeds``, ``search_at``: settings of fine-tuning that
+    are chosen for each arm (see `experiments.search`). ``valid_min``: the fewest validation
+    structures of a label budget.
+    ``convergence``: train scratch with twice the steps, too (see `experiments.convergence`).
     """
 
     model: dict[str, Any]
@@ -77,14 +81,20 @@ class Experiment:
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     draws: int = 1
     primary: Mapping[str, str] | None = None
+    search: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    tuning_seeds: Sequence[int] = ()
+    search_at: int | None = None
+    valid_min: int = 1
+    convergence: bool = False
     after: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.objectives and self.pretrain_on is None:
             raise ConfigError("experiment: objectives need structures to pretrain on (pretrain_on)")
-        if self.longer not in ("time", "steps", None):
+        if self.longer not in ("operations", "time", "steps", None):
             raise ConfigError(
-                f"experiment: longer must be 'time', 'steps' or None, got {self.longer!r}"
+                "experiment: longer must be 'operations', 'time', 'steps' or None, "
+                f"got {self.longer!r}"
             )
         if not self.labels or not self.seeds:
             raise ConfigError("experiment: labels and seeds must not be empty")
@@ -110,6 +120,12 @@ class Experiment:
                 "experiment: two draws have the same seed; are the seeds different from each other?"
             )
         self._check_primary()
+        search.check(self)
+        if not 1 <= self.valid_min < min(self.labels):
+            raise ConfigError(
+                f"experiment: valid_min must be at least 1 and below the smallest label budget "
+                f"({min(self.labels)}), got {self.valid_min}"
+            )
 
     def _check_primary(self) -> None:
         if self.primary is None:
@@ -155,7 +171,7 @@ class Experiment:
         """Training and validation structures of a label budget: nested in the budget, disjoint
         from each other.
         """
-        n_valid = max(1, round(self.valid_fraction * count))
+        n_valid = max(self.valid_min, round(self.valid_fraction * count))
         rows = splits.label_budget(self.train, [count], seed=seed)[count]
         drawn = np.random.default_rng((seed, count)).permutation(rows)
         return self.train[np.sort(drawn[n_valid:])], self.train[np.sort(drawn[:n_valid])]
@@ -198,59 +214,130 @@ def run(
         for seed in e.seeds
         for draw in range(e.draws)
     ]
-    first = [
-        Task("pretrain", arm, seed, experiment=i)
-        for i, e in enumerate(grid)
-        for arm in e.objectives
-        for seed in e.seeds
-    ]
-    first += [
-        Task("finetune", SCRATCH, seed, count, experiment=i, draw=draw)
-        for i, e, count, seed, draw in cells
-    ]
-    later = [
-        Task("finetune", arm, seed, count, experiment=i, draw=draw)
-        for i, e, count, seed, draw in cells
-        for arm in e.arms
-        if arm != SCRATCH
-    ]
-    longer = [c for c in cells if c[1].objectives and c[1].longer]
     jobs = max(e.jobs for e in grid)
-    done: dict[Task, dict[str, Any]] = {}
-    bar = _Progress(len(first) + len(later) + len(longer), progress)
     if client is not None:
         place: Any = scheduler.Dask(executor, client)
     elif jobs > 1 or devices:
         place = scheduler.Processes(executor, jobs, devices)
     else:
         place = scheduler.Serial(executor)
+    bar = _Progress(_number_of_runs(grid, cells), progress)
     try:
         with place:
-            done |= _all(first, executor, place, bar)
-            steps = {(i, n): longer_steps(e, done, i, n) for i, e, n, *_ in longer}
-            later += [
-                Task("finetune", LONGER, seed, n, steps[i, n], i, draw)
-                for i, _, n, seed, draw in longer
-            ]
-            done |= _all(later, executor, place, bar)
+            scores, choices, tried = _search(grid, executor, place, bar)
+            done = _reported(grid, cells, choices, executor, place, bar)
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped after {bar.done} of {bar.total} runs; the same call goes on from there"
         ) from None
     finally:
         bar.close()
-    failed = [r for r in done.values() if r["status"] != "ok"]
+    everything = [*tried.values(), *done.values()]
+    failed = [r for r in everything if r["status"] != "ok"]
     if failed:
-        line = f"{len(failed)} of {len(done)} runs failed; the first: {failed[0]['error']}"
+        line = f"{len(failed)} of {len(everything)} runs failed; the first: {failed[0]['error']}"
         tqdm.write(line, file=sys.stderr)  # stdout may be a pipe nobody reads
     table = _table(grid, done)
     declared = [e.primary for e in grid if e.primary]
     if declared:
         table.attrs["primary"] = dict(declared[0])
+    if len(scores):
+        # records, not a table: pandas compares attributes, and tables cannot be compared so
+        table.attrs["choices"] = scores.drop(columns="experiment").to_dict("records")
+        for line in search.lines(scores):
+            tqdm.write(f"chosen: {line}", file=sys.stderr)
     table.attrs["leakage"] = leakage(grid)
     for line in table.attrs["leakage"]:
         tqdm.write(f"leakage: {line}", file=sys.stderr)
     return table
+
+
+Cell = tuple[int, Experiment, int, int, int]  # number, experiment, label budget, seed, label draw
+
+
+def _number_of_runs(grid: Sequence[Experiment], cells: Sequence[Cell]) -> int:
+    """How many runs a grid has: the search's, pretrainings, fine-tunings."""
+    count = sum(len(e.objectives) * len(e.seeds) for e in grid)
+    for _, e, *_ in cells:
+        count += len(e.arms) + bool(e.objectives and e.longer) + e.convergence
+    count += sum(1 for _ in search.pretrainings(grid)) + sum(1 for _ in search.tries(grid))
+    searched = [e for e in grid if e.search and e.objectives and e.longer]
+    return count + sum(
+        len(search.budgets(e)) * len(search.values(e, LONGER)) * len(e.tuning_seeds)
+        for e in searched
+    )
+
+
+def _search(
+    grid: Sequence[Experiment], executor: Executor, place: Any, bar: _Progress
+) -> tuple[pd.DataFrame, search.Choices, dict[Task, dict[str, Any]]]:
+    """The search's scores, what was chosen, and its runs; nothing where no experiment searches."""
+    if not any(e.search for e in grid):
+        return pd.DataFrame(), {}, {}
+    tried = _all(list(search.pretrainings(grid)), executor, place, bar)
+    tried |= _all(list(search.tries(grid)), executor, place, bar)
+    scores = search.table(grid, tried)
+    longer = {}
+    for i, e in enumerate(grid):
+        if e.search and e.objectives and e.longer:
+            for n in search.budgets(e):
+                choice = _chosen(scores, i, SCRATCH, n, e)
+                longer[i, n] = longer_steps(e, tried, i, n, choice)
+    numbers = sorted({i for i, _ in longer})
+    if numbers:
+        tasks = [t for t in search.tries(grid, [LONGER], longer) if t.experiment in numbers]
+        tried |= _all(tasks, executor, place, bar)
+        scores = search.table(grid, tried)
+    return scores, search.chosen(grid, scores), tried
+
+
+def _chosen(
+    scores: pd.DataFrame, number: int, arm: str, labels: int, experiment: Experiment
+) -> search.Choice:
+    at = experiment.search_at or labels
+    part = scores[(scores["experiment"] == number) & (scores["arm"] == arm)]
+    return search.chosen([experiment] * (number + 1), part[part["labels"] == at])[
+        number, arm, labels
+    ]
+
+
+def _reported(
+    grid: Sequence[Experiment],
+    cells: Sequence[Cell],
+    choices: search.Choices,
+    executor: Executor,
+    place: Any,
+    bar: _Progress,
+) -> dict[Task, dict[str, Any]]:
+    """All runs that a table reports, with what was chosen for each arm."""
+
+    def finetuning(cell: Cell, arm: str, steps: int | None = None, like: str | None = None) -> Task:
+        i, _, n, seed, draw = cell
+        choice = choices.get((i, like or arm, n), ())
+        return Task("finetune", arm, seed, n, steps, i, draw, choice)
+
+    first = [
+        Task("pretrain", arm, seed, experiment=i)
+        for i, e in enumerate(grid)
+        for arm in e.objectives
+        for seed in e.seeds
+    ]
+    first += [finetuning(cell, SCRATCH) for cell in cells]
+    done = _all(first, executor, place, bar)
+    later = [finetuning(cell, arm) for cell in cells for arm in cell[1].arms if arm != SCRATCH]
+    steps: dict[tuple[int, int], int] = {}
+    for cell in cells:
+        i, e, n, *_ = cell
+        scratch = choices.get((i, SCRATCH, n), ())
+        if e.objectives and e.longer:
+            if (i, n) not in steps:
+                steps[i, n] = longer_steps(e, done, i, n, scratch)
+            later.append(finetuning(cell, LONGER, steps[i, n]))
+        if e.convergence:
+            train, _ = e.labelled(n, e.seeds[0])
+            once = e.finetune_config.replace(**dict(scratch)).total_steps(len(train))
+            later.append(finetuning(cell, DOUBLED, 2 * once, like=SCRATCH))
+    return done | _all(later, executor, place, bar)
 
 
 def leakage(grid: Sequence[Experiment]) -> list[str]:
@@ -305,13 +392,14 @@ def _table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.D
         for t, r in done.items()
         if t.kind == "pretrain" and r["status"] == "ok"
     }
-    order = list(dict.fromkeys([SCRATCH, LONGER, *(arm for e in grid for arm in e.arms)]))
+    order = list(dict.fromkeys([SCRATCH, LONGER, DOUBLED, *(arm for e in grid for arm in e.arms)]))
     parts = []
     for number, experiment in enumerate(grid):
         rows = []
         for task, row in done.items():
             if task.kind == "finetune" and task.experiment == number:
-                source = experiment.arms[task.arm].pretrained_as if task.arm != LONGER else None
+                arm = experiment.arms.get(task.arm)  # scratch-longer and the like are none of them
+                source = arm.pretrained_as if arm else None
                 known = pretrained.get((number, source, task.seed), {})
                 row["pretrain_seconds"] = known.get("seconds", float("nan") if source else 0.0)
                 # best validation loss of the pretraining

@@ -25,6 +25,7 @@ from scipy import stats
 
 from ..errors import ConfigError
 from . import planning
+from .arms import DOUBLED
 from .labels_saved import bounded, needs_in_words, needs_interval, saved_in_words
 from .planning import enough
 
@@ -188,7 +189,9 @@ def effects(
         if metric not in runs or runs[metric].isna().all():
             continue
         for group, wide in _curves(runs, metric, grouping(runs) if by is None else by):
-            names = list(dict.fromkeys(wide.index.get_level_values("arm")))
+            arms = dict.fromkeys(wide.index.get_level_values("arm"))
+            # the check of convergence is no contrast: it would only take level from the others
+            names = [arm for arm in arms if arm != DOUBLED]
             for baseline in (b for b in against if b in names):
                 base = np.log(wide.loc[baseline])
                 earlier = against[: 1 + against.index(baseline)]
@@ -293,7 +296,7 @@ def contrast(
     declared = dict(runs.attrs.get("primary") or {})
     names = list(dict.fromkeys(runs["arm"]))
     longer = "scratch-longer" if "scratch-longer" in names else "scratch"
-    pretrained = [n for n in names if n not in ("scratch", "scratch-longer")]
+    pretrained = [n for n in names if n not in ("scratch", "scratch-longer", DOUBLED)]
     arm = arm or declared.get("arm") or (pretrained[0] if len(pretrained) == 1 else None)
     if arm is None:
         raise ConfigError(f"several arms could be compared ({', '.join(pretrained)}): name one")

@@ -30,6 +30,7 @@ from ..training import checkpoints
 from ..training.evaluation import evaluate
 from ..training.loop import finetune, pretrain
 from ..training.run_folder import Run, identity_hash
+from . import operations
 from .arms import SCRATCH
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Task:
     several are run together.
 
     ``seed`` is the pretraining's; ``draw`` counts the draws of labels that are nested in it.
+    ``choice``: settings of fine-tuning that the protocol's search tries or has chosen. ``tuning``:
+    a run of the search: scored on validation structures, never tested.
     """
 
     kind: str  # "pretrain" or "finetune"
@@ -51,6 +54,8 @@ class Task:
     steps: int | None = None
     experiment: int = 0
     draw: int = 0
+    choice: tuple[tuple[str, Any], ...] = ()
+    tuning: bool = False
 
 
 class Executor:
@@ -87,11 +92,13 @@ class Executor:
         experiment = self.experiments[task.experiment]
         seeds = {"seed": experiment.finetune_seed(task.seed, task.draw)}
         seeds |= {"pretrain_seed": task.seed, "label_draw": task.draw}
+        chosen = {"chosen": in_words(task.choice)} if experiment.search else {}
         return {
             **experiment.columns,
             "arm": task.arm,
             "labels": task.labels,
             **seeds,
+            **chosen,
             "status": "ok",
             "error": None,
         }
@@ -101,19 +108,32 @@ class Executor:
         experiment = self.experiments[task.experiment]
         try:
             if task.kind == "pretrain":
-                folder = pretrain_folder(experiment, task.arm, task.seed)
-                summary = read_json(folder / "summary.json")
-                started_as = read_json(folder / "run.json")["hash"]
-                whole = (folder / "best.safetensors").is_file() and summary["hash"] == started_as
-                if not whole:
-                    return None
-                return self.row(task) | _pretrained(experiment, task.arm, task.seed, summary)
+                return self._whole(task, pretrain_folder(experiment, task.arm, task.seed))
             folder = finetune_folder(experiment, task)
+            if task.tuning:
+                return self._whole(task, folder)
             result = folder / f"test-{experiment.test.fingerprint()}.json"
             return self.row(task) | json.loads(result.read_text())
         except (OSError, ValueError, KeyError):
             # not there, or not whole: the run itself will say what is wrong
             return None
+
+    def _whole(self, task: Task, folder: Path) -> dict[str, Any] | None:
+        """The row of a run that needs no test, if it ended and its weights are there."""
+        summary = read_json(folder / "summary.json")
+        started_as = read_json(folder / "run.json")["hash"]
+        whole = (folder / "best.safetensors").is_file() and summary["hash"] == started_as
+        if not whole:
+            return None
+        if task.kind == "pretrain":
+            experiment = self.experiments[task.experiment]
+            return self.row(task) | _pretrained(experiment, task.arm, task.seed, summary)
+        return self.row(task) | _summary(summary, folder)
+
+
+def in_words(choice: tuple[tuple[str, Any], ...]) -> str:
+    """Chosen settings as a table shows them."""
+    return ", ".join(f"{key} {value:g}" for key, value in choice)
 
 
 # seeded weights pass through torch's one generator, and a Dask worker may have several threads
@@ -155,9 +175,10 @@ def _settings(experiment: Experiment, task: Task):
     changes: dict[str, Any] = {"seed": experiment.finetune_seed(task.seed, task.draw)}
     if task.steps:
         changes |= {"steps": task.steps, "epochs": None}
-    # scratch-longer is scratch with other steps
+    # scratch-longer is scratch with other steps, and so is scratch for twice the steps
     arm = experiment.arms.get(task.arm, experiment.arms[SCRATCH])
-    return experiment.finetune_config.replace(**arm.finetune, **changes), arm
+    changes = {**arm.finetune, **dict(task.choice), **changes}
+    return experiment.finetune_config.replace(**changes), arm
 
 
 def finetune_folder(experiment: Experiment, task: Task) -> Path:
@@ -228,6 +249,8 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
         experiment.supervised,
         parts=arm.parts,
     )
+    if task.tuning:
+        return _summary(done.summary, done.path)
     scores = evaluate(done.model, experiment.test)
     errors = {name: value for name, value in scores.to_dict().items() if name != "n_structures"}
     row = _summary(done.summary, done.path) | errors | {"n_test": scores.n_structures}
@@ -243,16 +266,25 @@ MEASURED = Kind(
 
 
 def longer_steps(
-    experiment: Experiment, done: dict[Task, dict[str, Any]], number: int, labels: int
+    experiment: Experiment,
+    done: dict[Task, dict[str, Any]],
+    number: int,
+    labels: int,
+    choice: tuple[tuple[str, Any], ...] = (),
 ) -> int:
     """Fine-tuning steps of scratch-longer at a label budget.
 
-    In steps: the pretraining's on top. In time: as many steps as the dearest pretraining (mean over
-    seeds) lasted, at the scratch arm's seconds per step. Times vary from one measurement to the
-    next, so the first one of a complete grid is kept in the store.
+    In operations: see `operations.longer_steps`. In steps: the pretraining's on top. In time: as
+    many steps as the dearest pretraining (mean over seeds) lasted, at the scratch arm's seconds per
+    step. Times vary from one measurement to the next, so the first one of a complete grid is kept
+    in the store.
     """
     train, _ = experiment.labelled(labels, experiment.seeds[0])
-    scratch_steps = experiment.finetune_config.total_steps(len(train))
+    # what was chosen for scratch may hold its steps
+    scratch_config = experiment.finetune_config.replace(**dict(choice))
+    scratch_steps = scratch_config.total_steps(len(train))
+    if experiment.longer == "operations":
+        return operations.longer_steps(experiment, labels, scratch_steps)
     finished = {t: r for t, r in done.items() if t.experiment == number and r["status"] == "ok"}
     pretrainings: dict[str, list[dict]] = {}
     for task, row in finished.items():

@@ -33,7 +33,14 @@ names as its origin.
     pretrain: {steps: 4000, batch_size: 32}            # TrainConfig
     finetune: {steps: 600, batch_size: 8, references: isolated, normalization: mean-std}
     supervised: {energy: 1, forces: 10}                # optional
-    longer: time                                       # optional; time, steps or null
+    # optional; what scratch-longer's further steps are counted in: operations, time, steps or null
+    longer: time
+    # optional; settings of fine-tuning chosen for each arm: see potkit.experiments.search
+    search: {lr: [1.0e-3, 3.0e-3]}
+    tuning_seeds: [100, 101]
+    search_at: 50
+    valid_min: 5                                       # optional; see Experiment
+    convergence: true                                  # optional; scratch with twice the steps, too
     # optional; read-out an arm is pretrained with
     vectors: {denoise 0.1 Å: gradient}
     # optional; what an arm takes over (default: the backbone)
@@ -67,6 +74,7 @@ from ..errors import ConfigError, DataError
 from ..structures.outputs import plain_name
 from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
+from .dry_run import FINETUNING, PRETRAINING, SEARCH, Planned
 from .experiment import Experiment
 from .given_validation import GivenValidation
 
@@ -203,6 +211,11 @@ class ExperimentSpec(BaseModel):
     parts: dict[str, list[str]] = {}
     draws: int = 1
     primary: dict[str, str] | None = None
+    search: dict[str, list[Any]] = {}
+    tuning_seeds: list[int] = []
+    search_at: int | None = None
+    valid_min: int = 1
+    convergence: bool = False
 
     def experiment(
         self,
@@ -242,6 +255,11 @@ class ExperimentSpec(BaseModel):
             finetune_config=TrainConfig(**self.finetune),
             draws=self.draws,
             primary=self.primary,
+            search=self.search,
+            tuning_seeds=self.tuning_seeds,
+            search_at=self.search_at,
+            valid_min=self.valid_min,
+            convergence=self.convergence,
             supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
         )
         train, test = load(self.train), load(self.test)
@@ -262,6 +280,34 @@ class ExperimentSpec(BaseModel):
         )
         built.build(0)  # a misspelt model option stops here, not in the first run
         return built
+
+    def counted(self) -> list[dict[str, Any]]:
+        """Runs and steps that follow from the settings alone, rows of `dry_run.Planned`; no steps
+        where they are counted in epochs or in what pretraining costs.
+        """
+        pretrain, finetune = TrainConfig(**self.pretrain), TrainConfig(**self.finetune)
+        own = [arm for arm, settings in self.arms.items() if "like" not in settings]
+        n_seeds = len(self.seeds) + len(self.tuning_seeds)
+        rows: list[dict[str, Any]] = []
+        if own:
+            runs = len(own) * n_seeds
+            steps = np.nan if pretrain.epochs else runs * pretrain.steps
+            rows.append({"part": PRETRAINING, "labels": 0, "runs": runs, "steps": steps})
+        longer = bool(own and self.longer)
+        for labels in self.labels:
+            arms = 1 + len(self.arms) + longer
+            runs = (arms + self.convergence) * len(self.seeds) * self.draws
+            steps = np.nan
+            if not (finetune.epochs or longer):
+                steps = (
+                    (arms + 2 * self.convergence) * len(self.seeds) * self.draws * finetune.steps
+                )
+            rows.append({"part": FINETUNING, "labels": labels, "runs": runs, "steps": steps})
+            if self.search and self.search_at in (None, labels):
+                tried = int(np.prod([len(values) for values in self.search.values()]))
+                runs = arms * tried * len(self.tuning_seeds)
+                rows.append({"part": SEARCH, "labels": labels, "runs": runs})
+        return rows
 
     def _with_validation(
         self, train: Structures, valid: Structures | None
@@ -335,6 +381,21 @@ class GridSpec:
             spec.experiment(store, jobs, loaded, columns=columns, **changes)
             for columns, spec in self.specs
         ]
+
+    def planned(self, store: str | Path = "runs/store") -> list[Planned]:
+        """The experiments for a dry run; where data are missing, what the settings alone tell.
+
+        Raises ConfigError for settings that are wrong.
+        """
+        loaded: dict[str, Structures] = {}
+        made = []
+        for columns, spec in self.specs:
+            try:
+                experiment = spec.experiment(store, 1, loaded, columns=columns)
+                made.append(Planned(columns, experiment))
+            except (DataError, OSError) as error:
+                made.append(Planned(columns, None, str(error), spec.counted()))
+        return made
 
     def experiment(
         self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any

@@ -1,0 +1,191 @@
+"""The search of the protocol: every arm's rate (or other settings) chosen by the same small search,
+on validation structures of seeds that are not reported.
+
+    search: {lr: [3.0e-4, 1.0e-3, 3.0e-3]}     all combinations, where several settings are named
+    tuning_seeds: [100, 101]                   pretraining, labels and heads of their own
+    search_at: 50                              the label budget to search at; default: each
+
+For each arm, scratch and scratch-longer included, each value is tried on each tuning seed. A try's
+score is the logarithm of its best validation loss; the lowest mean over the tuning seeds is chosen,
+and the reported seeds run with it. Test structures are not evaluated at all.
+
+A budget of 10 labels has one or two validation structures: too few to choose by. What counts is
+their number over all tuning seeds, so such budgets want more tuning seeds or ``search_at`` a larger
+budget; ``valid_min`` sets the fewest validation structures of a budget (they count as labels).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ConfigError, TrainingError
+from .arms import LONGER, MAY_CHANGE, SCRATCH
+from .tasks import Task, in_words
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
+
+Choice = tuple[tuple[str, Any], ...]
+# (experiment, arm, label budget) -> what was chosen
+Choices = dict[tuple[int, str, int], Choice]
+MAY_SEARCH = (*MAY_CHANGE, "steps", "batch_size")
+
+
+def check(experiment: Experiment) -> None:
+    """Raise ConfigError for a search that cannot be done or would not be fair."""
+    if bool(experiment.search) != bool(experiment.tuning_seeds):
+        raise ConfigError("experiment: search and tuning_seeds go together: give both or neither")
+    for key, values in experiment.search.items():
+        if key not in MAY_SEARCH:
+            raise ConfigError(f"experiment: search {key!r} is none of {', '.join(MAY_SEARCH)}")
+        if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
+            raise ConfigError(f"experiment: search {key}: give two or more values")
+        for value in values:
+            try:
+                experiment.finetune_config.replace(**{key: value})
+            except ConfigError as error:
+                raise ConfigError(f"experiment: search: {error}") from None
+    both = set(experiment.tuning_seeds) & set(experiment.seeds)
+    if both:
+        raise ConfigError(
+            f"experiment: seed {min(both)} is a tuning seed and a reported one: what is reported "
+            "must not have chosen anything"
+        )
+    if experiment.search_at is not None and experiment.search_at not in experiment.labels:
+        raise ConfigError(
+            f"experiment: search_at {experiment.search_at} is none of the label budgets "
+            f"{', '.join(map(str, experiment.labels))}"
+        )
+
+
+def values(experiment: Experiment, arm: str) -> list[Choice]:
+    """What is tried for ``arm``: all combinations of the search, but for settings that the arm
+    itself fixes.
+    """
+    fixed = experiment.arms[arm].finetune if arm in experiment.arms else {}
+    keys = [key for key in experiment.search if key not in fixed]
+    if arm == LONGER:  # its steps follow from what pretraining costs
+        keys = [key for key in keys if key != "steps"]
+    return [
+        tuple(zip(keys, combination, strict=True))
+        for combination in itertools.product(*(experiment.search[key] for key in keys))
+    ]
+
+
+def pretrainings(grid: Sequence[Experiment]) -> Iterator[Task]:
+    """The pretrainings that the search starts from."""
+    for i, e in enumerate(grid):
+        for arm in e.objectives if e.search else ():
+            for seed in e.tuning_seeds:
+                yield Task("pretrain", arm, seed, experiment=i, tuning=True)
+
+
+def tries(
+    grid: Sequence[Experiment], arms: Sequence[str] | None = None, steps: dict | None = None
+) -> Iterator[Task]:
+    """The fine-tunings of the search, of ``arms`` (default: all but scratch-longer).
+
+    ``steps``: of scratch-longer, by experiment and label budget.
+    """
+    for i, e in enumerate(grid):
+        if not e.search:
+            continue
+        for arm in e.arms if arms is None else arms:
+            for count in budgets(e):
+                n = steps.get((i, count)) if steps else None
+                for choice in values(e, arm):
+                    for seed in e.tuning_seeds:
+                        yield Task("finetune", arm, seed, count, n, i, 0, choice, True)
+
+
+def budgets(experiment: Experiment) -> list[int]:
+    """The label budgets at which is searched."""
+    at = experiment.search_at
+    return list(experiment.labels) if at is None else [at]
+
+
+def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.DataFrame:
+    """A row per experiment, arm, budget and tried value: ``score`` (mean over the tuning seeds of
+    log(best validation loss)), ``score_sd`` over them, ``seeds`` that ended well, ``chosen``.
+
+    ``at_edge``: the chosen value of a setting is the smallest or largest that was tried, so a wider
+    search might choose another. Raises TrainingError where every value of an arm failed.
+    """
+    rows = []
+    for i, e in enumerate(grid):
+        of_experiment = [(t, r) for t, r in done.items() if t.tuning and t.experiment == i]
+        cells = dict.fromkeys((t.arm, t.labels) for t, _ in of_experiment if t.kind == "finetune")
+        for arm, labels in cells:
+            tried = []
+            for choice in values(e, arm):
+                ended = [
+                    r
+                    for t, r in of_experiment
+                    if (t.kind, t.arm, t.labels, t.choice) == ("finetune", arm, labels, choice)
+                ]
+                logs = [np.log(r["best"]) for r in ended if r["status"] == "ok"]
+                whole = len(logs) == len(e.tuning_seeds)
+                score = float(np.mean(logs)) if whole else float("inf")
+                spread = float(np.std(logs, ddof=1)) if whole and len(logs) > 1 else float("nan")
+                tried.append((score, spread, len(logs), choice, ended))
+            best = min(range(len(tried)), key=lambda k: tried[k][0])
+            if not np.isfinite(tried[best][0]):
+                error = next((r["error"] for *_, rs in tried for r in rs if r["error"]), "")
+                raise TrainingError(f"search for {arm}: every value failed; the first: {error}")
+            for k, (score, spread, seeds, choice, _) in enumerate(tried):
+                rows.append(
+                    {
+                        **e.columns,
+                        "experiment": i,
+                        "arm": arm,
+                        "labels": labels,
+                        **dict(choice),
+                        "score": score,
+                        "score_sd": spread,
+                        "seeds": seeds,
+                        "chosen": k == best,
+                        "at_edge": k == best and _at_edge(e, choice),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _at_edge(experiment: Experiment, choice: Choice) -> bool:
+    tried = experiment.search
+    return any(value in (min(tried[key]), max(tried[key])) for key, value in choice)
+
+
+def chosen(grid: Sequence[Experiment], scores: pd.DataFrame) -> Choices:
+    """What each arm runs with at each label budget."""
+    found: Choices = {}
+    for row in scores[scores["chosen"]].to_dict("records") if len(scores) else ():
+        e = grid[row["experiment"]]
+        keys = [key for key, _ in values(e, row["arm"])[0]]
+        choice = tuple((key, _plain(e, key, row[key])) for key in keys)
+        for labels in e.labels if e.search_at is not None else [row["labels"]]:
+            found[row["experiment"], row["arm"], labels] = choice
+    return found
+
+
+def _plain(experiment: Experiment, key: str, value: Any) -> Any:
+    """The value as it was given: a table turns whole numbers beside gaps into floats."""
+    return next(v for v in experiment.search[key] if v == value)
+
+
+def lines(scores: pd.DataFrame) -> list[str]:
+    """One line per choice, for the terminal; choices at the edge of what was tried are named."""
+    texts = []
+    settings = [c for c in scores.columns if c in MAY_SEARCH]
+    for row in scores[scores["chosen"]].to_dict("records") if len(scores) else ():
+        choice = in_words(tuple((k, row[k]) for k in settings if row[k] == row[k]))
+        edge = " (at the edge of what was tried)" if row["at_edge"] else ""
+        texts.append(f"{row['arm']}, {row['labels']} labels: {choice or 'nothing to choose'}{edge}")
+    return texts
+
+
+__all__ = ["SCRATCH", "Choice", "Choices", "check", "chosen", "lines", "table", "tries"]
