@@ -395,8 +395,10 @@ def compare(
     from ..report import gallery
     from ..report import tables as report
     from ..structures import outputs
+    from . import protocol
 
     gallery.check(figure)
+    gallery.check(figure and protocol.beside(figure))
     outputs.check_folder(store)
     spec = yaml_form.read(experiment)
     if dry_run:
@@ -408,6 +410,7 @@ def compare(
             out,
             spec.name,
             *(f"{spec.name}-{part}" for part in ("runs", "ensembles", "curves", "effects")),
+            *(f"{spec.name}-{part}" for part in protocol.PARTS),
         )
     grid = spec.experiments(store=store, jobs=jobs)
     runs = experiments.run(grid, client=dask)
@@ -422,6 +425,7 @@ def compare(
     if good["labels"].nunique() > 2:
         curve = report.curves(runs, metric)
     spread = uncertainty.of_experiments(grid, runs) if ensembles else None
+    stood_by = protocol.of(grid, runs)
     written: list[Path] = []
     if out is not None:  # before anything is printed: whoever reads may be gone
         command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''} --out {out}"
@@ -433,13 +437,18 @@ def compare(
             report.store(curve, f"{spec.name}-curves", command, out)
         if len(effects):
             report.store(effects, f"{spec.name}-effects", command, out)
+        stood_by.store(spec.name, command, out)
         written.append(report.store(summary, spec.name, command, out, **notes))
     if figure is not None:
         from ..report import figures
 
         title = f"Error against label budget ({spec.name})"
         written += gallery.draw(figures.learning_curves(summary, title), figure)
+        if len(stood_by.time_curves):
+            title = f"Validation error while fine-tuning ({spec.name})"
+            written += stood_by.draw(figure, title)
     print(report.wide(summary).to_string(index=False))
+    stood_by.say()
     if len(effects):
         print("over all label budgets (** told from 0, with all comparisons of the table counted):")
         print(report.effects(effects).to_string(index=False))
