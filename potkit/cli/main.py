@@ -381,26 +381,36 @@ def compare(
         Path | None,
         Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)"),
     ] = None,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="only print what the grid would cost: runs, steps, hours")
+    ] = False,
     figure: FigureOption = None,
 ) -> None:
     """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and
     relative changes.
     """
+    from ..experiments import dry_run as dry
     from ..experiments import experiment as experiments
     from ..experiments import statistics, uncertainty, yaml_form
     from ..report import gallery
     from ..report import tables as report
     from ..structures import outputs
+    from . import protocol
 
     gallery.check(figure)
+    gallery.check(figure and protocol.beside(figure))
     outputs.check_folder(store)
     spec = yaml_form.read(experiment)
+    if dry_run:
+        print(dry.in_words(dry.table(spec.planned(store))))
+        return
     if out is not None:
         outputs.check_folder(out)
         report.check_results(
             out,
             spec.name,
             *(f"{spec.name}-{part}" for part in ("runs", "ensembles", "curves", "effects")),
+            *(f"{spec.name}-{part}" for part in protocol.PARTS),
         )
     grid = spec.experiments(store=store, jobs=jobs)
     runs = experiments.run(grid, client=dask)
@@ -415,6 +425,7 @@ def compare(
     if good["labels"].nunique() > 2:
         curve = report.curves(runs, metric)
     spread = uncertainty.of_experiments(grid, runs) if ensembles else None
+    stood_by = protocol.of(grid, runs)
     written: list[Path] = []
     if out is not None:  # before anything is printed: whoever reads may be gone
         command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''} --out {out}"
@@ -426,13 +437,18 @@ def compare(
             report.store(curve, f"{spec.name}-curves", command, out)
         if len(effects):
             report.store(effects, f"{spec.name}-effects", command, out)
+        stood_by.store(spec.name, command, out)
         written.append(report.store(summary, spec.name, command, out, **notes))
     if figure is not None:
         from ..report import figures
 
         title = f"Error against label budget ({spec.name})"
         written += gallery.draw(figures.learning_curves(summary, title), figure)
+        if len(stood_by.time_curves):
+            title = f"Validation error while fine-tuning ({spec.name})"
+            written += stood_by.draw(figure, title)
     print(report.wide(summary).to_string(index=False))
+    stood_by.say()
     if len(effects):
         print("over all label budgets (** told from 0, with all comparisons of the table counted):")
         print(report.effects(effects).to_string(index=False))

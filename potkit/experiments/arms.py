@@ -6,6 +6,7 @@ fine-tuned.
                      time or in steps
     NAME             pretrained with an objective; the backbone (or ``parts``) is taken over, heads
                      are new
+    NAME             the same, but its pretraining goes on from another arm's (``after``)
     NAME             a variant of another arm: the same start, fine-tuned with changed settings
 
 Variants are written such as
@@ -21,6 +22,10 @@ a new energy MLP, which is the default here; its code the whole state dict, ener
 (trained by SchNet's and the SE(3)-Transformer's denoising, as it was initialised for EGNN and
 TorchMD-Net ET): an arm with ["backbone", "energy_head"]. The masked paper's code takes over
 everything, and can start the energy head anew: ["backbone", "energy_head", "vector_readout"].
+
+An objective may read labels of what is pretrained on: `Supervised` on energies and forces of a fast
+method is the arm "cheap labels". To start fine-tuning at that network, and not only at its
+backbone, take over ``parts`` [backbone, energy_head].
 
 The fine-tuning budget is the same in all arms, so a variant may change how the steps are taken, but
 not how many or on what.
@@ -57,13 +62,14 @@ MAY_CHANGE = (
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """``pretrained_as``: the arm whose pretraining it starts from (itself, or the one it is
-    like); None: from scratch.
+    like); None: from scratch. ``after``: the arm whose pretraining that one goes on from.
     """
 
     name: str
     pretrained_as: str | None = None
     parts: tuple[str, ...] = ("backbone",)
     finetune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    after: str | None = None
 
 
 def arms(
@@ -71,13 +77,24 @@ def arms(
     parts: Mapping[str, Sequence[str]],
     variants: Mapping[str, Mapping[str, Any]],
     config: TrainConfig,
+    after: Mapping[str, str] | None = None,
 ) -> dict[str, Arm]:
     """All arms but scratch-longer, by name and in order. Raises ConfigError for what does not
     fit together.
     """
     built = {SCRATCH: Arm(SCRATCH)}
+    after = after or {}
     for name in objectives:
-        built[name] = Arm(name, name, tuple(parts.get(name, ("backbone",))))
+        earlier = after.get(name)
+        if earlier is not None and (earlier not in built or earlier == SCRATCH):
+            raise ConfigError(
+                f"experiment: arm {name!r} goes on after {earlier!r}, which is no arm with a "
+                "pretraining that stands before it"
+            )
+        built[name] = Arm(name, name, tuple(parts.get(name, ("backbone",))), after=earlier)
+    lost = after.keys() - objectives.keys()
+    if lost:
+        raise ConfigError(f"experiment: no arm {min(lost)!r} to go on after {after[min(lost)]!r}")
     strange = parts.keys() - objectives.keys()
     if strange:
         raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(objectives)}")
@@ -110,6 +127,7 @@ def arms(
             old.pretrained_as,
             tuple(given.get("parts", old.parts)),
             {**old.finetune, **changes},
+            old.after,
         )
         if "parts" in given and new.pretrained_as is None:
             raise ConfigError(

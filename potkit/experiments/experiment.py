@@ -46,9 +46,10 @@ class Experiment:
     ``model``: {"name": …, "preset": …, option: …}. ``pretrain_on``: unlabelled structures.
     ``train``: pool the label budgets are drawn from. ``test``: never seen by any run. ``variants``:
     arm -> {"like": another arm, changed settings}. ``vectors``: arm -> vector read-out to pretrain
-    that arm with (default: the preset's). ``longer``: measure the pretraining's cost in
-    "operations", "time" or "steps", or None to leave that arm out. ``valid_fraction``: the share of
-    each label budget that chooses the best state. ``parts``: arm -> parts that are transferred
+    that arm with (default: the preset's). ``after``: arm -> an arm before it whose pretraining its
+    own goes on from, with what that arm's ``parts`` say. ``longer``: measure the pretraining's cost
+    in "operations", "time" or "steps", or None to leave that arm out. ``valid_fraction``: the share
+    of each label budget that chooses the best state. ``parts``: arm -> parts that are transferred
     (default: the backbone only, as the denoise paper says; its code transfers all, see `arms`).
     ``columns``: what tells this experiment's rows from another's in one grid, such as {"model":
     "egnn"}. ``jobs``: processes, spread over the GPUs there are. ``draws``: how many draws of
@@ -85,6 +86,7 @@ class Experiment:
     search_at: int | None = None
     valid_min: int = 1
     convergence: bool = False
+    after: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.objectives and self.pretrain_on is None:
@@ -152,7 +154,7 @@ class Experiment:
     @cached_property
     def arms(self) -> dict[str, Arm]:
         """Every arm but scratch-longer, by name."""
-        return arms(self.objectives, self.parts, self.variants, self.finetune_config)
+        return arms(self.objectives, self.parts, self.variants, self.finetune_config, self.after)
 
     def build(self, seed: int, arm: str | None = None) -> models.Potential:
         """The network of an arm, freshly initialised; the same weights for the same seed in all

@@ -90,12 +90,26 @@ def of_step(
 
 
 def of_pretraining(experiment: Experiment, arm: str) -> float:
-    """Operations of the whole pretraining that ``arm`` starts from."""
+    """Operations of the whole pretraining that ``arm`` starts from, those it goes on from
+    included.
+    """
     arm = experiment.arms[arm].pretrained_as
-    objective = experiment.objectives[arm]
-    structures = experiment.pretrain_on
-    step = _stored(experiment, arm, objective, structures, experiment.pretrain_config.batch_size)
-    return step * experiment.pretrain_config.total_steps(len(structures))
+    steps = experiment.pretrain_config.total_steps(trained_on(experiment))
+    operations = steps * of_pretraining_step(experiment, arm)
+    earlier = experiment.arms[arm].after
+    return operations + (of_pretraining(experiment, earlier) if earlier else 0.0)
+
+
+def of_pretraining_step(experiment: Experiment, arm: str) -> float:
+    """Operations of one step of the pretraining of ``arm`` itself."""
+    size = experiment.pretrain_config.batch_size
+    return _stored(experiment, arm, experiment.objectives[arm], experiment.pretrain_on, size)
+
+
+def trained_on(experiment: Experiment) -> int:
+    """How many structures a pretraining trains on: the others validate, see `loop.pretrain`."""
+    n, share = len(experiment.pretrain_on), experiment.pretrain_config.valid_fraction
+    return n if n < 20 or not share else round(n * (1 - share))
 
 
 def of_finetuning_step(experiment: Experiment, labels: int) -> float:

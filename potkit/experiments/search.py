@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Choice = tuple[tuple[str, Any], ...]
 # (experiment, arm, label budget) -> what was chosen
 Choices = dict[tuple[int, str, int], Choice]
-MAY_SEARCH = (*MAY_CHANGE, "steps", "batch_size")
+MAY_SEARCH = (*MAY_CHANGE, "steps")
 
 
 def check(experiment: Experiment) -> None:
@@ -50,6 +50,13 @@ def check(experiment: Experiment) -> None:
                 experiment.finetune_config.replace(**{key: value})
             except ConfigError as error:
                 raise ConfigError(f"experiment: search: {error}") from None
+    if "steps" in experiment.search and experiment.finetune_config.epochs is not None:
+        raise ConfigError("experiment: search steps, or give epochs to all arms: not both")
+    if experiment.search and experiment.objectives and experiment.longer == "time":
+        raise ConfigError(
+            "experiment: with a search scratch-longer is counted in operations or steps "
+            "(longer: operations), for seconds differ from one call to the next"
+        )
     both = set(experiment.tuning_seeds) & set(experiment.seeds)
     if both:
         raise ConfigError(
@@ -111,7 +118,8 @@ def budgets(experiment: Experiment) -> list[int]:
 
 def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.DataFrame:
     """A row per experiment, arm, budget and tried value: ``score`` (mean over the tuning seeds of
-    log(best validation loss)), ``score_sd`` over them, ``seeds`` that ended well, ``chosen``.
+    log(best validation loss)), ``score_sd`` over them, ``seeds`` that ended well,
+    ``valid_structures`` of all tuning seeds together, ``chosen``.
 
     ``at_edge``: the chosen value of a setting is the smallest or largest that was tried, so a wider
     search might choose another. Raises TrainingError where every value of an arm failed.
@@ -133,6 +141,8 @@ def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.Da
                 score = float(np.mean(logs)) if whole else float("inf")
                 spread = float(np.std(logs, ddof=1)) if whole and len(logs) > 1 else float("nan")
                 tried.append((score, spread, len(logs), choice, ended))
+            # of all tuning seeds together: what the choice rests on
+            judges = sum(len(e.labelled(labels, seed)[1]) for seed in e.tuning_seeds)
             best = min(range(len(tried)), key=lambda k: tried[k][0])
             if not np.isfinite(tried[best][0]):
                 error = next((r["error"] for *_, rs in tried for r in rs if r["error"]), "")
@@ -148,6 +158,7 @@ def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.Da
                         "score": score,
                         "score_sd": spread,
                         "seeds": seeds,
+                        "valid_structures": judges,
                         "chosen": k == best,
                         "at_edge": k == best and _at_edge(e, choice),
                     }

@@ -26,6 +26,7 @@ from filelock import FileLock
 from ..errors import Busy, ConfigError, Interrupted, PotkitError
 from ..structures.outputs import PART, Kind, read_json
 from ..structures.storage import replacing
+from ..training import checkpoints
 from ..training.evaluation import evaluate
 from ..training.loop import finetune, pretrain
 from ..training.run_folder import Run, identity_hash
@@ -122,7 +123,12 @@ class Executor:
         summary = read_json(folder / "summary.json")
         started_as = read_json(folder / "run.json")["hash"]
         whole = (folder / "best.safetensors").is_file() and summary["hash"] == started_as
-        return self.row(task) | _summary(summary, folder) if whole else None
+        if not whole:
+            return None
+        if task.kind == "pretrain":
+            experiment = self.experiments[task.experiment]
+            return self.row(task) | _pretrained(experiment, task.arm, task.seed, summary)
+        return self.row(task) | _summary(summary, folder)
 
 
 def in_words(choice: tuple[tuple[str, Any], ...]) -> str:
@@ -147,10 +153,15 @@ def pretrain_folder(experiment: Experiment, arm: str, seed: int) -> Path:
     """Where the pretraining that ``arm`` starts from lies."""
     arm = experiment.arms[arm].pretrained_as
     config = experiment.pretrain_config.replace(seed=seed)
+    more: dict[str, Any] = {}
+    if earlier := experiment.arms[arm].after:
+        before = pretrain_folder(experiment, earlier, seed).name
+        more = {"after": before, "parts": experiment.arms[earlier].parts}
     return _folder(
         experiment,
         "pretrain",
-        {
+        more
+        | {
             "model": experiment.model,
             "vector": experiment.vectors.get(arm),
             "objective": experiment.objectives[arm].to_dict(),
@@ -199,8 +210,25 @@ def _pretrain(experiment: Experiment, task: Task) -> dict[str, Any]:
     folder = pretrain_folder(experiment, task.arm, task.seed)
     config = experiment.pretrain_config.replace(seed=task.seed, progress=False)
     model = _model(experiment, task.seed, task.arm)
+    if earlier := experiment.arms[task.arm].after:
+        # busy with another process: this one is asked for again later
+        before = _pretrain(experiment, dataclasses.replace(task, arm=earlier))
+        source = Path(experiment.store) / before["run"]
+        checkpoints.transfer(model, source, experiment.arms[earlier].parts)
     run = pretrain(model, experiment.pretrain_on, experiment.objectives[task.arm], config, folder)
-    return _summary(run.summary, run.path)
+    return _pretrained(experiment, task.arm, task.seed, run.summary)
+
+
+def _pretrained(
+    experiment: Experiment, arm: str, seed: int, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """What a row says of a pretraining: steps and seconds of those it goes on from included."""
+    row = _summary(summary, pretrain_folder(experiment, arm, seed))
+    while earlier := experiment.arms[arm].after:
+        before = read_json(pretrain_folder(experiment, earlier, seed) / "summary.json")
+        row |= {key: row[key] + before[key] for key in ("steps", "seconds")}
+        arm = earlier
+    return row
 
 
 def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:

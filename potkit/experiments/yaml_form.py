@@ -22,8 +22,12 @@ names as its origin.
     # optional; the contrast declared before the runs
     primary: {arm: denoise 0.1 Å, against: scratch-longer, metric: forces_mae}
     # name: objective and its settings; or a variant (see potkit.experiments.arms)
+    # the read-out it is pretrained with (vector), parts that are taken over, and an arm whose
+    # pretraining it goes on from (after) may stand there too
     arms:
       denoise 0.1 Å: {objective: denoise, sigma: 0.1}
+      cheap labels: {objective: supervised, parts: [backbone, energy_head]}
+      then denoise: {objective: denoise, sigma: 0.1, vector: gradient, after: cheap labels}
       frozen first: {like: denoise 0.1 Å, freeze: 0.3}
       layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
     pretrain: {steps: 4000, batch_size: 32}            # TrainConfig
@@ -70,6 +74,7 @@ from ..errors import ConfigError, DataError
 from ..structures.outputs import plain_name
 from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
+from .dry_run import FINETUNING, PRETRAINING, SEARCH, Planned
 from .experiment import Experiment
 from .given_validation import GivenValidation
 
@@ -172,6 +177,13 @@ class DataSpec(BaseModel):
 
 # in a grid added to, not replaced
 ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts")
+# of an arm, not of its objective
+OF_ARM = ("vector", "parts", "after")
+
+
+def _of_arms(arms: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+    """Arm -> what it says under ``key``, for arms that do."""
+    return {arm: settings[key] for arm, settings in arms.items() if key in settings}
 
 
 class ExperimentSpec(BaseModel):
@@ -225,17 +237,20 @@ class ExperimentSpec(BaseModel):
 
         if "name" not in self.model:
             raise ConfigError("model: give its name, such as {name: egnn, preset: small}")
+        own = {arm: v for arm, v in self.arms.items() if "like" not in v}
         values = dict(
             model=self.model,
             seeds=self.seeds,
             longer=self.longer,
             valid_fraction=self.valid_fraction,
             objectives={
-                arm: objectives.from_dict(v) for arm, v in self.arms.items() if "like" not in v
+                arm: objectives.from_dict({k: v for k, v in settings.items() if k not in OF_ARM})
+                for arm, settings in own.items()
             },
             variants={arm: v for arm, v in self.arms.items() if "like" in v},
-            vectors=self.vectors,
-            parts=self.parts,
+            vectors=self.vectors | _of_arms(own, "vector"),
+            parts=self.parts | _of_arms(own, "parts"),
+            after=_of_arms(own, "after"),
             pretrain_config=TrainConfig(**self.pretrain),
             finetune_config=TrainConfig(**self.finetune),
             draws=self.draws,
@@ -265,6 +280,34 @@ class ExperimentSpec(BaseModel):
         )
         built.build(0)  # a misspelt model option stops here, not in the first run
         return built
+
+    def counted(self) -> list[dict[str, Any]]:
+        """Runs and steps that follow from the settings alone, rows of `dry_run.Planned`; no steps
+        where they are counted in epochs or in what pretraining costs.
+        """
+        pretrain, finetune = TrainConfig(**self.pretrain), TrainConfig(**self.finetune)
+        own = [arm for arm, settings in self.arms.items() if "like" not in settings]
+        n_seeds = len(self.seeds) + len(self.tuning_seeds)
+        rows: list[dict[str, Any]] = []
+        if own:
+            runs = len(own) * n_seeds
+            steps = np.nan if pretrain.epochs else runs * pretrain.steps
+            rows.append({"part": PRETRAINING, "labels": 0, "runs": runs, "steps": steps})
+        longer = bool(own and self.longer)
+        for labels in self.labels:
+            arms = 1 + len(self.arms) + longer
+            runs = (arms + self.convergence) * len(self.seeds) * self.draws
+            steps = np.nan
+            if not (finetune.epochs or longer):
+                steps = (
+                    (arms + 2 * self.convergence) * len(self.seeds) * self.draws * finetune.steps
+                )
+            rows.append({"part": FINETUNING, "labels": labels, "runs": runs, "steps": steps})
+            if self.search and self.search_at in (None, labels):
+                tried = int(np.prod([len(values) for values in self.search.values()]))
+                runs = arms * tried * len(self.tuning_seeds)
+                rows.append({"part": SEARCH, "labels": labels, "runs": runs})
+        return rows
 
     def _with_validation(
         self, train: Structures, valid: Structures | None
@@ -338,6 +381,21 @@ class GridSpec:
             spec.experiment(store, jobs, loaded, columns=columns, **changes)
             for columns, spec in self.specs
         ]
+
+    def planned(self, store: str | Path = "runs/store") -> list[Planned]:
+        """The experiments for a dry run; where data are missing, what the settings alone tell.
+
+        Raises ConfigError for settings that are wrong.
+        """
+        loaded: dict[str, Structures] = {}
+        made = []
+        for columns, spec in self.specs:
+            try:
+                experiment = spec.experiment(store, 1, loaded, columns=columns)
+                made.append(Planned(columns, experiment))
+            except (DataError, OSError) as error:
+                made.append(Planned(columns, None, str(error), spec.counted()))
+        return made
 
     def experiment(
         self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "published_numbers",
         "structures_3d",
         "tables",
+        "time_figures",
         "verify",
     ],
     submod_attrs={

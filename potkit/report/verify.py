@@ -2,8 +2,8 @@
 documents' blocks filled again.
 
 A stored experiment NAME has its runs in NAME-runs.csv; NAME.csv (`statistics.summarise`),
-NAME-effects.csv (`statistics.effects`) and NAME-curves.csv (`report.curves`) are derived from them
-and from nothing else. Runs are stored with six significant digits, so numbers agree where they
+NAME-effects.csv (`statistics.effects`), NAME-curves.csv (`report.curves`) and NAME-convergence.csv
+(`convergence.table`) are derived from them and from nothing else. Runs are stored with six significant digits, so numbers agree where they
 differ by no more than those digits allow; numbers inside words by one in their last place.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..experiments import statistics
+from ..experiments import convergence, statistics
 from ..structures.storage import replacing
 from . import blocks, provenance
 from . import tables as report
@@ -70,6 +70,7 @@ DERIVED: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "": _summary,
     "-effects": statistics.effects,
     "-curves": _curves,
+    "-convergence": convergence.table,
 }
 
 

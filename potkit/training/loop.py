@@ -41,7 +41,7 @@ from ..objectives import Objective, Supervised
 from ..structures.neighbors import check_overlaps
 from ..structures.outputs import PART
 from ..structures.store import Structures
-from . import checkpoints
+from . import checkpoints, start
 from .config import TrainConfig
 from .normalization import normalization
 from .repeatable import repeatable
@@ -427,8 +427,10 @@ def finetune(
     isolated atoms or a file of them, or ReferenceEnergies; default: what ``config`` says. They,
     the unit of the energy head and the mean of the energies follow from ``train`` and ``config``
     (see `potkit.training.normalization`), not from ``init``. Validation and test labels are never
-    used for any of them. ``overwrite`` as in `pretrain`. Raises ConfigError where ``config``
-    chooses other references than ``references``.
+    used for any of them. Heads that were trained on labels and are among ``parts`` keep the unit
+    they were trained in, and references are fitted to what they leave of the energies: the run
+    begins at the forces of ``init``, and at its energies up to references. ``overwrite`` as in
+    `pretrain`. Raises ConfigError where ``config`` chooses other references than ``references``.
     """
     config = config or TrainConfig()
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
@@ -442,6 +444,7 @@ def finetune(
             raise DataError(
                 f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})"
             )
+    fitted = references in (None, "fit", "least-squares")
     if references is not None:
         config, references = _given_references(config, references, train)
     notes: dict[str, Any] = {"task": "finetune", "init": None}
@@ -456,7 +459,14 @@ def finetune(
         if config.progress:
             tqdm.write(str(report), file=sys.stderr)  # stdout may be a pipe nobody reads
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
-    normalization(train, config, references).put_into(model)
+    begin = normalization(train, config, references)
+    fitted = fitted and config.references == "least-squares"
+    unit = None if init is None else start.carried_unit(model, source, parts)
+    if unit is not None:
+        begin = start.with_carried_heads(model, train, begin, unit, fitted)
+    else:
+        start.check_references(begin, valid or train, config, fitted)
+    begin.put_into(model)
     return fit(model, train, objective, config, out, valid, notes, None, overwrite)
 
 

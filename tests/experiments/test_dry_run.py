@@ -1,0 +1,110 @@
+"""A dry run counts what a grid would do, and does none of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from grids import TINY, grid
+from tiny import one_line
+
+import potkit
+from potkit.cli import main as cli
+from potkit.errors import ConfigError
+from potkit.experiments import dry_run, experiment, operations, yaml_form
+
+SPEC = {
+    "name": "dry",
+    "model": TINY,
+    "pretrain_on": {"data": "ani-mini", "limit": 40},
+    "train": {"data": "ani-mini", "limit": 40},
+    "test": {"data": "ani-mini", "limit": 20},
+    "labels": [10],
+    "seeds": [0, 1],
+    "arms": {
+        "denoise": {"objective": "denoise", "sigma": 0.1},
+        "frozen": {"like": "denoise", "freeze": 0.5},
+    },
+    "pretrain": {"steps": 6, "batch_size": 4},
+    "finetune": {"steps": 4, "batch_size": 4},
+    "longer": "operations",
+    "convergence": True,
+}
+
+
+def written(folder, **changes):
+    path = folder / "dry.yaml"
+    path.write_text(yaml.safe_dump(SPEC | changes, sort_keys=False))
+    return path
+
+
+def by_part(table):
+    return table.set_index(["part", "labels"])
+
+
+def test_a_dry_run_counts_and_runs_nothing(tmp_path):
+    store = tmp_path / "store"
+    spec = yaml_form.read(written(tmp_path))
+    planned = dry_run.table(spec.planned(store))
+    rows = by_part(planned)
+    assert rows.loc[("pretraining", 0), "runs"] == 2
+    assert rows.loc[("pretraining", 0), "steps"] == 12
+    assert rows.loc[("pretraining", 0), "structures"] == 38
+    # scratch, denoise, frozen, scratch-longer and scratch with twice the steps
+    tuned = rows.loc[("fine-tuning", 10)]
+    made = spec.experiment(store)
+    extra = 6 * operations.of_pretraining_step(made, "denoise")
+    extra /= operations.of_finetuning_step(made, 10)
+    assert tuned["runs"] == 10 and tuned["structures"] == 9
+    assert tuned["steps"] == 2 * (3 * 4 + 8 + 4 + int(np.ceil(extra)))
+    assert tuned["operations"] == pytest.approx(
+        tuned["steps"] * operations.of_finetuning_step(made, 10)
+    )
+    assert (planned["hours"] > 0).all() and (planned["stored"] == 0).all()
+    assert not list(store.glob("pretrain-*")) and not list(store.glob("finetune-*"))
+
+
+def test_what_is_stored_costs_nothing(tmp_path):
+    spec = yaml_form.read(written(tmp_path, search={"lr": [1e-3, 3e-3]}, tuning_seeds=[10, 11]))
+    before = dry_run.table(spec.planned(tmp_path / "store"))
+    assert by_part(before).loc[("search", 10), "runs"] == 4 * 2 * 2
+    table = experiment.run(spec.experiments(tmp_path / "store"), progress=False)
+    assert (table["status"] == "ok").all(), table["error"].tolist()
+    after = dry_run.table(spec.planned(tmp_path / "store"))
+    assert after["runs"].tolist() == before["runs"].tolist()
+    assert after["stored"].tolist() == after["runs"].tolist()
+    assert after["steps"].sum() == 0 and after["hours"].sum() == 0
+
+
+def test_steps_of_a_chain_and_of_time(tmp_path):
+    objectives = {"denoise": potkit.Denoise(sigma=0.1), "labels": potkit.Supervised()}
+    made = grid(tmp_path, objectives=objectives, after={"labels": "denoise"}, variants={})
+    rows = by_part(dry_run.table([dry_run.Planned({}, made)]))
+    # scratch-longer: its own 4 steps, and two pretrainings of 4
+    assert rows.loc[("fine-tuning", 10), "steps"] == 2 * (3 * 4 + 12)
+    made = grid(tmp_path, longer="time", variants={})
+    planned = dry_run.table([dry_run.Planned({}, made)])
+    assert np.isnan(by_part(planned).loc[("fine-tuning", 10), "steps"])
+    assert "not known before other runs are done" in dry_run.in_words(planned)
+
+
+def test_without_its_data_a_grid_says_what_it_can(tmp_path, capsys):
+    missing = {"data": str(tmp_path / "nowhere.xyz")}
+    path = written(tmp_path, grid={"data": {"here": {}, "gone": {"test": missing}}})
+    with pytest.raises(SystemExit) as done:
+        cli.main(["compare", str(path), "--store", str(tmp_path / "store"), "--dry-run"])
+    assert not done.value.code
+    out = capsys.readouterr().out
+    assert "missing: data gone:" in out and "nowhere.xyz" in out
+    planned = dry_run.table(yaml_form.read(path).planned(tmp_path / "store"))
+    both = [by_part(part)["runs"] for _, part in planned.groupby("data")]
+    assert both[0].to_dict() == both[1].to_dict()
+    assert "here" in out and "hours" in out
+    assert not list((tmp_path / "store").glob("pretrain-*"))
+
+
+def test_wrong_settings_stop_a_dry_run_too(tmp_path):
+    path = written(tmp_path, model={"name": "egnn", "hiden": 3})
+    with pytest.raises(ConfigError, match="hiden") as caught:
+        yaml_form.read(path).planned(tmp_path)
+    one_line(caught.value)

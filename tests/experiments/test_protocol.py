@@ -1,0 +1,326 @@
+"""The protocol: operations, the search on tuning seeds, the check of convergence, error over time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from grids import DATA, TINY, grid
+from tiny import one_line
+
+import potkit
+from potkit import models
+from potkit.cli import main as cli
+from potkit.errors import ConfigError, DataError
+from potkit.experiments import (
+    convergence,
+    experiment,
+    operations,
+    search,
+    statistics,
+    tasks,
+    time_curves,
+)
+from potkit.experiments.arms import DOUBLED, LONGER
+from potkit.report import tables as report
+from potkit.report import time_figures, verify
+
+SEARCH = {"search": {"lr": [1e-4, 3e-3]}, "tuning_seeds": [7, 8], "variants": {}}
+
+
+# -- operations ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["egnn", "schnet", "painn", "torchmd_et", "gns"])
+def test_operations_are_the_same_number_each_time(name):
+    def count() -> float:
+        return operations.of_step(potkit.build(name, seed=0), DATA, potkit.Supervised(), 4)
+
+    before = torch.get_num_threads()
+    first = count()
+    torch.set_num_threads(2)
+    try:
+        assert count() == first > 1e6
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_operations_count_the_products_of_matrices_by_hand():
+    """One layer of weights on all atoms: 2 · N · in · out forward, and as much backward for the
+    weights; the input needs no derivative.
+    """
+
+    class Linear(potkit.Objective):
+        name, outputs = "linear", ("vector",)
+
+        def terms(self, prediction, batch):
+            return [potkit.objectives.Term("loss", prediction.sum(), 1)]
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Linear(3, 5)
+
+        def extend(self, *_, **__):
+            pass
+
+        def parts(self, _):
+            return {"backbone"}
+
+        def forward(self, batch, _):
+            return self.backbone(batch.pos)
+
+    atoms = np.diff(DATA.ptr)
+    assert len(set(atoms[:8].tolist())) <= 2
+    counted = operations.of_step(Model(), DATA, Linear(), len(DATA))
+    size = min(len(DATA), operations.MOST)
+    rows = [potkit.training.step.batch_indices(i, size, len(DATA), 0) for i in range(4)]
+    n = np.mean([atoms[r].sum() for r in rows]) * len(DATA) / size
+    assert counted == pytest.approx(2 * (2 * n * 3 * 5))
+
+
+def test_a_step_with_derivatives_costs_more_and_with_more_structures_in_proportion():
+    model = potkit.build("egnn", seed=0)
+    energies = operations.of_step(model, DATA, potkit.Supervised(forces=0.0), 8)
+    both = operations.of_step(model, DATA, potkit.Supervised(), 8)
+    assert 1.5 < both / energies < 8
+    twice = operations.of_step(model, DATA, potkit.Supervised(), 16)
+    assert twice / both == pytest.approx(2, rel=0.1)
+
+
+def test_scratch_longer_in_operations_is_counted_once_and_kept(tmp_path, monkeypatch):
+    made = grid(tmp_path, longer="operations", variants={})
+    extra = operations.of_pretraining(made, "denoise") / operations.of_finetuning_step(made, 10)
+    table = experiment.run(made, progress=False)
+    longer = table[table["arm"] == LONGER]["steps"].unique()
+    assert longer.tolist() == [4 + int(np.ceil(extra))]
+    assert len(list(tmp_path.glob("operations-*.json"))) == 2
+    monkeypatch.setattr(operations, "of_step", None)  # found in the store, not counted again
+    again = experiment.run(made, progress=False)
+    assert again["steps"].tolist() == table["steps"].tolist()
+
+
+def test_a_damaged_count_is_named(tmp_path):
+    made = grid(tmp_path, longer="operations", variants={})
+    operations.of_finetuning_step(made, 10)
+    path = next(tmp_path.glob("operations-*.json"))
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="delete it to count anew") as caught:
+        operations.of_finetuning_step(made, 10)
+    one_line(caught.value)
+
+
+# -- the search ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A grid with a search and the check of convergence, and its runs."""
+    store = tmp_path_factory.mktemp("searched") / "store"
+    made = grid(store, longer="operations", convergence=True, valid_min=2, **SEARCH)
+    return made, experiment.run(made, progress=False)
+
+
+def test_every_arm_is_searched_alike_and_runs_with_what_was_best(searched):
+    made, table = searched
+    assert (table["status"] == "ok").all(), table["error"].tolist()
+    choices = pd.DataFrame(table.attrs["choices"])
+    assert set(choices["arm"]) == {"scratch", LONGER, "denoise"}
+    assert (choices.groupby("arm").size() == 2).all()
+    assert (choices["valid_structures"] == 2 * 2).all()
+    for arm, part in choices.groupby("arm"):
+        best = part.loc[part["score"].idxmin()]
+        assert best["chosen"] and part["chosen"].sum() == 1
+        for run in table[table["arm"] == arm]["run"]:
+            config = json.loads((made.store / run / "run.json").read_text())["identity"]["config"]
+            assert config["lr"] == best["lr"]
+
+
+def test_scores_are_those_of_the_validation_structures_of_tuning_seeds(searched):
+    made, table = searched
+    choices = pd.DataFrame(table.attrs["choices"])
+    for row in choices[choices["arm"] == "denoise"].itertuples():
+        logs = []
+        for seed in made.tuning_seeds:
+            task = tasks.Task(
+                "finetune", "denoise", seed, 10, choice=(("lr", row.lr),), tuning=True
+            )
+            folder = tasks.finetune_folder(made, task)
+            logs.append(np.log(json.loads((folder / "summary.json").read_text())["best"]))
+            assert not list(folder.glob("test-*")), "a run of the search was tested"
+        assert row.score == pytest.approx(np.mean(logs))
+
+
+def test_no_test_structure_chooses_anything(searched, tmp_path):
+    """With other test labels the same settings are chosen."""
+    made, table = searched
+    other = DATA[24:]
+    other.forces = -5 * other.forces
+    again = grid(tmp_path, longer="operations", valid_min=2, test=other, **SEARCH)
+    chosen = [
+        [(c["arm"], c["lr"]) for c in t.attrs["choices"] if c["chosen"]]
+        for t in (table, experiment.run(again, progress=False))
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_what_was_found_is_not_run_again(searched, monkeypatch):
+    made, table = searched
+    monkeypatch.setattr(tasks, "finetune", None)
+    monkeypatch.setattr(tasks, "pretrain", None)
+    again = experiment.run(made, progress=False)
+    pd.testing.assert_frame_equal(again, table)
+    assert again.attrs["choices"] == table.attrs["choices"]
+
+
+def test_one_budget_can_choose_for_all(tmp_path):
+    made = grid(tmp_path, longer=None, objectives={}, pretrain_on=None, labels=[8, 12], **SEARCH)
+    both = experiment.run(made, progress=False)
+    assert {c["labels"] for c in both.attrs["choices"]} == {8, 12}
+    one = grid(
+        tmp_path,
+        longer=None,
+        objectives={},
+        pretrain_on=None,
+        labels=[8, 12],
+        search_at=12,
+        **SEARCH,
+    )
+    table = experiment.run(one, progress=False)
+    assert {c["labels"] for c in table.attrs["choices"]} == {12}
+    assert table["chosen"].nunique() == 1
+
+
+def test_an_arm_keeps_what_its_variant_fixes(tmp_path):
+    variants = {"slow": {"like": "denoise", "lr": 5e-4}}
+    made = grid(tmp_path, longer=None, **(SEARCH | {"variants": variants}))
+    assert search.values(made, "slow") == [()]
+    assert [dict(v)["lr"] for v in search.values(made, "denoise")] == [1e-4, 3e-3]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"tuning_seeds": [1, 7]}, "seed 1 is a tuning seed and a reported one"),
+        ({"tuning_seeds": []}, "go together"),
+        ({"search": {"lr": [1e-3]}}, "two or more values"),
+        ({"search": {"batch_size": [2, 4]}}, "none of"),
+        ({"search": {"lr": [1e-3, -1.0]}}, "lr"),
+        ({"search_at": 77}, "none of the label budgets"),
+        ({"longer": "time"}, "longer: operations"),
+    ],
+)
+def test_an_unfair_search_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        grid(tmp_path, **({"longer": "steps"} | SEARCH | changes))
+    one_line(caught.value)
+
+
+def test_small_budgets_get_enough_validation_structures(tmp_path):
+    made = grid(tmp_path, valid_min=3, variants={})
+    train, valid = made.labelled(10, 0)
+    assert (len(train), len(valid)) == (7, 3)
+    # at the default every stored run keeps its structures
+    assert [len(part) for part in grid(tmp_path).labelled(10, 0)] == [9, 1]
+
+
+# -- convergence ---------------------------------------------------------------------------------
+def test_twice_the_steps_are_the_same_schedule_stretched(searched):
+    made, table = searched
+    doubled = table[table["arm"] == DOUBLED]
+    assert (doubled["steps"] == 8).all() and len(doubled) == 2
+    scratch = table[table["arm"] == "scratch"]
+    settings = []
+    for run in (scratch["run"].iloc[0], doubled["run"].iloc[0]):
+        identity = json.loads((made.store / run / "run.json").read_text())["identity"]
+        settings.append(identity["config"] | {"steps": 0})
+    assert settings[0] == settings[1]
+    # a check, not a contrast: it takes no level from the comparisons
+    assert DOUBLED not in set(statistics.effects(table)["arm"])
+
+
+@pytest.mark.parametrize("change, converged", [(0.99, True), (0.7, False), (1.4, False)])
+def test_converged_means_moved_by_less_than_the_interval(change, converged):
+    errors = np.exp(np.array([-0.05, 0.0, 0.05, 0.02, -0.02]))
+    rows = [
+        {"arm": arm, "labels": 50, "seed": s, "pretrain_seed": s, "label_draw": 0, "forces_mae": e}
+        for arm, factor in (("scratch", 1.0), (DOUBLED, change))
+        for s, e in enumerate(factor * errors)
+    ]
+    runs = pd.DataFrame(rows).assign(status="ok")
+    checked = convergence.table(runs)
+    assert checked["converged"].tolist() == [converged]
+    assert checked["change_%"].item() == pytest.approx(100 * (change - 1))
+    assert checked["interval_%"].item() == pytest.approx(5.1, abs=0.2)
+    [line] = convergence.lines(checked)
+    assert ("not converged" in line) != converged
+
+
+# -- error over time -----------------------------------------------------------------------------
+def test_every_arm_has_a_curve_of_its_validation_error(searched):
+    made, table = searched
+    curves = time_curves.of_experiments([made], table)
+    assert set(curves["arm"]) == set(table["arm"].astype(str))
+    per_step = operations.of_finetuning_step(made, 10)
+    assert curves["operations"].to_numpy() == pytest.approx(curves["step"] * per_step)
+    assert (curves["valid_forces_mae"] > 0).all() and (curves["seconds"] > 0).all()
+    before = curves.set_index("arm")["pretrain_operations"]
+    assert (before["denoise"] > 0).all() and (before["scratch"] == 0).all()
+    # the last validation of each run
+    ends = curves.groupby(["arm", "seed"])["step"].max()
+    assert (
+        ends.to_dict() == table.astype({"arm": str}).set_index(["arm", "seed"])["steps"].to_dict()
+    )
+
+
+def test_the_curves_are_drawn(searched):
+    made, table = searched
+    curves = time_curves.of_experiments([made], table)
+    for against in ("step", "operations", "seconds"):
+        chart = time_figures.time_curves(curves, against)
+        named = {t.name for t in chart.data if t.name}
+        assert named == set(curves["arm"])
+        assert "meV/Å" in chart.layout.yaxis.title.text
+    with pytest.raises(ConfigError, match="none of step"):
+        time_figures.time_curves(curves, "epochs")
+    with pytest.raises(DataError, match="not counted"):
+        time_figures.time_curves(curves.assign(operations=np.nan), "operations")
+
+
+# -- the command ---------------------------------------------------------------------------------
+def test_compare_prints_and_stores_the_protocol(tmp_path, capsys):
+    spec = {
+        "name": "protocol",
+        "model": TINY,
+        "pretrain_on": {"data": "ani-mini", "limit": 24},
+        "train": {"data": "ani-mini", "limit": 24},
+        "test": {"data": "ani-mini", "limit": 8},
+        "labels": [10],
+        "seeds": [0, 1],
+        "arms": {"denoise": {"objective": "denoise", "sigma": 0.1}},
+        "pretrain": {"steps": 2, "batch_size": 4},
+        "finetune": {"steps": 2, "batch_size": 4},
+        "longer": "operations",
+        "search": {"lr": [1e-3, 3e-3]},
+        "tuning_seeds": [5],
+        "convergence": True,
+    }
+    path = tmp_path / "protocol.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    options = ["--store", str(tmp_path / "store"), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["compare", str(path), *options, "--figure", str(tmp_path / "curves.html")])
+    assert not done.value.code
+    said = capsys.readouterr().out
+    assert "settings tried" in said and "twice the steps change" in said
+    choices, how = report.stored("protocol-choices", tmp_path)
+    assert len(choices) == 3 * 2 and how["command"].startswith("potkit compare")
+    assert len(report.stored("protocol-time-curves", tmp_path)[0])
+    assert (tmp_path / "curves-time.html").is_file()
+    verified = verify.verify(tmp_path, tmp_path)
+    assert verified.holds and "protocol-convergence" in verified.tables
+
+
+def test_all_networks_can_be_counted():
+    for name in models.names():
+        assert operations.of_step(potkit.build(name, seed=0), DATA, potkit.Supervised(), 2) > 0

@@ -1,0 +1,113 @@
+"""Where a fine-tuning starts: heads that are carried over mean the same eV as before, and reference
+energies of another level of theory are named.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tiny import egnn, molecules
+
+import potkit
+from potkit import TrainConfig
+from potkit.datasets.references import ReferenceEnergies
+from potkit.training import evaluation, loop
+
+SETTINGS = TrainConfig(steps=6, batch_size=4, lr=3e-3, progress=False, device="cpu")
+# so small a rate that the first step moves nothing that can be seen
+STANDSTILL = SETTINGS.replace(steps=1, lr=1e-12, min_lr=0.0)
+ALL = ("backbone", "energy_head", "vector_readout")
+DATA = molecules(40)
+
+
+def other_level(structures: potkit.Structures, factor: float = 1.3) -> potkit.Structures:
+    """The same structures with labels of another level of theory: stronger bonds, other atoms."""
+    rows = np.arange(len(structures))
+    other = structures[rows]
+    atoms = ReferenceEnergies({1: -13.6, 6: -1029.0, 7: -1484.0, 8: -2041.0}).energy(other)
+    other.energy = factor * structures.energy + atoms
+    other.forces = (factor * structures.forces).astype(structures.forces.dtype)
+    return other
+
+
+@pytest.fixture(scope="module")
+def cheap(tmp_path_factory) -> loop.Run:
+    """A network pretrained on cheap labels."""
+    out = tmp_path_factory.mktemp("cheap") / "run"
+    return loop.pretrain(egnn(), DATA[:24], potkit.Supervised(), SETTINGS, out)
+
+
+def test_a_fine_tuning_of_all_parts_begins_where_the_pretrained_network_is(cheap, tmp_path):
+    train = other_level(DATA[:24])
+    begun = loop.finetune(
+        egnn(1), train, None, STANDSTILL, cheap, tmp_path / "run", parts=ALL
+    ).model
+    before, after = (evaluation.predict(m, DATA[24:]) for m in (cheap.model, begun))
+    assert np.abs(before["forces"]).max() > 1e-3
+    np.testing.assert_allclose(after["forces"], before["forces"], atol=2e-6)
+    interaction = [
+        p["energy"] - _references(m).energy(DATA[24:])
+        for p, m in ((before, cheap.model), (after, begun))
+    ]
+    np.testing.assert_allclose(interaction[1], interaction[0], atol=2e-5)
+
+
+def _references(model: potkit.Potential) -> ReferenceEnergies:
+    known = torch.nonzero(model.known).flatten().tolist()
+    return ReferenceEnergies({z: float(model.references[z]) for z in known})
+
+
+def test_with_all_parts_the_first_energies_fit_better_than_references_alone(cheap, tmp_path):
+    """The references are fitted to what the network leaves of the labels."""
+    train = other_level(DATA[:24])
+    begun = loop.finetune(
+        egnn(1), train, None, STANDSTILL, cheap, tmp_path / "run", parts=ALL
+    ).model
+    off = evaluation.predict(begun, train)["energy"] - train.energy
+    assert abs(off.mean()) < 1e-4
+
+
+def test_heads_of_a_denoiser_take_the_unit_of_the_labels(tmp_path):
+    """They were trained in Å, which says nothing of eV: as it always was."""
+    denoised = loop.pretrain(
+        egnn(vector="gradient"), DATA[:24], potkit.Denoise(sigma=0.1), SETTINGS, tmp_path / "noise"
+    )
+    tuned = loop.finetune(
+        egnn(1, vector="gradient"),
+        DATA[:24],
+        None,
+        STANDSTILL,
+        denoised,
+        tmp_path / "tuned",
+        parts=("backbone", "energy_head"),
+    )
+    root_mean_square = float(np.sqrt(np.mean(np.square(DATA[:24].forces))))
+    assert float(tuned.model.scale) == pytest.approx(root_mean_square, rel=1e-5)
+
+
+def test_a_backbone_alone_takes_the_unit_of_the_new_labels(cheap, tmp_path):
+    train = other_level(DATA[:24], factor=3.0)
+    tuned = loop.finetune(egnn(1), train, None, STANDSTILL, cheap, tmp_path / "run")
+    root_mean_square = float(np.sqrt(np.mean(np.square(train.forces))))
+    assert float(tuned.model.scale) == pytest.approx(root_mean_square, rel=1e-5)
+
+
+def test_references_of_another_level_of_theory_are_named(tmp_path):
+    with pytest.warns(UserWarning, match=r"eV per atom.*another level of theory") as caught:
+        loop.finetune(egnn(), DATA[:24], other_level(DATA[24:]), STANDSTILL, out=tmp_path / "run")
+    assert all("\n" not in str(w.message) for w in caught)
+
+
+def test_isolated_atoms_of_another_level_are_named_and_binding_energy_is_not(tmp_path):
+    atoms = {1: -13.6, 6: -1029.0, 7: -1484.0, 8: -2041.0}
+    given = ReferenceEnergies(atoms, "isolated atoms")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loop.finetune(
+            egnn(), other_level(DATA), None, STANDSTILL, out=tmp_path / "a", references=given
+        )
+    with pytest.warns(UserWarning, match=r"isolated atoms\) are of another level of theory"):
+        loop.finetune(egnn(), DATA, None, STANDSTILL, out=tmp_path / "b", references=given)
