@@ -4,6 +4,7 @@ follows from its runs (verify).
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,7 +114,11 @@ def verify(
     results: FolderOption = Path("data/results"),
     root: Annotated[Path, Option(help="folder of README.md and RESULTS.md")] = Path("."),
     rewrite: Annotated[
-        bool, Option("--rewrite", help="store what the runs say, and fill the documents")
+        bool,
+        Option("--rewrite", help="store what the runs say, draw pictures, fill the documents"),
+    ] = False,
+    data: Annotated[
+        bool, Option("--data", help="also the baselines, from the data their experiments name")
     ] = False,
 ) -> None:
     """Recompute every stored table, interval and verdict from the stored runs, and say what
@@ -124,7 +129,7 @@ def verify(
     if rewrite:
         for path in verification.rewrite(results, root):
             print(f"written: {path}")
-    verified = verification.verify(results, root)
+    verified = verification.verify(results, root, data)
     print(verified)
     if not verified.holds:
         print(verified.differences.head(40).to_string(index=False, max_colwidth=60))
@@ -151,8 +156,12 @@ def baselines(
     if out is not None:
         outputs.check_folder(out)
         report.check_results(out, f"{spec.name}-baselines")
-    names = [*trivial.TRIVIAL, *(["GFN2-xTB"] if xtb else [])]
-    table = trivial.of_experiments(spec.experiments(), names)
+    names = [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])]
+    table = trivial.of_spec(spec, names)
+    for line in table.attrs["left_out"]:
+        print(line, file=sys.stderr)
+    if table.empty:
+        raise DataError(f"{experiment}: no baseline applies")
     shown = table.pivot(
         index=[c for c in table if c not in ("metric", "mean")], columns="metric", values="mean"
     )

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "blocks",
         "figures",
         "gallery",
+        "pages",
         "picture_export",
         "provenance",
         "published_numbers",

@@ -181,10 +181,16 @@ def learning_curve(
     return chart
 
 
-def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figure:
+def learning_curves(
+    summary: pd.DataFrame, title: str | None = None, baselines: pd.DataFrame | None = None
+) -> go.Figure:
     """All learning curves of a grid (a table of `statistics.summarise`): a column of panels per
     experiment, a row per metric (force and energy MAE), one line an arm with its intervals, set
     apart sideways so that they can be told from each other. Logarithmic axes, shared along rows.
+
+    ``baselines``: a table of `baselines.of_experiments`. Each is a dashed line (or a word at the
+    upper edge, where it lies far above all arms), and an arm that is worse than one of them has an
+    open marker.
     """
     by = [b for b in statistics.grouping(summary) if b != "labels"]
     metrics = [m for m in ("forces_mae", "energy_mae") if (summary["metric"] == m).any()]
@@ -212,6 +218,10 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
         )
         lows = shown["low"][shown["low"] > 0.2 * shown["mean"]]
         ends = [*shown[["mean", "high"]].stack(), *lows]
+        reach = FAR * max(ends)
+        if baselines is not None:
+            levels = scale * baselines.loc[baselines["metric"] == metric, "mean"]
+            ends += [level for level in levels if 0 < level <= reach]
         bottom, top = min(ends) / 1.1, max(ends) * 1.1
         _plain_log_ticks(chart, ends, row=i)
         # an interval to below 0 leaves the panel, whose axis is logarithmic
@@ -221,6 +231,8 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                 of_line = shown.index.isin(part.index) & (shown["arm"] == arm)
                 rows = shown[of_line].sort_values("labels")
                 colour, symbol = style[arm]
+                worse = rows["worse_than"].fillna("") if "worse_than" in rows else []
+                symbols = [f"{symbol}-open" if names else symbol for names in worse]
                 chart.add_scatter(
                     x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2),
                     y=rows["mean"],
@@ -229,13 +241,16 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                     legendgroup=arm,
                     mode="lines+markers",
                     line=dict(color=colour, width=2),
-                    marker=dict(symbol=symbol, size=9),
+                    marker=dict(symbol=symbols or symbol, size=9),
                     showlegend=i == j == 1,
                     customdata=rows["labels"],
                     hovertemplate=f"{arm}, %{{customdata}} labels: {value}<extra></extra>",
                     row=i,
                     col=j,
                 )
+            if baselines is not None and len(part):
+                first = part.iloc[0].to_dict() | {"metric": metric}
+                _add_baselines(chart, baselines, first, scale, reach, (i, j))
         chart.update_yaxes(type="log", range=np.log10([bottom, top]), row=i)
         chart.update_yaxes(title_text=f"{label} ({unit})", row=i, col=1)
     chart.update_xaxes(type="log", tickvals=budgets, ticktext=[f"{t:g}" for t in budgets])
@@ -246,6 +261,57 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
         width=max(SIZE[0], 120 + 430 * len(groups)),
         height=140 + 330 * len(metrics),
     )
+
+
+FAR = 2.5  # times the largest error of a row of panels: a baseline above is a word, not a line
+BASELINES = {"composition": "dash", "zero forces": "dot", "GFN2-xTB": "dashdot"}
+
+
+def _add_baselines(
+    chart: go.Figure,
+    baselines: pd.DataFrame,
+    row: dict[str, Any],
+    scale: float,
+    reach: float,
+    panel: tuple[int, int],
+) -> None:
+    """Draw into one panel the baselines of the experiment and metric of ``row``."""
+    by = [c for c in baselines if c not in ("labels", "baseline", "metric", "mean")]
+    here = baselines[baselines["metric"] == row["metric"]]
+    for column in by:
+        here = here[here[column].astype(str) == str(row[column])]
+    above = []
+    for name, rows in here.groupby("baseline", sort=False):
+        rows = rows.sort_values("labels")
+        levels = scale * rows["mean"].to_numpy()
+        if levels.max() > reach:
+            above.append(f"{name} {levels.min():.0f}")
+            continue
+        chart.add_scatter(
+            x=rows["labels"],
+            y=levels,
+            name=name,
+            legendgroup=name,
+            mode="lines",
+            line=dict(color="#777777", width=1.5, dash=BASELINES.get(name, "longdash")),
+            showlegend=not any(trace.name == name for trace in chart.data),
+            row=panel[0],
+            col=panel[1],
+        )
+    if above:
+        chart.add_annotation(
+            text="above: " + ", ".join(above),
+            x=0.98,
+            xref="x domain",
+            xanchor="right",
+            y=0.98,
+            yref="y domain",
+            yanchor="top",
+            showarrow=False,
+            font=dict(size=12, color="#555555"),
+            row=panel[0],
+            col=panel[1],
+        )
 
 
 def labels_saved(saved: pd.DataFrame, title: str | None = "Labels saved") -> go.Figure:
