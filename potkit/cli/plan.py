@@ -1,5 +1,6 @@
-"""The commands around a study's numbers: how many runs it needs (plan), and whether what is stored
-follows from its runs (verify).
+"""The commands around a study's numbers: how many runs it needs (plan), what it has to beat
+(baselines), how much of its spread is numerics, and whether what is stored follows from its runs
+(verify).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
     app.command()(verify)
     app.command()(baselines)
+    app.command()(numerics)
 
 
 def plan(
@@ -174,3 +176,39 @@ def baselines(
     if out is not None:
         command = f"potkit baselines {experiment}{' --xtb' if xtb else ''} --out {out}"
         print(f"written: {report.store(table, f'{spec.name}-baselines', command, out)}")
+
+
+def numerics(
+    experiment: Annotated[Path, Argument(help="an experiment in YAML; see potkit.specs")],
+    threads: Annotated[
+        list[int] | None, Option(help="numbers of threads, repeatable; default: 1 and 2")
+    ] = None,
+    store: Annotated[
+        Path, Option(help="folder of finished runs, in one folder for each number of threads")
+    ] = Path("runs/numerics"),
+    out: Annotated[Path | None, Option(help="folder for NAME.csv, NAME-threads.csv")] = None,
+) -> None:
+    """How much of the spread over seeds is numerics: the same runs with one and two threads."""
+    from ..experiments import numerics as same_seed
+    from ..experiments import yaml_form
+    from ..report import tables as report
+    from ..structures import outputs
+
+    outputs.check_folder(store)
+    spec = yaml_form.read(experiment)
+    if out is not None:
+        outputs.check_folder(out)
+        report.check_results(out, spec.name, f"{spec.name}-threads")
+    counts = tuple(threads or (1, 2))
+    runs = same_seed.measure(spec.experiments(store=store), counts)
+    table = same_seed.summarise(runs)
+    written: list[Path] = []
+    if out is not None:
+        asked = "".join(f" --threads {n}" for n in threads or ())
+        command = f"potkit numerics {experiment}{asked} --out {out}"
+        report.store(runs, f"{spec.name}-threads", command, out)
+        written.append(report.store(table, spec.name, command, out, experiment=spec.model_dump()))
+    print("spreads of log errors in %: over seeds, and of one seed between numbers of threads")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    for path in written:
+        print(f"written: {path}")

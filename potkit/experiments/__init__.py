@@ -8,7 +8,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
         "arms",
+        "baselines",
+        "clusters",
         "experiment",
+        "numerics",
         "scheduler",
         "statistics",
         "tasks",

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..experiments import baselines, statistics, yaml_form
+from ..experiments import baselines, numerics, statistics, yaml_form
 from ..structures.storage import replacing
 from . import blocks, figures, gallery, pages, provenance
 from . import tables as report
@@ -84,6 +84,22 @@ DERIVED: dict[str, Callable[[pd.DataFrame, pd.DataFrame | None], pd.DataFrame]] 
     "-effects": _effects,
     "-curves": _curves,
 }
+
+
+# tables that follow from another one than runs: ending of the one they follow from
+OTHERS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "-threads": numerics.summarise,
+}
+
+
+def others(folder: str | Path = "data/results") -> list[tuple[str, str, Callable]]:
+    """(name, ending of its source, how it follows) of each stored table in `OTHERS`."""
+    return [
+        (path.name.removesuffix(f"{ending}.csv"), ending, derive)
+        for ending, derive in OTHERS.items()
+        for path in sorted(Path(folder).glob(f"*{ending}.csv"))
+        if path.with_name(path.name.replace(f"{ending}.csv", ".csv")).is_file()
+    ]
 
 
 def experiments(folder: str | Path = "data/results") -> dict[str, list[str]]:
@@ -153,7 +169,7 @@ def verify(
             rows += [{"where": f"{name}{ending}.csv", **d} for d in differences(stored, again)]
             tables.append(name + ending)
             cells += stored.size
-        if data and known is not None:
+        if data and known is not None and (folder / f"{name}.yaml").is_file():
             again = _as_stored(_baselines_again(name, known, folder))
             where = f"{name}-baselines.csv"
             rows += [{"where": where, **d} for d in differences(known, again)]
@@ -166,7 +182,15 @@ def verify(
             where = f"figures/{name}.html"
             rows += [{"where": where, **d} for d in _points_differ(drawn, again_drawn)]
             pictures.append(where)
-    known_tables = {*tables, *(f"{name}-runs" for name in names)}
+    sources = {f"{name}-runs" for name in names}
+    for name, ending, derive in others(folder):
+        stored, _ = report.stored(name, folder)
+        again = _as_stored(derive(report.stored(name + ending, folder)[0]))
+        rows += [{"where": f"{name}.csv", **d} for d in differences(stored, again)]
+        tables.append(name)
+        cells += stored.size
+        sources.add(name + ending)
+    known_tables = {*tables, *sources}
     alone = [p.stem for p in sorted(folder.glob("*.csv")) if p.stem not in known_tables]
     documents = [d for d in DOCUMENTS if (root / d).is_file()]
     for document in documents:
