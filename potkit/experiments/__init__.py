@@ -9,6 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "arms",
         "baselines",
+        "break_even",
+        "choosing",
         "clusters",
         "experiment",
         "numerics",

@@ -573,6 +573,132 @@ def error_against_spread(
     return chart.update_xaxes(type="log").update_yaxes(type="log")
 
 
+def noise_explained(
+    proposal: Any,
+    sigmas: Sequence[float],
+    measured: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    title: str | None = None,
+) -> go.Figure:
+    """Share of the noise that a denoiser can tell, against σ (Å), of an
+    `analysis.noise_scale.SigmaProposal`: with all vibrations known, and what rigid motion leaves of
+    it, which no network can tell.
+
+    ``measured``: name -> (σ, share explained) of trained networks. Vertical lines stand at the σ of
+    several shares, of which the proposal's is one: a choice.
+    """
+    sigmas = np.asarray(sigmas, float)
+    chart = figure("noise scale σ (Å)", "share of the noise explained", title)
+    lines = {
+        "all vibrations known": (proposal.explained(sigmas), "dash"),
+        f"less rigid motion ({100 * proposal.rigid:.0f} % of coordinates)": (
+            1.0 - proposal.unexplained(sigmas),
+            "solid",
+        ),
+    }
+    for name, (values, dash) in lines.items():
+        chart.add_scatter(
+            x=sigmas,
+            y=values,
+            name=name,
+            mode="lines",
+            line=dict(color=OKABE_ITO["black"], dash=dash, width=2),
+        )
+    style = looks(list(measured or {}))
+    for name, (x, y) in (measured or {}).items():
+        colour, symbol = style[name]
+        chart.add_scatter(
+            x=list(x),
+            y=list(y),
+            name=name,
+            mode="markers",
+            marker=dict(symbol=symbol, size=11, color=colour),
+        )
+    for share, sigma in proposal.by_share().items():
+        if not np.isfinite(sigma):
+            continue
+        chosen = proposal.method == "harmonic" and share == proposal.share
+        chart.add_vline(
+            x=sigma,
+            line=dict(color=OKABE_ITO["vermillion"], dash="dot", width=2.5 if chosen else 1),
+        )
+        chart.add_annotation(
+            x=float(np.log10(sigma)),
+            y=0.02,
+            yref="paper",
+            text=f"{share:g}{' (chosen)' if chosen else ''}",
+            textangle=-90,
+            showarrow=False,
+            xanchor="right",
+            yanchor="bottom",
+        )
+    return chart.update_xaxes(type="log").update_yaxes(range=[0, 1])
+
+
+def breakdown(
+    tables: Mapping[str, pd.DataFrame], column: str = "forces_mae", title: str | None = None
+) -> go.Figure:
+    """Errors by molecule, element, size or temperature (arm -> a table of
+    `analysis.error_breakdown.breakdown`), arms side by side; the number of structures of a group
+    stands below its name.
+    """
+    parts = []
+    titles = {
+        **{m: f"{name} ({unit})" for m, (name, unit, _) in report.UNITS.items()},
+        "energy_mae_per_atom": "energy MAE per atom (meV/atom)",
+        "relative_energy_mae": "relative energy MAE (meV)",
+    }
+    for arm, table in tables.items():
+        if column not in table:
+            raise ConfigError(f"no column {column!r} to draw; there are {', '.join(table)}")
+        names = [
+            f"{r['group']}<br><sub>{r['structures']} structures</sub>"
+            for r in table.to_dict("records")
+        ]
+        parts.append(pd.DataFrame({"group": names, "mean": 1e3 * table[column], "arm": arm}))
+    joined = pd.concat(parts, ignore_index=True)
+    return bars(joined, "group", y_title=titles.get(column, column), title=title)
+
+
+def break_even(row: Any, title: str | None = None) -> go.Figure:
+    """Cost of labels and pretraining against the number of targets, of one row of
+    `break_even.in_labels`: from scratch, and pretrained once; where the lines cross, pretraining
+    has paid. The band is the interval of what scratch needs.
+
+    Raises ConfigError for a row without an answer.
+    """
+    if not row["given"] or row["relation"] != "=":
+        raise ConfigError("nothing to draw: what scratch needs for the same error is not known")
+    per_label = row["saved_hours"] / (row["needs"] - row["labels"])
+    end = 3 * row["targets"] if np.isfinite(row["targets"]) else 10.0
+    targets = np.linspace(0, max(3.0, end), 50)
+    chart = figure("target systems", "labels and pretraining (hours)", title)
+    if row["low_relation"] == "=" and row["high_relation"] == "=":
+        low, high = (targets * row[side] * per_label for side in ("low", "high"))
+        chart.add_scatter(
+            x=[*targets, *targets[::-1]],
+            y=[*low, *high[::-1]],
+            fill="toself",
+            mode="lines",
+            line=dict(width=0),
+            fillcolor="rgba(0,0,0,0.12)",
+            name="scratch, 95 % interval",
+        )
+    costs = {
+        row["against"]: targets * row["needs"] * per_label,
+        row["arm"]: row["pretrain_hours"] + targets * row["labels"] * per_label,
+    }
+    style = looks(list(costs))
+    for name, values in costs.items():
+        chart.add_scatter(
+            x=targets,
+            y=values,
+            name=name,
+            mode="lines",
+            line=dict(color=style[name][0], width=2.5),
+        )
+    return chart
+
+
 def colours(count: int) -> list[str]:
     """``count`` colours of the template, for traces added by hand; they repeat after seven."""
     cycle = list(pio.templates["potkit"].layout.colorway)
