@@ -27,7 +27,8 @@ class Choice:
     """What `choose` found: the arm called ``name``, and ``table``, a row per candidate.
 
     Columns: arm, seeds, mean (eV or eV/Å, on validation molecules), low, high, change_% against the
-    winner with its interval, and verdict. ``molecules`` held out, ``structures`` in them.
+    winner with its interval, and verdict (by Holm over the candidates; it leans towards "worse",
+    since the same numbers made the winner). ``molecules`` held out, ``structures`` in them.
     """
 
     name: str
@@ -103,17 +104,18 @@ def choose(
     if not means:
         raise DataError(f"no candidate has all its runs: {', '.join(candidates)}")
     name = min(means, key=means.__getitem__)
+    others = [arm for arm in candidates if arm in means and arm != name]
+    paired = {arm: (logs[arm] - logs[name]).dropna().to_numpy() for arm in others}
+    levels = statistics.holm([statistics.p_value(paired[arm]) for arm in others])[1]
+    level_of = dict(zip(others, levels, strict=True))
     rows = []
-    for arm in candidates:
-        if arm not in means:
-            continue
-        row = {"arm": arm} | statistics.typical(logs[arm])
-        row["seeds"] = int(arms.loc[arms["arm"] == arm, "seeds"].max())
-        if arm != name:
-            paired = (logs[arm] - logs[name]).dropna().to_numpy()
-            row |= statistics.change(paired)
-            row["verdict"] = statistics.verdict(paired)
-        else:
+    for arm in (a for a in candidates if a in means):
+        row = {"arm": arm, "seeds": int(arms.loc[arms["arm"] == arm, "seeds"].max())}
+        row |= statistics.typical(logs[arm])
+        if arm == name:
             row["verdict"] = "chosen"
+        else:
+            row |= statistics.change(paired[arm])
+            row["verdict"] = statistics.verdict(paired[arm], 1 - level_of[arm])
         rows.append(row)
     return Choice(name, pd.DataFrame(rows), molecules, len(held_out))
