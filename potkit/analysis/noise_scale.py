@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -421,8 +422,14 @@ def shape_effect(
     deviation is λ₂ √π. An axis's displacements are cut into blocks; block k gives unbiased
     estimates v_k of the terms' roots, and the mean of v_k · v_l over k ≠ l has the sum for its
     expectation, whatever the size of a block: chance adds to squares, not to products of
-    independent blocks. The interval of the mean square over axes is Student's t over systems, or,
-    of fewer than 8, over the blocks (jackknife), or over axes where there are but two blocks.
+    independent blocks. Divided by π l₂², where l₂ is the blocks' mean, it would still come out too
+    small by a share of some seven over the number of displacements where tails are heavy; the
+    jackknife over blocks (Quenouille 1956) takes that off. It matters because it does not average
+    out over axes, however many there are.
+
+    The interval of the mean square over axes is Student's t over systems, or, of fewer than 8, over
+    the blocks (jackknife): the axes of a system move together, in the same structures, so that many
+    axes are not many independent numbers.
     Raises DataError for an axis with fewer than 20 displacements.
     """
     shortest = min(map(len, series), default=0)
@@ -433,8 +440,10 @@ def shape_effect(
         )
     names, number = np.unique(systems, return_inverse=True)
     if len(names) >= FEW_SYSTEMS:
-        shapes = [_shapes(x, _blocks(len(x))) for x in series]
-        squares = [_squared(shape[None])[0] for shape in shapes]
+        squares = []
+        for x in series:
+            all_blocks, without = _squares(x, _blocks(len(x)))
+            squares.append(len(without) * all_blocks - (len(without) - 1) * without.mean())
         total, count = np.bincount(number, squares), np.bincount(number)
         mean = total.sum() / count.sum()
         freedom = len(names) - 1
@@ -442,43 +451,44 @@ def shape_effect(
         error = np.sqrt(np.square(left).sum() * len(names) / freedom) / count.sum()
     else:
         blocks = _blocks(shortest)
-        shapes = np.stack([_shapes(x, blocks) for x in series])  # [axes, blocks, orders]
-        mean, freedom = _squared(shapes).mean(), blocks - 1
-        if blocks > 2:
-            without = [_squared(np.delete(shapes, k, axis=1)).mean() for k in range(blocks)]
-            error = np.sqrt(freedom / blocks * np.square(without - np.mean(without)).sum())
-        elif len(series) > 1:
-            # a single product has no spread over blocks, but over the axes, which are uncorrelated
-            error, freedom = _squared(shapes).std(ddof=1) / np.sqrt(len(series)), len(series) - 1
-        else:
-            return float(np.sqrt(max(mean, 0.0))), 0.0, np.inf
+        each = [_squares(x, blocks) for x in series]
+        together = np.mean([all_blocks for all_blocks, _ in each])
+        without = np.mean([values for _, values in each], axis=0)  # [blocks]
+        mean, freedom = blocks * together - (blocks - 1) * without.mean(), blocks - 1
+        error = np.sqrt(freedom / blocks * np.square(without - without.mean()).sum())
     half = stats.t.ppf(0.5 + confidence / 2, freedom) * error
     effect, low, high = (float(np.sqrt(max(v, 0.0))) for v in (mean, mean - half, mean + half))
     return effect, low, high
 
 
 def _blocks(n: int) -> int:
-    """Into how many blocks n displacements are cut."""
-    return int(np.clip(n // BLOCK, 2, 10))
+    """Into how many blocks n displacements are cut: at least three, which the jackknife needs."""
+    return int(np.clip(n // BLOCK, 3, 10))
 
 
-def _shapes(x: np.ndarray, blocks: int) -> np.ndarray:
-    """[blocks, orders]: √(2r − 1) (l_r − τ_r l₂) of successive blocks of ``x``, r = 3 to 6, in
-    standard deviations (l₂ √π of all).
+def _squares(
+    x: np.ndarray,  # [n]
+    blocks: int,
+) -> tuple[float, np.ndarray]:
+    """Square of the effect along an axis, from all blocks of ``x`` and without each of them
+    [blocks]; not yet free of the ratio's bias.
     """
     orders = np.arange(3, ORDERS + 1)
     parts = np.array([l_moments(part) for part in np.array_split(x, blocks)])
-    deviations = parts[:, 2:] - NORMAL_RATIOS * parts[:, 1:2]
-    return np.sqrt(2 * orders - 1) * deviations / (l_moments(x)[1] * np.sqrt(np.pi))
+    width = parts[:, 1]  # [blocks]
+    roots = np.sqrt(2 * orders - 1) * (parts[:, 2:] - NORMAL_RATIOS * parts[:, 1:2])
+    products = roots @ roots.T  # [blocks, blocks]
+    np.fill_diagonal(products, 0.0)
+    everything, of_block = products.sum(), products.sum(1)
 
+    def square(pairs: Any, count: int, mean_width: Any) -> Any:
+        return pairs / (count * (count - 1)) / (np.pi * np.square(mean_width))
 
-def _squared(
-    shapes: np.ndarray,  # [axes, blocks, orders]
-) -> np.ndarray:  # [axes]
-    """The mean product of different blocks' shapes."""
-    blocks = shapes.shape[1]
-    products = np.square(shapes.sum(1)).sum(1) - np.square(shapes).sum((1, 2))
-    return products / (blocks * (blocks - 1))
+    rest = (width.sum() - width) / (blocks - 1)
+    return (
+        float(square(everything, blocks, width.mean())),
+        square(everything - 2 * of_block, blocks - 1, rest),
+    )
 
 
 def l_moments(x: np.ndarray) -> np.ndarray:

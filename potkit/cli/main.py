@@ -377,6 +377,9 @@ def compare(
     ensembles: Annotated[
         bool, Option("--ensembles", help="also how well the spread over seeds tells the error")
     ] = False,
+    xtb: Annotated[
+        bool, Option("--xtb", help="GFN2-xTB as it is beside the networks (needs tblite)")
+    ] = False,
     out: Annotated[
         Path | None,
         Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)"),
@@ -389,6 +392,7 @@ def compare(
     """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and
     relative changes.
     """
+    from ..experiments import baselines as trivial
     from ..experiments import dry_run as dry
     from ..experiments import experiment as experiments
     from ..experiments import statistics, uncertainty, yaml_form
@@ -409,16 +413,24 @@ def compare(
         report.check_results(
             out,
             spec.name,
-            *(f"{spec.name}-{part}" for part in ("runs", "ensembles", "curves", "effects")),
-            *(f"{spec.name}-{part}" for part in protocol.PARTS),
+            *(
+                f"{spec.name}-{part}"
+                for part in ("runs", "ensembles", "curves", "effects", "baselines", *protocol.PARTS)
+            ),
         )
     grid = spec.experiments(store=store, jobs=jobs)
+    # before any network is trained: what is missing is said now
+    known = trivial.of_experiments(grid, [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])])
+    for line in known.attrs["left_out"]:
+        print(line, file=sys.stderr)
     runs = experiments.run(grid, client=dask)
     good = runs[runs["status"] == "ok"]
     failures = runs.loc[runs["status"] != "ok", "error"]
     if good.empty:
         raise PotkitError(f"none of the {len(runs)} runs ended well; the first: {failures.iloc[0]}")
     summary = experiments.compare(runs, method=interval)
+    if len(known):
+        summary = trivial.mark(summary, known)
     effects = statistics.effects(runs, method=interval)
     curve = None
     metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
@@ -428,7 +440,8 @@ def compare(
     stood_by = protocol.of(grid, runs)
     written: list[Path] = []
     if out is not None:  # before anything is printed: whoever reads may be gone
-        command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''} --out {out}"
+        options = f"{' --ensembles' if ensembles else ''}{' --xtb' if xtb else ''}"
+        command = f"potkit compare {experiment}{options} --out {out}"
         notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
         report.store(runs, f"{spec.name}-runs", command, out)
         if spread is not None:
@@ -438,16 +451,21 @@ def compare(
         if len(effects):
             report.store(effects, f"{spec.name}-effects", command, out)
         stood_by.store(spec.name, command, out)
+        if len(known):
+            report.store(known, f"{spec.name}-baselines", command, out)
         written.append(report.store(summary, spec.name, command, out, **notes))
     if figure is not None:
         from ..report import figures
 
         title = f"Error against label budget ({spec.name})"
-        written += gallery.draw(figures.learning_curves(summary, title), figure)
+        written += gallery.draw(figures.learning_curves(summary, title, known), figure)
         if len(stood_by.time_curves):
             title = f"Validation error while fine-tuning ({spec.name})"
             written += stood_by.draw(figure, title)
-    print(report.wide(summary).to_string(index=False))
+    shown = report.wide(summary, baselines=known if len(known) else None).to_string(index=False)
+    print(shown)
+    if report.MARK in shown:
+        print(f"{report.MARK} a larger mean error than a prediction that needs no network")
     stood_by.say()
     if len(effects):
         print("over all label budgets (** told from 0, with all comparisons of the table counted):")

@@ -1,9 +1,11 @@
-"""The commands around a study's numbers: how many runs it needs (plan), and whether what is stored
-follows from its runs (verify).
+"""The commands around a study's numbers: how many runs it needs (plan), what it has to beat
+(baselines), how much of its spread is numerics, and whether what is stored follows from its runs
+(verify).
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
     app.command()(verify)
     app.command()(baselines)
+    app.command()(numerics)
 
 
 def plan(
@@ -113,7 +116,11 @@ def verify(
     results: FolderOption = Path("data/results"),
     root: Annotated[Path, Option(help="folder of README.md and RESULTS.md")] = Path("."),
     rewrite: Annotated[
-        bool, Option("--rewrite", help="store what the runs say, and fill the documents")
+        bool,
+        Option("--rewrite", help="store what the runs say, draw pictures, fill the documents"),
+    ] = False,
+    data: Annotated[
+        bool, Option("--data", help="also the baselines, from the data their experiments name")
     ] = False,
 ) -> None:
     """Recompute every stored table, interval and verdict from the stored runs, and say what
@@ -124,7 +131,7 @@ def verify(
     if rewrite:
         for path in verification.rewrite(results, root):
             print(f"written: {path}")
-    verified = verification.verify(results, root)
+    verified = verification.verify(results, root, data)
     print(verified)
     if not verified.holds:
         print(verified.differences.head(40).to_string(index=False, max_colwidth=60))
@@ -151,8 +158,12 @@ def baselines(
     if out is not None:
         outputs.check_folder(out)
         report.check_results(out, f"{spec.name}-baselines")
-    names = [*trivial.TRIVIAL, *(["GFN2-xTB"] if xtb else [])]
-    table = trivial.of_experiments(spec.experiments(), names)
+    names = [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])]
+    table = trivial.of_spec(spec, names)
+    for line in table.attrs["left_out"]:
+        print(line, file=sys.stderr)
+    if table.empty:
+        raise DataError(f"{experiment}: no baseline applies")
     shown = table.pivot(
         index=[c for c in table if c not in ("metric", "mean")], columns="metric", values="mean"
     )
@@ -165,3 +176,39 @@ def baselines(
     if out is not None:
         command = f"potkit baselines {experiment}{' --xtb' if xtb else ''} --out {out}"
         print(f"written: {report.store(table, f'{spec.name}-baselines', command, out)}")
+
+
+def numerics(
+    experiment: Annotated[Path, Argument(help="an experiment in YAML; see potkit.specs")],
+    threads: Annotated[
+        list[int] | None, Option(help="numbers of threads, repeatable; default: 1 and 2")
+    ] = None,
+    store: Annotated[
+        Path, Option(help="folder of finished runs, in one folder for each number of threads")
+    ] = Path("runs/numerics"),
+    out: Annotated[Path | None, Option(help="folder for NAME.csv, NAME-threads.csv")] = None,
+) -> None:
+    """How much of the spread over seeds is numerics: the same runs with one and two threads."""
+    from ..experiments import numerics as same_seed
+    from ..experiments import yaml_form
+    from ..report import tables as report
+    from ..structures import outputs
+
+    outputs.check_folder(store)
+    spec = yaml_form.read(experiment)
+    if out is not None:
+        outputs.check_folder(out)
+        report.check_results(out, spec.name, f"{spec.name}-threads")
+    counts = tuple(threads or (1, 2))
+    runs = same_seed.measure(spec.experiments(store=store), counts)
+    table = same_seed.summarise(runs)
+    written: list[Path] = []
+    if out is not None:
+        asked = "".join(f" --threads {n}" for n in threads or ())
+        command = f"potkit numerics {experiment}{asked} --out {out}"
+        report.store(runs, f"{spec.name}-threads", command, out)
+        written.append(report.store(table, spec.name, command, out, experiment=spec.model_dump()))
+    print("spreads of log errors in %: over seeds, and of one seed between numbers of threads")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    for path in written:
+        print(f"written: {path}")

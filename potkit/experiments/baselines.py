@@ -8,13 +8,14 @@
                   least squares over composition on the labelled structures
 
 All use the labels a network would have, validation included, and are judged on the same test set.
-`report.wide` and `report.across` show them beside the arms, and mark an arm whose mean error is
-above one of them.
+`mark` names beside each arm the baselines it is worse than; tables and pictures of `report` show
+both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..structures.store import Structures, concatenate
 
 if TYPE_CHECKING:
     from .experiment import Experiment
+    from .yaml_form import GridSpec
 
 Predicted = tuple[np.ndarray | None, np.ndarray | None]  # energies [S] eV, forces [A, 3] eV/Å
 
@@ -57,51 +59,67 @@ def gfn2_xtb(train: Structures, test: Structures) -> Predicted:
 
 def xtb(structures: Structures) -> tuple[np.ndarray, np.ndarray]:
     """GFN2-xTB's total energies [S] (eV) and forces [A, 3] (eV/Å), one structure after the other;
-    kept for the next call.
+    each is computed once, however many draws of labels it is in.
     """
-    key = structures.fingerprint()
-    if key not in _computed:
-        _computed[key] = _xtb(structures)
-    return _computed[key]
+    energy = np.empty(len(structures))
+    forces = np.empty((len(structures.z), 3))
+    for i in range(len(structures)):
+        one = structures[i : i + 1]
+        key = _geometry(one)
+        if key not in _computed:
+            name = structures.info.get("name", "structures")
+            _computed[key] = _xtb(one, f"{name}: structure {i}")
+        atoms = slice(structures.ptr[i], structures.ptr[i + 1])
+        energy[i], forces[atoms] = _computed[key]
+    return energy, forces
 
 
-# by the fingerprint of the structures: the same test set comes with every draw of labels
-_computed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+_computed: dict[bytes, tuple[float, np.ndarray]] = {}  # by `_geometry`: eV, [atoms, 3] eV/Å
 
 
-def _xtb(structures: Structures) -> tuple[np.ndarray, np.ndarray]:
+def _geometry(one: Structures) -> bytes:
+    """What GFN2-xTB is told of a single structure, as a key."""
+    cell = b"" if one.cell is None else np.asarray(one.cell, np.float64).tobytes()
+    parts = [
+        np.asarray(one.z, np.int64).tobytes(),
+        np.asarray(one.pos, np.float64).tobytes(),
+        np.asarray(one.charge, np.float64).tobytes(),
+        np.asarray(one.pbc, bool).tobytes(),
+        cell,
+    ]
+    return hashlib.blake2b(b"|".join(parts), digest_size=16).digest()
+
+
+def _xtb(one: Structures, name: str) -> tuple[float, np.ndarray]:
+    """Energy (eV) and forces [atoms, 3] (eV/Å) of a single structure, called ``name`` in errors."""
     try:
         from tblite.interface import Calculator
     except ImportError:
         raise ConfigError(
             "the baseline GFN2-xTB needs tblite: pip install 'potkit[generate]'"
         ) from None
-    energy = np.empty(len(structures))
-    forces = np.empty((len(structures.z), 3))
-    for i in range(len(structures)):
-        atoms = slice(structures.ptr[i], structures.ptr[i + 1])
-        pos = np.asarray(structures.pos[atoms], np.float64) / units.BOHR
-        periodic = structures.pbc[i]
-        box: dict[str, Any] = {}
-        if structures.cell is not None and periodic.any():
-            box = {"lattice": structures.cell[i] / units.BOHR, "periodic": periodic}
-        charge = float(structures.charge[i])
-        try:
-            calculator = Calculator("GFN2-xTB", structures.z[atoms].astype(int), pos, charge, **box)
-            calculator.set("verbosity", 0)
-            result = calculator.singlepoint()
-        except RuntimeError as error:
-            name = structures.info.get("name", "structures")
-            raise DataError(f"{name}: structure {i}: GFN2-xTB failed ({error})") from None
-        energy[i] = result.get("energy") * units.HARTREE
-        forces[atoms] = -result.get("gradient") * units.HARTREE / units.BOHR
-    return energy, forces
+    pos = np.asarray(one.pos, np.float64) / units.BOHR
+    periodic = one.pbc[0]
+    box: dict[str, Any] = {}
+    if one.cell is not None and periodic.any():
+        box = {"lattice": one.cell[0] / units.BOHR, "periodic": periodic}
+    try:
+        calculator = Calculator(
+            "GFN2-xTB", one.z.astype(int), pos, charge=float(one.charge[0]), **box
+        )
+        calculator.set("verbosity", 0)
+        result = calculator.singlepoint()
+    except RuntimeError as error:
+        raise DataError(f"{name}: GFN2-xTB failed ({error})") from None
+    energy = float(result.get("energy")) * units.HARTREE
+    return energy, -result.get("gradient") * units.HARTREE / units.BOHR
 
 
+XTB = "GFN2-xTB"
 BASELINES: dict[str, Callable[[Structures, Structures], Predicted]] = {
     "composition": composition,
     "zero forces": zero_forces,
-    "GFN2-xTB": gfn2_xtb,
+    XTB: gfn2_xtb,
 }
 TRIVIAL = ("composition", "zero forces")
 
@@ -146,9 +164,12 @@ def of_experiments(
     """The baselines of each experiment at each label budget: columns that tell experiments apart,
     labels, baseline, metric, mean.
 
-    ``mean`` is the geometric mean over the draws of labels that the networks had, in eV or eV/Å.
+    ``mean`` is the geometric mean over the draws of labels that the networks had, in eV or eV/Å. A
+    baseline that a draw does not allow (an element without a label) is left out at that budget, and
+    ``attrs["left_out"]`` has a line that says why.
     """
     rows = []
+    left_out: list[str] = []
     for experiment in experiments:
         for count in experiment.labels:
             seeds = [
@@ -157,12 +178,69 @@ def of_experiments(
                 for d in range(experiment.draws)
             ]
             drawn = [concatenate(list(experiment.labelled(count, seed))) for seed in seeds]
-            each = [errors(train, experiment.test, names) for train in drawn]
             for name in names:
-                for metric in each[0][name]:
-                    logs = [np.log(one[name][metric]) for one in each]
+                try:
+                    each = [errors(train, experiment.test, [name])[name] for train in drawn]
+                except DataError as error:
+                    where = " ".join([*experiment.columns.values(), f"{count} labels"])
+                    left_out.append(f"{where}: no baseline {name}: {error}")
+                    continue
+                for metric in each[0]:
+                    # an error of 0 (labels that are the method's own) stays 0
+                    with np.errstate(divide="ignore"):
+                        logs = np.log([one[metric] for one in each])
                     about = {"labels": count, "baseline": name, "metric": metric}
                     rows.append(
                         {**experiment.columns, **about, "mean": float(np.exp(np.mean(logs)))}
                     )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["left_out"] = left_out
+    return table
+
+
+def of_spec(spec: GridSpec, names: Sequence[str] = TRIVIAL) -> pd.DataFrame:
+    """`of_experiments` of an experiment in YAML, without the structures it would pretrain on."""
+    loaded: dict[str, Structures] = {}
+    no_network = {
+        "arms": {},
+        "vectors": {},
+        "parts": {},
+        "pretrain_on": None,
+        "primary": None,
+        "longer": None,
+    }
+    experiments = [
+        cell.model_copy(update=no_network).experiment(loaded=loaded, columns=columns)
+        for columns, cell in spec.specs
+    ]
+    return of_experiments(experiments, names)
+
+
+# -- beside networks -----------------------------------------------------------------------------
+def beside(baselines: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a table of `of_experiments` that belong to one row of a summary: the same
+    experiment, label budget and metric.
+    """
+    here = baselines[baselines["metric"] == row["metric"]]
+    for column in [c for c in baselines if c not in ("baseline", "metric", "mean")]:
+        if column not in row:
+            raise ConfigError(
+                f"the baselines are told apart by {column!r}, which the table beside them has not"
+            )
+        here = here[here[column].astype(str) == str(row[column])]
+    return here
+
+
+def mark(summary: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
+    """``summary`` (of `statistics.summarise`) with the column "worse_than": the baselines with a
+    smaller error than an arm's mean, joined by "; ", or "".
+
+    Raises ConfigError where the two tables tell experiments apart by other columns.
+    """
+    worse = []
+    for row in summary.to_dict("records"):
+        known = beside(baselines, row)
+        worse.append("; ".join(known.loc[known["mean"] < row["mean"], "baseline"]))
+    marked = summary.assign(worse_than=worse)
+    marked.attrs = dict(summary.attrs)
+    return marked

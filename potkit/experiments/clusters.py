@@ -7,8 +7,15 @@ for energies, the number of atoms for forces). Whole clusters are drawn with rep
 logarithm of the ratio is studentised in each draw (bootstrap t: Davison & Hinkley 1997, chapters
 2.4 and 5.2), which covers better than percentiles where a few molecules are much worse than the
 others. Clusters of unequal weight count as fewer: G* = (Σ w)²/Σ w² of the G clusters' weights, and
-the interval is t(0.975; G* − 1)/t(0.975; G − 1) times as wide. With fewer than ten clusters it is
-still a little too narrow. The design effect (Kish 1965) is the variance by clusters over that of
+the interval is t(0.975; G* − 1)/t(0.975; G − 1) times as wide.
+
+A draw from few clusters does not know the molecules that are much worse than all it has, so its
+upper end comes out too low. It is therefore never below that of a log-normal law (Cox's interval:
+Zhou & Gao 1997, with t for the normal quantile as in Olsson 2005): of the clusters' logarithms,
+weighted mean m and variance s², the end m + s²/2 + t(0.975; G* − 1) √(s²/G* + s⁴/(2 (G* − 1))). A
+change between two networks has no such tail, since both are bad at the same molecules; its interval
+is never narrower than Student's t for the linearised logarithm, with G* of the baseline's errors.
+The design effect (Kish 1965) is the variance by clusters over that of
 structures taken as independent, both linearised; S over it is the effective number.
 
 The interval belongs to the test set: it says what other molecules would do to given networks, and
@@ -101,7 +108,9 @@ def sampled_mean(
         raise DataError("the error of a test set needs finite errors above 0 of its structures")
     top, bottom = _sums(clusters, values * weights, weights)
     mean = float(top.sum() / bottom.sum())
-    low, high = np.exp(_log_ratio_interval(top, bottom, bottom, confidence, draws, seed))
+    low, high = _log_ratio_interval(top, bottom, bottom, confidence, draws, seed)
+    high = max(high, _log_normal_end(top, bottom, confidence))
+    low, high = np.exp([low, high])
     effect = _design_effect(weights * (values - mean), clusters)
     effective = len(values) / effect
     return Sampled(mean, float(low), float(high), len(values), len(top), effect, effective)
@@ -130,7 +139,10 @@ def sampled_change(
     if not (top.sum() > 0 and bottom.sum() > 0):
         raise DataError("a change needs errors above 0")
     ratio = top.sum() / bottom.sum()
-    ends = _log_ratio_interval(top, bottom, size, confidence, draws, seed)
+    drawn = _log_ratio_interval(top, bottom, size, confidence, draws, seed)
+    half = _linearised_half(top, bottom, confidence)
+    middle = np.log(ratio)
+    ends = min(drawn[0], middle - half), max(drawn[1], middle + half)
     effect = _design_effect(weights * (errors - ratio * baseline), clusters)
     percent = [100 * float(np.expm1(v)) for v in (np.log(ratio), *ends)]
     return Sampled(*percent, len(errors), len(top), effect, len(errors) / effect)
@@ -165,6 +177,45 @@ def _log_ratio_interval(
     effective = max(weights.sum() ** 2 / np.square(weights).sum(), 2.0)
     error *= stats.t.ppf(upper, effective - 1) / stats.t.ppf(upper, g - 1)
     return middle - high * error, middle - low * error
+
+
+def _linearised_half(
+    top: np.ndarray,  # [G] sums over clusters
+    bottom: np.ndarray,  # [G]
+    confidence: float,
+) -> float:
+    """Half width of Student's t interval of log(Σ top / Σ bottom); NaN for a single cluster."""
+    g = len(top)
+    if g < 2:
+        return np.nan
+    error = _standard_error(np.ones((1, g), int), top, bottom)[0]
+    freedom = max(bottom.sum() ** 2 / np.square(bottom).sum(), 2.0) - 1
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom) * error)
+
+
+def _log_normal_end(
+    top: np.ndarray,  # [G] sums over clusters
+    bottom: np.ndarray,  # [G]
+    confidence: float,
+) -> float:
+    """Upper end of the interval of log(Σ top / Σ bottom) if the clusters' ratios, weighted by
+    ``bottom``, follow a log-normal law; NaN for a single cluster, and without a word (−inf) where a
+    ratio is 0.
+    """
+    g = len(top)
+    if g < 2:
+        return np.nan
+    if not ((top > 0).all() and (bottom > 0).all()):
+        return -np.inf
+    share = bottom / bottom.sum()
+    effective = max(1 / np.square(share).sum(), 2.0)
+    logs = np.log(top / bottom)
+    mean = float(share @ logs)
+    variance = float(share @ np.square(logs - mean)) * effective / (effective - 1)
+    error = np.sqrt(variance / effective + variance**2 / (2 * (effective - 1)))
+    half = stats.t.ppf(0.5 + confidence / 2, effective - 1) * error
+    # around the ratio itself, or around what the law makes of its logarithms
+    return float(max(np.log(top.sum() / bottom.sum()), mean + variance / 2) + half)
 
 
 def _standard_error(

@@ -31,6 +31,7 @@ from .planning import enough
 
 __all__ = [
     "METRICS",
+    "change",
     "effects",
     "enough",
     "grouping",
@@ -40,9 +41,11 @@ __all__ = [
     "learning_curves",
     "log_ratios",
     "needs_in_words",
+    "over_budgets",
     "p_value",
     "saved_in_words",
     "summarise",
+    "typical",
     "verdict",
 ]
 METRICS = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
@@ -146,7 +149,7 @@ def summarise(
                     both = of_arm.index.intersection(base.index)
                     ratios = np.log(of_arm.loc[both, metric] / base.loc[both, metric])
                     ratios = _by_unit(ratios).to_numpy()
-                    row |= _change(ratios, method)
+                    row |= change(ratios, method)
                     row["better_seeds"] = int((ratios < 0).sum())
                 before = of_arm.get("pretrain_seconds", pd.Series([0.0]))
                 row["seconds"] = float(of_arm["seconds"].mean() + before.mean())
@@ -201,7 +204,7 @@ def effects(
                         continue
                     contrast = {"arm": arm, "metric": metric, "against": baseline}
                     row = group | contrast | {"seeds": len(logs), "budgets": wide.shape[1]}
-                    row |= _change(logs, method)
+                    row |= change(logs, method)
                     row["family"] = "primary" if contrast == dict(primary or {}) else "others"
                     rows.append(row)
                     ratios.append(logs.to_numpy())
@@ -218,7 +221,31 @@ def effects(
     return table
 
 
-def _change(logs: Sequence[float], method: str) -> dict[str, Any]:
+def over_budgets(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
+    """The logarithms of the errors of one experiment, averaged over label budgets and draws: a row
+    per pretraining, a column per arm.
+
+    A pretraining has a number where it has all budgets, else NaN. Raises ConfigError for a table of
+    several experiments.
+    """
+    curves = list(_curves(runs, metric, grouping(runs)))
+    if len(curves) != 1:
+        raise ConfigError(f"a table of {len(curves)} experiments; take one of them")
+    wide = np.log(curves[0][1].dropna())
+    means = {arm: _by_unit(part.loc[arm].mean(axis=1)) for arm, part in wide.groupby(level="arm")}
+    return pd.DataFrame(means)
+
+
+def typical(logs: Sequence[float]) -> dict[str, float]:
+    """Geometric mean of the errors whose logarithms these are, with its interval: mean, low,
+    high.
+    """
+    known = np.asarray(logs, np.float64)
+    mean, low, high = np.exp(interval(known[np.isfinite(known)]))
+    return {"mean": float(mean), "low": float(low), "high": float(high)}
+
+
+def change(logs: Sequence[float], method: str = "t") -> dict[str, Any]:
     """Mean change in % with its interval, of the seeds' log(error / baseline error); "better" or
     "worse" where it leaves out 0.
     """

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
 from . import published_numbers
-from .tables import MARK, across, markdown, stored, wide
+from .tables import MARK, across, markdown, spreads, stored, wide
 from .tables import effects as effects_in_words
 
 # benchmark -> column of its rows -> title, factor and format in a table for people
@@ -197,7 +197,8 @@ def _change_in_words(row: Any) -> str:
 
 
 BLOCK = re.compile(
-    r"<!-- (results|across|effects|settings|studies|bench|papers): (\S+) -->\n.*?<!-- end -->",
+    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics): (\S+) -->\n"
+    r".*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -216,6 +217,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - settings: what the comparison NAME trained;
     - studies: several comparisons (names joined by commas) side by side;
     - bench: the stored benchmark NAME;
+    - numerics: the spread between numbers of threads that `potkit numerics` stored as NAME;
     - papers: what the papers print for the network NAME.
 
     Raises DataError where NAME is not stored.
@@ -247,6 +249,8 @@ def _shown(
         shown = "\n\n".join(markdown(across(table, metric, trivial)) for metric in metrics)
     elif kind == "effects":
         shown = markdown(effects_in_words(table))
+    elif kind == "numerics":
+        shown = markdown(spreads(table))
     elif kind == "results":
         shown = markdown(wide(table, baselines=trivial))
     else:

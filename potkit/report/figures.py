@@ -181,10 +181,16 @@ def learning_curve(
     return chart
 
 
-def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figure:
+def learning_curves(
+    summary: pd.DataFrame, title: str | None = None, baselines: pd.DataFrame | None = None
+) -> go.Figure:
     """All learning curves of a grid (a table of `statistics.summarise`): a column of panels per
     experiment, a row per metric (force and energy MAE), one line an arm with its intervals, set
     apart sideways so that they can be told from each other. Logarithmic axes, shared along rows.
+
+    ``baselines``: a table of `baselines.of_experiments`. Each is a dashed line (or a word at the
+    upper edge, where it lies far above all arms), and an arm that is worse than one of them has an
+    open marker.
     """
     by = [b for b in statistics.grouping(summary) if b != "labels"]
     metrics = [m for m in ("forces_mae", "energy_mae") if (summary["metric"] == m).any()]
@@ -212,6 +218,10 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
         )
         lows = shown["low"][shown["low"] > 0.2 * shown["mean"]]
         ends = [*shown[["mean", "high"]].stack(), *lows]
+        reach = FAR * max(ends)
+        if baselines is not None:
+            levels = scale * baselines.loc[baselines["metric"] == metric, "mean"]
+            ends += [level for level in levels if 0 < level <= reach]
         bottom, top = min(ends) / 1.1, max(ends) * 1.1
         _plain_log_ticks(chart, ends, row=i)
         # an interval to below 0 leaves the panel, whose axis is logarithmic
@@ -221,6 +231,8 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                 of_line = shown.index.isin(part.index) & (shown["arm"] == arm)
                 rows = shown[of_line].sort_values("labels")
                 colour, symbol = style[arm]
+                worse = rows["worse_than"].fillna("") if "worse_than" in rows else []
+                symbols = [f"{symbol}-open" if names else symbol for names in worse]
                 chart.add_scatter(
                     x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2),
                     y=rows["mean"],
@@ -229,13 +241,16 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
                     legendgroup=arm,
                     mode="lines+markers",
                     line=dict(color=colour, width=2),
-                    marker=dict(symbol=symbol, size=9),
+                    marker=dict(symbol=symbols or symbol, size=9),
                     showlegend=i == j == 1,
                     customdata=rows["labels"],
                     hovertemplate=f"{arm}, %{{customdata}} labels: {value}<extra></extra>",
                     row=i,
                     col=j,
                 )
+            if baselines is not None and len(part):
+                first = part.iloc[0].to_dict() | {"metric": metric}
+                _add_baselines(chart, baselines, first, scale, reach, (i, j))
         chart.update_yaxes(type="log", range=np.log10([bottom, top]), row=i)
         chart.update_yaxes(title_text=f"{label} ({unit})", row=i, col=1)
     chart.update_xaxes(type="log", tickvals=budgets, ticktext=[f"{t:g}" for t in budgets])
@@ -246,6 +261,57 @@ def learning_curves(summary: pd.DataFrame, title: str | None = None) -> go.Figur
         width=max(SIZE[0], 120 + 430 * len(groups)),
         height=140 + 330 * len(metrics),
     )
+
+
+FAR = 2.5  # times the largest error of a row of panels: a baseline above is a word, not a line
+BASELINES = {"composition": "dash", "zero forces": "dot", "GFN2-xTB": "dashdot"}
+
+
+def _add_baselines(
+    chart: go.Figure,
+    baselines: pd.DataFrame,
+    row: dict[str, Any],
+    scale: float,
+    reach: float,
+    panel: tuple[int, int],
+) -> None:
+    """Draw into one panel the baselines of the experiment and metric of ``row``."""
+    by = [c for c in baselines if c not in ("labels", "baseline", "metric", "mean")]
+    here = baselines[baselines["metric"] == row["metric"]]
+    for column in by:
+        here = here[here[column].astype(str) == str(row[column])]
+    above = []
+    for name, rows in here.groupby("baseline", sort=False):
+        rows = rows.sort_values("labels")
+        levels = scale * rows["mean"].to_numpy()
+        if levels.max() > reach:
+            above.append(f"{name} {levels.min():.0f}")
+            continue
+        chart.add_scatter(
+            x=rows["labels"],
+            y=levels,
+            name=name,
+            legendgroup=name,
+            mode="lines",
+            line=dict(color="#777777", width=1.5, dash=BASELINES.get(name, "longdash")),
+            showlegend=not any(trace.name == name for trace in chart.data),
+            row=panel[0],
+            col=panel[1],
+        )
+    if above:
+        chart.add_annotation(
+            text="above: " + ", ".join(above),
+            x=0.98,
+            xref="x domain",
+            xanchor="right",
+            y=0.98,
+            yref="y domain",
+            yanchor="top",
+            showarrow=False,
+            font=dict(size=12, color="#555555"),
+            row=panel[0],
+            col=panel[1],
+        )
 
 
 def labels_saved(saved: pd.DataFrame, title: str | None = "Labels saved") -> go.Figure:
@@ -505,6 +571,132 @@ def error_against_spread(
             marker=dict(symbol=symbol, size=8),
         )
     return chart.update_xaxes(type="log").update_yaxes(type="log")
+
+
+def noise_explained(
+    proposal: Any,
+    sigmas: Sequence[float],
+    measured: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    title: str | None = None,
+) -> go.Figure:
+    """Share of the noise that a denoiser can tell, against σ (Å), of an
+    `analysis.noise_scale.SigmaProposal`: with all vibrations known, and what rigid motion leaves of
+    it, which no network can tell.
+
+    ``measured``: name -> (σ, share explained) of trained networks. Vertical lines stand at the σ of
+    several shares, of which the proposal's is one: a choice.
+    """
+    sigmas = np.asarray(sigmas, float)
+    chart = figure("noise scale σ (Å)", "share of the noise explained", title)
+    lines = {
+        "all vibrations known": (proposal.explained(sigmas), "dash"),
+        f"less rigid motion ({100 * proposal.rigid:.0f} % of coordinates)": (
+            1.0 - proposal.unexplained(sigmas),
+            "solid",
+        ),
+    }
+    for name, (values, dash) in lines.items():
+        chart.add_scatter(
+            x=sigmas,
+            y=values,
+            name=name,
+            mode="lines",
+            line=dict(color=OKABE_ITO["black"], dash=dash, width=2),
+        )
+    style = looks(list(measured or {}))
+    for name, (x, y) in (measured or {}).items():
+        colour, symbol = style[name]
+        chart.add_scatter(
+            x=list(x),
+            y=list(y),
+            name=name,
+            mode="markers",
+            marker=dict(symbol=symbol, size=11, color=colour),
+        )
+    for share, sigma in proposal.by_share().items():
+        if not np.isfinite(sigma):
+            continue
+        chosen = proposal.method == "harmonic" and share == proposal.share
+        chart.add_vline(
+            x=sigma,
+            line=dict(color=OKABE_ITO["vermillion"], dash="dot", width=2.5 if chosen else 1),
+        )
+        chart.add_annotation(
+            x=float(np.log10(sigma)),
+            y=0.02,
+            yref="paper",
+            text=f"{share:g}{' (chosen)' if chosen else ''}",
+            textangle=-90,
+            showarrow=False,
+            xanchor="right",
+            yanchor="bottom",
+        )
+    return chart.update_xaxes(type="log").update_yaxes(range=[0, 1])
+
+
+def breakdown(
+    tables: Mapping[str, pd.DataFrame], column: str = "forces_mae", title: str | None = None
+) -> go.Figure:
+    """Errors by molecule, element, size or temperature (arm -> a table of
+    `analysis.error_breakdown.breakdown`), arms side by side; the number of structures of a group
+    stands below its name.
+    """
+    parts = []
+    titles = {
+        **{m: f"{name} ({unit})" for m, (name, unit, _) in report.UNITS.items()},
+        "energy_mae_per_atom": "energy MAE per atom (meV/atom)",
+        "relative_energy_mae": "relative energy MAE (meV)",
+    }
+    for arm, table in tables.items():
+        if column not in table:
+            raise ConfigError(f"no column {column!r} to draw; there are {', '.join(table)}")
+        names = [
+            f"{r['group']}<br><sub>{r['structures']} structures</sub>"
+            for r in table.to_dict("records")
+        ]
+        parts.append(pd.DataFrame({"group": names, "mean": 1e3 * table[column], "arm": arm}))
+    joined = pd.concat(parts, ignore_index=True)
+    return bars(joined, "group", y_title=titles.get(column, column), title=title)
+
+
+def break_even(row: Any, title: str | None = None) -> go.Figure:
+    """Cost of labels and pretraining against the number of targets, of one row of
+    `break_even.in_labels`: from scratch, and pretrained once; where the lines cross, pretraining
+    has paid. The band is the interval of what scratch needs.
+
+    Raises ConfigError for a row without an answer.
+    """
+    if not row["given"] or row["relation"] != "=":
+        raise ConfigError("nothing to draw: what scratch needs for the same error is not known")
+    per_label = row["saved_hours"] / (row["needs"] - row["labels"])
+    end = 3 * row["targets"] if np.isfinite(row["targets"]) else 10.0
+    targets = np.linspace(0, max(3.0, end), 50)
+    chart = figure("target systems", "labels and pretraining (hours)", title)
+    if row["low_relation"] == "=" and row["high_relation"] == "=":
+        low, high = (targets * row[side] * per_label for side in ("low", "high"))
+        chart.add_scatter(
+            x=[*targets, *targets[::-1]],
+            y=[*low, *high[::-1]],
+            fill="toself",
+            mode="lines",
+            line=dict(width=0),
+            fillcolor="rgba(0,0,0,0.12)",
+            name="scratch, 95 % interval",
+        )
+    costs = {
+        row["against"]: targets * row["needs"] * per_label,
+        row["arm"]: row["pretrain_hours"] + targets * row["labels"] * per_label,
+    }
+    style = looks(list(costs))
+    for name, values in costs.items():
+        chart.add_scatter(
+            x=targets,
+            y=values,
+            name=name,
+            mode="lines",
+            line=dict(color=style[name][0], width=2.5),
+        )
+    return chart
 
 
 def colours(count: int) -> list[str]:

@@ -225,6 +225,29 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows.values()).fillna("")
 
 
+def spreads(table: pd.DataFrame) -> pd.DataFrame:
+    """`numerics.summarise` as people read it: force and energy MAE, how far seeds differ, and how
+    far one seed differs between numbers of threads.
+    """
+    by = list(table.columns[: list(table.columns).index("arm")])
+    rows = []
+    for _, r in table[table["metric"].isin(["forces_mae", "energy_mae"])].iterrows():
+        low, high = r["numerics_low_%"], r["numerics_high_%"]
+        rows.append(
+            {
+                **{b: r[b] for b in by},
+                "arm": r["arm"],
+                "error": UNITS[r["metric"]][0],
+                "seeds": r["seeds"],
+                "over seeds (%)": f"{r['spread_%']:.1f}",
+                "between threads (%)": f"{r['numerics_%']:.1f} ({low:.1f} to {high:.1f})",
+                "its share of the variance (%)": f"{r['share_%']:.0f}",
+                "largest difference (%)": f"{r['largest_%']:.0f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table."""
     head = [str(c) for c in table.columns]

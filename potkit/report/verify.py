@@ -3,8 +3,11 @@ documents' blocks filled again.
 
 A stored experiment NAME has its runs in NAME-runs.csv; NAME.csv (`statistics.summarise`),
 NAME-effects.csv (`statistics.effects`), NAME-curves.csv (`report.curves`) and NAME-convergence.csv
-(`convergence.table`) are derived from them and from nothing else. Runs are stored with six significant digits, so numbers agree where they
-differ by no more than those digits allow; numbers inside words by one in their last place.
+(`convergence.table`) are derived from them and, for the baselines named in NAME.csv, from
+NAME-baselines.csv. The picture figures/NAME.html shows NAME.csv. Runs are stored with six
+significant digits, so numbers agree where they differ by no more than those digits allow; numbers
+inside words by one in their last place. NAME-baselines.csv follows from NAME.yaml and the data; it
+is recomputed on demand.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..experiments import convergence, statistics
+from ..experiments import baselines, convergence, numerics, statistics, yaml_form
 from ..structures.storage import replacing
-from . import blocks, provenance
+from . import blocks, figures, gallery, pages, provenance
 from . import tables as report
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 DOCUMENTS = ("README.md", "RESULTS.md")
 RELATIVE, PERCENT = 1e-4, 2e-3  # a changed sixth digit of an error moves a change by up to 0.001 %
@@ -39,6 +45,7 @@ class Verification:
     tables: list[str]  # recomputed
     cells: int
     documents: list[str]
+    pictures: list[str]  # whose points were compared with the tables
     without_runs: list[str]  # stored tables that nothing stored could recompute
     differences: pd.DataFrame  # where, row, column, stored, recomputed
 
@@ -49,29 +56,56 @@ class Verification:
 
     def __str__(self) -> str:
         size = f"{len(self.tables)} tables ({self.cells} cells)"
-        text = f"{size} and {len(self.documents)} documents recomputed: "
+        shown = f"{len(self.documents)} documents and {len(self.pictures)} pictures"
+        text = f"{size}, {shown} recomputed: "
         text += "no difference" if self.holds else f"{len(self.differences)} differences"
         if self.without_runs:
             text += f"\nnothing stored recomputes: {', '.join(self.without_runs)}"
         return text
 
 
-def _summary(runs: pd.DataFrame) -> pd.DataFrame:
-    return statistics.summarise(runs, statistics.METRICS, by=statistics.grouping(runs))
+def _summary(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
+    summary = statistics.summarise(runs, statistics.METRICS, by=statistics.grouping(runs))
+    return summary if known is None else baselines.mark(summary, known)
 
 
-def _curves(runs: pd.DataFrame) -> pd.DataFrame:
+def _effects(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
+    return statistics.effects(runs)
+
+
+def _curves(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
     good = runs[runs["status"] == "ok"]
     metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
     return report.curves(runs, metric)
 
 
-DERIVED: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+def _convergence(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
+    return convergence.table(runs)
+
+
+# how a table follows from the runs and, where they are stored, the baselines
+DERIVED: dict[str, Callable[[pd.DataFrame, pd.DataFrame | None], pd.DataFrame]] = {
     "": _summary,
-    "-effects": statistics.effects,
+    "-effects": _effects,
     "-curves": _curves,
-    "-convergence": convergence.table,
+    "-convergence": _convergence,
 }
+
+
+# tables that follow from another one than runs: ending of the one they follow from
+OTHERS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "-threads": numerics.summarise,
+}
+
+
+def others(folder: str | Path = "data/results") -> list[tuple[str, str, Callable]]:
+    """(name, ending of its source, how it follows) of each stored table in `OTHERS`."""
+    return [
+        (path.name.removesuffix(f"{ending}.csv"), ending, derive)
+        for ending, derive in OTHERS.items()
+        for path in sorted(Path(folder).glob(f"*{ending}.csv"))
+        if path.with_name(path.name.replace(f"{ending}.csv", ".csv")).is_file()
+    ]
 
 
 def experiments(folder: str | Path = "data/results") -> dict[str, list[str]]:
@@ -99,11 +133,29 @@ def stored_runs(name: str, folder: str | Path = "data/results") -> pd.DataFrame:
     return runs
 
 
-def verify(folder: str | Path = "data/results", root: str | Path = ".") -> Verification:
-    """Recompute every derived table in ``folder`` and every block of the documents in ``root`` that
-    shows one.
+def stored_baselines(name: str, folder: str | Path = "data/results") -> pd.DataFrame | None:
+    """What the networks of a stored experiment have to beat (`baselines.of_experiments`), or None
+    where it is not stored.
+    """
+    path = Path(folder) / f"{name}-baselines.csv"
+    return pd.read_csv(path) if path.is_file() else None
 
-    Raises DataError where there is no such folder, or nothing to verify in it.
+
+def picture(name: str, folder: str | Path = "data/results") -> go.Figure:
+    """The learning curves of a stored experiment, from its tables."""
+    summary, _ = report.stored(name, folder)
+    title = f"Error against label budget ({name})"
+    return figures.learning_curves(summary, title, stored_baselines(name, folder))
+
+
+def verify(
+    folder: str | Path = "data/results", root: str | Path = ".", data: bool = False
+) -> Verification:
+    """Recompute every derived table in ``folder``, every block of the documents in ``root`` that
+    shows one, and the points of the pictures in figures/ there.
+
+    ``data``: also the baselines, from the data their experiments name (GFN2-xTB takes minutes).
+    Raises DataError where there is no such folder, nothing to verify in it, or no such data.
     """
     folder, root = Path(folder), Path(root)
     if not folder.is_dir():
@@ -113,17 +165,39 @@ def verify(folder: str | Path = "data/results", root: str | Path = ".") -> Verif
         raise DataError(f"{folder}: no stored runs (NAME-runs.csv) to recompute anything from")
     rows: list[dict[str, Any]] = []
     tables = []
+    pictures = []
     cells = 0
     for name, endings in names.items():
-        runs = stored_runs(name, folder)
+        runs, known = stored_runs(name, folder), stored_baselines(name, folder)
         for ending in endings:
             stored, _ = report.stored(name + ending, folder)
-            again = _as_stored(DERIVED[ending](runs))
+            again = _as_stored(DERIVED[ending](runs, known))
             rows += [{"where": f"{name}{ending}.csv", **d} for d in differences(stored, again)]
             tables.append(name + ending)
             cells += stored.size
-    known = {*tables, *(f"{name}-runs" for name in names)}
-    alone = [p.stem for p in sorted(folder.glob("*.csv")) if p.stem not in known]
+        if data and known is not None and (folder / f"{name}.yaml").is_file():
+            again = _as_stored(_baselines_again(name, known, folder))
+            where = f"{name}-baselines.csv"
+            rows += [{"where": where, **d} for d in differences(known, again)]
+            tables.append(f"{name}-baselines")
+            cells += known.size
+        page = root / "figures" / f"{name}.html"
+        if page.is_file() and "" in endings:
+            drawn = pages.points(page.read_text(encoding="utf-8"))
+            again_drawn = pages.points_of(picture(name, folder))
+            where = f"figures/{name}.html"
+            rows += [{"where": where, **d} for d in _points_differ(drawn, again_drawn)]
+            pictures.append(where)
+    sources = {f"{name}-runs" for name in names}
+    for name, ending, derive in others(folder):
+        stored, _ = report.stored(name, folder)
+        again = _as_stored(derive(report.stored(name + ending, folder)[0]))
+        rows += [{"where": f"{name}.csv", **d} for d in differences(stored, again)]
+        tables.append(name)
+        cells += stored.size
+        sources.add(name + ending)
+    known_tables = {*tables, *sources}
+    alone = [p.stem for p in sorted(folder.glob("*.csv")) if p.stem not in known_tables]
     documents = [d for d in DOCUMENTS if (root / d).is_file()]
     for document in documents:
         text = (root / document).read_text()
@@ -134,23 +208,30 @@ def verify(folder: str | Path = "data/results", root: str | Path = ".") -> Verif
             row = {"where": document, "row": "", "column": "block"}
             rows.append(row | {"stored": "", "recomputed": str(error)})
     columns = ["where", "row", "column", "stored", "recomputed"]
-    return Verification(tables, cells, documents, alone, pd.DataFrame(rows, columns=columns))
+    found = pd.DataFrame(rows, columns=columns)
+    return Verification(tables, cells, documents, pictures, alone, found)
+
+
+def _baselines_again(name: str, known: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The stored baselines of an experiment, from its data."""
+    spec = yaml_form.read(folder / f"{name}.yaml")
+    return baselines.of_spec(spec, list(dict.fromkeys(known["baseline"])))
 
 
 def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list[Path]:
-    """Derive the stored tables from their runs anew, and fill the documents' blocks; the paths of
-    what changed.
+    """Derive the stored tables from their runs anew, draw the pictures that differ, and fill the
+    documents' blocks; the paths of what changed.
 
     Where the runs come from stays in a table's JSON; "derived" says what made the table of them.
     """
     folder, root = Path(folder), Path(root)
     changed = []
     for name, endings in experiments(folder).items():
-        runs = stored_runs(name, folder)
+        runs, known = stored_runs(name, folder), stored_baselines(name, folder)
         for ending in endings:
             path = folder / f"{name}{ending}.csv"
             stored, how = report.stored(name + ending, folder)
-            table = DERIVED[ending](runs)
+            table = DERIVED[ending](runs, known)
             if not differences(stored, _as_stored(table)):
                 continue
             how["derived"] = {
@@ -164,6 +245,12 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
                 text = json.dumps(how, indent=1, default=str, ensure_ascii=False)
                 temporary.write_text(text + "\n")
             changed.append(path)
+        page = root / "figures" / f"{name}.html"
+        if page.is_file() and "" in endings:
+            drawn = pages.points(page.read_text(encoding="utf-8"))
+            chart = picture(name, folder)
+            if _points_differ(drawn, pages.points_of(chart)):
+                changed += gallery.draw(chart, page)
     for document in (root / d for d in DOCUMENTS):
         if not document.is_file():
             continue
@@ -226,6 +313,26 @@ def _words_agree(before: str, after: str) -> bool:
         if abs(values[0] - values[1]) > 1.01 * 10.0**-places:
             return False
     return True
+
+
+def _points_differ(
+    stored: dict[str, np.ndarray], again: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Where two pictures differ: a dict per series of numbers of one of their lines."""
+    out = []
+    for series in dict.fromkeys([*stored, *again]):
+        before, after = stored.get(series), again.get(series)
+        if before is None or after is None:
+            there = ["missing" if values is None else "there" for values in (before, after)]
+        elif before.shape == after.shape and np.allclose(
+            before, after, rtol=RELATIVE, atol=1e-9, equal_nan=True
+        ):
+            continue
+        else:
+            there = [np.array2string(values, precision=5) for values in (before, after)]
+        line, _, column = series.rpartition(" ")
+        out.append({"row": line, "column": column, "stored": there[0], "recomputed": there[1]})
+    return out
 
 
 def _lines(before: str, after: str) -> list[dict[str, Any]]:

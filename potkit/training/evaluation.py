@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..analysis.error_breakdown import centred, energy_errors
 from ..errors import ConfigError, DataError
 from ..kernels.compiling import for_predictions
 from ..models import Potential
@@ -40,7 +41,18 @@ class Evaluation:
     n_structures: int
     # DataFrame: system, atoms, energy, predicted_energy (eV), forces_mae, forces_rmse (eV/Å)
     structures: Any
-    systems: Any  # DataFrame: system, structures, energy_mae, energy_rmse, forces_mae, forces_rmse
+    # DataFrame: system, structures, energy_mae, energy_rmse, forces_mae, forces_rmse,
+    # energy_mae_per_atom (eV/atom), relative_energy_mae (eV, centred in the system)
+    systems: Any
+
+    def energies(self) -> dict[str, float]:
+        """Mean absolute errors of total energies, per atom, and of relative energies, which are
+        centred in each system (see `analysis.error_breakdown`): energy_mae, energy_mae_per_atom,
+        relative_energy_mae.
+        """
+        table = self.structures
+        error = (table["predicted_energy"] - table["energy"]).to_numpy()
+        return energy_errors(error, table["atoms"].to_numpy(), table["system"].to_numpy())
 
     def to_dict(self) -> dict[str, float]:
         """The numbers of the whole set, in eV and eV/Å, without the two tables."""
@@ -165,6 +177,8 @@ def evaluate(
         {
             "system": table["system"],
             "energy_absolute": np.abs(error),
+            "energy_per_atom": np.abs(error) / sizes,
+            "energy_relative": np.abs(centred(error, structures.system)),
             "energy_squared": error**2,
             "forces_absolute": absolute,
             "forces_squared": squared,
@@ -180,6 +194,8 @@ def evaluate(
             "energy_rmse": np.sqrt(groups["energy_squared"].mean()),
             "forces_mae": total["forces_absolute"] / total["axes"],
             "forces_rmse": np.sqrt(total["forces_squared"] / total["axes"]),
+            "energy_mae_per_atom": groups["energy_per_atom"].mean(),
+            "relative_energy_mae": groups["energy_relative"].mean(),
         }
     ).reset_index()
     n_axes = 3 * int(sizes.sum())

@@ -10,8 +10,10 @@ import os
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from potkit.experiments import labels_saved, planning
+from potkit.analysis import noise_scale
+from potkit.experiments import clusters, labels_saved, planning
 from potkit.experiments.statistics import enough, holm, interval, p_value, verdict
 
 MANY = int(os.environ.get("POTKIT_COVERAGE", "1"))  # how many times as many cases
@@ -224,3 +226,84 @@ def test_a_flat_baseline_gives_no_answer_and_no_claim():
             claimed |= low > budget
         claims.append(claimed)
     assert np.mean(answers) <= CLAIMS and np.mean(claims) <= 0.02
+
+
+# -- test sets -----------------------------------------------------------------------------------
+def molecules(
+    n: int, spread: float, unequal: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Errors of structures of n molecules whose levels differ by ``spread`` (log), some four of
+    each or (log) ``unequal`` numbers; the molecule of each; the mean error of all molecules.
+    """
+    sizes = np.full(n, 4)
+    if unequal:
+        drawn = 4 * np.exp(rng.normal(-(unequal**2) / 2, unequal, n))
+        sizes = np.maximum(1, np.round(drawn)).astype(int)
+    number = np.repeat(np.arange(n), sizes)
+    logs = rng.normal(0, spread, n)[number] + rng.normal(0, 0.3, len(number))
+    return np.exp(logs), number, float(np.exp((spread**2 + 0.3**2) / 2))
+
+
+@pytest.mark.parametrize("n", [8, 16, 40, 78])
+@pytest.mark.parametrize("spread, unequal", [(0.4, 0.0), (0.6, 0.7)], ids=["alike", "unequal"])
+def test_errors_of_a_test_set_and_their_changes(n, spread, unequal):
+    """Over molecules, also where few of them hold most structures and some are much worse."""
+    rng = np.random.default_rng(n)
+    hits, changes = [], []
+    for seed in range(500 * MANY):
+        errors, number, truth = molecules(n, spread, unequal, rng)
+        sampled = clusters.sampled_mean(errors, number, draws=300, seed=seed)
+        hits.append(sampled.low <= truth <= sampled.high)
+        better = errors * np.exp(rng.normal(-0.1, 0.2, n)[number])
+        change = clusters.sampled_change(better, errors, number, draws=300, seed=seed)
+        changes.append(change.low <= 100 * np.expm1(-0.1 + 0.2**2 / 2) <= change.high)
+    # a share of 500 cases has itself a standard deviation of 0.01
+    slack = 0.01 / np.sqrt(MANY)
+    assert LOW - slack < np.mean(hits) < HIGH + slack
+    assert LOW - slack < np.mean(changes) < HIGH + slack
+
+
+# -- the shape of vibrations ---------------------------------------------------------------------
+SHAPES = {  # a law and how far it is from a normal one (`noise_scale.shape_effect`)
+    "uniform": (stats.uniform(-1, 2), 0.2003),
+    "t5": (stats.t(5), 0.1337),
+    "laplace": (stats.laplace(), 0.1874),
+}
+
+
+def vibrations(
+    law: str, systems: int, axes: int, frames: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Displacements along the axes of some systems; those of a system go along with each other."""
+    out = []
+    for _ in range(systems):
+        shared = rng.normal(size=(1, frames))
+        normal = np.sqrt(0.3) * shared + np.sqrt(0.7) * rng.normal(size=(axes, frames))
+        x = normal if law == "normal" else SHAPES[law][0].ppf(stats.norm.cdf(normal))
+        out += list((x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True))
+    return out
+
+
+@pytest.mark.parametrize("law", SHAPES)
+@pytest.mark.parametrize("systems, axes, frames", [(1, 40, 100), (16, 12, 60), (40, 12, 40)])
+def test_the_effect_of_many_axes(law, systems, axes, frames):
+    """What does not average out over axes must not be there: the estimate's own bias."""
+    rng = np.random.default_rng(frames)
+    owners = np.repeat(np.arange(systems), axes)
+    hits = []
+    for _ in range(60 * MANY):
+        series = vibrations(law, systems, axes, frames, rng)
+        _, low, high = noise_scale.shape_effect(series, owners)
+        hits.append(low <= SHAPES[law][1] <= high)
+    slack = 0.04 / np.sqrt(MANY)  # of 60 cases a share's standard deviation is 0.03
+    assert LOW - slack < np.mean(hits) <= min(1.0, HIGH + slack + 0.01)
+
+
+def test_a_normal_law_is_seldom_told_from_one():
+    rng = np.random.default_rng(0)
+    owners = np.repeat(np.arange(12), 10)
+    told = [
+        noise_scale.shape_effect(vibrations("normal", 12, 10, 60, rng), owners)[1] > 0
+        for _ in range(60 * MANY)
+    ]
+    assert np.mean(told) <= CLAIMS + 0.03 / np.sqrt(MANY)

@@ -262,6 +262,7 @@ INPUTS = {
     ("weights import", "file"),
     ("plan", "runs"),
     ("baselines", "experiment"),
+    ("numerics", "experiment"),
     ("verify", "results"),
     ("verify", "root"),
 }
@@ -276,6 +277,8 @@ LINES: dict[tuple[str, str], list[str]] = {
     ("compare", "--figure"): ["spec.yaml", "--store", "STORE"],
     ("run", "--out"): ["mini.ipynb", "--profile", "smoke"],
     ("baselines", "--out"): ["spec.yaml"],
+    ("numerics", "--store"): ["spec.yaml"],
+    ("numerics", "--out"): ["spec.yaml", "--store", "STORE"],
     ("data make", "--out"): ["toy"],
     ("weights import", "--out"): ["denoise-egnn", "../model.pth"],
     ("data convert", "--out"): ["data/source.xyz"],
@@ -291,6 +294,8 @@ INTO = {
     ("compare", "--store"),
     ("compare", "--out"),
     ("baselines", "--out"),
+    ("numerics", "--store"),
+    ("numerics", "--out"),
     ("run", "--out"),
     ("bench all", "--json"),
 }

@@ -1,0 +1,99 @@
+"""Settings are chosen on molecules that neither the labels nor the test have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import potkit
+from potkit.errors import ConfigError, DataError
+from potkit.experiments import choosing
+from potkit.experiments import experiment as experiments
+
+TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
+
+
+@pytest.fixture(scope="module")
+def structures():
+    return potkit.load("ani-mini")[::10]
+
+
+def tiny(structures, store, **changes):
+    train, test = structures.split((0.8, 0.2), by="system")
+    config = potkit.TrainConfig(steps=2, batch_size=4, progress=False)
+    settings = dict(
+        model=TINY,
+        train=train,
+        test=test,
+        labels=[10],
+        pretrain_on=train,
+        seeds=[0, 1],
+        objectives={"denoise": potkit.Denoise(sigma=0.1)},
+        pretrain_config=config,
+        finetune_config=config,
+        store=store,
+        longer=None,
+    )
+    return experiments.Experiment(**settings | changes)
+
+
+def test_held_out_molecules_are_in_neither_part(structures):
+    rest, held_out = choosing.validation_molecules(structures, 0.25, seed=1)
+    assert not set(rest.system) & set(held_out.system) and len(rest) + len(held_out) == len(
+        structures
+    )
+    one = structures[structures.system == structures.system[0]]
+    with pytest.raises(DataError):
+        choosing.validation_molecules(one)
+
+
+def test_the_winner_is_the_best_on_validation_molecules(structures, tmp_path, monkeypatch):
+    """The numbers of made-up runs decide; the test set is not among what is run."""
+    experiment = tiny(structures, tmp_path)
+    candidates = {f"σ {s}": potkit.Denoise(sigma=s) for s in (0.05, 0.1, 0.2)}
+    asked = []
+
+    def made_up(trial, progress):
+        asked.append(trial)
+        rng = np.random.default_rng(3)
+        error = {"scratch": 0.9, "σ 0.05": 0.7, "σ 0.1": 0.5, "σ 0.2": 0.501}
+        rows = [
+            {
+                "arm": arm,
+                "labels": 10,
+                "seed": seed,
+                "status": "ok",
+                "forces_mae": value * np.exp(rng.normal(0, 0.01)),
+                "seconds": 1.0,
+            }
+            for arm, value in error.items()
+            for seed in range(6)
+        ]
+        return pd.DataFrame(rows)
+
+    monkeypatch.setattr(experiments, "run", made_up)
+    choice = choosing.choose(experiment, candidates, limit=7, progress=False)
+    (trial,) = asked
+    test_systems = {experiment.test.system_names()[i] for i in experiment.test.system}
+    for part in (trial.train, trial.test):
+        assert not test_systems & {part.system_names()[i] for i in part.system}
+    assert len(trial.test) == choice.structures == 7 and trial.longer is None
+    table = choice.table.set_index("arm")
+    assert choice.name in ("σ 0.1", "σ 0.2") and table.loc[choice.name, "verdict"] == "chosen"
+    other = {"σ 0.1": "σ 0.2", "σ 0.2": "σ 0.1"}[choice.name]
+    assert table.loc["σ 0.05", "verdict"] == "worse"
+    assert table.loc[other, "verdict"].startswith("not told from 0")
+    assert f"not told from it: {other}" in str(choice)
+
+
+def test_a_choice_runs_and_is_found_again(structures, tmp_path):
+    experiment = tiny(structures, tmp_path)
+    candidates = {"narrow": potkit.Denoise(sigma=0.05), "wide": potkit.Denoise(sigma=0.3)}
+    first = choosing.choose(experiment, candidates, progress=False)
+    files = sorted(p.name for p in tmp_path.iterdir())
+    again = choosing.choose(experiment, candidates, progress=False)
+    assert first.table.equals(again.table) and first.name in candidates
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
+    with pytest.raises(ConfigError, match="at least two"):
+        choosing.choose(experiment, {"narrow": potkit.Denoise(sigma=0.05)})

@@ -1,0 +1,82 @@
+"""How much of a spread is numerics: known differences between thread counts, and real runs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import potkit
+from potkit.errors import ConfigError
+from potkit.experiments import experiment as experiments
+from potkit.experiments import numerics
+
+
+def table(numeric: float, spread: float = 0.1, seeds: int = 400) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(seeds):
+        of_seed = rng.normal(0, spread)
+        for threads in (1, 2):
+            error = np.exp(of_seed + rng.normal(0, numeric))
+            rows.append({"threads": threads, "arm": "scratch", "labels": 10, "seed": seed})
+            rows[-1] |= {"status": "ok", "forces_mae": error}
+    return pd.DataFrame(rows)
+
+
+def test_a_known_share_is_found():
+    row = numerics.summarise(table(0.05), ["forces_mae"]).iloc[0]
+    assert row["numerics_%"] == pytest.approx(5, rel=0.1)
+    assert row["numerics_low_%"] < 5 < row["numerics_high_%"]
+    assert row["spread_%"] == pytest.approx(100 * np.hypot(0.1, 0.05), rel=0.1)
+    assert row["share_%"] == pytest.approx(20, abs=5) and row["equal"] == 0
+    exact = numerics.summarise(table(0.0), ["forces_mae"]).iloc[0]
+    assert exact["numerics_%"] == 0 and exact["equal"] == exact["seeds"] == 400
+
+
+def test_its_interval_covers():
+    hits = []
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        runs = table(0.0, seeds=5)
+        runs["forces_mae"] *= np.exp(rng.normal(0, 0.05, len(runs)))
+        row = numerics.summarise(runs, ["forces_mae"]).iloc[0]
+        hits.append(row["numerics_low_%"] <= 5 <= row["numerics_high_%"])
+    assert 0.92 < np.mean(hits) < 0.98
+
+
+def test_runs_with_each_number_of_threads(tmp_path):
+    structures = potkit.load("ani-mini")[::50]
+    config = potkit.TrainConfig(steps=2, batch_size=4, progress=False)
+    experiment = experiments.Experiment(
+        model={"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4},
+        train=structures,
+        test=structures[:10],
+        labels=[10],
+        seeds=[0, 1],
+        finetune_config=config,
+        store=tmp_path,
+        longer=None,
+    )
+    before = torch.get_num_threads()
+    runs = numerics.measure([experiment], progress=False)
+    assert torch.get_num_threads() == before and sorted(runs["threads"]) == [1, 1, 2, 2]
+    for threads in (1, 2):
+        folder = tmp_path / f"threads-{threads}" / runs["run"].iloc[0]
+        about = json.loads((folder / "run.json").read_text())
+        assert threads in [
+            v["threads"] for v in about.values() if isinstance(v, dict) and "threads" in v
+        ]
+    summary = numerics.summarise(runs)
+    assert set(summary["metric"]) >= {"forces_mae", "energy_mae"} and (summary["seeds"] == 2).all()
+    assert "threads" not in summary
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="two numbers of threads"):
+        numerics.measure([], [1])
+    with pytest.raises(ConfigError, match="no seed"):
+        numerics.summarise(table(0.1).query("threads == 1"))
