@@ -3,8 +3,9 @@ documents' blocks filled again.
 
 A stored experiment NAME has its runs in NAME-runs.csv; NAME.csv (`statistics.summarise`),
 NAME-effects.csv (`statistics.effects`), NAME-curves.csv (`report.curves`) and NAME-convergence.csv
-(`convergence.table`) are derived from them and from nothing else. Runs are stored with six significant digits, so numbers agree where they
-differ by no more than those digits allow; numbers inside words by one in their last place.
+(`convergence.table`) are derived from them and from nothing else. Runs are stored with six
+significant digits, so numbers agree where they differ by no more than those digits allow; numbers
+inside words by one in their last place.
 """
 
 from __future__ import annotations
