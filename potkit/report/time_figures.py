@@ -64,6 +64,7 @@ def time_curves(
                 chart.add_scatter(
                     x=np.concatenate([band[against], band[against][::-1]]),
                     y=scale * ends,
+                    mode="lines",
                     fill="toself",
                     fillcolor=colour,
                     opacity=0.12,
@@ -87,8 +88,11 @@ def time_curves(
                 row=1,
                 col=column,
             )
+    # bands of two or three seeds may span decades, and must not make lines of the curves
+    bottom, top = scale * shown["mean"].min() / 1.5, scale * shown["mean"].max() * 1.5
+    figures._plain_log_ticks(chart, [bottom, top])
     chart.update_xaxes(type="log", title_text=AGAINST[against])
-    chart.update_yaxes(type="log")
+    chart.update_yaxes(type="log", range=np.log10([bottom, top]))
     chart.update_yaxes(title_text=f"validation {label} ({unit})", col=1)
     return chart.update_layout(
         template="potkit",

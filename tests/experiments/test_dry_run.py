@@ -108,3 +108,15 @@ def test_wrong_settings_stop_a_dry_run_too(tmp_path):
     with pytest.raises(ConfigError, match="hiden") as caught:
         yaml_form.read(path).planned(tmp_path)
     one_line(caught.value)
+
+
+def test_the_example_of_the_page_on_the_protocol_is_read(repository):
+    """And says without any data what it can."""
+    page = (repository / "docs" / "protocol.md").read_text(encoding="utf-8")
+    example = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    [(_, spec)] = yaml_form.GridSpec(example).specs
+    rows = {(row["part"], row["labels"]): row["runs"] for row in spec.counted()}
+    arms = 1 + 4 + 1  # scratch, those of the page, scratch-longer
+    assert rows[("pretraining", 0)] == 3 * (6 + 3)
+    assert rows[("search", 50)] == arms * 3 * 3 and ("search", 10) not in rows
+    assert rows[("fine-tuning", 10)] == (arms + 1) * 6
