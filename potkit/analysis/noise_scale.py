@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -424,12 +423,12 @@ def shape_effect(
     expectation, whatever the size of a block: chance adds to squares, not to products of
     independent blocks. Divided by π l₂², where l₂ is the blocks' mean, it would still come out too
     small by a share of some seven over the number of displacements where tails are heavy; the
-    jackknife over blocks (Quenouille 1956) takes that off. It matters because it does not average
-    out over axes, however many there are.
+    jackknife over blocks (Quenouille 1956) takes that off from 30 displacements on, where there are
+    three blocks. It matters because it does not average out over axes, however many there are.
 
     The interval of the mean square over axes is Student's t over systems, or, of fewer than 8, over
     the blocks (jackknife): the axes of a system move together, in the same structures, so that many
-    axes are not many independent numbers.
+    axes are not many independent numbers. Only where there are but two blocks it goes over axes.
     Raises DataError for an axis with fewer than 20 displacements.
     """
     shortest = min(map(len, series), default=0)
@@ -440,10 +439,7 @@ def shape_effect(
         )
     names, number = np.unique(systems, return_inverse=True)
     if len(names) >= FEW_SYSTEMS:
-        squares = []
-        for x in series:
-            all_blocks, without = _squares(x, _blocks(len(x)))
-            squares.append(len(without) * all_blocks - (len(without) - 1) * without.mean())
+        squares = [_unbiased(*_squares(x, _blocks(len(x)))) for x in series]
         total, count = np.bincount(number, squares), np.bincount(number)
         mean = total.sum() / count.sum()
         freedom = len(names) - 1
@@ -452,18 +448,28 @@ def shape_effect(
     else:
         blocks = _blocks(shortest)
         each = [_squares(x, blocks) for x in series]
-        together = np.mean([all_blocks for all_blocks, _ in each])
-        without = np.mean([values for _, values in each], axis=0)  # [blocks]
-        mean, freedom = blocks * together - (blocks - 1) * without.mean(), blocks - 1
-        error = np.sqrt(freedom / blocks * np.square(without - without.mean()).sum())
+        all_blocks = np.array([square for square, _ in each])  # [axes]
+        without = np.mean([values for _, values in each], axis=0)  # [blocks], or none of them
+        mean, freedom = _unbiased(all_blocks.mean(), without), blocks - 1
+        if len(without):
+            error = np.sqrt(freedom / blocks * np.square(without - without.mean()).sum())
+        elif len(series) > 1:
+            # a single product has no spread over blocks, but over the axes, as if they were
+            # uncorrelated
+            error, freedom = all_blocks.std(ddof=1) / np.sqrt(len(series)), len(series) - 1
+        else:
+            return float(np.sqrt(max(mean, 0.0))), 0.0, np.inf
     half = stats.t.ppf(0.5 + confidence / 2, freedom) * error
     effect, low, high = (float(np.sqrt(max(v, 0.0))) for v in (mean, mean - half, mean + half))
     return effect, low, high
 
 
 def _blocks(n: int) -> int:
-    """Into how many blocks n displacements are cut: at least three, which the jackknife needs."""
-    return int(np.clip(n // BLOCK, 3, 10))
+    """Into how many blocks n displacements are cut: three, which the jackknife needs, where they
+    are not too small for it.
+    """
+    fewest = 3 if n >= 3 * FEWEST_IN_BLOCK else 2
+    return int(np.clip(n // BLOCK, fewest, 10))
 
 
 def _squares(
@@ -471,24 +477,34 @@ def _squares(
     blocks: int,
 ) -> tuple[float, np.ndarray]:
     """Square of the effect along an axis, from all blocks of ``x`` and without each of them
-    [blocks]; not yet free of the ratio's bias.
+    [blocks] ([0] of two, which cannot do without one); see `_unbiased`.
     """
     orders = np.arange(3, ORDERS + 1)
     parts = np.array([l_moments(part) for part in np.array_split(x, blocks)])
-    width = parts[:, 1]  # [blocks]
     roots = np.sqrt(2 * orders - 1) * (parts[:, 2:] - NORMAL_RATIOS * parts[:, 1:2])
     products = roots @ roots.T  # [blocks, blocks]
     np.fill_diagonal(products, 0.0)
-    everything, of_block = products.sum(), products.sum(1)
-
-    def square(pairs: Any, count: int, mean_width: Any) -> Any:
-        return pairs / (count * (count - 1)) / (np.pi * np.square(mean_width))
-
-    rest = (width.sum() - width) / (blocks - 1)
+    pairs = blocks * (blocks - 1)
+    if blocks == 2:
+        width = l_moments(x)[1]
+        return float(products.sum() / pairs / (np.pi * width**2)), np.zeros(0)
+    widths = parts[:, 1]  # [blocks]
+    rest = (widths.sum() - widths) / (blocks - 1)
+    left = products.sum() - 2 * products.sum(1)  # the products without each block
+    pairs_left = (blocks - 1) * (blocks - 2)
     return (
-        float(square(everything, blocks, width.mean())),
-        square(everything - 2 * of_block, blocks - 1, rest),
+        float(products.sum() / pairs / (np.pi * widths.mean() ** 2)),
+        left / pairs_left / (np.pi * np.square(rest)),
     )
+
+
+def _unbiased(
+    square: float,
+    without: np.ndarray,  # [blocks] the same without each block, or none
+) -> float:
+    """``square`` less the bias that the jackknife finds."""
+    blocks = len(without)
+    return square if not blocks else blocks * square - (blocks - 1) * without.mean()
 
 
 def l_moments(x: np.ndarray) -> np.ndarray:

@@ -777,11 +777,12 @@ def save(
     if not script.exists():
         with replacing(script, PART) as temporary:
             temporary.write_text(get_plotlyjs(), encoding="utf-8")
-    with replacing(target / f"{name}.html", PAGE) as temporary:
-        temporary.write_text(_page(chart, name), encoding="utf-8")
+    # the picture first: one from before marks is known for potkit's by the page beside it
     if png or wanted():
         with replacing(target / f"{name}.png", PICTURE) as temporary:
             temporary.write_bytes(marked(png or image(chart)))
+    with replacing(target / f"{name}.html", PAGE) as temporary:
+        temporary.write_text(_page(chart, name), encoding="utf-8")
     return target / f"{name}.png"
 
 

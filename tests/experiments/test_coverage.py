@@ -257,8 +257,7 @@ def test_errors_of_a_test_set_and_their_changes(n, spread, unequal):
         better = errors * np.exp(rng.normal(-0.1, 0.2, n)[number])
         change = clusters.sampled_change(better, errors, number, draws=300, seed=seed)
         changes.append(change.low <= 100 * np.expm1(-0.1 + 0.2**2 / 2) <= change.high)
-    # a share of 500 cases has itself a standard deviation of 0.01
-    slack = 0.01 / np.sqrt(MANY)
+    slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))  # how far a share of so many cases scatters
     assert LOW - slack < np.mean(hits) < HIGH + slack
     assert LOW - slack < np.mean(changes) < HIGH + slack
 
@@ -295,8 +294,9 @@ def test_the_effect_of_many_axes(law, systems, axes, frames):
         series = vibrations(law, systems, axes, frames, rng)
         _, low, high = noise_scale.shape_effect(series, owners)
         hits.append(low <= SHAPES[law][1] <= high)
-    slack = 0.04 / np.sqrt(MANY)  # of 60 cases a share's standard deviation is 0.03
-    assert LOW - slack < np.mean(hits) <= min(1.0, HIGH + slack + 0.01)
+    slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))
+    # over few blocks the jackknife is wide rather than narrow
+    assert LOW - slack < np.mean(hits) <= HIGH + 0.01 + slack
 
 
 def test_a_normal_law_is_seldom_told_from_one():
@@ -306,4 +306,4 @@ def test_a_normal_law_is_seldom_told_from_one():
         noise_scale.shape_effect(vibrations("normal", 12, 10, 60, rng), owners)[1] > 0
         for _ in range(60 * MANY)
     ]
-    assert np.mean(told) <= CLAIMS + 0.03 / np.sqrt(MANY)
+    assert np.mean(told) <= CLAIMS + 0.06 / np.sqrt(MANY)
