@@ -440,7 +440,9 @@ def compare(
         from ..report import figures
 
         title = f"Error against label budget ({spec.name})"
-        written += gallery.draw(figures.learning_curves(summary, title, known), figure)
+        written += gallery.draw(
+            figures.learning_curves(summary, title, known if len(known) else None), figure
+        )
     shown = report.wide(summary, baselines=known if len(known) else None).to_string(index=False)
     print(shown)
     if report.MARK in shown:
