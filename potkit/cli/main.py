@@ -458,7 +458,9 @@ def compare(
         from ..report import figures
 
         title = f"Error against label budget ({spec.name})"
-        written += gallery.draw(figures.learning_curves(summary, title, known), figure)
+        written += gallery.draw(
+            figures.learning_curves(summary, title, known if len(known) else None), figure
+        )
         if len(stood_by.time_curves):
             title = f"Validation error while fine-tuning ({spec.name})"
             written += stood_by.draw(figure, title)

@@ -90,7 +90,7 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
             if metric not in part or part[metric].isna().all():
                 continue
             wide = part.pivot_table(index="seed", columns=THREADS, values=metric).dropna()
-            if wide.shape[1] < 2 or len(wide) < 2:
+            if wide.shape[1] < 2 or not len(wide):
                 continue
             logs = np.log(wide.to_numpy())  # [seeds, thread counts]
             differences = np.diff(logs, axis=1).ravel()
@@ -98,7 +98,8 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
             square = float(np.square(differences).sum())
             numerics = np.sqrt(square / (2 * n))
             ends = np.sqrt(square / (2 * stats.chi2.ppf([0.975, 0.025], n)))
-            spread = float(np.sqrt(logs.var(axis=0, ddof=1).mean()))
+            # a single seed has no spread
+            spread = float(np.sqrt(logs.var(axis=0, ddof=1).mean())) if len(wide) > 1 else np.nan
             rows.append(
                 dict(zip([*by, "arm"], key, strict=True))
                 | {
@@ -108,7 +109,7 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
                     "numerics_%": 100 * float(numerics),
                     "numerics_low_%": 100 * float(ends[0]),
                     "numerics_high_%": 100 * float(ends[1]),
-                    "share_%": 100 * float(numerics**2 / spread**2) if spread else np.nan,
+                    "share_%": 100 * float(numerics**2 / spread**2) if spread > 0 else np.nan,
                     "largest_%": 100 * float(np.expm1(np.abs(differences).max())),
                     "equal": int((differences == 0).sum()),
                 }
