@@ -26,6 +26,11 @@ def messages(
     return apply(_Compiled, layer, receiver_part, sender_part, edge, envelope, graph)
 
 
+def _or_zero(bias: Tensor | None, weight: Tensor) -> Tensor:
+    """The bias of the last coordinate layer, which need not have one: [1]."""
+    return weight.new_zeros(1) if bias is None else bias
+
+
 class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -62,7 +67,7 @@ class _Compiled(torch.autograd.Function):
             w_c.to(low),
             b_c.to(low),
             w_x,
-            b_x,
+            _or_zero(b_x, w_x),
             graph.sender,
             graph.receiver,
             keep,
@@ -92,7 +97,7 @@ class _Compiled(torch.autograd.Function):
                 b_g,
                 w_c.to(ctx.low),
                 w_x,
-                b_x,
+                _or_zero(b_x, w_x),
                 ctx.graph.sender,
                 ctx.graph.receiver,
                 a,
@@ -107,5 +112,7 @@ class _Compiled(torch.autograd.Function):
             d_envelope = None
         if w_g is None:
             dw_g = db_g = None
+        if b_x is None:
+            rest[-1] = None
         weights = dw_d, dw2, db2, dw_g, db_g, *rest
         return *(None,) * FIRST, dp, dq, d_edge, d_envelope, *weights

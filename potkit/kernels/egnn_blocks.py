@@ -34,7 +34,7 @@ WEIGHTS = (
     "coordinate.0.weight",  # W_c [F, F]
     "coordinate.0.bias",  # b_c [F]
     "coordinate.2.weight",  # w_x [1, F]
-    "coordinate.2.bias",  # b_x [1]
+    "coordinate.2.bias",  # b_x [1], or none
 )
 
 
@@ -148,7 +148,8 @@ class _InBlocks(torch.autograd.Function):
             total.index_add_(0, receiver[here], u)
             # thin products are quicker than torch.mv
             t[here] = torch.mm(torch.ops.aten.silu.out(c, out=s), w_xl)[:, 0]
-        t += b_x
+        if b_x is not None:
+            t += b_x
         ctx.layer, ctx.graph, ctx.low = layer, graph, low
         if keep:
             weights = w_d, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x
@@ -218,7 +219,8 @@ class _InBlocks(torch.autograd.Function):
             dq.index_add_(0, j, du)
             torch.mm(du, w_d, out=d_edge[here])
             dw_d.addmm_(du.T, edge[here])
-        db_x += d_t.sum()
+        if db_x is not None:
+            db_x += d_t.sum()
         return *(None,) * FIRST, dp, dq, d_edge, d_envelope, *grads
 
 

@@ -83,12 +83,14 @@ register(
 )
 register(
     "torchmd_et.attention",
-    lambda layer, q, k, s, v, edges: compiled_once(layer, edges.graph),
+    lambda layer, q, k, s, v, edges: edges.own is None and compiled_once(layer, edges.graph),
     torchmd_et.attention,
 )
 register(
     "torchmd_et.attention",
-    lambda layer, q, k, s, v, edges: blocks_once(layer, edges.graph, q.shape[1]),
+    lambda layer, q, k, s, v, edges: (
+        edges.own is None and blocks_once(layer, edges.graph, q.shape[1])
+    ),
     torchmd_et_blocks.attention,
 )
 register(
@@ -100,8 +102,8 @@ register(
 
 # -- SchNet: training on −∂E/∂x, too -------------------------------------------------------------
 def by_pairs(network: nn.Module, graph: Graph) -> bool:
-    """Whether filters may be made once for both edges of a pair; faithful networks cut some off."""
-    return not network.faithful and schnet_pairs.is_paired(graph)
+    """Whether filters may be made once for both edges of a pair; a fault cuts some off."""
+    return "neighbours-32" not in network.faults and schnet_pairs.is_paired(graph)
 
 
 register(

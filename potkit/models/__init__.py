@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from . import faults as published_faults
 from . import published_codes
 from .adapted import CurrentGraph, adapt
 from .base import Potential
@@ -25,7 +27,15 @@ MODELS = {
     "forcenet": "forcenet:ForceNet",
     "nequip": "nequip:NequIP",
 }
-READOUT_OPTIONS = ("vector", "forces", "head_norm", "pooled", "force_input", "noise_readout")
+READOUT_OPTIONS = (
+    "vector",
+    "forces",
+    "head_norm",
+    "pooled",
+    "head",
+    "force_input",
+    "noise_readout",
+)
 
 __all__ = [
     "MODELS",
@@ -42,6 +52,7 @@ __all__ = [
     "names",
     "presets",
     "published",
+    "rebuild",
 ]
 
 
@@ -58,6 +69,13 @@ def _find(name: str) -> tuple[type, dict[str, dict[str, Any]]]:
     return getattr(module, cls), module.PRESETS
 
 
+def _options_of(name: str, preset: str) -> dict[str, Any]:
+    table = _find(name)[1]
+    if preset not in table:
+        raise ConfigError(f"unknown preset {preset!r} of {name}; there are {', '.join(table)}")
+    return table[preset]
+
+
 def presets(name: str) -> dict[str, dict[str, Any]]:
     """The presets of a network: preset -> options."""
     return {k: dict(v) for k, v in _find(name)[1].items()}
@@ -65,7 +83,7 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
 
 def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
     """All options of the backbone a recipe stands for, defaults filled in; not the read-outs'."""
-    given = {k: v for k, v in recipe["options"].items() if k not in READOUT_OPTIONS}
+    given = {k: v for k, v in _by_name(recipe).items() if k not in READOUT_OPTIONS}
     if recipe["name"] not in MODELS:  # an adapted module of the user's own
         return given
     parameters = inspect.signature(_find(recipe["name"])[0]).parameters.values()
@@ -73,20 +91,30 @@ def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(
-    name: str, preset: str = "small", *, seed: int | None = None, **overrides: Any
+    name: str,
+    preset: str = "small",
+    *,
+    seed: int | None = None,
+    faults: Sequence[str] = (),
+    faithful: bool = False,
+    **overrides: Any,
 ) -> Potential:
     """A network with its read-outs, at a preset with single options replaced.
 
     Presets are "small" and, as far as a paper has the network, "denoise-paper", "masked-paper" or
     "paper" (`presets`). Options are the backbone's constructor arguments and the read-outs'
-    ``vector``, ``forces``, ``head_norm``, ``pooled``. ``seed`` makes the initial weights repeatable
-    and leaves torch's generator alone. Raises ConfigError naming what is unknown or out of range.
+    ``vector``, ``forces``, ``head_norm``, ``pooled``, ``head``. ``faults`` are those of a published
+    code, by name (see `faults`); ``faithful``: all that the code of this preset's paper has, but
+    "pooled" where ``pooled`` says otherwise. ``seed`` makes the initial weights repeatable and
+    leaves torch's generator alone. Raises ConfigError naming what is unknown or out of range.
     """
     if name.startswith(published_codes.PREFIX):
+        overrides |= ({"faults": faults} if faults else {}) | (
+            {"faithful": True} if faithful else {}
+        )
         return _published(name, preset, seed, overrides)
-    cls, table = _find(name)
-    if preset not in table:
-        raise ConfigError(f"unknown preset {preset!r} of {name}; there are {', '.join(table)}")
+    cls = _find(name)[0]
+    of_preset = _options_of(name, preset)
     own = list(inspect.signature(cls).parameters)
     unknown = [k for k in overrides if k not in own and k not in READOUT_OPTIONS]
     if unknown:
@@ -94,11 +122,68 @@ def build(
             f"{name} has no option {', '.join(map(repr, unknown))}; "
             f"it has {', '.join((*own, *READOUT_OPTIONS))}"
         )
-    options = {**table[preset], **overrides}
+    options = {**of_preset, **overrides}
     if not options.get("cutoff", 1.0) > 0:
         raise ConfigError(f"cutoff must be positive, got {options['cutoff']}")
-    if options.get("faithful") and "pooled" not in options:
-        options["pooled"] = cls.faithful_pooled
+    options |= _fault_options(name, preset, faults, faithful, options)
+    return _make(name, preset, options, seed)
+
+
+def rebuild(recipe: dict[str, Any]) -> Potential:
+    """The network, with new weights, that a stored recipe stands for.
+
+    What a recipe does not say is as the constructors have it, whatever its preset says today: a
+    recipe holds all that its preset said when it was written. ``faithful=True`` in one that is
+    older than the names of faults means what it meant then (`faults.formerly`). Raises ConfigError
+    as `build` does.
+    """
+    if recipe["name"].startswith(published_codes.PREFIX):
+        return build(recipe["name"], recipe["preset"], **recipe["options"])
+    _options_of(recipe["name"], recipe["preset"])  # there must be such a preset
+    model = _make(recipe["name"], recipe["preset"], _by_name(recipe), None)
+    model.recipe = recipe
+    return model
+
+
+def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's options, with ``faithful`` said by the names of faults."""
+    options = dict(recipe["options"])
+    faithful = options.pop("faithful", False)
+    if faithful:
+        options["faults"] = published_faults.formerly(recipe["name"], recipe["preset"])
+    if "faults" in options:
+        options["faults"] = tuple(options["faults"])
+    return options
+
+
+def _fault_options(
+    name: str, preset: str, faults: Sequence[str], faithful: bool, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The options ``faults`` and ``pooled`` that the faults asked for come down to."""
+    if faithful:
+        if not published_faults.of(name):
+            raise ConfigError(f"{name} cannot be faithful: neither paper published it")
+        of_code = published_faults.of(name, preset)
+        # who gives ``pooled`` wants the other faults with that read-out
+        faults = [
+            f for f in of_code if "pooled" not in options or not published_faults.pooling([f])
+        ]
+    elif faults:
+        faults = published_faults.check(name, faults)
+    if not faults:
+        return {}
+    pooled = published_faults.pooling(faults)
+    if pooled and options.get("pooled", pooled) != pooled:
+        raise ConfigError(
+            f"pooled={options['pooled']!r} contradicts faults={', '.join(faults)} of {name}"
+        )
+    return {"faults": list(faults)} | ({"pooled": pooled} if pooled else {})
+
+
+def _make(name: str, preset: str, options: dict[str, Any], seed: int | None) -> Potential:
+    """The network with new weights; ``options`` are complete."""
+    cls = _find(name)[0]
+    options = dict(options)
     readout = {k: options.pop(k) for k in READOUT_OPTIONS if k in options}
     try:
         with torch.random.fork_rng(devices=[], enabled=seed is not None):

@@ -19,7 +19,7 @@ from ..structures.elements import MAX_Z, SYMBOLS
 from ..structures.geometry import edge_vectors
 from .force_encoder import ForceEncoder
 from .graph import Backbone, Features, Graph, Prediction, declare
-from .layers import AtomEmbedding, sum_over
+from .layers import MAX_FORMAL_CHARGE, AtomEmbedding, sum_over
 from .readouts import READOUTS, AtomicEnergy, GradientVector, NoiseReadout
 
 
@@ -32,6 +32,7 @@ class Potential(nn.Module):
     "vector" (the vector read-out is trained on forces, as in force-centric networks).
     ``force_input`` adds an input for forces (`force_encoder.ForceEncoder`), ``noise_readout`` a
     second vector read-out; training adds both where an objective needs them (`extend`).
+    ``head_norm``, ``pooled`` and ``head`` are `AtomicEnergy`'s.
     Buffers: ``references`` [119] float64 eV per element, ``scale`` eV, ``shift`` eV per structure
     (None where there is none).
     Raises ConfigError for read-outs that do not exist or need what the backbone does not make.
@@ -44,7 +45,8 @@ class Potential(nn.Module):
         vector: str = "gradient",
         forces: str = "gradient",
         head_norm: bool = False,
-        pooled: bool = False,
+        pooled: bool | str = False,
+        head: str = "mlp",
         force_input: bool = False,
         noise_readout: bool = False,
     ) -> None:
@@ -67,7 +69,7 @@ class Potential(nn.Module):
             )
         self.backbone = backbone
         self.cutoff = float(backbone.cutoff)
-        self.energy_head = AtomicEnergy(backbone.n_features, head_norm, pooled)
+        self.energy_head = AtomicEnergy(backbone.n_features, head_norm, pooled, head)
         self.vector_mode, self.forces_mode, self.head_norm = vector, forces, head_norm
         self.vector_readout = self._make_vector_readout()
         self.force_encoder = self._make_force_encoder() if force_input else None
@@ -128,7 +130,8 @@ class Potential(nn.Module):
         """The graph of ``batch`` at positions ``pos`` [N, 3] (differentiable).
 
         Edges are made if the batch has none. Raises ConfigError for a batch with forces to be read
-        by a network that has no input for them.
+        by a network that has no input for them, DataError for a network that reads formal charges
+        where the batch has none, or one that it does not know.
         """
         if batch.edge_index is None or batch.cutoff != self.cutoff:
             batch = neighbors.attach(copy.copy(batch), self.cutoff)
@@ -146,6 +149,8 @@ class Potential(nn.Module):
             shift=batch.edge_shift,
             mask=batch.mask,
             charge=batch.charge,
+            formal_charge=self._formal_charge(batch),
+            periodic=None if batch.cell is None else batch.pbc.any(1),
         )
         if batch.force_input is None:
             return graph
@@ -157,6 +162,25 @@ class Potential(nn.Module):
         forces = batch.force_input / self.scale.to(pos.dtype)
         extra, extra_vector = self.force_encoder(graph, forces, batch.force_given)
         return graph._replace(extra=extra, extra_vector=extra_vector)
+
+    def _formal_charge(self, batch: Batch) -> Tensor | None:
+        charge = getattr(batch, "formal_charge", None)
+        if not self.backbone.formal_charges:
+            return charge
+        if charge is None:
+            raise DataError(
+                "the network reads formal charges, which the data does not have: give "
+                "formal_charge for every atom, or build it with formal_charges=False"
+            )
+        beyond = torch.nonzero(charge.abs() > MAX_FORMAL_CHARGE).flatten()
+        if len(beyond):
+            i = int(beyond[0])
+            raise DataError(
+                f"atom {i} of the batch is {SYMBOLS[int(batch.z[i])]} with formal charge "
+                f"{int(charge[i]):+d}; the network knows -{MAX_FORMAL_CHARGE} to "
+                f"+{MAX_FORMAL_CHARGE}"
+            )
+        return charge
 
     def forward(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:
         """Predict ``outputs`` (default: energy and vector) for ``batch``, which stays as it is."""
@@ -245,8 +269,8 @@ class Potential(nn.Module):
     def _make_noise_readout(self) -> nn.Module:
         readout, head = self._make_vector_readout(), None
         if self.vector_mode == "gradient":
-            pooled = self.energy_head.pooled
-            head = AtomicEnergy(self.backbone.n_features, self.head_norm, pooled)
+            own = self.energy_head
+            head = AtomicEnergy(self.backbone.n_features, self.head_norm, own.pooled, own.kind)
         return NoiseReadout(readout, head)
 
     def _make_force_encoder(self) -> nn.Module:

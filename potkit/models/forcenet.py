@@ -30,6 +30,7 @@ Parameters: masked-paper 710 952, small 168 680 (counted by a test).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from e3nn import o3
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..structures.element_properties import covalent_radii, element_properties
+from . import faults as published_faults
 from .graph import Features, Graph, Network
 from .layers import AtomEmbedding, mlp, polynomial_envelope, sum_over
 
@@ -127,7 +129,7 @@ class ForceNet(Network):
         max_n: int = 3,
         frequencies: int = 50,
         charge: bool = False,
-        faithful: bool = False,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if min(hidden, layers, max_n, frequencies) < 1:
@@ -135,7 +137,9 @@ class ForceNet(Network):
                 "ForceNet needs hidden, layers, max_n and frequencies ≥ 1, "
                 f"got {hidden}, {layers}, {max_n}, {frequencies}"
             )
-        self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
+        self.faults = published_faults.check("forcenet", faults)
+        self.faithful = faithful = bool(self.faults)
+        self.cutoff, self.n_features = cutoff, hidden
         # for flag and charge; the element part is replaced
         self.embedding = AtomEmbedding(hidden, charge)
         self.embedding.element = PropertyEmbedding(hidden, frequencies)

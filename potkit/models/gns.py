@@ -29,10 +29,13 @@ Parameters: masked-paper 1 636 484, small 193 028 (counted by a test).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from . import faults as published_faults
 from .graph import Features, Graph, Network
 from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, sum_over
 
@@ -84,14 +87,16 @@ class GNS(Network):
         radial: int = 0,
         cutoff: float = 3.4,
         charge: bool = False,
-        faithful: bool = False,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if hidden < 1 or layers < 1 or radial < 0:
             raise ConfigError(
                 f"GNS needs hidden ≥ 1, layers ≥ 1, radial ≥ 0, got {hidden}, {layers}, {radial}"
             )
-        self.cutoff, self.n_features, self.faithful = cutoff, hidden, faithful
+        self.faults = published_faults.check("gns", faults)
+        self.faithful = faithful = bool(self.faults)
+        self.cutoff, self.n_features = cutoff, hidden
         if faithful:
             self.symmetries = frozenset({"permutation"})
         activation = nn.ReLU if faithful else nn.SiLU

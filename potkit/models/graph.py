@@ -30,6 +30,10 @@ class Graph(NamedTuple):
     shift: Tensor | None  # [E, 3] Å, None without periodic boundaries
     mask: Tensor | None  # [N] 1 where an objective flagged the atom
     charge: Tensor  # [S] e
+    formal_charge: Tensor | None = None  # [N] e, of each atom
+    periodic: Tensor | None = (
+        None  # [S] whether a structure repeats along any axis; None: none does
+    )
     extra: Tensor | None = None  # [N, F] added to the atoms' embedding by a force encoder
     extra_vector: Tensor | None = None  # [N, 3, F'] added to the vectors that the first layer makes
 
@@ -70,10 +74,9 @@ class Backbone(Protocol):
     # how many derivatives compiled kernels serve: 2 where training on −∂E/∂x goes through them
     kernel_order: int
     max_element: int  # largest atomic number it knows
-    # set up as the paper's code has it, faults included: its energy may jump at the cutoff
-    faithful: bool
-    # whether that code sums features over atoms before the energy MLP
-    faithful_pooled: bool
+    # which faults of the published code it has (see `faults`)
+    faults: tuple[str, ...]
+    formal_charges: bool  # whether it reads formal charges of atoms
 
     def __call__(self, graph: Graph) -> Features:
         """What the network says of each atom of ``graph``."""
@@ -90,8 +93,8 @@ class Network(nn.Module):
     symmetries = SYMMETRIES
     kernel_order = 0
     max_element = MAX_Z
-    faithful = False
-    faithful_pooled = False
+    faults: tuple[str, ...] = ()
+    formal_charges = False
 
 
 def declare(module: nn.Module) -> None:

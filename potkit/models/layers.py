@@ -17,6 +17,7 @@ from ..structures.elements import MAX_Z
 from .graph import Graph
 
 MAX_CHARGE = 10  # e; total charges from −10 to 10 have an embedding of their own
+MAX_FORMAL_CHARGE = 2  # e; so have formal charges of every element from −2 to 2
 
 
 def sum_over(values: Tensor, index: Tensor, size: int) -> Tensor:
@@ -75,6 +76,14 @@ class SiLU(nn.Module):
 def shifted_softplus(x: Tensor) -> Tensor:
     """log(½eˣ + ½): softplus that is zero at zero."""
     return nn.functional.softplus(x) - math.log(2.0)
+
+
+class ShiftedSoftplus(nn.Module):
+    """`shifted_softplus` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """log(½eˣ + ½) of every entry, in any shape."""
+        return shifted_softplus(x)
 
 
 def glorot(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -173,36 +182,85 @@ class AtomEmbedding(nn.Module):
     """A learned vector per element, and one for flagged atoms.
 
     There is a row for every element of the periodic table and, with ``charge``, one for each total
-    charge of the structure. The flag's vector is added where ``mask`` is 1 only, so a network that
-    never sees a flag does not depend on it.
+    charge of the structure. With ``formal_charges`` atoms that carry one get a vector of their pair
+    of element and charge added, so that each such pair is a type of its own, as in the denoise
+    paper's code (28 pairs, from SPICE). The flag's vector is added where ``mask`` is 1 only, so a
+    network that never sees a flag does not depend on it.
+
+    Of ``faults`` it has "mask-shift": the atoms of a structure with flags that are not flagged
+    themselves get a vector of their own added.
     """
 
-    def __init__(self, hidden: int, charge: bool = False) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        charge: bool = False,
+        formal_charges: bool = False,
+        faults: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.element = nn.Embedding(MAX_Z + 1, hidden)
         self.flag = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
         self.charge = nn.Embedding(2 * MAX_CHARGE + 1, hidden) if charge else None
+        self.ion = None
+        if formal_charges:
+            self.ion = nn.Embedding((MAX_Z + 1) * 2 * MAX_FORMAL_CHARGE, hidden)
+        self.unflagged = None
+        if "mask-shift" in faults:
+            self.unflagged = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
 
     def forward(self, graph: Graph) -> Tensor:
         """The features with which the atoms start: [N, hidden]."""
         h = self.element(graph.z)  # [N, hidden]
         if graph.mask is not None:
             h = h + graph.mask.to(h.dtype)[:, None] * self.flag
+            if self.unflagged is not None:
+                h = h + self.others(graph).to(h.dtype)[:, None] * self.unflagged
         if self.charge is not None:
             level = graph.charge.round().long().clamp(-MAX_CHARGE, MAX_CHARGE) + MAX_CHARGE
             h = h + self.charge(level)[graph.batch]
+        if self.ion is not None:
+            h = h + self.charged(graph)
         return h if graph.extra is None else h + graph.extra
 
+    def charged(self, graph: Graph) -> Tensor:
+        """What formal charges add to the atoms' vectors, 0 for neutral atoms: [N, hidden]."""
+        charge = graph.formal_charge.round().long()
+        level = charge + MAX_FORMAL_CHARGE - (charge > 0).long()  # −2, −1, 1, 2 -> 0 … 3
+        row = graph.z * (2 * MAX_FORMAL_CHARGE) + level
+        row = torch.where(charge == 0, 0, row)
+        return self.ion(row) * (charge != 0).to(self.ion.weight.dtype)[:, None]
 
-def first_neighbors(graph: Graph, limit: int) -> Graph:
-    """The graph in which every atom keeps its first ``limit`` neighbours only.
+    def others(self, graph: Graph) -> Tensor:
+        """The unflagged atoms of structures that have flagged ones, [N] bool."""
+        flagged = graph.mask.bool()
+        has = sum_over(flagged.long(), graph.batch, graph.n_structures) > 0  # [S]
+        return has[graph.batch] & ~flagged
 
-    No network should do this; it is what the denoise paper's code did, kept for `faithful` options.
+
+def first_neighbors(graph: Graph, limit: int, sending: bool = False) -> tuple[Tensor, Tensor]:
+    """Which neighbours stay when a search stops after ``limit`` atoms: fault "neighbours-32".
+
+    Each receiver (with ``sending`` each sender) keeps the first of those within the cutoff, in the
+    order of their indices, the atom itself counted among them. Returns masks: [E] of the edges that
+    stay, [N] of the atoms that are among their own first ``limit``.
     """
-    count = torch.bincount(graph.receiver, minlength=graph.z.shape[0])
-    start = torch.cumsum(count, 0) - count
-    place = torch.arange(len(graph.receiver), device=graph.receiver.device)
-    kept = place - start[graph.receiver] < limit
+    owner, other = graph.receiver, graph.sender
+    if sending:
+        owner, other = other, owner
+    n = graph.z.shape[0]
+    order = torch.argsort(owner * n + other, stable=True)
+    count = torch.bincount(owner, minlength=n)  # [N]
+    first = torch.cumsum(count, 0) - count
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device) - first[owner[order]]
+    place = place + (owner < other)  # the atom itself stands before those of higher index
+    lower = torch.bincount(owner[other < owner], minlength=n)  # [N] neighbours of lower index
+    return place < limit, lower < limit
+
+
+def keep_edges(graph: Graph, kept: Tensor) -> Graph:
+    """``graph`` with the edges where ``kept`` [E] is true only."""
     return graph._replace(
         sender=graph.sender[kept],
         receiver=graph.receiver[kept],

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .graph import Features, Graph
-from .layers import mlp, sum_over
+from .layers import ShiftedSoftplus, mlp, sum_over
+
+# from features to the energy of an atom, by the name of the read-out option ``head``
+HEADS: dict[str, Callable[[int], nn.Module]] = {
+    "mlp": lambda features: mlp([features, features, 1]),
+    # Schütt et al. 2018, SchNet
+    "schnet": lambda features: mlp([features, max(features // 2, 1), 1], ShiftedSoftplus),
+}
 
 
 class AtomicEnergy(nn.Module):
     """Energy of each atom from its features by an MLP, [N, F] -> [N].
 
     It is dimensionless; `Potential` scales it to eV. ``norm`` puts a LayerNorm first (masked
-    paper). ``pooled`` sums features over the structure before the MLP, as the denoise paper's code
-    does: then the energy is not size-extensive; [N, F] -> [S].
+    paper). ``pooled`` sums features over the structure before the MLP ("mean": averages them), as
+    the denoise paper's code does: then the energy is not size-extensive; [N, F] -> [S]. ``head``
+    names the MLP, one of `HEADS`. Raises ConfigError for a ``head`` or ``pooled`` that is unknown.
     """
 
-    def __init__(self, features: int, norm: bool = False, pooled: bool = False) -> None:
+    def __init__(
+        self,
+        features: int,
+        norm: bool = False,
+        pooled: bool | str = False,
+        head: str = "mlp",
+    ) -> None:
         super().__init__()
-        self.pooled = pooled
+        if pooled not in (False, True, "mean"):
+            raise ConfigError(f"pooled must be True, False or 'mean', got {pooled!r}")
+        if head not in HEADS:
+            raise ConfigError(f"unknown energy head {head!r}; there are {', '.join(HEADS)}")
+        self.pooled, self.kind = pooled, head
         self.norm = nn.LayerNorm(features) if norm else nn.Identity()
-        self.mlp = mlp([features, features, 1])
+        self.mlp = HEADS[head](features)
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
         """Energies of atoms [N], or of structures [S] if ``pooled``, without a unit."""
         if self.pooled:
             features = sum_over(features, graph.batch, graph.n_structures)
+        if self.pooled == "mean":
+            count = torch.bincount(graph.batch, minlength=graph.n_structures).clamp(min=1)
+            features = features / count[:, None]
         return self.mlp(self.norm(features))[:, 0]
 
 

@@ -34,11 +34,13 @@ Parameters: denoise-paper 120 337, small 50 121 (counted by a test).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from . import faults as published_faults
 from .equivariant import (
     ByIrrep,
     Coupling,
@@ -210,7 +212,7 @@ class SE3Transformer(Network):
         radial_hidden: int = 32,
         cutoff: float = 5.0,
         charge: bool = False,
-        faithful: bool = False,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__()
         least = min(channels, max_degree, layers, heads, division, radial_hidden)
@@ -224,7 +226,9 @@ class SE3Transformer(Network):
                 "SE3Transformer needs channels divisible by division × heads, "
                 f"got {channels} by {division} × {heads}"
             )
-        self.cutoff, self.faithful, self.radial = cutoff, faithful, radial
+        self.faults = published_faults.check("se3_transformer", faults)
+        self.faithful = faithful = bool(self.faults)
+        self.cutoff, self.radial = cutoff, radial
         self.n_features, self.n_vector_features = channels * (max_degree + 1), channels
         if faithful:
             self.symmetries = SYMMETRIES - {"reflection"}

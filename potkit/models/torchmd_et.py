@@ -16,10 +16,14 @@ cutoff, ⊙ channel-wise:
 Every atom also attends to itself (d = 0, no direction), as in the authors' code. After the last
 layer x is normalised.
 
-The f_c in (9) is not in the paper and not the authors' default: without it D^V's bias leaves a
-message at the cutoff and the energy jumps (their option ``vector_cutoff`` is the same remedy).
-``faithful=True`` leaves it out, keeps at most 32 neighbours per atom, the atom itself among them,
-and sums features over atoms before the energy MLP, all as in the denoise paper's code.
+What differs from the denoise paper's code by our choice: the f_c in (9), without which D^V's bias
+leaves a message at the cutoff and the energy jumps (the authors' option ``vector_cutoff`` is the
+same remedy, off by default); the energy MLP acts per atom, so the energy is extensive; no neighbour
+is cut off; elements have a row each, not the code's 28 types (``formal_charges=True`` tells those
+apart). ``faults`` brings back, one by one, what the code has instead: "no-envelope", "pooled" and
+"neighbours-32": an atom attends to the first 32 atoms within the cutoff in the order of their
+indices, itself counted, and not to itself where 32 come before it. With all of them,
+``faithful=True``, and copied weights energies and vectors are the published code's to rounding.
 
 Parameters: denoise-paper 4 959 811, small 202 051 (counted by a test).
 """
@@ -28,21 +32,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import ConfigError
+from . import faults as published_faults
 from .graph import Features, Graph, Network
-from .layers import AtomEmbedding, cosine_envelope, first_neighbors, glorot, silu, sum_over
+from .layers import (
+    AtomEmbedding,
+    cosine_envelope,
+    first_neighbors,
+    glorot,
+    keep_edges,
+    silu,
+    sum_over,
+)
 from .replaceable import replaceable
 
 PRESETS = {
     "denoise-paper": dict(hidden=256, layers=6, radial=32, heads=8, cutoff=5.0, vector="gated"),
     "small": dict(hidden=64, layers=3, radial=32, heads=4, cutoff=5.0, vector="gated"),
 }
-FAITHFUL_NEIGHBORS = 32
+FAULTY_SEARCH = 32  # atoms that an atom hears, itself counted, in the published code
 
 
 class ExpNormalBasis(nn.Module):
@@ -70,6 +84,8 @@ class Edges:
     basis: Tensor  # [E, K] (1)
     direction: Tensor  # [E, 3] r_ij / d_ij
     own_basis: Tensor  # [1, K] (1) at d = 0, where an atom attends to itself
+    # [N, 1] 0 where an atom does not: fault "neighbours-32"; None where all do
+    own: Tensor | None = None
 
 
 class Layer(nn.Module):
@@ -159,7 +175,11 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What each atom says to itself, at d = 0, where f_c is 1 and there is no direction."""
         filters = silu(linear(edges.own_basis, weight, bias))  # [1, 4F]
-        return self.message(q, k, s, v, filters, torch.ones_like(edges.own_basis[:, :1]), None)
+        one = torch.ones_like(edges.own_basis[:, :1])
+        scalar, vector = self.message(q, k, s, v, filters, one, None)
+        if edges.own is None:
+            return scalar, vector
+        return scalar * edges.own, None if vector is None else vector * edges.own[:, None]
 
     def filter_weights(self) -> tuple[Tensor, Tensor]:
         """Weight [4F, K] and bias [4F] of D^K and D^V, to make both in one product."""
@@ -187,7 +207,6 @@ class TorchMDET(Network):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and vectors [N, 3, hidden]."""
 
     kernel_order = 1
-    faithful_pooled = True
 
     def __init__(
         self,
@@ -197,7 +216,8 @@ class TorchMDET(Network):
         heads: int = 8,
         cutoff: float = 5.0,
         charge: bool = False,
-        faithful: bool = False,
+        formal_charges: bool = False,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if min(hidden, layers, heads) < 1 or radial < 2 or hidden % heads:
@@ -205,23 +225,30 @@ class TorchMDET(Network):
                 "TorchMDET needs layers ≥ 1, radial ≥ 2 and a number of heads that divides "
                 f"hidden, got layers={layers}, radial={radial}, heads={heads}, hidden={hidden}"
             )
-        self.cutoff, self.faithful = cutoff, faithful
+        self.cutoff = cutoff
+        self.faults = published_faults.check("torchmd_et", faults)
+        self.formal_charges = formal_charges
         self.n_features, self.n_vector_features = hidden, hidden
-        self.embedding = AtomEmbedding(hidden, charge)
-        self.neighbor_embedding = AtomEmbedding(hidden)  # embed'
+        self.embedding = AtomEmbedding(hidden, charge, formal_charges)
+        self.neighbor_embedding = AtomEmbedding(hidden, formal_charges=formal_charges)  # embed'
         self.basis = ExpNormalBasis(radial, cutoff)
         self.neighbor_filter = glorot(radial, hidden)  # W, w
         self.combine = glorot(2 * hidden, hidden)  # C, b
+        damped = "no-envelope" not in self.faults
         self.layers = nn.ModuleList(
-            Layer(hidden, heads, radial, damped=not faithful, first=i == 0) for i in range(layers)
+            Layer(hidden, heads, radial, damped, first=i == 0) for i in range(layers)
         )
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, graph: Graph) -> Features:
         """Scalars [N, F], normalised, and vectors [N, 3, F]."""
-        if self.faithful:
-            graph = first_neighbors(graph, FAITHFUL_NEIGHBORS - 1)
+        own = None
+        if "neighbours-32" in self.faults:
+            kept, own = first_neighbors(graph, FAULTY_SEARCH)
+            graph = keep_edges(graph, kept)
         edges = self.edges(graph)  # (2), (1)
+        if own is not None and not bool(own.all()):
+            edges.own = own[:, None].to(graph.pos.dtype)
         near = self.neighbors(self.neighbor_embedding(graph), edges)  # (3)
         x = self.combine(torch.cat([self.embedding(graph), near], -1))  # (4)
         v = None

@@ -11,8 +11,8 @@ float64 unless told otherwise.
 
 Which symmetries a network has it says itself, by the class attribute ``symmetries`` (default: all
 four). What a network does not claim is measured and reported but not asserted: other symmetries,
-the extensivity of a pooled energy, the continuity of a ``faithful`` network, and everything named
-in ``measure``.
+the extensivity of a pooled energy, what the faults of a published code break (`models.faults`), and
+everything named in ``measure``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..models import faults
 from ..models.base import Potential
 from ..models.graph import SYMMETRIES as SYMMETRIES  # what a network may claim
 from ..structures.elements import MAX_Z
@@ -476,7 +477,7 @@ def claimed(model: Potential, check: str, quantity: str) -> bool:
         lacking.add(check)
     if model.energy_head.pooled and check in ("extensivity", "supercell"):
         lacking.add(check)
-    if model.backbone.faithful and check == "cutoff_continuity":
+    if check in faults.broken(model.backbone.faults):
         lacking.add(check)
     if model.forces_mode == "vector" and check == "finite_differences":
         lacking.add(check)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..models import Potential, backbone_options, build
+from ..models import Potential, backbone_options, rebuild
 from ..structures.outputs import Kind, is_temporary
 from ..structures.storage import replacing
 
@@ -224,7 +224,7 @@ def build_again(header: dict[str, Any], source: str | Path) -> Potential:
     """The network a header describes, with new weights. Raises CheckpointError."""
     recipe = header["recipe"]
     try:
-        model = build(recipe["name"], recipe["preset"], **recipe["options"])
+        model = rebuild(recipe)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{source}: its header builds no network ({reason})") from None

@@ -23,6 +23,7 @@ CASES = {
     "egnn": dict(hidden=16, layers=2),
     "egnn masked": dict(hidden=16, layers=2, attention=False, tanh=False, vector="gradient"),
     "egnn radial": dict(hidden=16, layers=2, radial=4),
+    "egnn sum": dict(hidden=16, layers=2, aggregate="sum", bias=True),
     "egnn faithful": dict(hidden=16, layers=2, faithful=True),
     "torchmd_et": dict(hidden=16, layers=3, heads=4, radial=8),
     "torchmd_et faithful": dict(hidden=16, layers=3, heads=4, radial=8, faithful=True),

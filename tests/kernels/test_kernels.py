@@ -24,7 +24,9 @@ from potkit.training import checkpoints, loop
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
-def inputs(n_atoms, n_edges, width, radial, gate=True, envelope=True, dtype=torch.float32):
+def inputs(
+    n_atoms, n_edges, width, radial, gate=True, envelope=True, bias=True, dtype=torch.float32
+):
     """P, Q, edges, envelope and weights of `egnn_blocks`, and atoms; receivers rise.
 
     All floats want gradients.
@@ -40,7 +42,7 @@ def inputs(n_atoms, n_edges, width, radial, gate=True, envelope=True, dtype=torc
     weights = [numbers(width, radial), scale * numbers(width, width), numbers(width)]
     weights += [scale * numbers(1, width), numbers(1)] if gate else [None, None]
     weights += [scale * numbers(width, width), numbers(width)]
-    weights += [scale * numbers(1, width), numbers(1)]
+    weights += [scale * numbers(1, width), numbers(1) if bias else None]
     sender = torch.randint(n_atoms, (n_edges,), generator=generator)
     receiver = torch.randint(n_atoms, (n_edges,), generator=generator).sort().values
     floats = [
@@ -69,8 +71,8 @@ def graph_of(n_atoms, sender, receiver):
 
 def messages(function, p, q, edge, envelope, weights, sender, receiver):
     """M and t of ``function``: `Layer.messages`, or what stands in for it, with these weights."""
-    gated = weights[3] is not None
-    layer = Layer(p.shape[1], edge.shape[1], attention=gated, tanh=False).to(p.dtype)
+    has = {"attention": weights[3] is not None, "bias": weights[8] is not None}
+    layer = Layer(p.shape[1], edge.shape[1], tanh=False, **has).to(p.dtype)
     named = dict(zip(WEIGHTS, weights, strict=True))
     graph = graph_of(len(p), sender, receiver)
     t, total = with_weights(function, layer, named, p, q, edge, envelope, graph)
@@ -106,12 +108,14 @@ def assert_close(found, expected, tolerance):
     ids=str,
 )
 @pytest.mark.parametrize("gate", [True, False], ids=["gate", "no gate"])
-def test_edges_agree_with_the_formulas(size, gate, threads):
-    exact = results(*inputs(*size, gate=gate, dtype=torch.float64), Layer.messages.plain)
-    assert_close(results(*inputs(*size, gate=gate), egnn.messages), exact, 1e-5)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_edges_agree_with_the_formulas(size, gate, bias, threads):
+    has = dict(gate=gate, bias=bias)
+    exact = results(*inputs(*size, **has, dtype=torch.float64), Layer.messages.plain)
+    assert_close(results(*inputs(*size, **has), egnn.messages), exact, 1e-5)
     with kernels.used():
-        found = results(*inputs(*size, gate=gate))
-    called = results(*inputs(*size, gate=gate), egnn.messages)
+        found = results(*inputs(*size, **has))
+    called = results(*inputs(*size, **has), egnn.messages)
     assert all(torch.equal(a, b) for a, b in zip(found, called, strict=True))
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from potkit import models
 from potkit.errors import ConfigError
-from potkit.models import Backbone, Features, Network, Potential
+from potkit.models import Backbone, Features, Network, Potential, faults
 from potkit.models.graph import SYMMETRIES
 
 
@@ -51,13 +51,13 @@ def test_what_must_be_said_is_named(missing):
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_a_faithful_network_says_so(name):
-    if "faithful" not in models.backbone_options({"name": name, "options": {}}):
-        assert not models.build(name).backbone.faithful
+def test_a_network_with_faults_says_so(name):
+    assert models.build(name).backbone.faults == ()
+    if not faults.of(name):  # neither paper published it
         return
     faithful = models.build(name, faithful=True)
-    assert faithful.backbone.faithful and not models.build(name).backbone.faithful
-    assert faithful.energy_head.pooled == faithful.backbone.faithful_pooled
+    assert faithful.backbone.faults == faults.of(name, "small")
+    assert faithful.energy_head.pooled == faults.pooling(faithful.backbone.faults)
 
 
 def test_by_gradient():

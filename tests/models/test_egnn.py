@@ -37,7 +37,7 @@ def two_layers(sequence, x):
     return linear(sequence[2], silu(linear(sequence[0], x)))
 
 
-def numpy_egnn(model, z, pos, attention, tanh, smooth):
+def numpy_egnn(model, z, pos, attention, tanh, smooth, mean):
     backbone = model.backbone
     h, x = backbone.embedding.element.weight.detach().numpy()[z], pos.copy()
     n, cutoff = len(z), backbone.cutoff
@@ -47,7 +47,7 @@ def numpy_egnn(model, z, pos, attention, tanh, smooth):
         joint = np.concatenate([p.weight.detach().numpy() for p in parts], axis=1)
         new_h, new_x = h.copy(), x.copy()
         for i in range(n):
-            total = np.zeros(h.shape[1])
+            total, move, count = np.zeros(h.shape[1]), np.zeros(3), 0.0
             for j in range(n):
                 start = np.linalg.norm(pos[i] - pos[j])
                 if i == j or start >= cutoff:
@@ -64,8 +64,11 @@ def numpy_egnn(model, z, pos, attention, tanh, smooth):
                     m = m / (1 + np.exp(-linear(layer.gate, m)))
                 w = two_layers(layer.coordinate, m)[0]
                 # equation 4, normalised
-                new_x[i] += (x[i] - x[j]) / (d + 1e-8) * (np.tanh(w) if tanh else w) * f
+                step = (x[i] - x[j]) / (d + 1e-8) * (np.tanh(w) if tanh else w) * f
+                move += step * f if mean else step
+                count += f
                 total += m * f  # equation 5
+            new_x[i] += move / count if mean else move
             # equation 6, residual
             new_h[i] += two_layers(layer.update, np.concatenate([h[i], total]))
         h, x = new_h, new_x
@@ -74,15 +77,22 @@ def numpy_egnn(model, z, pos, attention, tanh, smooth):
 
 @pytest.mark.parametrize("preset", PAPERS)
 @pytest.mark.parametrize("faithful", [False, True])
-def test_equals_the_equations_in_numpy(preset, faithful):
-    model = small(preset, faithful=faithful)
+@pytest.mark.parametrize("aggregate", ["mean", "sum"])
+def test_equals_the_equations_in_numpy(preset, faithful, aggregate):
+    model = small(preset, faithful=faithful, aggregate=aggregate)
     one = contract.examples(model.cutoff)[0]
     batch = one.batch(dtype=torch.float64)
     with torch.no_grad():
         features = model.backbone(model.graph(batch, batch.pos))
     options = models.presets("egnn")[preset]
     h, displacement = numpy_egnn(
-        model, one.z.astype(int), one.pos, options["attention"], options["tanh"], not faithful
+        model,
+        one.z.astype(int),
+        one.pos,
+        options["attention"],
+        options["tanh"],
+        not faithful,
+        aggregate == "mean",
     )
     np.testing.assert_allclose(features.scalar.numpy(), h, rtol=0, atol=1e-11 * np.abs(h).max())
     np.testing.assert_allclose(
@@ -179,6 +189,51 @@ def test_starts_near_the_identity():
         assert 0 < model(batch, ("vector",)).vector.abs().max() < 0.05  # Å
 
 
+def test_paper_presets_average_and_small_adds():
+    """Both published codes average coordinate updates and have no last bias; ours adds, with it."""
+    for preset in PAPERS:
+        options = models.presets("egnn")[preset]
+        assert options["aggregate"] == "mean" and options["bias"] is False
+        assert small(preset).backbone.layers[0].coordinate[-1].bias is None
+    layer = models.build("egnn", "small").backbone.layers[0]
+    assert layer.aggregate == "sum" and layer.coordinate[-1].bias is not None
+
+
+def test_the_mean_does_not_grow_with_the_number_of_neighbours():
+    """Twice the neighbours in the same places move an atom as far by mean, twice as far by sum."""
+    moved = {}
+    for aggregate in ("mean", "sum"):
+        model = small("denoise-paper", layers=1, aggregate=aggregate)
+        for copies in (1, 2):
+            pos = np.array([[0.0, 0, 0], *[[1.1, 0.2, -0.3], [-0.4, 1.3, 0.6]] * copies])
+            z = np.array([6, *[8, 1] * copies])
+            pair = [(i, 0) for i in range(1, len(z))]  # only the first atom hears others
+            sender, receiver = torch.tensor(pair).T
+            batch = Structures(z, pos, [0, len(z)]).batch(dtype=torch.float64)
+            batch.edge_index, batch.edge_shift = torch.stack([sender, receiver]), None
+            batch.cutoff = model.cutoff
+            with torch.no_grad():
+                moved[aggregate, copies] = model(batch, ("vector",)).vector[0]
+    torch.testing.assert_close(moved["mean", 2], moved["mean", 1])
+    torch.testing.assert_close(moved["sum", 2], 2 * moved["sum", 1])
+    assert moved["mean", 1].abs().max() > 1e-5
+
+
+def test_the_mean_is_smooth_where_the_only_neighbour_leaves():
+    """A mean over f_c itself would keep its full length up to the cutoff and then be gone."""
+    model = small("denoise-paper", layers=2)
+
+    def step(d):
+        pair = Structures([8, 1], [[0.0, 0, 0], [d, 0, 0]], [0, 2]).batch(dtype=torch.float64)
+        with torch.no_grad():
+            return float(model(pair, ("vector",)).vector[0].norm())
+
+    assert step(1.0) > 100 * step(4.9) > 0
+    assert step(5.0 - 1e-6) < 1e-12 and step(5.0 + 1e-6) == 0
+
+
 def test_bad_options():
+    with pytest.raises(ConfigError, match="unknown aggregate 'max'; there are sum, mean"):
+        models.build("egnn", "denoise-paper", aggregate="max")
     with pytest.raises(ConfigError, match="hidden ≥ 1, layers ≥ 1, radial ≥ 0, got 0, 5, 0"):
         models.build("egnn", "denoise-paper", hidden=0)

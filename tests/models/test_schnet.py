@@ -108,9 +108,9 @@ def test_polynomial_envelope_has_continuous_second_derivatives():
     assert jumps["polynomial"] < 1e-5 < 1e-3 < jumps["cosine"]
 
 
-def test_faithful_keeps_32_neighbours():
-    """A crystal with more than 32 neighbours per atom: faithful sees the first 32 of each, the
-    default all of them.
+def test_neighbours_32_keeps_the_first_of_each_atom():
+    """A crystal with more than 32 neighbours per atom: with the fault an atom hears the first 33
+    in index order, itself counted if it is among them, the default hears all.
     """
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3) * 1.4
     crystal = Structures(
@@ -120,13 +120,18 @@ def test_faithful_keeps_32_neighbours():
     right = contract.prepared(models.build("schnet", "small", hidden=16, filters=16, layers=1))
     torch.manual_seed(0)
     cut = contract.prepared(
-        models.build("schnet", "small", hidden=16, filters=16, layers=1, faithful=True)
+        models.build("schnet", "small", hidden=16, filters=16, layers=1, faults=("neighbours-32",))
     )
     batch = crystal.batch(dtype=torch.float64)
     graph = right.graph(batch, batch.pos)
     assert torch.bincount(graph.receiver).min() > 32
     assert not torch.allclose(right(batch).energy, cut(batch).energy)
-    kept = torch.cat([torch.nonzero(graph.receiver == i)[:32, 0] for i in range(64)])
+    heard = [torch.nonzero(graph.receiver == i)[:, 0] for i in range(64)]
+    before = [int((graph.sender[edges] < i).sum()) for i, edges in enumerate(heard)]
+    kept = torch.cat(
+        [edges[: 32 if lower < 33 else 33] for edges, lower in zip(heard, before, strict=True)]
+    )
+    assert max(before) >= 33  # for some the search stops before it comes to the atom itself
     edges = {k: getattr(graph, k)[kept] for k in ("sender", "receiver", "vector", "distance")}
     torch.testing.assert_close(
         cut.backbone(graph).scalar, right.backbone(graph._replace(**edges)).scalar
@@ -142,6 +147,10 @@ def test_presets_and_options():
         ConfigError, match="unknown preset 'masked-paper' of schnet; there are denoise-paper, small"
     ):
         models.build("schnet", "masked-paper")
+    assert models.build("schnet", "denoise-paper").energy_head.mlp[0].out_features == 128
+    assert models.build("schnet", "small").energy_head.mlp[0].out_features == 64
+    with pytest.raises(ConfigError, match="unknown energy head 'wide'; there are mlp, schnet"):
+        models.build("schnet", head="wide")
     with pytest.raises(ConfigError, match="unknown envelope 'square'"):
         models.build("schnet", envelope="square")
     with pytest.raises(ConfigError, match="radial ≥ 2"):

@@ -13,8 +13,8 @@ from .base import Peer, edges_of
 
 
 class PlainLayer(nn.Module):
-    """A layer of EGNN as the paper writes it: φ_e on the concatenation [h_i, h_j, d²]; PyG's
-    scatter, torch's SiLU.
+    """A layer of EGNN as the paper writes it: φ_e on the concatenation [h_i, h_j, d²], the mean
+    over neighbours (counted by the envelope); PyG's scatter, torch's SiLU.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -24,7 +24,7 @@ class PlainLayer(nn.Module):
         )
         self.gate = nn.Sequential(nn.Linear(hidden, 1), nn.Sigmoid())
         self.coordinate = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1), nn.Tanh()
+            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1, bias=False), nn.Tanh()
         )
         self.update = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
@@ -46,7 +46,8 @@ class PlainLayer(nn.Module):
         m = self.edge(torch.cat([h[receiver], h[sender], squared], dim=1))
         m = m * self.gate(m)
         move = difference / ((squared + 1e-12).sqrt() + 1e-8) * self.coordinate(m) * envelope
-        x = x + scatter(move, receiver, 0, x.shape[0])
+        count = scatter(envelope, receiver, 0, x.shape[0]) + 1e-12  # [N, 1]
+        x = x + scatter(move * envelope, receiver, 0, x.shape[0]) / count
         total = scatter(m * envelope, receiver, 0, h.shape[0])
         return h + self.update(torch.cat([h, total], dim=1)), x
 

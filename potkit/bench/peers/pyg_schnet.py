@@ -60,8 +60,7 @@ def peer(model: Potential, device: str) -> Peer:
         model.cutoff,
         interaction_graph=edges,
     )
-    schnet.lin1, _, schnet.lin2 = copy.deepcopy(model.energy_head.mlp)
-    schnet.act = nn.SiLU()
+    schnet.lin1, schnet.act, schnet.lin2 = copy.deepcopy(model.energy_head.mlp)
     schnet.distance_expansion.coeff = backbone.basis.coefficient
     for module in schnet.modules():
         if hasattr(module, "shift"):  # ln 2 of the softplus, which PyG rounds to float32

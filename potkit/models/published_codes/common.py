@@ -168,10 +168,10 @@ def first_in_index_order(
 ) -> tuple[Tensor, Tensor]:
     """Which neighbours stay when each receiver keeps its first ``limit`` atoms, itself counted.
 
-    Published fault ("neighbours"): the neighbour search stops after so many hits, without a word.
-    On a GPU these are the first in index order, and energies jump when atoms are renumbered or one
-    more comes near. Edges must be sorted by receiver, then sender. Returns masks: [E] of the edges,
-    [N] of the atoms that are among their own first ``limit``.
+    Published fault ("neighbours-32"): the neighbour search stops after so many hits, without a
+    word. On a GPU these are the first in index order, and energies jump when atoms are renumbered
+    or one more comes near. Edges must be sorted by receiver, then sender. Returns masks: [E] of the
+    edges, [N] of the atoms that are among their own first ``limit``.
     """
     count = torch.bincount(receiver, minlength=size)  # [N]
     first = torch.cumsum(count, 0) - count

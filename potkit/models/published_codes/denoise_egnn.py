@@ -11,7 +11,7 @@ Published faults that stand here:
 - "pooled": features are summed over atoms before the energy MLP, so the energy is not
   size-extensive (`PooledEnergy`).
 - "no-envelope": nothing vanishes at the cutoff; energy and noise jump when a neighbour crosses it.
-- "neighbours": the search stops after ``max_num_neighbors`` + 2 atoms in index order, the atom
+- "neighbours-32": the search stops after ``max_num_neighbors`` + 2 atoms in index order, the atom
   itself counted. (The network asks for one more than the setting, the search for one more to drop
   the atom itself.) It limits the SENDING side: each j is heard by its first 33 others, or by 34
   where it is not among the first 34 itself.
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Features
+from ..faults import of
 from ..layers import sum_over
 from .common import (
     CodeGraph,
@@ -110,7 +111,8 @@ class EGNN(nn.Module):
     n_vector_features = 0
     gives_displacement = True
     boxes = False
-    faithful = True
+    faults = of("egnn", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("gcl",)
     # not "permutation": the neighbour limit goes by the order of atoms
     symmetries = frozenset({"translation", "rotation", "reflection"})

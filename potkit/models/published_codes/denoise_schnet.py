@@ -8,9 +8,9 @@
 with ssp(x) = log(½eˣ + ½); d_ij and r_c in Å.
 
 Published faults that stand here:
-- "neighbours": only the first 32 neighbours of an atom in index order, 33 for an atom that is not
-  among its own first 33. The setting ``max_num_neighbors`` is overwritten by the base class, so it
-  changes nothing.
+- "neighbours-32": only the first 32 neighbours of an atom in index order, 33 for an atom that is
+  not among its own first 33. The setting ``max_num_neighbors`` is overwritten by the base class,
+  so it changes nothing.
 - "wrong-sign": pretraining compares −∂E/∂x with +noise, so the energy it learns has its maximum at
   the clean structure. That is the objective's matter (`Denoise(faithful=True)`); the network is the
   same.
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Features
+from ..faults import of
 from ..layers import cosine_envelope, sum_over
 from .common import CodeGraph, Published, first_in_index_order, mean_over
 
@@ -123,7 +124,8 @@ class SchNet(nn.Module):
     n_vector_features = 0
     gives_displacement = False
     boxes = False
-    faithful = True
+    faults = of("schnet", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("interactions",)
     # not "permutation": the neighbour limit goes by the order of atoms
     symmetries = frozenset({"translation", "rotation", "reflection"})

@@ -26,10 +26,10 @@ here is not affected; what the PUBLISHED WEIGHTS predict here may be wrong in an
 
 Published faults that stand here:
 - "no-basis-gradient": Y is computed without gradients, so −∂E/∂x lacks all angular terms.
-- "averaged": features are averaged over atoms (the paper says summed), so the energy does not even
-  grow with the system.
+- "average-pooling": features are averaged over atoms (the paper says summed), so the energy does
+  not even grow with the system.
 - "no-envelope": nothing vanishes at the cutoff.
-- "neighbours": the search stops after ``max_num_neighbors`` + 1 atoms in index order, the atom
+- "neighbours-32": the search stops after ``max_num_neighbors`` + 1 atoms in index order, the atom
   itself counted.
 - "edges-twice": both directions are added to edges that run both ways; each counts twice where no
   limit was met, once or twice else.
@@ -49,6 +49,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Features
+from ..faults import of
 from ..layers import sum_over
 from .common import CodeGraph, Published, first_in_index_order, mean_over
 
@@ -327,7 +328,8 @@ class SE3Transformer(nn.Module):
     n_vector_features = 0
     gives_displacement = False
     boxes = False
-    faithful = True
+    faults = of("se3_transformer", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("Gblock",)
     symmetries = frozenset({"translation", "rotation"})
 
@@ -381,7 +383,7 @@ class SE3Transformer(nn.Module):
 
 
 class PooledHead(nn.Sequential):
-    """Features are averaged ("averaged") or the largest taken, then an MLP: [N, F] -> [S]."""
+    """Features averaged ("average-pooling") or the largest taken, then an MLP: [N, F] -> [S]."""
 
     pooled = True
 

@@ -17,8 +17,8 @@ Published faults that stand here:
   size-extensive (`PooledEnergy`).
 - "no-envelope": the sum of v_i is not damped at the cutoff; D^V's bias leaves a message there and
   the energy jumps.
-- "neighbours": the search stops after ``max_num_neighbors`` atoms in index order, the atom itself
-  counted: 31 others, and an atom with 32 others before it loses its own term.
+- "neighbours-32": the search stops after ``max_num_neighbors`` atoms in index order, the atom
+  itself counted: 31 others, and an atom with 32 others before it loses its own term.
 - The code builds and saves a linear layer for scalars and one for vectors per layer that nothing
   uses; they are left out here.
 """
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Features
+from ..faults import of
 from ..layers import cosine_envelope, sum_over
 from .common import CodeGraph, PooledEnergy, Published, first_in_index_order
 from .denoise_schnet import ShiftedSoftplus
@@ -166,7 +167,8 @@ class TorchMDET(nn.Module):
 
     gives_displacement = False
     boxes = False
-    faithful = True
+    faults = of("torchmd_et", "denoise-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("attention_layers",)
     # not "permutation": the neighbour limit goes by the order of atoms
     symmetries = frozenset({"translation", "rotation", "reflection"})

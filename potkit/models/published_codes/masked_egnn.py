@@ -11,7 +11,7 @@ Published faults that stand here:
 - "no-envelope": nothing vanishes at the cutoff; energy and forces jump when a neighbour crosses it.
 - "mask-shift": where flags are given, unflagged atoms get row 0 of the flag's embedding;
   fine-tuning gives none, so the inputs of all atoms shift between the two stages.
-- "neighbours": free molecules are cut as in `denoise_egnn`, periodic boxes are not.
+- "neighbours-32": free molecules are cut as in `denoise_egnn`, periodic boxes are not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from ..base import Features
+from ..faults import of
 from . import denoise_egnn
 from .common import AtomEnergy, CodeGraph, Published
 
@@ -49,6 +50,7 @@ class EGNN(denoise_egnn.EGNN):
     """
 
     boxes = True
+    faults = of("egnn", "masked-paper")
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

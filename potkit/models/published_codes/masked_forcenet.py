@@ -35,6 +35,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from ..base import Features
+from ..faults import of
 from ..layers import sum_over
 from .common import CodeGraph, DirectForces, PooledEnergy, Published, minimum_image
 
@@ -199,7 +200,8 @@ class ForceNet(nn.Module):
     n_vector_features = 0
     gives_displacement = False
     boxes = True
-    faithful = True
+    faults = of("forcenet", "masked-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("interactions",)
     symmetries = frozenset({"translation", "permutation"})
 

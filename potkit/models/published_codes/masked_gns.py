@@ -14,8 +14,8 @@ Published faults that stand here:
 - "edges-doubled": the message-passing library hands the edges' INPUT back, not what φ_m made of
   them, and the residual adds it once more: after ten steps edges are 1024 times what they were, and
   the paper's e_ij ← e_ij + φ_m is never done.
-- Positions in Å, wrapped into the box, are inputs of the nodes: shifting or turning a structure
-  changes energy and forces.
+- "wrapped-positions": positions in Å, wrapped into the box, are inputs of the nodes: shifting or
+  turning a structure changes energy and forces.
 - "no-envelope": nothing vanishes at the cutoff.
 - "mask-shift": where flags are given, unflagged atoms get row 0 of the flag's embedding;
   fine-tuning gives none.
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Features
+from ..faults import of
 from ..layers import sum_over
 from .common import AtomEnergy, CodeGraph, DirectForces, Published, minimum_image
 
@@ -117,7 +118,8 @@ class GNS(nn.Module):
     n_vector_features = 0
     gives_displacement = False
     boxes = True
-    faithful = True
+    faults = of("gns", "masked-paper")
+    formal_charges = False  # read through `CodeGraph.type`
     stacks = ("_encode_process_decode._processor.gnn_stacks",)
     symmetries = frozenset({"permutation"})
 
