@@ -20,7 +20,7 @@ from ..structures.geometry import edge_vectors
 from .force_encoder import ForceEncoder
 from .graph import Backbone, Features, Graph, Prediction, declare
 from .layers import MAX_FORMAL_CHARGE, AtomEmbedding, sum_over
-from .readouts import READOUTS, AtomicEnergy, GradientVector, NoiseReadout
+from .readouts import READOUTS, AtomicEnergy, DirectVector, GradientVector, NoiseReadout
 
 
 class Potential(nn.Module):
@@ -151,6 +151,8 @@ class Potential(nn.Module):
             charge=batch.charge,
             formal_charge=self._formal_charge(batch),
             periodic=None if batch.cell is None else batch.pbc.any(1),
+            cell=batch.cell,
+            pbc=None if batch.cell is None else batch.pbc,
         )
         if batch.force_input is None:
             return graph
@@ -259,6 +261,8 @@ class Potential(nn.Module):
         readout, backbone = READOUTS[self.vector_mode], self.backbone
         if readout is GradientVector:
             return readout()
+        if readout is DirectVector:
+            return readout(backbone.n_features, self.energy_head.kind)
         sizes = {
             "scalar": (backbone.n_features,),
             "vector": (backbone.n_features, backbone.n_vector_features),
@@ -275,13 +279,14 @@ class Potential(nn.Module):
 
     def _make_force_encoder(self) -> nn.Module:
         backbone = self.backbone
-        if not any(isinstance(module, AtomEmbedding) for module in backbone.modules()):
+        embedding = next((m for m in backbone.modules() if isinstance(m, AtomEmbedding)), None)
+        if embedding is None:
             raise ConfigError(
                 "force_input needs a network whose atoms are embedded by potkit's AtomEmbedding, "
                 f"which {type(backbone).__name__} does not have"
             )
         return ForceEncoder(
-            backbone.n_features,
+            len(embedding.flag),
             backbone.n_vector_features,
             self.cutoff,
             components="rotation" not in backbone.symmetries,

@@ -48,8 +48,9 @@ _TABLE = (
         "pooled",
         "Features are summed over the atoms of a structure before the energy MLP, so the energy of "
         "two molecules far apart is not the sum of theirs.",
-        {"egnn": (DENOISE,), "torchmd_et": (DENOISE,)},
-        "denoise paper's code, models/egnn.py and its ET, forward",
+        {"egnn": (DENOISE,), "torchmd_et": (DENOISE,), "forcenet": (MASKED,)},
+        "denoise paper's code, models/egnn.py and its ET, forward; masked paper's code, "
+        "models/forcenet.py:517-528, where the MLP is one linear layer and only its constant shows it",
         "models/test_faults.py::test_pooled",
         breaks=("extensivity", "supercell"),
     ),
@@ -59,7 +60,7 @@ _TABLE = (
         "summed), so the energy does not grow with the system.",
         {"se3_transformer": (DENOISE,)},
         "denoise paper's code, configuration of the SE(3)-Transformer (pooling: avg)",
-        "models/test_published.py::test_contract_and_published_faults",
+        "models/test_se3_transformer.py::test_average_pooling",
         breaks=("extensivity", "supercell"),
     ),
     Fault(
@@ -112,7 +113,7 @@ _TABLE = (
         "Edges are doubled at every step instead of updated by their network.",
         {"gns": (MASKED,)},
         "masked paper's code, models/GNS.py:175-178, 203-224",
-        "models/test_published.py::test_gns_doubles_its_edges_whatever_they_say",
+        "models/test_gns.py::test_edges_doubled",
     ),
     Fault(
         "wrapped-positions",
@@ -120,7 +121,7 @@ _TABLE = (
         "changes its energy.",
         {"gns": (MASKED,)},
         "masked paper's code, learned_simulator.py:168-171",
-        "models/test_published.py::test_contract_and_published_faults",
+        "models/test_gns.py::test_wrapped_positions",
         breaks=("translation", "periodic_image", "supercell", "extensivity"),
     ),
     Fault(
@@ -128,15 +129,32 @@ _TABLE = (
         "Spherical harmonics are computed without gradients, so −∂E/∂x lacks all angular terms.",
         {"se3_transformer": (DENOISE,), "forcenet": (MASKED,)},
         "denoise paper's code, models/se3transformer.py:162, modules.py:88",
-        "models/test_published.py::test_contract_and_published_faults",
+        "models/test_se3_transformer.py::test_no_basis_gradient",
         breaks=("finite_differences", "second_derivatives"),
+    ),
+    Fault(
+        "bare-norm",
+        "Features are divided by their norm, however small it is, so the energy jumps where they pass "
+        "zero, as for an atom in the middle between two like ones.",
+        {"se3_transformer": (DENOISE,)},
+        "denoise paper's code, GNormSE3",
+        "models/test_se3_transformer.py::test_bare_norm",
+        breaks=("second_derivatives",),
+    ),
+    Fault(
+        "logits-by-all-heads",
+        "Attention logits of one head are divided by the square root of the components of all heads "
+        "together, so attention is flatter than meant.",
+        {"se3_transformer": (DENOISE,)},
+        "denoise paper's code, modules.py:728",
+        "models/test_se3_transformer.py::test_logits_by_all_heads",
     ),
     Fault(
         "edges-twice",
         "Both directions are added to edges that run both ways, so each counts twice.",
         {"se3_transformer": (DENOISE,)},
         "denoise paper's code, models/se3transformer.py:132-141",
-        "models/test_published.py::test_contract_and_published_faults",
+        "models/test_se3_transformer.py::test_edges_twice",
     ),
     Fault(
         "all-oxygen",
@@ -144,7 +162,7 @@ _TABLE = (
         "elements apart.",
         {"forcenet": (MASKED,)},
         "masked paper's code, models/forcenet.py (types 10 and 21 taken for its own numbering)",
-        "models/test_published.py::test_forcenet_cannot_tell_elements_apart",
+        "models/test_forcenet.py::test_all_oxygen",
     ),
 )
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in _TABLE}

@@ -1,8 +1,8 @@
 """GNS: encode, process, decode (Sanchez-Gonzalez et al., ICML 2020, arXiv 2002.09405), as the
 masked paper sets it.
 
-Section 3.1 of the paper; ε, φ are MLPs with two hidden layers that end with a LayerNorm, δ is the
-decoder up to its last hidden layer, f_c a smooth cutoff:
+Section 3.1 of the paper; ε, φ are MLPs with two hidden layers that end with a LayerNorm, f_c is a
+smooth cutoff:
     encode    v_i  = ε_v(element, flag)
               e_ij = ε_e(r_ij / r_c, |r_ij| / r_c)
     process   m_ij = φ_e(e_ij, v_i, v_j)                        this and the next two lines M times
@@ -15,16 +15,22 @@ What it lacks: r_ij enters as three plain numbers, so nothing is invariant or eq
 rotation and reflection; the network has to learn that from data. Translation and permutation hold
 exactly.
 
-What differs from the authors' codes: f_c makes the output continuous where a neighbour enters; SiLU
-replaces ReLU, so that −∂E/∂x, should one ask for it, is smooth; the energy MLP acts per atom, so
-the energy is extensive. ``faithful=True`` undoes the first two and brings back the masked paper's
-fault: positions as they are stored are a node input. ``radial`` > 0 adds that many Bessel functions
-of |r| and the direction r/|r| to the edge input (ours; the paper has 0): a bond that is 0.05 Å too
-long changes |r_ij| / r_c by 0.01 only, and a network without them stays many epochs at "no force"
-before it can tell. The first layer of φ_e is linear in (e, v_i, v_j), so its products with v are
-taken per atom, not per edge: the same numbers.
+The preset "masked-paper" is the paper's: ReLU, no δ (``shared_decoder=False``), and two read-outs
+of their own (``head="gns"``), MLPs 128-128-128-3 for the force and 128-128-128-1 for the atomic
+energy. What differs from the masked paper, by our choice: f_c, with which the output is continuous
+where a neighbour enters; an element has the same row in every charge state; positions are no
+inputs. Its code has four faults, by these names (see `faults`): "edges-doubled", "wrapped-positions",
+"no-envelope" and "mask-shift"; ``faithful=True`` switches on all of them, and then the network
+computes what the code does (a test compares).
 
-Parameters: masked-paper 1 636 484, small 193 028 (counted by a test).
+The constructor's defaults and "small" are ours: SiLU, with which −∂E/∂x, should one ask for it, is
+smooth; δ, one layer that both read-outs share. ``radial`` > 0 adds that many Bessel functions of
+|r| and the direction r/|r| to the edge input (the paper has 0): a bond that is 0.05 Å too long
+changes |r_ij| / r_c by 0.01 only, and a network without them stays many epochs at "no force" before
+it can tell. The first layer of φ_e is linear in (e, v_i, v_j), so its products with v are taken per
+atom, not per edge: the same numbers.
+
+Parameters: masked-paper 1 652 996, small 193 028 (counted by a test).
 """
 
 from __future__ import annotations
@@ -35,20 +41,31 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..structures.neighbors import complete_cells
 from . import faults as published_faults
 from .graph import Features, Graph, Network
 from .layers import AtomEmbedding, BesselBasis, mlp, polynomial_envelope, sum_over
 
 PRESETS = {
-    "masked-paper": dict(hidden=128, layers=10, cutoff=3.4, vector="direct", forces="vector"),
+    "masked-paper": dict(
+        hidden=128,
+        layers=10,
+        cutoff=3.4,
+        activation="relu",
+        shared_decoder=False,
+        head="gns",
+        vector="direct",
+        forces="vector",
+    ),
     "small": dict(hidden=64, layers=4, radial=16, cutoff=5.0, vector="direct", forces="vector"),
 }
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
 
 
 class Step(nn.Module):
-    """One message-passing step of the processor."""
+    """One message-passing step of the processor; ``doubled``: fault "edges-doubled"."""
 
-    def __init__(self, hidden: int, activation: type[nn.Module]) -> None:
+    def __init__(self, hidden: int, activation: type[nn.Module], doubled: bool) -> None:
         super().__init__()
         # φ_e: three parts of its first layer, then the rest
         self.from_edge = nn.Linear(hidden, hidden)
@@ -56,6 +73,7 @@ class Step(nn.Module):
         self.from_sender = nn.Linear(hidden, hidden, bias=False)
         self.message = nn.Sequential(activation(), *mlp([hidden] * 3, activation, norm=True))
         self.update = mlp([2 * hidden, hidden, hidden, hidden], activation, norm=True)  # φ_v
+        self.doubled = doubled
 
     def forward(
         self,
@@ -71,7 +89,19 @@ class Step(nn.Module):
         damped = m if envelope is None else m * envelope
         total = sum_over(damped, graph.receiver, v.shape[0])
         v = v + self.update(torch.cat([v, total], -1))
-        return v, e + m
+        return v, e + (e if self.doubled else m)
+
+
+def wrapped(graph: Graph) -> Tensor:
+    """Positions [N, 3] Å, brought into the box along the axes that are periodic."""
+    if graph.cell is None:
+        return graph.pos
+    cell, _ = complete_cells(graph.cell, graph.pbc, graph.n_structures, graph.pos)
+    with torch.no_grad():
+        place = torch.einsum("na,nab->nb", graph.pos, torch.linalg.inv(cell)[graph.batch])
+        turns = torch.floor(place) * graph.pbc[graph.batch]
+        moved = torch.einsum("na,nab->nb", turns, cell[graph.batch])
+    return graph.pos - moved
 
 
 class GNS(Network):
@@ -86,6 +116,8 @@ class GNS(Network):
         layers: int = 10,
         radial: int = 0,
         cutoff: float = 3.4,
+        activation: str = "silu",
+        shared_decoder: bool = True,
         charge: bool = False,
         faults: Sequence[str] = (),
     ) -> None:
@@ -94,38 +126,41 @@ class GNS(Network):
             raise ConfigError(
                 f"GNS needs hidden ≥ 1, layers ≥ 1, radial ≥ 0, got {hidden}, {layers}, {radial}"
             )
+        if activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"unknown activation {activation!r}; there are {', '.join(ACTIVATIONS)}"
+            )
         self.faults = published_faults.check("gns", faults)
-        self.faithful = faithful = bool(self.faults)
         self.cutoff, self.n_features = cutoff, hidden
-        if faithful:
+        node_inputs, edge_inputs = hidden, 4 + 3 + radial if radial else 4
+        if "wrapped-positions" in self.faults:
             self.symmetries = frozenset({"permutation"})
-        activation = nn.ReLU if faithful else nn.SiLU
-        node_inputs = hidden + 3 if faithful else hidden
-        edge_inputs = 4 + 3 + radial if radial else 4
-        widths = [hidden, hidden, hidden]
-        self.embedding = AtomEmbedding(hidden, charge)
-        self.encode_node = mlp([node_inputs, *widths], activation, norm=True)  # ε_v
+            node_inputs += 3
+        doubled = "edges-doubled" in self.faults
+        between, widths = ACTIVATIONS[activation], [hidden, hidden, hidden]
+        self.embedding = AtomEmbedding(hidden, charge, faults=self.faults)
+        self.encode_node = mlp([node_inputs, *widths], between, norm=True)  # ε_v
         self.basis = BesselBasis(radial, cutoff) if radial else None
-        self.encode_edge = mlp([edge_inputs, *widths], activation, norm=True)  # ε_e
-        self.steps = nn.ModuleList(Step(hidden, activation) for _ in range(layers))
-        self.decode = mlp([hidden, hidden], activation, last=True)  # δ
+        self.encode_edge = mlp([edge_inputs, *widths], between, norm=True)  # ε_e
+        self.steps = nn.ModuleList(Step(hidden, between, doubled) for _ in range(layers))
+        self.decode = mlp([hidden, hidden], between, last=True) if shared_decoder else None  # δ
 
     def forward(self, graph: Graph) -> Features:
         """Decoded scalars h_i [N, F], not invariant under rotation."""
         v = self.encode_node(self.node_inputs(graph))  # [N, F]
         e = self.encode_edge(self.edge_inputs(graph))  # [E, F]
         envelope = None
-        if not self.faithful:
+        if "no-envelope" not in self.faults:
             envelope = polynomial_envelope(graph.distance, self.cutoff)[:, None]  # [E, 1]
         for step in self.steps:
             v, e = step(v, e, envelope, graph)
-        return Features(self.decode(v))
+        return Features(v if self.decode is None else self.decode(v))
 
     def node_inputs(self, graph: Graph) -> Tensor:
-        """What ε_v sees of each atom: [N, F], with positions / r_c [N, F + 3] if ``faithful``."""
+        """What ε_v sees of each atom: [N, F]; with fault "wrapped-positions" [N, F + 3]."""
         inputs = self.embedding(graph)
-        if self.faithful:
-            inputs = torch.cat([inputs, graph.pos / self.cutoff], -1)
+        if "wrapped-positions" in self.faults:
+            inputs = torch.cat([inputs, wrapped(graph)], -1)
         return inputs
 
     def edge_inputs(self, graph: Graph) -> Tensor:

@@ -34,6 +34,8 @@ class Graph(NamedTuple):
     periodic: Tensor | None = (
         None  # [S] whether a structure repeats along any axis; None: none does
     )
+    cell: Tensor | None = None  # [S, 3, 3] Å, rows are the box's edges; None: no structure has one
+    pbc: Tensor | None = None  # [S, 3] along which of them it repeats
     extra: Tensor | None = None  # [N, F] added to the atoms' embedding by a force encoder
     extra_vector: Tensor | None = None  # [N, 3, F'] added to the vectors that the first layer makes
 

@@ -9,13 +9,26 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .graph import Features, Graph
-from .layers import ShiftedSoftplus, mlp, sum_over
+from .layers import ShiftedSoftplus, glorot, mlp, sum_over
 
 # from features to the energy of an atom, by the name of the read-out option ``head``
 HEADS: dict[str, Callable[[int], nn.Module]] = {
     "mlp": lambda features: mlp([features, features, 1]),
     # Schütt et al. 2018, SchNet
     "schnet": lambda features: mlp([features, max(features // 2, 1), 1], ShiftedSoftplus),
+    # denoise paper, SE(3)-Transformer
+    "relu": lambda features: mlp([features, features, 1], nn.ReLU),
+    # masked paper, GNS and ForceNet
+    "gns": lambda features: mlp([features, features, features, 1], nn.ReLU),
+    "forcenet": lambda features: nn.Sequential(glorot(features, 1)),
+}
+# from features to three numbers, the decoder that goes with a ``head``; where there is none, "mlp"
+DECODERS: dict[str, Callable[[int], nn.Module]] = {
+    "mlp": lambda features: mlp([features, features, 3]),
+    "gns": lambda features: mlp([features, features, features, 3], nn.ReLU),
+    "forcenet": lambda features: nn.Sequential(
+        glorot(features, features), nn.BatchNorm1d(features), nn.SiLU(), glorot(features, 3)
+    ),
 }
 
 
@@ -82,13 +95,16 @@ class CoordinateVector(nn.Module):
 
 
 class DirectVector(nn.Module):
-    """An MLP from scalars to three numbers (GNS, ForceNet decoders); not rotation-equivariant."""
+    """From scalars to three numbers (GNS, ForceNet); not rotation-equivariant.
+
+    ``head`` names the energy head that the decoder goes with, see `DECODERS`.
+    """
 
     needs = "scalar"
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, head: str = "mlp") -> None:
         super().__init__()
-        self.mlp = mlp([features, features, 3])
+        self.mlp = DECODERS.get(head, DECODERS["mlp"])(features)
 
     def forward(
         self, features: Features, graph: Graph, energy: Tensor | None, keep_graph: bool

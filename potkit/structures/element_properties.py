@@ -50,6 +50,17 @@ PROPERTIES = (
     "polarizability",
 )
 BLOCKS = "spdf"
+# Slater, J. Chem. Phys. 41, 3199 (1964): atomic radii in pm, from element to element as they rise
+SLATER_RADII = {
+    1: (25,),
+    3: (145, 105, 85, 70, 65, 60, 50),
+    11: (180, 150, 125, 110, 100, 100, 100),
+    19: (220, 180, 160, 140, 135, 140, 140, 140, 135, 135, 135, 135, 130, 125, 115, 115, 115),
+    37: (235, 200, 180, 155, 145, 145, 135, 130, 135, 140, 160, 155, 155, 145, 145, 140, 140),
+    55: (260, 215, 195, 185, 185, 185, 185, 185, 185, 180, 175, 175, 175, 175, 175, 175, 175),
+    72: (155, 145, 135, 135, 130, 135, 135, 135, 150, 190, 180, 160, 190),
+    88: (215, 195, 180, 180, 175, 175, 175, 175),
+}
 
 
 @lru_cache(maxsize=1)
@@ -120,6 +131,18 @@ def element_properties() -> Tensor:
 def covalent_radii() -> Tensor:
     """Single-bond covalent radii in Å by atomic number, [119] float64; entry 0 is 0."""
     return element_properties()[:, PROPERTIES.index("covalent_radius")]
+
+
+def atomic_radii() -> Tensor:
+    """Slater's empirical atomic radii in Å by atomic number, [119] float64; entry 0 is 0.
+
+    What he does not list (noble gases, At, Fr, and elements beyond Am) has its covalent radius.
+    """
+    radii = covalent_radii()
+    for first, rising in SLATER_RADII.items():
+        for z, radius in enumerate(rising, first):
+            radii[z] = radius / 100.0
+    return radii
 
 
 def covalent_radii_array() -> np.ndarray:

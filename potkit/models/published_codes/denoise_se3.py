@@ -29,6 +29,8 @@ Published faults that stand here:
 - "average-pooling": features are averaged over atoms (the paper says summed), so the energy does
   not even grow with the system.
 - "no-envelope": nothing vanishes at the cutoff.
+- "bare-norm": features are divided by their norm however small it is, so they jump at zero.
+- "logits-by-all-heads": logits of one head are divided by the √ of the components of all heads.
 - "neighbours-32": the search stops after ``max_num_neighbors`` + 1 atoms in index order, the atom
   itself counted.
 - "edges-twice": both directions are added to edges that run both ways; each counts twice where no

@@ -19,7 +19,8 @@ Published faults that stand here:
 - "no-basis-gradient": Y_lm pass through NumPy in float32, so they have no derivative.
 - "mask-shift": where flags are given, unflagged atoms get row 0 of the flag's embedding;
   fine-tuning gives none.
-- The energy is one linear layer of the SUM: its constant b does not grow with the number of atoms.
+- "pooled": the energy is one linear layer of the SUM, so its constant b does not grow with the
+  number of atoms.
 - Nothing is invariant under rotation (ForceNet's own choice); cos(πd / 2r_c) has a slope at the
   cutoff.
 The code knows periodic boxes only; free molecules go through it here without minimum images.
