@@ -1,15 +1,20 @@
-"""Splits that were published with a data set: index files, and the parts noted when it was read."""
+"""Splits that were published with a data set: index files, and the parts noted when it was read;
+and what may be pretrained on beside a split.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..structures.store import Structures
+
+# published faults of a split that `pretraining_rows` repeats
+FAULTS = ("test-in-pretraining",)
 
 
 def mark_parts(structures: Structures, counts: Mapping[str, int]) -> Structures:
@@ -45,6 +50,30 @@ def parts(structures: Structures) -> dict[str, np.ndarray]:
             f"{name}: cut or reordered since it was read: take its published parts first, then cut"
         )
     return {part: np.arange(*bounds) for part, bounds in known["rows"].items()}
+
+
+def pretraining_rows(
+    n: int, held_out: np.ndarray | Sequence[int], faults: Sequence[str] = ()
+) -> np.ndarray:
+    """The rows of a set of ``n`` structures that may be pretrained on: all but ``held_out``, those
+    that fine-tuning validates or tests on.
+
+    The denoise paper's code (arXiv 2303.02216) draws pretraining's part of every molecule, 95 %,
+    apart from the 10 % it tests on, so that about 95 % of the test structures were seen, without
+    labels: ``faults=("test-in-pretraining",)`` repeats that, leaving nothing out. Raises DataError
+    for rows that are not there, ConfigError for another fault.
+    """
+    unknown = [name for name in faults if name not in FAULTS]
+    if unknown:
+        raise ConfigError(f"no fault {unknown[0]!r} of a split; there is {', '.join(FAULTS)}")
+    held = np.asarray(held_out, np.int64).reshape(-1)
+    wrong = held[(held < 0) | (held >= n)]
+    if len(wrong):
+        raise DataError(f"held_out: row {int(wrong[0])} is not one of the {n} structures")
+    kept = np.ones(n, bool)
+    if "test-in-pretraining" not in faults:
+        kept[held] = False
+    return np.flatnonzero(kept)
 
 
 def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:

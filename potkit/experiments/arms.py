@@ -16,6 +16,12 @@ Variants are written such as
     {"like": "denoise", "parts": ["backbone", "energy_head"]}
     {"like": "scratch", "layer_decay": 0.7}    the control to the second
 
+What ``parts`` the papers take over: the denoise paper's text only the message-passing weights, with
+a new energy MLP, which is the default here; its code the whole state dict, energy head included
+(trained by SchNet's and the SE(3)-Transformer's denoising, as it was initialised for EGNN and
+TorchMD-Net ET): an arm with ["backbone", "energy_head"]. The masked paper's code takes over
+everything, and can start the energy head anew: ["backbone", "energy_head", "vector_readout"].
+
 The fine-tuning budget is the same in all arms, so a variant may change how the steps are taken, but
 not how many or on what.
 """

@@ -49,11 +49,12 @@ class Experiment:
     that arm with (default: the preset's). ``longer``: measure the pretraining's cost in "time" or
     "steps", or None to leave that arm out. ``valid_fraction``: the share of each label budget that
     chooses the best state. ``parts``: arm -> parts that are transferred (default: the backbone
-    only). ``columns``: what tells this experiment's rows from another's in one grid, such as
-    {"model": "egnn"}. ``jobs``: processes, spread over the GPUs there are. ``draws``: how many
-    draws of labelled structures are nested in each seed's pretraining, each with its own heads and
-    batch order; intervals count pretrainings. ``primary``: the one contrast that is declared before
-    any run, {"arm": …, "against": …, "metric": …} (see `statistics.effects`).
+    only, as in the denoise paper's text; its code transfers all, see `arms`). ``columns``: what
+    tells this experiment's rows from another's in one grid, such as {"model": "egnn"}. ``jobs``:
+    processes, spread over the GPUs there are. ``draws``: how many draws of labelled structures are
+    nested in each seed's pretraining, each with its own heads and batch order; intervals count
+    pretrainings. ``primary``: the one contrast that is declared before any run, {"arm": …,
+    "against": …, "metric": …} (see `statistics.effects`).
     """
 
     model: dict[str, Any]

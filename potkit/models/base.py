@@ -198,13 +198,15 @@ class Potential(nn.Module):
             graph = self.graph(batch, pos)
             features = self.backbone(graph)
 
-            atomic = vector = energy = forces = noise = None
+            atomic = vector = energy = forces = noise = displacement = None
             if "energy" in outputs or by_gradient:
                 atomic = self.energy_head(features.scalar, graph)
             if by_readout:
                 vector = self.vector_readout(features, graph, atomic, keep)
             if "noise" in outputs:
                 noise = self._noise(features, graph, keep)
+            if "displacement" in outputs:
+                displacement = self._displacement(features)
             if "energy" in outputs:
                 energy = self._total(atomic, graph)
             if "forces" in outputs and self.forces_mode == "vector":
@@ -214,7 +216,8 @@ class Potential(nn.Module):
                     atomic.sum(), graph.pos, create_graph=keep, retain_graph=True
                 )[0]
                 forces = -gradient * self.scale.to(pos.dtype)
-        prediction = Prediction(energy, vector if "vector" in outputs else None, forces, noise)
+        asked = vector if "vector" in outputs else None
+        prediction = Prediction(energy, asked, forces, noise, displacement)
         if keep:
             return prediction
         return Prediction(*(None if value is None else value.detach() for value in prediction))
@@ -299,6 +302,20 @@ class Potential(nn.Module):
                 "build the network with noise_readout=True"
             )
         return self.noise_readout(features, graph, keep)
+
+    def _displacement(self, features: Features) -> Tensor:
+        kind = type(self.backbone).__name__
+        if not self.backbone.gives_displacement:
+            raise ConfigError(
+                "the objective reads noise from coordinate updates beside the vector read-out, "
+                f"which {kind} does not make; egnn does"
+            )
+        if self.vector_mode == "coordinate":
+            raise ConfigError(
+                f"the objective asks for two read-outs, and both are the coordinate updates of "
+                f"{kind}: build it with vector='gradient'"
+            )
+        return features.displacement
 
     def extend(
         self, outputs: Sequence[str], inputs: Sequence[str] = (), seed: int = 0

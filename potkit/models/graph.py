@@ -57,6 +57,8 @@ class Prediction(NamedTuple):
     # [N, 3] a second vector read-out, for objectives that denoise while energy and forces are
     # trained
     noise: Tensor | None = None
+    # [N, 3] Å, the coordinate update x_L − x beside the vector read-out
+    displacement: Tensor | None = None
 
 
 class Backbone(Protocol):

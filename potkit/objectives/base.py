@@ -56,7 +56,9 @@ class Objective:
     monitor: ClassVar[str] = "loss"  # the validation metric that tells the best state
 
     def needed(self) -> tuple[str, ...]:
-        """What the model is asked for: some of "energy", "forces", "vector", "noise"."""
+        """What the model is asked for: some of "energy", "forces", "vector", "noise",
+        "displacement".
+        """
         return self.outputs
 
     def labels(self) -> tuple[str, ...]:

@@ -8,10 +8,15 @@ Wang, Xu, Li, Barati Farimani, J. Chem. Theory Comput. 2023 (arXiv 2303.02216), 
 
 For Gaussian p(x̃|x) the score is −ε/σ² (Vincent 2011): the way back, −ε, is what a force would be
 up to a constant. So the vector read-out v speaks for ε̂ = −v, and the target stored in the batch is
-−ε = x − x̃. For a read-out −∂E/∂x this gives an energy with its minimum at the clean structure; the
-authors' code has v = +ε, a maximum there (``faithful=True`` repeats that). For read-outs that are
-not a gradient the sign is a matter of taste. Periodic structures need no wrapping back into the
-box: neighbour lists do not depend on it, and the target is never wrapped.
+−ε = x − x̃. For a read-out −∂E/∂x this gives an energy with its minimum at the clean structure. Both
+papers' codes have v = +ε, a maximum there: the denoise paper's for all networks, the masked paper's
+for its denoise baseline, which reads −∂E/∂x; ``faults=("wrong-sign",)`` repeats that. For read-outs
+that are not a gradient the sign is a matter of taste. Periodic structures are not wrapped back into
+the box, which the masked paper does: neighbour lists do not depend on it, and the target is never
+wrapped. A network that reads absolute positions, such as GNS, has to wrap them itself.
+
+The denoise paper's code sums over atoms and axes (``faults=("sum",)``), the masked paper's takes
+the mean; neither divides by σ² (``normalize=False``).
 
 σ need not be one number. Per structure s it may follow from its system, or be drawn log-uniformly
 from a range (as in DeNS, arXiv 2403.09549). With ``normalize`` each structure is weighted by
@@ -40,7 +45,8 @@ from ..models.base import Prediction
 from ..models.layers import sum_over
 from ..structures.batch import Batch
 from ..structures.store import Origin, Structures
-from .base import Objective, Term, positive
+from .base import LATER, Objective, Term, positive
+from .faults import check
 
 Range = float | tuple[float, float]
 Sigma = Range | Mapping[str, Range]
@@ -54,9 +60,11 @@ class Denoise(Objective):
     ``sigma``: a number; (low, high), drawn log-uniformly for every structure anew; or a table
     {pattern: either}, where patterns (as of file names, "*" for the rest) are held against the name
     of a structure's system, then against the name of the data set; the first that fits counts. The
-    vector read-out predicts the way back, −ε in Å (``faithful``: +ε). ``normalize`` divides the
-    loss by σ², so that 1 is what predicting zero gets at any σ (the papers have False; for a single
-    σ it changes the loss scale, not the minimum). Raises ConfigError unless sigma > 0.
+    vector read-out predicts the way back, −ε in Å. ``normalize`` divides the loss by σ², so that 1
+    is what predicting zero gets at any σ (the papers have False; for a single σ it changes the loss
+    scale, not the minimum). ``faults`` of the published codes, off by default: "wrong-sign", "sum"
+    (see `objectives.faults`); ``faithful`` is an older word for "wrong-sign". Raises ConfigError
+    unless sigma > 0, and for unknown faults.
     """
 
     name: ClassVar[str] = "denoise"
@@ -66,9 +74,11 @@ class Denoise(Objective):
     zero_mean: bool = False
     normalize: bool = True
     faithful: bool = False
+    faults: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", checked_sigma("denoise", self.sigma))
+        object.__setattr__(self, "faults", check(self.name, self.faults))
 
     def check(self, structures: Structures) -> None:
         """Raise DataError naming a system that has no σ."""
@@ -79,7 +89,7 @@ class Denoise(Objective):
                 look_up(self.sigma, system, data)
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        """Noise on every atom; ``target`` is −ε [N, 3] Å (``faithful``: +ε).
+        """Noise on every atom; ``target`` is −ε [N, 3] Å ("wrong-sign": +ε).
 
         Where σ is not one number, ``noise_scale`` [N] Å says each atom's.
         """
@@ -95,13 +105,17 @@ class Denoise(Objective):
         if self.zero_mean:
             noise = without_translation(noise, batch)
         new.pos = pos + noise
-        new.target = noise if self.faithful else -noise
+        wrong_sign = self.faithful or "wrong-sign" in self.faults
+        new.target = noise if wrong_sign else -noise
         return new
 
     def terms(self, prediction: Prediction, batch: Batch) -> list[Term]:
-        """The mean over atoms and axes, in units of σ² with ``normalize``, else in Å²."""
+        """The mean over atoms and axes ("sum": the batch's sum), in units of σ² with ``normalize``,
+        else in Å².
+        """
         squared = (prediction.vector - batch.target).square()  # [N, 3] Å²
-        count = batch.target.numel()
+        # a batch counts once; several processes average their sums, as they would gradients
+        count = 1 if "sum" in self.faults else batch.target.numel()
         if not self.normalize:
             return [Term("noise_mse", squared.sum(), count)]
         if isinstance(self.sigma, float):

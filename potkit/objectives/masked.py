@@ -13,8 +13,12 @@ By atom (their rMD17 setting): every removable atom is taken out with probabilit
 each remaining atom is the displacement to the FARTHEST removed atom of its structure; nothing is
 flagged. The removed set may be empty: then no target.
 
-For both d points from the remaining atom to the removed one (the authors' rMD17 code has the
-opposite sign).
+For both d points from the remaining atom to the removed one. What the authors' code does otherwise
+can be repeated by name (``faults``, see `objectives.faults`): by molecule int(ρ n) molecules lose
+an atom instead of the nearest whole number ("floor"); by atom the target has the opposite sign
+("mask-direction"), and a structure that lost nothing adds a constant 1 per atom ("constant-one").
+That code also adds a vector to all unflagged atoms in pretraining, and none in fine-tuning: a fault
+of its networks ("mask-shift"), which are told of flags by ``mask`` and here of nothing else.
 
 Beyond the paper, by atom: ``target="bonded"`` asks only the heavy atoms that lost something, each
 for d = mean of the displacements to the atoms it lost; a removed atom belongs to the remaining
@@ -39,6 +43,10 @@ from ..structures.elements import MAX_Z, SYMBOLS
 from ..structures.geometry import minimum_image_of
 from ..structures.store import Structures
 from .base import LATER, Objective, Term
+from .faults import check
+
+# the way of masking in which the published code has a fault
+BELONGS = {"floor": "molecule", "mask-direction": "atom", "constant-one": "atom"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +55,9 @@ class Masked(Objective):
     "atom" (see the module).
 
     ``target``: "farthest" or "bonded" (by atom only). ``flag``: mark atoms for the network; None:
-    as in the paper, by molecule yes, by atom no. Raises ConfigError for settings out of range. A
-    structure without such atoms is left as it is and has no target.
+    as in the paper, by molecule yes, by atom no. ``faults`` of the published code, off by default
+    (see the module). Raises ConfigError for settings out of range. A structure without such atoms
+    is left as it is and has no target.
     """
 
     name: ClassVar[str] = "masked"
@@ -59,6 +68,7 @@ class Masked(Objective):
     by: str = "molecule"
     target: str = dataclasses.field(default="farthest", metadata=LATER)
     flag: bool | None = dataclasses.field(default=None, metadata=LATER)
+    faults: tuple[str, ...] = dataclasses.field(default=(), metadata=LATER, kw_only=True)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.ratio, (int, float)) and 0 < self.ratio <= 1):
@@ -82,6 +92,12 @@ class Masked(Objective):
             )
         if self.flag not in (None, True, False):
             raise ConfigError(f"masked: flag must be true, false or none, got {self.flag!r}")
+        object.__setattr__(self, "faults", check(self.name, self.faults))
+        for fault, by in BELONGS.items():
+            if fault in self.faults and (self.by != by or self.target == "bonded"):
+                raise ConfigError(
+                    f"{self.name}: the fault {fault!r} is one of by={by!r}, target='farthest' only"
+                )
 
     def check(self, structures: Structures) -> None:
         """Raise DataError if no structure of the set has an atom to remove; single structures
@@ -145,8 +161,9 @@ class Masked(Objective):
         rank[order] = torch.arange(n_molecules, device=device)
         rank = rank - (per_structure.cumsum(0) - per_structure)[owner]
         n_able = owner.new_zeros(n_structures).index_add_(0, owner, able.long())
+        share = self.ratio * n_able.double()
         # a structure with any candidate gives at least one
-        quota = (self.ratio * n_able.double()).round().clamp(min=1).long()
+        quota = (share.floor() if "floor" in self.faults else share.round()).clamp(min=1).long()
         chosen = able & (rank < quota[owner])
         removed = chosen[group] & (score == best[group]) & (score >= 0)
         lost = batch.pos.new_zeros(n_molecules, 3)  # where the atom was that a molecule loses
@@ -188,7 +205,13 @@ class Masked(Objective):
                 new.has_target = n_children > 0
                 return new
         new.has_target = (n_lost > 0)[new.batch]
-        new.target = torch.where(new.has_target[:, None], farthest_lost(new, lost_pos, n_lost), 0.0)
+        way = farthest_lost(new, lost_pos, n_lost)
+        if "mask-direction" in self.faults:
+            way = -way
+        new.target = torch.where(new.has_target[:, None], way, 0.0)
+        if "constant-one" in self.faults:
+            # a target without length: 1 − cos is 1 whatever the network says
+            new.has_target = torch.ones_like(new.has_target)
         return new
 
     # -- score ------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
 
 with ℓ the square, the absolute value or Huber's; ΔE in eV (per atom if ``per_atom``), ΔF in eV/Å.
 The denoise paper trains on energies alone with the square, the masked paper on both with the
-absolute value and weights 1 : 500 (water) or 15 : 40 (rMD17).
+absolute value and weights 1 : 500 (water) or 15 : 40 (rMD17). Its energies are per structure and
+its forces in the same unit of energy over Å, as here, so the ratios are the same in eV.
 """
 
 from __future__ import annotations

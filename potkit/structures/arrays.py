@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..errors import DataError
 
 # the packed store
-PER_ATOM = ("z", "pos", "forces", "molecule")
+PER_ATOM = ("z", "pos", "forces", "molecule", "formal_charge")
 PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
 ARRAYS = ("ptr", *PER_ATOM, *PER_STRUCTURE)
 LABELS = ("energy", "forces")
@@ -25,6 +25,7 @@ _rows: dict[str, str] = {
     "mask": "atom",  # [N] 1 where an objective flagged the atom
     "target": "atom",  # [N, 3] what the vector read-out is to predict
     "has_target": "atom",  # [N] bool
+    "noise_target": "atom",  # [N, 3] Å what a second read-out is to predict
     "noise_scale": "atom",  # [N] Å
     "stiffness": "atom",  # [N] trace of the precision of anisotropic noise
     "force_input": "atom",  # [N, 3] eV/Å, forces an objective shows the network

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def to_ase(structures: Structures) -> list:
     """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and
-    system in ``info``.
+    system in ``info``, molecule and formal charges (where known) in ``arrays``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
@@ -31,6 +31,8 @@ def to_ase(structures: Structures) -> list:
         atoms.info["charge"] = int(s.charge[i])
         atoms.info["system"] = names[s.system[i]]
         atoms.arrays["molecule"] = np.array(s.molecule[a:b])
+        if s.formal_charge is not None:
+            atoms.arrays["formal_charge"] = np.array(s.formal_charge[a:b])
         results = {}
         if s.energy is not None:
             results["energy"] = float(s.energy[i])
@@ -45,7 +47,8 @@ def to_ase(structures: Structures) -> list:
 def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]:
     """The arrays of `Structures` from ``ase.Atoms``, and under "info" the names of their systems.
 
-    Raises DataError if energy or forces are there for some frames only.
+    Formal charges are kept if every frame has them, in ``arrays``. Raises DataError if energy or
+    forces are there for some frames only.
     """
     single = hasattr(frames, "get_positions")
     frames = [frames] if single else list(frames)
@@ -70,6 +73,9 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
     system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
     molecules = [f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames]
+    formal_charge = None
+    if frames and all("formal_charge" in f.arrays for f in frames):
+        formal_charge = stack([f.arrays["formal_charge"] for f in frames], 0, np.int8)
     with_cell = any(f.cell.rank for f in frames)
     return {
         "z": stack([f.numbers for f in frames], 0, np.int64),
@@ -82,6 +88,7 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
         "charge": np.array([int(f.info.get("charge", 0)) for f in frames], np.int16),
         "system": system,
         "molecule": stack(molecules, 0, np.int32),
+        "formal_charge": formal_charge,
         "info": {"systems": list(names)},
     }
 

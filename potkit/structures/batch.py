@@ -25,13 +25,24 @@ class Batch(Data):
 
     z [N] long, pos [N,3] Å, batch [N] long, ptr [S+1] long, energy [S] float64 eV, forces [N,3]
     eV/Å, cell [S,3,3] Å, pbc [S,3] bool, charge [S], system [S], molecule [N] (numbered within its
-    structure), mask [N] long (1 = flagged by an objective), force_input [N,3] eV/Å with force_given
-    [N] bool (forces an objective shows the network), origin (`Origin`). ``num_graphs`` and
-    ``max_atoms`` are Python integers, known without asking the device.
+    structure), formal_charge [N] long (e), mask [N] long (1 = flagged by an objective), force_input
+    [N,3] eV/Å with force_given [N] bool (forces an objective shows the network), origin (`Origin`).
+    ``num_graphs`` and ``max_atoms`` are Python integers, known without asking the device.
     """
 
     _optional = frozenset(
-        ("energy", "forces", "cell", "molecule", "mask", "target", "force_input", "origin", *EDGES)
+        (
+            "energy",
+            "forces",
+            "cell",
+            "molecule",
+            "formal_charge",
+            "mask",
+            "target",
+            "force_input",
+            "origin",
+            *EDGES,
+        )
     )
 
     @classmethod

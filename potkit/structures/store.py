@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .batch import Batch
 
-WHOLE = ("z", "system", "molecule")  # what a batch holds as long
+WHOLE = ("z", "system", "molecule", "formal_charge")  # what a batch holds as long
 REAL = ("pos", "forces", "cell", "charge")  # and what in its floating-point precision
 # up to so many structures are read one by one from the large arrays of a mapped store; more go
 # through the mapping
@@ -68,6 +68,7 @@ class Structures:
     charge    [S] int16, e
     system    [S] int32; structures of one chemical species or one trajectory share a number
     molecule  [A] int32; bonded group, numbered from 0 in each structure
+    formal_charge [A] int8, e, of each atom in its Lewis structure, or None where that is not known
 
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
@@ -88,6 +89,7 @@ class Structures:
         molecule: np.ndarray | None = None,
         info: dict[str, Any] | None = None,
         checked: bool = False,
+        formal_charge: np.ndarray | None = None,
     ) -> None:
         self.ptr = np.asarray(ptr, np.int64)
         well_formed = (
@@ -131,6 +133,7 @@ class Structures:
         self.charge = take("charge", charge, np.int16, (n_structures,), 0)
         self.system = take("system", system, np.int32, (n_structures,), 0)
         self.molecule = take("molecule", molecule, np.int32, (n_atoms,), 0)
+        self.formal_charge = take("formal_charge", formal_charge, np.int8, (n_atoms,))
         if self.cell is None and not checked and self.pbc.any():
             raise DataError("pbc is true somewhere but no cell was given")
         self._checked = not checked
@@ -444,7 +447,8 @@ class Structures:
                 chosen = atom_rows if name in PER_ATOM else structure_rows
                 out[name] = tensor.index_select(0, chosen)
             for name in WHOLE:
-                out[name] = out[name].long()
+                if name in out:
+                    out[name] = out[name].long()
             out["ptr"] = move(host["ptr"])
         else:  # numpy takes and casts in a fraction of the time that torch needs for as little
             host = self._cut(rows)
@@ -500,8 +504,8 @@ class Structures:
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
-    """Join sets end to end. Labels (energy, forces) stay only if every part has them; systems are
-    matched by name.
+    """Join sets end to end. Labels (energy, forces) and formal charges stay only if every part has
+    them; systems are matched by name.
     """
     parts = list(parts)
     if not parts:
@@ -515,7 +519,7 @@ def concatenate(parts: Sequence[Structures]) -> Structures:
         systems.append(table[part.system])
     periodic = any(p.cell is not None for p in parts)
     joined: dict[str, Any] = {}
-    for name in ("z", "pos", "molecule", "pbc", "charge", "energy", "forces"):
+    for name in ("z", "pos", "molecule", "pbc", "charge", "energy", "forces", "formal_charge"):
         arrays = [getattr(p, name) for p in parts]
         joined[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
     if periodic:

@@ -58,6 +58,7 @@ def _with(structures: Structures, pos: np.ndarray, cell: np.ndarray | None = Non
         pbc=s.pbc,
         charge=s.charge,
         molecule=s.molecule,
+        formal_charge=s.formal_charge,
     )
 
 
@@ -208,6 +209,7 @@ def check_permutation(model: Potential, structures: Structures, seed: int = 0) -
         pbc=s.pbc,
         charge=s.charge,
         molecule=s.molecule[order],
+        formal_charge=None if s.formal_charge is None else s.formal_charge[order],
     )
     expected = evaluate(model, structures)
     for q in ("forces", "vector"):

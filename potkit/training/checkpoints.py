@@ -326,6 +326,10 @@ def transfer(
     """Copy ``parts`` of a checkpoint into ``model`` in place; everything else stays as it was
     initialised.
 
+    The backbone alone is what the denoise paper's text takes over (message-passing weights, a new
+    energy MLP). Its code loads the whole state dict, energy head included: ("backbone",
+    "energy_head"). The masked paper's code loads all as well.
+
     The parts must have the same tensors in both, of the same shapes, except those whose name starts
     with one of ``allow``; without ``allow`` the backbones must also agree in options that leave no
     trace in shapes, such as the cutoff. Raises CheckpointError naming the network, the option or

@@ -420,7 +420,8 @@ def finetune(
     overwrite: bool = False,
 ) -> Run:
     """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts``
-    it starts from.
+    it starts from (the denoise paper's text: the backbone; its code: the energy head too, see
+    `checkpoints.transfer`).
 
     ``references``: as ``config.references`` ("fit" is "least-squares" too), the name of a table of
     isolated atoms or a file of them, or ReferenceEnergies; default: what ``config`` says. They,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.io
 import h5py
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from potkit import units
 from potkit.datasets import read
 from potkit.datasets.formats import guess
-from potkit.datasets.formats.spice import charge_of
+from potkit.datasets.formats.spice import charge_of, formal_charges_of
 from potkit.errors import ConfigError, DataError
 
 rng = np.random.default_rng(0)
@@ -170,6 +171,113 @@ def test_spice_skips_groups_without_conformations(tmp_path):
     path = write(tmp_path / "s.hdf5", {"good": spice(), "hollow": spice(conformations=np.zeros(0))})
     s = read(path)
     assert len(s) == 4 and "/hollow skipped" in s.info["notes"][0]
+
+
+# glycine's zwitterion, its atoms numbered in another order than they are written
+ZWITTERION = "[H:8][N+:1]([H:9])([H:10])[C:2]([H:6])([H:7])[C:3](=[O:4])[O-:5]"
+ZWITTERION_Z = np.array([7, 6, 6, 8, 8, 1, 1, 1, 1, 1], np.int16)
+
+
+def zwitterion(**changes) -> dict:
+    pos = np.random.default_rng(1).normal(size=(2, 10, 3))
+    return {
+        "subset": np.array([b"SPICE Amino Acid"]),
+        "smiles": np.array([ZWITTERION.encode()]),
+        "atomic_numbers": ZWITTERION_Z,
+        "conformations": (pos, "bohr"),
+        "formation_energy": (np.array([-1.0, -1.1]), "hartree"),
+    } | changes
+
+
+def test_spice_formal_charges_stand_at_the_atoms_that_the_smiles_numbers(tmp_path):
+    pytest.importorskip("rdkit")
+    s = read(write(tmp_path / "s.hdf5", {"a": zwitterion(), "b": spice()}))
+    assert s.z[:10].tolist() == ZWITTERION_Z.tolist()
+    assert s.formal_charge.dtype == np.int8
+    assert s.formal_charge.tolist() == 2 * [1, 0, 0, 0, -1, 0, 0, 0, 0, 0] + 4 * [-1, 0]
+    assert s.charge.tolist() == [0, 0, -1, -1, -1, -1]
+    sums = np.add.reduceat(s.formal_charge.astype(int), s.ptr[:-1])
+    assert sums.tolist() == s.charge.tolist()
+    assert not any("formal" in note for note in s.info["notes"]) and "faults" not in s.info
+    bare = read(tmp_path / "s.hdf5", formal_charges=False)
+    assert bare.formal_charge is None and bare.charge.tolist() == s.charge.tolist()
+
+
+@pytest.mark.parametrize("smiles, note", [(None, "formal_charge left out"), ("[O-]", "numbered")])
+def test_spice_formal_charges_are_left_out_where_a_group_does_not_say_them(tmp_path, smiles, note):
+    pytest.importorskip("rdkit")
+    one = spice(smiles=None if smiles is None else np.array([smiles.encode()]))
+    s = read(write(tmp_path / "s.hdf5", {"a": zwitterion(), "b": one}))
+    assert s.formal_charge is None and any(note in said for said in s.info["notes"])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"atomic_numbers": ZWITTERION_Z[::-1].copy()}, ["atom 0", "H", "N"]),
+        ({"smiles": np.array([ZWITTERION.replace(":10]", ":9]").encode()])}, ["1 to 10"]),
+        ({"smiles": np.array([b"[H:1"])}, ["cannot read"]),
+        ({"mbis_charges": np.full((2, 10, 1), 0.1)}, ["+0", "+1"]),
+    ],
+)
+def test_spice_a_smiles_that_does_not_fit_is_named(tmp_path, changes, words):
+    pytest.importorskip("rdkit")
+    path = write(tmp_path / "s.hdf5", {"gly": zwitterion(**changes)})
+    with pytest.raises(DataError) as error:
+        read(path)
+    for word in [str(path), "/gly", *words]:
+        assert word in str(error.value)
+    assert read(path, formal_charges=False).formal_charge is None
+
+
+def test_spice_without_rdkit_says_what_to_do(tmp_path, monkeypatch):
+    path = write(tmp_path / "s.hdf5", {"gly": zwitterion()})
+    monkeypatch.setattr("potkit.datasets.formats.spice.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install rdkit.*formal_charges=False"):
+        read(path)
+    assert len(read(path, formal_charges=False)) == 2
+
+
+def test_the_fault_smiles_order_puts_elements_on_wrong_atoms(tmp_path):
+    """RDKit keeps the heavy atoms in the order they are written and adds the hydrogens last: here
+    coordinates of a hydrogen get nitrogen, and so on; the composition stays.
+    """
+    pytest.importorskip("rdkit")
+    # written with a hydrogen first, numbered in the order it is written
+    smiles = "[H:1][N+:2]([H:3])([H:4])[C:5]([H:6])([H:7])[C:8](=[O:9])[O-:10]"
+    z = np.array([1, 7, 1, 1, 6, 1, 1, 6, 8, 8], np.int16)
+    group = zwitterion(smiles=np.array([smiles.encode()]), atomic_numbers=z)
+    path = write(tmp_path / "s.hdf5", {"gly": group})
+    right, wrong = read(path), read(path, faults=("smiles-order",))
+    assert right.z[:10].tolist() == z.tolist()
+    assert right.formal_charge[:10].tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, -1]
+    assert wrong.z[:10].tolist() == [7, 6, 6, 8, 8, 1, 1, 1, 1, 1]
+    assert wrong.formal_charge[:10].tolist() == [1, 0, 0, 0, -1, 0, 0, 0, 0, 0]
+    assert int((right.z[:10] != wrong.z[:10]).sum()) == 8
+    np.testing.assert_array_equal(right.pos, wrong.pos)
+    np.testing.assert_array_equal(right.energy, wrong.energy)
+    assert wrong.info["faults"] == ["smiles-order"]
+    assert sorted(right.z) == sorted(wrong.z) and right.fingerprint() != wrong.fingerprint()
+    with pytest.raises(ConfigError, match="smiles-order"):
+        read(path, faults=("rdkit-order",))
+
+
+def test_real_smiles_of_spice_agree_with_their_atoms_and_not_with_rdkits_order(reference_data):
+    """Nine of ten molecules of the public subsets have wrong elements by the published fault."""
+    pytest.importorskip("rdkit")
+    from potkit.datasets.formats.spice import _in_smiles_order
+
+    wrong = []
+    for file in ("spice_des370k_monomers.xyz", "spice_dipeptides.xyz", "spice_pubchem.xyz"):
+        for frame in ase.io.read(reference_data / "spice-subsets" / file, ":"):
+            if "smiles" not in frame.info:
+                continue
+            z = frame.numbers.astype(np.uint8)
+            formal = formal_charges_of(frame.info["smiles"], z, file)  # raises where they disagree
+            assert int(formal.sum()) == int(frame.info["total_charge"])
+            elements, _ = _in_smiles_order(frame.info["smiles"], z, formal, file)
+            wrong.append((elements != z).any())
+    assert len(wrong) > 100 and np.mean(wrong) > 0.9, (len(wrong), np.mean(wrong))
 
 
 @pytest.mark.parametrize(

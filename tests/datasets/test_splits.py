@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from potkit.datasets import duplicates, splits
+from potkit.datasets import duplicates, published_splits, splits
 from potkit.errors import ConfigError, DataError
 from potkit.structures.store import Structures, concatenate
 
@@ -145,6 +145,25 @@ def test_published_index_files(tmp_path):
         path.write_text(content)
         with pytest.raises(DataError, match=words):
             splits.published(path, 10, base=1)
+
+
+def test_pretraining_rows_leave_out_what_is_tested_on():
+    """But for the published fault, by which pretraining's own draw sees most test structures."""
+    s = make((200, 120, 80))
+    test = splits.split(s, (0.9, 0.1), seed=1, by="structure-within-system")[1]
+    rows = published_splits.pretraining_rows(len(s), test)
+    assert not np.isin(test, rows).any() and len(rows) + len(test) == len(s)
+    assert (np.diff(rows) > 0).all()
+    all_rows = published_splits.pretraining_rows(len(s), test, faults=("test-in-pretraining",))
+    assert len(all_rows) == len(s)
+    for given, share in ((rows, 0.0), (all_rows, 0.95)):
+        pool = s[given]
+        seen = given[splits.split(pool, (0.95, 0.05), seed=7, by="structure-within-system")[0]]
+        assert np.isin(test, seen).mean() == pytest.approx(share, abs=0.1)
+    with pytest.raises(DataError, match="row 400 is not one of the 400"):
+        published_splits.pretraining_rows(len(s), [3, 400])
+    with pytest.raises(ConfigError, match="test-in-pretraining"):
+        published_splits.pretraining_rows(len(s), test, faults=("leak",))
 
 
 def test_published_parts_are_found_again_only_in_the_set_as_it_was_read(tmp_path):

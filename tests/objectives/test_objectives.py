@@ -24,6 +24,8 @@ ALL = [
     potkit.Masked(ratio=0.4, by="atom", target="bonded", flag=True),
     potkit.MaskedDenoise(ratio=0.3, sigma=0.05),
     potkit.MaskedDenoise(ratio=0.3, by="atom", target="bonded"),
+    potkit.MaskedDenoise(ratio=0.3, sigma=0.05, form="published", faults=("floor",)),
+    potkit.Masked(ratio=0.4, by="atom", faults=("constant-one", "mask-direction")),
     potkit.Denoise(sigma=(0.05, 0.2)),
     potkit.Denoise(sigma={"system-*": 0.1, "*": (0.1, 0.3)}),
     potkit.AnisotropicDenoise(sigma=0.1, along=0.3, elements={"H": 0.15}),
@@ -106,7 +108,8 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective):
     torch.manual_seed(0)
     n = batch.num_graphs  # with a second copy of each structure: 14
     prediction = Prediction(
-        torch.randn(n, dtype=torch.float64), *(torch.randn_like(batch.pos) for _ in range(3))
+        torch.randn(n, dtype=torch.float64),
+        *(torch.randn_like(batch.pos) for _ in Prediction._fields[1:]),
     )
     loss, metrics = objective.loss(prediction, batch)
     arrays = {k: v for k, v in batch.to_dict().items() if isinstance(v, torch.Tensor)}

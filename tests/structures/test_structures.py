@@ -14,8 +14,10 @@ import torch
 from ase.build import bulk, molecule
 
 from potkit.errors import DataError
+from potkit.models import build
 from potkit.structures import storage
 from potkit.structures import store as structures
+from potkit.structures.batch import cut, doubled, keep_atoms
 from potkit.structures.elements import SYMBOLS, formula
 from potkit.structures.store import Structures, concatenate
 
@@ -272,6 +274,56 @@ def test_ase_round_trip():
     assert frames[0].pbc.tolist() == [False] * 3 and frames[1].cell.lengths().tolist() == [8.0] * 3
     again = Structures.from_ase(frames, info={"name": "water", "level": "test"})
     assert same(s, again)
+
+
+def charged(n=4, **options):
+    """As `water`, with formal charges."""
+    s = water(n, **options)
+    values = np.arange(len(s.z)) % 3 - 1
+    return Structures(**s.arrays(), info=s.info | {}, formal_charge=values)
+
+
+@pytest.mark.parametrize("name", ["store", "store.h5"])
+def test_formal_charges_are_kept(tmp_path, name):
+    """Through files, selection, joining, ASE and batches, one number per atom."""
+    s = charged()
+    values = s.formal_charge
+    assert values.dtype == np.int8 and values.shape == (len(s.z),)
+    s.save(tmp_path / name)
+    again = Structures.open(tmp_path / name)
+    assert same(again, s) and again.fingerprint() == s.fingerprint()
+    np.testing.assert_array_equal(s[[2, 1]].formal_charge, [*values[8:11], *values[3:8]])
+    np.testing.assert_array_equal((s + s).formal_charge, np.tile(values, 2))
+    assert (s + water()).formal_charge is None  # not known for all
+    back = Structures.from_ase(s.to_ase(), info=s.info)
+    np.testing.assert_array_equal(back.formal_charge, values)
+    frames = s.to_ase()
+    del frames[1].arrays["formal_charge"]
+    assert Structures.from_ase(frames).formal_charge is None
+    batch = s.batch([1, 2])
+    assert batch.formal_charge.dtype == torch.long
+    assert batch.formal_charge.tolist() == values[3:11].tolist()
+    assert [len(part.formal_charge) for part in cut(batch, 1)] == [5, 3]
+    assert doubled(batch).formal_charge.tolist() == 2 * values[3:11].tolist()
+    kept, rows = keep_atoms(batch, batch.z != 1)
+    assert kept.formal_charge.tolist() == batch.formal_charge[rows].tolist()
+
+
+def test_structures_without_formal_charges_say_so():
+    s = water()
+    assert s.formal_charge is None and "formal_charge" not in s.arrays()
+    assert s.batch().formal_charge is None and "formal_charge" not in s.batch()
+    with pytest.raises(DataError, match="formal_charge must have shape"):
+        Structures(**s.arrays(), formal_charge=np.zeros(2))
+
+
+def test_formal_charges_reach_the_graph():
+    model = build("egnn", "small", seed=0)
+    s = charged()
+    batch = s.batch(dtype=torch.float32)
+    assert model.graph(batch, batch.pos).formal_charge.tolist() == s.formal_charge.tolist()
+    plain = water().batch(dtype=torch.float32)
+    assert model.graph(plain, plain.pos).formal_charge is None
 
 
 def test_from_ase_alone():

@@ -11,7 +11,7 @@ from ase.md.verlet import VelocityVerlet
 from tiny import egnn, molecules, one_line, water
 
 import potkit
-from potkit.errors import DataError
+from potkit.errors import ConfigError, DataError
 from potkit.training import checkpoints
 
 
@@ -104,6 +104,25 @@ def test_a_checkpoint_is_evaluated_as_its_model(model, tmp_path):
     for source in (path, str(path), tmp_path):
         stored, live = (potkit.evaluate(which, labelled(3)) for which in (source, model))
         assert stored.to_dict() == live.to_dict()
+
+
+def test_normalizer_lost(model, tmp_path):
+    """Weights without references and scale speak of 1 where the unit was 0.8 eV, and from zero."""
+    structures = labelled(5)
+    checkpoints.save(tmp_path / "net.safetensors", model)
+    kept = potkit.evaluate(tmp_path / "net.safetensors", structures)
+    lost = potkit.evaluate(tmp_path / "net.safetensors", structures, faults=("normalizer-lost",))
+    by_element = {1: -13.6, 6: -1029.48, 8: -2041.98}
+    references = np.add.reduceat([by_element[int(z)] for z in structures.z], structures.ptr[:-1])
+    expected = (kept.structures["predicted_energy"] - references) / 0.8
+    np.testing.assert_allclose(lost.structures["predicted_energy"], expected, atol=1e-9)
+    assert lost.energy_mae > 1000
+    assert lost.forces_mae != kept.forces_mae
+    again = potkit.evaluate(model, structures, faults=("normalizer-lost",))
+    assert again.energy_mae == pytest.approx(lost.energy_mae)
+    assert float(model.scale) == 0.8  # the model given stays as it was
+    with pytest.raises(ConfigError, match="normalizer-lost"):
+        potkit.evaluate(model, structures, faults=("lost",))
 
 
 def test_evaluation_leaves_the_model_and_the_structures_as_they_were(model):

@@ -58,9 +58,9 @@ def packing_into(
 class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
-    ``energy`` and ``forces`` survive only if every block brought them; what was dropped is told in
-    ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as float64. Growing uses
-    realloc, so that memory stays near the packed result.
+    ``energy``, ``forces`` and ``formal_charge`` survive only if every block brought them; what was
+    dropped is told in ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as
+    float64. Growing uses realloc, so that memory stays near the packed result.
     """
 
     def __init__(self, dtype: Any = np.float32) -> None:
@@ -84,6 +84,7 @@ class Packer:
             "pos": np.empty((0, 3), self.dtype),
             "forces": np.empty((0, 3), self.dtype),
             "molecule": np.empty(0, np.int32),
+            "formal_charge": np.empty(0, np.int8),
         }
         self._without: dict[str, int] = {}
         self._systems: dict[Any, int] = {}
@@ -146,6 +147,7 @@ class Packer:
         pbc: Any = False,  # broadcast to [n,3]
         charge: Any = 0,  # broadcast to [n]
         molecule: Any = 0,  # broadcast to [n,a]
+        formal_charge: np.ndarray | None = None,  # [a] e
     ) -> None:
         """Append a block. Raises DataError if a store is being written and the disk is full."""
         n, a = pos.shape[:2]
@@ -158,12 +160,15 @@ class Packer:
         self._atoms["z"][t].reshape(n, a)[:] = z
         self._atoms["pos"][t].reshape(n, a, 3)[:] = pos
         self._atoms["molecule"][t].reshape(n, a)[:] = molecule
-        for name, value, rows in (
-            ("energy", energy, self._structures["energy"][s]),
-            ("forces", forces, self._atoms["forces"][t]),
+        if formal_charge is not None:
+            formal_charge = np.broadcast_to(formal_charge, (n, a))
+        for name, value, rows, absent in (
+            ("energy", energy, self._structures["energy"][s], np.nan),
+            ("forces", forces, self._atoms["forces"][t], np.nan),
+            ("formal_charge", formal_charge, self._atoms["formal_charge"][t], 0),
         ):
             if value is None:
-                rows[:] = np.nan
+                rows[:] = absent
                 self._without[name] = self._without.get(name, 0) + n
             else:
                 rows[:] = np.asarray(value).reshape(rows.shape)

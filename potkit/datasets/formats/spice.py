@@ -4,13 +4,19 @@ Bohr, energies Hartree.
 P. Eastman et al., Sci. Data 10, 11 (2023), 10.1038/s41597-022-01882-6. ``dft_total_gradient``
 [n,a,3] Hartree/Bohr is minus the force; ``formation_energy`` is relative to free atoms or ions,
 ``dft_total_energy`` is not. A data set's ``units`` attribute, where there is one, is believed. The
-elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order.
+elements are ``atomic_numbers``: the atoms of ``smiles`` stand in another order, and each carries
+the number (from 1) of its row in the arrays. By these numbers the formal charges of the SMILES come
+to their atoms; the denoise paper's networks see them (28 pairs of element and formal charge).
+
+The denoise paper's code (arXiv 2303.02216, dataset_spice.py) does not go by those numbers, which
+can be repeated: `FAULTS`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,7 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.elements import SYMBOLS
 from ...structures.store import Structures
 from .common import checked_numbers, groups_with, load, open_hdf5, require_finite
 from .packer import Packer
@@ -29,6 +36,11 @@ DESCRIPTION = (
     "gradient Hartree/Bohr"
 )
 ENERGIES = {"formation": "formation_energy", "total": "dft_total_energy"}
+# published faults that the option ``faults`` repeats: name -> what it does
+FAULTS = {
+    "smiles-order": "elements and formal charges in RDKit's order of the SMILES's atoms, added "
+    "hydrogens last, beside coordinates in the file's order: wrong elements on most atoms",
+}
 _BRACKET = re.compile(r"\[[^\]]*\]")
 _SIGN = re.compile(r"(\++|-+)(\d*)")
 
@@ -59,20 +71,29 @@ def read(
     energy: str = "formation",
     subsets: Sequence[str] | None = None,
     max_force: float | None = None,
+    formal_charges: bool = True,
+    faults: Sequence[str] = (),
 ) -> Structures:
     """Read all molecules, or those whose ``subset`` contains one of ``subsets`` ("Dipeptides",
     "PubChem" …).
 
     ``energy``: "formation" or "total". ``max_force`` (eV/Å) drops conformations with a larger force
-    component. Charges come from MBIS charges or else from the SMILES. Groups without conformations
-    (the public files have one) are skipped and named in ``info["notes"]``. Raises DataError naming
-    file and group for whatever else does not fit.
+    component. Charges come from MBIS charges or else from the SMILES. ``formal_charges``: read
+    those of the atoms from the SMILES (by RDKit); left out for the whole set, with a note, if a
+    group has no SMILES or one without atom numbers. ``faults``: those of `FAULTS` to repeat. Groups
+    without conformations (the public files have one) are skipped and named in ``info["notes"]``.
+    Raises DataError naming file and group for whatever else does not fit, such as a SMILES whose
+    numbered atoms are not ``atomic_numbers``; ConfigError where RDKit is needed and not installed.
     """
+    faults = _checked_faults(faults)
+    if formal_charges or faults:
+        _require_rdkit(path)
     if energy not in ENERGIES:
         raise ConfigError(f"energy must be 'formation' or 'total', got {energy!r}")
     packer = Packer(dtype)
     dropped = 0
     seen: set[str] = set()  # subsets
+    unnumbered: list[str] = []  # groups whose SMILES does not say which atom is which
     with open_hdf5(path) as file:
         for group in groups_with(file, "conformations"):
             where = f"{path}: group {group.name}"
@@ -113,6 +134,20 @@ def read(
                         f"{pos.shape}"
                     )
                 require_finite(forces, "dft_total_gradient", where)
+            charge = _charge(get, path, where)
+            formal = None
+            if formal_charges and get("smiles") is not None:
+                formal = formal_charges_of(_text(get("smiles")), z, where)
+                if formal is None:
+                    unnumbered.append(group.name)
+                elif int(formal.sum()) != charge:
+                    raise DataError(
+                        f"{where}: formal charges of the SMILES add up to {int(formal.sum()):+d}, "
+                        f"mbis_charges to {charge:+d}; formal_charges=False reads without them"
+                    )
+            if "smiles-order" in faults:
+                smiles = None if get("smiles") is None else _text(get("smiles"))
+                z, formal = _in_smiles_order(smiles, z, formal, where)
             require_finite(pos, "conformations", where)
             require_finite(value, ENERGIES[energy], where)
             keep = np.ones(len(pos), bool)
@@ -127,7 +162,8 @@ def read(
                     packer.system(name),
                     value[keep],
                     None if forces is None else forces[keep],
-                    charge=_charge(get, path, where),
+                    charge=charge,
+                    formal_charge=formal,
                 )
     if subsets is not None and not packer.n_structures:
         raise ConfigError(
@@ -135,7 +171,89 @@ def read(
         )
     if dropped:
         packer.notes.append(f"{dropped} conformations with a force above {max_force} eV/Å dropped")
-    return packer.finish(str(path), name=path.stem, source_format=NAME, energy_kind=energy)
+    if unnumbered:
+        packer.notes.append(
+            f"formal_charge unknown for {len(unnumbered)} groups, such as {unnumbered[0]}: the "
+            "atoms of their SMILES are not numbered"
+        )
+    info = {"faults": list(faults)} if faults else {}
+    return packer.finish(str(path), name=path.stem, source_format=NAME, energy_kind=energy, **info)
+
+
+def formal_charges_of(smiles: str, z: np.ndarray, where: str) -> np.ndarray | None:
+    """The formal charge (e) of each atom, [a] int8, in the order of the SMILES's atom numbers,
+    which is that of ``z`` [a]; None for a SMILES without such numbers.
+
+    Raises DataError for a SMILES that RDKit cannot read, or whose numbered atoms are not ``z``.
+    """
+    from rdkit import Chem, rdBase
+
+    as_written = Chem.SmilesParserParams()
+    as_written.sanitize = False
+    as_written.removeHs = False
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles, as_written)
+    if molecule is None:
+        raise DataError(f"{where}: RDKit cannot read the SMILES {smiles!r}")
+    atoms = list(molecule.GetAtoms())
+    numbers = np.array([atom.GetAtomMapNum() for atom in atoms])
+    if not numbers.any():
+        return None
+    hint = "formal_charges=False reads without them"
+    if not np.array_equal(np.sort(numbers), np.arange(1, len(z) + 1)):
+        raise DataError(
+            f"{where}: the atoms of the SMILES are not numbered 1 to {len(z)}, each once; {hint}"
+        )
+    order = np.argsort(numbers)
+    written = np.array([atom.GetAtomicNum() for atom in atoms])[order]
+    different = np.flatnonzero(written != z)
+    if len(different):
+        i = int(different[0])
+        raise DataError(
+            f"{where}: atom {i} is {SYMBOLS[z[i]]} in atomic_numbers and {SYMBOLS[written[i]]} in "
+            f"the SMILES; {hint}"
+        )
+    return np.array([atom.GetFormalCharge() for atom in atoms], np.int8)[order]
+
+
+def _in_smiles_order(
+    smiles: str | None, z: np.ndarray, formal: np.ndarray | None, where: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Elements and (where they are known at all) formal charges as the denoise paper's code takes
+    them: in RDKit's order of the SMILES's atoms, with hydrogens added last.
+    """
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        heavy = None if smiles is None else Chem.MolFromSmiles(smiles)
+    if heavy is None:
+        raise DataError(f"{where}: the fault 'smiles-order' needs a SMILES that RDKit can read")
+    atoms = list(Chem.AddHs(heavy).GetAtoms())
+    if len(atoms) != len(z):
+        raise DataError(
+            f"{where}: the SMILES has {len(atoms)} atoms, atomic_numbers {len(z)}: the fault "
+            "'smiles-order' cannot be repeated"
+        )
+    elements = np.array([atom.GetAtomicNum() for atom in atoms], np.uint8)
+    if formal is not None:
+        formal = np.array([atom.GetFormalCharge() for atom in atoms], np.int8)
+    return elements, formal
+
+
+def _checked_faults(faults: Sequence[str]) -> tuple[str, ...]:
+    faults = (faults,) if isinstance(faults, str) else tuple(faults)
+    unknown = [name for name in faults if name not in FAULTS]
+    if unknown:
+        raise ConfigError(f"format {NAME} has no fault {unknown[0]!r}; it has {', '.join(FAULTS)}")
+    return faults
+
+
+def _require_rdkit(path: Path) -> None:
+    if find_spec("rdkit") is None:
+        raise ConfigError(
+            f"{path}: SPICE's formal charges are read from its SMILES by RDKit, which is not "
+            "installed: pip install rdkit, or read with formal_charges=False"
+        )
 
 
 def _fields(group: h5py.Group):
