@@ -43,10 +43,9 @@ def _structures(data: str, format: str | None = None):
 def _opened(data: str, format: str | None = None):
     """The structures, and whether they come from a user's file, not from a registered set."""
     import potkit
-    from potkit.datasets.records import RECORDS
+    from potkit.datasets.registry import is_name
 
-    known = [r.name for r in RECORDS]
-    if data in known and format is None:
+    if format is None and is_name(data):
         return potkit.load(data), False
     return potkit.read(_existing(data), format=format), True
 

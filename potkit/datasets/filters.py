@@ -28,3 +28,22 @@ def near_minimum(structures: Structures, limit: float) -> Structures:
     lowest = np.full(int(group.max(initial=-1)) + 1, np.inf)
     np.minimum.at(lowest, group, structures.energy)
     return structures[structures.energy - lowest[group] <= limit]
+
+
+def unseen_formulas(structures: Structures, *others: Structures) -> Structures:
+    """The structures whose formula no structure of ``others`` has: a test on molecules that neither
+    pretraining nor training has seen, not even as an isomer.
+
+    `splits.leakage` finds the same geometry, which two sets of one molecule seldom share. Looks at
+    atomic numbers only. Raises ConfigError without ``others``; the result may be empty.
+    """
+    if not others:
+        raise ConfigError("unseen_formulas needs the sets whose formulas are to be left out")
+    seen = {formula for other in others for formula in _formulas(other)}
+    return structures[np.array([f not in seen for f in _formulas(structures)], bool)]
+
+
+def _formulas(structures: Structures) -> list[bytes]:
+    """What the atoms of each structure are, in an order of its own."""
+    bounds = zip(structures.ptr[:-1], structures.ptr[1:], strict=True)
+    return [np.sort(structures.z[start:stop]).tobytes() for start, stop in bounds]

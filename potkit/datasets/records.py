@@ -123,6 +123,105 @@ CITATIONS: dict[str, str] = {
   year = {2024},
   doi = {10.1021/acs.jctc.4c00794}
 }""",
+    "ani1x-tz": """\
+@misc{Kuryla2025DFTForces,
+  author = {Kuryla, Domantas and Berger, Fabian and Cs{\\'a}nyi, G{\\'a}bor and Michaelides,
+    Angelos},
+  title = {How Accurate Are {DFT} Forces? Unexpectedly Large Uncertainties in Molecular Datasets},
+  year = {2025},
+  eprint = {2510.19774},
+  archivePrefix = {arXiv}
+}""",
+    "transition1x": """\
+@article{Schreiner2022Transition1x,
+  author = {Schreiner, Mathias and Bhowmik, Arghya and Vegge, Tejs and Busk, Jonas and Winther,
+    Ole},
+  title = {{Transition1x} - a dataset for building generalizable reactive machine learning
+    potentials},
+  journal = {Scientific Data},
+  volume = {9},
+  pages = {779},
+  year = {2022},
+  doi = {10.1038/s41597-022-01870-w}
+}""",
+    "les": """\
+@misc{Kim2025LES,
+  author = {Kim, Dongjin and Wang, Xiaoyu and Zhong, Peichen and King, Daniel S. and Inizan, Theo
+    Jaffrelot and Cheng, Bingqing},
+  title = {A Universal Augmentation Framework for Long-Range Electrostatics in Machine Learning
+    Interatomic Potentials},
+  year = {2025},
+  eprint = {2507.14302},
+  archivePrefix = {arXiv}
+}""",
+    "n2p2": """\
+@article{Singraber2019n2p2,
+  author = {Singraber, Andreas and Behler, J{\\"o}rg and Dellago, Christoph},
+  title = {Library-Based {LAMMPS} Implementation of High-Dimensional Neural Network Potentials},
+  journal = {Journal of Chemical Theory and Computation},
+  volume = {15},
+  pages = {1827--1840},
+  year = {2019},
+  doi = {10.1021/acs.jctc.8b00770}
+}""",
+    "scan-water": """\
+@article{Piaggi2021SCANwater,
+  author = {Piaggi, Pablo M. and Panagiotopoulos, Athanassios Z. and Debenedetti, Pablo G. and Car,
+    Roberto},
+  title = {Phase Equilibrium of Water with Hexagonal and Cubic Ice Using the {SCAN} Functional},
+  journal = {Journal of Chemical Theory and Computation},
+  volume = {17},
+  pages = {3065--3077},
+  year = {2021},
+  doi = {10.1021/acs.jctc.1c00041}
+}""",
+    "md17": """\
+@article{Chmiela2017MD17,
+  author = {Chmiela, Stefan and Tkatchenko, Alexandre and Sauceda, Huziel E. and Poltavsky, Igor
+    and Sch{\\"u}tt, Kristof T. and M{\\"u}ller, Klaus-Robert},
+  title = {Machine learning of accurate energy-conserving molecular force fields},
+  journal = {Science Advances},
+  volume = {3},
+  pages = {e1603015},
+  year = {2017},
+  doi = {10.1126/sciadv.1603015}
+}""",
+    "qm22": """\
+@article{Bowman2022QM22,
+  author = {Bowman, Joel M. and Qu, Chen and Conte, Riccardo and Nandi, Apurba and Houston, Paul L.
+    and Yu, Qi},
+  title = {The {MD17} datasets from the perspective of datasets for gas-phase "small" molecule
+    potentials},
+  journal = {The Journal of Chemical Physics},
+  volume = {156},
+  pages = {240901},
+  year = {2022},
+  doi = {10.1063/5.0089200}
+}""",
+    "qm22-ethanol": """\
+@article{Houston2022ethanol,
+  author = {Houston, Paul L. and Qu, Chen and Nandi, Apurba and Conte, Riccardo and Yu, Qi and
+    Bowman, Joel M.},
+  title = {Permutationally invariant polynomial regression for energies and gradients, using
+    reverse differentiation, achieves orders of magnitude speed-up with high precision compared to
+    other machine learning methods},
+  journal = {The Journal of Chemical Physics},
+  volume = {156},
+  pages = {044120},
+  year = {2022},
+  doi = {10.1063/5.0080506}
+}""",
+    "qm22-nma": """\
+@article{Nandi2019NMA,
+  author = {Nandi, Apurba and Qu, Chen and Bowman, Joel M.},
+  title = {Full and fragmented permutationally invariant polynomial potential energy surfaces for
+    trans and cis {N-methyl} acetamide and isomerization saddle points},
+  journal = {The Journal of Chemical Physics},
+  volume = {151},
+  pages = {084306},
+  year = {2019},
+  doi = {10.1063/1.5119348}
+}""",
     "tip3p": """\
 @article{Jorgensen1983TIP3P,
   author = {Jorgensen, William L. and Chandrasekhar, Jayaraman and Madura, Jeffry D. and Impey,
@@ -193,9 +292,14 @@ class Record:
     molecules: int | None = None
     structures: int | None = None
     forces: bool = True
+    labelled: bool = True  # whether structures have energies
     periodic: bool = False
     licence: str = "not stated"
     source: str | None = None
+    # of the files; Structures always hold Å, eV and eV/Å
+    units: str = ""
+    # below POTKIT_REFERENCE_DATA, where several sets lie in one folder (default: the name)
+    folder: str = ""
     files: tuple[Remote, ...] = ()
     read_from: str = ""  # file or folder, from the set's folder on
     format: str | None = None
@@ -288,6 +392,56 @@ _3BPA_SUMS = """
     d109971fab90e2231ad931a83eb704c8d940f5c7d7a8de27fe3b84ea18634c0a  train_300K.xyz
     bc108532964b2ed259eaaabf82e5dfaffa5bda9ac384fc2afabcce192a49250b  train_mixedT.xyz
     e12a2465a2612bf38fd5dabdf64d4b57fc58ce9610a858c54ea1142d517c053f  iso_atoms.xyz
+"""
+_MD17_ETHANOL_SUMS = """
+    c610eb9113939e21c2c4d9afcc5736671a33884fc5df45f4cf036a377ec699d4  md17_ethanol_sample.xyz
+    1f5919561e69c12754e10b335721be7cc59ce9fbba3970188303f88d462cdd57  mlff_ethanol.npz
+"""
+_ANI1X_TZ_SUMS = """
+    6d9067c873788df9a3d48687ce44af7d33ec1d4b721c202813cd862fdb0e40f8  fd_ani_1x_tz.xyz
+"""
+_TRANSITION1X_SUMS = """
+    f788d97bfb790208943374aaa285a77d85c2e3a484efd107d5f913e05621e596  fd_transition1x.xyz
+"""
+_SPICE_SUBSET_SUMS = """
+    e4c8537cd2d374ed9d7c8eaaad06acb1f8d0eff630ff9c15ef8dcc83f2057ca0  spice_des370k_dimers.xyz
+    34d42173093375dff3c21189f2e1296332c614fb0e94b4c9ab2555e742307779  spice_des370k_monomers.xyz
+    4dbc1ea634f57db9b9c26344a4d564f096d87aa41e44b428b423c896f28d5029  spice_dipeptides.xyz
+    55e6517713ca86804c57ffd7da5806cb3a7d1b69b7bf369d397bcccec90c8a42  spice_pubchem.xyz
+    9d6405cdf12a89152a558d3be58ace79239294fddf591812d6baed02f158bb5f  spice_qmugs.xyz
+    e99084a0f2ae8fba2cda3a4fe5a800f345c4484b34ffb7c02632d583736e5270  spice_solvated_amino_acids.xyz
+    d0d388076911d1158e78cb24117e7cadc7b4132321377c3ca12716db26129c24  spice_water.xyz
+"""
+_SPICE_MONOMER_SUMS = """
+    6815d51e0cf91237b636490183c7e023269d06f8edfa66b83a3c22e0f96348ca  spu_des-monomers.hdf5
+"""
+_SPICE_CONFORMER_SUMS = """
+    bcea5fe59077834c92de9f46059a019ffd1bf1ae22a0ce82414ef4fc108df349 spu_amino-acid-ligand-test.hdf5
+    b877f7bf97b32f80dc1e08ae28411100d1c7bfca4af312411d8b87d2c4912ea1 spu_solvated-amino-acids.hdf5
+    3390f921a0b480ec5d78a5e0f63d09191630a973d3371f8acb007e257fabee65 spu_water.hdf5
+    cfd0921b5d07776ee1fb7caada04f061a2d8ba98b601f732bc9f5fe7664e1cef spu_water60.hdf5
+"""
+_RPBE_SUMS = """
+    ef709df957a60699a224847026c164208256c2993fe8ca20e853c6c5beac51f5  n2p2_200.data
+"""
+_RPBE_D3_SUMS = """
+    53a19661d0e49a9b5f85bf5b108eba883b673acfedfbc2b6fba5b89650a866df  n2p2_norm.data
+"""
+_RPBE_D3_192_SUMS = """
+    63246aa6ec1e5c1f806236a05c0ce3181f54b7a2c622d4520985b59d5dc40aef  rpbe_test.xyz
+"""
+_SCAN_SUMS = """
+    fb25615dc0f0d8b8a678b802c2f01e78f06ee4edc0327364a19bffc39a10e882 multithermal/type.raw
+    7f52e31474791bdfdc9db945eb56841ff7160b82807562c4239fe26ed8bfb0a7 multithermal/set.000/box.npy
+    ad7a931132f8f949480d40cd33a4ce84d77afe7286e459d8547cf880cf6aa171 multithermal/set.000/coord.npy
+    3243d98c7e09b09002cd27eb80582353146953e255eb21d83eafa6a4fe13adb2 multithermal/set.000/energy.npy
+    548b576ca4180e20b58c5027b1b31ac44fab1629d18244f93665fb3686eaf800 multithermal/set.000/force.npy
+"""
+_QM22_ETHANOL_SUMS = """
+    7c49d71f22f4144abcacd27a113d6370ebf53617e982cba576c0275a7085b4dd  Ethanol.zip
+"""
+_QM22_NMA_SUMS = """
+    1264b0592eb12f03b2dffefb5b8efb616571b0c9ca9f943e6530b21fc4e8e6d4  N-methylacetamide.zip
 """
 _GDML = "http://www.quantum-machine.org/gdml/repo/datasets"
 _MD22 = (
@@ -477,7 +631,8 @@ RECORDS: tuple[Record, ...] = (
         note=(
             "iso_atoms.xyz holds the isolated atoms of this level and program; 31 of the 500 "
             "mixed-temperature frames are frames of train_300K.xyz (within 1e-3 Å): leave them out "
-            "of the test"
+            "of the test; train_mixedT.xyz stands in the order of temperature: its first third is "
+            "at 300 K, rows taken from its start are no test of hot structures"
         ),
         isolated="wB97X/6-31G(d), 3BPA",
         files=_files(_3BPA_SUMS, _botnet_url),
@@ -503,6 +658,365 @@ RECORDS: tuple[Record, ...] = (
                 "input.data",
                 checksum="sha256:107d72ef4c1d55d5b8a7cf565c79e2050c6c2787c886b4852fff7097811eb526",
             ),
+        ),
+    ),
+    Record(
+        name="ani1x-tz-1k",
+        kind="reference",
+        title="1,000 structures of ANI-1x, drawn at random, with triple-zeta labels",
+        level="wB97X/def2-TZVPP",
+        citation=("ani1x-tz", "ani1x"),
+        elements="H C N O",
+        atoms=(2, 47),
+        molecules=463,
+        structures=1000,
+        licence="not stated (ANI-1x itself: CC0)",
+        source="https://github.com/water-ice-group/datasets_dft_accuracy",
+        units="eV, eV/Å",
+        files=_files(_ANI1X_TZ_SUMS),
+        format="extxyz",
+        options={"energy_key": "orca_energy", "forces_key": "orca_forces"},
+        read_from=".",
+        split="by system: test formulas are not trained on",
+        used_for="fine-tuning on real data: unseen formulas",
+        note=(
+            "a system is a formula; the same file holds the labels of ani1x-1k, another level in "
+            "other units: 2–12.5 eV apart in energy, 174 meV/Å (RMS) in forces; never mix the two"
+        ),
+    ),
+    Record(
+        name="ani1x-1k",
+        kind="reference",
+        title="1,000 structures of ANI-1x, drawn at random, with ANI-1x's own labels",
+        level="wB97X/6-31G(d)",
+        citation=("ani1x", "ani1x-tz"),
+        elements="H C N O",
+        atoms=(2, 47),
+        molecules=463,
+        structures=1000,
+        licence="not stated (ANI-1x itself: CC0)",
+        source="https://github.com/water-ice-group/datasets_dft_accuracy",
+        units="Hartree, Hartree/Å",
+        folder="ani1x-tz-1k",
+        files=_files(_ANI1X_TZ_SUMS),
+        format="extxyz",
+        options={
+            "energy_key": "REF_energy",
+            "forces_key": "REF_forces",
+            "energy_unit": "hartree",
+            "forces_unit": "hartree/Å",
+        },
+        read_from=".",
+        split="by system: test formulas are not trained on",
+        used_for="fine-tuning on real data: unseen formulas, ANI-1's own level",
+        note=(
+            "a system is a formula; 6-31G(d) with six Cartesian d functions, as in ANI-1 and "
+            "COMP6, not the five of 3BPA and Transition1x; see ani1x-tz-1k for the same structures "
+            "at another level; 271 structures (109 formulas) have a formula of ani-mini: "
+            "filters.unseen_formulas leaves them out"
+        ),
+    ),
+    Record(
+        name="transition1x-1k",
+        kind="reference",
+        title="1,000 structures on reaction paths, drawn at random from Transition1x",
+        level="wB97X/6-31G(d), spherical d",
+        citation=("transition1x", "ani1x-tz"),
+        elements="H C N O",
+        atoms=(6, 21),
+        molecules=122,
+        structures=1000,
+        licence="not stated (Transition1x itself: CC BY 4.0)",
+        source="https://github.com/water-ice-group/datasets_dft_accuracy",
+        units="eV, eV/Å",
+        files=_files(_TRANSITION1X_SUMS),
+        format="extxyz",
+        options={"energy_key": "REF_energy", "forces_key": "REF_forces"},
+        read_from=".",
+        split="by system: test formulas are not trained on",
+        used_for="fine-tuning on real data: far from equilibrium",
+        note=(
+            "the labels as published; a system is a formula; net forces up to 36 meV/Å; row 255 "
+            "lies 0.136 eV above the recomputed energy and has forces up to 2.57 eV/Å away, all "
+            "others are within 28 meV/Å: leave it out or take transition1x-1k-recomputed; 87 of "
+            "the formulas are also in ani-mini"
+        ),
+    ),
+    Record(
+        name="transition1x-1k-recomputed",
+        kind="reference",
+        title="the structures of transition1x-1k, recomputed with tighter settings",
+        level="wB97X/6-31G(d), spherical d, recomputed",
+        citation=("ani1x-tz", "transition1x"),
+        elements="H C N O",
+        atoms=(6, 21),
+        molecules=122,
+        structures=1000,
+        licence="not stated (Transition1x itself: CC BY 4.0)",
+        source="https://github.com/water-ice-group/datasets_dft_accuracy",
+        units="eV, eV/Å",
+        folder="transition1x-1k",
+        files=_files(_TRANSITION1X_SUMS),
+        format="extxyz",
+        options={"energy_key": "orca_energy", "forces_key": "orca_forces"},
+        read_from=".",
+        split="by system: test formulas are not trained on",
+        used_for="fine-tuning on real data: far from equilibrium, no net forces",
+        note=(
+            "a system is a formula; never mix with the labels of transition1x-1k (27 meV/Å apart "
+            "in forces, RMS)"
+        ),
+    ),
+    Record(
+        name="spice-subsets",
+        kind="reference",
+        title="673 structures of seven subsets of SPICE",
+        level="wB97M-D3(BJ)/def2-TZVPPD",
+        citation=("spice", "les"),
+        elements="H C N O F P S Cl Br",
+        atoms=(3, 91),
+        molecules=473,
+        structures=673,
+        licence="CC BY-NC 4.0 (SPICE itself: CC0)",
+        source="https://github.com/ChengUCB/les_fit",
+        units="eV, eV/Å",
+        files=_files(_SPICE_SUBSET_SUMS),
+        format="extxyz",
+        read_from=".",
+        split="by system, or one file (spice-subsets/spice_pubchem …) to test",
+        used_for="fine-tuning on real data: many kinds of molecules",
+        note=(
+            "total energies; a system is a formula; all are neutral; the files also hold a "
+            "network's predictions (MACE_energy, MACE_forces), which are never read; two "
+            "structures of spice-dipeptides' training file are in spice_dipeptides.xyz"
+        ),
+    ),
+    Record(
+        name="spice-conformers-unlabelled",
+        kind="reference",
+        title="conformations from which SPICE was computed: geometries without labels",
+        level="none: geometries only",
+        citation=("spice", "spice2"),
+        elements="H C N O F P S Cl Br I",
+        atoms=(3, 180),
+        molecules=606,
+        structures=24_200,
+        forces=False,
+        labelled=False,
+        licence="CC0",
+        source="https://github.com/openmm/spice-dataset",
+        units="nm",
+        files=_files(_SPICE_MONOMER_SUMS) + _files(_SPICE_CONFORMER_SUMS),
+        format="spice-conformers",
+        read_from=".",
+        split="none: all for pretraining; spice-conformers-unlabelled/spu_water is one file",
+        used_for="pretraining on real data without labels",
+        note=(
+            "elements come from the map numbers of the SMILES, the only place they are in; waters "
+            "are clusters of 30 and 60 without a box; molecules of one structure are numbered; "
+            "charges range from −1 to 2"
+        ),
+    ),
+    Record(
+        name="spice-monomers-hcno",
+        kind="reference",
+        title="the molecules of H, C, N and O among the monomers of spice-conformers-unlabelled",
+        level="none: geometries only",
+        citation=("spice",),
+        elements="H C N O",
+        atoms=(3, 22),
+        molecules=232,
+        structures=11_600,
+        forces=False,
+        labelled=False,
+        licence="CC0",
+        source="https://github.com/openmm/spice-dataset",
+        units="nm",
+        folder="spice-conformers-unlabelled",
+        files=_files(_SPICE_MONOMER_SUMS),
+        format="spice-conformers",
+        options={"elements": "H C N O"},
+        read_from=".",
+        split="none: all for pretraining",
+        used_for="pretraining on real data without labels",
+        note=(
+            "50 conformations of each molecule, ions among them; 146 molecules with other elements "
+            "are left out"
+        ),
+    ),
+    Record(
+        name="rpbe-water-n2p2",
+        kind="reference",
+        title="322 boxes of water and ice, RPBE without dispersion",
+        level="RPBE",
+        citation=("rpbe", "n2p2"),
+        elements="H O",
+        atoms=(24, 384),
+        molecules=1,
+        structures=322,
+        periodic=True,
+        source="https://github.com/CompPhysVienna/n2p2",
+        units="Bohr, Hartree, Hartree/Bohr",
+        files=_files(_RPBE_SUMS),
+        format="runner",
+        read_from=".",
+        split="by structure",
+        used_for="fine-tuning on real data: water",
+        note=(
+            "from the repository's history; without D3: 0.23 eV per water above the RPBE-D3 of "
+            "rpbe-d3-water-n2p2, never mix the two; a system is a formula (7 of them); 17 boxes "
+            "hold a dissociated water and have no molecules (Masked by molecule takes such a box "
+            "for one molecule); box 233 is also box 38 of rpbe-d3-water-n2p2, another is in "
+            "rpbe-water-sample"
+        ),
+    ),
+    Record(
+        name="rpbe-d3-water-n2p2",
+        kind="reference",
+        title="72 boxes of water and ice, RPBE-D3",
+        level="RPBE-D3",
+        citation=("rpbe", "n2p2"),
+        elements="H O",
+        atoms=(24, 384),
+        molecules=1,
+        structures=72,
+        periodic=True,
+        source="https://github.com/CompPhysVienna/n2p2",
+        units="Bohr, Hartree, Hartree/Bohr",
+        folder="rpbe-water-n2p2",
+        files=_files(_RPBE_D3_SUMS),
+        format="runner",
+        read_from=".",
+        split="by structure",
+        used_for="fine-tuning on real data: water",
+        note=(
+            "with D3: never mix with rpbe-water-n2p2; one box holds a dissociated water and has no "
+            "molecules"
+        ),
+    ),
+    Record(
+        name="rpbe-d3-water-192",
+        kind="reference",
+        title="50 boxes of 64 waters, RPBE-D3",
+        level="RPBE-D3",
+        citation=("les",),
+        elements="H O",
+        atoms=(192, 192),
+        molecules=1,
+        structures=50,
+        periodic=True,
+        licence="CC BY-NC 4.0",
+        source="https://github.com/ChengUCB/les_fit",
+        units="eV, eV/Å",
+        files=_files(_RPBE_D3_192_SUMS),
+        format="extxyz",
+        options={"waters": True},
+        read_from=".",
+        split="by structure",
+        used_for="fine-tuning on real data: liquid water",
+        note=(
+            "the test file of that repository; another program than rpbe-d3-water-n2p2: energies "
+            "are −14.6 eV per water, not −2083 eV, so the two are not one set"
+        ),
+    ),
+    Record(
+        name="scan-water",
+        kind="reference",
+        title="122 boxes of 64 waters from multithermal dynamics, SCAN",
+        level="SCAN",
+        citation=("scan-water",),
+        elements="H O",
+        atoms=(192, 192),
+        molecules=1,
+        structures=122,
+        periodic=True,
+        source="https://github.com/CSIprinceton/data-water-ice-1bar",
+        units="Å, eV, eV/Å",
+        files=_files(_SCAN_SUMS),
+        format="deepmd",
+        options={"type_map": ["O", "H"]},
+        read_from=".",
+        split="by structure",
+        used_for="fine-tuning on real data: liquid water over temperatures",
+        note=(
+            "the files name no elements: type 0 is O, type 1 is H; energies are stored as float32, "
+            "in steps of 2 meV a box; the boxes differ in size"
+        ),
+    ),
+    Record(
+        name="md17-ethanol",
+        kind="reference",
+        title="ethanol at 500 K from MD17: 2,000 structures at random and 2,000 successive steps",
+        level="PBE+vdW(TS)",
+        citation=("md17",),
+        elements="H C O",
+        atoms=(9, 9),
+        molecules=1,
+        structures=4000,
+        licence="MIT (of the repositories)",
+        source="https://github.com/atomistic-machine-learning/schnetpack",
+        units="kcal/mol, kcal/mol/Å",
+        files=_files(_MD17_ETHANOL_SUMS),
+        format="md17",
+        options={"system": "ethanol"},
+        read_from=".",
+        split="by structure, md17-ethanol/md17_ethanol_sample only; mlff_ethanol by block",
+        used_for="fine-tuning on real data",
+        note=(
+            "md17_ethanol_sample.xyz is drawn at random from the trajectory; mlff_ethanol.npz "
+            "(from thorben-frank/mlff) is 2,000 successive steps of it, 0.012 Å apart: drawn at "
+            "random, its test structures would lie beside training structures; 3 structures are in "
+            "both files within 1e-3 Å; ani-mini and spice-monomers-hcno hold ethanol as well"
+        ),
+    ),
+    Record(
+        name="qm22-ethanol",
+        kind="reference",
+        title="ethanol up to high energies, for zero-point energies",
+        level="B3LYP/6-311+G(d,p)",
+        citation=("qm22", "qm22-ethanol"),
+        elements="H C O",
+        atoms=(9, 9),
+        molecules=1,
+        structures=11_011,
+        licence="Apache-2.0",
+        source="https://github.com/jmbowma/QM-22",
+        units="Å, Hartree, gradients in Hartree/Bohr",
+        folder="qm22",
+        files=_files(_QM22_ETHANOL_SUMS),
+        format="qm22",
+        read_from=".",
+        split="by block: structures stand in the order of trajectories",
+        used_for="fine-tuning on real data: one molecule up to 4 eV above its minimum",
+        note=(
+            "neighbours in the file are alike (energies correlate to 0.89); the files hold "
+            "gradients, which are minus the forces; B3LYP with VWN5 (b3lyp5 of PySCF gives the "
+            "first energy to 1 meV; with VWN3 it lies 2.6 eV lower)"
+        ),
+    ),
+    Record(
+        name="qm22-n-methylacetamide",
+        kind="reference",
+        title="trans and cis N-methylacetamide up to high energies",
+        level="B3LYP/cc-pVDZ",
+        citation=("qm22", "qm22-nma"),
+        elements="H C N O",
+        atoms=(12, 12),
+        molecules=1,
+        structures=6_607,
+        licence="Apache-2.0",
+        source="https://github.com/jmbowma/QM-22",
+        units="Å, Hartree, gradients in Hartree/Bohr",
+        folder="qm22",
+        files=_files(_QM22_NMA_SUMS),
+        format="qm22",
+        read_from=".",
+        split="by block: structures stand in the order of trajectories",
+        used_for="fine-tuning on real data: one molecule with two isomers up to 5 eV up",
+        note=(
+            "neighbours in the file are alike (energies correlate to 0.98); the files hold "
+            "gradients, which are minus the forces; B3LYP with VWN5; another basis than "
+            "qm22-ethanol"
         ),
     ),
     Record(

@@ -26,6 +26,10 @@ from .formats import read
 from .formats.packer import packing_into
 from .records import CITATIONS, RECORDS, Record
 
+ISOLATED_ATOMS = "iso_atoms.xyz"  # lies beside the structures of a set, is none of them
+# formats in which a reference set of several files is read file by file, and joined
+FILE_BY_FILE = ("extxyz", "md17", "spice-conformers")
+
 
 def record(name: str) -> Record:
     """The record of a data set. Raises ConfigError that lists the known names."""
@@ -33,6 +37,43 @@ def record(name: str) -> Record:
         if known.name == name:
             return known
     raise ConfigError(f"unknown data set {name!r}: known are {', '.join(r.name for r in RECORDS)}")
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` is for `load`: a registered set, or a part of one ("3bpa/train_300K") unless
+    there is a file of that path.
+    """
+    name, slash, _ = text.partition("/")
+    return any(r.name == name for r in RECORDS) and not (slash and Path(text).exists())
+
+
+def part_names(r: Record) -> dict[str, list[str]]:
+    """The parts of a set that can be loaded alone: its published parts and its files (without
+    their endings), each with its files.
+    """
+    if r.kind == "embedded":
+        return {}
+    out: dict[str, list[str]] = {}
+    for f in r.files:
+        if f.unpack or f.path == ISOLATED_ATOMS or r.format == "deepmd":
+            continue
+        for name in dict.fromkeys((r.parts.get(f.path), f.path, f.path.rpartition(".")[0])):
+            if name:
+                out.setdefault(name, []).append(f.path)
+    return out
+
+
+def _set_and_files(name: str) -> tuple[Record, list[str] | None]:
+    """The record that ``name`` names, and the files of the part of it, if it names one."""
+    name, slash, part = name.partition("/")
+    r = record(name)
+    if not slash:
+        return r, None
+    parts = part_names(r)
+    if part not in parts:
+        has = ", ".join(p for p in parts if p not in {f.path for f in r.files}) or "none"
+        raise ConfigError(f"data set {name!r} has no part {part!r} (it has: {has})")
+    return r, parts[part]
 
 
 def names():
@@ -59,6 +100,7 @@ def names():
                 "atoms": f"{atoms[0]}–{atoms[1]}" if atoms else None,
                 "level": r.level,
                 "forces": r.forces,
+                "labelled": r.labelled,
                 "periodic": r.periodic,
                 "licence": r.licence,
                 "split": r.split,
@@ -90,12 +132,13 @@ def describe(name: str) -> str:
             "atoms",
             "level",
             "forces",
+            "labelled",
             "periodic",
         )
     }
-    show |= {k: row[k] for k in ("licence", "source", "split", "used for", "state")} | {
-        "note": r.note
-    }
+    show |= {"units of the files": r.units}
+    show |= {k: row[k] for k in ("licence", "source", "split", "used for", "state")}
+    show |= {"note": r.note}
     lines = [f"{name}"] + [
         f"  {k}: {v}" for k, v in show.items() if v is not None and v == v and v != ""
     ]
@@ -142,7 +185,8 @@ def reference_path(r: Record) -> Path | None:
     root = os.environ.get("POTKIT_REFERENCE_DATA")
     if not root:
         return None
-    for folder in (Path(root) / r.name, Path(root) / r.name.removesuffix("-sample")):
+    name = r.folder or r.name
+    for folder in (Path(root) / name, Path(root) / name.removesuffix("-sample")):
         if fetching.lacking(folder, r.files, by_hand=True) is None:
             return folder
     return None
@@ -181,7 +225,8 @@ def _size(path: Path) -> tuple[int, int, tuple[int, int]]:
 def load(
     name: str, verify: bool = True, files: Sequence[str] | None = None, **options: Any
 ) -> Structures:
-    """The data set ``name`` as `Structures`.
+    """The data set ``name`` as `Structures`, or one part of it: "3bpa/train_300K" is its file
+    train_300K.xyz, "3bpa/test" the published part of that name.
 
     Embedded: opened from the checkout. Reference: read from POTKIT_REFERENCE_DATA (checked against
     the recorded sha256 unless ``verify=False``), all of it or only the ``files`` named. Public: the
@@ -189,13 +234,16 @@ def load(
     downloaded unasked: `fetch` does that. ``options`` go to the reader and bypass the packed store.
     Raises DataError that says what is missing and how to get it.
     """
-    r = record(name)
+    r, part = _set_and_files(name)
+    if part is not None and files is not None:
+        raise ConfigError(f"{name!r} names a part already: give files= to {r.name!r}")
+    files = part if files is None else files
     if files is not None:
         unknown = [f for f in files if f not in {x.path for x in r.files}]
         if unknown or r.kind == "embedded":
             has = ", ".join(x.path for x in r.files)
             raise ConfigError(
-                f"data set {name!r} has no file {(unknown or list(files))[0]!r} to read alone "
+                f"data set {r.name!r} has no file {(unknown or list(files))[0]!r} to read alone "
                 f"(it has: {has})"
             )
     if r.kind == "embedded":
@@ -213,16 +261,20 @@ def load(
     if verify:
         fetching.verify(folder, r.files)
     settings = dict(r.options) | options
-    only = [f.path for f in r.files if not f.unpack and f.path != "iso_atoms.xyz"]
+    only = [f.path for f in r.files if not f.unpack and f.path != ISOLATED_ATOMS]
     if files is not None:
-        return _named(concatenate([read(folder / f, r.format, **settings) for f in files]), r)
+        joined = concatenate([read(folder / f, r.format, **settings) for f in files])
+        return _named(joined, r, name)
     if r.kind == "public" and not options:
         convert(name, verify=False)
         return Structures.open(packed_path(r))
-    if r.format == "extxyz":
-        sets = [read(folder / f, "extxyz", **settings) for f in only]
+    if r.kind == "reference" and r.format in FILE_BY_FILE:
+        sets = [read(folder / f, r.format, **settings) for f in only]
+        joined = _named(concatenate(sets), r)
+        if r.format != "extxyz":
+            return joined
         sizes = {r.parts.get(f, f): len(part) for f, part in zip(only, sets, strict=True)}
-        return splits.mark_parts(_named(concatenate(sets), r), sizes)
+        return splits.mark_parts(joined, sizes)
     return _named(read(_inside(folder, r), r.format, **settings), r)
 
 
@@ -239,9 +291,11 @@ def raw_path(r: Record) -> Path:
         where = (
             f"not in POTKIT_REFERENCE_DATA={root}" if root else "POTKIT_REFERENCE_DATA is not set"
         )
+        first = f"{r.folder or r.name}/{r.files[0].path}"
+        what = f"{len(r.files)} files such as {first}" if len(r.files) > 1 else first
         raise DataError(
-            f"data set {r.name!r}: {where}; it needs {len(r.files)} files from {r.source}, "
-            f"such as {r.files[0].path}"
+            f"data set {r.name!r}: {where}; set it to a folder with {what} "
+            f"(published at {r.source})"
         )
     raw = cache_dir() / r.name / "raw"
     if raw.is_dir() and any(raw.iterdir()):  # fetching or unpacking was interrupted
@@ -278,8 +332,8 @@ def _inside(folder: Path, r: Record) -> Path:
     return path / inputs[0].path if single else path
 
 
-def _named(s: Structures, r: Record) -> Structures:
-    s.info |= {"name": r.name, "level": s.info.get("level", r.level)}
+def _named(s: Structures, r: Record, name: str | None = None) -> Structures:
+    s.info |= {"name": name or r.name, "level": s.info.get("level", r.level)}
     s.info.setdefault("citation", list(r.citation))
     s.info.setdefault("licence", r.licence)
     return s

@@ -74,7 +74,7 @@ def named_or_file(data: str) -> Structures:
     path = os.path.expandvars(data)
     if "$" in path:
         raise DataError(f"{data}: set the environment variable it names")
-    if path in set(datasets.names()["name"]):
+    if registry.is_name(path):
         return datasets.load(path)
     return datasets.read(path)
 

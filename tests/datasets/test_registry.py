@@ -232,8 +232,12 @@ def test_real_sets_by_name(reference_data, monkeypatch, tmp_path):
         if r.kind == "reference":
             s = load(r.name)  # verifies the sha256 of every file
             assert len(s) == r.structures
-            assert len(np.unique(s.system)) == (3 if r.name == "rpbe-water-sample" else r.molecules)
+            # boxes of one molecule: a system is a formula
+            boxes = {"rpbe-water-sample": 3, "rpbe-water-n2p2": 7, "rpbe-d3-water-n2p2": 7}
+            assert len(np.unique(s.system)) == boxes.get(r.name, r.molecules), r.name
             assert (int(s.n_atoms.min()), int(s.n_atoms.max())) == r.atoms
+            assert (s.energy is not None) == r.labelled, r.name
+            assert {SYMBOLS[z] for z in s.elements} == set(r.elements.split()), r.name
             assert (s.forces is not None) == r.forces and (s.cell is not None) == r.periodic
             assert s.info["name"] == r.name and s.info["level"] == r.level
     assert len(load("3bpa", files=["train_mixedT.xyz"])) == 500

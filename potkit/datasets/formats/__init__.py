@@ -15,11 +15,39 @@ from typing import Any
 
 from ...errors import ConfigError, DataError
 from ...structures.store import Structures, concatenate
-from . import ani1, ani1x, ase_db, deepmd, extxyz, iso17, md17, packed, runner, spice, tip3p_npz
+from . import (
+    ani1,
+    ani1x,
+    ase_db,
+    deepmd,
+    extxyz,
+    iso17,
+    md17,
+    packed,
+    qm22,
+    runner,
+    spice,
+    spice_conformers,
+    tip3p_npz,
+)
 
 # order matters only where one content is a special case of another: md17 (kcal/mol by the size of
 # the energy) before extxyz
-_READERS = (packed, ani1, ani1x, spice, md17, extxyz, runner, iso17, deepmd, ase_db, tip3p_npz)
+_READERS = (
+    packed,
+    ani1,
+    ani1x,
+    spice,
+    spice_conformers,
+    md17,
+    qm22,
+    extxyz,
+    runner,
+    iso17,
+    deepmd,
+    ase_db,
+    tip3p_npz,
+)
 FORMATS: dict[str, ModuleType] = {module.NAME: module for module in _READERS}
 # endings that are left aside when a folder is read file by file
 SKIPPED = {".md", ".txt", ".yaml", ".yml", ".json", ".py", ".pdf", ".license", ".bib"}

@@ -21,6 +21,7 @@ import pandas as pd
 
 from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.geometry import water_molecules
 from ...structures.store import Structures
 from .common import checked_numbers, energy_unit_from_size, numbers_of, require_finite, system_name
 from .packer import Packer
@@ -185,19 +186,26 @@ def read(
     energy_unit: str = "eV",
     forces_unit: str = "eV/Å",
     require: Sequence[str] | None = ("energy",),
+    waters: bool = False,
 ) -> Structures:
     """Read a file of frames.
 
     ``energy_key``/``forces_key`` force a name where the usual ones are not meant. ``require``: what
     every frame must have, of "energy" and "forces"; a label that only some frames have is otherwise
-    left out and told in ``info["notes"]``. Raises DataError naming file, frame and atom: no energy,
-    unknown element, NaN, a wrong number of columns, an early end, energies that are not eV.
+    left out and told in ``info["notes"]``. ``waters``: number the molecules of pure water, found
+    from the geometry. Raises DataError naming file, frame and atom: no energy, unknown element,
+    NaN, a wrong number of columns, an early end, energies that are not eV.
     """
     required = tuple(require or ())
     if unknown := set(required) - {"energy", "forces"}:
         raise ConfigError(f"require may name 'energy' and 'forces', got {sorted(unknown)}")
     packer = Packer(dtype)
-    options = {"energy_key": energy_key, "forces_key": forces_key, "required": required}
+    options = {
+        "energy_key": energy_key,
+        "forces_key": forces_key,
+        "required": required,
+        "waters": waters,
+    }
     factors = units.factor(energy_unit), units.factor(forces_unit)
     block: list[Frame] = []  # frames of one layout that wait
     size = 0  # bytes of their atom lines, nearly
@@ -225,6 +233,7 @@ def _pack(
     energy_key: str | None,
     forces_key: str | None,
     required: Sequence[str],
+    waters: bool,
 ) -> None:
     where = f"{path}: frame {block[0].index}"
     layout = columns(properties, where)
@@ -268,6 +277,7 @@ def _pack(
         energy = _energy(frame.info, z, where, energy_key, required, factors[0])
         system = _first(frame.info, SYSTEM_KEYS)
         charge = _first(frame.info, CHARGE_KEYS)
+        molecule = water_molecules(z, pos, cell, pbc) if waters else None
         packer.add(
             z,
             pos[None],
@@ -277,6 +287,7 @@ def _pack(
             cell,
             pbc,
             number(frame.info, charge, where) if charge else 0,
+            0 if molecule is None else molecule,
         )
 
 

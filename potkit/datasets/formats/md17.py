@@ -68,18 +68,21 @@ def sniff(path: Path) -> bool:
         return False
 
 
-def read(path: Path, dtype: Any = np.float32, old: bool = False) -> Structures:
+def read(
+    path: Path, dtype: Any = np.float32, old: bool = False, system: str | None = None
+) -> Structures:
     """Read one molecule, or every molecule of a folder. ``old`` takes rMD17's original MD17 labels
-    (old_energies, old_forces).
+    (old_energies, old_forces). ``system`` names the molecule (default: as the file is named).
 
-    Raises DataError naming file and frame for what does not fit.
+    Raises DataError naming file and frame for what does not fit, among it energies that are the
+    size of Hartree.
     """
     packer = Packer(dtype)
     for file in _files(path) if path.is_dir() else [path]:
         if npz_names(file) or file.suffix == ".npz":
-            _read_npz(file, packer, old)
+            _read_npz(file, packer, old, system)
         else:
-            _read_xyz(file, packer)
+            _read_xyz(file, packer, system)
     return packer.finish(str(path), name=path.stem, source_format=NAME)
 
 
@@ -100,7 +103,7 @@ def _unit(arrays: dict[str, np.ndarray], key: str, default: str) -> float:
     return units.factor("å" if unit == "Ang" else unit)
 
 
-def _read_npz(path: Path, packer: Packer, old: bool) -> None:
+def _read_npz(path: Path, packer: Packer, old: bool, label: str | None) -> None:
     names = npz_names(path)
     spelling = next((s for s in SPELLINGS if s["pos"] in names), None)
     if not names:
@@ -146,7 +149,7 @@ def _read_npz(path: Path, packer: Packer, old: bool) -> None:
         energy_factor = _unit(arrays, "e_unit", "kcal/mol")
         energy = energy.reshape(-1).astype(np.float64) * energy_factor
         require_finite(energy, keys["energy"], where, "frame")
-        system = packer.system(_label(path, arrays))
+        system = packer.system(label or _label(path, arrays))
         packer.reserve(n, n * len(z))
         for start in range(0, n, FRAMES):
             count = min(FRAMES, n - start)
@@ -170,8 +173,8 @@ def _bare_energy(comment: str) -> float | None:
         return None
 
 
-def _read_xyz(path: Path, packer: Packer) -> None:
-    label = _label(path, {})
+def _read_xyz(path: Path, packer: Packer, label: str | None) -> None:
+    label = label or _label(path, {})
     block: list[extxyz.Frame] = []
     size = 0
     with open(path, "rb") as file:
@@ -201,6 +204,11 @@ def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str)
         else:
             raise DataError(f"{where}: the comment line is neither an energy nor holds Energy=")
         z = numbers_of(names[rows], where)
+        if energy_unit_from_size(z, energy) == "hartree":
+            raise DataError(
+                f"{where}: energy {energy} is the size of Hartree, not kcal/mol; "
+                "format='qm22' reads Hartree with gradients"
+            )
         require_finite(numbers[rows, :3], "position", where, "atom")
         require_finite(numbers[rows, 3:], "force", where, "atom")
         system = packer.system((label, system_name(z)), label)
