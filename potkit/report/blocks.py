@@ -134,8 +134,11 @@ def settings(how: dict[str, Any]) -> pd.DataFrame:
 
 
 def _data_name(data: dict[str, Any] | None) -> str:
-    """A data set of an experiment by its name, or by its file's last two parts."""
-    return "–" if data is None else "/".join(Path(data["data"]).parts[-2:])
+    """The data sets of an experiment by their names, or by their files' last two parts."""
+    if data is None:
+        return "–"
+    sets = [data["data"]] if isinstance(data["data"], str) else data["data"]
+    return " + ".join("/".join(Path(name).parts[-2:]) for name in sets)
 
 
 def _training(config: dict[str, Any]) -> str:
