@@ -24,6 +24,7 @@ from . import streams
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
 from .plan import register
+from .specs import register as register_specs
 from .weights import weights_app
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(weights_app, name="weights")
 register(app)
+register_specs(app)
 
 DataOption = Annotated[
     str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")
@@ -364,7 +366,13 @@ def evaluate(
 
 @app.command()
 def compare(
-    experiment: Annotated[Path, Argument(help="an experiment in YAML; see potkit.specs")],
+    experiment: Annotated[
+        Path,
+        Argument(
+            help="an experiment in YAML, or a table or figure of the papers by name (`potkit specs`)",
+            metavar="FILE|NAME",
+        ),
+    ],
     store: Annotated[Path, Option(help="folder of finished runs, which are not run again")] = Path(
         "runs/store"
     ),
@@ -382,19 +390,25 @@ def compare(
         Option(help="folder for NAME.csv, NAME-runs.csv and NAME.json (command, commit, hardware)"),
     ] = None,
     figure: FigureOption = None,
+    smoke: Annotated[
+        bool,
+        Option("--smoke", help="try it in seconds: tiny networks, two steps, embedded data"),
+    ] = False,
 ) -> None:
     """Scratch against pretrained: run an experiment's grid and print means, 95 % intervals and
     relative changes.
     """
     from ..experiments import experiment as experiments
-    from ..experiments import statistics, uncertainty, yaml_form
+    from ..experiments import shipped, statistics, uncertainty
     from ..report import gallery
     from ..report import tables as report
     from ..structures import outputs
 
     gallery.check(figure)
     outputs.check_folder(store)
-    spec = yaml_form.read(experiment)
+    spec = shipped.read(experiment)
+    if smoke:
+        spec = shipped.smoke(spec)
     if out is not None:
         outputs.check_folder(out)
         report.check_results(
@@ -417,7 +431,8 @@ def compare(
     spread = uncertainty.of_experiments(grid, runs) if ensembles else None
     written: list[Path] = []
     if out is not None:  # before anything is printed: whoever reads may be gone
-        command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''} --out {out}"
+        command = f"potkit compare {experiment}{' --ensembles' if ensembles else ''}"
+        command += f"{' --smoke' if smoke else ''} --out {out}"
         notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
         report.store(runs, f"{spec.name}-runs", command, out)
         if spread is not None:

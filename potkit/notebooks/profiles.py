@@ -267,6 +267,7 @@ WATER: dict[str, dict[str, Any]] = {
             "published code takes it off once from the energy of the whole structure",
             "normalize": "the denoise loss is not divided by σ², as in the published code; with "
             "weight decay as an L2 term that matters",
+            "longer": "the paper's Fig. 2; its other figures and tables have no such arm",
         },
     ),
 }
