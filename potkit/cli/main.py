@@ -369,7 +369,7 @@ def compare(
     experiment: Annotated[
         Path,
         Argument(
-            help="an experiment in YAML, or a table or figure of the papers by name (`potkit specs`)",
+            help="an experiment in YAML, or a paper's table or figure by name (`potkit specs`)",
             metavar="FILE|NAME",
         ),
     ],

@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "blocks",
         "figures",
         "gallery",
+        "paper_map",
+        "paper_settings",
         "picture_export",
         "provenance",
         "published_numbers",

@@ -17,7 +17,7 @@ import pandas as pd
 from ..errors import DataError
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
-from . import published_numbers
+from . import paper_map, paper_settings, published_numbers
 from .tables import MARK, across, markdown, stored, wide
 from .tables import effects as effects_in_words
 
@@ -200,7 +200,8 @@ def _change_in_words(row: Any) -> str:
 
 
 BLOCK = re.compile(
-    r"<!-- (results|across|effects|settings|studies|bench|papers): (\S+) -->\n.*?<!-- end -->",
+    r"<!-- (results|across|effects|settings|studies|bench|papers|map|departures): (\S+) -->\n"
+    r".*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -219,7 +220,10 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - settings: what the comparison NAME trained;
     - studies: several comparisons (names joined by commas) side by side;
     - bench: the stored benchmark NAME;
-    - papers: what the papers print for the network NAME.
+    - papers: what the papers print for the network NAME;
+    - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
+    - departures: from the published codes in networks or in other; in settings of denoise-paper
+      or masked-paper; or in the notes of the shipped experiments.
 
     Raises DataError where NAME is not stored.
     """
@@ -231,10 +235,28 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
         shown = markdown(printed(name))
     elif kind == "studies":
         shown = markdown(studies(name.split(","), folder))
+    elif kind == "map":
+        shown = markdown(paper_map.of_paper(name, folder))
+    elif kind == "departures":
+        shown = markdown(_departures(name))
     else:
         table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
         shown = _shown(kind, name, table, how, folder)
     return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
+
+
+def _departures(name: str) -> pd.DataFrame:
+    """What differs between here and the papers or their codes, by the kind of it."""
+    if name == "networks":
+        return paper_map.faults()
+    if name == "other":
+        return paper_map.other_faults()
+    if name == "notes":
+        return paper_map.notes()
+    papers = {"denoise-paper": "denoise", "masked-paper": "masked"}
+    if name not in papers:
+        raise DataError(f"a block of departures is networks, other, notes or a paper, got {name}")
+    return paper_settings.table(papers[name])
 
 
 def _shown(

@@ -1,7 +1,7 @@
 """What the two papers set, each value typed once, with its source.
 
-    D       denoise paper, arXiv 2303.02216, by section; D code: its published code and configurations
-    M       masked paper, arXiv 2402.15921, by section; M code: its published code and configurations
+    D, M    denoise paper (arXiv 2303.02216), masked paper (arXiv 2402.15921), by section
+    D code  the published code of D and its configurations; M code: that of M
 
 `SETTINGS` are those of data and training, `NETWORKS` those of the presets that carry a paper's
 name. Where the published code contradicts its paper, ``code`` has what the code does. What is
@@ -87,9 +87,7 @@ def _denoise() -> list[Setting]:
         row("pretrain.valid_fraction", 0.05, "D §3.1"),
         row("finetune.epochs", 10, "D §3.2", ANI),
         row("finetune.epochs", 50, "D §3.2", ("iso17", "spice-1")),
-        row(
-            "finetune.epochs", UNKNOWN, "D §3.2 points to its Supplementary Information", ("md22",)
-        ),
+        row("finetune.epochs", UNKNOWN, "D §3.2 points to its supplement", ("md22",)),
         row("finetune.batch_size", 256, "D §3.2", told),
         row("finetune.batch_size", UNKNOWN, "D §3.2: settings of its own for MD22", ("md22",)),
         row("finetune.lr", 2e-4, "D code", told),

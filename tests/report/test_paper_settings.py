@@ -116,9 +116,8 @@ def test_shipped_experiments_have_the_papers_settings(name, spec):
     assert not extra, "an option of the network beside the preset is not the paper's"
     observed = [of_spec(spec)]
     for arm, values in spec.arms.items():
-        observed.append(
-            objective(arm, values) | {"parts": tuple(spec.parts.get(arm, ("backbone",)))}
-        )
+        parts = tuple(spec.parts.get(arm, ("backbone",)))
+        observed.append(objective(arm, values) | {"parts": parts})
     lines = [
         line
         for part in observed
@@ -372,9 +371,8 @@ def test_only_what_is_held_to_a_paper_speaks_of_its_settings():
 def test_names_with_paper_or_faithful_are_the_tables():
     """Presets in texts exist, and `faithful` is offered only where a table of faults has a row."""
     every = texts()
-    presets = {
-        f"{word}-paper" for text in every.values() for word in re.findall(r"(\w+)-paper\b", text)
-    }
+    words = [word for text in every.values() for word in re.findall(r"(\w+)-paper\b", text)]
+    presets = {f"{word}-paper" for word in words}
     assert presets == {"denoise-paper", "masked-paper"}
     for name in models.names():
         published = bool(network_faults.of(name))
