@@ -106,12 +106,18 @@ def _isolated(
     if own is not None:
         where = "of the data set" if given is None else "given"
         return {SYMBOLS.index(symbol): float(energy) for symbol, energy in own.items()}, where
-    name = structures.info.get("name")
-    known = next((record for record in RECORDS if record.name == name), None)
-    if known is not None:
-        level = known.isolated or known.level
-    else:
-        level = structures.info.get("level") or structures.info.get("level_of_theory")
+    # a set that was joined has the names of its parts
+    names = str(structures.info.get("name", "")).split(" + ")
+    levels = {
+        record.isolated or record.level
+        for name in names
+        for record in RECORDS
+        if record.name == name
+    }
+    if len(levels) > 1:
+        return {}, f"different levels of theory: {', '.join(sorted(levels))}"
+    own_level = structures.info.get("level") or structures.info.get("level_of_theory")
+    level = levels.pop() if levels else own_level
     if level is None:
         return {}, "their level of theory is not known"
     if level in LEVELS:
@@ -180,8 +186,9 @@ class ReferenceEnergies:
         how: str | Path | ReferenceEnergies,
         given: Mapping[str, float] | None = None,
     ) -> ReferenceEnergies:
-        """ "least-squares" (or "fit") over ``structures``, "isolated" (see `isolated`), "none", or
-        what `from_isolated` takes. Raises DataError.
+        """The references that ``how`` names: "least-squares" (or "fit") over ``structures``,
+        "isolated" (see `isolated`, which is given ``given``), "none", or what `from_isolated`
+        takes. ReferenceEnergies stay as they are. Raises DataError.
         """
         if isinstance(how, ReferenceEnergies):
             return how

@@ -111,7 +111,15 @@ MOLECULES: dict[str, dict[str, Any]] = {
         parts=[0.8, 0.1, 0.1],
         split="structure-within-system",
         rounding="floor",
-        pretrain=dict(epochs=5, batch_size=256, lr=2e-4, warmup=0.14, flat=0.06, clip=None),
+        pretrain=dict(
+            epochs=5,
+            batch_size=256,
+            lr=2e-4,
+            warmup=0.14,
+            flat=0.06,
+            clip=None,
+            validate_epochs=1,
+        ),
         # ANI: isolated atoms taken off, then mean and standard deviation of the training part
         finetune=dict(
             epochs=10,
@@ -120,6 +128,7 @@ MOLECULES: dict[str, dict[str, Any]] = {
             warmup=0.03,
             flat=0.07,
             clip=None,
+            validate_epochs=1,
             references="isolated",
             normalization="mean-std",
         ),
@@ -143,10 +152,10 @@ MOLECULES: dict[str, dict[str, Any]] = {
             "Denoise(faithful=True)",
             "pretrain_data": "the paper's: all conformations, those that fine-tuning tests on "
             "among them; potkit reports them as leakage",
-            "pretrain.warmup": "the published configuration's: 0.7 epochs, then 0.3 at full rate",
-            "finetune.warmup": "the published configuration's: 0.3 epochs, then 0.7 at full rate",
-            "finetune.epochs": "validated ten times in a run; the published code validates after "
-            "each epoch, and there are 50 on ISO17, SPICE and MD22",
+            "pretrain.warmup": "the published configuration's: 0.7 epochs, then 0.3 at full rate; "
+            "the rate rises from 0, in the published code from min_lr",
+            "finetune.warmup": "the published configuration's: 0.3 epochs, then 0.7 at full rate; "
+            "the rate rises from 0, in the published code from min_lr",
             "networks": "message-passing weights are transferred, as the paper says; its code "
             "takes over the energy head too. Networks see elements; the published code has "
             "formal charges as well, which matters on SPICE",
@@ -228,6 +237,7 @@ WATER: dict[str, dict[str, Any]] = {
             flat=0.0,
             weight_decay=1e-4,
             clip=None,
+            validate_epochs=1,
             optimizer="adam",
             valid_fraction=0.1,
         ),
@@ -239,6 +249,7 @@ WATER: dict[str, dict[str, Any]] = {
             flat=0.0,
             weight_decay=1e-4,
             clip=None,
+            validate_epochs=1,
             references="none",
             normalization="per-atom-mean-std",
         ),
@@ -338,6 +349,7 @@ RMD17: dict[str, dict[str, Any]] = {
             flat=0.0,
             weight_decay=1e-4,
             clip=None,
+            validate_epochs=1,
             optimizer="adam",
             valid_fraction=1 / 51,
         ),
@@ -350,6 +362,7 @@ RMD17: dict[str, dict[str, Any]] = {
             flat=0.0,
             weight_decay=1e-4,
             clip=None,
+            validate_epochs=1,
             optimizer="adam",
             references="none",
             normalization="mean-std",

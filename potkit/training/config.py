@@ -36,6 +36,7 @@ LATER = (
     "isolated_energies",
     "normalization",
     "valid_fraction",
+    "validate_epochs",
 )
 
 
@@ -120,6 +121,12 @@ class TrainConfig(BaseModel):
     validate_every: int | None = Field(
         None, gt=0, description="steps between validations; default: ten in a run"
     )
+    validate_epochs: float | None = Field(
+        None,
+        gt=0,
+        description="if given, replaces validate_every: passes over the training structures "
+        "between validations",
+    )
     checkpoint_every: int | None = Field(
         None, gt=0, description="steps between checkpoints to resume from; default: as validations"
     )
@@ -185,6 +192,14 @@ class TrainConfig(BaseModel):
         if self.epochs is None:
             return self.steps
         return max(1, round(self.epochs * n_structures / min(self.batch_size, n_structures)))
+
+    def steps_between_validations(self, n_structures: int) -> int:
+        """How many steps lie between validations of a run on ``n_structures``."""
+        if self.validate_epochs is None:
+            return self.validate_every or max(1, self.total_steps(n_structures) // 10)
+        return max(
+            1, round(self.validate_epochs * n_structures / min(self.batch_size, n_structures))
+        )
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; two runs that share them (and data, model,

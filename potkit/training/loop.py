@@ -201,7 +201,7 @@ def _train(
         structures.to(fabric.device)
     state = State(fabric, model, model.parts(objective.needed()), config)
     resumed = folder.resume(state)
-    validate_every = config.validate_every or max(1, training.steps // 10)
+    validate_every = config.steps_between_validations(len(structures))
     checkpoint_every = config.checkpoint_every or validate_every
     writer = fabric.global_rank == 0
     header = {

@@ -143,6 +143,8 @@ def test_isolated_atoms_of_a_data_set(reference_data):
         alkanes.z, alkanes.pos, alkanes.ptr, info={"name": "more", "level": "wB97X/6-31G(d)"}
     )
     assert ReferenceEnergies.isolated(joined).table == isolated_atoms("wB97X/6-31G(d)")
+    with pytest.raises(DataError, match=r"different levels of theory: wB97X/6-31G\(d\), wB97X"):
+        ReferenceEnergies.isolated(alkanes[:2] + frames)
     water = potkit.load("water-mini")[:2]
     with pytest.raises(DataError, match=r"water-mini.* H, O .*AMOEBA.*isolated_energies"):
         ReferenceEnergies.isolated(water)

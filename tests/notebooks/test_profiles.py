@@ -34,6 +34,7 @@ ANI = dict(
     clip=None,  # no clipping in D's code
     optimizer="adamw",  # D §3.2
     schedule="cosine",  # D §3.2
+    validate_epochs=1,  # D code
 )
 LABELS = dict(epochs=10, warmup=0.03, flat=0.07)  # D §3.2; 0.3 and 0.7 epochs, D configuration
 STORED = dict(epochs=50, warmup=0.006, flat=0.014)  # D §3.2
@@ -46,6 +47,7 @@ WATER = dict(
     warmup=0.0,  # M configuration
     flat=0.0,  # M configuration
     schedule="cosine",  # M configuration
+    validate_epochs=1,  # M code
 )
 MD17 = WATER | dict(batch_size=32, min_lr=5e-5)  # M §3.5
 PRETRAINING = {

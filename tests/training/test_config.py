@@ -41,6 +41,7 @@ FULL = dict(
     isolated_energies={"H": -13.6, "C": -1029.5},
     normalization="mean-std",
     valid_fraction=0.1,
+    validate_epochs=0.5,
 )
 
 
@@ -65,6 +66,7 @@ def test_settings_that_came_later_leave_earlier_runs_where_they_are():
         {"references": "isolated", "isolated_energies": {"H": -1.0}},
         {"normalization": "mean-std"},
         {"valid_fraction": 0.1},
+        {"validate_epochs": 1.0},
     ):
         assert identity_hash(TrainConfig(**change).identity()) != "f57ec950d22208b5"
 
@@ -175,6 +177,15 @@ def test_epochs_become_steps():
     # batches are never larger than the set
     assert TrainConfig(epochs=3, batch_size=32).total_steps(10) == 3
     assert TrainConfig(epochs=0.001).total_steps(10) == 1
+
+
+def test_validations_come_by_steps_or_by_epochs():
+    assert TrainConfig(steps=77).steps_between_validations(10) == 7
+    assert TrainConfig(steps=77, validate_every=3).steps_between_validations(10) == 3
+    each = TrainConfig(epochs=50, batch_size=32, validate_epochs=1, validate_every=3)
+    assert each.steps_between_validations(3200) == 100
+    assert each.replace(epochs=None, steps=9).steps_between_validations(10) == 1
+    assert TrainConfig(validate_epochs=0.01).steps_between_validations(10) == 1
 
 
 def test_identity_leaves_out_what_cannot_change_the_result():

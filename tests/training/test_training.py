@@ -377,6 +377,15 @@ def test_finetune_says_what_is_missing(tmp_path, what):
     assert not (tmp_path / "r").exists()
 
 
+def test_a_run_validates_after_each_epoch(tmp_path):
+    s = molecules(8)
+    run = potkit.finetune(
+        egnn(), s, s, settings(epochs=3, batch_size=4, validate_epochs=1), out=tmp_path
+    )
+    validated = run.metrics["valid_loss"].notna()
+    assert run.metrics["step"][validated].tolist() == [2, 4, 6]
+
+
 # -- precision -----------------------------------------------------------------------------------
 def test_references_stay_exact_in_a_float32_run(tmp_path):
     """−10⁵ eV of reference energies, of which 1e-6 eV matter; float32 would round them by 4e-3
