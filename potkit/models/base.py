@@ -137,6 +137,7 @@ class Potential(nn.Module):
             batch = neighbors.attach(copy.copy(batch), self.cutoff)
         sender, receiver = batch.edge_index
         vector = edge_vectors(pos, sender, receiver, batch.edge_shift)
+        boxes = batch.cell is not None and getattr(batch, "periodic", True)
         graph = Graph(
             z=batch.z,
             pos=pos,
@@ -150,9 +151,9 @@ class Potential(nn.Module):
             mask=batch.mask,
             charge=batch.charge,
             formal_charge=self._formal_charge(batch),
-            periodic=None if batch.cell is None else batch.pbc.any(1),
-            cell=batch.cell,
-            pbc=None if batch.cell is None else batch.pbc,
+            periodic=batch.pbc.any(1) if boxes else None,
+            cell=batch.cell if boxes else None,
+            pbc=batch.pbc if boxes else None,
         )
         if batch.force_input is None:
             return graph

@@ -50,7 +50,7 @@ _TABLE = (
         "two molecules far apart is not the sum of theirs.",
         {"egnn": (DENOISE,), "torchmd_et": (DENOISE,), "forcenet": (MASKED,)},
         "denoise paper's code, models/egnn.py and its ET, forward; masked paper's code, "
-        "models/forcenet.py:517-528, where the MLP is one linear layer and only its constant shows it",
+        "models/forcenet.py:517-528 (its MLP is one linear layer, so only its constant shows it)",
         "models/test_faults.py::test_pooled",
         breaks=("extensivity", "supercell"),
     ),
@@ -134,8 +134,8 @@ _TABLE = (
     ),
     Fault(
         "bare-norm",
-        "Features are divided by their norm, however small it is, so the energy jumps where they pass "
-        "zero, as for an atom in the middle between two like ones.",
+        "Features are divided by their norm, however small it is, so the energy jumps where they "
+        "pass zero, as for an atom in the middle between two like ones.",
         {"se3_transformer": (DENOISE,)},
         "denoise paper's code, GNormSE3",
         "models/test_se3_transformer.py::test_bare_norm",
@@ -143,8 +143,8 @@ _TABLE = (
     ),
     Fault(
         "logits-by-all-heads",
-        "Attention logits of one head are divided by the square root of the components of all heads "
-        "together, so attention is flatter than meant.",
+        "Attention logits of one head are divided by the square root of the components of all "
+        "heads together, so attention is flatter than meant.",
         {"se3_transformer": (DENOISE,)},
         "denoise paper's code, modules.py:728",
         "models/test_se3_transformer.py::test_logits_by_all_heads",

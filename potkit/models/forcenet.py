@@ -19,9 +19,10 @@ hold exactly.
 
 The preset "masked-paper" has the paper's parts: ρ are Slater's atomic radii (H 0.25, O 0.60 Å),
 D_ij is clipped at 10⁻³, f_c = cos(πd / 2r_c), which vanishes at r_c with a slope, ψ and the force
-decoder have a BatchNorm, so that in training a structure depends on its batch, all linear layers
-start as Glorot and Bengio's (Xavier), forces are Linear–BatchNorm–SiLU–Linear of the decoded
-features and the energy is one linear layer of theirs (``head="forcenet"``).
+decoder have a BatchNorm, so that in training a structure depends on the others of its batch (and of
+its part, where memory is short and a batch goes through in parts), all linear layers start as
+Glorot and Bengio's (Xavier), forces are Linear–BatchNorm–SiLU–Linear of the decoded features and
+the energy is one linear layer of theirs (``head="forcenet"``).
 What differs from the masked paper there, by our choice: that linear layer acts per atom, so the
 energy is extensive, its constant included; the polarizability of the atom replaces the atomic
 volume among the nine properties, and their values are those of `element_properties` (the code has
@@ -30,7 +31,8 @@ elements that Slater does not list have their covalent radius; harmonics are rea
 The published code has these faults (see `faults`): "all-oxygen", in properties and radii,
 "no-basis-gradient" (Y_lm without gradients), "pooled" (the energy's constant does not grow with the
 number of atoms) and "mask-shift". ``faithful=True`` switches on all of them, and then the network
-computes what the code does, given its table of properties (a test compares).
+computes what the code does, given its table of properties (a test compares). The cutoff of 3.4 Å
+is the paper's for water (its code has 3.5).
 
 The constructor's defaults and "small" are ours: ρ covalent radii, D_ij as it is (a sine does not
 mind a negative argument, and a clip has a kink), a polynomial f_c without a slope at the cutoff,
@@ -209,6 +211,7 @@ class ForceNet(Network):
                 raise ConfigError(f"unknown {name} {value!r}; there are {', '.join(known)}")
         self.faults = published_faults.check("forcenet", faults)
         self.cutoff, self.n_features, self.clip = cutoff, hidden, clip
+        self.smooth = not clip
         self.envelope = ENVELOPES[envelope]
         # for flag and charge; the element part is replaced
         self.embedding = AtomEmbedding(hidden, charge, faults=self.faults)

@@ -78,6 +78,7 @@ class Backbone(Protocol):
     # how many derivatives compiled kernels serve: 2 where training on −∂E/∂x goes through them
     kernel_order: int
     max_element: int  # largest atomic number it knows
+    smooth: bool  # whether nothing in it has a kink, as ReLU does: derivatives hold everywhere
     # which faults of the published code it has (see `faults`)
     faults: tuple[str, ...]
     formal_charges: bool  # whether it reads formal charges of atoms
@@ -97,6 +98,7 @@ class Network(nn.Module):
     symmetries = SYMMETRIES
     kernel_order = 0
     max_element = MAX_Z
+    smooth = True
     faults: tuple[str, ...] = ()
     formal_charges = False
 

@@ -145,10 +145,13 @@ class OneHot(AtomEmbedding):
         unknown = torch.nonzero(~self.known[graph.z, level + MAX_FORMAL_CHARGE]).flatten()
         if len(unknown):
             i = int(unknown[0])
+            way_out = "one_hot=False"
+            if self.ion is None:
+                way_out = f"formal_charges=True, if the atom is an ion, or {way_out}"
             raise DataError(
                 f"atom {i} of the batch is {SYMBOLS[int(graph.z[i])]} with formal charge "
                 f"{int(level[i]):+d}, which is none of the 28 types of the denoise paper's code: "
-                "build the network with one_hot=False"
+                f"build the network with {way_out}"
             )
         return super().forward(graph)
 
@@ -447,6 +450,7 @@ class SE3Transformer(Network):
             raise ConfigError("SE3Transformer with kernels='pairwise' reads |r| only: radial is 0")
         self.faults = published_faults.check("se3_transformer", faults)
         self.pairwise = pairwise = kernels == "pairwise"
+        self.smooth = not pairwise  # whose radial networks and norms go through ReLU
         self.cutoff, self.radial, self.formal_charges = cutoff, radial, formal_charges
         self.n_features, self.n_vector_features = channels * (max_degree + 1), channels
         if pairwise:

@@ -11,8 +11,8 @@ float64 unless told otherwise.
 
 Which symmetries a network has it says itself, by the class attribute ``symmetries`` (default: all
 four). What a network does not claim is measured and reported but not asserted: other symmetries,
-the extensivity of a pooled energy, what the faults of a published code break (`models.faults`), and
-everything named in ``measure``.
+the extensivity of a pooled energy, the derivatives of a network with kinks (``smooth``), what the
+faults of a published code break (`models.faults`), and everything named in ``measure``.
 """
 
 from __future__ import annotations
@@ -478,6 +478,8 @@ def claimed(model: Potential, check: str, quantity: str) -> bool:
     if by_readout and model.vector_mode == "direct" and check in ("rotation", "reflection"):
         lacking.add(check)
     if model.energy_head.pooled and check in ("extensivity", "supercell"):
+        lacking.add(check)
+    if not model.backbone.smooth and check in ("finite_differences", "second_derivatives"):
         lacking.add(check)
     if check in faults.broken(model.backbone.faults):
         lacking.add(check)

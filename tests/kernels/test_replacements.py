@@ -12,6 +12,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import molecules
@@ -19,7 +20,7 @@ from tiny import molecules
 import potkit
 from potkit import kernels, models
 from potkit.models import replaceable
-from potkit.structures.store import concatenate
+from potkit.structures.store import Structures, concatenate
 from potkit.testing import contract
 
 REGISTERED = [
@@ -158,6 +159,39 @@ def test_what_stands_in_when(network, size, monkeypatch):
         assert used_by(model.eval(), torch.float64) == set()
         monkeypatch.setattr("potkit.kernels.replacements.SCARCE", 1)
     assert used_by(model.eval(), torch.float64) == default
+
+
+def crowd() -> Structures:
+    """Sixty atoms on a shaken grid, so dense that every search that stops early does."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)[:60]
+    pos = 1.1 * grid + rng.uniform(-0.15, 0.15, (60, 3))
+    return Structures(np.resize([6, 1, 8, 7, 1], 60), pos, [0, 60])
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+@pytest.mark.parametrize("network, fault", [(n, f) for n in CHOSEN for f in models.faults.of(n)])
+def test_faults_stay_what_they_are(network, fault, monkeypatch):
+    """With any fault on, whatever stands in gives what the plain functions give."""
+    model = models.build(network, "denoise-paper", hidden=64, layers=2, faults=(fault,), seed=0)
+    if network == "egnn":
+        for layer in model.backbone.layers:
+            layer.coordinate[-1].weight.data.mul_(300)
+    batch = concatenate([crowd(), *[crowd()] * 4]).batch(dtype=torch.float32)
+    found = []
+    for kernel in (False, True, None):
+        if kernel is None:
+            monkeypatch.setattr(replaceable, "replacements", lambda name: [])
+        model.zero_grad()
+        with kernels.used(bool(kernel)):
+            energy, vector = model(batch, ("energy", "vector"))[:2]
+            (energy.sum() + (vector * wave(vector)).sum()).backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((energy.detach(), vector.detach(), torch.cat(gradients)))
+    for by_default, compiled, plain in zip(*found, strict=True):
+        allowed = TOLERANCE[torch.float32] * float(plain.abs().max())
+        assert float((by_default - plain).abs().max()) <= allowed
+        assert float((compiled - plain).abs().max()) <= allowed
 
 
 def test_every_network_of_a_plain_function_is_there():

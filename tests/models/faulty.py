@@ -26,6 +26,9 @@ def fill(model: nn.Module, source: nn.Module) -> None:
         for key, value in model.state_dict().items()
     }
     model.load_state_dict(state)
+    tables = dict(source.named_buffers())  # those that no state dict has, too
+    for name, table in model.named_buffers():
+        table.copy_(tables[name])
 
 
 def pair(name: str, preset: str, fault: str, **options) -> tuple[Potential, Potential]:

@@ -312,10 +312,18 @@ def test_every_fault_is_needed_for_that():
     model = twin(made_up_code())
     changes = needed(model, flagged_water(), ("energy", "vector"))
     assert set(changes) == {"pooled", "mask-shift", "no-basis-gradient", "all-oxygen"}
-    by_value = [change for fault, change in changes.items() if fault != "no-basis-gradient"]
-    assert min(by_value) > 100 * TOLERANCE
+    assert changes.pop("no-basis-gradient") == 0  # shows in derivatives only
+    assert min(changes.values()) > 100 * TOLERANCE
     model.forces_mode, model.recipe["options"]["forces"] = "gradient", "gradient"
     assert needed(model, flagged_water(), ("forces",))["no-basis-gradient"] > 100 * TOLERANCE
+
+
+def test_contract_of_the_paper_preset():
+    """It keeps what it claims; clipped distances have kinks."""
+    report = contract.check_model(build("masked-paper"))
+    assert not report[report.check == "second_derivatives"].claimed.any()
+    claimed = {"translation", "permutation", "extensivity", "supercell", "cutoff_continuity"}
+    assert claimed <= set(report[report.claimed].check)
 
 
 def test_faithful_variant():

@@ -144,7 +144,7 @@ def made_up_code():
 
 def flagged_water():
     s = water(1)
-    batch = batch_of(s.z, s.pos + [1.0, -2.0, 50.0], np.diag(s.cell[0]))  # not wrapped
+    batch = batch_of(s.z, s.pos + np.array([1.0, -2.0, 50.0]), np.diag(s.cell[0]))  # not wrapped
     batch.mask = (torch.arange(len(s.z)) % 4 == 0).long()
     return batch
 
@@ -170,6 +170,14 @@ def test_every_fault_is_needed_for_that():
     changes = needed(twin(made_up_code()), flagged_water(), ("energy", "vector"))
     assert set(changes) == {"no-envelope", "mask-shift", "edges-doubled", "wrapped-positions"}
     assert min(changes.values()) > 100 * TOLERANCE
+
+
+def test_contract_of_the_paper_preset():
+    """It keeps what it claims; ReLU has kinks, so second derivatives are measured only."""
+    report = contract.check_model(build("masked-paper"))
+    assert not report[report.check == "second_derivatives"].claimed.any()
+    claimed = {"translation", "permutation", "extensivity", "supercell", "cutoff_continuity"}
+    assert claimed <= set(report[report.claimed].check)
 
 
 def test_faithful_variant():

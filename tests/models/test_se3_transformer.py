@@ -302,6 +302,16 @@ def test_contract_of_the_published_kind(vector, preset):
     )
 
 
+def test_contract_of_the_paper_preset():
+    """It keeps what it claims; ReLU has kinks, but derivatives are right up to those."""
+    checks = [check for check in contract.CHECKS if check != "isolated_atom"]  # needs all elements
+    report = contract.check_model(build("denoise-paper", max_degree=2), checks=checks)
+    derivatives = report[report.check.str.endswith(("differences", "derivatives"))]
+    assert not derivatives.claimed.any() and derivatives.residual.median() < 1e-3
+    claimed = {"rotation", "translation", "permutation", "extensivity", "cutoff_continuity"}
+    assert claimed <= set(report[report.claimed].check)
+
+
 # --- the published network
 
 
@@ -394,9 +404,21 @@ def test_types_are_pairs_of_element_and_charge():
         model(batch)
 
 
+def test_forces_as_an_input():
+    """What a force encoder adds has the width of the one-hot vectors."""
+    model = build("denoise-paper", force_input=True)
+    batch = batch_of(*crowd(6))
+    batch.force_input, batch.force_given = torch.randn(6, 3), torch.ones(6, dtype=torch.bool)
+    told = model(batch, ("energy",)).energy
+    batch.force_given[:] = False
+    assert told != model(batch, ("energy",)).energy
+
+
 def test_elements_without_a_type_are_named():
     silicon = batch_of([14, 8], [[0.0, 0, 0], [1.6, 0, 0]])
-    with pytest.raises(DataError, match="atom 0 of the batch is Si .* with one_hot=False"):
+    with pytest.raises(
+        DataError, match=r"atom 0 of the batch is Si .* with formal_charges=True.* or one_hot=False"
+    ):
         build("denoise-paper").double()(silicon)
     assert torch.isfinite(build("denoise-paper", one_hot=False).double()(silicon).energy).all()
 
@@ -414,7 +436,7 @@ def test_average_pooling():
     faulty = contract.prepared(build("denoise-paper", faults=("average-pooling",)))
     right = contract.prepared(build("denoise-paper"))
     z, pos = crowd(8)
-    two = batch_of(np.tile(z, 2), np.concatenate([pos, pos + [100.0, 0, 0]]))
+    two = batch_of(np.tile(z, 2), np.concatenate([pos, pos + np.array([100.0, 0, 0])]))
     for model, times in ((faulty, 1), (right, 2)):
         one = model(batch_of(z, pos)).energy.item()
         assert model(two).energy.item() == pytest.approx(times * one, rel=1e-10)

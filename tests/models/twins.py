@@ -28,19 +28,19 @@ def twin(published: Potential, **options) -> Potential:
     """
     name = published.recipe["name"].removeprefix("published/")
     network, preset = TWINS[name]
-    sizes, copy = {
-        "denoise-egnn": (egnn_sizes, copy_egnn),
-        "masked-egnn": (egnn_sizes, copy_egnn),
-        "denoise-schnet": (schnet_sizes, copy_schnet),
-        "denoise-torchmd_et": (torchmd_et_sizes, copy_torchmd_et),
-    }[name]
-    model = models.build(
-        network, preset, faithful=True, **sizes(published.recipe["options"]), **options
-    )
-    model.double().eval()
+    sizes = sizes_of(name, published.recipe["options"])
+    model = models.build(network, preset, faithful=True, **sizes, **options).double().eval()
+    copy = {"egnn": copy_egnn, "schnet": copy_schnet, "torchmd_et": copy_torchmd_et}[network]
     with torch.no_grad():
         copy(model, published)
     return model
+
+
+def sizes_of(name: str, settings: dict) -> dict:
+    """Our options for the published code's settings."""
+    network = TWINS[name][0]
+    of = {"egnn": egnn_sizes, "schnet": schnet_sizes, "torchmd_et": torchmd_et_sizes}[network]
+    return of(settings)
 
 
 def same(ours: nn.Module, theirs: nn.Module) -> None:
