@@ -45,7 +45,8 @@ class MaskedDenoise(Masked):
 
     "ours" masks by molecule, or by atom with bonded targets; it would have no atom left to denoise
     otherwise. "published" needs a network whose vector read-out is not its displacement:
-    ``build("egnn", "masked-paper")``. Raises ConfigError for settings out of range.
+    ``build("egnn", "masked-paper")``, or the code's own, ``build("published/masked-egnn",
+    "published")``. Raises ConfigError for settings out of range.
     """
 
     name: ClassVar[str] = "masked-denoise"

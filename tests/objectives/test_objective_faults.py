@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_weights import made_up
 from tiny import egnn, generator, molecules, water
 
 import potkit
@@ -253,6 +254,27 @@ def test_published_form_reads_two_read_outs():
     assert model.parts(objective.needed()) == {"backbone", "energy_head"}
     with torch.no_grad():
         assert model(batch, objective.needed()).displacement.grad_fn is None
+
+
+def test_published_form_trains_the_published_network():
+    """All of it as published: its EGNN, two read-outs, its signs and numbers."""
+    objective = potkit.MaskedDenoise(
+        ratio=0.5, sigma=0.5, form="published", faults=("wrong-sign", "floor")
+    )
+    model = made_up("masked-egnn")
+    batch = objective.corrupt(water(2).batch(dtype=torch.float64), generator(1))
+    prediction = model(batch, objective.needed())
+    loss, _ = objective.loss(prediction, batch)
+    # −∂E/∂x̃ as its fine-tuning has it, but for the flags
+    torch.testing.assert_close(prediction.vector, model(batch, ("forces",)).forces)
+    flag = batch.mask.bool()
+    cosine = torch.cosine_similarity(prediction.vector[flag], batch.target[flag])
+    noise = batch.noise_target
+    assert float(noise.square().mean()) == pytest.approx(0.25, rel=0.3)
+    expected = 1 - cosine.mean() + (prediction.displacement - noise).square().mean()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_published_form_lowers_both_losses():
