@@ -129,7 +129,8 @@ def _smoke(spec: ExperimentSpec) -> ExperimentSpec:
     sizes = FEW if boxes else SIZES
     charges = bool(spec.model.get("formal_charges"))
     data = {key: _few(getattr(spec, key), size, charges) for key, size in sizes.items()}
-    steps = dict(epochs=None, steps=2, batch_size=2, eval_batch_size=4, validate_every=None)
+    steps = dict(epochs=None, steps=2, batch_size=2, eval_batch_size=4)
+    steps |= dict(validate_every=None, validate_epochs=None)
     values |= {
         "name": f"{spec.name}-smoke",
         "model": values["model"] | TINY[name],

@@ -73,6 +73,7 @@ def _denoise() -> list[Setting]:
             ("ema", 0.0, "D code"),
             ("freeze", 0.0, "D code"),
             ("layer_decay", 1.0, "D code"),
+            ("validate_epochs", 1, "D code"),
         )
     ]
     told = (*ANI, "iso17", "spice-1")
@@ -145,6 +146,7 @@ def _masked() -> list[Setting]:
             ("ema", 0.0, "M code", ()),
             ("freeze", 0.0, "M code", ()),
             ("layer_decay", 1.0, "M code", ()),
+            ("validate_epochs", 1, "M code", ()),
             ("weight_decay", 1e-4, "M §3.1", WATER),
             ("min_lr", 5e-5, "M §3.5", rmd17),
             ("optimizer", "adam", "M §3.5", rmd17),
@@ -334,7 +336,8 @@ def covered(name: str, notes: Iterable[str]) -> bool:
     ("sigma" for "denoise.sigma"), or by a longer one that ends in it
     ("by_set.md22.finetune.epochs").
     """
-    plain = name.removesuffix("_epochs")
+    parts_of_schedule = name.endswith(("warmup_epochs", "flat_epochs"))
+    plain = name.removesuffix("_epochs") if parts_of_schedule else name
     group, _, short = plain.partition(".")
     names = {plain, short} if group in ("denoise", "masked") else {plain}
     return any(note in names or note.endswith(f".{plain}") for note in notes)
@@ -353,7 +356,7 @@ def table(paper: str) -> pd.DataFrame:
     """The settings of ``paper``, as people read them."""
     rows = [
         {
-            "setting": s.name.replace("_epochs", " (epochs)"),
+            "setting": s.name,
             "for": ", ".join((*s.data, *s.model)) or "all",
             "value": _in_words(s.value),
             "source": s.source,

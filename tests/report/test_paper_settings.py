@@ -34,6 +34,7 @@ STAGE = (
     "ema",
     "freeze",
     "layer_decay",
+    "validate_epochs",
     "batch_size",
     "epochs",
 )
@@ -149,6 +150,8 @@ def of_profile(profile: dict[str, Any], data: str) -> dict[str, Any]:
     for key, name in (("sigma", "denoise.sigma"), ("normalize", "denoise.normalize")):
         if key in profile:
             out[name] = profile[key]
+    if "pretrain_data" in profile:  # its notebooks write Denoise(sigma=run.sigma)
+        out["denoise.normalize"] = potkit.Denoise().normalize
     if "ratio" in profile:
         out["masked.ratio"] = profile["ratio"]
     if "longer" in profile:
