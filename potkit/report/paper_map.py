@@ -47,7 +47,7 @@ class Item:
     needs: str = ""
 
 
-ANI_NEEDS = f"ANI-1 and ANI-1x, {GPU}"
+ANI_SETS = "ANI-1, ANI-1x"
 TIP3P_NEEDS = "TIP3P frames (`potkit data make`)"
 
 ITEMS = (
@@ -68,7 +68,7 @@ ITEMS = (
         ("05_data_efficiency",),
         {"data-efficiency": ("denoise",)},
         dict(paper="denoise", table="Table 2", model="average of 4"),
-        needs=ANI_NEEDS,
+        needs=f"{ANI_SETS}, {GPU}",
     ),
     Item("denoise", "Figure 1", "a scheme", printed="no numbers"),
     Item(
@@ -80,7 +80,7 @@ ITEMS = (
         ("04_transfer",),
         {"denoise-3bpa-curve": ("denoise",)},
         printed="SE(3)-Transformer about −50 % (energies)",
-        needs=f"{ANI_NEEDS}, ISO17",
+        needs=f"{ANI_SETS}, ISO17, {GPU}",
     ),
     Item(
         "denoise",
@@ -91,7 +91,7 @@ ITEMS = (
         ("04_transfer",),
         {"denoise-dipeptides-curve": ("denoise",)},
         printed="average of four networks −15.3 % (energies)",
-        needs=f"{ANI_NEEDS}, SPICE 1.1.3",
+        needs=f"{ANI_SETS}, SPICE 1.1.3, {GPU}",
     ),
     Item(
         "denoise",
@@ -101,7 +101,7 @@ ITEMS = (
         "04_transfer",
         ("04_transfer",),
         printed="buckyball catcher −39.3 %, nanotube −47.3 % on average (energies)",
-        needs=f"{ANI_NEEDS}, MD22",
+        needs=f"{ANI_SETS}, MD22, {GPU}",
     ),
     Item(
         "denoise",
@@ -112,7 +112,7 @@ ITEMS = (
         ("05_data_efficiency", "05_labels_saved"),
         {"data-efficiency": ("denoise",), "denoise-3bpa-curve": ("denoise",)},
         dict(paper="denoise", table="text 3.5"),
-        needs=f"{ANI_NEEDS}, MD22",
+        needs=f"{ANI_SETS}, MD22, {GPU}",
     ),
     Item(
         "denoise",
@@ -130,7 +130,7 @@ ITEMS = (
             )
         },
         printed="0.2 Å best, 0.01 to 0.5 Å help, larger ones harm",
-        needs=ANI_NEEDS,
+        needs=f"{ANI_SETS}, {GPU}",
     ),
     Item(
         "denoise",
@@ -145,7 +145,7 @@ ITEMS = (
         ("denoise-s5",),
         stored={"denoise-3bpa-long": ("denoise",)},
         printed="not at hand",
-        needs=ANI_NEEDS,
+        needs=f"{ANI_SETS}, {GPU}",
     ),
     Item(
         "denoise",
@@ -154,7 +154,7 @@ ITEMS = (
         ("denoise-s6",),
         stored={"alkanes-to-3bpa": ("spread of denoise 0.2 Å",)},
         printed="not at hand",
-        needs=f"{ANI_NEEDS}, MD22",
+        needs=f"{ANI_SETS}, MD22, {GPU}",
     ),
     Item(
         "masked",
