@@ -149,9 +149,8 @@ MOLECULES: dict[str, dict[str, Any]] = {
         remarks={
             "seeds": "ours; the paper has one run of each, repeated in S6",
             "sigma": "the target is −ε, so that −∂E/∂x is a force; the published code has +ε, "
-            "Denoise(faithful=True)",
-            "normalize": "the loss is divided by σ² (`Denoise`), which AdamW without weight decay "
-            "and without clipping does not see; the published code does not divide",
+            "Denoise(faithful=True). The loss is divided by σ², in the published code it is not, "
+            "which AdamW without weight decay and clipping does not see",
             "pretrain_data": "the paper's: all conformations, those that fine-tuning tests on "
             "among them; potkit reports them as leakage",
             "pretrain.warmup": "the published configuration's: 0.7 epochs, then 0.3 at full rate; "
