@@ -433,7 +433,9 @@ def test_only_what_is_held_to_a_paper_speaks_of_its_settings():
 def test_names_with_paper_or_faithful_are_the_tables():
     """Presets in texts exist, and `faithful` is offered only where a table of faults has a row."""
     every = texts()
-    words = [word for text in every.values() for word in re.findall(r"(?<![\w-])(\w+)-paper\b", text)]
+    words = [
+        word for text in every.values() for word in re.findall(r"(?<![\w-])(\w+)-paper\b", text)
+    ]
     presets = {f"{word}-paper" for word in words}
     assert presets == {"denoise-paper", "masked-paper"}
     for name in models.names():
