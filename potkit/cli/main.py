@@ -447,6 +447,12 @@ def compare(
 
         title = f"Error against label budget ({spec.name})"
         written += gallery.draw(figures.learning_curves(summary, title), figure)
+    if smoke:
+        if len(failures):
+            first = failures.iloc[0]
+            raise PotkitError(f"{len(failures)} of {len(runs)} runs failed; the first: {first}")
+        print(f"{spec.name}: all {len(runs)} runs ended well; their numbers say nothing")
+        return
     print(report.wide(summary).to_string(index=False))
     if len(effects):
         print("over all label budgets (** told from 0, with all comparisons of the table counted):")

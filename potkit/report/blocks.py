@@ -222,8 +222,8 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - bench: the stored benchmark NAME;
     - papers: what the papers print for the network NAME;
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
-    - departures: from the published codes in networks or in other; in settings of denoise-paper
-      or masked-paper; or in the notes of the shipped experiments.
+    - departures: from the published codes in networks or in other; settings of denoise-paper,
+      masked-paper or the presets; or the notes of the shipped experiments.
 
     Raises DataError where NAME is not stored.
     """
@@ -253,9 +253,13 @@ def _departures(name: str) -> pd.DataFrame:
         return paper_map.other_faults()
     if name == "notes":
         return paper_map.notes()
+    if name == "presets":
+        return paper_settings.networks()
     papers = {"denoise-paper": "denoise", "masked-paper": "masked"}
     if name not in papers:
-        raise DataError(f"a block of departures is networks, other, notes or a paper, got {name}")
+        raise DataError(
+            f"a block of departures is networks, other, presets, notes or a paper, got {name}"
+        )
     return paper_settings.table(papers[name])
 
 

@@ -368,6 +368,18 @@ def table(paper: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def networks() -> pd.DataFrame:
+    """The settings of the networks, a row per preset, in the words of its options."""
+    rows = []
+    for (network, preset), options in NETWORKS.items():
+        sources: dict[str, list[str]] = {}
+        for name, (value, source) in options.items():
+            sources.setdefault(source, []).append(f"{name} {_in_words(value)}")
+        settings = "; ".join(f"{', '.join(said)} ({source})" for source, said in sources.items())
+        rows.append({"network": network, "preset": preset, "settings": settings})
+    return pd.DataFrame(rows)
+
+
 def _in_words(value: Any) -> str:
     if value is None:
         return "none"

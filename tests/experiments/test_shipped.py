@@ -168,8 +168,18 @@ def test_smoke_from_the_command_line(capsys, tmp_path):
     """Stored under a name of its own, so that it never stands for the real one."""
     store, out = str(tmp_path / "store"), str(tmp_path / "out")
     command("compare", "masked-text-oxygen", "--smoke", "--store", store, "--out", out)
-    assert "masked O" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "all 3 runs ended well; their numbers say nothing" in said
+    assert "%" not in said and "meV" not in said, "no verdict"
     assert (tmp_path / "out" / "masked-text-oxygen-smoke.csv").is_file()
+
+
+def test_smoke_takes_any_experiment(repository, tmp_path):
+    """Also one that names no validation structures, on data that come with the package."""
+    whole = shipped.read(repository / "data" / "results" / "masked-water.yaml")
+    built = shipped.smoke(whole).experiments(store=tmp_path)
+    assert [e.columns for e in built] == [columns for columns, _ in whole.specs]
+    assert all(len(e.train) == 6 and e.labels == [4, 5] for e in built)
 
 
 def test_smoke_needs_a_network_it_knows():

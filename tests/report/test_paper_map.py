@@ -128,6 +128,7 @@ def test_the_page_is_filled_from_the_tables():
         ("departures", "other"),
         ("departures", "denoise-paper"),
         ("departures", "masked-paper"),
+        ("departures", "presets"),
         ("departures", "notes"),
     }
     assert text.count("<!-- end -->") == len(kinds)
