@@ -34,7 +34,7 @@ help:
 	@echo "make test-quick  the inner loop: the tests that need little training, under two minutes"
 	@echo "make lint        format and rules of package, tests and notebooks; changes nothing"
 	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
-	@echo "make pages       fill the tables of README and RESULTS from data/results"
+	@echo "make pages       fill the tables of README, RESULTS and docs/papers.md from data/results"
 	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
@@ -90,7 +90,7 @@ notebooks-text: setup
 	@$(BIN)/python -m potkit.notebooks.text
 
 pages: setup
-	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md
+	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md docs/papers.md
 
 test-quick: setup
 	@$(CHECK) $(QUICK)

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "operations",
         "scheduler",
         "search",
+        "shipped",
         "statistics",
         "tasks",
         "time_curves",

@@ -7,6 +7,7 @@ names as its origin.
     pretrain_on: {data: ani1-alkanes, near_minimum: 6.0}
     # or {data: ani-mini, part: {fractions: [0.8, 0.2], by: system, index: 0}}: see SplitPart
     # or {data: iso17, published: train}: a part that was published with the set
+    # or {data: [ani-1, ani-1x]}: several sets together
     train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
     # optional: what validates; else valid_fraction (0.1) of each label budget, drawn at random or,
     # with valid_by, from structures that a split by structure-within-system, system … set aside
@@ -45,8 +46,10 @@ names as its origin.
     vectors: {denoise 0.1 Å: gradient}
     # optional; what an arm takes over (default: the backbone)
     parts: {denoise 0.1 Å: [backbone, energy_head]}
+    # optional; why a setting is as it is, by its name; kept with the results
+    notes: {finetune.steps: a guess}
     # optional; a column each, all combinations, with what differs from above: settings are added to
-    # pretrain, finetune, supervised, arms, vectors and parts, all else is replaced
+    # pretrain, finetune, supervised, arms, vectors, parts and notes, all else is replaced
     grid:
       network:
         egnn: {}
@@ -68,7 +71,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import datasets, objectives
-from ..datasets import registry, splits
+from ..datasets import formal_charges, registry, splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
 from ..structures.outputs import plain_name
@@ -126,7 +129,7 @@ class DataSpec(BaseModel):
     """A set by name or path ($VARIABLES are filled in), and which of its structures."""
 
     model_config = ConfigDict(extra="forbid")
-    data: str
+    data: str | list[str]
     published: str | None = None  # the part of this name, of the split published with the set
     near_minimum: float | None = None  # eV
     systems: list[str] | None = None
@@ -134,12 +137,15 @@ class DataSpec(BaseModel):
     part: SplitPart | None = None  # one part of a split
     # leave out what is also in this set (same system and geometry): a test set must be unseen
     without: str | None = None
+    # for networks that read them: 0 for every atom, or those of SMILES as names of systems;
+    # default: as the set has them
+    formal_charges: Literal["neutral", "system-names"] | None = None
 
     def load(self) -> Structures:
         """The structures. Raises DataError where a variable is not set, nothing is found or
         nothing is left.
         """
-        structures = named_or_file(self.data)
+        structures = self._whole()
         if self.published is not None:
             structures = self._published_part(structures)
         if self.near_minimum is not None:
@@ -161,9 +167,22 @@ class DataSpec(BaseModel):
             structures = structures.split((self.limit,), seed=0)[0]
         if not len(structures):
             raise DataError(f"{self.data}: no structure is left after the filters")
+        if self.formal_charges == "neutral":
+            return formal_charges.neutral(structures)
+        if self.formal_charges == "system-names":
+            return formal_charges.from_system_names(structures)
         return structures
 
+    def _whole(self) -> Structures:
+        if isinstance(self.data, str):
+            return named_or_file(self.data)
+        if not self.data:
+            raise ConfigError("data: a list of sets needs at least one")
+        return concatenate([named_or_file(name) for name in self.data])
+
     def _published_part(self, structures: Structures) -> Structures:
+        if not isinstance(self.data, str):
+            raise ConfigError(f"{', '.join(self.data)}: a published part is one of a single set")
         if self.data in set(datasets.names()["name"]):
             parts = registry.published_split(self.data, structures)
         else:
@@ -176,7 +195,7 @@ class DataSpec(BaseModel):
 
 
 # in a grid added to, not replaced
-ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts")
+ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts", "notes")
 # of an arm, not of its objective
 OF_ARM = ("vector", "parts", "after")
 
@@ -216,6 +235,7 @@ class ExperimentSpec(BaseModel):
     search_at: int | None = None
     valid_min: int = 1
     convergence: bool = False
+    notes: dict[str, str] = {}
 
     def experiment(
         self,

@@ -149,7 +149,8 @@ MOLECULES: dict[str, dict[str, Any]] = {
         remarks={
             "seeds": "ours; the paper has one run of each, repeated in S6",
             "sigma": "the target is −ε, so that −∂E/∂x is a force; the published code has +ε, "
-            "Denoise(faithful=True)",
+            "Denoise(faithful=True). The loss is divided by σ², in the published code it is not, "
+            "which AdamW without weight decay and clipping does not see",
             "pretrain_data": "the paper's: all conformations, those that fine-tuning tests on "
             "among them; potkit reports them as leakage",
             "pretrain.warmup": "the published configuration's: 0.7 epochs, then 0.3 at full rate; "
@@ -278,6 +279,7 @@ WATER: dict[str, dict[str, Any]] = {
             "published code takes it off once from the energy of the whole structure",
             "normalize": "the denoise loss is not divided by σ², as in the published code; with "
             "weight decay as an L2 term that matters",
+            "longer": "the paper's Fig. 2; its other figures and tables have no such arm",
         },
     ),
 }

@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "figures",
         "gallery",
         "pages",
+        "paper_map",
+        "paper_settings",
         "picture_export",
         "provenance",
         "published_numbers",

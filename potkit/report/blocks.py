@@ -17,7 +17,7 @@ import pandas as pd
 from ..errors import DataError
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
-from . import published_numbers
+from . import paper_map, paper_settings, published_numbers
 from .tables import MARK, across, markdown, spreads, stored, wide
 from .tables import effects as effects_in_words
 
@@ -134,8 +134,11 @@ def settings(how: dict[str, Any]) -> pd.DataFrame:
 
 
 def _data_name(data: dict[str, Any] | None) -> str:
-    """A data set of an experiment by its name, or by its file's last two parts."""
-    return "–" if data is None else "/".join(Path(data["data"]).parts[-2:])
+    """The data sets of an experiment by their names, or by their files' last two parts."""
+    if data is None:
+        return "–"
+    sets = [data["data"]] if isinstance(data["data"], str) else data["data"]
+    return " + ".join("/".join(Path(name).parts[-2:]) for name in sets)
 
 
 def _training(config: dict[str, Any]) -> str:
@@ -197,7 +200,8 @@ def _change_in_words(row: Any) -> str:
 
 
 BLOCK = re.compile(
-    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics): (\S+) -->\n"
+    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures): (\S+) "
+    r"-->\n"
     r".*?<!-- end -->",
     flags=re.DOTALL,
 )
@@ -218,7 +222,10 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - studies: several comparisons (names joined by commas) side by side;
     - bench: the stored benchmark NAME;
     - numerics: the spread between numbers of threads that `potkit numerics` stored as NAME;
-    - papers: what the papers print for the network NAME.
+    - papers: what the papers print for the network NAME;
+    - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
+    - departures: from the published codes in networks or in other; settings of denoise-paper,
+      masked-paper or the presets; or the notes of the shipped experiments.
 
     Raises DataError where NAME is not stored.
     """
@@ -230,10 +237,32 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
         shown = markdown(printed(name))
     elif kind == "studies":
         shown = markdown(studies(name.split(","), folder))
+    elif kind == "map":
+        shown = markdown(paper_map.of_paper(name, folder))
+    elif kind == "departures":
+        shown = markdown(_departures(name))
     else:
         table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
         shown = _shown(kind, name, table, how, folder)
     return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
+
+
+def _departures(name: str) -> pd.DataFrame:
+    """What differs between here and the papers or their codes, by the kind of it."""
+    if name == "networks":
+        return paper_map.faults()
+    if name == "other":
+        return paper_map.other_faults()
+    if name == "notes":
+        return paper_map.notes()
+    if name == "presets":
+        return paper_settings.networks()
+    papers = {"denoise-paper": "denoise", "masked-paper": "masked"}
+    if name not in papers:
+        raise DataError(
+            f"a block of departures is networks, other, presets, notes or a paper, got {name}"
+        )
+    return paper_settings.table(papers[name])
 
 
 def _shown(

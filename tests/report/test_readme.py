@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "data" / "results"
 README = (ROOT / "README.md").read_text()
 FILLED = ("README.md", "RESULTS.md")
-PAGES = (*FILLED, "CONTRIBUTING.md", "docs/architecture.md")
+PAGES = (
+    *FILLED,
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/papers.md",
+    "docs/questions.md",
+)
 # "12 %", "1.5 ± 0.2", "300 meV", "twice as fast" in numbers: what only a stored table may say
 A_RESULT = re.compile(r"\d\s*%|±|\d\s*(?:meV|ms\b|times as|to [+−-]?\d+ %)")
 
