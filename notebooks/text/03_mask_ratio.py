@@ -4,10 +4,10 @@
 # Masked pretraining takes one hydrogen out of a share ρ (the mask ratio) of the water molecules and asks in which direction it was. The
 # masked paper found ρ between 0.25 and 0.9 best, depending on network and data (its Table 1), found masking oxygen unstable, and left other
 # elements and mixes open. Here the ratio and the elements are scanned on `water-mini`, boxes of flexible water at many densities and
-# temperatures: pretrain without labels, fine-tune on a few labelled frames, test on **boxes that no run has seen**; beside it training from scratch, from scratch for longer, and denoise
-# pretraining.
+# temperatures: pretrain without labels, fine-tune on a few labelled frames, and **choose the ratio on validation boxes**, which are held out from the
+# labels; **test boxes, which no run has seen**, only report what came of it. Beside it training from scratch, from scratch for longer, and denoise pretraining.
 #
-# **The answer in one picture** is the first figure: by how much pretraining changes the force error, against the mask ratio.
+# **The answer in one picture** is the first figure: by how much pretraining changes the force error on validation boxes, against the mask ratio.
 
 # %% tags=["parameters"]
 profile = "quick"  # smoke | quick | paper
@@ -27,13 +27,13 @@ import pandas as pd
 import torch
 
 import potkit
-from potkit import experiments, notebooks, plots, profiles, report
+from potkit import experiments, notebooks, profiles
 
 # network, data and training settings that notebooks 03 and 06 have in common
 shared = profiles.WATER
 run = notebooks.settings(
     profile,
-    smoke=shared["smoke"] | dict(ratios=[0.5], elements=[["O"]], sigmas=[0.1], labels=[4]),
+    smoke=shared["smoke"] | dict(ratios=[0.25, 0.5], elements=[["O"]], sigmas=[0.1], labels=[4]),
     quick=shared["quick"]
     | dict(ratios=[0.25, 0.5, 0.9], elements=[["O"], ["H", "O"]], sigmas=[0.1], labels=[60]),
     paper=shared["paper"]
@@ -107,62 +107,75 @@ for ratio, which in ((0.25, "H"), (0.5, "H"), (0.9, "H"), (0.5, "O")):
     )
 
 # %% [markdown]
-# ## Run (finished runs are loaded, not repeated)
+# ## Chosen on validation boxes (finished runs are loaded, not repeated)
 
 # %%
-runs = profiles.complete(experiments.run(experiment))
-summary = potkit.compare(runs)
-
-# %%
-table = summary[(summary.metric == "forces_mae") & (summary.labels == budget)].set_index("arm")
-scratch, longer = (
-    tuple(1e3 * table.loc[arm, ["mean", "low", "high"]]) for arm in ("scratch", "scratch-longer")
-)
-change = (
-    table.loc[list(masked), ["change_%", "change_low_%", "change_high_%"]]
-    .set_axis(["mean", "low", "high"], axis=1)
-    .assign(ratio=run.ratios)
-)
-chart = plots.scan(
-    change,
-    "ratio",
+metric = profiles.metric(run)
+settings = dict(zip(masked, run.ratios, strict=True))
+choice, tried = profiles.choose(run, experiment, masked)
+trial = notebooks.keep_choice(run, choice, tried, "mask-ratio-choice", "03_mask_ratio")
+trial.chart(
+    "scan",
+    "03_mask_ratio",
+    title=f"Validation boxes: gain after fine-tuning on {int(tried.labels.max())} frames of water",
+    values=settings,
     x_title="mask ratio ρ",
-    y_title="change of force MAE against scratch (%)",
-    reference=(0, 0, 0),
+    metric=metric,
     log_x=False,
-    title=f"Mask ratio: gain after fine-tuning on {budget} frames of water",
 )
-longer_change = float(table.loc["scratch-longer", "change_%"])
-chart.add_hline(
-    y=longer_change,
-    line=dict(color=plots.OKABE_ITO["orange"], dash="dash", width=2),
-    annotation_text="scratch-longer",
-    annotation_position="bottom left",
-)
-plots.show(chart, "03_mask_ratio")
 
 # %% [markdown]
 # Points are means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero pretraining
-# helps. The orange line is the arm without pretraining that trains as many steps more as the pretraining had. The errors themselves, all arms side by side:
+# helps. The ratio with the smallest mean error is taken; what the intervals do not tell from it could as well have been:
 
 # %%
-bars = summary[summary.metric == "forces_mae"].assign(
-    **{c: 1e3 * summary[c] for c in ("mean", "low", "high")}
+trial.say("choice")
+
+# %% [markdown]
+# ## The test boxes report
+#
+# One comparison was declared before these runs: the chosen ratio against scratch-longer. The other elements and denoising are compared with scratch and with the chosen ratio.
+
+# %%
+declared = {"arm": choice.name, "against": "scratch-longer", "metric": metric}
+beside = [*other, *denoise]
+runs = profiles.complete(experiments.run(experiment))
+kept = notebooks.keep_runs(
+    run,
+    experiment,
+    runs,
+    "mask-ratio",
+    "03_mask_ratio",
+    contrasts=[
+        (choice.name, "scratch-longer"),
+        *((arm, "scratch") for arm in [choice.name, "scratch-longer", *beside]),
+        *((arm, choice.name) for arm in beside),
+    ],
+    primary=declared,
 )
-chart = plots.bars(
-    bars.assign(kind=bars.arm.astype(str)),
-    "kind",
-    title=f"All arms, {budget} labelled frames of water",
+
+# %%
+kept.chart(
+    "scan",
+    "03_mask_ratio_test",
+    title=f"Test boxes: gain after fine-tuning on {budget} frames of water",
+    values=settings,
+    x_title="mask ratio ρ",
+    metric=metric,
+    log_x=False,
 )
-plots.show(chart.update_layout(showlegend=False, barmode="overlay"), "03_all_arms")
+
+# %% [markdown]
+# The orange line is the arm without pretraining that trains for as many operations more as the pretraining had (in `paper` as many steps), with its interval as a band. The
+# errors themselves, all arms side by side, and what needs no network:
+
+# %%
+kept.chart("errors", "03_all_arms", title=f"All arms, {budget} labelled frames of water")
 
 # %% [markdown]
 # ## How well the masked atoms are found
 
 # %%
-found = (
-    runs[runs.arm.isin(list(masked | other))].groupby("arm", observed=True)["pretrain_loss"].mean()
-)
 # of water, about; an atom left behind by an H sees it at this angle or at (180° − angle)/2, by an
 # O at the latter
 angle = np.radians(104.5)
@@ -173,54 +186,24 @@ shares = {arm: {"H": 1.0} for arm in masked} | {
 guess = pd.Series(
     {arm: sum(w * alone[e] for e, w in share.items()) for arm, share in shares.items()}
 )
-pd.DataFrame(
-    {"1 − cos (validation)": found, "from the remaining bond alone": guess[found.index]}
-).round(3)
+kept.say("learned")
+guess.round(3).to_frame("1 − cos, from the remaining bond alone")
 
 # %% [markdown]
-# A random guess has 1 − cos = 1. The second column is the best a guess along the remaining bond can do: at the angle of water the missing atom lies on a cone about it.
+# The loss is 1 − cos; a random guess has 1. The second table is the best a guess along the remaining bond can do: at the angle of water the missing atom lies on a cone about it.
 # What is left to be learned is how the molecule is turned about that bond, and that only its neighbours can tell; the more of them are masked too, the
 # less they tell. A removed oxygen leaves a narrower cone than a removed hydrogen.
 #
 # ## In numbers
 
 # %%
-report.wide(summary)
+kept.say("results", "test")
 
 # %%
-best = table.loc[list(masked), "change_%"].idxmin()
-verdict = table.loc[best]
-print(
-    f"Best ratio here: {best}: force MAE {1e3 * verdict['mean']:.0f} meV/Å against "
-    f"{scratch[0]:.0f} from scratch and {longer[0]:.0f} from scratch "
-    f"for longer; change {verdict['change_%']:+.0f} % (95 % interval "
-    f"{verdict['change_low_%']:+.0f} to {verdict['change_high_%']:+.0f} %)."
-)
-spread = table.loc[list(masked), "change_%"]
-print(
-    f"Between the ratios the change differs by {spread.max() - spread.min():.0f} points; "
-    f"the intervals are {(change.high - change.low).mean():.0f} points wide."
-)
-print(
-    "Elements:",
-    "; ".join(
-        f"{arm} {table.loc[arm, 'change_%']:+.0f} % ({table.loc[arm, 'effect']})"
-        for arm in [best, *other]
-    ),
-)
-print(
-    "Denoising:",
-    "; ".join(
-        f"{arm} {table.loc[arm, 'change_%']:+.0f} % ({table.loc[arm, 'effect']})" for arm in denoise
-    ),
-)
-print(
-    f"Training from scratch for longer: {longer_change:+.0f} % "
-    f"({table.loc['scratch-longer', 'effect']})"
-)
+kept.say("verdicts")
 
 # %% [markdown]
-# **What it means.** The sentences above are computed from the runs: "unclear" means that the 95 % interval of the paired change over seeds holds zero; where
-# the ratios differ by less than the intervals are wide, this scan does not tell them apart. `paper` has the masked paper's network, batch, epochs and
+# **What it means.** Tables and sentences above are made of the stored runs. Where an interval holds zero, this scan does not tell the two arms apart, which is not to say
+# that they are the same. `paper` has the masked paper's network, batch, epochs and
 # four seeds on the RPBE-D3 water. For its TIP3P water make that at the paper's size, `potkit data make tip3p-mini --scale paper --out tip3p.h5`, and
 # run with `-p data tip3p.h5`.

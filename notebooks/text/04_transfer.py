@@ -4,7 +4,7 @@
 # Pretraining pays most if one pretrained network serves many tasks. The denoise paper pretrains on small molecules (ANI-1 and ANI-1x) and
 # fine-tunes on isomers (ISO17), drug-like molecules with elements the pretraining never saw (SPICE) and molecules ten times as large
 # (MD22): its Figs 2 and 3. The same here with the embedded stand-ins: pretrain on `ani-mini` once, fine-tune on each of the other
-# sets with few labels, against training from scratch and from scratch for as many steps more as the pretraining had.
+# sets with few labels, against training from scratch and from scratch for as many operations more as the pretraining had.
 #
 # **The answer in one picture** is the first figure: the change of the error by pretraining, for each set and network.
 
@@ -24,16 +24,17 @@ import numpy as np
 import pandas as pd
 
 import potkit
-from potkit import analysis, experiments, notebooks, papers, plots, profiles, report, specs
+from potkit import analysis, experiments, notebooks, papers, profiles, specs
 
 minis, few = (
     ["iso17-mini", "spice-mini", "md22-mini"],
     dict(
         models=["egnn", "painn"],
         separate=[],
-        n_target=30,
+        n_target=320,
         share=0.09,
-        within="structure-within-system",
+        within={"iso17-mini": "block", "md22-mini": "block"},
+        block={"md22-mini": 15},
     ),
 )
 # network, data and training settings that notebooks 02, 04, 05 and 07 have in common
@@ -57,6 +58,8 @@ run = notebooks.settings(
         labels=[1.0],
         n_target=None,
         share=0.0,
+        within={},
+        block={},
     ),
     sets=sets,
     models=models,
@@ -77,7 +80,8 @@ run
 # ## The sets to fine-tune on
 #
 # Sets named in `separate` are fine-tuned molecule by molecule, as the paper does with MD22. Both parts hold conformations of the same molecules (the
-# papers' split; ISO17 comes with its own). With few labels, structures with elements that less than a share `share` of the set's structures have are
+# papers' split; ISO17 comes with its own). Frames of a trajectory that follow each other are alike, so those of the sets in `within` are split by blocks of a
+# twentieth of a trajectory, not one by one. With few labels, structures with elements that less than a share `share` of the set's structures have are
 # left out: nothing could be learned about these.
 
 # %%
@@ -89,13 +93,21 @@ for name in [t for t in targets if t in run.separate]:
     }
 
 
-halved = {name: profiles.pool_and_test(run, s, split=run.within) for name, s in targets.items()}
+def halves(s):
+    how = run.within.get(s.info.get("name"), "structure-within-system")
+    train, test = profiles.pool_and_test(run, s, split=how)
+    return train, profiles.at_most(test, run.n_target)
+
+
+halved = {name: halves(s) for name, s in targets.items()}
 rows = {"pretraining": unlabelled} | targets
 pd.DataFrame(
     {
         k: {
             "structures": len(s),
-            "systems": len(np.unique(s.system)),
+            "molecules": len(np.unique(s.system)),
+            "test structures": len(halved[k][1]) if k in halved else "–",
+            "test molecules": len(np.unique(halved[k][1].system)) if k in halved else "–",
             "atoms": f"{s.n_atoms.min()}–{s.n_atoms.max()}",
             "elements": " ".join(analysis.element_counts(s)),
             "new elements": " ".join(
@@ -131,53 +143,46 @@ def experiment(name, model):
         pretrain_on=unlabelled,
         objectives=arms,
         train=train,
-        test=profiles.at_most(test, run.n_target),
+        test=test,
     )
 
 
-runs = profiles.complete(
-    experiments.run([experiment(name, model) for name in targets for model in run.models])
+grid = [experiment(name, model) for name in targets for model in run.models]
+runs = profiles.complete(experiments.run(grid))
+metric = profiles.metric(run)
+# declared before the runs, for each set and network
+declared = {"arm": "denoise", "against": "scratch-longer", "metric": metric}
+kept = notebooks.keep_runs(
+    run, grid, runs, "transfer", "04_transfer", primary=declared, block=run.block
 )
-summary = potkit.compare(runs)
 
 # %%
-metric, unit = (
-    ("forces_mae", "force MAE (meV/Å)")
-    if run.supervised["forces"]
-    else ("energy_mae", "energy MAE (meV)")
-)
-chosen = summary[summary.metric == metric]
-change = chosen[chosen.arm == "denoise"].assign(
-    mean=lambda t: t["change_%"], low=lambda t: t["change_low_%"], high=lambda t: t["change_high_%"]
-)
-chart = plots.bars(
-    change,
-    "data",
-    arm="model",
-    y_title=f"change of {unit.split(' (')[0]} against scratch (%)",
+kept.chart(
+    "changes",
+    "04_transfer",
     title="What pretraining on small molecules does elsewhere",
+    metric=metric,
 )
-chart.add_hline(y=0, line=dict(color="black", width=1))
-plots.show(chart, "04_transfer")
 
 # %% [markdown]
-# Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero pretraining helps. The errors themselves:
+# Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. The errors themselves, beside
+# predictions that need no network:
 
 # %%
-for model in run.models:
-    errors = chosen[chosen.model == model].assign(
-        **{c: 1e3 * chosen[c] for c in ("mean", "low", "high")}
-    )
-    plots.show(
-        plots.bars(errors, "data", y_title=f"test {unit}", title=f"{model}: all arms"),
-        f"04_errors_{model}",
-    )
+kept.chart("errors", "04_errors", title="All arms, set by set", metric=metric)
+
+# %% [markdown]
+# Energies of whole structures beside least squares over composition, which knows how many atoms of each element there are and nothing else. A network whose
+# energies are no better has learned forces, not energies:
+
+# %%
+kept.chart("errors", "04_energies", title="Energies of whole structures", metric="energy_mae")
 
 # %% [markdown]
 # ## In numbers
 
 # %%
-report.wide(summary, by=["data", "model", "labels"])
+kept.say("results", "test")
 
 # %% [markdown]
 # Beside the paper, where all labels of the public sets were used (its numbers, relative to scratch, for energies):
@@ -189,42 +194,10 @@ printed = papers.table(paper="denoise", table="text 3.4")[
 printed
 
 # %%
-for model in run.models:
-    part = change[change.model == model].set_index("data")
-    longer = chosen[(chosen.model == model) & (chosen.arm == "scratch-longer")].set_index("data")[
-        "change_%"
-    ]
-    words = [
-        f"{name} {r['mean']:+.0f} % ({r['low']:+.0f} to {r['high']:+.0f}, {r['effect']}; "
-        f"from scratch for longer {longer.get(name, np.nan):+.0f} %)"
-        for name, r in part.iterrows()
-    ]
-    print(f"{model}: " + "; ".join(words))
-mean = change.groupby("model")["mean"].mean()
-print(
-    "average over the sets:",
-    ", ".join(f"{m} {v:+.0f} %" for m, v in mean.items()),
-    f"({len(run.seeds)} seeds, {run.labels[-1]} labels)",
-)
-
-# %%
-clear = change[change.effect == "better"]
-worse = change[change.effect == "worse"]
-gap = (
-    change.set_index(["data", "model"])["mean"]
-    - chosen[chosen.arm == "scratch-longer"].set_index(["data", "model"])["change_%"]
-)
-print(
-    f"Pretraining helps beyond its interval in {len(clear)} of {len(change)} cases and harms in "
-    f"{len(worse)}."
-)
-wins = ", ".join(f"{d} {m}" for d, m in gap.index[gap < 0])
-print(
-    f"It does better than training longer in {int((gap < 0).sum())} of {len(gap)} cases: "
-    f"{wins or 'none'}"
-)
+kept.say("verdicts")
 
 # %% [markdown]
-# **What it means.** The sentences above are computed from the runs. One pretraining serves every set here, so its cost is shared; the arm
+# **What it means.** Tables and sentences above are made of the stored runs; each change stands with its interval, and sets and networks are not averaged: they are different questions. One
+# pretraining serves every set here, so its cost is shared; the arm
 # "scratch-longer" pays it anew for each, which is the harder comparison. `quick` trains energies and forces with few labels; `paper` trains energies
 # alone on all labels, as the paper did, with its four networks.

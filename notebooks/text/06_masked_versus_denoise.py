@@ -4,7 +4,7 @@
 # The masked paper compares its pretraining with denoising on water (its Table 1 and Figs 2 and 3) and on the molecules of rMD17 (Table 2), where
 # denoising was said not to scale. Here both, and both together, on the embedded water, pretrained and fine-tuned on the same set as in the paper (the boxes that are
 # tested on are seen by neither), for two networks; then on the molecules of `rmd17-mini`, pretrained on all of them and fine-tuned one by one. Beside
-# them scratch, and scratch for as many steps more as the pretraining had (the paper's Fig. 2).
+# them scratch, and scratch for as many operations more as the pretraining had (in `paper` as many steps, as in the paper's Fig. 2).
 #
 # **The answer in one picture** is the first figure: the change of the force error by each pretraining.
 
@@ -25,7 +25,8 @@ jobs = None  # runs side by side
 import pandas as pd
 
 import potkit
-from potkit import experiments, notebooks, papers, plots, profiles, report, specs
+from potkit import experiments, notebooks, papers, profiles, specs
+from potkit.report import sentences
 
 # network, data and training settings that notebooks 03 and 06 have in common
 shared = profiles.WATER
@@ -143,34 +144,38 @@ def experiment(name, model):
     )
 
 
-runs = profiles.complete(
-    experiments.run([experiment(name, model) for name in run.waters for model in run.models])
+grid = [experiment(name, model) for name in run.waters for model in run.models]
+runs = profiles.complete(experiments.run(grid))
+# declared before the runs, for each water and network
+declared = {"arm": "masked", "against": "denoise", "metric": "forces_mae"}
+
+
+def contrasts(pretrained):
+    against_both = [(arm, base) for arm in pretrained for base in ("scratch", "scratch-longer")]
+    others = [(arm, "denoise") for arm in pretrained if arm != "denoise"]
+    return [*against_both, *others, ("scratch-longer", "scratch")]
+
+
+kept = notebooks.keep_runs(
+    run,
+    grid,
+    runs,
+    "masked-or-denoise-water",
+    "06_masked_versus_denoise",
+    contrasts=contrasts(["masked", "denoise", "both"]),
+    primary=declared,
 )
-summary = potkit.compare(runs)
 
 # %%
-chosen = summary[summary.metric == "forces_mae"].assign(
-    arm=lambda t: t.arm.astype(str), label=lambda t: t.data + ", " + t.model
-)
-change = chosen[chosen.arm != "scratch"].assign(
-    mean=lambda t: t["change_%"], low=lambda t: t["change_low_%"], high=lambda t: t["change_high_%"]
-)
-chart = plots.bars(
-    change,
-    "label",
-    y_title="change of force MAE against scratch (%)",
-    title="Water: what each pretraining brings",
-)
-chart.add_hline(y=0, line=dict(color="black", width=1))
-plots.show(chart, "06_water")
+kept.chart("changes", "06_water", title="Water: what each pretraining brings")
 
 # %% [markdown]
 # Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. Forces and energies in
-# numbers. (In `quick` GNS gives forces as the gradient of its energy: its own decoder, which knows nothing of rotations, learns nothing from so few
+# numbers, beside what needs no network. (In `quick` GNS gives forces as the gradient of its energy: its own decoder, which knows nothing of rotations, learns nothing from so few
 # frames. `paper` has the decoder.)
 
 # %%
-report.wide(summary, by=["data", "model", "labels"])
+kept.say("results", "test")
 
 # %% [markdown]
 # Beside the masked paper's Table 1 (RMSE with all labels of its own sets; ours are other sets and other budgets, so that only signs and rough sizes of the
@@ -190,7 +195,7 @@ printed[["data", "model", "arm", "ratio_or_sigma", "quantity", "metric", "comput
 from types import SimpleNamespace
 
 own = run.organic
-train, test = organic.split(tuple(own["parts"]), seed=0, by="structure-within-system")
+train, test = organic.split(tuple(own["parts"]), seed=0, by=own["split"])
 names = organic.system_names()
 grid = [
     profiles.experiment(
@@ -208,29 +213,27 @@ grid = [
     for molecule in own["molecules"]
 ]
 organic_runs = profiles.complete(experiments.run(grid))
-organic_summary = potkit.compare(organic_runs)
+kept_organic = notebooks.keep_runs(
+    run,
+    grid,
+    organic_runs,
+    "masked-or-denoise-rmd17",
+    "06_masked_versus_denoise",
+    contrasts=contrasts(list(organic_arms)),
+    primary=declared,
+    # a test stretch of a trajectory in rmd17-mini; its frames are as near as neighbours in time
+    block={"rmd17-mini": 15},
+)
 
 # %%
-forces = organic_summary[
-    (organic_summary.metric == "forces_mae") & (organic_summary.arm != "scratch")
-]
-forces = forces.assign(
-    arm=forces.arm.astype(str),
-    mean=forces["change_%"],
-    low=forces["change_low_%"],
-    high=forces["change_high_%"],
-)
-chart = plots.bars(
-    forces,
-    "molecule",
-    y_title="change of force MAE against scratch (%)",
-    title="rMD17's molecules: what each pretraining brings",
-)
-chart.add_hline(y=0, line=dict(color="black", width=1))
-plots.show(chart, "06_rmd17")
+kept_organic.chart("changes", "06_rmd17", title="rMD17's molecules: what each pretraining brings")
+
+# %% [markdown]
+# Frames of a trajectory that follow each other are alike, so a twentieth of a trajectory goes to learning or to the test as a whole.
 
 # %%
-ours = forces[forces.arm == "masked"].set_index("molecule")["mean"]
+ours = kept_organic.table().query("arm == 'masked' and metric == 'forces_mae'")
+ours = ours.set_index("molecule")
 theirs = papers.table(paper="masked", table="Table 2", quantity="forces", metric="MAE change")
 theirs = theirs.assign(molecule=theirs.data.str.removeprefix("rMD17 ")).set_index("molecule")[
     "value"
@@ -240,54 +243,25 @@ same = {
 }
 pd.DataFrame(
     {
-        "masked, change of force MAE (%)": ours.round(1),
+        "masked, change of force MAE": ours.apply(sentences.change, axis=1),
         "masked paper, 50 000 labels (%)": pd.Series(same),
     }
 )
 
 # %%
-report.wide(organic_summary, by=["molecule", "labels"])
-
+kept_organic.say("results", "test")
 
 # %% [markdown]
 # ## In sentences
 
 # %%
-def say(rows, where):
-    by = rows.set_index("arm")
-    words = [
-        f"{arm} {by.loc[arm, 'change_%']:+.0f} % ({by.loc[arm, 'effect']})" for arm in by.index
-    ]
-    first = by["change_%"].idxmin()
-    print(
-        f"{where}: {', '.join(words)}; lowest error: "
-        f"{first if by.loc[first, 'change_%'] < 0 else 'scratch'}."
-    )
-
-
-for label, rows in change.groupby("label", sort=False):
-    say(rows, label)
-for molecule, rows in forces.groupby("molecule", sort=False):
-    say(rows, molecule)
+kept.say("verdicts")
 
 # %%
-every = pd.concat([change.assign(case=change.label), forces.assign(case=forces.molecule)])
-wide = every.pivot_table(index="case", columns="arm", values="change_%", sort=False)
-print(
-    f"Masked beats denoise in {int((wide.masked < wide.denoise).sum())} of {len(wide)} cases; "
-    "the better of the two beats training longer in "
-    f"{int((wide[['masked', 'denoise']].min(axis=1) < wide['scratch-longer']).sum())}."
-)
-pretrained = every[every.arm.isin(["masked", "denoise", "both"])]
-counts = pretrained.effect.value_counts()
-print(
-    f"Of {len(pretrained)} comparisons with scratch {counts.get('better', 0)} are better and "
-    f"{counts.get('worse', 0)} worse beyond the 95 % interval, "
-    f"{counts.get('unclear', 0)} are unclear ({len(run.seeds)} seeds)."
-)
+kept_organic.say("verdicts")
 
 # %% [markdown]
-# **What it means.** The sentences above are computed from the runs. The masked paper's finding that denoising hardly works on large boxes was at σ = 0.5 Å, half the
+# **What it means.** Tables and sentences above are made of the stored runs. The masked paper's finding that denoising hardly works on large boxes was at σ = 0.5 Å, half the
 # length of an O–H bond; `quick` uses a smaller one. `paper` has the published networks, epochs,
 # ratios, σ and four seeds on the RPBE-D3 water, on TIP3P water at the paper's size (make it once: `potkit data make tip3p-mini --scale paper --out
 # $POTKIT_DATA/tip3p.h5`), and on rMD17.

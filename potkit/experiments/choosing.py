@@ -10,7 +10,7 @@ the winner, with its interval.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -79,24 +79,50 @@ def choose(
     label budgets; with the same molecules a second call finds its runs in the store. Raises
     ConfigError for fewer than two candidates, TrainingError where no run ended well.
     """
+    trial = on_validation(experiment, candidates, share, seed, limit)
+    return ranked(experiments.run(trial, progress), list(candidates), metric, trial)
+
+
+def on_validation(
+    experiment: Experiment,
+    candidates: Mapping[str, Objective],
+    share: float = 0.2,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Experiment:
+    """The experiment that `choose` runs: labels from the pool without a ``share`` of its molecules,
+    tested on these.
+
+    Raises ConfigError for fewer than two candidates.
+    """
     if len(candidates) < 2:
         raise ConfigError(f"a choice needs at least two candidates, got {len(candidates)}")
     pool, held_out = validation_molecules(experiment.train, share, seed)
-    molecules = len(set(held_out.system.tolist()))
     if limit is not None and limit < len(held_out):
         held_out = held_out.split((limit,), seed=seed)[0]
-    trial = dataclasses.replace(
+    return dataclasses.replace(
         experiment,
         train=pool,
         test=held_out,
         objectives=dict(candidates),
         variants={},
-        vectors={},
-        parts={},
+        # a candidate is tried as the arm that it may become
+        vectors={a: v for a, v in experiment.vectors.items() if a in candidates},
+        parts={a: p for a, p in experiment.parts.items() if a in candidates},
         primary=None,
         longer=None,
     )
-    runs = experiments.run(trial, progress)
+
+
+def ranked(
+    runs: pd.DataFrame,
+    candidates: Sequence[str],
+    metric: str = "forces_mae",
+    trial: Experiment | None = None,
+) -> Choice:
+    """The best of ``candidates`` in the ``runs`` of `on_validation`. Without the ``trial`` the
+    numbers of molecules and structures are 0: they stand in no table of runs.
+    """
     summary = experiments.compare(runs, [metric])  # raises where no run ended well
     arms = summary[summary["arm"].isin(list(candidates))]
     logs = statistics.over_budgets(runs, metric)
@@ -118,4 +144,7 @@ def choose(
             row |= statistics.change(paired[arm])
             row["verdict"] = statistics.verdict(paired[arm], 1 - level_of[arm])
         rows.append(row)
-    return Choice(name, pd.DataFrame(rows), molecules, len(held_out))
+    table = pd.DataFrame(rows)
+    if trial is None:
+        return Choice(name, table, 0, 0)
+    return Choice(name, table, len(set(trial.test.system.tolist())), len(trial.test))

@@ -16,7 +16,7 @@ on data with a known truth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,7 @@ def effects(
     by: Sequence[str] | None = None,
     method: str = "t",
     primary: Mapping[str, str] | None = None,
+    contrasts: Collection[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
     """What each arm brings over all label budgets: a row per arm, metric and baseline of
     ``against`` that the table has.
@@ -184,7 +185,15 @@ def effects(
     ``verdict`` follows from it: "better", "worse" or "not told from 0 (−15 to +13 %)". That
     interval is at the level Holm tests at, so it always holds 0. A table without a declared
     contrast is one family.
+
+    ``contrasts``: only these (arm, baseline), instead of every arm against every baseline (default:
+    what the runs' attributes note). A variant is compared with its own control so, and a family has
+    no questions that nobody asks.
     """
+    asked = runs.attrs.get("contrasts") if contrasts is None else contrasts
+    if asked:
+        asked = {tuple(pair) for pair in asked}
+        against = [*against, *sorted({b for _, b in asked} - set(against))]
     primary = runs.attrs.get("primary") if primary is None else primary
     rows = []
     ratios = []  # [seeds] of each row: log(error / baseline error)
@@ -198,7 +207,10 @@ def effects(
             for baseline in (b for b in against if b in names):
                 base = np.log(wide.loc[baseline])
                 earlier = against[: 1 + against.index(baseline)]
-                for arm in (n for n in names if n not in earlier):
+                compared = [n for n in names if n not in earlier]
+                if asked:
+                    compared = [n for n in names if (n, baseline) in asked]
+                for arm in compared:
                     logs = _by_unit((np.log(wide.loc[arm]) - base).dropna().mean(axis=1))
                     if not len(logs):
                         continue

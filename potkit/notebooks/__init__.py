@@ -4,8 +4,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["profiles", "runner", "text"],
+    submodules=["profiles", "results", "runner", "text"],
     submod_attrs={
+        "results": ["keep_choice", "keep_runs"],
         "runner": [
             "CHECKED",
             "COMMITTED_PROFILE",
@@ -14,16 +15,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Settings",
             "check_profile",
             "clean",
+            "command",
             "execute",
             "find",
             "keep",
             "parameters",
             "parse_parameter",
             "read",
+            "results_folder",
             "settings",
             "store",
             "summary",
             "tagged",
-        ]
+        ],
     },
 )

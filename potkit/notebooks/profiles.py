@@ -4,9 +4,13 @@ store; see `notebooks.settings`.
 `MOLECULES` belongs to notebooks 02, 04, 05 and 07 (denoise), `WATER` to 03 and 06 (masked), `RMD17`
 to 06. quick is made for minutes on two cores: a small network and few steps. Its σ of 0.1 Å is the
 value of notebook 02's scan nearest to what `noise.propose_sigma` reads from the structures that
-`ani-mini` has to pretrain on (0.125 Å for a share of 0.9, the default; 0.06 to 0.19 Å for shares of
-0.7 to 0.95). It was chosen when the scan was known on notebook 02's test molecules, so gains that
-are measured on these may flatter a little.
+`ani-mini` has to pretrain on (0.125 Å for a share of 0.9, a choice; 0.06 to 0.19 Å for shares of
+0.7 to 0.95). It was fixed when an earlier scan on notebook 02's test molecules was known, so gains
+of it that are measured on these may flatter a little; notebook 02 itself chooses on validation
+molecules.
+
+"scratch-longer" is counted in operations in all of them, but for the masked paper's own arm of its
+Fig. 2, which is counted in epochs.
 
 paper has the papers' networks, data sets, splits, epochs, rates, optimizers and normalisation of
 labels: denoise paper (arXiv 2303.02216) §2.5 and §3, masked paper (arXiv 2402.15921) §2.5, Table 1
@@ -23,7 +27,8 @@ that were published with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,10 +38,11 @@ import pandas as pd
 from .. import models
 from ..datasets import registry, splits
 from ..errors import PotkitError
-from ..experiments import yaml_form
+from ..experiments import choosing, yaml_form
+from ..experiments import experiment as experiments
 from ..experiments.experiment import Experiment
 from ..experiments.given_validation import GivenValidation
-from ..objectives import Supervised
+from ..objectives import Objective, Supervised
 from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
 from . import runner
@@ -67,7 +73,7 @@ MOLECULES: dict[str, dict[str, Any]] = {
         pretrain=dict(steps=2, batch_size=8, lr=2e-3),
         finetune=dict(steps=2, batch_size=8, lr=5e-3),
         supervised=dict(energy=1, forces=100, loss_function="mse"),
-        longer="steps",
+        longer="operations",
         jobs=1,
         by_set={},
         guesses={},
@@ -92,7 +98,7 @@ MOLECULES: dict[str, dict[str, Any]] = {
         pretrain=dict(steps=400, batch_size=16, lr=5e-3, validate_every=200, eval_batch_size=256),
         finetune=dict(steps=200, batch_size=8, lr=5e-3, eval_batch_size=256),
         supervised=dict(energy=1, forces=100, loss_function="mse"),
-        longer="steps",
+        longer="operations",
         jobs=2,
         by_set={},
         guesses={},
@@ -133,7 +139,7 @@ MOLECULES: dict[str, dict[str, Any]] = {
             normalization="mean-std",
         ),
         supervised=dict(energy=1, forces=0, loss_function="mse"),
-        longer="time",
+        longer="operations",
         jobs=1,
         by_set={
             "iso17": dict(published=["train", "valid", "test_other"], finetune=_AS_STORED),
@@ -188,7 +194,7 @@ WATER: dict[str, dict[str, Any]] = {
         pretrain=dict(steps=2, batch_size=2, lr=2e-3),
         finetune=dict(steps=2, batch_size=2, lr=5e-3),
         supervised=dict(energy=1, forces=100, loss_function="mse"),
-        longer="steps",
+        longer="operations",
         jobs=1,
         by_set={},
         guesses={},
@@ -212,7 +218,7 @@ WATER: dict[str, dict[str, Any]] = {
         pretrain=dict(steps=250, batch_size=2, lr=5e-3, validate_every=125, eval_batch_size=16),
         finetune=dict(steps=150, batch_size=2, lr=5e-3, validate_every=30, eval_batch_size=16),
         supervised=dict(energy=1, forces=100, loss_function="mse"),
-        longer="steps",
+        longer="operations",
         jobs=2,
         by_set={},
         guesses={},
@@ -294,6 +300,7 @@ RMD17: dict[str, dict[str, Any]] = {
         ratio=0.5,
         sigma=0.1,
         parts=[0.8, None],
+        split="block",
         n_pretrain=60,
         n_test=8,
         labels=[10],
@@ -311,6 +318,7 @@ RMD17: dict[str, dict[str, Any]] = {
         ratio=0.5,
         sigma=0.1,
         parts=[0.8, None],
+        split="block",
         n_pretrain=3000,
         n_test=60,
         labels=[50],
@@ -337,6 +345,7 @@ RMD17: dict[str, dict[str, Any]] = {
         ratio=0.5,
         sigma=0.5,
         parts=[51_000, None],
+        split="structure-within-system",
         n_pretrain=None,
         n_test=None,
         labels=[51_000],
@@ -419,6 +428,30 @@ def common(structures: Structures, share: float) -> Structures:
     ]
     rows = np.setdiff1d(np.arange(len(structures)), owner[~np.isin(structures.z, kept)])
     return structures if len(rows) == len(structures) else structures[rows]
+
+
+def metric(run: SimpleNamespace) -> str:
+    """What the notebook's comparisons are about: forces, or energies where nothing else is
+    trained.
+    """
+    return "forces_mae" if run.supervised["forces"] else "energy_mae"
+
+
+def choose(
+    run: SimpleNamespace, experiment: Experiment, candidates: Mapping[str, Objective]
+) -> tuple[choosing.Choice, pd.DataFrame]:
+    """The best of ``candidates`` on molecules held out from the pool of ``experiment``, and the
+    runs that say so; see `choosing.choose`. The test set has no part in it.
+
+    Label budgets that are shares are those of what is left of the pool. Raises as `choosing.choose`
+    does, and where a run failed.
+    """
+    given = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(Experiment)}
+    rest, _ = choosing.validation_molecules(experiment.train)
+    plain = Experiment(**given | {"labels": budgets(run.labels, rest)})
+    trial = choosing.on_validation(plain, candidates, limit=run.n_test)
+    runs = complete(experiments.run(trial))
+    return choosing.ranked(runs, list(candidates), metric(run), trial), runs
 
 
 def complete(runs: pd.DataFrame) -> pd.DataFrame:

@@ -501,22 +501,28 @@ def store() -> Path:
     return Path(os.environ.get("POTKIT_RUNS") or _root() / "runs" / "store")
 
 
-def keep(table: Any, name: str, notebook: str, profile: str) -> Path:
-    """Store a notebook's result with its command, commit and hardware; returns the CSV's path.
-
-    In data/results where the figures go to figures/ (`potkit run --inplace`, JupyterLab), else in
-    results/ beside them, as in profile smoke.
+def results_folder(profile: str) -> Path:
+    """Where a notebook's tables go: data/results where the figures go to figures/ (`potkit run
+    --inplace`, JupyterLab), else results/ beside them; runs/results in profile smoke.
     """
     from ..report import figures as plots
-    from ..report import tables as report
 
     committed = plots.folder().resolve() == (_root() / "figures").resolve()
     if profile == "smoke":
-        folder = _root() / "runs" / "results"
-    elif committed:
-        folder = _root() / "data" / "results"
-    else:
-        folder = plots.folder().parent / "results"
-    return report.store(
-        table, name, f"potkit run notebooks/{notebook}.ipynb --profile {profile} --inplace", folder
-    )
+        return _root() / "runs" / "results"
+    return _root() / "data" / "results" if committed else plots.folder().parent / "results"
+
+
+def command(notebook: str, profile: str) -> str:
+    """What makes a notebook's tables anew."""
+    return f"potkit run notebooks/{notebook}.ipynb --profile {profile} --inplace"
+
+
+def keep(table: Any, name: str, notebook: str, profile: str) -> Path:
+    """Store a notebook's result with its command, commit and hardware; returns the CSV's path.
+
+    The folder is that of `results_folder`. A comparison's runs are stored by `results.keep_runs`.
+    """
+    from ..report import tables as report
+
+    return report.store(table, name, command(notebook, profile), results_folder(profile))

@@ -16,6 +16,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "picture_export",
         "provenance",
         "published_numbers",
+        "sentences",
+        "stored_figures",
         "structures_3d",
         "tables",
         "time_figures",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 from ..errors import DataError
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
-from . import paper_map, paper_settings, published_numbers
+from . import paper_map, paper_settings, published_numbers, sentences
 from .tables import MARK, across, markdown, spreads, stored, wide
 from .tables import effects as effects_in_words
 
@@ -200,12 +200,20 @@ def _change_in_words(row: Any) -> str:
 
 
 BLOCK = re.compile(
-    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures): (\S+) "
-    r"-->\n"
-    r".*?<!-- end -->",
+    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
+    r"|verdicts|test|choice|saved|learned): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
+
+# kind of block -> ending of the stored table it is made of, and how
+SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
+    "verdicts": ("-effects", sentences.verdicts),
+    "test": ("-test", sentences.test_set),
+    "choice": ("-runs", sentences.choice),
+    "saved": ("-runs", sentences.saved),
+    "learned": ("-runs", sentences.learned),
+}
 
 PAGE = Kind("a page with generated blocks", lambda path: BLOCK.search(path.read_text()) is not None)
 
@@ -223,6 +231,11 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - bench: the stored benchmark NAME;
     - numerics: the spread between numbers of threads that `potkit numerics` stored as NAME;
     - papers: what the papers print for the network NAME;
+    - verdicts: the stored changes of the experiment NAME as sentences;
+    - test: its errors on the test set, with intervals over molecules;
+    - choice: what the runs NAME on validation molecules chose;
+    - saved: what labels are worth in the experiment NAME, and slopes;
+    - learned: the losses of its pretrainings;
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
     - departures: from the published codes in networks or in other; settings of denoise-paper,
       masked-paper or the presets; or the notes of the shipped experiments.
@@ -237,6 +250,9 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
         shown = markdown(printed(name))
     elif kind == "studies":
         shown = markdown(studies(name.split(","), folder))
+    elif kind in SENTENCES:
+        ending, say = SENTENCES[kind]
+        shown = say(stored(name + ending, folder)[0])
     elif kind == "map":
         shown = markdown(paper_map.of_paper(name, folder))
     elif kind == "departures":

@@ -30,6 +30,26 @@ def points(page: str) -> dict[str, np.ndarray]:
     return _points(traces)
 
 
+def draws(page: str) -> bool:
+    """Whether a page draws a figure."""
+    return _CALL.search(page) is not None
+
+
+def shows(page: str) -> dict[str, Any] | None:
+    """What `stored_figures.draw` noted in a figure's page: kind, name and options; None where
+    the figure was not drawn from stored tables alone.
+
+    Raises DataError for a page without a figure.
+    """
+    call = _CALL.search(page)
+    if call is None:
+        raise DataError("not the page of a figure: it draws nothing")
+    reader = json.JSONDecoder()
+    _, end = reader.raw_decode(page, call.end())
+    layout, _ = reader.raw_decode(page, page.index("{", end))
+    return (layout.get("meta") or {}).get("potkit")
+
+
 def points_of(chart: go.Figure) -> dict[str, np.ndarray]:
     """The same of a figure that is not written yet."""
     return _points(json.loads(chart.to_json())["data"])

@@ -8,6 +8,10 @@ NAME-baselines.csv. The picture figures/NAME.html shows NAME.csv. Runs are store
 significant digits, so numbers agree where they differ by no more than those digits allow; numbers
 inside words by one in their last place. NAME-baselines.csv follows from NAME.yaml and the data; it
 is recomputed on demand.
+
+Pictures that `stored_figures.draw` made say what they show, and are drawn again; so are the blocks
+(`blocks.fill`) that the cells of notebooks put out. NAME-test.csv follows from NAME-test-errors.csv
+(`structure_errors.summarise`).
 """
 
 from __future__ import annotations
@@ -23,9 +27,16 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..experiments import baselines, convergence, numerics, statistics, yaml_form
+from ..experiments import (
+    baselines,
+    convergence,
+    numerics,
+    statistics,
+    structure_errors,
+    yaml_form,
+)
 from ..structures.storage import replacing
-from . import blocks, figures, gallery, pages, provenance
+from . import blocks, figures, gallery, pages, provenance, stored_figures
 from . import tables as report
 
 if TYPE_CHECKING:
@@ -95,6 +106,7 @@ DERIVED: dict[str, Callable[[pd.DataFrame, pd.DataFrame | None], pd.DataFrame]] 
 # tables that follow from another one than runs: ending of the one they follow from
 OTHERS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "-threads": numerics.summarise,
+    "-errors": structure_errors.summarise,
 }
 
 
@@ -127,9 +139,11 @@ def stored_runs(name: str, folder: str | Path = "data/results") -> pd.DataFrame:
         how = json.loads(about.read_text())
     declared = how.get("experiment") or {}
     cells = declared if isinstance(declared, list) else [declared]
-    contrasts = [c["primary"] for c in cells if c.get("primary")]
+    contrasts = [c["primary"] for c in [*cells, how] if c.get("primary")]
     if contrasts:
         runs.attrs["primary"] = contrasts[0]
+    if how.get("contrasts"):
+        runs.attrs["contrasts"] = [tuple(pair) for pair in how["contrasts"]]
     return runs
 
 
@@ -151,8 +165,8 @@ def picture(name: str, folder: str | Path = "data/results") -> go.Figure:
 def verify(
     folder: str | Path = "data/results", root: str | Path = ".", data: bool = False
 ) -> Verification:
-    """Recompute every derived table in ``folder``, every block of the documents in ``root`` that
-    shows one, and the points of the pictures in figures/ there.
+    """Recompute every derived table in ``folder``, every block of the documents in ``root`` and of
+    what its notebooks put out, and the points of the pictures in figures/ there.
 
     ``data``: also the baselines, from the data their experiments name (GFN2-xTB takes minutes).
     Raises DataError where there is no such folder, nothing to verify in it, or no such data.
@@ -207,9 +221,46 @@ def verify(
             # a block names a table that is not there, or not what it should be
             row = {"where": document, "row": "", "column": "block"}
             rows.append(row | {"stored": "", "recomputed": str(error)})
+    for path in sorted((root / "figures").glob("*.html")):
+        text = path.read_text(encoding="utf-8")
+        shown = pages.shows(text) if pages.draws(text) else None
+        if shown is not None:
+            where = f"figures/{path.name}"
+            rows += [{"where": where, **d} for d in _redrawn(text, shown, folder)]
+            pictures.append(where)
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        said = [text for text in _said(path) if blocks.BLOCK.search(text)]
+        where = f"notebooks/{path.name}"
+        for text in said:
+            try:
+                lines = _lines(text, blocks.fill(text, folder))
+            except DataError as error:
+                lines = [{"row": "", "column": "block", "stored": "", "recomputed": str(error)}]
+            rows += [{"where": where, **d} for d in lines]
+        documents += [where] if said else []
     columns = ["where", "row", "column", "stored", "recomputed"]
     found = pd.DataFrame(rows, columns=columns)
     return Verification(tables, cells, documents, pictures, alone, found)
+
+
+def _redrawn(page: str, shown: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Where a page's points are not those of the same picture drawn from the stored tables."""
+    try:
+        again = stored_figures.draw(shown["kind"], shown["name"], folder, **shown["options"])
+    except DataError as error:
+        return [{"row": "", "column": "picture", "stored": "", "recomputed": str(error)}]
+    return _points_differ(pages.points(page), pages.points_of(again))
+
+
+def _said(notebook: Path) -> list[str]:
+    """The Markdown that the cells of a notebook put out."""
+    texts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            text = output.get("data", {}).get("text/markdown")
+            if text is not None:
+                texts.append(text if isinstance(text, str) else "".join(text))
+    return texts
 
 
 def _baselines_again(name: str, known: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -223,6 +274,7 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
     documents' blocks; the paths of what changed.
 
     Where the runs come from stays in a table's JSON; "derived" says what made the table of them.
+    What notebooks put out is made anew by executing them (`potkit run --inplace`).
     """
     folder, root = Path(folder), Path(root)
     changed = []

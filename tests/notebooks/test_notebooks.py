@@ -427,6 +427,28 @@ def test_notebooks_share_their_pretrained_networks(shared, objective, at_least):
     assert len(sharing) >= at_least and len(folders) == 1, folders
 
 
+TRAINING = [p for p in COMMITTED if "experiments.run(" in p.read_text()]
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
+def test_notebooks_that_train_keep_their_runs_and_type_no_result(path):
+    """Verdicts are sentences made of stored tables; counting, subtracting and typing them is not
+    how a notebook says something.
+    """
+    cells = runner.read(path).cells
+    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    assert code.count("notebooks.keep_runs(") >= 1 and '.say("verdicts")' in code.replace(
+        '"saved", ', ""
+    )
+    assert not re.search(r"idxmin|\.effect\b|\[.effect.\]", code)
+    assert not re.search(r"\d (?:meV|%)(?! (?:of|interval))", prose.replace("5 % of ANI", ""))
+
+
+def test_six_notebooks_train():
+    assert len(TRAINING) >= 6
+
+
 # --- notebooks as text --------------------------------------------------------------------------
 
 

@@ -149,7 +149,7 @@ OURS: dict[str, dict[str, list[Any]]] = {
     "profile denoise": {
         **GUESSED,
         "denoise.normalize": [True],
-        "longer": ["time"],
+        "longer": ["operations"],
         "seeds": [3],
         "model.formal_charges": [False],
     },

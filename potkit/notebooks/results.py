@@ -1,0 +1,154 @@
+"""What a notebook's comparison leaves behind: its runs as tables, and pictures and sentences that
+are made of these tables alone, so that `potkit verify` recomputes whatever the notebook shows.
+
+    kept = notebooks.keep_runs(run, experiments, runs, "noise-scale", "02_noise_scale")
+    kept.chart("changes", "02_noise_scale", title="…")
+    kept.say("verdicts")
+
+Stored are NAME-runs, NAME (`statistics.summarise`), NAME-effects, NAME-baselines, NAME-test-errors
+(the errors of each test structure) and NAME-test, in data/results where the figures go to figures/
+(`potkit run --inplace`), else beside the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+
+from ..errors import ConfigError
+from ..experiments import baselines, statistics, structure_errors
+from ..experiments import experiment as experiments
+from ..experiments.choosing import Choice
+from ..experiments.experiment import Experiment
+from ..report import blocks, figures, stored_figures
+from ..report import tables as report
+from . import runner
+
+MOST = 3000  # test structures whose errors are stored one by one; ANI-1x would be gigabytes
+UNTOLD = (
+    "*Profile smoke: networks of a few steps, so there are no verdicts here; "
+    "`quick` and `paper` have them.*"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The stored comparison ``name`` in ``folder``, as `keep_runs` wrote it for ``profile``."""
+
+    name: str
+    folder: Path
+    profile: str
+
+    def table(self, ending: str = "") -> pd.DataFrame:
+        """A stored table: the summary, or that with ``ending`` ("-runs", "-effects", "-test")."""
+        return report.stored(self.name + ending, self.folder)[0]
+
+    def markdown(self, kind: str, ending: str = "") -> str:
+        """The block ``kind`` (see `report.blocks.fill`) of the tables stored under this name;
+        verdicts and choices have none in profile smoke.
+        """
+        if self.profile == "smoke" and kind in ("verdicts", "choice", "saved"):
+            return UNTOLD
+        empty = f"<!-- {kind}: {self.name}{ending} -->\n<!-- end -->"
+        return blocks.fill(empty, self.folder)
+
+    def say(self, *kinds: str) -> None:
+        """Show blocks in a notebook, one below the other."""
+        from IPython.display import Markdown, display
+
+        for kind in kinds:
+            display(Markdown(self.markdown(kind)))
+
+    def chart(self, kind: str, figure: str, **options: Any) -> None:
+        """Draw a picture of the stored tables (see `report.stored_figures`), show it and save it as
+        ``figure``.
+        """
+        figures.show(stored_figures.draw(kind, self.name, self.folder, **options), figure)
+
+
+def keep_runs(
+    run: SimpleNamespace,
+    grid: Experiment | Sequence[Experiment],
+    runs: pd.DataFrame,
+    name: str,
+    notebook: str,
+    contrasts: Sequence[tuple[str, str]] | None = None,
+    primary: Mapping[str, str] | None = None,
+    block: Mapping[str, int] | None = None,
+    tidy: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+) -> Kept:
+    """Store finished ``runs`` of ``grid`` (of `experiments.run`) and all that follows from them
+    under ``name``.
+
+    ``run``: the notebook's settings. ``contrasts``: the (arm, baseline) pairs that are asked about
+    (default: every arm against scratch and scratch-longer), and ``primary`` the one declared before
+    the runs; see `statistics.effects`. ``block``: see `structure_errors.of_experiments`. ``tidy``
+    is applied to each table, to name arms and columns as the notebook does. Raises ConfigError for
+    a contrast between arms that there are not, and as `report.store` does.
+    """
+    several = [grid] if isinstance(grid, Experiment) else list(grid)
+    tidy = tidy or (lambda table: table)
+    told = tidy(runs)
+    for column in ("pretrain_seed", "label_draw"):
+        if column in runs and column not in told:
+            raise ConfigError(f"tidying lost the column {column!r} of the runs")
+    known = set(told["arm"])
+    for pair in contrasts or ():
+        if strange := set(pair) - known:
+            raise ConfigError(f"contrast: no arm {min(strange)!r}; there are {', '.join(known)}")
+    declared = primary or runs.attrs.get("primary")
+    told.attrs = {}
+    if declared:
+        told.attrs["primary"] = dict(declared)
+    if contrasts:
+        told.attrs["contrasts"] = list(contrasts)
+    trivial = tidy(baselines.of_experiments(several))
+    errors = tidy(structure_errors.of_experiments(several, runs, MOST, block))
+    folder = runner.results_folder(run.profile)
+    command = runner.command(notebook, run.profile)
+
+    def store(table: pd.DataFrame, ending: str, **notes: Any) -> None:
+        report.store(table, f"{name}{ending}", command, folder, **notes)
+
+    store(told, "-runs")
+    # what follows is made of what was stored: six digits, as `verify` reads them
+    again = report.stored(f"{name}-runs", folder)[0]
+    again.attrs = dict(told.attrs)
+    by = statistics.grouping(again)
+    summary = statistics.summarise(again, statistics.METRICS, by=by)
+    if len(trivial):
+        store(trivial, "-baselines")
+        summary = baselines.mark(summary, report.stored(f"{name}-baselines", folder)[0])
+    notes: dict[str, Any] = {"leakage": runs.attrs.get("leakage", [])}
+    if declared:
+        notes["primary"] = dict(declared)
+    if contrasts:
+        notes["contrasts"] = [list(pair) for pair in contrasts]
+    store(summary, "", **notes)
+    effects = statistics.effects(again)
+    if len(effects):
+        store(effects, "-effects")
+    store(errors, "-test-errors")
+    sampled = structure_errors.summarise(report.stored(f"{name}-test-errors", folder)[0])
+    store(sampled, "-test")
+    return Kept(name, folder, run.profile)
+
+
+def keep_choice(
+    run: SimpleNamespace, choice: Choice, runs: pd.DataFrame, name: str, notebook: str
+) -> Kept:
+    """Store the runs on validation molecules that made a ``choice`` (`profiles.choose`), with their
+    summary.
+    """
+    folder = runner.results_folder(run.profile)
+    command = runner.command(notebook, run.profile)
+    report.store(runs, f"{name}-runs", command, folder)
+    again = report.stored(f"{name}-runs", folder)[0]
+    size = f"{choice.structures} structures of {choice.molecules} systems"
+    report.store(experiments.compare(again), name, command, folder, validation=size)
+    return Kept(name, folder, run.profile)

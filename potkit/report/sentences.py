@@ -1,0 +1,218 @@
+"""Sentences and small tables that say what stored runs say: each change with its interval, each
+verdict as `statistics.verdict` words it.
+
+Every function takes tables as they are stored and returns Markdown, so that `blocks.fill` can write
+a page or a notebook's output anew, and `verify` can compare.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError
+from ..experiments import choosing, statistics, structure_errors
+from .tables import UNITS, markdown
+
+OWN = ("scratch", "scratch-longer")
+
+
+MOST = 999  # %: an end of an interval beyond it says no more than that
+
+
+def percent(value: float) -> str:
+    """ "+13" or "−5": a change in %, with the sign that the verdicts have; "> +999" beyond."""
+    return f"> +{MOST}" if value > MOST else f"{value:+.0f}".replace("-", "−")
+
+
+def _shortened(verdict: str) -> str:
+    """A verdict of `statistics.verdict` without an end of so many digits that nobody reads it."""
+    return re.sub(r"\+\d{4,}", f"> +{MOST}", verdict)
+
+
+def change(row: Any) -> str:
+    """ "−10 % (−22 to +3 %)" of a row with change_% and its interval."""
+    text = f"{percent(row['change_%'])} %"
+    if pd.isna(row["change_low_%"]):
+        return text
+    return f"{text} ({percent(row['change_low_%'])} to {percent(row['change_high_%'])} %)"
+
+
+def verdicts(effects: pd.DataFrame) -> str:
+    """A line for each arm and baseline of a table of `statistics.effects`: both metrics, each
+    change with its interval and its verdict. Raises DataError for a table without verdicts.
+    """
+    if "verdict" not in effects:
+        raise DataError("a table of effects without the column 'verdict' says nothing")
+    by = list(effects.columns[: list(effects.columns).index("arm")])
+    seeds = sorted(set(effects["seeds"]))
+    over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    lines = [
+        f"Changes over {over} pretrainings, in brackets the 95 % interval of one comparison alone. "
+        "What is not told from 0 has behind it the interval that counts all comparisons of its "
+        "family (Holm)."
+    ]
+    declared = effects[effects["family"] == "primary"]
+    if len(declared):
+        first = declared.iloc[0]
+        lines[0] += (
+            f" Declared before the runs: {first['arm']} against {first['against']}, "
+            f"{UNITS[first['metric']][0]}; the other {len(effects) - len(declared)} are one family."
+        )
+    else:
+        lines[0] += f" The {len(effects)} comparisons here are one family."
+    lines.append("")
+    for key, part in effects.groupby([*by, "arm", "against"], sort=False):
+        *where, arm, against = key
+        name = ", ".join(map(str, where))
+        said = [
+            f"{structure_errors.NAMES[r['metric']][0]} {change(r)}: {_shortened(r['verdict'])}"
+            for r in part.to_dict("records")
+        ]
+        lines.append(
+            f"- {f'{name}: ' if name else ''}**{arm}** against {against}: {'; '.join(said)}"
+        )
+    return "\n".join(lines)
+
+
+def test_set(table: pd.DataFrame) -> str:
+    """A table of `structure_errors.summarise`: an arm per row, a column per metric, and what the
+    test set is worth.
+    """
+    by = list(table.columns[: list(table.columns).index("arm")])
+    rows = []
+    for key, part in table.groupby([*by, "arm"], sort=False):
+        row = dict(zip([*by, "arm"], key, strict=True))
+        for r in part.to_dict("records"):
+            name, unit, scale = structure_errors.NAMES[r["metric"]]
+            text = f"{scale * r['mean']:.3g}"
+            if np.isfinite(r["low"]):
+                text += f" [{scale * r['low']:.3g} to {scale * r['high']:.3g}]"
+            row[f"{name} ({unit})"] = text
+        row["test structures"] = worth(part)
+        rows.append(row)
+    note = (
+        "In brackets 95 % intervals over the systems (or stretches of a trajectory) of the test "
+        "set, for these networks: what other ones would do. So many structures are worth as many "
+        "independent ones as the last column says. Relative energies are centred in each system."
+    )
+    return f"{markdown(pd.DataFrame(rows).fillna(''))}\n\n{note}"
+
+
+def worth(table: pd.DataFrame) -> str:
+    """ "300 structures of 78 systems, worth 93" of rows of `structure_errors.summarise`: forces, or
+    else energies. Never worth more than there are.
+    """
+    metric = "forces_mae" if (table["metric"] == "forces_mae").any() else "energy_mae"
+    r = table[table["metric"] == metric].iloc[0]
+    text = f"{r['structures']:.0f} structures of {r['clusters']:.0f} {r['of']}"
+    if not np.isfinite(r["effective"]):
+        return text
+    return f"{text}, worth {min(r['effective'], r['structures']):.0f}"
+
+
+def choice(runs: pd.DataFrame, metric: str | None = None) -> str:
+    """What was chosen on validation molecules, of the runs of `choosing.on_validation`."""
+    metric = metric or metric_of(runs)
+    label, unit, scale = UNITS[metric]
+    arms = [a for a in dict.fromkeys(runs["arm"]) if a not in OWN]
+    found = choosing.ranked(runs, arms, metric)
+    rows = []
+    for r in found.table.to_dict("records"):
+        text = f"{scale * r['mean']:.1f}"
+        if np.isfinite(r["low"]):
+            text += f" [{scale * r['low']:.1f} to {scale * r['high']:.1f}]"
+        chosen = r["arm"] == found.name
+        told = "worse" if r["verdict"] == "worse" else "not told from it"
+        against = "" if chosen else f"{change(r)}: {told}"
+        rows.append(
+            {
+                "arm": r["arm"],
+                "seeds": r["seeds"],
+                f"{label} on validation molecules ({unit})": text,
+                f"against {found.name}": "chosen" if chosen else against,
+            }
+        )
+    return f"{markdown(pd.DataFrame(rows))}\n\n{chosen_in_words(found)}"
+
+
+def chosen_in_words(found: choosing.Choice) -> str:
+    """ "Chosen: denoise 0.1. Not told from it: …" of a `choosing.Choice`."""
+    others = found.table[found.table["arm"] != found.name]
+    told = others.loc[others["verdict"] == "worse", "arm"]
+    left = [a for a in others["arm"] if a not in set(told)]
+    text = f"Chosen, because it has the smallest mean error: {found.name}."
+    return (
+        f"{text} Not told from it: {', '.join(left)}."
+        if left
+        else f"{text} All others are told to be worse."
+    )
+
+
+def saved(runs: pd.DataFrame, metric: str | None = None) -> str:
+    """What labels are worth to scratch and to scratch-longer, and the learning curves' slopes, a
+    line each.
+    """
+    metric = metric or metric_of(runs)
+    by = [c for c in statistics.grouping(runs) if c != "labels"]
+    lines = []
+    laws = statistics.learning_curves(runs, metric, by)
+    for key, part in laws.groupby(by, sort=False) if by else [((), laws)]:
+        said = ", ".join(_slope(r) for r in part.to_dict("records"))
+        lines.append(f"- {_where(key)}slopes of {UNITS[metric][0]} over labels: {said}")
+    for baseline in [b for b in OWN if b in set(runs["arm"])]:
+        table = statistics.labels_saved(runs, metric, by, baseline)
+        table = table[~table["arm"].isin(OWN)]
+        for key, part in table.groupby([*by, "arm"], sort=False):
+            *where, arm = key
+            said = list(dict.fromkeys(_saved_in_words(r) for r in part.to_dict("records")))
+            lines.append(f"- {_where(where)}**{arm}** against {baseline}: {'; '.join(said)}")
+    return "\n".join(lines).replace("-0.", "−0.")
+
+
+def _slope(row: dict[str, Any]) -> str:
+    """ "denoise −0.20 (−0.24 to −0.16), +0.05 (−0.01 to +0.11) more than scratch"."""
+    text = f"{row['arm']} {row['slope']:.2f} ({row['slope_low']:.2f} to {row['slope_high']:+.2f})"
+    if pd.isna(row.get("slope_change")):
+        return text
+    low, high = row["slope_change_low"], row["slope_change_high"]
+    return f"{text}, {row['slope_change']:+.2f} ({low:+.2f} to {high:+.2f}) to scratch's"
+
+
+def learned(runs: pd.DataFrame) -> str:
+    """The pretraining's own loss on validation structures, a row per arm that was pretrained."""
+    good = runs[runs["pretrain_loss"].notna()]
+    by = [c for c in statistics.grouping(runs) if c != "labels"]
+    rows = []
+    # the runs of all label budgets and variants share a pretraining
+    for key, part in good.groupby([*by, "arm"], sort=False):
+        unit = "pretrain_seed" if "pretrain_seed" in part else "seed"
+        losses = part.drop_duplicates(unit)["pretrain_loss"]
+        mean, low, high = np.exp(statistics.interval(np.log(losses)))
+        row = dict(zip([*by, "arm"], key, strict=True)) | {"seeds": len(losses)}
+        text = f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f} to {high:.3f}]")
+        rows.append(row | {"loss of pretraining (validation)": text})
+    return markdown(pd.DataFrame(rows))
+
+
+def _saved_in_words(row: dict[str, Any]) -> str:
+    if not row["given"]:
+        return f"what labels are worth is not told: {row['why']}"
+    return f"{row['labels']} labels do as well as {statistics.needs_in_words(row)}"
+
+
+def _where(key: Any) -> str:
+    parts: Sequence = key if isinstance(key, (tuple, list)) else (key,)
+    name = ", ".join(map(str, parts))
+    return f"{name}: " if name else ""
+
+
+def metric_of(runs: pd.DataFrame) -> str:
+    """The metric a comparison is about: forces, or energies where no network gives forces."""
+    good = runs[runs["status"] == "ok"] if "status" in runs else runs
+    nothing = "forces_mae" not in good or good["forces_mae"].isna().all()
+    return "energy_mae" if nothing else "forces_mae"

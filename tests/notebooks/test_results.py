@@ -1,0 +1,168 @@
+"""What a notebook keeps follows from its runs, and what was changed by hand is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+import potkit
+from potkit.errors import ConfigError
+from potkit.experiments import experiment as experiments
+from potkit.experiments import statistics
+from potkit.notebooks import profiles, results, runner
+from potkit.report import figures, pages, stored_figures, verify
+
+TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
+QUICK = SimpleNamespace(profile="quick")
+PRIMARY = {"arm": "narrow", "against": "scratch", "metric": "forces_mae"}
+ASKED = [("narrow", "scratch"), ("wide", "narrow")]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    structures = potkit.load("ani-mini")[::20]
+    train, test = structures.split((0.8, 0.2), by="system")
+    config = potkit.TrainConfig(steps=2, batch_size=4, progress=False)
+    return experiments.Experiment(
+        model=TINY,
+        train=train,
+        test=test[:30],
+        labels=[10, 20],
+        pretrain_on=train[:60],
+        seeds=[0, 1],
+        objectives={"narrow": potkit.Denoise(sigma=0.05), "wide": potkit.Denoise(sigma=0.3)},
+        pretrain_config=config,
+        finetune_config=config,
+        store=tmp_path_factory.mktemp("store"),
+        longer=None,
+        columns={"data": "ani-mini"},
+    )
+
+
+@pytest.fixture
+def kept(grid, tmp_path, monkeypatch):
+    """A kept comparison in a folder of its own, where pictures and a notebook lie, too."""
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "figures"))
+    runs = experiments.run(grid, progress=False)
+    kept = results.keep_runs(
+        QUICK, grid, runs, "mine", "02_noise_scale", contrasts=ASKED, primary=PRIMARY
+    )
+    for kind in ("changes", "errors", "curves", "gain", "saved"):
+        chart = stored_figures.draw(kind, "mine", kept.folder, title=f"Picture of {kind}")
+        figures.save(chart, kind)
+    said = [kept.markdown(kind) for kind in ("results", "test", "verdicts", "saved")]
+    outputs = [new_output("display_data", data={"text/markdown": text}) for text in said]
+    (tmp_path / "notebooks").mkdir()
+    notebook = new_notebook(cells=[new_code_cell("kept.say()", outputs=outputs)])
+    nbformat.write(notebook, tmp_path / "notebooks" / "02_a.ipynb")
+    return kept
+
+
+def test_everything_that_is_kept_is_made_again(kept, tmp_path):
+    assert kept.folder == tmp_path / "results"
+    found = verify.verify(kept.folder, tmp_path)
+    assert found.holds, found.differences.to_string()
+    assert set(found.tables) == {"mine", "mine-effects", "mine-test"}
+    assert len(found.pictures) == 5 and found.documents == ["notebooks/02_a.ipynb"]
+    effects = kept.table("-effects")
+    assert set(zip(effects.arm, effects.against, strict=True)) == set(ASKED)
+    assert (effects.family == "primary").sum() == 1
+    assert "Declared before the runs: narrow against scratch" in kept.markdown("verdicts")
+    how = json.loads((kept.folder / "mine-runs.json").read_text())
+    command = "potkit run notebooks/02_noise_scale.ipynb --profile quick --inplace"
+    assert how["command"] == command and how["hardware"]
+
+
+def test_one_changed_number_is_found_wherever_it_stands(kept, tmp_path):
+    notebook = tmp_path / "notebooks" / "02_a.ipynb"
+    before = notebook.read_text()
+    notebook.write_text(before.replace("not told from 0 (", "not told from 0 (1", 1))
+    assert verify.verify(kept.folder, tmp_path).differences["where"].tolist() == [
+        "notebooks/02_a.ipynb"
+    ]
+    notebook.write_text(before)
+    errors = pd.read_csv(kept.folder / "mine-test-errors.csv")
+    errors.loc[3, "forces_mae"] *= 1.5
+    errors.to_csv(kept.folder / "mine-test-errors.csv", index=False)
+    assert set(verify.verify(kept.folder, tmp_path).differences["where"]) == {"mine-test.csv"}
+
+
+def test_a_picture_of_other_numbers_is_found(kept, tmp_path):
+    page = tmp_path / "figures" / "changes.html"
+    assert pages.shows(page.read_text())["kind"] == "changes"
+    other = stored_figures.draw("changes", "mine", kept.folder, title="Picture of changes")
+    other.data[0].y = [y + 1 for y in other.data[0].y]
+    figures.save(other, "changes")
+    found = verify.verify(kept.folder, tmp_path)
+    assert set(found.differences["where"]) == {"figures/changes.html"}
+    for name in ("mine.csv", "mine.json"):
+        shutil.move(kept.folder / name, tmp_path / name)
+    found = verify.verify(kept.folder, tmp_path)
+    assert "no such stored result" in " ".join(found.differences["recomputed"].astype(str))
+
+
+def test_pictures_say_seeds_structures_and_systems(kept, grid):
+    chart = stored_figures.draw("errors", "mine", kept.folder, title="T")
+    systems = len(set(grid.test.system.tolist()))
+    text = chart.layout.title.text
+    assert "2 seeds" in text and f"30 structures of {systems} systems" in text
+    assert "per structure" in stored_figures.TITLES["energy_mae"]
+    assert {"zero forces"} <= {trace.name for trace in chart.data}
+    with pytest.raises(ConfigError, match="no picture 'pie'"):
+        stored_figures.draw("pie", "mine", kept.folder)
+
+
+def test_smoke_has_no_verdicts(kept):
+    smoke = results.Kept(kept.name, kept.folder, "smoke")
+    for kind in ("verdicts", "saved", "choice"):
+        assert smoke.markdown(kind) == results.UNTOLD and "told from" not in results.UNTOLD
+    assert "scratch" in smoke.markdown("results")
+
+
+def test_contrasts_between_arms_that_there_are_not_are_refused(grid, tmp_path, monkeypatch):
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "figures"))
+    runs = experiments.run(grid, progress=False)
+    with pytest.raises(ConfigError, match="no arm 'nobody'"):
+        results.keep_runs(QUICK, grid, runs, "x", "02", contrasts=[("narrow", "nobody")])
+    assert not (tmp_path / "results").exists()
+
+
+def test_tables_of_smoke_stay_out_of_the_committed_ones():
+    assert runner.results_folder("smoke").parts[-2:] == ("runs", "results")
+
+
+def test_a_choice_looks_at_validation_molecules_only(grid, tmp_path, monkeypatch):
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "figures"))
+    run = SimpleNamespace(labels=[0.05], n_test=12, supervised=dict(forces=100), profile="quick")
+    choice, runs = profiles.choose(run, grid, grid.objectives)
+    assert choice.name in grid.objectives and choice.structures == 12
+    assert set(runs["arm"]) == {"scratch", "narrow", "wide"}
+    rest = len(grid.train) * 0.8
+    assert runs["labels"].iloc[0] == pytest.approx(0.05 * rest, rel=0.2)
+    trial = results.keep_choice(run, choice, runs, "mine-choice", "02_noise_scale")
+    found = verify.verify(trial.folder, tmp_path)
+    assert found.holds and found.tables == ["mine-choice"]
+    assert choice.name in trial.markdown("choice")
+    assert f"of {choice.molecules} systems" in stored_figures.sizes(trial.name, trial.folder)
+
+
+# -- contrasts -----------------------------------------------------------------------------------
+def test_only_what_is_asked_is_in_the_family():
+    rows = [
+        {"arm": arm, "labels": 10, "seed": s, "forces_mae": e * (1 + 0.01 * s * (arm > "d"))}
+        for arm, e in {"scratch": 1.0, "scratch, slow": 1.2, "denoise, slow": 1.1}.items()
+        for s in range(4)
+    ]
+    runs = pd.DataFrame(rows)
+    every = statistics.effects(runs, ["forces_mae"])
+    assert set(every["against"]) == {"scratch"} and len(every) == 2
+    asked = [("denoise, slow", "scratch, slow")]
+    (one,) = statistics.effects(runs, ["forces_mae"], contrasts=asked).to_dict("records")
+    assert (one["arm"], one["against"], one["verdict"]) == (*asked[0], "better")
+    assert one["p_holm"] == one["p"]

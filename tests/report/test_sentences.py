@@ -1,0 +1,110 @@
+"""No verdict stands without its interval, and the words are those of the numbers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from potkit.errors import DataError
+from potkit.experiments import statistics
+from potkit.report import sentences
+
+
+def made_up(factors: dict[str, float], labels=(50,), seeds=6, spread=0.02) -> pd.DataFrame:
+    """Runs whose errors are ``factors`` times those of scratch, which fall with labels."""
+    rng = np.random.default_rng(5)
+    return pd.DataFrame(
+        [
+            {
+                "data": "ani",
+                "labels": n,
+                "arm": arm,
+                "seed": seed,
+                "status": "ok",
+                "forces_mae": f * n**-0.5 * np.exp(rng.normal(0, spread)),
+                "energy_mae": f * np.exp(rng.normal(0, 1.0)),
+                "seconds": 1.0,
+            }
+            for arm, f in factors.items()
+            for n in labels
+            for seed in range(seeds)
+        ]
+    )
+
+
+RUNS = made_up({"scratch": 1.0, "scratch-longer": 0.9, "denoise": 0.6, "masked": 1.3})
+
+
+def test_every_verdict_has_its_interval():
+    said = sentences.verdicts(statistics.effects(RUNS))
+    lines = [line for line in said.splitlines() if line.startswith("- ")]
+    assert len(lines) == 5
+    interval = r"[+−]\d+ % \([+−]\d+ to (?:> )?[+−]\d+ %\)"
+    verdict = r"(?:better|worse|not told from 0 \([+−]\d+ to (?:> )?[+−]\d+ %\))"
+    one = rf"{interval}: {verdict}"
+    for line in lines:
+        assert re.search(rf": force MAE {one}; energy MAE per structure {one}$", line), line
+    assert "- ani: **denoise** against scratch: force MAE −" in said
+    assert re.search(r"\*\*masked\*\* against scratch: force MAE [^;]*: worse;", said)
+    assert "nothing" not in said and "Declared" not in said
+
+
+def test_the_declared_contrast_is_named():
+    primary = {"arm": "denoise", "against": "scratch-longer", "metric": "forces_mae"}
+    said = sentences.verdicts(statistics.effects(RUNS, primary=primary))
+    assert "Declared before the runs: denoise against scratch-longer, force MAE" in said
+    assert "the other 9 are one family" in said
+
+
+def test_ends_of_many_digits_are_no_numbers():
+    wild = RUNS[RUNS["seed"] < 2].reset_index(drop=True)
+    wild["energy_mae"] *= np.exp(np.random.default_rng(0).normal(0, 3, len(wild)))
+    said = sentences.verdicts(statistics.effects(wild))
+    assert "> +999 %" in said and not re.search(r"\d{4,} %", said)
+
+
+def test_tables_without_verdicts_are_refused():
+    with pytest.raises(DataError, match="verdict"):
+        sentences.verdicts(statistics.effects(RUNS).drop(columns="verdict"))
+
+
+def test_a_choice_says_what_it_does_not_tell_apart():
+    names = {"scratch": 1.0, "σ 0.1": 0.5, "σ 0.2": 0.8, "σ 0.4": 0.5001}
+    runs = made_up(names)
+    # better with one seed, worse with the next
+    swing = runs["arm"].eq("σ 0.4") * (-1.0) ** runs["seed"]
+    runs["forces_mae"] *= 1 + 0.1 * swing
+    said = sentences.choice(runs)
+    assert re.search(r"Chosen, because it has the smallest mean error: σ 0\.[14]\.", said)
+    assert re.search(r"Not told from it: σ 0\.[14]\.$", said)
+    (row,) = [line for line in said.splitlines() if line.startswith("| σ 0.2 ")]
+    assert re.search(r"\+\d+ % \(\+\d+ to \+\d+ %\): worse \|$", row), row
+    assert "scratch" not in said
+
+
+def test_labels_saved_against_both_baselines_with_intervals():
+    budgets = (25, 100, 400, 1600)
+    names = {"scratch": 1.0, "scratch-longer": 0.8, "denoise": 0.5}
+    said = sentences.saved(made_up(names, budgets))
+    assert re.search(
+        r"\*\*denoise\*\* against scratch: 25 labels do as well as \d+ \(\d+ to ", said
+    )
+    assert re.search(r"\*\*denoise\*\* against scratch-longer: 25 labels do as well as \d+ ", said)
+    assert re.search(r"slopes of force MAE over labels: scratch −0\.\d+ \(−0\.\d+ to −0\.", said)
+    of_slope = r"[+−]0\.\d+ \([+−]0\.\d+ to [+−]0\.\d+\)"
+    difference = rf"denoise {of_slope}, {of_slope} to scratch's"
+    assert re.search(difference, said)
+    flat = made_up(names, budgets)
+    flat["forces_mae"] *= flat["labels"] ** 0.5
+    assert "is not told" in sentences.saved(flat)
+
+
+def test_a_pretraining_that_several_runs_share_counts_once():
+    runs = made_up({"scratch": 1.0, "denoise": 0.5}, (10, 20), seeds=2)
+    of_seed = runs["seed"].map({0: 0.2, 1: 0.8})
+    runs["pretrain_loss"] = of_seed.where(runs["arm"] == "denoise")
+    said = sentences.learned(runs)
+    assert "| ani | denoise | 2 | 0.400 [" in said and "scratch" not in said
