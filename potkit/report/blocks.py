@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DataError
+from ..experiments import audit
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
-from . import published_numbers
+from . import audits, published_numbers
 from .tables import MARK, across, markdown, spreads, stored, wide
 from .tables import effects as effects_in_words
 
@@ -197,7 +198,7 @@ def _change_in_words(row: Any) -> str:
 
 
 BLOCK = re.compile(
-    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics): (\S+) -->\n"
+    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|audit): (\S+) -->\n"
     r".*?<!-- end -->",
     flags=re.DOTALL,
 )
@@ -218,6 +219,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - studies: several comparisons (names joined by commas) side by side;
     - bench: the stored benchmark NAME;
     - numerics: the spread between numbers of threads that `potkit numerics` stored as NAME;
+    - audit: what each setting of the comparison NAME does to the gain, from its stored runs;
     - papers: what the papers print for the network NAME.
 
     Raises DataError where NAME is not stored.
@@ -231,7 +233,10 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
     elif kind == "studies":
         shown = markdown(studies(name.split(","), folder))
     else:
-        table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
+        if kind == "bench":
+            table, how = measured(name, folder)
+        else:
+            table, how = stored(f"{name}-runs" if kind == "audit" else name, folder)
         shown = _shown(kind, name, table, how, folder)
     return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
@@ -249,6 +254,8 @@ def _shown(
         shown = "\n\n".join(markdown(across(table, metric, trivial)) for metric in metrics)
     elif kind == "effects":
         shown = markdown(effects_in_words(table))
+    elif kind == "audit":
+        shown = markdown(audits.in_words(audit.table(table)))
     elif kind == "numerics":
         shown = markdown(spreads(table))
     elif kind == "results":
