@@ -217,8 +217,12 @@ def defaults() -> dict[str, str]:
 
 
 def on_defaults(runs: pd.DataFrame, metric: str = "forces_mae") -> list[str]:
-    """What the study of our own choices allows to say about each default, a sentence each."""
-    arm, what = audit.pretrained_arm(runs), UNITS[metric][0]
+    """What the study of our own choices allows to say about each default, a sentence each.
+
+    The errors of the arms speak for or against a choice. The gain does not: it also grows where
+    scratch gets worse.
+    """
+    what = UNITS[metric][0]
     table = audit.table(runs, metrics=[metric])
     said = []
     for setting, (choice, base, other) in CHOICES.items():
@@ -228,22 +232,22 @@ def on_defaults(runs: pd.DataFrame, metric: str = "forces_mae") -> list[str]:
         chosen = defaults()[setting]
         numbers = "; ".join(f"{r['quantity']} {_change(r)}" for _, r in rows.iterrows())
         line = f"{choice}: {other} instead of {base} changes the {what} ({numbers}). "
-        told = rows[rows["verdict"].isin(["better", "worse"])]
+        verdicts = rows.set_index("quantity")["verdict"]
+        gain = verdicts.pop(audit.GAIN)
+        told = verdicts[verdicts.isin(["better", "worse"])]
         if not len(told):
-            line += (
-                f"None of these is told from 0, so the default, {chosen}, rests on them neither "
-            )
-            line += "way; the intervals say how much it may cost or save."
+            line += f"Neither arm is told from 0: these runs do not decide between the default, "
+            line += f"{chosen}, and the other; the intervals say how much is at stake."
+        elif told.nunique() > 1:
+            line += f"The arms disagree; the default stays {chosen}."
         else:
-            words = [f"{r['quantity']} is {r['verdict']}" for _, r in told.iterrows()]
-            better = {v == "better" for v in told["verdict"]}
-            line += f"Told from 0: with {other}, {' and '.join(words)}. "
-            if len(better) == 2:
-                line += f"They disagree; the default stays {chosen}."
-            else:
-                best = other if better.pop() else base
-                fits = "is that" if best == chosen else f"is {chosen}, against this"
-                line += f"That speaks for {best} (scratch and {arm} at these settings); "
-                line += f"the default {fits}."
+            names = " and ".join(f"{arm} is {told.iloc[0]}" for arm in told.index)
+            best = other if told.iloc[0] == "better" else base
+            fits = "the default is that" if best == chosen else f"the default is {chosen}"
+            line += f"Told from 0: with {other}, {names}, which speaks for {best}; {fits}."
+        if gain in ("better", "worse"):
+            size = "larger" if gain == "better" else "smaller"
+            line += f" The gain is {size} with {other}, so gains with {other} and with {base} are "
+            line += "different quantities."
         said.append(line)
     return said

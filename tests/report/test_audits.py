@@ -49,18 +49,39 @@ def test_more_gained_is_said_as_such():
     assert audits.sentences(runs(good=0.7))[1].endswith("more is gained.")
 
 
+def scaled(table: pd.DataFrame, setting: str, factor: float) -> pd.DataFrame:
+    """Both arms of a setting with ``factor`` times their error: the gain stays."""
+    rows = table["setting"] == setting
+    return table.assign(forces_mae=table["forces_mae"].where(~rows, factor * table["forces_mae"]))
+
+
 def test_a_choice_that_is_told_speaks_for_itself():
-    table = runs(no_clipping=0.7, isolated_atoms=1.2)
+    table = runs(no_clipping=0.9, isolated_atoms=0.9)
+    table = scaled(scaled(table, "no clipping", 0.7), "isolated atoms", 1.3)
     clip, references = audits.on_defaults(table)
     assert clip.startswith("largest gradient norm: none instead of 10")
-    assert "That speaks for none" in clip and clip.endswith("the default is 10, against this.")
-    assert "That speaks for least-squares" in references
-    assert references.endswith("the default is that.")
+    assert "scratch is better and denoise is better, which speaks for none" in clip
+    assert clip.endswith("the default is 10.")
+    assert "which speaks for least-squares; the default is that." in references
+
+
+def test_a_gain_is_no_reason_for_a_choice():
+    """Denoise as good as it was, scratch worse: the gain is larger, and that speaks against it."""
+    table = scaled(runs(isolated_atoms=0.6), "isolated atoms", 1.5)
+    (line,) = audits.on_defaults(table)
+    assert "with isolated, scratch is worse, which speaks for least-squares" in line
+    assert line.endswith("gains with isolated and with least-squares are different quantities.")
+    assert "The gain is larger with isolated" in line
+
+
+def test_arms_may_disagree():
+    (line,) = audits.on_defaults(scaled(runs(no_clipping=0.5), "no clipping", 1.3))
+    assert "The arms disagree; the default stays 10." in line
 
 
 def test_a_choice_that_is_not_told_rests_on_its_interval():
     (line,) = audits.on_defaults(runs(no_clipping=0.9))
-    assert "None of these is told from 0, so the default, 10, rests" in line
+    assert "Neither arm is told from 0" in line and "between the default, 10," in line
 
 
 def test_the_table_names_shared_runs_and_hides_verdicts_of_smoke():
