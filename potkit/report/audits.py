@@ -22,6 +22,8 @@ from ..training.config import TrainConfig
 from . import figures
 from .tables import UNITS
 
+LEVEL = 0.05
+NEAREST = 3  # settings whose p a sentence names
 NO_VERDICT = "no verdict from a few steps"
 # settings of data/results/audit-choices.yaml -> what is chosen there, in the base and in them
 CHOICES = {
@@ -203,6 +205,22 @@ def sentences(runs: pd.DataFrame, metric: str = "forces_mae") -> list[str]:
     return said
 
 
+def together(studies: Mapping[str, pd.DataFrame], metric: str = "forces_mae") -> str:
+    """What is told of the gains if the settings of all ``studies`` (title -> runs) are one family,
+    a stricter question than `sentences` ask.
+    """
+    tables = [audit.table(runs, metrics=[metric]) for runs in studies.values()]
+    gain = pd.concat([t[t["quantity"] == audit.GAIN] for t in tables])
+    adjusted, _ = statistics.holm(gain["p"])
+    gain = gain.assign(p_holm=adjusted).sort_values("p_holm", kind="stable")
+    told = gain.loc[gain["p_holm"] <= LEVEL, "setting"].tolist()
+    nearest = ", ".join(
+        f"{r['setting']} {r['p_holm']:.2g}" for _, r in gain.head(NEAREST).iterrows()
+    )
+    found = f"told from the gain as it is: {', '.join(told)}" if told else "no gain is told"
+    return f"All {gain['p'].notna().sum()} settings as one family: {found} (p by Holm: {nearest})."
+
+
 def defaults() -> dict[str, str]:
     """Setting of `CHOICES` -> what potkit does by default: clip and references of every training,
     the aggregate of EGNN's preset small.
@@ -236,7 +254,7 @@ def on_defaults(runs: pd.DataFrame, metric: str = "forces_mae") -> list[str]:
         gain = verdicts.pop(audit.GAIN)
         told = verdicts[verdicts.isin(["better", "worse"])]
         if not len(told):
-            line += f"Neither arm is told from 0: these runs do not decide between the default, "
+            line += "Neither arm is told from 0: these runs do not decide between the default, "
             line += f"{chosen}, and the other; the intervals say how much is at stake."
         elif told.nunique() > 1:
             line += f"The arms disagree; the default stays {chosen}."

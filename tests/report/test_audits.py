@@ -49,6 +49,23 @@ def test_more_gained_is_said_as_such():
     assert audits.sentences(runs(good=0.7))[1].endswith("more is gained.")
 
 
+def test_all_settings_as_one_family_are_a_stricter_question():
+    """A p of 0.016 is told alone, not in a family of ten."""
+    one, two = runs(bad=1.1), runs(like=0.9, alike=0.9)
+    line = audits.together({"one": one, "two": two})
+    assert line.startswith("All 3 settings as one family: told from the gain as it is: bad (")
+    weak = runs(weak=0.9)
+    rows = (weak["setting"] == "weak") & (weak["arm"] == "denoise")
+    weak.loc[rows, "forces_mae"] *= np.exp(0.02 + 0.014 * np.array([1, -1, 1, -1, 1, -1]))
+    table = audit.table(weak, metrics=["forces_mae"])
+    (p,) = table.loc[table["quantity"] == audit.GAIN, "p"]
+    assert 0.005 < p < 0.05 and audits.together({"weak": weak}).count("told from the gain") == 1
+    many = {str(i): runs(like=0.9) for i in range(9)}
+    line = audits.together({"weak": weak} | many)
+    assert line.startswith("All 10 settings as one family: no gain is told (p by Holm: ")
+    assert f"weak {10 * p:.2g}" in line
+
+
 def scaled(table: pd.DataFrame, setting: str, factor: float) -> pd.DataFrame:
     """Both arms of a setting with ``factor`` times their error: the gain stays."""
     rows = table["setting"] == setting
