@@ -41,7 +41,7 @@ pd.DataFrame(about).set_index("study")
 
 # %% [markdown]
 # Each marker is the mean over seeds of denoise's force error against scratch's **under that setting**, with its 95 % interval; left of zero is a gain. The dashed
-# line is the gain as it is. A filled marker other than *as it is* would be a setting whose gain is told from it, with all settings of its study counted
+# line is the gain as it is. A filled marker other than *as it is* is a setting whose gain is told from it, with all settings of its study counted
 # (Holm). The markers' own intervals do not tell that: they hold what seeds share, and the comparison below is made within seeds.
 #
 # In sentences, made from the stored runs. A ratio that rises means that less is gained; the bracket is the interval of that comparison alone, the one after *not
