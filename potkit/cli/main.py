@@ -520,7 +520,7 @@ def run(
         list[str] | None, Argument(help="notebooks or globs; default: all in notebooks/")
     ] = None,
     profile: Annotated[
-        str, Option(help="smoke (seconds), quick (minutes), paper (GPUs)")
+        str, Option(help="smoke (seconds), quick (minutes), study (hours), paper (GPUs)")
     ] = "quick",
     parameter: Annotated[
         list[str] | None,

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
         "arms",
+        "audit",
         "baselines",
         "break_even",
         "choosing",

@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["profiles", "results", "runner", "text"],
+    submodules=["audit_profiles", "profiles", "results", "runner", "text"],
     submod_attrs={
         "results": ["keep_choice", "keep_runs"],
         "runner": [

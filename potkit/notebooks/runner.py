@@ -53,6 +53,7 @@ from ..structures.outputs import PART, Kind, check, check_folder, read_json, rea
 from ..structures.storage import replacing, workspace
 
 PROFILES = ("smoke", "quick", "paper")
+STUDY = "study"  # only of notebooks that have stored runs to make again
 COMMITTED_PROFILE = "quick"  # the one whose outputs are stored in the repository
 CHECKED = "NBVAL_CHECK_OUTPUT"
 
@@ -70,21 +71,34 @@ class Settings(SimpleNamespace):
 
 def check_profile(profile: str) -> str:
     """``profile`` itself, or ConfigError with the known ones."""
-    if profile not in PROFILES:
-        raise ConfigError(f"profile {profile!r} is unknown; known: {', '.join(PROFILES)}")
+    known = (*PROFILES, STUDY)
+    if profile not in known:
+        raise ConfigError(f"profile {profile!r} is unknown; known: {', '.join(known)}")
     return profile
 
 
-def settings(profile: str, *, smoke: dict, quick: dict, paper: dict, **parameters: Any) -> Settings:
+def settings(
+    profile: str,
+    *,
+    smoke: dict,
+    quick: dict,
+    paper: dict,
+    study: dict | None = None,
+    **parameters: Any,
+) -> Settings:
     """The settings of ``profile`` (POTKIT_PROFILE, if set, goes before it), each replaced by a
     parameter that is not None.
 
-    The three profiles must set the same names and ``parameters`` may only use these. A parameter
-    must be a list where the profile has a list, a number where it has a number. Raises ConfigError
-    otherwise.
+    The profiles must set the same names and ``parameters`` may only use these. A parameter must be
+    a list where the profile has a list, a number where it has a number. Raises ConfigError
+    otherwise, and for the profile study where the notebook has none.
     """
     profile = check_profile(os.environ.get("POTKIT_PROFILE") or profile)
     table = dict(smoke=smoke, quick=quick, paper=paper)
+    if study is not None:
+        table[STUDY] = study
+    if profile not in table:
+        raise ConfigError(f"this notebook has no profile {profile!r}; it has {', '.join(table)}")
     for name, values in table.items():
         if values.keys() != quick.keys():
             differing = ", ".join(sorted(values.keys() ^ quick.keys()))
@@ -221,7 +235,7 @@ def _is_executed(path: Path) -> bool:
     """Whether `execute` made the notebook ``path``: papermill notes the parameters, and ours always
     hold the profile.
     """
-    return read_json(path)["metadata"]["papermill"]["parameters"]["profile"] in PROFILES
+    return read_json(path)["metadata"]["papermill"]["parameters"]["profile"] in (*PROFILES, STUDY)
 
 
 EXECUTED = Kind("a notebook that `potkit run` executed", _is_executed)

@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DataError
+from ..experiments import audit
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
-from . import paper_map, paper_settings, published_numbers, sentences
+from . import audits, paper_map, paper_settings, published_numbers, sentences
 from .tables import MARK, across, markdown, spreads, stored, wide
 from .tables import effects as effects_in_words
 
@@ -201,7 +202,7 @@ def _change_in_words(row: Any) -> str:
 
 BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
-    r"|verdicts|test|choice|saved|learned): (\S+) -->\n.*?<!-- end -->",
+    r"|audit|verdicts|test|choice|saved|learned): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -230,6 +231,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - studies: several comparisons (names joined by commas) side by side;
     - bench: the stored benchmark NAME;
     - numerics: the spread between numbers of threads that `potkit numerics` stored as NAME;
+    - audit: what each setting of the comparison NAME does to the gain, from its stored runs;
     - papers: what the papers print for the network NAME;
     - verdicts: the stored changes of the experiment NAME as sentences;
     - test: its errors on the test set, with intervals over molecules;
@@ -258,7 +260,10 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
     elif kind == "departures":
         shown = markdown(_departures(name))
     else:
-        table, how = measured(name, folder) if kind == "bench" else stored(name, folder)
+        if kind == "bench":
+            table, how = measured(name, folder)
+        else:
+            table, how = stored(f"{name}-runs" if kind == "audit" else name, folder)
         shown = _shown(kind, name, table, how, folder)
     return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
@@ -294,6 +299,8 @@ def _shown(
         shown = "\n\n".join(markdown(across(table, metric, trivial)) for metric in metrics)
     elif kind == "effects":
         shown = markdown(effects_in_words(table))
+    elif kind == "audit":
+        shown = markdown(audits.in_words(audit.table(table)))
     elif kind == "numerics":
         shown = markdown(spreads(table))
     elif kind == "results":

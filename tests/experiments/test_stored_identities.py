@@ -17,6 +17,8 @@ RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 EMBEDDED = ["masked-water", "networks", "precision"]
 PUBLIC = [
     "alkanes-to-3bpa-long",
+    "audit-choices",
+    "audit-faults",
     "denoise-3bpa-curve",
     "denoise-3bpa-long",
     "denoise-dipeptides-curve",
