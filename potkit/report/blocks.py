@@ -154,8 +154,9 @@ def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.Dat
 
     Columns: how long each trained, and changes of the force error over all label budgets with 95 %
     intervals: of the pretrained arm and of longer training, both against scratch; beside them the
-    change of scratch's mean error from the fewest to the most labels, without an interval. Raises
-    DataError where a table is missing.
+    change of scratch's mean error from the fewest to the most labels, without an interval; "–" for
+    a comparison without longer training, or with one label budget. Raises DataError where a table
+    is missing.
     """
     rows = []
     for name in names:
@@ -170,18 +171,25 @@ def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.Dat
             for arm, objective in part["arms"].items():
                 if "objective" not in objective or arm not in changes.index:
                     continue  # a variant of another arm; RESULTS.md has it
+                longer, several = "scratch-longer" in changes.index, len(scratch) > 1
                 rows.append(
                     {
                         "study": name,
                         "network": " ".join(map(str, grid.values())),
                         "pretraining": f"{arm}, {part['pretrain']['steps']} steps",
                         "fine-tuning": f"{part['finetune']['steps']} steps",
-                        "labels": f"{scratch.index[0]} to {scratch.index[-1]}",
+                        "labels": f"{scratch.index[0]} to {scratch.index[-1]}"
+                        if several
+                        else str(scratch.index[0]),
                         "seeds": changes.loc[arm, "seeds"],
                         "pretrained": _change_in_words(changes.loc[arm]),
-                        "trained longer": _change_in_words(changes.loc["scratch-longer"]),
+                        "trained longer": _change_in_words(changes.loc["scratch-longer"])
+                        if longer
+                        else "–",
                         "scratch, fewest → most labels": (
                             f"{100 * (scratch.iloc[-1] / scratch.iloc[0] - 1):+.0f} %"
+                            if several
+                            else "–"
                         ),
                     }
                 )
