@@ -77,6 +77,7 @@ from ..errors import ConfigError, DataError
 from ..structures.outputs import plain_name
 from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
+from . import stand_ins
 from .dry_run import FINETUNING, PRETRAINING, SEARCH, Planned
 from .experiment import Experiment
 from .given_validation import GivenValidation
@@ -403,7 +404,8 @@ class GridSpec:
         ]
 
     def planned(self, store: str | Path = "runs/store") -> list[Planned]:
-        """The experiments for a dry run; where data are missing, what the settings alone tell.
+        """The experiments for a dry run. Where data are missing: estimates from their records and
+        from stand-ins, else what the settings alone tell.
 
         Raises ConfigError for settings that are wrong.
         """
@@ -414,7 +416,11 @@ class GridSpec:
                 experiment = spec.experiment(store, 1, loaded, columns=columns)
                 made.append(Planned(columns, experiment))
             except (DataError, OSError) as error:
-                made.append(Planned(columns, None, str(error), spec.counted()))
+                estimate = stand_ins.of(spec, store, loaded, columns)
+                if estimate is None:
+                    made.append(Planned(columns, None, str(error), spec.counted()))
+                else:
+                    made.append(Planned(columns, estimate.experiment, estimate=estimate))
         return made
 
     def experiment(
