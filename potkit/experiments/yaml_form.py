@@ -42,6 +42,7 @@ names as its origin.
     search_at: 50
     valid_min: 5                                       # optional; see Experiment
     convergence: true                                  # optional; scratch with twice the steps, too
+    threads: 1                                         # optional; of each run, on a CPU
     # optional; read-out an arm is pretrained with
     vectors: {denoise 0.1 Å: gradient}
     # optional; what an arm takes over (default: the backbone)
@@ -236,6 +237,7 @@ class ExperimentSpec(BaseModel):
     search_at: int | None = None
     valid_min: int = 1
     convergence: bool = False
+    threads: int | None = Field(None, ge=1)
     notes: dict[str, str] = {}
 
     def experiment(
@@ -281,6 +283,7 @@ class ExperimentSpec(BaseModel):
             search_at=self.search_at,
             valid_min=self.valid_min,
             convergence=self.convergence,
+            threads=self.threads,
             supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
         )
         train, test = load(self.train), load(self.test)
