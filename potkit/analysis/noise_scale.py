@@ -266,6 +266,7 @@ SMALL, LARGE = 0.05, 0.15
 ORDERS = 6  # L-moments that are compared: those from the third on
 # displacements in the smallest block: the sixth L-moment needs six and scatters widely with so few
 FEWEST_IN_BLOCK = 10
+ENOUGH = 3 * FEWEST_IN_BLOCK  # displacements along an axis for an interval: three blocks
 BLOCK = 20  # displacements in a block where there are enough: high L-moments of a few scatter
 FEW_SYSTEMS = 8  # from so many on the interval is one over systems
 
@@ -329,7 +330,8 @@ def gaussian_test(
                       displacements and 10 000 of one law give the same number on average (to a
                       tenth; to some hundredths from 60 on). 0.20 for a uniform law, 0.13 for
                       Student's t of 5 degrees of freedom
-    low, high         its 95 % interval, which is what more data make narrower
+    low, high         its 95 % interval, which is what more data make narrower; 0 to infinity where
+                      no axis has 30 displacements. Axes with fewer do not count where some have
     verdict           from that interval alone: "Gaussian" where it lies below 0.05, "no" above
                       0.15, "nearly" between; "Gaussian or nearly", "nearly or no" or "not told"
                       where it reaches over these bounds, or where there are too few displacements
@@ -370,7 +372,9 @@ def gaussian_test(
         chosen = np.flatnonzero((element == name) | (name == "all"))
         ks, expected, skew, kurtosis, square = moments[chosen].mean(0)
         tried = [series[i] for i in rng.permutation(chosen)[:500]]
-        long = [i for i in chosen if len(series[i]) >= 2 * FEWEST_IN_BLOCK]
+        long = [i for i in chosen if len(series[i]) >= ENOUGH] or [
+            i for i in chosen if len(series[i]) >= 2 * FEWEST_IN_BLOCK
+        ]
         effect, low, high = (
             shape_effect([series[i] for i in long], system[long])
             if long
@@ -428,8 +432,8 @@ def shape_effect(
 
     The interval of the mean square over axes is Student's t over systems, or, of fewer than 8, over
     the blocks (jackknife): the axes of a system move together, in the same structures, so that many
-    axes are not many independent numbers. Only where there are but two blocks it goes over axes.
-    Raises DataError for an axis with fewer than 20 displacements.
+    axes are not many independent numbers. Of fewer than 30 displacements along an axis there is no
+    interval (0 to infinity). Raises DataError for an axis with fewer than 20 displacements.
     """
     shortest = min(map(len, series), default=0)
     if shortest < 2 * FEWEST_IN_BLOCK:
@@ -448,17 +452,12 @@ def shape_effect(
     else:
         blocks = _blocks(shortest)
         each = [_squares(x, blocks) for x in series]
-        all_blocks = np.array([square for square, _ in each])  # [axes]
         without = np.mean([values for _, values in each], axis=0)  # [blocks], or none of them
-        mean, freedom = _unbiased(all_blocks.mean(), without), blocks - 1
-        if len(without):
-            error = np.sqrt(freedom / blocks * np.square(without - without.mean()).sum())
-        elif len(series) > 1:
-            # a single product has no spread over blocks, but over the axes, as if they were
-            # uncorrelated
-            error, freedom = all_blocks.std(ddof=1) / np.sqrt(len(series)), len(series) - 1
-        else:
-            return float(np.sqrt(max(mean, 0.0))), 0.0, np.inf
+        mean, freedom = _unbiased(np.mean([square for square, _ in each]), without), blocks - 1
+        error = np.sqrt(freedom / blocks * np.square(without - without.mean()).sum())
+    if shortest < ENOUGH:
+        # of two blocks chance stays in the estimate, and many axes do not average it out
+        return float(np.sqrt(max(mean, 0.0))), 0.0, np.inf
     half = stats.t.ppf(0.5 + confidence / 2, freedom) * error
     effect, low, high = (float(np.sqrt(max(v, 0.0))) for v in (mean, mean - half, mean + half))
     return effect, low, high

@@ -395,6 +395,10 @@ def compare(
     dry_run: Annotated[
         bool, Option("--dry-run", help="only print what the grid would cost: runs, steps, hours")
     ] = False,
+    tflops: Annotated[
+        float,
+        Option(help="what a GPU is assumed to sustain, 10^12 operations per second (--dry-run)"),
+    ] = 1.0,
     figure: FigureOption = None,
     smoke: Annotated[
         bool,
@@ -420,7 +424,7 @@ def compare(
     if smoke:
         spec = shipped.smoke(spec)
     if dry_run:
-        print(dry.in_words(dry.table(spec.planned(store))))
+        print(dry.in_words(dry.table(spec.planned(store)), tflops))
         return
     if out is not None:
         outputs.check_folder(out)

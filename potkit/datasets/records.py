@@ -301,6 +301,8 @@ class Record:
     atoms: tuple[int, int] | None = None  # of the smallest and the largest structure
     molecules: int | None = None
     structures: int | None = None
+    # structures of each system and the atoms that each of them has, where all are known
+    systems: dict[str, tuple[int, int]] = field(default_factory=dict)
     forces: bool = True
     labelled: bool = True  # whether structures have energies
     periodic: bool = False
@@ -1187,6 +1189,15 @@ RECORDS: tuple[Record, ...] = (
         atoms=(42, 370),
         molecules=7,
         structures=223_422,
+        systems={
+            "Ac-Ala3-NHMe": (85_109, 42),
+            "DHA": (69_753, 56),
+            "stachyose": (27_272, 87),
+            "AT-AT": (20_001, 60),
+            "AT-AT-CG-CG": (10_153, 118),
+            "buckyball-catcher": (6_102, 148),
+            "double-walled_nanotube": (5_032, 370),
+        },
         source="http://www.sgdml.org",
         format="md17",
         read_from=".",
@@ -1204,6 +1215,18 @@ RECORDS: tuple[Record, ...] = (
         atoms=(9, 24),
         molecules=10,
         structures=1_000_000,
+        systems={
+            "aspirin": (100_000, 21),
+            "azobenzene": (99_988, 24),
+            "benzene": (100_000, 12),
+            "ethanol": (100_000, 9),
+            "malonaldehyde": (100_000, 9),
+            "naphthalene": (100_000, 18),
+            "paracetamol": (100_000, 20),
+            "salicylic": (100_000, 16),
+            "toluene": (100_000, 15),
+            "uracil": (100_000, 12),
+        },
         licence="CC0",
         source="https://doi.org/10.6084/m9.figshare.12672038.v3",
         format="md17",

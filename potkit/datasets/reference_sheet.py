@@ -24,9 +24,9 @@ potkit data list 3bpa                            # everything about one: files, 
 ```
 
 ```python
-potkit.load("3bpa")                              # all of it
-potkit.load("3bpa/train_300K")                   # one of its files, without the ending
-potkit.load("3bpa/test")                         # a published part
+potkit.load("3bpa")  # all of it
+potkit.load("3bpa/train_300K")  # one of its files, without the ending
+potkit.load("3bpa/test")  # a published part
 potkit.load("spice-subsets", files=["spice_water.xyz", "spice_pubchem.xyz"])
 ```
 

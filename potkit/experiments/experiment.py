@@ -59,6 +59,8 @@ class Experiment:
     ``tuning_seeds``, ``search_at``: settings of fine-tuning that are chosen for each arm (see
     `experiments.search`). ``valid_min``: the fewest validation structures of a label budget.
     ``convergence``: train scratch with twice the steps, too (see `experiments.convergence`).
+    ``threads``: of each run, which decide how sums are rounded (a study fixes one); None: the
+    machine's cores, shared by the jobs.
     """
 
     model: dict[str, Any]
@@ -86,6 +88,7 @@ class Experiment:
     search_at: int | None = None
     valid_min: int = 1
     convergence: bool = False
+    threads: int | None = None
     after: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +124,8 @@ class Experiment:
             )
         self._check_primary()
         search.check(self)
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"experiment: threads must be at least 1, got {self.threads}")
         if not 1 <= self.valid_min < min(self.labels):
             raise ConfigError(
                 f"experiment: valid_min must be at least 1 and below the smallest label budget "

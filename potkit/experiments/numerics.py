@@ -15,13 +15,11 @@ energies of one network are two columns, not two experiments.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
 from ..errors import ConfigError
@@ -30,17 +28,6 @@ from .experiment import Experiment
 from .statistics import METRICS, grouping
 
 THREADS = "threads"
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """torch with so many threads in this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure(
@@ -62,11 +49,12 @@ def measure(
     tables = []
     for number in threads:
         there = [
-            dataclasses.replace(e, store=Path(e.store) / f"{THREADS}-{number}", jobs=1)
+            dataclasses.replace(
+                e, store=Path(e.store) / f"{THREADS}-{number}", jobs=1, threads=number
+            )
             for e in grid
         ]
-        with _threads(number):
-            runs = experiments.run(there, progress)
+        runs = experiments.run(there, progress)
         by = list(runs.columns).index("arm")
         runs.insert(by, THREADS, number)
         tables.append(runs.astype({"arm": object}))

@@ -17,21 +17,11 @@ import pandas as pd
 
 from ..errors import ConfigError
 from . import yaml_form
+from .stand_ins import STAND_INS
 from .yaml_form import DataSpec, ExperimentSpec, GridSpec
 
 FOLDER = Path(__file__).with_name("specs")
 
-# what stands in for a set of the papers
-STAND_INS = {
-    "ani-1": "ani-mini",
-    "ani-1x": "ani-mini",
-    "iso17": "iso17-mini",
-    "spice-1": "spice-mini",
-    "md22": "md22-mini",
-    "rmd17": "rmd17-mini",
-    "rpbe-water": "water-mini",
-    "$POTKIT_DATA/tip3p.h5": "tip3p-mini",
-}
 # the widths of each network in `smoke`; other options stay
 TINY: dict[str, dict[str, Any]] = {
     "schnet": dict(hidden=8, filters=8, layers=1, radial=4, cutoff=2.5),

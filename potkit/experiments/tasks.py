@@ -29,6 +29,7 @@ from ..structures.storage import replacing
 from ..training import checkpoints
 from ..training.evaluation import evaluate
 from ..training.loop import finetune, pretrain
+from ..training.repeatable import threads
 from ..training.run_folder import Run, identity_hash
 from . import operations
 from .arms import SCRATCH
@@ -73,7 +74,8 @@ class Executor:
         row = self.row(task)
         experiment = self.experiments[task.experiment]
         try:
-            return row | (_pretrain if task.kind == "pretrain" else _finetune)(experiment, task)
+            with threads(experiment.threads):
+                return row | (_pretrain if task.kind == "pretrain" else _finetune)(experiment, task)
         except Interrupted:
             raise
         except Busy as error:

@@ -42,6 +42,7 @@ names as its origin.
     search_at: 50
     valid_min: 5                                       # optional; see Experiment
     convergence: true                                  # optional; scratch with twice the steps, too
+    threads: 1                                         # optional; of each run, on a CPU
     # optional; read-out an arm is pretrained with
     vectors: {denoise 0.1 Å: gradient}
     # optional; what an arm takes over (default: the backbone)
@@ -77,6 +78,7 @@ from ..errors import ConfigError, DataError
 from ..structures.outputs import plain_name
 from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
+from . import stand_ins
 from .dry_run import FINETUNING, PRETRAINING, SEARCH, Planned
 from .experiment import Experiment
 from .given_validation import GivenValidation
@@ -235,6 +237,7 @@ class ExperimentSpec(BaseModel):
     search_at: int | None = None
     valid_min: int = 1
     convergence: bool = False
+    threads: int | None = Field(None, ge=1)
     notes: dict[str, str] = {}
 
     def experiment(
@@ -280,6 +283,7 @@ class ExperimentSpec(BaseModel):
             search_at=self.search_at,
             valid_min=self.valid_min,
             convergence=self.convergence,
+            threads=self.threads,
             supervised=objectives.from_dict({"objective": "supervised", **self.supervised}),
         )
         train, test = load(self.train), load(self.test)
@@ -403,7 +407,8 @@ class GridSpec:
         ]
 
     def planned(self, store: str | Path = "runs/store") -> list[Planned]:
-        """The experiments for a dry run; where data are missing, what the settings alone tell.
+        """The experiments for a dry run. Where data are missing: estimates from their records and
+        from stand-ins, else what the settings alone tell.
 
         Raises ConfigError for settings that are wrong.
         """
@@ -414,7 +419,11 @@ class GridSpec:
                 experiment = spec.experiment(store, 1, loaded, columns=columns)
                 made.append(Planned(columns, experiment))
             except (DataError, OSError) as error:
-                made.append(Planned(columns, None, str(error), spec.counted()))
+                estimate = stand_ins.of(spec, store, loaded, columns)
+                if estimate is None:
+                    made.append(Planned(columns, None, str(error), spec.counted()))
+                else:
+                    made.append(Planned(columns, estimate.experiment, estimate=estimate))
         return made
 
     def experiment(

@@ -35,8 +35,8 @@ CHOICES = {
 
 # -- the published faults ------------------------------------------------------------------------
 def faults_of_models(settings: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """The faults of the published networks: what each does, where, its source, and in which of the
-    audited ``settings`` (see `audited`) it is switched on.
+    """The faults of the networks in the published codes: what each does, where, its source, and in
+    which of the audited ``settings`` (see `audited`) it is switched on.
     """
     rows = []
     for fault in of_models.FAULTS.values():

@@ -55,3 +55,14 @@ def repeatable(device: str) -> Iterator[None]:
             if not _inside:
                 torch.use_deterministic_algorithms(_before[0], warn_only=_before[1])
                 torch.utils.deterministic.fill_uninitialized_memory = _before[2]
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Within, torch has so many threads in this process; as many as it has for None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -11,7 +11,7 @@ from tiny import one_line
 import potkit
 from potkit.cli import main as cli
 from potkit.errors import ConfigError
-from potkit.experiments import dry_run, experiment, operations, yaml_form
+from potkit.experiments import dry_run, experiment, operations, shipped, stand_ins, yaml_form
 
 SPEC = {
     "name": "dry",
@@ -120,3 +120,50 @@ def test_the_example_of_the_page_on_the_protocol_is_read(repository):
     assert rows[("pretraining", 0)] == 3 * (6 + 3)
     assert rows[("search", 50)] == arms * 3 * 3 and ("search", 10) not in rows
     assert rows[("fine-tuning", 10)] == (arms + 1) * 6
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """No public set is on this machine."""
+    monkeypatch.setattr(stand_ins, "_away", lambda name: name in stand_ins.STAND_INS)
+    monkeypatch.delenv("POTKIT_DATA", raising=False)
+
+
+def test_sets_that_are_missing_are_planned_by_their_records(tmp_path, away, monkeypatch):
+    fractions = {"fractions": [0.8, 0.1, 0.1], "by": "structure-within-system", "rounding": "floor"}
+    parts = [{"data": "md22", "systems": ["DHA"], "part": fractions | {"index": i}} for i in (0, 1)]
+    path = written(
+        tmp_path,
+        pretrain_on={"data": "iso17"},
+        train=parts[0],
+        valid=parts[1],
+        test=parts[1],
+        labels=[1.0],
+        finetune={"epochs": 2, "batch_size": 256},
+        longer=None,
+        convergence=False,
+        arms={"denoise": {"objective": "denoise", "sigma": 0.1}},
+    )
+    monkeypatch.setattr(operations, "of_step", lambda *_: 10.0)
+    planned = dry_run.table(yaml_form.read(path).planned(tmp_path / "store"), measure=False)
+    rows = by_part(planned)
+    assert rows.loc[("pretraining", 0), "structures"] == round(645_000 * 0.95)
+    # 80 % of DHA's 69 753 train, with what is left by rounding down
+    tuned = planned[planned["part"] == "fine-tuning"].iloc[0]
+    assert tuned["structures"] == 55_803
+    assert tuned["labels"] == 55_803 + 6_975
+    assert tuned["steps"] == 4 * round(2 * 55_803 / 256)
+    assert planned["about"].all() and planned["hours"].isna().all()
+    words = dry_run.in_words(planned, tflops=2.0)
+    assert "2 TFLOP/s" in words and "~55803" in words
+    assert words.count("potkit data fetch md22") == 1
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_every_shipped_experiment_is_planned_without_its_data(name, tmp_path, away, monkeypatch):
+    monkeypatch.setattr(operations, "of_step", lambda *_: 1e9)
+    planned = dry_run.table(shipped.read(name).planned(tmp_path / "store"), measure=False)
+    assert planned["about"].all()
+    known = planned[["structures", "steps", "operations"]]
+    assert (known.notna() | planned[["runs"]].eq(0).to_numpy()).all(axis=None)
+    assert len(planned.attrs["missing"]) == len(set(planned.attrs["missing"])) >= 1

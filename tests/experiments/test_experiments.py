@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+import torch
 
 import potkit
 from potkit.errors import ConfigError, DataError
@@ -249,3 +251,20 @@ def test_every_shipped_experiment_is_sound(repository, structures, monkeypatch, 
             assert "scratch" in experiment.arms
             # whoever compares arms needs seeds
             assert len(experiment.seeds) >= 3 or not experiment.objectives
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_run_has_the_threads_the_experiment_says(structures, tmp_path, number):
+    """A study fixes one thread a run, whatever the process has; the record says so."""
+    before = torch.get_num_threads()
+    one = grid(structures, tmp_path, labels=[10], seeds=[0], longer=None, threads=number)
+    experiments.run(one, progress=False)
+    assert torch.get_num_threads() == before
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/run.json")]
+    assert len(records) == 3
+    assert all(record["machine"]["threads"] == number for record in records)
+
+
+def test_threads_are_a_positive_number(structures, tmp_path):
+    with pytest.raises(ConfigError, match="threads"):
+        grid(structures, tmp_path, threads=0)
