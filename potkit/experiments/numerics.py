@@ -28,6 +28,7 @@ from .experiment import Experiment
 from .statistics import METRICS, grouping
 
 THREADS = "threads"
+LAST_DIGIT = 5e-7  # of logarithms: runs are stored with six significant digits
 
 
 def measure(
@@ -99,7 +100,7 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
                     "numerics_high_%": 100 * float(ends[1]),
                     "share_%": 100 * float(numerics**2 / spread**2) if spread > 0 else np.nan,
                     "largest_%": 100 * float(np.expm1(np.abs(differences).max())),
-                    "equal": int((differences == 0).sum()),
+                    "equal": int((np.abs(differences) < LAST_DIGIT).sum()),
                 }
             )
     if not rows:
