@@ -121,6 +121,19 @@ def gains(runs: pd.DataFrame, metric: str = "forces_mae", column: str = "setting
     return effects.loc[effects["arm"] == arm, kept].reset_index(drop=True)
 
 
+def _sizes(studies: Mapping[str, pd.DataFrame]) -> str:
+    """How many seeds, labels and test structures are behind the numbers of ``studies``."""
+    runs = pd.concat(studies.values())
+    said = []
+    for column, words in (("seed", "seeds"), ("labels", "labels"), ("n_test", "test structures")):
+        values = sorted(runs[column].dropna().unique()) if column in runs else []
+        if column == "seed":
+            said.append(f"{len(values)} {words}")
+        elif len(values):
+            said.append(f"{' or '.join(f'{v:.0f}' for v in values)} {words}")
+    return f"95 % intervals over seeds; {', '.join(said)}"
+
+
 def figure(
     studies: Mapping[str, pd.DataFrame],
     metric: str = "forces_mae",
@@ -135,7 +148,8 @@ def figure(
     """
     arms = {audit.pretrained_arm(runs) for runs in studies.values()}
     x_title = f"{UNITS[metric][0]} of {' or '.join(sorted(arms))} against scratch (%)"
-    chart = figures.figure(x_title, "", title)
+    chart = figures.figure(x_title, "", f"{title or ''}<br><sub>{_sizes(studies)}</sub>")
+    chart.update_layout(margin=dict(t=90))
     colours = figures.colours(len(studies))
     drawn: set[tuple[str, float]] = set()
     order = []

@@ -43,9 +43,9 @@ def draw(kind: str, name: str, folder: str | Path = "data/results", **options: A
     chart = KINDS[kind](name, Path(folder), **options)
     title = f"{chart.layout.title.text or ''}<br><sub>{sizes(name, folder)}</sub>"
     chart.update_layout(
-        title=dict(text=title, y=1, yanchor="top", pad=dict(t=14)),
+        title=dict(text=title, y=1, yanchor="top", pad=dict(t=28)),
         meta={"potkit": {"kind": kind, "name": name, "options": options}},
-        margin=dict(t=60 + 24 * title.count("<br>")),
+        margin=dict(t=74 + 24 * title.count("<br>")),
     )
     return chart
 
