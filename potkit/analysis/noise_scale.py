@@ -454,7 +454,8 @@ def shape_effect(
         each = [_squares(x, blocks) for x in series]
         without = np.mean([values for _, values in each], axis=0)  # [blocks], or none of them
         mean, freedom = _unbiased(np.mean([square for square, _ in each]), without), blocks - 1
-        error = np.sqrt(freedom / blocks * np.square(without - without.mean()).sum())
+        if shortest >= ENOUGH:
+            error = np.sqrt(freedom / blocks * np.square(without - without.mean()).sum())
     if shortest < ENOUGH:
         # of two blocks chance stays in the estimate, and many axes do not average it out
         return float(np.sqrt(max(mean, 0.0))), 0.0, np.inf

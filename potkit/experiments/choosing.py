@@ -12,8 +12,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
+from ..datasets import splits
 from ..errors import ConfigError, DataError
 from ..objectives import Objective
 from ..structures.store import Structures
@@ -91,19 +93,22 @@ def on_validation(
     limit: int | None = None,
 ) -> Experiment:
     """The experiment that `choose` runs: labels from the pool without a ``share`` of its molecules,
-    tested on these.
+    pretrained without these too, tested on them.
 
-    Raises ConfigError for fewer than two candidates.
+    Raises ConfigError for fewer than two candidates, DataError where nothing is left to pretrain
+    on.
     """
     if len(candidates) < 2:
         raise ConfigError(f"a choice needs at least two candidates, got {len(candidates)}")
     pool, held_out = validation_molecules(experiment.train, share, seed)
+    pretrain_on = _without_systems(experiment.pretrain_on, held_out)
     if limit is not None and limit < len(held_out):
         held_out = held_out.split((limit,), seed=seed)[0]
     return dataclasses.replace(
         experiment,
         train=pool,
         test=held_out,
+        pretrain_on=pretrain_on,
         objectives=dict(candidates),
         variants={},
         # a candidate is tried as the arm that it may become
@@ -112,6 +117,23 @@ def on_validation(
         primary=None,
         longer=None,
     )
+
+
+def _without_systems(structures: Structures | None, held_out: Structures) -> Structures | None:
+    """``structures`` without the systems that ``held_out`` has, by name and by geometry."""
+    if structures is None:
+        return None
+    names = structures.system_names()
+    there = {held_out.system_names()[i] for i in np.unique(held_out.system)}
+    rows = np.flatnonzero([names[i] not in there for i in structures.system])
+    kept = structures[rows]
+    if len(kept):
+        leaked = splits.leakage(kept, held_out)["a"].unique()
+        kept = kept[np.setdiff1d(np.arange(len(kept)), leaked)]
+    if not len(kept):
+        name = structures.info.get("name", "structures")
+        raise DataError(f"{name}: nothing is left to pretrain on without the validation molecules")
+    return kept
 
 
 def ranked(

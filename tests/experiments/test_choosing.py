@@ -79,6 +79,8 @@ def test_the_winner_is_the_best_on_validation_molecules(structures, tmp_path, mo
     for part in (trial.train, trial.test):
         assert not test_systems & {part.system_names()[i] for i in part.system}
     assert len(trial.test) == choice.structures == 7 and trial.longer is None
+    held_out = {trial.test.system_names()[i] for i in trial.test.system}
+    assert not held_out & {trial.pretrain_on.system_names()[i] for i in trial.pretrain_on.system}
     table = choice.table.set_index("arm")
     assert choice.name in ("σ 0.1", "σ 0.2") and table.loc[choice.name, "verdict"] == "chosen"
     other = {"σ 0.1": "σ 0.2", "σ 0.2": "σ 0.1"}[choice.name]
