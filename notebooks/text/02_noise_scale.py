@@ -98,8 +98,8 @@ proposal.by_share().round(3).to_frame()
 # %% [markdown]
 # ## Chosen on validation molecules (finished runs are loaded, not repeated)
 #
-# A fifth of the molecules that labels are drawn from are held out and take the place of the test set. Their structures, without labels, are
-# among those that are pretrained on, as a user's would be.
+# A fifth of the molecules that labels are drawn from are held out and take the place of the test set. They are
+# left out of pretraining, too.
 
 # %%
 metric = profiles.metric(run)

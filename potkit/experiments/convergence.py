@@ -62,8 +62,9 @@ def table(
 def lines(checked: pd.DataFrame) -> list[str]:
     """A sentence per row of `table`."""
     texts = []
+    before_metric = list(checked.columns).index("metric") if len(checked) else 0
     for row in checked.to_dict("records"):
-        where = [str(v) for k, v in row.items() if k in checked.columns[:-7]]
+        where = [str(row[column]) for column in checked.columns[:before_metric]]
         said = "converged" if row["converged"] else "not converged"
         texts.append(
             f"{', '.join(where)} labels: scratch is {said}: twice the steps change its "

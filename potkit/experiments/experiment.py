@@ -282,28 +282,19 @@ def _search(
     tried = _all(list(search.pretrainings(grid)), executor, place, bar)
     tried |= _all(list(search.tries(grid)), executor, place, bar)
     scores = search.table(grid, tried)
-    longer = {}
-    for i, e in enumerate(grid):
-        if e.search and e.objectives and e.longer:
-            for n in search.budgets(e):
-                choice = _chosen(scores, i, SCRATCH, n, e)
-                longer[i, n] = longer_steps(e, tried, i, n, choice)
+    choices = search.chosen(grid, scores)
+    longer = {
+        (i, n): longer_steps(e, tried, i, n, choices[i, SCRATCH, n])
+        for i, e in enumerate(grid)
+        if e.search and e.objectives and e.longer
+        for n in search.budgets(e)
+    }
     numbers = sorted({i for i, _ in longer})
     if numbers:
         tasks = [t for t in search.tries(grid, [LONGER], longer) if t.experiment in numbers]
         tried |= _all(tasks, executor, place, bar)
         scores = search.table(grid, tried)
     return scores, search.chosen(grid, scores), tried
-
-
-def _chosen(
-    scores: pd.DataFrame, number: int, arm: str, labels: int, experiment: Experiment
-) -> search.Choice:
-    at = experiment.search_at or labels
-    part = scores[(scores["experiment"] == number) & (scores["arm"] == arm)]
-    return search.chosen([experiment] * (number + 1), part[part["labels"] == at])[
-        number, arm, labels
-    ]
 
 
 def _reported(

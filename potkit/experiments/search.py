@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ConfigError, TrainingError
-from .arms import LONGER, MAY_CHANGE, SCRATCH
+from .arms import LONGER, MAY_CHANGE
 from .tasks import Task, in_words
 
 if TYPE_CHECKING:
@@ -197,6 +197,3 @@ def lines(scores: pd.DataFrame) -> list[str]:
         edge = " (at the edge of what was tried)" if row["at_edge"] else ""
         texts.append(f"{row['arm']}, {row['labels']} labels: {choice or 'nothing to choose'}{edge}")
     return texts
-
-
-__all__ = ["SCRATCH", "Choice", "Choices", "check", "chosen", "lines", "table", "tries"]
