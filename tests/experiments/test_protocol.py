@@ -260,6 +260,24 @@ def test_converged_means_moved_by_less_than_the_interval(change, converged):
     assert ("not converged" in line) != converged
 
 
+@pytest.mark.parametrize("steps, checked", [(25, True), (19, False)])
+def test_scratch_longer_checks_convergence_where_it_has_twice_the_steps(steps, checked):
+    errors = [1.0, 1.1, 0.9]
+    rows = [
+        {"arm": arm, "steps": n, "labels": 50, "seed": s, "forces_mae": factor * e}
+        for arm, n, factor in (("scratch", 10, 1.0), ("scratch-longer", steps, 0.5))
+        for s, e in enumerate(errors)
+    ]
+    runs = pd.DataFrame(rows).assign(status="ok", label_draw=0)
+    runs["pretrain_seed"] = runs["seed"]
+    table = convergence.table(runs)
+    assert len(table) == checked
+    if checked:
+        assert table["times"].item() == 2.5 and table["change_%"].item() == pytest.approx(-50)
+        [line] = convergence.lines(table)
+        assert "not converged: 2.5 times the steps change" in line
+
+
 # -- error over time -----------------------------------------------------------------------------
 def test_every_arm_has_a_curve_of_its_validation_error(searched):
     made, table = searched
