@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from ..errors import ConfigError, PotkitError
+from ..errors import ConfigError, DataError, PotkitError
 from . import streams
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
@@ -414,9 +414,9 @@ def compare(
     relative changes.
     """
     from ..experiments import baselines as trivial
+    from ..experiments import calibration, shipped, statistics
     from ..experiments import dry_run as dry
     from ..experiments import experiment as experiments
-    from ..experiments import calibration, shipped, statistics
     from ..report import gallery, sentences
     from ..report import tables as report
     from ..structures import outputs
@@ -446,7 +446,13 @@ def compare(
         )
     grid = spec.experiments(store=store, jobs=jobs)
     if ensembles:
-        calibration.check(grid)
+        try:
+            calibration.check(grid)
+        except DataError as error:
+            if not smoke:
+                raise
+            print(f"--ensembles is not tried: {error}", file=sys.stderr)
+            ensembles = False
     # before any network is trained: what is missing is said now
     known = trivial.of_experiments(grid, [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])])
     for line in known.attrs["left_out"]:

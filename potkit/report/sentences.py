@@ -315,7 +315,7 @@ def calibrated(contrasts: pd.DataFrame) -> str:
     if len(declared):
         first = declared.iloc[0]
         head += (
-            f" Declared before the runs: {first['arm']} against {first['against']}, "
+            f" Declared beforehand: {first['arm']} against {first['against']}, "
             f"{SAID[first['statistic']]} of {QUANTITIES[first['quantity']][0]}; the other {others} "
             "are one family."
         )
