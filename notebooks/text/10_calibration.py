@@ -117,7 +117,7 @@ kept.chart(
 )
 
 # %% [markdown]
-# Below the diagonal too few labels lie inside: the ensemble is overconfident. Lines go over all probabilities, markers are intervals of 50, 68, 90 and 95 % with what other
+# Below the diagonal too few labels lie inside: the ensemble is overconfident. Lines go over all probabilities, markers are 50, 68, 90 and 95 % intervals, with what other
 # molecules would make of them. Energies are one number a structure, forces three an atom, hence the width of their intervals.
 #
 # ## Arm by arm

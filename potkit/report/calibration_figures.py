@@ -28,9 +28,10 @@ def sizes(name: str, folder: str | Path = "data/results") -> str:
     members, labels, structures, clusters = (
         _range(table[column]) for column in ("members", "labels", "structures", "clusters")
     )
-    kinds = " or ".join(dict.fromkeys(table["of"]))
     text = f"ensembles of {members} seeds, {labels} labels<br>judged on {structures} structures"
-    return f"{text} of {clusters} {kinds}, 95 % intervals over these"
+    if set(table["of"]) != {"structures"}:
+        text += f" of {clusters} {' or '.join(dict.fromkeys(table['of']))}"
+    return f"{text}, 95 % intervals over these"
 
 
 def _range(values: pd.Series) -> str:
@@ -48,7 +49,7 @@ def _ensembles(name: str, folder: Path) -> dict[tuple[str, str], dict[str, calib
 
 
 def _panels(
-    groups: list[str], columns: list[str], title: str, several: bool, wide: int = WIDE
+    groups: list[str], columns: list[str], title: str, several: bool
 ) -> tuple[go.Figure, dict[str, int]]:
     """A row of panels per group, and the row of each."""
     chart = make_subplots(
@@ -62,7 +63,7 @@ def _panels(
     chart.update_layout(
         template="potkit",
         title=title,
-        width=max(figures.SIZE[0], 100 + wide * len(columns)),
+        width=max(figures.SIZE[0], 100 + WIDE * len(columns)),
         height=190 + HIGH * len(groups),
     )
     return chart, {group: row for row, group in enumerate(groups, 1)}
@@ -169,7 +170,7 @@ def coverage(name: str, folder: Path, title: str) -> go.Figure:
                     **at,
                 )
                 here = stored[
-                    (stored[["group", "arm", "quantity"]] == [group, arm, quantity]).all(1)
+                    (stored[["group", "arm", "quantity"]] == [group, arm, quantity]).all(axis=1)
                 ]
                 here = here.set_index("statistic").loc[[i + ending for i in calibration.INSIDE]]
                 chart.add_scatter(
@@ -207,7 +208,7 @@ def summary(name: str, folder: Path, title: str) -> go.Figure:
         "NLL in nats (open: as it is)": ("nll", "nll_scaled"),
     }
     names = list(dict.fromkeys(table["row"]))
-    chart, rows = _panels(names, list(columns), title, True, 350)
+    chart, rows = _panels(names, list(columns), title, True)
     style = figures.looks(list(dict.fromkeys(table["arm"])))
     for (group, arm), part in table.groupby(["row", "arm"], sort=False):
         part = part.set_index("statistic")

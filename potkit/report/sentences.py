@@ -258,12 +258,15 @@ def ensembles(table: pd.DataFrame) -> str:
             row = about | {"of": name, "spread": stage}
             for inside in calibration.INSIDE:
                 level = inside.removeprefix("inside_")
-                row[f"inside {level} % intervals (%)"] = _with_ends(of, inside + ending, 100)
+                ends = (f"{100 * of.loc[inside + ending, c]:.0f}" for c in ("value", "low", "high"))
+                row[f"inside {level} % intervals (%)"] = "{} [{} to {}]".format(*ends)
             shares.append(row)
+    judged = f"{_span(table['structures'])} structures"
+    if set(table["of"]) != {"structures"}:
+        judged += f" of {_span(table['clusters'])} {' or '.join(dict.fromkeys(table['of']))}"
     note = (
-        f"Ensembles of {_span(table['members'])} seeds, judged on {_span(table['structures'])} "
-        f"structures of {_span(table['clusters'])} {' or '.join(dict.fromkeys(table['of']))}; the "
-        "factor is found on others. In brackets 95 % intervals over these. Sharpness is the root "
+        f"Ensembles of {_span(table['members'])} seeds, judged on {judged}; the factor is found on "
+        "others. In brackets 95 % intervals over these. Sharpness is the root "
         "mean square of the spread, the area lies between the calibration curve and the diagonal, "
         "NLL is −log of the predicted density at the label in nats (per eV, per eV/Å)."
     )
