@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from ..errors import ConfigError, PotkitError
+from ..errors import ConfigError, DataError, PotkitError
 from . import streams
 from .bench import FigureOption, bench_app
 from .data import FormatOption, _structures, data_app
@@ -383,7 +383,12 @@ def compare(
     ] = None,
     interval: Annotated[str, Option(help="95 % intervals by t or bootstrap")] = "t",
     ensembles: Annotated[
-        bool, Option("--ensembles", help="also how well the spread over seeds tells the error")
+        bool,
+        Option(
+            "--ensembles",
+            help="also how well the spread over seeds tells the error, and with --out the "
+            "members' errors (NAME-predictions.csv)",
+        ),
     ] = False,
     xtb: Annotated[
         bool, Option("--xtb", help="GFN2-xTB as it is beside the networks (needs tblite)")
@@ -409,10 +414,10 @@ def compare(
     relative changes.
     """
     from ..experiments import baselines as trivial
+    from ..experiments import calibration, shipped, statistics
     from ..experiments import dry_run as dry
     from ..experiments import experiment as experiments
-    from ..experiments import shipped, statistics, uncertainty
-    from ..report import gallery
+    from ..report import gallery, sentences
     from ..report import tables as report
     from ..structures import outputs
     from . import protocol
@@ -433,10 +438,21 @@ def compare(
             spec.name,
             *(
                 f"{spec.name}-{part}"
-                for part in ("runs", "ensembles", "curves", "effects", "baselines", *protocol.PARTS)
+                for part in (
+                    *("runs", "predictions", "ensembles", "contrasts"),
+                    *("curves", "effects", "baselines", *protocol.PARTS),
+                )
             ),
         )
     grid = spec.experiments(store=store, jobs=jobs)
+    if ensembles:
+        try:
+            calibration.check(grid)
+        except DataError as error:
+            if not smoke:
+                raise
+            print(f"--ensembles is not tried: {error}", file=sys.stderr)
+            ensembles = False
     # before any network is trained: what is missing is said now
     known = trivial.of_experiments(grid, [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])])
     for line in known.attrs["left_out"]:
@@ -454,7 +470,13 @@ def compare(
     metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
     if good["labels"].nunique() > 2:
         curve = report.curves(runs, metric)
-    spread = uncertainty.of_experiments(grid, runs) if ensembles else None
+    members = calibration.predictions(grid, runs, calibration.MOST) if ensembles else None
+    told = {}  # ending -> what follows from the predictions
+    if members is not None and len(members):
+        # of what is stored, rounded as it is, so that `verify` makes the same of it
+        members = report.as_stored(members)
+        told["ensembles"] = calibration.summarise(members)
+        told["contrasts"] = calibration.contrasts(members)
     stood_by = protocol.of(grid, runs)
     written: list[Path] = []
     if out is not None:  # before anything is printed: whoever reads may be gone
@@ -463,8 +485,9 @@ def compare(
         command = f"potkit compare {experiment}{options} --out {out}"
         notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
         report.store(runs, f"{spec.name}-runs", command, out)
-        if spread is not None:
-            report.store(spread, f"{spec.name}-ensembles", command, out)
+        for ending, table in {"predictions": members, **told}.items() if told else ():
+            if len(table):  # there are no contrasts of a single arm
+                report.store(table, f"{spec.name}-{ending}", command, out)
         if curve is not None:
             report.store(curve, f"{spec.name}-curves", command, out)
         if len(effects):
@@ -503,9 +526,12 @@ def compare(
             "do as well"
         )
         print(curve.to_string(index=False))
-    if spread is not None:
-        print("ensembles over seeds: errors and spreads in eV and eV/Å, correlation, coverage")
-        print(spread.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if told:
+        print(sentences.ensembles(told["ensembles"]))
+        if len(told["contrasts"]):
+            print(sentences.calibrated(told["contrasts"]))
+    elif ensembles:
+        print("no ensembles: every arm has a single finished run")
     for path in written:
         print(f"written: {path}")
     if len(failures):
