@@ -180,7 +180,7 @@ class DataSpec(BaseModel):
             return named_or_file(self.data)
         if not self.data:
             raise ConfigError("data: a list of sets needs at least one")
-        return concatenate([named_or_file(name) for name in self.data])
+        return concatenate([named_or_file(name) for name in self.data], missing="drop")
 
     def _published_part(self, structures: Structures) -> Structures:
         if not isinstance(self.data, str):

@@ -121,6 +121,12 @@ def require(owner: str, structures: Structures, labels: Sequence[str]) -> None:
     for label in labels:
         if getattr(structures, label) is None:
             raise DataError(f"{owner}: {name} have no {label}, which this objective needs")
+        if not structures.labelled(label).all():
+            lacking = int(np.argmin(structures.labelled(label)))
+            raise DataError(
+                f"{owner}: structure {lacking} of {name} has no {label}, which this objective "
+                "needs of all"
+            )
 
 
 def positive(owner: str, **values: float) -> None:
