@@ -56,7 +56,9 @@ def read(
     Raises DataError for whatever is wrong with a file, ConfigError for an unknown option.
     """
     if missing_labels not in packer.MISSING:
-        raise ConfigError(f"missing_labels is one of {', '.join(packer.MISSING)}, got {missing_labels!r}")
+        raise ConfigError(
+            f"missing_labels is one of {', '.join(packer.MISSING)}, got {missing_labels!r}"
+        )
     if isolated_atoms not in ISOLATED:
         raise ConfigError(f"isolated_atoms is one of {', '.join(ISOLATED)}, got {isolated_atoms!r}")
     paths = _paths(path)
@@ -238,7 +240,9 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
     unread: dict[str, None] = {}
     for i, atoms in enumerate(frames):
         held = dict(getattr(atoms.calc, "results", None) or {})
-        arrays = {k: v for k, v in atoms.arrays.items() if v.shape[1:] == (3,) and v.dtype.kind == "f"}
+        arrays = {
+            k: v for k, v in atoms.arrays.items() if v.shape[1:] == (3,) and v.dtype.kind == "f"
+        }
         scalars = {k: v for k, v in atoms.info.items() if np.ndim(v) == 0}
         energies = scalars | {k: v for k, v in held.items() if v is not None and np.ndim(v) == 0}
         forces = arrays | ({"forces": held["forces"]} if held.get("forces") is not None else {})
@@ -282,9 +286,7 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
     if unread:
         out.info["unread"] = list(unread)
     isolated = [
-        i
-        for i, f in enumerate(frames)
-        if len(f) == 1 and formats.extxyz.is_isolated_atom(f.info)
+        i for i, f in enumerate(frames) if len(f) == 1 and formats.extxyz.is_isolated_atom(f.info)
     ]
     if isolated:
         out.info["isolated_atoms"] = isolated
@@ -370,4 +372,3 @@ def _doubt_unit(structures: Structures) -> None:
             "the energies, taken for eV, are the size of total energies in Hartree: is "
             "energy_unit=hartree (--energy-unit hartree) meant? forces would follow"
         )
-

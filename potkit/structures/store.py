@@ -565,7 +565,9 @@ def concatenate(parts: Sequence[Structures], missing: str = "keep") -> Structure
         lacking = [array is None for array in arrays]
         if name in LABELS and missing == "keep" and any(lacking) and not all(lacking):
             partly.add(name)
-            arrays = [_nothing(p, name) if a is None else a for p, a in zip(parts, arrays, strict=True)]
+            arrays = [
+                _nothing(p, name) if a is None else a for p, a in zip(parts, arrays, strict=True)
+            ]
         joined[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
     if periodic:
         cells = [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]

@@ -165,4 +165,3 @@ def _partner(
         f"{where}: which {what} belong to the label that was named? there are {keys}; give "
         f"{option}= (--{option.replace('_', '-')}), which may be 'none'"
     )
-

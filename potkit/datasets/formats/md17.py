@@ -224,9 +224,7 @@ def _bare_energy(comment: str) -> float | None:
         return None
 
 
-def _read_xyz(
-    path: Path, packer: Packer, label: str | None, factors: Units, given: bool
-) -> None:
+def _read_xyz(path: Path, packer: Packer, label: str | None, factors: Units, given: bool) -> None:
     label = label or _label(path, {})
     block: list[extxyz.Frame] = []
     size = 0
