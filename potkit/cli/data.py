@@ -39,6 +39,7 @@ _READING: dict[str, tuple[str, str]] = {  # option of `potkit.read` -> what it i
     "energy_unit": ("UNIT", "of the file's energies: eV, hartree, kcal/mol, kJ/mol …"),
     "forces_unit": ("UNIT", "of the file's forces; default: energy unit over length unit"),
     "length_unit": ("UNIT", "of the file's positions: angstrom, bohr, nm"),
+    "type_map": ("ELEMENTS", "of DeePMD folders: the elements in the order of the types"),
     "missing_labels": ("keep|stop|drop", "where only some structures have energies or forces"),
     "isolated_atoms": ("references|keep", "what single atoms among larger structures become"),
 }

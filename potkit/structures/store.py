@@ -71,7 +71,7 @@ class Structures:
     formal_charge [A] int8, e, of each atom in its Lewis structure, or None where that is not known
 
     Sets may be partly labelled: ``info["partly_labelled"]`` names the labels that some structures
-    lack, whose rows are NaN; `labelled` says which structures have one. Elsewhere a NaN is an error.
+    lack, whose rows are NaN; `labelled` says which structures have one. Else a NaN is an error.
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
     opening a store does not read it. Raises DataError where shapes or elements do not fit.

@@ -284,8 +284,8 @@ def require_energies(path: str | Path) -> None:
     needed = objectives.from_dict(described).needed()
     if not {"energy", "forces"} & set(needed):
         raise CheckpointError(
-            f"{find(path)}: was only pretrained ({described.get('objective', 'no labels')}) and has "
-            "no energies or forces yet; fine-tune it on labels first (potkit finetune --init)"
+            f"{find(path)}: was only pretrained ({described.get('objective', 'no labels')}) and "
+            "has no energies or forces yet; fine-tune it on labels first (potkit finetune --init)"
         )
 
 

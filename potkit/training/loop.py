@@ -441,7 +441,8 @@ def finetune(
 
     Of a partly labelled set each structure is trained on what it has. Isolated atoms that came
     with the file (``info["isolated_in_file"]``) are the references where ``config`` chooses none.
-    With ``objective.energy`` 0 energies may be missing; they then have an arbitrary zero. Raises ConfigError where ``config`` chooses other references than ``references``.
+    With ``objective.energy`` 0 energies may be missing; they then have an arbitrary zero. Raises
+    ConfigError where ``config`` chooses other references than ``references``.
     """
     config = config or TrainConfig()
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))

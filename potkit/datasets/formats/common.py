@@ -165,8 +165,8 @@ def chosen_units(
 
 
 def unit_of_totals(structures: Structures) -> str | None:
-    """The unit in which the energies, taken for eV, would be all-electron total energies: "hartree",
-    "kcal/mol", "kj/mol", "ev", or None where no unit fits.
+    """The unit in which the energies, taken for eV, would be all-electron total energies:
+    "hartree", "kcal/mol", "kj/mol", "ev", or None where no unit fits.
 
     The totals per element come from a least-squares fit of energies over compositions; each must be
     within a quarter of what such an atom has in that unit. Where compositions do not tell the

@@ -300,9 +300,11 @@ def read(
     ``energy_key``/``forces_key`` name a label where `label_names.choose` would take another one;
     with one of them the other is looked for beside it; "none" reads none. Units are eV and Å where
     none is given, and forces are energy over length unless ``forces_unit`` says otherwise.
-    ``require``: what every frame must have, of "energy" and "forces". ``waters``: number the molecules of pure water, found
-    from the geometry. Raises DataError naming file, frame and atom: unknown element, NaN, a wrong
-    number of columns, an early end, energies that are not eV, labels of several methods.
+    ``require``: what every frame must have, of "energy" and "forces". ``waters``: number the
+    molecules of pure water, found from the geometry.
+
+    Raises DataError naming file, frame and atom: unknown element, NaN, a wrong number of columns,
+    an early end, energies that are not eV, labels of several methods.
     """
     required = tuple(require or ())
     if unknown := set(required) - {"energy", "forces"}:

@@ -77,8 +77,9 @@ class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
     ``formal_charge`` survives only if every block brought it; of ``energy`` and ``forces`` see
-    `missing_labels`. What was dropped is told in ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as
-    float64. Growing uses realloc, so that memory stays near the packed result.
+    `missing_labels`. What was dropped is told in ``info["notes"]``. Positions and forces are kept
+    as ``dtype``, energies as float64. Growing uses realloc, so that memory stays near the packed
+    result.
     """
 
     def __init__(self, dtype: Any = np.float32) -> None:
