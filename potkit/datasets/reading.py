@@ -23,9 +23,8 @@ from ..structures.ase_io import arrays_from_ase
 from ..structures.elements import SYMBOLS
 from ..structures.store import Structures, concatenate
 from . import formats
-from .formats import label_names
+from .formats import label_names, packer
 from .formats.common import chosen_units, sized, unit_of_totals
-from .formats import packer
 
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ISOLATED = ("references", "keep")

@@ -278,7 +278,9 @@ def test_isolated_atoms_become_references(tmp_path):
     (folder / "a.xyz").write_text(ISOLATED.format(-13.6, 'pbc="F F F"'))
     (folder / "b.xyz").write_text(rest)
     box = 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T"'
-    (tmp_path / "a.xyz").write_text(ISOLATED.format(-13.6, f"config_type=IsolatedAtom {box}") + rest)
+    (tmp_path / "a.xyz").write_text(
+        ISOLATED.format(-13.6, f"config_type=IsolatedAtom {box}") + rest
+    )
     for path in (folder, tmp_path / "a.xyz"):
         s = potkit.read(path)
         assert len(s) == 1

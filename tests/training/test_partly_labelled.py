@@ -62,7 +62,14 @@ def test_finetuning_and_evaluation_take_what_there_is(tmp_path):
     error = result.structures["predicted_energy"] - train.energy
     assert result.energy_mae == pytest.approx(np.nanmean(np.abs(error)))
     assert np.isfinite(result.forces_mae)
-    assert np.isnan(result.structures["forces_mae"]).tolist() == [True, False, True, False, False, True]
+    assert np.isnan(result.structures["forces_mae"]).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
     unit = normalization(train, CONFIG).scale
     assert unit == pytest.approx(np.sqrt(np.nanmean(train.forces**2)))
 
@@ -70,9 +77,7 @@ def test_finetuning_and_evaluation_take_what_there_is(tmp_path):
 def test_micro_batches_count_what_is_there(tmp_path):
     train = waters(4, forces={1})
     whole = potkit.finetune(network(), train, None, CONFIG, out=tmp_path / "a")
-    cut = potkit.finetune(
-        network(), train, None, CONFIG.replace(micro_batch=1), out=tmp_path / "b"
-    )
+    cut = potkit.finetune(network(), train, None, CONFIG.replace(micro_batch=1), out=tmp_path / "b")
     for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -82,9 +87,7 @@ def test_forces_alone_train_and_are_evaluated(tmp_path, capsys):
     assert train.energy is None
     config = CONFIG.replace(progress=True)
     objective = potkit.Supervised(energy=0.0)
-    run = potkit.finetune(
-        network(), train, None, config, out=tmp_path / "run", objective=objective
-    )
+    run = potkit.finetune(network(), train, None, config, out=tmp_path / "run", objective=objective)
     assert "arbitrary zero" in capsys.readouterr().err
     result = potkit.evaluate(run.model, train)
     assert np.isfinite(result.forces_mae) and np.isnan(result.energy_mae)
