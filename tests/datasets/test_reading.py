@@ -356,7 +356,7 @@ def test_deepmd_as_it_comes(tmp_path):
     assert s.z.tolist() == [8, 1, 1, 8, 1]
     assert np.array_equal(s.forces[3:], pos[1, :2])
     deepmd(tmp_path / "names", "OW HW", "0 1 1", np.array([-14.0]))
-    with pytest.raises(DataError, match="type_map= .* OW HW"):
+    with pytest.raises(DataError, match=r"type_map= .* OW HW"):
         potkit.read(tmp_path / "names")
     assert potkit.read(tmp_path / "names", type_map="O H").z.tolist() == [8, 1, 1]
     assert potkit.read(tmp_path / "names", type_map=["H", "O"]).z.tolist() == [1, 8, 8]
