@@ -22,7 +22,7 @@ from typer import Argument, Option
 from ..errors import ConfigError, DataError, PotkitError
 from . import streams
 from .bench import FigureOption, bench_app
-from .data import FormatOption, _structures, data_app
+from .data import FormatOption, _structures, data_app, reads_files
 from .plan import register
 from .specs import register as register_specs
 from .weights import weights_app
@@ -153,6 +153,7 @@ def _finished(run: Any) -> None:
 
 
 @app.command()
+@reads_files
 def pretrain(
     data: DataOption,
     objective: Annotated[str, Option(help="self-supervised objective")] = "denoise",
@@ -181,6 +182,7 @@ def pretrain(
         "runs/pretrain"
     ),
     force: Force = False,
+    reading: Any = None,
 ) -> None:
     """Pretrain a network on structures without looking at their labels."""
     import potkit
@@ -204,12 +206,13 @@ def pretrain(
     network = _model(model, preset, model_set, settings.seed)
     _finished(
         potkit.pretrain(
-            network, _structures(data, format), task, settings, out=out, overwrite=force
+            network, _structures(data, format, reading), task, settings, out=out, overwrite=force
         )
     )
 
 
 @app.command()
+@reads_files
 def finetune(
     data: DataOption,
     init: Annotated[
@@ -257,6 +260,7 @@ def finetune(
         "runs/finetune"
     ),
     force: Force = False,
+    reading: Any = None,
 ) -> None:
     """Train a network on labels, from scratch or from pretrained weights."""
     import potkit
@@ -282,12 +286,12 @@ def finetune(
     )
     if split and valid:
         raise ConfigError("--split brings its own validation part; leave --valid away")
-    structures = _structures(data, format)
+    structures = _structures(data, format, reading)
     # without options it is the library's choice, which leaves forces out where there are none
     task = (
         _objective(objective or "supervised", objective_set) if objective or objective_set else None
     )
-    tested = _structures(test, format) if test else None
+    tested = _structures(test, format, reading) if test else None
     if split:
         rows = splits.load_indices(split, structures)
         train = structures[rows["train"]]
@@ -295,7 +299,7 @@ def finetune(
         tested = tested if test else structures[rows["test"]]
     elif valid:
         train = structures
-        held = _structures(valid, format)
+        held = _structures(valid, format, reading)
     else:
         train, held = structures.split((0.9, 0.1), seed=settings.seed)
     if labels is not None:
@@ -319,6 +323,7 @@ def finetune(
 
 
 @app.command()
+@reads_files
 def evaluate(
     checkpoint: Annotated[Path, Argument(help="a checkpoint or a run folder")],
     data: DataOption,
@@ -334,6 +339,7 @@ def evaluate(
         Path | None, Option(help="write the errors per structure to this CSV file")
     ] = None,
     format: FormatOption = None,
+    reading: Any = None,
 ) -> None:
     """Errors of a trained network, overall and per system."""
     import potkit
@@ -345,8 +351,9 @@ def evaluate(
 
     if out:
         check(out, ERRORS)
+    checkpoints.require_energies(checkpoint)
     model = checkpoints.load(checkpoint)
-    structures = _structures(data, format)
+    structures = _structures(data, format, reading)
     if split:
         structures = structures[splits.load_indices(split, structures)["test"]]
     result = potkit.evaluate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .formats import read
+from .reading import read
 from .registry import load, names
 
 __all__ = ["load", "names", "read"]

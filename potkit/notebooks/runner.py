@@ -49,6 +49,7 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..report import gallery
+from ..structures import plain_yaml
 from ..structures.outputs import PART, Kind, check, check_folder, read_json, reason
 from ..structures.storage import replacing, workspace
 
@@ -189,10 +190,10 @@ def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
     import yaml
 
     try:
-        value = yaml.safe_load(text)
+        value = plain_yaml.load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{option} {name}: {text!r} is not a value YAML can read") from error
-    if isinstance(value, str):  # YAML 1.1 wants a dot in a float
+    if isinstance(value, str):  # "nan" and "inf" are no numbers in YAML
         try:
             return float(value)
         except ValueError:

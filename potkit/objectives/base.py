@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,6 +122,12 @@ def require(owner: str, structures: Structures, labels: Sequence[str]) -> None:
     for label in labels:
         if getattr(structures, label) is None:
             raise DataError(f"{owner}: {name} have no {label}, which this objective needs")
+        if not structures.labelled(label).all():
+            lacking = int(np.argmin(structures.labelled(label)))
+            raise DataError(
+                f"{owner}: structure {lacking} of {name} has no {label}, which this objective "
+                "needs of all"
+            )
 
 
 def positive(owner: str, **values: float) -> None:

@@ -70,6 +70,10 @@ class Supervised(Objective):
         """Forces only where they are trained: without, no derivative is taken."""
         return ("energy", "forces") if self.forces else ("energy",)
 
+    def labels(self) -> tuple[str, ...]:
+        """Those with a weight."""
+        return tuple(name for name in ("energy", "forces") if getattr(self, name))
+
     def terms(
         self,
         prediction: Prediction,
@@ -78,7 +82,7 @@ class Supervised(Objective):
         atoms: Tensor | None = None,
     ) -> list[Term]:
         """``structures`` [S] and ``atoms`` [N], bool, say whose energy and whose forces count
-        (default: all).
+        (default: all). Of a partly labelled set only what is there counts.
         """
         terms: list[Term] = []
         for name, weight in (("energy", self.energy), ("forces", self.forces)):
@@ -91,6 +95,10 @@ class Supervised(Objective):
                     f"set the weight of {name} to 0 or give labels"
                 )
             kept = structures if name == "energy" else atoms
+            known = getattr(batch, f"has_{name}")  # of a partly labelled set, else None
+            if known is not None:
+                known = known if name == "energy" else known[batch.batch]
+                kept = known if kept is None else kept & known
             terms += self._part(name, weight, getattr(prediction, name) - label, batch, kept)
         return terms
 

@@ -31,6 +31,9 @@ _rows: dict[str, str] = {
     "force_input": "atom",  # [N, 3] eV/Å, forces an objective shows the network
     "force_given": "atom",  # [N] bool
     "has_label": "structure",  # [S] bool
+    # of partly labelled sets: which structures have the label; the others' rows are NaN
+    "has_energy": "structure",  # [S] bool
+    "has_forces": "structure",  # [S] bool
     "indices": "structure",  # [S] rows of the set the batch was cut from
     "origin": "structure",  # `Origin`: names for error messages
     **dict.fromkeys(EDGES, "edge"),

@@ -40,6 +40,8 @@ class Batch(Data):
             "mask",
             "target",
             "force_input",
+            "has_energy",
+            "has_forces",
             "origin",
             *EDGES,
         )

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import ase_io, splits, storage
-from .arrays import ARRAYS, PER_ATOM, PER_STRUCTURE
+from .arrays import ARRAYS, LABELS, PER_ATOM, PER_STRUCTURE
 from .elements import MAX_Z, SYMBOLS
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Structures:
     molecule  [A] int32; bonded group, numbered from 0 in each structure
     formal_charge [A] int8, e, of each atom in its Lewis structure, or None where that is not known
 
+    Sets may be partly labelled: ``info["partly_labelled"]`` names the labels that some structures
+    lack, whose rows are NaN; `labelled` says which structures have one. Else a NaN is an error.
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
     opening a store does not read it. Raises DataError where shapes or elements do not fit.
@@ -184,6 +186,25 @@ class Structures:
         """The atomic numbers that occur, rising."""
         return np.flatnonzero(np.bincount(self.z, minlength=MAX_Z + 1)).tolist()
 
+    @property
+    def partly_labelled(self) -> tuple[str, ...]:
+        """Those of "energy" and "forces" that some structures may lack, whose rows are NaN."""
+        named = self.info.get("partly_labelled", ())
+        return tuple(name for name in LABELS if name in named and getattr(self, name) is not None)
+
+    def labelled(self, name: str, rows: Any = slice(None)) -> np.ndarray:
+        """Which structures have the label ``name``, "energy" or "forces": [S] bool, or that of
+        ``rows`` alone.
+        """
+        array = getattr(self, name)
+        count = self.ptr[:-1][rows].shape
+        if array is None or name not in self.partly_labelled:
+            return np.full(count, array is not None)
+        if name == "energy":
+            return ~np.isnan(array[rows])
+        first = np.minimum(self.ptr[:-1][rows], max(len(array) - 1, 0))
+        return ~np.isnan(array[first, 0])
+
     def system_names(self) -> list[str]:
         """A name for every system number up to the largest in use."""
         named = list(self.info.get("systems", []))
@@ -197,6 +218,10 @@ class Structures:
         sizes = self.n_atoms
         atoms = "no atoms" if not len(self) else f"{sizes.min()}–{sizes.max()} atoms"
         has = [n for n in ("energy", "forces", "cell") if getattr(self, n) is not None]
+        for label in self.partly_labelled:
+            have = int(self.labelled(label).sum())
+            if have < len(self):
+                has[has.index(label)] = f"{label} of {have:,}"
         return (
             f"Structures({name}: {len(self):,} structures of {systems:,} systems, {atoms}, "
             f"elements {elements}, with {', '.join(has) or 'positions only'})"
@@ -363,6 +388,13 @@ class Structures:
             if array is None:
                 continue
             bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            if name in self.partly_labelled:  # no label at all is no fault
+                none = np.isnan(array).reshape(len(array), -1).all(1)
+                if name == "forces" and len(array):
+                    counts = self.n_atoms
+                    whole = np.add.reduceat(none, self.ptr[:-1][counts > 0]) == counts[counts > 0]
+                    none &= np.repeat(whole, counts[counts > 0])
+                bad &= ~none
             if bad.any():
                 row = int(np.flatnonzero(bad)[0])
                 atomwise = name in PER_ATOM
@@ -460,6 +492,8 @@ class Structures:
         out["mask"] = torch.zeros(total, dtype=torch.long, device=device)
         out["num_nodes"] = total
         out["max_atoms"] = int(counts.max()) if len(counts) else 0
+        for name in self.partly_labelled:
+            out[f"has_{name}"] = move(self.labelled(name, rows))
         out["periodic"] = self.cell is not None and bool(host["pbc"].any())
         out["indices"] = rows
         numbers = host["system"].tolist()
@@ -495,17 +529,23 @@ class Structures:
     def from_ase(
         cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
     ) -> Structures:
-        """From `ase.Atoms`: energy and forces come from the attached calculator and must be there
-        for all frames or for none.
+        """From `ase.Atoms`: energy (eV) and forces (eV/Å) come from the attached calculator.
+
+        They belong to the frame: a calculator that was called for other atoms since (one shared by
+        many frames) is called again, and results that were kept with other positions are refused.
+        Frames without a label make the set partly labelled. Raises DataError.
         """
         arrays = ase_io.arrays_from_ase(frames, dtype)
         info = arrays.pop("info") | dict(info or {})
         return cls(**arrays, info=info).validate()
 
 
-def concatenate(parts: Sequence[Structures]) -> Structures:
-    """Join sets end to end. Labels (energy, forces) and formal charges stay only if every part has
-    them; systems are matched by name.
+def concatenate(parts: Sequence[Structures], missing: str = "keep") -> Structures:
+    """Join sets end to end; systems are matched by name. Formal charges stay only if every part has
+    them.
+
+    ``missing``: where some parts have no energies or forces, "keep" those of the others (the set is
+    then partly labelled) or "drop" them.
     """
     parts = list(parts)
     if not parts:
@@ -519,17 +559,33 @@ def concatenate(parts: Sequence[Structures]) -> Structures:
         systems.append(table[part.system])
     periodic = any(p.cell is not None for p in parts)
     joined: dict[str, Any] = {}
+    partly = set().union(*(p.partly_labelled for p in parts))
     for name in ("z", "pos", "molecule", "pbc", "charge", "energy", "forces", "formal_charge"):
         arrays = [getattr(p, name) for p in parts]
+        lacking = [array is None for array in arrays]
+        if name in LABELS and missing == "keep" and any(lacking) and not all(lacking):
+            partly.add(name)
+            arrays = [
+                _nothing(p, name) if a is None else a for p, a in zip(parts, arrays, strict=True)
+            ]
         joined[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
     if periodic:
         cells = [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
         joined["cell"] = np.concatenate(cells)
     info = _common_info([p.info for p in parts])
     info["systems"] = list(names)
+    if partly:
+        info["partly_labelled"] = [name for name in LABELS if name in partly]
     counts = np.concatenate([p.n_atoms for p in parts])
     ptr = np.concatenate([[0], np.cumsum(counts)])
     return Structures(ptr=ptr, system=np.concatenate(systems), info=info, **joined)
+
+
+def _nothing(part: Structures, name: str) -> np.ndarray:
+    """NaN in the place of the label ``name`` of ``part``."""
+    if name == "energy":
+        return np.full(len(part), np.nan)
+    return np.full(part.pos.shape, np.nan, part.pos.dtype)
 
 
 def _common_info(infos: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError
+from ..structures import plain_yaml
 from ..structures.elements import SYMBOLS
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
@@ -185,7 +186,8 @@ class TrainConfig(BaseModel):
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some settings changed, validated again."""
-        return TrainConfig(**{**self.model_dump(), **changes})
+        # only what was set: whether a setting was chosen is remembered
+        return TrainConfig(**{**self.model_dump(exclude_unset=True), **changes})
 
     def total_steps(self, n_structures: int) -> int:
         """Steps of the run on ``n_structures`` training structures."""
@@ -227,7 +229,7 @@ class TrainConfig(BaseModel):
         it.
         """
         try:
-            values = yaml.safe_load(Path(path).read_text())
+            values = plain_yaml.load(Path(path).read_text())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
         except UnicodeDecodeError:
@@ -254,7 +256,7 @@ def _is_dumped(path: Path) -> bool:
     """
     text = path.read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(text)
+        values = plain_yaml.load(text)
     except yaml.YAMLError:
         return False
     known = isinstance(values, dict) and values.keys() <= TrainConfig.model_fields.keys()

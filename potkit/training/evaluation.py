@@ -34,7 +34,7 @@ class Evaluation:
     with a row per structure and per system.
     """
 
-    energy_mae: float
+    energy_mae: float  # NaN where the structures have no energies
     energy_rmse: float
     forces_mae: float  # NaN where the structures have no forces
     forces_rmse: float
@@ -50,7 +50,7 @@ class Evaluation:
         centred in each system (see `analysis.error_breakdown`): energy_mae, energy_mae_per_atom,
         relative_energy_mae.
         """
-        table = self.structures
+        table = self.structures.dropna(subset=["energy"])
         error = (table["predicted_energy"] - table["energy"]).to_numpy()
         return energy_errors(error, table["atoms"].to_numpy(), table["system"].to_numpy())
 
@@ -62,7 +62,7 @@ class Evaluation:
     def __repr__(self) -> str:
         energy = f"MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV"
         forces = f"MAE {1e3 * self.forces_mae:.2f} RMSE {1e3 * self.forces_rmse:.2f} meV/Å"
-        errors = f"energy {energy}"
+        errors = f"energy {energy}" if not np.isnan(self.energy_mae) else "no energies"
         if not np.isnan(self.forces_mae):
             errors += f", forces {forces}"
         return f"Evaluation({self.n_structures} structures: {errors})"
@@ -128,8 +128,8 @@ def evaluate(
     compile: bool = False,
     faults: Sequence[str] = (),
 ) -> Evaluation:
-    """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies and
-    may have forces.
+    """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies or
+    forces; of a partly labelled set each structure counts with what it has.
 
     Means over structures for energy, over atoms and axes for forces. ``compile`` as in `predict`.
     ``faults`` of the published codes, off by default (see `objectives.faults`): "normalizer-lost"
@@ -142,10 +142,11 @@ def evaluate(
     if unknown:
         raise ConfigError(f"no fault {unknown[0]!r} of evaluation; there is {', '.join(FAULTS)}")
     if not isinstance(model, torch.nn.Module):
+        checkpoints.require_energies(model)
         model = checkpoints.load(model)
     if "normalizer-lost" in faults:
         model = copy.deepcopy(model).set_references({})
-    if structures.energy is None or not len(structures):
+    if not (structures.labelled("energy") | structures.labelled("forces")).any():
         raise DataError(
             f"{structures.info.get('name', 'structures')}: no labelled structures to evaluate on"
         )
@@ -153,12 +154,15 @@ def evaluate(
     with_forces = structures.forces is not None
     outputs = ("energy", "forces") if with_forces else ("energy",)
     predicted = predict(model, structures, batch_size, device, outputs, compile)
-    error = predicted["energy"] - structures.energy
+    # NaN where a structure has no energy or no forces: left out of the means
+    energy = structures.energy
+    energy = np.full(len(structures), np.nan) if energy is None else energy
+    error = predicted["energy"] - energy
     names = np.array(structures.system_names())
     table = {
         "system": names[structures.system],
         "atoms": structures.n_atoms,
-        "energy": structures.energy,
+        "energy": energy,
         "predicted_energy": predicted["energy"],
     }
     sizes = structures.n_atoms
@@ -173,16 +177,19 @@ def evaluate(
         }
     else:
         absolute = squared = np.full(len(structures), np.nan)
+    relative = np.full(len(structures), np.nan)
+    known = ~np.isnan(error)
+    relative[known] = np.abs(centred(error[known], structures.system[known]))
     raw = pd.DataFrame(
         {
             "system": table["system"],
             "energy_absolute": np.abs(error),
             "energy_per_atom": np.abs(error) / sizes,
-            "energy_relative": np.abs(centred(error, structures.system)),
+            "energy_relative": relative,
             "energy_squared": error**2,
             "forces_absolute": absolute,
             "forces_squared": squared,
-            "axes": 3 * sizes,
+            "axes": np.where(np.isnan(absolute), np.nan, 3.0 * sizes),
         }
     )
     groups = raw.groupby("system", sort=False)
@@ -198,16 +205,22 @@ def evaluate(
             "relative_energy_mae": groups["energy_relative"].mean(),
         }
     ).reset_index()
-    n_axes = 3 * int(sizes.sum())
+    n_axes = raw["axes"].sum(min_count=1)
     return Evaluation(
-        energy_mae=float(np.abs(error).mean()),
-        energy_rmse=float(np.sqrt(np.mean(error**2))),
-        forces_mae=float(absolute.sum() / n_axes),
-        forces_rmse=float(np.sqrt(squared.sum() / n_axes)),
+        energy_mae=_mean(np.abs(error)),
+        energy_rmse=_mean(error**2) ** 0.5,
+        forces_mae=float(np.nansum(absolute) / n_axes),
+        forces_rmse=float(np.sqrt(np.nansum(squared) / n_axes)),
         n_structures=len(structures),
         structures=pd.DataFrame(table),
         systems=systems,
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of those that are numbers; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def calculator(
@@ -226,6 +239,7 @@ def calculator(
     if isinstance(checkpoint, torch.nn.Module):
         model = copy.deepcopy(checkpoint)
     else:
+        checkpoints.require_energies(checkpoint)
         model = checkpoints.load(checkpoint)
     dtype = dtype or (torch.float32 if compile else torch.float64)
     model = model.to(device, dtype).eval()

@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..kernels.compiling import compiled
 from ..models import Potential
 from ..objectives import Objective, Supervised
+from ..structures.arrays import LABELS
+from ..structures.elements import SYMBOLS
 from ..structures.neighbors import check_overlaps
 from ..structures.outputs import PART
 from ..structures.store import Structures
@@ -391,7 +394,11 @@ def pretrain(
     config = config or TrainConfig()
     if objective.labels():
         objective.check(structures)
-        normalization(structures, config, labels=objective.labels()).put_into(model)
+        labels = {
+            *objective.labels(),
+            *(objective.needed() if structures.energy is not None else ()),
+        }
+        normalization(structures, config, labels=tuple(labels)).put_into(model)
     else:
         for name in ("references", "normalization"):
             if getattr(config, name) != TrainConfig.model_fields[name].default:
@@ -430,20 +437,32 @@ def finetune(
     used for any of them. Heads that were trained on labels and are among ``parts`` keep the unit
     they were trained in, and references are fitted to what they leave of the energies: the run
     begins at the forces of ``init``, and at its energies up to references. ``overwrite`` as in
-    `pretrain`. Raises ConfigError where ``config`` chooses other references than ``references``.
+    `pretrain`.
+
+    Of a partly labelled set each structure is trained on what it has. Isolated atoms that came
+    with the file (``info["isolated_in_file"]``) are the references where ``config`` chooses none.
+    With ``objective.energy`` 0 energies may be missing; they then have an arbitrary zero. Raises
+    ConfigError where ``config`` chooses other references than ``references``.
     """
     config = config or TrainConfig()
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
     for part, role in ((train, "train"), (valid, "valid")):
         missing = [
             label
-            for label in ("energy", *objective.labels())
-            if part is not None and getattr(part, label) is None
+            for label in objective.labels()
+            if part is not None and not part.labelled(label).any()
         ]
         if missing:
+            unread = part.info.get("unread", [])
+            hint = f"; not read: {'; '.join(unread)}" if unread else ""
             raise DataError(
-                f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})"
+                f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role}){hint}"
             )
+    if config.progress:
+        for line in _what_is_trained(train, objective):
+            tqdm.write(line, file=sys.stderr)
+    if references is None:
+        config = _with_isolated_atoms(train, valid, config)
     fitted = references in (None, "fit", "least-squares")
     if references is not None:
         config, references = _given_references(config, references, train)
@@ -459,15 +478,61 @@ def finetune(
         if config.progress:
             tqdm.write(str(report), file=sys.stderr)  # stdout may be a pipe nobody reads
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
-    begin = normalization(train, config, references)
+    begin = normalization(train, config, references, _known(train))
     fitted = fitted and config.references == "least-squares"
     unit = None if init is None else start.carried_unit(model, source, parts)
-    if unit is not None:
+    if train.energy is None:
+        pass  # the zero of energies is arbitrary
+    elif unit is not None:
         begin = start.with_carried_heads(model, train, begin, unit, fitted)
     else:
         start.check_references(begin, valid or train, config, fitted)
     begin.put_into(model)
     return fit(model, train, objective, config, out, valid, notes, None, overwrite)
+
+
+def _known(structures: Structures) -> tuple[str, ...]:
+    """Those of "energy" and "forces" that ``structures`` have."""
+    return tuple(name for name in LABELS if getattr(structures, name) is not None)
+
+
+def _what_is_trained(train: Structures, objective: Objective) -> list[str]:
+    """What a user would not expect of the labels, a line each."""
+    name = train.info.get("name", "train")
+    lines = []
+    counts = {label: int(train.labelled(label).sum()) for label in LABELS}
+    if any(0 < count < len(train) for count in counts.values()):
+        lines.append(
+            f"{name}: of {len(train)} training structures {counts['energy']} have an energy, "
+            f"{counts['forces']} forces; each is trained on what it has"
+        )
+    if "energy" not in objective.labels():
+        lines.append(f"{name}: trained on forces alone, so energies have an arbitrary zero")
+    elif "forces" not in objective.labels() and counts["forces"]:
+        lines.append(f"{name}: there are forces, but only energies are trained on")
+    return lines
+
+
+def _with_isolated_atoms(
+    train: Structures, valid: Structures | None, config: TrainConfig
+) -> TrainConfig:
+    """``config`` whose references are the isolated atoms that came with the file of ``train``, if
+    nothing else was chosen and they cover its elements.
+    """
+    chosen = {"references", "isolated_energies"} & config.model_fields_set
+    if not train.info.get("isolated_in_file") or chosen or train.energy is None:
+        return config
+    table = train.info["atomic_energies"]
+    elements = {*train.elements, *(valid.elements if valid is not None else ())}
+    missing = [SYMBOLS[z] for z in elements if SYMBOLS[z] not in table]
+    if missing:
+        warnings.warn(
+            f"{train.info.get('name', 'train')}: no isolated atom of {', '.join(missing)} in the "
+            "file, so references are a fit (least-squares)",
+            stacklevel=3,
+        )
+        return config
+    return config.replace(references="isolated", isolated_energies=table)
 
 
 def _given_references(
