@@ -11,9 +11,9 @@ from ..errors import DataError
 
 # the packed store
 PER_ATOM = ("z", "pos", "forces", "molecule", "formal_charge")
-PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
+PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system", "stress")
 ARRAYS = ("ptr", *PER_ATOM, *PER_STRUCTURE)
-LABELS = ("energy", "forces")
+LABELS = ("energy", "forces", "stress")
 
 # a batch: the arrays above, and what networks and objectives add
 EDGES = ("edge_index", "edge_shift", "cutoff")

@@ -9,17 +9,19 @@ import numpy as np
 
 from ..errors import DataError
 from .elements import formula
+from .geometry import FLAT
 
 if TYPE_CHECKING:
     from .store import Structures
 
 
 def to_ase(structures: Structures) -> list:
-    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and
-    system in ``info``, molecule and formal charges (where known) in ``arrays``.
+    """A list of `ase.Atoms`; energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt's order xx, yy,
+    zz, yz, xz, xy; where there is one) in a SinglePointCalculator, charge and system in ``info``, molecule and formal charges (where known) in ``arrays``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.stress import full_3x3_to_voigt_6_stress
 
     s = structures
     names = s.system_names()
@@ -38,6 +40,8 @@ def to_ase(structures: Structures) -> list:
             results["energy"] = float(s.energy[i])
         if s.forces is not None:
             results["forces"] = s.forces[a:b].astype(float)
+        if s.stress is not None and np.isfinite(s.stress[i]).all():
+            results["stress"] = full_3x3_to_voigt_6_stress(s.stress[i])
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         frames.append(atoms)
@@ -47,7 +51,8 @@ def to_ase(structures: Structures) -> list:
 def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]:
     """The arrays of `Structures` from ``ase.Atoms``, and under "info" the names of their systems.
 
-    Formal charges are kept if every frame has them, in ``arrays``. Raises DataError if energy or
+    Formal charges are kept if every frame has them, in ``arrays``; the stress if any frame has one,
+    with NaN for the others. Raises DataError if energy or
     forces are there for some frames only.
     """
     single = hasattr(frames, "get_positions")
@@ -64,11 +69,14 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     def stack(parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
         return np.concatenate(parts).astype(kind) if parts else np.zeros(empty, kind)
 
-    energy = forces = None
+    energy = forces = stress = None
     if labelled("energy"):
         energy = np.array([r["energy"] for r in results])
     if labelled("forces"):
         forces = stack([r["forces"] for r in results], (0, 3), dtype)
+    if any("stress" in r for r in results):
+        absent = np.full((3, 3), np.nan)
+        stress = np.array([full_stress(r["stress"]) if "stress" in r else absent for r in results])
     names: dict[str, int] = {}
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
     system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
@@ -89,8 +97,32 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
         "system": system,
         "molecule": stack(molecules, 0, np.int32),
         "formal_charge": formal_charge,
+        "stress": stress,
         "info": {"systems": list(names)},
     }
+
+
+def full_stress(values: Any) -> np.ndarray:
+    """The symmetric matrix [3, 3] of nine numbers, or six in Voigt's order (xx, yy, zz, yz, xz,
+    xy); of nine that are not symmetric, the symmetric part. Raises DataError for another count.
+    """
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    values = np.asarray(values, np.float64)
+    if values.size not in (6, 9):
+        raise DataError(f"a stress has 6 (Voigt) or 9 numbers, got {values.size}")
+    full = voigt_6_to_full_3x3_stress(values.ravel()) if values.size == 6 else values.reshape(3, 3)
+    return (full + full.T) / 2
+
+
+def stress_of_virial(values: Any, cell: np.ndarray | None) -> np.ndarray:
+    """The stress [3, 3] eV/Å³ of a virial in eV (six or nine numbers, see `full_stress`): −W / V.
+
+    NaN without a ``cell`` [3, 3] Å that has a volume. Raises DataError for another count.
+    """
+    virial = full_stress(values)
+    volume = 0.0 if cell is None else abs(np.linalg.det(np.asarray(cell, np.float64)))
+    return -virial / volume if volume > FLAT else np.full((3, 3), np.nan)
 
 
 def summary(s: Structures):

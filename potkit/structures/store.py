@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .batch import Batch
 
 WHOLE = ("z", "system", "molecule", "formal_charge")  # what a batch holds as long
-REAL = ("pos", "forces", "cell", "charge")  # and what in its floating-point precision
+REAL = ("pos", "forces", "cell", "charge", "stress")  # and what in its floating-point precision
 # up to so many structures are read one by one from the large arrays of a mapped store; more go
 # through the mapping
 RUNS = 20_000
@@ -69,6 +69,8 @@ class Structures:
     system    [S] int32; structures of one chemical species or one trajectory share a number
     molecule  [A] int32; bonded group, numbered from 0 in each structure
     formal_charge [A] int8, e, of each atom in its Lewis structure, or None where that is not known
+    stress    [S, 3, 3] float64, eV/Å³, or None; 1/V ∂E/∂ε, positive under tension (ASE's sign),
+              symmetric; NaN where a structure has none
 
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
@@ -90,6 +92,7 @@ class Structures:
         info: dict[str, Any] | None = None,
         checked: bool = False,
         formal_charge: np.ndarray | None = None,
+        stress: np.ndarray | None = None,
     ) -> None:
         self.ptr = np.asarray(ptr, np.int64)
         well_formed = (
@@ -134,6 +137,7 @@ class Structures:
         self.system = take("system", system, np.int32, (n_structures,), 0)
         self.molecule = take("molecule", molecule, np.int32, (n_atoms,), 0)
         self.formal_charge = take("formal_charge", formal_charge, np.int8, (n_atoms,))
+        self.stress = take("stress", stress, np.float64, (n_structures, 3, 3))
         if self.cell is None and not checked and self.pbc.any():
             raise DataError("pbc is true somewhere but no cell was given")
         self._checked = not checked
@@ -196,7 +200,7 @@ class Structures:
         elements = " ".join(SYMBOLS[z] for z in self.elements)
         sizes = self.n_atoms
         atoms = "no atoms" if not len(self) else f"{sizes.min()}–{sizes.max()} atoms"
-        has = [n for n in ("energy", "forces", "cell") if getattr(self, n) is not None]
+        has = [n for n in ("energy", "forces", "stress", "cell") if getattr(self, n) is not None]
         return (
             f"Structures({name}: {len(self):,} structures of {systems:,} systems, {atoms}, "
             f"elements {elements}, with {', '.join(has) or 'positions only'})"
@@ -371,10 +375,21 @@ class Structures:
                 raise DataError(
                     f"{where}: {name} of structure {owner}{place} is not a finite number"
                 )
+        if self.stress is not None:
+            self._check_stress(where)
         empty = np.flatnonzero(self.n_atoms == 0)
         if len(empty):
             raise DataError(f"{where}: structure {int(empty[0])} has no atoms")
         return self
+
+    def _check_stress(self, where: str) -> None:
+        finite = np.isfinite(self.stress).all((1, 2))
+        bad = ~(finite | np.isnan(self.stress).all((1, 2)))
+        if bad.any():
+            raise DataError(
+                f"{where}: stress of structure {int(np.flatnonzero(bad)[0])} is not nine finite "
+                "numbers (nor nine NaN, for none)"
+            )
 
     # -- batches ----------------------------------------------------------------------------------
     def to(self, device: str | torch.device) -> Structures:
@@ -488,7 +503,7 @@ class Structures:
 
     # -- ASE --------------------------------------------------------------------------------------
     def to_ase(self) -> list:
-        """A list of `ase.Atoms` with energy and forces in a SinglePointCalculator."""
+        """A list of `ase.Atoms` with energy, forces and stress in a SinglePointCalculator."""
         return ase_io.to_ase(self)
 
     @classmethod
@@ -496,7 +511,7 @@ class Structures:
         cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
     ) -> Structures:
         """From `ase.Atoms`: energy and forces come from the attached calculator and must be there
-        for all frames or for none.
+        for all frames or for none; so does the stress, which frames may lack.
         """
         arrays = ase_io.arrays_from_ase(frames, dtype)
         info = arrays.pop("info") | dict(info or {})
@@ -504,8 +519,9 @@ class Structures:
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
-    """Join sets end to end. Labels (energy, forces) and formal charges stay only if every part has
-    them; systems are matched by name.
+    """Join sets end to end. Energy, forces and formal charges stay only if every part has them;
+    the structures of a part without stress have NaN if another has one. Systems are matched by
+    name.
     """
     parts = list(parts)
     if not parts:
@@ -525,6 +541,10 @@ def concatenate(parts: Sequence[Structures]) -> Structures:
     if periodic:
         cells = [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
         joined["cell"] = np.concatenate(cells)
+    if any(p.stress is not None for p in parts):
+        absent = [np.full((len(p), 3, 3), np.nan) for p in parts]
+        stresses = [a if p.stress is None else p.stress for p, a in zip(parts, absent, strict=True)]
+        joined["stress"] = np.concatenate(stresses)
     info = _common_info([p.info for p in parts])
     info["systems"] = list(names)
     counts = np.concatenate([p.n_atoms for p in parts])

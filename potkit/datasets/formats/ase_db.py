@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...structures.ase_io import full_stress, stress_of_virial
 from ...structures.store import Structures
 from .common import checked_numbers, require_finite, system_name
 from .packer import Packer
@@ -20,6 +21,8 @@ NAME = "ase-db"
 DESCRIPTION = "ASE database (SQLite or JSON): Å, eV, eV/Å"
 ENERGY_KEYS = ("energy", "total_energy", "Energy")
 FORCES_KEYS = ("forces", "atomic_forces", "force")
+STRESS_KEYS = ("stress",)
+VIRIAL_KEYS = ("virial",)
 
 
 def sniff(path: Path) -> bool:
@@ -91,7 +94,7 @@ def add_row(
                 return pairs[key]
             if key in data:
                 return data[key]
-            if key in ("energy", "forces") and row.get(key) is not None:
+            if key in ("energy", "forces", "stress") and row.get(key) is not None:
                 return row.get(key)
         return None
 
@@ -113,6 +116,12 @@ def add_row(
             raise DataError(f"{where}: forces have shape {forces.shape}, expected ({len(z)}, 3)")
         require_finite(forces, "force", where, "atom")
         forces = forces[None]
+    stress, virial = find(STRESS_KEYS), find(VIRIAL_KEYS)
+    if stress is None and virial is not None:
+        stress = stress_of_virial(virial, row.cell)
+    if stress is not None:
+        stress = full_stress(stress)
+        require_finite(stress[None], "stress", where, "value")
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     charge = pairs.get("charge", data.get("charge", row.get("charge")))
     packer.add(
@@ -124,6 +133,7 @@ def add_row(
         row.cell if np.any(row.pbc) else None,
         row.pbc,
         round(charge or 0),
+        stress=stress,
     )
 
 

@@ -3,8 +3,10 @@ Energies in eV, forces in eV/Å.
 
 The layout is that of libAtoms and ASE. Read here without per-frame objects: the atom lines of many
 frames go through one C parser. Understood: Properties, Lattice, pbc, energy, forces (or ``force``,
-``REF_forces`` …), charge, system. Everything else, the virial among it, is ignored. A frame with a
-Lattice and no pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped.
+``REF_forces`` …), stress and virial (six numbers in Voigt's order or nine; the stress in ASE's sign
+and the file's unit of energy per Å³, the virial −stress · volume), charge, system. Everything else
+is ignored. A frame with a Lattice and no pbc is periodic, as in ASE; a Lattice with pbc="F F F" is
+dropped.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import pandas as pd
 
 from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.ase_io import full_stress, stress_of_virial
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
 from .common import checked_numbers, energy_unit_from_size, numbers_of, require_finite, system_name
@@ -30,6 +33,8 @@ NAME = "extxyz"
 DESCRIPTION = "extended XYZ: Properties=…, energy eV, forces (or force) eV/Å"
 ENERGY_KEYS = ("energy", "Energy", "REF_energy", "ref_energy", "dft_energy", "total_energy")
 FORCES_KEYS = ("forces", "force", "Forces", "REF_forces", "ref_forces", "dft_forces")
+STRESS_KEYS = ("stress", "Stress", "REF_stress", "ref_stress", "dft_stress")
+VIRIAL_KEYS = ("virial", "virials", "Virial", "REF_virial", "ref_virial", "dft_virial")
 CHARGE_KEYS = ("charge", "total_charge")
 SYSTEM_KEYS = ("system", "name")
 BLOCK = 4_000_000  # bytes of atom lines parsed at once
@@ -288,6 +293,7 @@ def _pack(
             pbc,
             number(frame.info, charge, where) if charge else 0,
             0 if molecule is None else molecule,
+            stress=_stress(frame.info, cell, where, factors[0]),
         )
 
 
@@ -317,6 +323,26 @@ def _energy(
             "forces_unit= of the file"
         )
     return energy
+
+
+def _stress(
+    info: dict[str, str], cell: np.ndarray | None, where: str, factor: float
+) -> np.ndarray | None:
+    """The stress [3, 3] eV/Å³ of a comment line, or of its virial; None where there is neither.
+    ``factor`` brings the file's unit of energy to eV.
+    """
+    key = _first(info, (*STRESS_KEYS, *VIRIAL_KEYS))
+    if key is None:
+        return None
+    try:
+        values = np.array(re.split(r"[\s,\[\]]+", info[key].strip(" [],")), np.float64)
+    except ValueError:
+        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine numbers") from None
+    if not np.isfinite(values).all() or values.size not in (6, 9):
+        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine finite numbers")
+    if key in VIRIAL_KEYS:
+        return factor * stress_of_virial(values, cell)
+    return factor * full_stress(values)
 
 
 def number(info: dict[str, str], key: str, where: str) -> float:

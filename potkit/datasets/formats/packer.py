@@ -59,7 +59,8 @@ class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
     ``energy``, ``forces`` and ``formal_charge`` survive only if every block brought them; what was
-    dropped is told in ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as
+    dropped is told in ``info["notes"]``. ``stress`` survives if any block brought one, NaN for the
+    others. Positions and forces are kept as ``dtype``, energies as
     float64. Growing uses realloc, so that memory stays near the packed result.
     """
 
@@ -77,6 +78,7 @@ class Packer:
             "system": np.empty(0, np.int32),
             "cell": np.empty((0, 3, 3)),
             "pbc": np.empty((0, 3), bool),
+            "stress": np.empty((0, 3, 3)),
             "size": np.empty(0, np.int32),
         }
         self._atoms = {
@@ -90,7 +92,7 @@ class Packer:
         self._systems: dict[Any, int] = {}
         self._labels: list[str] = []
         self._label_set: set[str] = set()
-        self._periodic = False
+        self._periodic = self._stressed = False
         self.notes: list[str] = []
         self._target = self._writer = self._bar = None  # where a store on disk is written
         if _target is not None and not _target.taken:
@@ -148,6 +150,7 @@ class Packer:
         charge: Any = 0,  # broadcast to [n]
         molecule: Any = 0,  # broadcast to [n,a]
         formal_charge: np.ndarray | None = None,  # [a] e
+        stress: np.ndarray | None = None,  # [3,3] or [n,3,3] eV/Å³, NaN for none
     ) -> None:
         """Append a block. Raises DataError if a store is being written and the disk is full."""
         n, a = pos.shape[:2]
@@ -175,6 +178,10 @@ class Packer:
         self._structures["cell"][s] = 0.0 if cell is None else cell
         self._structures["pbc"][s] = pbc
         self._periodic = self._periodic or bool(np.any(pbc))
+        # a structure that does not repeat has no stress
+        stress = np.nan if stress is None or not np.any(pbc) else stress
+        self._structures["stress"][s] = stress
+        self._stressed = self._stressed or bool(np.isfinite(stress).any())
         self._structures["charge"][s] = charge
         self._structures["system"][s] = system
         self._structures["size"][s] = a
@@ -213,10 +220,12 @@ class Packer:
         if not self._periodic:
             # a box around a molecule that does not repeat is not a property of the molecule
             drop.append("cell")
-        info |= {
-            "systems": self._labels,
-            "units": {"length": "Å", "energy": "eV", "forces": "eV/Å"},
-        }
+        units = {"length": "Å", "energy": "eV", "forces": "eV/Å"}
+        if self._stressed:
+            units["stress"] = "eV/Å³"
+        else:
+            drop.append("stress")
+        info |= {"systems": self._labels, "units": units}
         if self.notes:
             info["notes"] = self.notes
         if self._writer is None:
