@@ -131,9 +131,10 @@ class Potential(nn.Module):
         """The graph of ``batch`` at positions ``pos`` [N, 3] (differentiable).
 
         ``strain`` [S, 3, 3], symmetric and zero, is what positions and cells are differentiated by:
-        x (1 + ε) and the same for the cell's rows. Edges are made if the batch has none. Raises ConfigError for a batch with forces to be read
-        by a network that has no input for them, DataError for a network that reads formal charges
-        where the batch has none, or one that it does not know.
+        x (1 + ε) and the same for the cell's rows. Edges are made if the batch has none. Raises
+        ConfigError for a batch with forces to be read by a network that has no input for them,
+        DataError for a network that reads formal charges where the batch has none, or one that it
+        does not know.
         """
         if batch.edge_index is None or batch.cutoff != self.cutoff:
             batch = neighbors.attach(copy.copy(batch), self.cutoff)
@@ -278,7 +279,7 @@ class Potential(nn.Module):
         return prediction.energy, prediction.forces
 
     def by_gradient(self, outputs: Sequence[str]) -> bool:
-        """Whether any of ``outputs`` is −∂E/∂x or a stress, so that training differentiates twice."""
+        """Whether any of ``outputs`` is −∂E/∂x or a stress: training differentiates twice."""
         if "stress" in outputs or ("forces" in outputs and self.forces_mode == "gradient"):
             return True
         return ("vector" in outputs or "noise" in outputs) and self.vector_mode == "gradient"

@@ -28,7 +28,7 @@ from .base import LATER, Objective, Term
 
 
 def huber(error: Tensor) -> Tensor:
-    """Huber's loss of every entry: a parabola up to 0.01 (eV, eV/Å or eV/Å³), a straight line beyond."""
+    """Huber's loss of every entry: a parabola up to 0.01 (eV, eV/Å or eV/Å³), then a line."""
     zero = torch.zeros_like(error)
     return torch.nn.functional.huber_loss(error, zero, reduction="none", delta=0.01)
 

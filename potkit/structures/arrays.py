@@ -15,6 +15,8 @@ PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system", "stress")
 ARRAYS = ("ptr", *PER_ATOM, *PER_STRUCTURE)
 LABELS = ("energy", "forces", "stress")
 
+FLAT = 1e-6  # Å³; a cell of no more volume than this is none, and a structure in it has no stress
+
 # a batch: the arrays above, and what networks and objectives add
 EDGES = ("edge_index", "edge_shift", "cutoff")
 SIZES = ("ptr", "num_nodes", "max_atoms", "periodic")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from .arrays import FLAT
 from .elements import formula
-from .geometry import FLAT
 
 if TYPE_CHECKING:
     from .store import Structures
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def to_ase(structures: Structures) -> list:
     """A list of `ase.Atoms`; energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt's order xx, yy,
-    zz, yz, xz, xy; where there is one) in a SinglePointCalculator, charge and system in ``info``, molecule and formal charges (where known) in ``arrays``.
+    zz, yz, xz, xy; where there is one) in a SinglePointCalculator, charge and system in ``info``,
+    molecule and formal charges (where known) in ``arrays``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator

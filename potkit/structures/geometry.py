@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrays import FLAT
 from .element_properties import covalent_radii_array
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .batch import Batch
-
-FLAT = 1e-6  # Å³; a cell of no more volume than this is none
 
 
 # --- minimum images -----------------------------------------------------------------------------

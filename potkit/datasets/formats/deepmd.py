@@ -2,9 +2,10 @@
 below one folder are read together.
 
 Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a]
-eV/Å, virial [n, 9] eV (the stress is −virial / volume); type.raw holds one index per atom into type_map.raw. A file ``nopbc`` beside type.raw says
-that there are no periodic boundaries. Mixed-type systems (real_atom_types.npy) are understood too.
-Pure water gets its molecules from the geometry.
+eV/Å, virial [n, 9] eV (the stress is −virial / volume); type.raw holds one index per atom into
+type_map.raw. A file ``nopbc`` beside type.raw says that there are no periodic boundaries.
+Mixed-type systems (real_atom_types.npy) are understood too. Pure water gets its molecules from the
+geometry.
 """
 
 from __future__ import annotations

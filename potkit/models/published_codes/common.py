@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from ...structures.batch import Batch
 from ...structures.elements import SYMBOLS
 from ..base import Features, Graph, Potential, Prediction
