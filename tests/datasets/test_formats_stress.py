@@ -11,7 +11,7 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
-import potkit
+from potkit.datasets import formats
 from potkit.errors import DataError
 from potkit.structures.store import Structures, concatenate
 
@@ -75,7 +75,7 @@ def test_a_stress_in_part_is_an_error():
 def test_extxyz_as_ase_writes_it(tmp_path):
     atoms = frames()
     ase.io.write(tmp_path / "a.xyz", atoms, format="extxyz")
-    s = potkit.load(tmp_path / "a.xyz")
+    s = formats.read(tmp_path / "a.xyz")
     np.testing.assert_allclose(s.stress, stresses(atoms), atol=1e-7)
     assert s.info["units"]["stress"] == "eV/Å³"
 
@@ -98,10 +98,10 @@ def test_extxyz_keys(tmp_path, key, voigt):
         lines += [f"Cu {x} {y} {z}" for x, y, z in atoms.positions.tolist()]
     path = tmp_path / "a.xyz"
     path.write_text("\n".join(lines) + "\n")
-    np.testing.assert_allclose(potkit.load(path).stress, stresses(frames()), atol=1e-12)
+    np.testing.assert_allclose(formats.read(path).stress, stresses(frames()), atol=1e-12)
     path.write_text(path.read_text().replace(f'{key}="', f'{key}="1.0 ', 1))
     with pytest.raises(DataError, match=f"frame 0: {key}=.* is not six or nine"):
-        potkit.load(path)
+        formats.read(path)
 
 
 def test_a_free_frame_has_none(tmp_path):
@@ -109,7 +109,7 @@ def test_a_free_frame_has_none(tmp_path):
     nine = "1 0 0 0 1 0 0 0 1"
     head = f'Properties=species:S:1:pos:R:3 energy=-2.0 pbc="F F F" virial="{nine}"'
     path.write_text(f"1\n{head}\nCu 0 0 0\n")
-    assert potkit.load(path).stress is None
+    assert formats.read(path).stress is None
 
 
 @pytest.mark.parametrize("virial", [False, True])
@@ -122,7 +122,7 @@ def test_ase_databases(tmp_path, virial):
                 stress = one.calc.results.pop("stress")
                 data["virial"] = -voigt_6_to_full_3x3_stress(stress) * one.get_volume()
             base.write(one, data=data)
-    s = potkit.load(tmp_path / "a.db")
+    s = formats.read(tmp_path / "a.db")
     np.testing.assert_allclose(s.stress, stresses(frames()), atol=1e-12)
 
 
@@ -141,4 +141,4 @@ def test_deepmd_virial(tmp_path):
     }
     for name, array in arrays.items():
         np.save(part / f"{name}.npy", array)
-    np.testing.assert_allclose(potkit.load(tmp_path).stress, stresses(atoms), atol=1e-12)
+    np.testing.assert_allclose(formats.read(tmp_path).stress, stresses(atoms), atol=1e-12)
