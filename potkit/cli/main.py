@@ -363,7 +363,7 @@ def evaluate(
         with replacing(out, ERRORS) as temporary:
             result.structures.to_csv(temporary, index=False)
     print(result)
-    print("errors per system, energy in eV, forces in eV/Å")
+    print("errors per system, energy in eV, forces in eV/Å, stress (if any) in eV/Å³")
     print(
         result.systems.to_string(
             index=False, float_format=lambda value: f"{value:.4f}", max_rows=60

@@ -11,9 +11,13 @@ from ..errors import DataError
 
 # the packed store
 PER_ATOM = ("z", "pos", "forces", "molecule", "formal_charge")
-PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
+PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system", "stress")
 ARRAYS = ("ptr", *PER_ATOM, *PER_STRUCTURE)
-LABELS = ("energy", "forces")
+LABELS = ("energy", "forces", "stress")
+# of these, what a set names where only some structures have it; a stress is just NaN there
+MAIN_LABELS = ("energy", "forces")
+
+FLAT = 1e-6  # Å³; a cell of no more volume than this is none, and a structure in it has no stress
 
 # a batch: the arrays above, and what networks and objectives add
 EDGES = ("edge_index", "edge_shift", "cutoff")

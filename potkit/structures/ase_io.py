@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from .arrays import FLAT
 from .elements import formula
 
 if TYPE_CHECKING:
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 
 def to_ase(structures: Structures) -> list:
-    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and
-    system in ``info``, molecule and formal charges (where known) in ``arrays``.
+    """A list of `ase.Atoms`; energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt's order xx, yy,
+    zz, yz, xz, xy; where there is one) in a SinglePointCalculator, charge and system in ``info``,
+    molecule and formal charges (where known) in ``arrays``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.stress import full_3x3_to_voigt_6_stress
 
     s = structures
     names = s.system_names()
@@ -39,6 +42,8 @@ def to_ase(structures: Structures) -> list:
             results["energy"] = float(s.energy[i])
         if with_forces[i]:
             results["forces"] = s.forces[a:b].astype(float)
+        if s.stress is not None and np.isfinite(s.stress[i]).all():
+            results["stress"] = full_3x3_to_voigt_6_stress(s.stress[i])
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         frames.append(atoms)
@@ -49,8 +54,9 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     """The arrays of `Structures` from ``ase.Atoms``, and under "info" the names of their systems.
 
     Formal charges are kept if every frame has them, in ``arrays``. Where energy or forces are there
-    for some frames only, "info" says so under "partly_labelled", and the others' are NaN. Raises
-    DataError for results that are not those of the frame, and for a charge that is no whole number.
+    for some frames only, "info" says so under "partly_labelled", and the others' are NaN; a stress
+    is NaN for frames that have none. Raises DataError for results that are not those of the frame,
+    and for a charge that is no whole number.
     """
     single = hasattr(frames, "get_positions")
     frames = [frames] if single else list(frames)
@@ -67,13 +73,16 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     def stack(parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
         return np.concatenate(parts).astype(kind) if parts else np.zeros(empty, kind)
 
-    energy = forces = None
+    energy = forces = stress = None
     if labelled("energy"):
         energy = np.array([float(r.get("energy", np.nan)) for r in results])
     if labelled("forces"):
         nothing = [np.full((len(f), 3), np.nan) for f in frames]
         found = [r.get("forces", none) for r, none in zip(results, nothing, strict=True)]
         forces = stack(found, (0, 3), dtype)
+    if any("stress" in r for r in results):
+        absent = np.full((3, 3), np.nan)
+        stress = np.array([full_stress(r["stress"]) if "stress" in r else absent for r in results])
     names: dict[str, int] = {}
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
     system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
@@ -97,6 +106,7 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
         "system": system,
         "molecule": stack(molecules, 0, np.int32),
         "formal_charge": formal_charge,
+        "stress": stress,
         "info": {"systems": list(names), **info},
     }
 
@@ -158,6 +168,29 @@ def _same_atoms(atoms: Any, other: Any) -> bool:
     if periodic and not ((atoms.pbc == other.pbc).all() and np.allclose(atoms.cell, other.cell)):
         return False
     return bool(np.abs(atoms.positions - other.positions).max(initial=0.0) < 1e-6)
+
+
+def full_stress(values: Any) -> np.ndarray:
+    """The symmetric matrix [3, 3] of nine numbers, or six in Voigt's order (xx, yy, zz, yz, xz,
+    xy); of nine that are not symmetric, the symmetric part. Raises DataError for another count.
+    """
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    values = np.asarray(values, np.float64)
+    if values.size not in (6, 9):
+        raise DataError(f"a stress has 6 (Voigt) or 9 numbers, got {values.size}")
+    full = voigt_6_to_full_3x3_stress(values.ravel()) if values.size == 6 else values.reshape(3, 3)
+    return (full + full.T) / 2
+
+
+def stress_of_virial(values: Any, cell: np.ndarray | None) -> np.ndarray:
+    """The stress [3, 3] eV/Å³ of a virial in eV (six or nine numbers, see `full_stress`): −W / V.
+
+    NaN without a ``cell`` [3, 3] Å that has a volume. Raises DataError for another count.
+    """
+    virial = full_stress(values)
+    volume = 0.0 if cell is None else abs(np.linalg.det(np.asarray(cell, np.float64)))
+    return -virial / volume if volume > FLAT else np.full((3, 3), np.nan)
 
 
 def summary(s: Structures):

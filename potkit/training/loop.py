@@ -39,7 +39,7 @@ from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..kernels.compiling import compiled
 from ..models import Potential
 from ..objectives import Objective, Supervised
-from ..structures.arrays import LABELS
+from ..structures.arrays import MAIN_LABELS
 from ..structures.elements import SYMBOLS
 from ..structures.neighbors import check_overlaps
 from ..structures.outputs import PART
@@ -493,14 +493,14 @@ def finetune(
 
 def _known(structures: Structures) -> tuple[str, ...]:
     """Those of "energy" and "forces" that ``structures`` have."""
-    return tuple(name for name in LABELS if getattr(structures, name) is not None)
+    return tuple(name for name in MAIN_LABELS if getattr(structures, name) is not None)
 
 
 def _what_is_trained(train: Structures, objective: Objective) -> list[str]:
     """What a user would not expect of the labels, a line each."""
     name = train.info.get("name", "train")
     lines = []
-    counts = {label: int(train.labelled(label).sum()) for label in LABELS}
+    counts = {label: int(train.labelled(label).sum()) for label in MAIN_LABELS}
     if any(0 < count < len(train) for count in counts.values()):
         lines.append(
             f"{name}: of {len(train)} training structures {counts['energy']} have an energy, "
@@ -510,6 +510,8 @@ def _what_is_trained(train: Structures, objective: Objective) -> list[str]:
         lines.append(f"{name}: trained on forces alone, so energies have an arbitrary zero")
     elif "forces" not in objective.labels() and counts["forces"]:
         lines.append(f"{name}: there are forces, but only energies are trained on")
+    if train.stress is not None and "stress" not in objective.labels():
+        lines.append(f"{name}: there is a stress, but it is not trained on")
     return lines
 
 
