@@ -50,6 +50,16 @@ def _opened(data: str, format: str | None = None):
     return potkit.read(_existing(data), format=format), True
 
 
+def check_source(data: str | None) -> None:
+    """Raise ConfigError where ``data`` is neither a registered set nor something on the disk; it
+    imports little, so that a wrong name is said at once.
+    """
+    from potkit.datasets.records import RECORDS
+
+    if data is not None and data not in {record.name for record in RECORDS}:
+        _existing(data)
+
+
 def _existing(data: str) -> str:
     from potkit.datasets.records import RECORDS
 

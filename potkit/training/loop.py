@@ -148,9 +148,10 @@ def fit(
     ``extend``: train the finished run in ``out`` by so many more steps, in a folder beside it
     (`extended_folder`); the finished run stays as it is. Weights, optimizer, averages and the order
     of the data go on, the schedule of ``config`` begins anew over the further steps, and the
-    weights kept are the best of both. Raises ConfigError where no such run is finished. Raises TrainingError
-    when the loss is no longer a number or memory does not suffice for one structure; Interrupted
-    after Ctrl-C; Busy while another process trains in ``out``.
+    weights kept are the best of both. Raises ConfigError where no such run is finished.
+
+    Raises TrainingError when the loss is no longer a number or memory does not suffice for one
+    structure; Interrupted after Ctrl-C; Busy while another process trains in ``out``.
     """
     if not len(structures):
         raise DataError("no structures to train on")
@@ -221,7 +222,9 @@ def _say(config: TrainConfig, text: str) -> None:
 
 def _found(folder: RunFolder, config: TrainConfig, model: Potential) -> Run:
     run = folder.load(into=model)
-    _say(config, f"{folder.path}: this run is finished ({run.summary['steps']} steps), not repeated")
+    _say(
+        config, f"{folder.path}: this run is finished ({run.summary['steps']} steps), not repeated"
+    )
     return run
 
 
@@ -339,7 +342,9 @@ def _board(folder: RunFolder, config: TrainConfig, resumed: int) -> Any:
     if config.log == "none":
         return None
     try:
-        return TensorBoardLogger(folder.path, name="", version="tensorboard", purge_step=resumed + 1)
+        return TensorBoardLogger(
+            folder.path, name="", version="tensorboard", purge_step=resumed + 1
+        )
     except ModuleNotFoundError:
         raise ConfigError(
             "config: log: tensorboard needs the package tensorboard: pip install potkit[log]"
@@ -506,7 +511,8 @@ def finetune(
     used for any of them. Heads that were trained on labels and are among ``parts`` keep the unit
     they were trained in, and references are fitted to what they leave of the energies: the run
     begins at the forces of ``init``, and at its energies up to references. ``overwrite`` and
-    ``extend`` as in `pretrain`. Raises ConfigError where ``config`` chooses other references than ``references``.
+    ``extend`` as in `pretrain`. Raises ConfigError where ``config`` chooses other references than
+    ``references``.
     """
     config = config or TrainConfig()
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
