@@ -272,10 +272,11 @@ def execute(
 
     Executed copies go to ``out`` (default runs/notebooks/PROFILE), their figures to
     ``out``/figures; a given ``out`` also has their training runs (store/, unless POTKIT_RUNS names
-    another) and tables (results/). With ``inplace`` the outputs are written back into the notebooks and the
-    figures go to figures/, which is how the committed outputs are made; a notebook that fails, or
-    was changed meanwhile, is left as it was. Every notebook is checked for its parameters before
-    the first one starts.
+    another) and tables (results/).
+
+    With ``inplace`` the outputs are written back into the notebooks and the figures go to figures/,
+    which is how the committed outputs are made; a notebook that fails, or was changed meanwhile, is
+    left as it was. Every notebook is checked for its parameters before the first one starts.
 
     Raises ConfigError for an unknown profile or parameter, DataError for a missing notebook and
     where a copy would replace anything but an earlier executed copy.

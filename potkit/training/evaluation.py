@@ -149,9 +149,10 @@ def evaluate(
     may have forces.
 
     Means over structures for energy, over atoms and axes for forces. ``compile`` as in `predict`.
-    ``keep_forces``: also what is predicted for every atom. ``faults`` of the published codes, off by default (see `objectives.faults`): "normalizer-lost"
-    evaluates the weights without the reference energies and scale that were saved with them. Raises
-    DataError without labels, ConfigError for an unknown fault.
+    ``keep_forces``: also what is predicted for every atom. ``faults`` of the published codes, off
+    by default (see `objectives.faults`): "normalizer-lost" evaluates the weights without the
+    reference energies and scale that were saved with them. Raises DataError without labels,
+    ConfigError for an unknown fault.
     """
     import pandas as pd
 
