@@ -5,14 +5,12 @@ are stored.
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
+
+import potkit
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
-
-import potkit
 
 project = "potkit"
 author = "The potkit developers"
