@@ -94,9 +94,9 @@ notebooks-text: setup
 pages: setup
 	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md docs/papers.md
 
-# Warnings are errors; nothing is fetched, notebooks are shown as stored.
+# From the start each time, warnings are errors; nothing is fetched, notebooks are shown as stored.
 docs: setup
-	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@$(BIN)/python -m sphinx -q -a -E -W --keep-going -b html docs docs/_build/html
 	@echo "documentation: docs/_build/html/index.html"
 
 test-quick: setup
