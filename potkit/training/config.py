@@ -25,6 +25,7 @@ NOT_IDENTITY = {
     "progress",
     "resident",
     "micro_batch",
+    "log",
 }
 # settings that came later: at their defaults they are left out of the identity, so that earlier
 # runs are still found
@@ -159,7 +160,14 @@ class TrainConfig(BaseModel):
         "else torch.compile, not for targets that are −∂E/∂x",
     )
     resident: bool = Field(True, description="keep the packed training data on the device")
-    progress: bool = Field(True, description="show a progress bar")
+    progress: bool = Field(
+        True, description="show a progress bar on a terminal, and say when a run goes on"
+    )
+    log: Literal["none", "tensorboard"] = Field(
+        "none",
+        description="where the rows of metrics.jsonl go as well: tensorboard, to the folder "
+        "tensorboard/ of the run",
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -25,7 +25,7 @@ from .memory import Limit
 
 FIRST_COLUMNS = "system,atoms,energy,predicted_energy"  # of `Evaluation.structures` as CSV
 ERRORS = Kind("a table of `potkit evaluate`", lambda path: head(path).startswith(FIRST_COLUMNS))
-TABLES = ("structures", "systems")
+TABLES = ("structures", "systems", "predicted_forces")
 FAULTS = ("normalizer-lost",)  # published faults of evaluation that `evaluate` repeats
 
 
@@ -49,6 +49,22 @@ class Evaluation:
     # over the nine components of labelled structures; NaN where there is none
     stress_mae: float = float("nan")
     stress_rmse: float = float("nan")
+    # [A,3] predicted forces (eV/Å), where `evaluate` was asked to keep them
+    predicted_forces: np.ndarray | None = None
+
+    def summary(self) -> Any:
+        """What papers print, as a DataFrame: MAE and RMSE of the energy per atom (meV/atom) and of
+        the force components (meV/Å), those there are; columns quantity, mae, rmse, unit.
+        """
+        import pandas as pd
+
+        table = self.structures
+        error = ((table["predicted_energy"] - table["energy"]) / table["atoms"]).to_numpy()
+        mae, rmse = 1e3 * _mean(np.abs(error)), 1e3 * _mean(error**2) ** 0.5
+        rows = [] if np.isnan(mae) else [("energy per atom", mae, rmse, "meV/atom")]
+        if not np.isnan(self.forces_mae):
+            rows.append(("forces", 1e3 * self.forces_mae, 1e3 * self.forces_rmse, "meV/Å"))
+        return pd.DataFrame(rows, columns=["quantity", "mae", "rmse", "unit"])
 
     def energies(self) -> dict[str, float]:
         """Mean absolute errors of total energies, per atom, and of relative energies, which are
@@ -155,15 +171,17 @@ def evaluate(
     device: str | torch.device | None = None,
     compile: bool = False,
     faults: Sequence[str] = (),
+    keep_forces: bool = False,
 ) -> Evaluation:
     """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies or
     forces, and may have stresses; of a partly labelled set each structure counts with what it has.
 
     Means over structures for energy, over atoms and axes for forces, over labelled structures and
     components for stress (of networks that have one). ``compile`` as in `predict`.
-    ``faults`` of the published codes, off by default (see `objectives.faults`): "normalizer-lost"
-    evaluates the weights without the reference energies and scale that were saved with them. Raises
-    DataError without labels, ConfigError for an unknown fault.
+    ``keep_forces``: also what is predicted for every atom. ``faults`` of the published codes, off
+    by default (see `objectives.faults`): "normalizer-lost" evaluates the weights without the
+    reference energies and scale that were saved with them. Raises DataError without labels,
+    ConfigError for an unknown fault.
     """
     import pandas as pd
 
@@ -262,6 +280,7 @@ def evaluate(
         n_structures=len(structures),
         structures=pd.DataFrame(table),
         systems=systems,
+        predicted_forces=predicted["forces"] if keep_forces and with_forces else None,
         **of_stress,
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import DataError
 from ...structures.arrays import MAIN_LABELS
+from ...structures.progress import bar as progress_bar
 from ...structures.storage import StoreWriter
 from ...structures.store import Structures
 from . import label_names
@@ -120,14 +121,12 @@ class Packer:
             self._to_disk(_target)
 
     def _to_disk(self, target: _Target) -> None:
-        from tqdm.auto import tqdm
-
         target.taken = True
         self._target = target
         self._writer = target.stack.enter_context(StoreWriter(target.path))
         options = {"desc": f"packing {target.name}", "unit": " structures", "unit_scale": True}
         self._bar = target.stack.enter_context(
-            tqdm(total=target.total, disable=not target.progress, **options)
+            progress_bar(total=target.total, shown=target.progress, **options)
         )
 
     @staticmethod
