@@ -91,8 +91,10 @@ def test_folder_with_the_same_group_name_for_two_molecules(tmp_path):
     assert s.system.tolist() == [0] * 4 + [1] * 2
 
 
-def test_forces_left_out_when_some_groups_have_none(tmp_path):
-    s = read(write(tmp_path / "a.h5", {"m-0": water(forces=np.zeros((4, 3, 3))), "m-1": water()}))
+def test_forces_that_only_some_groups_have(tmp_path):
+    path = write(tmp_path / "a.h5", {"m-0": water(forces=np.zeros((4, 3, 3))), "m-1": water()})
+    assert read(path).labelled("forces").tolist() == 4 * [True] + 4 * [False]
+    s = read(path, missing_labels="drop")
     assert s.forces is None and s.info["notes"] == ["forces left out: 4 of 8 structures have none"]
 
 

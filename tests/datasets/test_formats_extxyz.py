@@ -174,7 +174,7 @@ def test_folder_of_files(tmp_path):
     s = read(tmp_path)
     assert len(s) == 2 and s.z[:3].tolist() == [8, 1, 1]
     (tmp_path / "junk").write_bytes(b"\x00\x01")
-    with pytest.raises(DataError, match="junk: content is in no known format"):
+    with pytest.raises(DataError, match=r"junk: content is in no known format"):
         read(tmp_path)
 
 

@@ -198,7 +198,7 @@ def test_spice_formal_charges_stand_at_the_atoms_that_the_smiles_numbers(tmp_pat
     assert s.charge.tolist() == [0, 0, -1, -1, -1, -1]
     sums = np.add.reduceat(s.formal_charge.astype(int), s.ptr[:-1])
     assert sums.tolist() == s.charge.tolist()
-    assert not any("formal" in note for note in s.info["notes"]) and "faults" not in s.info
+    assert not any("formal" in note for note in s.info.get("notes", [])) and "faults" not in s.info
     bare = read(tmp_path / "s.hdf5", formal_charges=False)
     assert bare.formal_charge is None and bare.charge.tolist() == s.charge.tolist()
 

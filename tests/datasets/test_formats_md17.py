@@ -122,6 +122,14 @@ def test_folder_of_molecules(tmp_path):
     assert s.system_names() == ["a", "b"] and s.n_atoms.tolist() == [9] * 5 + [3] * 5
 
 
+def test_labels_may_be_missing(tmp_path):
+    np.savez(tmp_path / "e.npz", R=POS, z=Z, E=ENERGY)
+    np.savez(tmp_path / "r.npz", R=POS, z=Z)
+    energies = read(tmp_path / "e.npz")
+    assert energies.forces is None and len(energies.energy) == 5
+    assert read(tmp_path / "r.npz").energy is None
+
+
 @pytest.mark.parametrize(
     "arrays, words",
     [
@@ -138,6 +146,7 @@ def test_folder_of_molecules(tmp_path):
             ["F of frame 3"],
         ),
         (revised(energies=np.array([1, 2, np.inf, 4, 5])), ["energies of frame 2"]),
+        ({"R": POS, "E": ENERGY}, ["has no 'z'"]),
         ({"a": POS}, ["nuclear_charges", "it has: a"]),
     ],
 )

@@ -48,6 +48,13 @@ def test_runner_known_values(tmp_path):
     )
 
 
+def test_runner_without_energy_is_geometries_alone(tmp_path):
+    path = tmp_path / "input.data"
+    path.write_text(BLOCK.replace("energy  -76.25\n", "", 1))
+    s = read(path)
+    assert s.energy is None and s.forces is None and len(s) == 1
+
+
 @pytest.mark.parametrize(
     "old, new, words",
     [
@@ -138,7 +145,7 @@ def test_deepmd_known_values(tmp_path):
 def test_deepmd_mixed_types_and_type_map(tmp_path):
     deepmd(tmp_path, real_atom_types=np.array([[0, 1, 1], [1, 1, 0], [0, 0, 0]]))
     (tmp_path / "type_map.raw").unlink()
-    with pytest.raises(DataError, match=r"no type_map.raw, and .*; give type_map="):
+    with pytest.raises(DataError, match=r"no type_map.raw, .*; give type_map"):
         read(tmp_path)
     assert read(tmp_path, type_map=["S", "Na"]).z.reshape(3, 3).tolist() == [
         [16, 11, 11],
