@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,8 +89,16 @@ def _say(text: object) -> None:
         print(text, flush=True)
 
 
-def _assignments(option: str, pairs: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE strings as a dict; values are read as YAML."""
+# what keys that have an option of their own stand for
+OWN = {"name": "the network's name (--model)", "preset": "--preset", "seed": "--seed"}
+
+
+def _assignments(
+    option: str, pairs: list[str] | None, reserved: Sequence[str] = ()
+) -> dict[str, Any]:
+    """KEY=VALUE strings as a dict; values are read as YAML. ``reserved`` keys have an option of
+    their own.
+    """
     from ..notebooks.runner import parse_parameter
 
     result = {}
@@ -98,6 +106,12 @@ def _assignments(option: str, pairs: list[str] | None) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"{option} {pair!r} is not KEY=VALUE")
+        if key in reserved:
+            raise ConfigError(
+                f"{option} {key}: {OWN.get(key, key)} is given by an option of its own"
+            )
+        if key in result:
+            raise ConfigError(f"{option} {key}: given twice")
         result[key] = parse_parameter(key, text, option)
     return result
 
@@ -120,7 +134,7 @@ def _objective(name: str, options: list[str] | None, **shortcuts: Any):
 
     given = {key: value for key, value in shortcuts.items() if value is not None}
     return objectives.from_dict(
-        {"objective": name, **given, **_assignments("--objective-set", options)}
+        {"objective": name, **given, **_assignments("--objective-set", options, ["objective"])}
     )
 
 
@@ -141,7 +155,8 @@ def _model(
                 "--set changes the network of --model; without --model it is the one in --init"
             )
         return potkit.checkpoints.build_again(potkit.checkpoints.read(init)[1], init)
-    return potkit.build(name or "egnn", preset=preset, **_assignments("--set", options))
+    overrides = _assignments("--set", options, ["name", "preset", "seed"])
+    return potkit.build(name or "egnn", preset=preset, **overrides)
 
 
 def _finished(run: Any) -> None:
@@ -290,9 +305,9 @@ def finetune(
     tested = _structures(test, format) if test else None
     if split:
         rows = splits.load_indices(split, structures)
-        train = structures[rows["train"]]
-        held = structures[rows["valid"]]
-        tested = tested if test else structures[rows["test"]]
+        train = structures[splits.part(rows, "train", split)]
+        held = structures[splits.part(rows, "valid", split)]
+        tested = tested if test else structures[splits.part(rows, "test", split)]
     elif valid:
         train = structures
         held = _structures(valid, format)
@@ -348,7 +363,7 @@ def evaluate(
     model = checkpoints.load(checkpoint)
     structures = _structures(data, format)
     if split:
-        structures = structures[splits.load_indices(split, structures)["test"]]
+        structures = structures[splits.part(splits.load_indices(split, structures), "test", split)]
     result = potkit.evaluate(
         model, structures, batch_size=batch_size, device=device, compile=compile
     )

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import ase_io, splits, storage
-from .arrays import ARRAYS, PER_ATOM, PER_STRUCTURE
+from .arrays import ARRAYS, PER_ATOM, PER_STRUCTURE, SINGLE, cast
 from .elements import MAX_Z, SYMBOLS
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ def __getattr__(name: str) -> Any:
 
         return Batch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """``value`` as an array; DataError where nested lists have rows of different lengths."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"{name}: its rows have different lengths or are no numbers") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +82,8 @@ class Structures:
 
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
-    opening a store does not read it. Raises DataError where shapes or elements do not fit.
+    opening a store does not read it. Raises DataError where shapes or elements do not fit,
+    or where a value has another meaning in the array's type (see `arrays.cast`).
     """
 
     def __init__(
@@ -91,7 +102,7 @@ class Structures:
         checked: bool = False,
         formal_charge: np.ndarray | None = None,
     ) -> None:
-        self.ptr = np.asarray(ptr, np.int64)
+        self.ptr = cast("ptr", ptr, np.int64)
         well_formed = (
             self.ptr.ndim == 1
             and len(self.ptr) > 0
@@ -111,17 +122,20 @@ class Structures:
         ) -> Any:
             if value is None:
                 return None if default is None else np.full(shape, default, dtype)
-            value = value if isinstance(value, np.ndarray) else np.asarray(value)
+            value = _array(name, value)
             if value.shape != shape:
                 raise DataError(f"{name} must have shape {shape}, got {value.shape}")
-            return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+            return cast(name, value, dtype, self.ptr)
 
         def floating(value: Any) -> Any:
+            """Real numbers keep the precision they come in."""
             if value is None:
                 return None
-            return np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
+            return np.float32 if _array("pos", value).dtype.itemsize <= 4 else np.float64
 
-        z = np.asarray(z)
+        z = _array("z", z)
+        if z.dtype.kind not in "ui":
+            z = cast("z", z, np.int64, self.ptr)
         if not checked:
             self._check_elements(z)
         self.z = take("z", z, np.uint8, (n_atoms,))
@@ -362,15 +376,18 @@ class Structures:
             array = getattr(self, name)
             if array is None:
                 continue
-            bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            finite = np.isfinite(array)
+            what = "is not a finite number"
+            if finite.all() and array.size and max(array.max(), -array.min()) > SINGLE:
+                finite = np.abs(array) <= SINGLE  # networks see single precision
+                what = f"is beyond ±{SINGLE:.2g}, the largest number of single precision"
+            bad = ~finite.all(axis=tuple(range(1, array.ndim)))
             if bad.any():
                 row = int(np.flatnonzero(bad)[0])
                 atomwise = name in PER_ATOM
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1 if atomwise else row
                 place = f", atom {row - int(self.ptr[owner])}" if atomwise else ""
-                raise DataError(
-                    f"{where}: {name} of structure {owner}{place} is not a finite number"
-                )
+                raise DataError(f"{where}: {name} of structure {owner}{place} {what}")
         empty = np.flatnonzero(self.n_atoms == 0)
         if len(empty):
             raise DataError(f"{where}: structure {int(empty[0])} has no atoms")
