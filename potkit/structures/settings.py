@@ -193,8 +193,11 @@ def check_types(hints: Mapping[str, Any], values: Mapping[str, Any], where: str)
         if name not in hints:
             continue
         words = str(hints[name])
-        if isinstance(value, bool) and not any(kind in words for kind in ("bool", "Any")):
-            raise ConfigError(f"{where}: {name} must not be true or false, got {value}")
+        for _, item in walk(value):  # pydantic takes true and "1" for 1
+            if isinstance(item, bool) and not any(kind in words for kind in ("bool", "Any")):
+                raise ConfigError(f"{where}: {name} must not be true or false, got {item}")
+            if isinstance(item, str) and not any(k in words for k in ("str", "Any", "Literal")):
+                raise ConfigError(f"{where}: {name} must not be a text, got {shown(item)}")
         try:
             TypeAdapter(hints[name], config=_ANY).validate_python(value)
         except ValidationError as error:

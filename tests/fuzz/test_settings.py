@@ -152,6 +152,7 @@ def test_objectives(name, value):
 @example(name="seed", value=-1)
 @example(name="seed", value=2**64)
 @example(name="cutoff", value="far")
+@example(name="cutoff", value="0")
 @example(name="cutoff", value=True)
 def test_networks(name, value):
     if name in ("hidden", "layers") and isinstance(value, int) and 3 < value < 10**6:
