@@ -27,7 +27,7 @@ QUICK := -m "not slow and not generate" $(addprefix tests/,structures datasets o
     models/test_egnn.py models/test_painn.py experiments/test_statistics.py report/test_readme.py \
     test_architecture.py test_house.py)
 
-.PHONY: help setup peers reproduce lint test test-quick coverage notebooks-text pages docs lab clean
+.PHONY: help setup peers reproduce lint test test-quick coverage fuzz notebooks-text pages docs lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
@@ -38,6 +38,7 @@ help:
 	@echo "make pages       fill the tables of README, RESULTS and docs/papers.md from data/results"
 	@echo "make docs        build the documentation site, in docs/_build/html"
 	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
+	@echo "make fuzz        set up, then mutate settings at random, many thousand times"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -112,6 +113,9 @@ test: setup $(VENV)/.stamp-peers lint docs
 
 coverage: setup
 	@POTKIT_COVERAGE=20 $(CHECK) tests/experiments/test_coverage.py
+
+fuzz: setup
+	@POTKIT_FUZZ=50 $(CHECK) tests/fuzz
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,8 +123,16 @@ def _first_process() -> bool:
     )
 
 
-def _assignments(option: str, pairs: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE strings as a dict; values are read as YAML."""
+# what keys that have an option of their own stand for
+OWN = {"name": "the network's name (--model)", "preset": "--preset", "seed": "--seed"}
+
+
+def _assignments(
+    option: str, pairs: list[str] | None, reserved: Sequence[str] = ()
+) -> dict[str, Any]:
+    """KEY=VALUE strings as a dict; values are read as YAML. ``reserved`` keys have an option of
+    their own.
+    """
     result = {}
     for pair in pairs or []:
         from ..notebooks.runner import parse_parameter
@@ -132,6 +140,12 @@ def _assignments(option: str, pairs: list[str] | None) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"{option} {pair!r} is not KEY=VALUE")
+        if key in reserved:
+            raise ConfigError(
+                f"{option} {key}: {OWN.get(key, key)} is given by an option of its own"
+            )
+        if key in result:
+            raise ConfigError(f"{option} {key}: given twice")
         result[key] = parse_parameter(key, text, option)
     return result
 
@@ -154,7 +168,7 @@ def _objective(name: str, options: list[str] | None, **shortcuts: Any):
 
     given = {key: value for key, value in shortcuts.items() if value is not None}
     return objectives.from_dict(
-        {"objective": name, **given, **_assignments("--objective-set", options)}
+        {"objective": name, **given, **_assignments("--objective-set", options, ["objective"])}
     )
 
 
@@ -180,7 +194,7 @@ def _model(
                 "--set changes the network of --model; without --model it is the one in --init"
             )
         return potkit.checkpoints.build_again(potkit.checkpoints.read(init)[1], init)
-    own = {**(given or {}), **_assignments("--set", options)}
+    own = {**(given or {}), **_assignments("--set", options, ["name", "preset", "seed"])}
     return potkit.build(name or "egnn", preset=preset, **own)
 
 
@@ -423,9 +437,9 @@ def finetune(
     tested = _structures(test, format, reading) if test else None
     if split:
         rows = splits.load_indices(split, structures)
-        train = structures[rows["train"]]
-        held = structures[rows["valid"]]
-        tested = tested if test else structures[rows["test"]]
+        train = structures[splits.part(rows, "train", split)]
+        held = structures[splits.part(rows, "valid", split)]
+        tested = tested if test else structures[splits.part(rows, "test", split)]
     elif valid:
         train = structures
         held = _structures(valid, format, reading)
@@ -503,7 +517,7 @@ def evaluate(
     model = checkpoints.load(checkpoint)
     structures = _structures(data, format, reading)
     if split:
-        structures = structures[splits.load_indices(split, structures)["test"]]
+        structures = structures[splits.part(splits.load_indices(split, structures), "test", split)]
     result = potkit.evaluate(
         model, structures, batch_size=batch_size, device=device, compile=compile, keep_forces=True
     )

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError
+from ..structures import settings
 from ..training.config import TrainConfig
 
 SECTIONS = ("data", "model", "objective", "training")
@@ -110,14 +110,7 @@ def read(kind: type[BaseModel], path: Path | None) -> Any:
     """
     if path is None:
         return kind()
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    values = settings.read(path) or {}
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}"

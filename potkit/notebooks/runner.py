@@ -36,6 +36,7 @@ from __future__ import annotations
 import ast
 import copy
 import html
+import math
 import os
 import re
 import time
@@ -49,8 +50,8 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..report import gallery
-from ..structures import plain_yaml
 from ..structures.outputs import PART, Kind, check, check_folder, read_json, reason
+from ..structures.settings import parse
 from ..structures.storage import replacing, workspace
 
 PROFILES = ("smoke", "quick", "paper")
@@ -187,17 +188,13 @@ def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
     """``text`` as YAML, so that numbers, '[0, 1]', 'true' and plain words mean what they look
     like; 1e-4 is a number, too.
     """
-    import yaml
-
-    try:
-        value = plain_yaml.load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{option} {name}: {text!r} is not a value YAML can read") from error
-    if isinstance(value, str):  # "nan" and "inf" are no numbers in YAML
+    value = parse(text, f"{option} {name}: {text!r}"[:200])
+    if isinstance(value, str) and value == text:  # "1_000." and the like
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
+            return value
+        return number if math.isfinite(number) else value
     return value
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
-from .arrays import FLAT
+from .arrays import FLAT, cast
 from .elements import formula
+from .settings import shown
 
 if TYPE_CHECKING:
     from .store import Structures
@@ -70,8 +71,10 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
             info.setdefault("partly_labelled", []).append(key)
         return any(have)
 
-    def stack(parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
-        return np.concatenate(parts).astype(kind) if parts else np.zeros(empty, kind)
+    ptr = np.cumsum([0] + [len(f) for f in frames])
+
+    def stack(name: str, parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
+        return cast(name, np.concatenate(parts), kind, ptr) if parts else np.zeros(empty, kind)
 
     energy = forces = stress = None
     if labelled("energy"):
@@ -79,7 +82,7 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     if labelled("forces"):
         nothing = [np.full((len(f), 3), np.nan) for f in frames]
         found = [r.get("forces", none) for r, none in zip(results, nothing, strict=True)]
-        forces = stack(found, (0, 3), dtype)
+        forces = stack("forces", found, (0, 3), dtype)
     if any("stress" in r for r in results):
         absent = np.full((3, 3), np.nan)
         stress = np.array([full_stress(r["stress"]) if "stress" in r else absent for r in results])
@@ -89,26 +92,42 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     molecules = [f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames]
     formal_charge = None
     if frames and all("formal_charge" in f.arrays for f in frames):
-        formal_charge = stack([f.arrays["formal_charge"] for f in frames], 0, np.int8)
+        formal_charge = stack(
+            "formal_charge", [f.arrays["formal_charge"] for f in frames], 0, np.int8
+        )
     with_cell = any(f.cell.rank for f in frames)
     return {
-        "z": stack([f.numbers for f in frames], 0, np.int64),
-        "pos": stack([f.positions for f in frames], (0, 3), dtype),
-        "ptr": np.cumsum([0] + [len(f) for f in frames]),
+        "z": stack("z", [f.numbers for f in frames], 0, np.int64),
+        "pos": stack("pos", [f.positions for f in frames], (0, 3), dtype),
+        "ptr": ptr,
         "energy": energy,
         "forces": forces,
         "cell": np.array([f.cell.array for f in frames]) if with_cell else None,
         "pbc": np.array([f.pbc for f in frames]) if frames else None,
-        "charge": np.array(
-            [whole_charge(f.info.get("charge"), f"frame {i}") for i, f in enumerate(frames)],
-            np.int16,
-        ),
+        "charge": np.array([_charge(f, i) for i, f in enumerate(frames)], np.int16),
         "system": system,
-        "molecule": stack(molecules, 0, np.int32),
+        "molecule": stack("molecule", molecules, 0, np.int32),
         "formal_charge": formal_charge,
         "stress": stress,
         "info": {"systems": list(names), **info},
     }
+
+
+def _charge(atoms: Any, i: int) -> int:
+    """The total charge (e) in ``info``, 0 where it is not there; a sum of partial charges is
+    rounded.
+    """
+    value = atoms.info.get("charge", 0)
+    number = np.ndim(value) == 0 and isinstance(value, (int, float, np.number))
+    if not number or isinstance(value, bool):
+        text = " ".join(repr(value).split())[:40]
+        raise DataError(f"charge of structure {i} is {text}, not a whole number")
+    if isinstance(value, int) and not -(2**15) <= value < 2**15:
+        raise DataError(f"charge of structure {i} is {shown(value, 20)}, not in -32768…32767")
+    try:
+        return int(cast("charge", np.array([value]), np.int16)[0])
+    except DataError as error:
+        raise DataError(str(error).replace("structure 0", f"structure {i}", 1)) from None
 
 
 def whole_charge(value: Any, where: str) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import ase_io, splits, storage
-from .arrays import ARRAYS, MAIN_LABELS, PER_ATOM, PER_STRUCTURE
+from .arrays import ARRAYS, MAIN_LABELS, PER_ATOM, PER_STRUCTURE, SINGLE, cast
 from .elements import MAX_Z, SYMBOLS
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ def __getattr__(name: str) -> Any:
 
         return Batch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """``value`` as an array; DataError where nested lists have rows of different lengths."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"{name}: its rows have different lengths or are no numbers") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +86,8 @@ class Structures:
     lack, whose rows are NaN; `labelled` says which structures have one. Else a NaN is an error.
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
-    opening a store does not read it. Raises DataError where shapes or elements do not fit.
+    opening a store does not read it. Raises DataError where shapes or elements do not fit,
+    or where a value has another meaning in the array's type (see `arrays.cast`).
     """
 
     def __init__(
@@ -96,7 +107,7 @@ class Structures:
         formal_charge: np.ndarray | None = None,
         stress: np.ndarray | None = None,
     ) -> None:
-        self.ptr = np.asarray(ptr, np.int64)
+        self.ptr = cast("ptr", ptr, np.int64)
         well_formed = (
             self.ptr.ndim == 1
             and len(self.ptr) > 0
@@ -116,17 +127,20 @@ class Structures:
         ) -> Any:
             if value is None:
                 return None if default is None else np.full(shape, default, dtype)
-            value = value if isinstance(value, np.ndarray) else np.asarray(value)
+            value = _array(name, value)
             if value.shape != shape:
                 raise DataError(f"{name} must have shape {shape}, got {value.shape}")
-            return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+            return cast(name, value, dtype, self.ptr)
 
         def floating(value: Any) -> Any:
+            """Real numbers keep the precision they come in."""
             if value is None:
                 return None
-            return np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
+            return np.float32 if _array("pos", value).dtype.itemsize <= 4 else np.float64
 
-        z = np.asarray(z)
+        z = _array("z", z)
+        if z.dtype.kind not in "ui":
+            z = cast("z", z, np.int64, self.ptr)
         if not checked:
             self._check_elements(z)
         self.z = take("z", z, np.uint8, (n_atoms,))
@@ -393,7 +407,14 @@ class Structures:
             array = getattr(self, name)
             if array is None:
                 continue
-            bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            finite = np.isfinite(array)
+            what = "is not a finite number"
+            known = array[finite]
+            if known.size and max(known.max(), -known.min()) > SINGLE:
+                # networks see single precision
+                finite &= np.abs(np.where(finite, array, 0)) <= SINGLE
+                what = f"is beyond ±{SINGLE:.2g}, the largest number of single precision"
+            bad = ~finite.all(axis=tuple(range(1, array.ndim)))
             if name in self.partly_labelled:  # no label at all is no fault
                 none = np.isnan(array).reshape(len(array), -1).all(1)
                 if name == "forces" and len(array):
@@ -406,9 +427,9 @@ class Structures:
                 atomwise = name in PER_ATOM
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1 if atomwise else row
                 place = f", atom {row - int(self.ptr[owner])}" if atomwise else ""
-                raise DataError(
-                    f"{where}: {name} of structure {owner}{place} is not a finite number"
-                )
+                if not np.isfinite(array[row]).all():
+                    what = "is not a finite number"
+                raise DataError(f"{where}: {name} of structure {owner}{place} {what}")
         if self.stress is not None:
             self._check_stress(where)
         empty = np.flatnonzero(self.n_atoms == 0)

@@ -19,6 +19,7 @@ from ..kernels.compiling import for_predictions
 from ..models import Potential
 from ..structures.geometry import volumes
 from ..structures.outputs import Kind, head
+from ..structures.settings import count, shown
 from ..structures.store import Structures
 from . import checkpoints
 from .memory import Limit
@@ -103,6 +104,21 @@ def in_gpa(stress: float) -> float:
     return stress / GPa
 
 
+def checked_device(device: str | torch.device) -> torch.device:
+    """``device`` if this machine has it. Raises ConfigError."""
+    try:
+        device = torch.device(device)
+        if device.type == "cuda":
+            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if (device.index or 0) >= found:
+                raise ConfigError(f"device {device}: this machine has {found} CUDA devices")
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"device {shown(device)}: not to be used here ({reason})") from None
+    return device
+
+
 def predict(
     model: Potential,
     structures: Structures,
@@ -118,7 +134,8 @@ def predict(
     a warning. ``compile``: by the kernels of EGNN, SchNet and TorchMD-Net ET on a CPU
     (`potkit.kernels`; the first call builds them); ConfigError where there are none.
     """
-    device = torch.device(device or next(model.parameters()).device)
+    batch_size = count(batch_size, "batch_size")
+    device = checked_device(device or next(model.parameters()).device)
     model.check_elements(structures.elements)
     dtype = next(model.parameters()).dtype
     was_training = model.training
@@ -312,7 +329,7 @@ def calculator(
             checkpoints.require_energies(checkpoint)
             model = checkpoints.load(checkpoint)
         dtype = dtype or (torch.float32 if compile else torch.float64)
-        model = model.to(device, dtype).eval()
+        model = model.to(checked_device(device), dtype).eval()
         with for_predictions(model, compile, device, dtype):
             pass  # builds the kernels, or says why not, here and not in the middle of a simulation
     return PotkitCalculator(model, device, dtype, compile)

@@ -80,6 +80,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
     )
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(f"config: {devices} GPUs asked for, {torch.cuda.device_count()} found")
+    if accelerator == "cpu" and devices > (most := max(8, 4 * (os.cpu_count() or 1))):
+        raise ConfigError(f"config: devices: {devices} processes on a CPU, at most {most} fit here")
     strategy = "ddp" if devices * nodes > 1 else "auto"
     tf32 = config.precision == "tf32"
     # process-wide, so every run says which it wants
