@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError
-from ..structures import settings
+from ..structures import settings as plain
 from ..training.config import TrainConfig
 
 SECTIONS = ("data", "model", "objective", "training")
@@ -110,7 +110,7 @@ def read(kind: type[BaseModel], path: Path | None) -> Any:
     """
     if path is None:
         return kind()
-    values = settings.read(path) or {}
+    values = plain.read(path) or {}
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}"
