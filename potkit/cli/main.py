@@ -213,7 +213,11 @@ def pretrain(
 def finetune(
     data: DataOption,
     init: Annotated[
-        Path | None, Option(help="checkpoint or run folder to start from; without it: from scratch")
+        Path | None,
+        Option(
+            help="checkpoint, run folder or pretrained weights (`potkit weights list`) to start "
+            "from; without it: from scratch"
+        ),
     ] = None,
     valid: Annotated[
         str | None, Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")
@@ -263,9 +267,10 @@ def finetune(
     from potkit.datasets import splits
     from potkit.datasets.references import CHOICES
     from potkit.structures import outputs
-    from potkit.training import run_folder
+    from potkit.training import pretrained, run_folder
 
     outputs.check(out, run_folder.RUN)
+    init = None if init is None else pretrained.resolve(init)
     word = "least-squares" if references == "fit" else references
     settings = _config(
         config,
