@@ -31,7 +31,16 @@ ENERGY = {
     "kj/mol": KJ_MOL,
     "rydberg": HARTREE / 2,
 }
-LENGTH = {"angstrom": 1.0, "å": 1.0, "ang": 1.0, "bohr": BOHR, "nm": NM}
+LENGTH = {
+    "angstrom": 1.0,
+    "angstroms": 1.0,
+    "å": 1.0,
+    "ang": 1.0,
+    "bohr": BOHR,
+    "nm": NM,
+    "nanometer": NM,
+    "nanometers": NM,
+}
 
 
 def factor(unit: str) -> float:

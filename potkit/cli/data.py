@@ -4,13 +4,18 @@ checking and splitting them.
 
 from __future__ import annotations
 
+import functools
+import glob
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from ..errors import ConfigError, DataError
+from . import streams
 
 data_app = typer.Typer(
     help="Data sets: what there is, what is in them, making and splitting them.",
@@ -28,32 +33,93 @@ FormatOption = Annotated[
 ]
 
 
-def _structures(data: str, format: str | None = None):
+_READING: dict[str, tuple[str, str]] = {  # option of `potkit.read` -> what it is for
+    "energy_key": ("NAME", "what the file calls the energy, where it is not to be guessed"),
+    "forces_key": ("NAME", "what the file calls the forces; none: read none"),
+    "energy_unit": ("UNIT", "of the file's energies: eV, hartree, kcal/mol, kJ/mol …"),
+    "forces_unit": ("UNIT", "of the file's forces; default: energy unit over length unit"),
+    "length_unit": ("UNIT", "of the file's positions: angstrom, bohr, nm"),
+    "type_map": ("ELEMENTS", "of DeePMD folders: the elements in the order of the types"),
+    "missing_labels": ("keep|stop|drop", "where only some structures have energies or forces"),
+    "isolated_atoms": ("references|keep", "what single atoms among larger structures become"),
+}
+
+
+def reads_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `_READING`, which it gets together as ``reading``."""
+    own = inspect.signature(command, eval_str=True)
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, Option(metavar=metavar, help=text)],
+        )
+        for name, (metavar, text) in _READING.items()
+    ]
+
+    @functools.wraps(command)
+    def with_options(**values):
+        given = {name: values.pop(name) for name in _READING}
+        reading = {name: value for name, value in given.items() if value is not None}
+        return command(**values, reading=reading)
+
+    kept = [p for name, p in own.parameters.items() if name != "reading"]
+    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept]
+    with_options.__signature__ = own.replace(parameters=[*kept, *options])
+    with_options.__annotations__ = {p.name: p.annotation for p in (*kept, *options)}
+    return with_options
+
+
+def _structures(data: str, format: str | None = None, reading: dict[str, str] | None = None):
     """A registered set by name, else whatever lies at the path; a user's own file is checked before
     anything is cut out of it, so that an error names the structure by its place in the file.
     """
-    structures, from_file = _opened(data, format)
+    structures, from_file = _opened(data, format, reading)
     if from_file:
+        from potkit.datasets.reading import report
+
+        for line in report(structures):
+            streams.say_aside(line)
         from potkit.structures.neighbors import check_overlaps
 
         check_overlaps(structures.validate())
     return structures
 
 
-def _opened(data: str, format: str | None = None):
+def _opened(data: str, format: str | None = None, reading: dict[str, str] | None = None):
     """The structures, and whether they come from a user's file, not from a registered set."""
     import potkit
     from potkit.datasets.registry import is_name
 
     if format is None and is_name(data):
+        if reading:
+            raise ConfigError(
+                f"--{next(iter(reading)).replace('_', '-')} is for files of your own; {data!r} is "
+                "a registered set, whose names and units are known"
+            )
         return potkit.load(data), False
-    return potkit.read(_existing(data), format=format), True
+    return potkit.read(_existing(data), format=format, **(reading or {})), True
 
 
-def _existing(data: str) -> str:
+def check_source(data: str | None) -> None:
+    """Raise ConfigError where ``data`` is neither a registered set nor something on the disk; it
+    imports little, so that a wrong name is said at once.
+    """
     from potkit.datasets.records import RECORDS
 
-    if not Path(data).exists():
+    if data is not None and data not in {record.name for record in RECORDS}:
+        _existing(data)
+
+
+def _existing(data: str) -> str | list[str]:
+    """A file, a folder, a glob, or several of them with commas between."""
+    from potkit.datasets.records import RECORDS
+
+    several = data.split(",")
+    if len(several) > 1 and not Path(data).exists():
+        return [one for name in several for one in [_existing(name)]]
+    if not Path(data).exists() and not glob.has_magic(data):
         names = ", ".join(r.name for r in RECORDS)
         raise ConfigError(
             f"{data!r} is neither a file or folder nor a data set; data sets: {names}"
@@ -99,9 +165,10 @@ def data_list(
 
 
 @data_app.command("info")
-def data_info(data: DataArgument, format: FormatOption = None) -> None:
+@reads_files
+def data_info(data: DataArgument, format: FormatOption = None, reading: Any = None) -> None:
     """What is in a data set or file: a row per system."""
-    structures = _structures(data, format)
+    structures = _structures(data, format, reading)
     print(structures)
     print(
         structures.summary().to_string(
@@ -145,6 +212,7 @@ def data_fetch(
 
 
 @data_app.command("convert")
+@reads_files
 def data_convert(
     data: Annotated[
         str,
@@ -157,6 +225,7 @@ def data_convert(
         Path | None, Option(help="the store, a folder; a registered set goes into the cache")
     ] = None,
     format: FormatOption = None,
+    reading: Any = None,
 ) -> None:
     """Pack a data set into the form that opens at once (memory-mapped), in memory that does not
     grow with it.
@@ -173,16 +242,18 @@ def data_convert(
         return
     if out is None:
         raise ConfigError(f"--out is needed to pack {data!r}, which is not a registered set")
-    print(registry.pack(_existing(data), out, format, progress=True))
+    print(registry.pack(_existing(data), out, format, progress=True, **(reading or {})))
 
 
 @data_app.command("check")
+@reads_files
 def data_check(
     data: DataArgument,
     cutoff: Annotated[
         float | None, Option(help="Å; boxes narrower than twice this are an error")
     ] = None,
     format: FormatOption = None,
+    reading: Any = None,
 ) -> None:
     """A health report: counts, magnitudes, units, NaN, atoms on top of each other, net forces,
     duplicates. Exit code 1 if unwell.
@@ -191,7 +262,7 @@ def data_check(
 
     if cutoff is not None and not cutoff > 0:
         raise ConfigError(f"--cutoff must be positive, got {cutoff}")
-    structures, _ = _opened(data, format)
+    structures, _ = _opened(data, format, reading)
     report = checks.check(structures, cutoff=cutoff)
     print(structures)
     print(report.to_string(index=False))
@@ -245,6 +316,7 @@ def data_leakage(
 
 
 @data_app.command("split")
+@reads_files
 def data_split(
     data: DataArgument,
     out: Annotated[Path, Option(help="where the indices go (.npz)")],
@@ -264,6 +336,7 @@ def data_split(
     seed: Annotated[int, Option(help="seed of the permutation")] = 0,
     fold: Annotated[int, Option(help="which of several published splits")] = 1,
     format: FormatOption = None,
+    reading: Any = None,
 ) -> None:
     """Draw a train / valid / test split and write it to a file that names the data it belongs
     to.
@@ -273,7 +346,7 @@ def data_split(
 
     check(out, splits.SPLIT)
     if by == "published":
-        structures = _structures(data, format)
+        structures = _structures(data, format, reading)
         parts = registry.published_split(data, structures, fold)
         splits.save_indices(out, structures, parts, by=by, fold=fold)
         print(f"{out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in parts.items()))
@@ -286,7 +359,7 @@ def data_split(
         ) from None
     if len(shares) != 3:
         raise ConfigError(f"--fractions needs three shares (train, valid, test), got {len(shares)}")
-    structures = _structures(data, format)
+    structures = _structures(data, format, reading)
     drawn = splits.split(structures, shares, seed=seed, by=by, block=block, gap=gap)
     parts = dict(zip(("train", "valid", "test"), drawn, strict=True))
     about = {"block": block, "gap": gap} if by == "block" else {}

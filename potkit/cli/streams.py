@@ -39,3 +39,10 @@ def check_surroundings() -> None:
         raise ConfigError(
             f"TMPDIR={temporary}: no such folder for temporary files; make it or unset TMPDIR"
         )
+
+
+def say_aside(text: str) -> None:
+    """Print to stderr once, however many processes a launcher started: what is no result."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if all(rank in ("", "0") for rank in ranks):
+        print(text, file=sys.stderr, flush=True)

@@ -156,6 +156,10 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
             good = np.ones(len(s), bool)
             good[owner] = False
         finite &= good
+        if name in s.partly_labelled:
+            unlabelled = ~s.labelled(name)
+            add(f"without {name}", int(unlabelled.sum()), "structures", "look", _rows(unlabelled))
+            good |= unlabelled
         add(
             f"{name} not finite",
             int((~good).sum()),
@@ -163,6 +167,17 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
             "ok" if good.all() else "bad",
             _rows(~good),
         )
+    if s.cell is not None and s.pbc.any():
+        flat = _without_volume(s)
+        where = _rows(flat) + (": periodic vectors are zero or dependent" if flat.any() else "")
+        add(
+            "cells without volume",
+            int(flat.sum()),
+            "structures",
+            "bad" if flat.any() else "ok",
+            where,
+        )
+        finite &= ~flat
     s = s if finite.all() else s[finite]
     original = np.flatnonzero(finite)
     if not len(s):
@@ -170,10 +185,10 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
     _distances(s, original, add)
     if s.cell is not None and s.pbc.any():
         _boxes(s, original, add, cutoff)
-    if s.energy is not None:
-        _energies(s, original, add)
-    if s.forces is not None:
-        _forces(s, original, add)
+    for label, look in (("energy", _energies), ("forces", _forces)):
+        have = s.labelled(label)
+        if have.any():
+            look(s if have.all() else s[have], original[have], add)
     if duplicates:
         n = min(len(s), SAMPLED)
         drawn = np.sort(np.random.default_rng(0).permutation(len(s))[:n])
@@ -183,6 +198,17 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
         verdict = "look" if len(twice) else "ok"
         add("duplicate pairs", len(twice), "pairs", verdict, note + examples)
     return _report(pd.DataFrame(rows))
+
+
+def _without_volume(s: Structures) -> np.ndarray:
+    """[S] bool: structures whose periodic vectors span nothing; the others of a slab or wire may be
+    anything.
+    """
+    out = np.zeros(len(s), bool)
+    for i in np.flatnonzero(s.pbc.any(1) & np.isfinite(s.cell).all((1, 2))):
+        vectors = s.cell[i][s.pbc[i]]
+        out[i] = np.linalg.det(vectors @ vectors.T) < 1e-12
+    return out
 
 
 def _report(frame):
@@ -324,7 +350,7 @@ def _forces(s: Structures, original: np.ndarray, add) -> None:
         "look" if net[worst] > 0.05 * max(rms, 1e-9) else "ok",
         f"structure {original[worst]}",
     )
-    if s.energy is None:
+    if not s.labelled("energy").all():
         return
     slope, correlation, n = force_slope(s)
     question = "ΔE over −F·Δx"

@@ -19,6 +19,7 @@ from ..structures.store import Structures
 CHUNK = 50_000  # structures at once
 # directions in which two elements weigh differently; irrational steps keep them from cancelling
 _WEIGHTS = 1.0 + np.modf(np.arange(MAX_Z + 1) * np.sqrt(2.0))[0]  # [119]
+FLAT = 1e-9  # Å³; a cell of less has no volume
 _WAVES = np.array(
     [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [2, 1, 0], [1, 1, 1]], float
 )
@@ -73,8 +74,14 @@ def _moments(z: np.ndarray, pos: np.ndarray, ptr: np.ndarray) -> np.ndarray:
 
 
 def _waves(structures: Structures, i: int) -> np.ndarray:
+    from ase.geometry import complete_cell
+
     a, b = structures.ptr[i], structures.ptr[i + 1]
     cell = structures.cell[i]
+    if abs(np.linalg.det(cell)) < FLAT:
+        # a slab or wire: what does not repeat stands upright on what does
+        cell = complete_cell(np.where(structures.pbc[i][:, None], cell, 0.0))
+        cell = np.eye(3) if abs(np.linalg.det(cell)) < FLAT else cell
     pos = np.asarray(structures.pos[a:b], np.float64)
     fractional = np.linalg.solve(cell.T, pos.T).T
     phases = np.exp(2j * np.pi * fractional @ _WAVES.T)  # [a, 8]

@@ -26,7 +26,7 @@ def near_minimum(structures: Structures, limit: float) -> Structures:
     _, group = np.unique(composition(structures), axis=0, return_inverse=True)
     group = group.reshape(-1)
     lowest = np.full(int(group.max(initial=-1)) + 1, np.inf)
-    np.minimum.at(lowest, group, structures.energy)
+    np.fmin.at(lowest, group, structures.energy)  # of partly labelled sets some are NaN: left out
     return structures[structures.energy - lowest[group] <= limit]
 
 

@@ -213,6 +213,8 @@ class ReferenceEnergies:
         if structures.energy is None or not len(structures):
             name = structures.info.get("name", "structures")
             raise DataError(f"{name}: reference energies need labelled structures")
+        if structures.partly_labelled:
+            structures = structures[structures.labelled("energy")]
         elements = structures.elements
         counts, group = np.unique(composition(structures, elements), axis=0, return_inverse=True)
         group = group.reshape(-1)

@@ -21,7 +21,7 @@ from ..structures import storage
 from ..structures.outputs import check
 from ..structures.store import Structures, concatenate
 from . import fetch as fetching
-from . import splits
+from . import reading, splits
 from .formats import read
 from .formats.packer import packing_into
 from .records import CITATIONS, RECORDS, Record
@@ -263,14 +263,15 @@ def load(
     settings = dict(r.options) | options
     only = [f.path for f in r.files if not f.unpack and f.path != ISOLATED_ATOMS]
     if files is not None:
-        joined = concatenate([read(folder / f, r.format, **settings) for f in files])
+        parts = [read(folder / f, r.format, **settings) for f in files]
+        joined = concatenate(parts, missing="drop")
         return _named(joined, r, name)
     if r.kind == "public" and not options:
         convert(name, verify=False)
         return Structures.open(packed_path(r))
     if r.kind == "reference" and r.format in FILE_BY_FILE:
         sets = [read(folder / f, r.format, **settings) for f in only]
-        joined = _named(concatenate(sets), r)
+        joined = _named(concatenate(sets, missing="drop"), r)
         if r.format != "extxyz":
             return joined
         sizes = {r.parts.get(f, f): len(part) for f, part in zip(only, sets, strict=True)}
@@ -426,7 +427,10 @@ def pack(
     check(out, storage.STORE)  # before anything is read
     with storage.only_writer(out):
         with packing_into(out, total, progress, record.name if record is not None else None):
-            s = read(source, format, **options)
+            if record is None:  # a file of the user's
+                s = reading.read(source, format, **options)
+            else:
+                s = read(source, format, **options)
         if record is not None:
             _named(s, record)
         if s.lies_in(out):

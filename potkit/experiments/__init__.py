@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "audit",
         "baselines",
         "break_even",
+        "calibration",
         "choosing",
         "clusters",
         "convergence",

@@ -18,6 +18,8 @@ initial heads, order of the data and the draw of labels, make an ensemble (Laksh
 - ``scale``: median(|e|/s)/k(½), the factor that brings the spreads up to the errors (all members
   may be wrong together); fitted to other data than it is judged on. Not √mean(e²/s²): with three
   members 1/s² has no mean, and a few small spreads decide.
+
+`calibration` has more of it for finished experiments, with intervals over molecules.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -37,9 +38,6 @@ from ..structures.store import Structures
 from ..training import checkpoints
 from ..training.evaluation import predict
 from .statistics import grouping
-
-if TYPE_CHECKING:
-    from .experiment import Experiment
 
 LEVELS = np.linspace(0.05, 0.95, 19)  # probabilities at which coverage is looked at
 FLOOR = 1e-12  # spreads below this (eV or eV/Å) are taken for this
@@ -238,29 +236,3 @@ def summarise(
             }
         )
     return pd.DataFrame(rows)
-
-
-def of_experiments(
-    experiments: Sequence[Experiment],
-    runs: pd.DataFrame,
-    quantities: Sequence[str] = ("forces", "energy"),
-) -> pd.DataFrame:
-    """`summarise` for every arm and label budget of finished experiments, on their test sets, with
-    their columns first.
-
-    ``runs`` is the table of `experiments.run`. Quantities the test set has no labels for are left
-    out, and so are single seeds.
-    """
-    tables = []
-    for experiment in experiments:
-        of_experiment = runs
-        for column, value in experiment.columns.items():
-            of_experiment = of_experiment[of_experiment[column] == value]
-        ensembles = from_runs(of_experiment, experiment.store, experiment.test, by=["labels"])
-        for quantity in quantities if ensembles else ():
-            if getattr(experiment.test, quantity) is not None:
-                table = summarise(ensembles, quantity)
-                for place, (column, value) in enumerate(experiment.columns.items()):
-                    table.insert(place, column, value)
-                tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -9,6 +9,8 @@ names as its origin.
     # or {data: iso17, published: train}: a part that was published with the set
     # or {data: [ani-1, ani-1x]}: several sets together
     train: {data: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz}
+    # or a file whose names and units are given: {data: my.xyz, read: {energy_key: E_pbe,
+    # energy_unit: kcal/mol}}, see `potkit.read`
     # optional: what validates; else valid_fraction (0.1) of each label budget, drawn at random or,
     # with valid_by, from structures that a split by structure-within-system, system … set aside
     valid: {data: iso17, published: valid}
@@ -75,6 +77,7 @@ from .. import datasets, objectives
 from ..datasets import formal_charges, registry, splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
+from ..structures import plain_yaml
 from ..structures.outputs import plain_name
 from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
@@ -84,16 +87,18 @@ from .experiment import Experiment
 from .given_validation import GivenValidation
 
 
-def named_or_file(data: str) -> Structures:
-    """A registered set by its name, else the structures at a path; $VARIABLES of the environment
-    are filled in.
+def named_or_file(data: str, read: dict[str, Any] | None = None) -> Structures:
+    """A registered set by its name, else the structures at a path or glob; $VARIABLES of the
+    environment are filled in. ``read``: options of `potkit.read`, for files.
     """
     path = os.path.expandvars(data)
     if "$" in path:
         raise DataError(f"{data}: set the environment variable it names")
     if registry.is_name(path):
+        if read:
+            raise ConfigError(f"{data}: is a registered set, {next(iter(read))} is for files")
         return datasets.load(path)
-    return datasets.read(path)
+    return datasets.read(path, **(read or {}))
 
 
 class SplitPart(BaseModel):
@@ -132,6 +137,8 @@ class DataSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     data: str | list[str]
+    # names and units of a file: energy_key, forces_key, energy_unit, length_unit …
+    read: dict[str, Any] | None = None
     published: str | None = None  # the part of this name, of the split published with the set
     near_minimum: float | None = None  # eV
     systems: list[str] | None = None
@@ -177,10 +184,10 @@ class DataSpec(BaseModel):
 
     def _whole(self) -> Structures:
         if isinstance(self.data, str):
-            return named_or_file(self.data)
+            return named_or_file(self.data, self.read)
         if not self.data:
             raise ConfigError("data: a list of sets needs at least one")
-        return concatenate([named_or_file(name) for name in self.data])
+        return concatenate([named_or_file(name, self.read) for name in self.data], missing="drop")
 
     def _published_part(self, structures: Structures) -> Structures:
         if not isinstance(self.data, str):
@@ -450,7 +457,7 @@ def read(path: str | Path) -> GridSpec:
     everything wrong in it.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = plain_yaml.load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -50,6 +50,7 @@ __all__ = [
     "backbone_options",
     "build",
     "names",
+    "network",
     "presets",
     "published",
     "rebuild",
@@ -67,6 +68,13 @@ def _find(name: str) -> tuple[type, dict[str, dict[str, Any]]]:
     file, cls = MODELS[name].split(":")
     module = importlib.import_module(f".{file}", __package__)
     return getattr(module, cls), module.PRESETS
+
+
+def network(name: str) -> type:
+    """The class of a registered network, whose constructor takes its options. Raises ConfigError
+    for an unknown name.
+    """
+    return _find(name)[0]
 
 
 def _options_of(name: str, preset: str) -> dict[str, Any]:

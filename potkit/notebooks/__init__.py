@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["audit_profiles", "profiles", "results", "runner", "text"],
     submod_attrs={
-        "results": ["keep_choice", "keep_runs"],
+        "results": ["keep_choice", "keep_ensembles", "keep_runs"],
         "runner": [
             "CHECKED",
             "COMMITTED_PROFILE",

@@ -522,7 +522,7 @@ def unlabelled(run: SimpleNamespace, pool: Structures) -> Structures:
     (then test structures stay unseen).
     """
     named = getattr(run, "pretrain_data", [])
-    whole = concatenate([yaml_form.named_or_file(name) for name in named]) if named else pool
+    whole = concatenate([yaml_form.named_or_file(n) for n in named], "drop") if named else pool
     return at_most(whole, run.n_pretrain)
 
 

@@ -7,7 +7,9 @@ are made of these tables alone, so that `potkit verify` recomputes whatever the 
 
 Stored are NAME-runs, NAME (`statistics.summarise`), NAME-effects, NAME-baselines, NAME-test-errors
 (the errors of each test structure) and NAME-test, in data/results where the figures go to figures/
-(`potkit run --inplace`), else beside the figures.
+(`potkit run --inplace`), else beside the figures. `keep_ensembles` stores what the members of
+ensembles over seeds say (NAME-predictions), how well they tell their errors (NAME-ensembles), and
+how that differs between arms (NAME-contrasts).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import ConfigError
-from ..experiments import baselines, statistics, structure_errors
+from ..experiments import baselines, calibration, statistics, structure_errors
 from ..experiments import experiment as experiments
 from ..experiments.choosing import Choice
 from ..experiments.experiment import Experiment
@@ -52,7 +54,7 @@ class Kept:
         """The block ``kind`` (see `report.blocks.fill`) of the tables stored under this name;
         verdicts and choices have none in profile smoke.
         """
-        if self.profile == "smoke" and kind in ("verdicts", "choice", "saved"):
+        if self.profile == "smoke" and kind in ("verdicts", "choice", "saved", "calibrated"):
             return UNTOLD
         empty = f"<!-- {kind}: {self.name}{ending} -->\n<!-- end -->"
         return blocks.fill(empty, self.folder)
@@ -136,6 +138,37 @@ def keep_runs(
     store(errors, "-test-errors")
     sampled = structure_errors.summarise(report.stored(f"{name}-test-errors", folder)[0])
     store(sampled, "-test")
+    return Kept(name, folder, run.profile)
+
+
+def keep_ensembles(
+    run: SimpleNamespace,
+    grid: Experiment | Sequence[Experiment],
+    runs: pd.DataFrame,
+    name: str,
+    notebook: str,
+    primary: Mapping[str, str] | None = None,
+) -> Kept:
+    """Store what the ensembles over seeds of finished ``runs`` of ``grid`` say of the test sets,
+    and how well they tell their own errors, under ``name``.
+
+    ``primary``: the contrast declared before the runs; see `calibration.contrasts`. Raises
+    ConfigError where it names an arm that there is not, and as `report.store` does.
+    """
+    several = [grid] if isinstance(grid, Experiment) else list(grid)
+    known = dict.fromkeys(runs["arm"])
+    if primary and (strange := {primary["arm"], primary["against"]} - set(known)):
+        raise ConfigError(f"contrast: no arm {min(strange)!r}; there are {', '.join(known)}")
+    folder = runner.results_folder(run.profile)
+    command = runner.command(notebook, run.profile)
+    notes = {"primary": dict(primary)} if primary else {}
+    table = calibration.predictions(several, runs, calibration.MOST)
+    report.store(table, f"{name}-predictions", command, folder, runs=list(runs["run"]), **notes)
+    # what follows is made of what was stored, rounded as it is
+    again = report.stored(f"{name}-predictions", folder)[0]
+    again.attrs = notes
+    report.store(calibration.summarise(again), f"{name}-ensembles", command, folder)
+    report.store(calibration.contrasts(again), f"{name}-contrasts", command, folder)
     return Kept(name, folder, run.profile)
 
 

@@ -49,6 +49,7 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..report import gallery
+from ..structures import plain_yaml
 from ..structures.outputs import PART, Kind, check, check_folder, read_json, reason
 from ..structures.storage import replacing, workspace
 
@@ -189,10 +190,10 @@ def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
     import yaml
 
     try:
-        value = yaml.safe_load(text)
+        value = plain_yaml.load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{option} {name}: {text!r} is not a value YAML can read") from error
-    if isinstance(value, str):  # YAML 1.1 wants a dot in a float
+    if isinstance(value, str):  # "nan" and "inf" are no numbers in YAML
         try:
             return float(value)
         except ValueError:
@@ -271,10 +272,12 @@ def execute(
     became of each.
 
     Executed copies go to ``out`` (default runs/notebooks/PROFILE), their figures to
-    ``out``/figures. With ``inplace`` the outputs are written back into the notebooks and the
-    figures go to figures/, which is how the committed outputs are made; a notebook that fails, or
-    was changed meanwhile, is left as it was. Every notebook is checked for its parameters before
-    the first one starts.
+    ``out``/figures; a given ``out`` also has their training runs (store/, unless POTKIT_RUNS names
+    another) and tables (results/).
+
+    With ``inplace`` the outputs are written back into the notebooks and the figures go to figures/,
+    which is how the committed outputs are made; a notebook that fails, or was changed meanwhile, is
+    left as it was. Every notebook is checked for its parameters before the first one starts.
 
     Raises ConfigError for an unknown profile or parameter, DataError for a missing notebook and
     where a copy would replace anything but an earlier executed copy.
@@ -318,6 +321,7 @@ def execute(
             POTKIT_PROFILE=profile,
             POTKIT_FIGURES=str(figures.resolve()),
             PYDEVD_DISABLE_FILE_VALIDATION="1",
+            **_places(out),
         ):
             before = path.read_bytes()
             outcome = _execute_one(path, folder / path.name, {"profile": profile, **values})
@@ -338,6 +342,17 @@ def execute(
     executed = path.parent if inplace else folder
     report(f"executed notebooks: {_shown(executed)}   figures: {_shown(figures)}")
     return outcomes
+
+
+def _places(out: str | Path | None) -> dict[str, str]:
+    """Where training runs and tables go when ``out`` is to hold everything; a store that the user
+    names by POTKIT_RUNS stays the one.
+    """
+    if out is None:
+        return {}
+    folder = Path(out).resolve()
+    store = os.environ.get("POTKIT_RUNS") or str(folder / "store")
+    return {"POTKIT_RUNS": store, "POTKIT_RESULTS": str(folder / "results")}
 
 
 def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
@@ -517,8 +532,11 @@ def store() -> Path:
 
 def results_folder(profile: str) -> Path:
     """Where a notebook's tables go: data/results where the figures go to figures/ (`potkit run
-    --inplace`, JupyterLab), else results/ beside them; runs/results in profile smoke.
+    --inplace`, JupyterLab), else results/ beside them; runs/results in profile smoke. With
+    `potkit run --out`, below that folder.
     """
+    if os.environ.get("POTKIT_RESULTS"):
+        return Path(os.environ["POTKIT_RESULTS"])
     from ..report import figures as plots
 
     committed = plots.folder().resolve() == (_root() / "figures").resolve()

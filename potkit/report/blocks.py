@@ -210,7 +210,7 @@ def _change_in_words(row: Any) -> str:
 
 BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
-    r"|audit|verdicts|test|choice|saved|learned): (\S+) -->\n.*?<!-- end -->",
+    r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -222,6 +222,8 @@ SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "choice": ("-runs", sentences.choice),
     "saved": ("-runs", sentences.saved),
     "learned": ("-runs", sentences.learned),
+    "ensembles": ("-ensembles", sentences.ensembles),
+    "calibrated": ("-contrasts", sentences.calibrated),
 }
 
 PAGE = Kind("a page with generated blocks", lambda path: BLOCK.search(path.read_text()) is not None)
@@ -246,6 +248,8 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - choice: what the runs NAME on validation molecules chose;
     - saved: what labels are worth in the experiment NAME, and slopes;
     - learned: the losses of its pretrainings;
+    - ensembles: how its ensembles over seeds tell their own errors;
+    - calibrated: how that differs between arms, as sentences;
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
     - departures: from the published codes in networks or in other; settings of denoise-paper,
       masked-paper or the presets; or the notes of the shipped experiments.

@@ -152,6 +152,8 @@ ITEMS = (
         "S6",
         "how much repeats differ",
         ("denoise-s6",),
+        "10_calibration",
+        ("10_calibration",),
         stored={"alkanes-to-3bpa": ("spread of denoise 0.2 Å",)},
         printed="not at hand",
         needs=f"{ANI_SETS}, MD22, {GPU}",

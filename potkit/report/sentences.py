@@ -8,14 +8,14 @@ a page or a notebook's output anew, and `verify` can compare.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..experiments import choosing, statistics, structure_errors
+from ..experiments import calibration, choosing, statistics, structure_errors
 from .tables import UNITS, markdown
 
 OWN = ("scratch", "scratch-longer")
@@ -216,3 +216,134 @@ def metric_of(runs: pd.DataFrame) -> str:
     good = runs[runs["status"] == "ok"] if "status" in runs else runs
     nothing = "forces_mae" not in good or good["forces_mae"].isna().all()
     return "energy_mae" if nothing else "forces_mae"
+
+
+# -- ensembles -----------------------------------------------------------------------------------
+QUANTITIES = {"forces": ("forces", "meV/Å"), "energy": ("energies", "meV")}
+SAID = {
+    "spearman": "rank correlation",
+    "area": "miscalibration area",
+    "area_scaled": "miscalibration area after the recalibration",
+    "nll": "NLL",
+    "nll_scaled": "NLL after the recalibration",
+}
+
+
+def ensembles(table: pd.DataFrame) -> str:
+    """A table of `calibration.summarise`: an arm per row, for forces and for energies, and another
+    with the shares of labels inside. Every number has its interval.
+    """
+    by = list(table.columns[: list(table.columns).index("arm")])
+    numbers, shares = [], []
+    for key, part in _nested(table, [*by, "quantity"], ["arm"]):
+        *where, quantity, arm = key
+        name, unit = QUANTITIES[quantity]
+        of = part.set_index("statistic")
+        about = dict(zip(by, where, strict=True)) | {"of": f"{name} ({unit})", "arm": arm}
+        numbers.append(
+            about
+            | {
+                "RMSE": _with_ends(of, "rmse", 1e3),
+                "sharpness": _with_ends(of, "sharpness", 1e3),
+                "rank correlation": _with_ends(of, "spearman"),
+                "area": _with_ends(of, "area"),
+                "NLL": _with_ends(of, "nll"),
+                "factor": _with_ends(of, "factor"),
+                "sharpness, scaled": _with_ends(of, "sharpness_scaled", 1e3),
+                "area, scaled": _with_ends(of, "area_scaled"),
+                "NLL, scaled": _with_ends(of, "nll_scaled"),
+            }
+        )
+        for stage, ending in (("as it is", ""), ("scaled", "_scaled")):
+            row = about | {"of": name, "spread": stage}
+            for inside in calibration.INSIDE:
+                level = inside.removeprefix("inside_")
+                ends = (f"{100 * of.loc[inside + ending, c]:.0f}" for c in ("value", "low", "high"))
+                row[f"inside {level} % intervals (%)"] = "{} [{} to {}]".format(*ends)
+            shares.append(row)
+    judged = f"{_span(table['structures'])} structures"
+    if set(table["of"]) != {"structures"}:
+        judged += f" of {_span(table['clusters'])} {' or '.join(dict.fromkeys(table['of']))}"
+    note = (
+        f"Ensembles of {_span(table['members'])} seeds, judged on {judged}; the factor is found on "
+        "others. In brackets 95 % intervals over these. Sharpness is the root "
+        "mean square of the spread, the area lies between the calibration curve and the diagonal, "
+        "NLL is −log of the predicted density at the label in nats (per eV, per eV/Å)."
+    )
+    tables = (markdown(pd.DataFrame(rows)) for rows in (numbers, shares))
+    return "\n\n".join([*tables, note])
+
+
+def _nested(
+    table: pd.DataFrame, outer: list[str], inner: list[str]
+) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    """The groups of ``table`` by both, those of one outer group together."""
+    for first, part in table.groupby(outer, sort=False):
+        for second, rows in part.groupby(inner, sort=False):
+            yield (*first, *second), rows
+
+
+def _with_ends(of: pd.DataFrame, statistic: str, scale: float = 1.0) -> str:
+    """ "0.39 [0.36 to 0.43]" of a row of `calibration.summarise`."""
+    value, *ends = (_digits(scale * of.loc[statistic, c]) for c in ("value", "low", "high"))
+    return value if "nan" in ends else f"{value} [{ends[0]} to {ends[1]}]"
+
+
+def _digits(value: float, sign: str = "") -> str:
+    """A number to whole ones from 10 on, else to two places (three below 0.1)."""
+    size = abs(value)
+    places = 0 if size >= 10 else 2 if size >= 0.1 else 3
+    text = f"{value:{sign}.{places}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text.lstrip("+−")  # 0 has no sign
+
+
+def _span(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def calibrated(contrasts: pd.DataFrame) -> str:
+    """A line for each arm, baseline and quantity of a table of `calibration.contrasts`: each
+    difference with its interval, what leaving out a seed makes of it, and its verdict.
+    """
+    by = list(contrasts.columns[: list(contrasts.columns).index("arm")])
+    declared = contrasts[contrasts["family"] == "primary"]
+    others = len(contrasts) - len(declared)
+    head = (
+        "Differences between ensembles, in brackets the 95 % interval over what is judged, of one "
+        "comparison alone. Verdicts count all comparisons of a family (Holm), and what is not told "
+        "from 0 has behind it the interval that counts them. They are about these seeds: *a seed "
+        "left out* is from where to where a difference goes when one seed is left out of both."
+    )
+    if len(declared):
+        first = declared.iloc[0]
+        head += (
+            f" Declared beforehand: {first['arm']} against {first['against']}, "
+            f"{SAID[first['statistic']]} of {QUANTITIES[first['quantity']][0]}; the other {others} "
+            "are one family."
+        )
+    else:
+        head += f" The {others} comparisons here are one family."
+    lines = [head, ""]
+    for key, part in _nested(contrasts, [*by, "quantity"], ["arm", "against"]):
+        *where, quantity, arm, against = key
+        said = "; ".join(_difference(r) for r in part.to_dict("records"))
+        name = QUANTITIES[quantity][0]
+        lines.append(f"- {_where(where)}**{arm}** against {against}, {name}: {said}")
+    return "\n".join(lines)
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """ "NLL −0.32 (−0.39 to −0.25; a seed left out −0.31 to −0.13): better"."""
+    value, low, high = (_digits(row[c], "+") for c in ("change", "low", "high"))
+    text = f"{low} to {high}"
+    if pd.notna(row["seed_low"]):
+        ends = (_digits(row[c], "+") for c in ("seed_low", "seed_high"))
+        text += f"; a seed left out {' to '.join(ends)}"
+    verdict = row["verdict"]
+    if verdict == "not told from 0":
+        ends = (_digits(row[c], "+") for c in ("holm_low", "holm_high"))
+        verdict += f" ({' to '.join(ends)})"
+    else:
+        verdict += " for these seeds"
+    return f"{SAID[row['statistic']]} {value} ({text}): {verdict}"

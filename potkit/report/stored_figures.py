@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from ..errors import ConfigError
 from ..experiments import statistics
-from . import figures
+from . import calibration_figures, figures
 from . import tables as report
 from .sentences import worth
 
@@ -41,7 +41,8 @@ def draw(kind: str, name: str, folder: str | Path = "data/results", **options: A
             f"no picture {kind!r} of a stored experiment; there are {', '.join(KINDS)}"
         )
     chart = KINDS[kind](name, Path(folder), **options)
-    title = f"{chart.layout.title.text or ''}<br><sub>{sizes(name, folder)}</sub>"
+    below = calibration_figures.sizes if kind in OF_ENSEMBLES else sizes
+    title = f"{chart.layout.title.text or ''}<br><sub>{below(name, folder)}</sub>"
     chart.update_layout(
         title=dict(text=title, y=1, yanchor="top", pad=dict(t=28)),
         meta={"potkit": {"kind": kind, "name": name, "options": options}},
@@ -265,7 +266,14 @@ def _saved(
     return figures.labels_saved(table[~table["arm"].isin(("scratch", "scratch-longer"))], title)
 
 
+# kinds that show NAME-predictions, which no table NAME has to stand beside
+OF_ENSEMBLES: dict[str, Callable[..., go.Figure]] = {
+    "reliability": calibration_figures.reliability,
+    "coverage": calibration_figures.coverage,
+    "calibration": calibration_figures.summary,
+}
 KINDS: dict[str, Callable[..., go.Figure]] = {
+    **OF_ENSEMBLES,
     "changes": _changes,
     "errors": _errors,
     "scan": _scan,

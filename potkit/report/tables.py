@@ -4,6 +4,7 @@ Markdown for README and notebooks.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,11 @@ def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame
     if not path.is_file():
         raise DataError(f"{path}: no such stored result")
     return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text())
+
+
+def as_stored(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` as `stored` reads it back from the file that `store` writes."""
+    return pd.read_csv(io.StringIO(table.to_csv(index=False, float_format="%.6g")))
 
 
 MARK = "†"  # beside an error that a baseline without training beats

@@ -11,7 +11,8 @@ is recomputed on demand.
 
 Pictures that `stored_figures.draw` made say what they show, and are drawn again; so are the blocks
 (`blocks.fill`) that the cells of notebooks put out. NAME-test.csv follows from NAME-test-errors.csv
-(`structure_errors.summarise`).
+(`structure_errors.summarise`), NAME-ensembles.csv and NAME-contrasts.csv from NAME-predictions.csv
+(`calibration`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import pandas as pd
 from ..errors import DataError
 from ..experiments import (
     baselines,
+    calibration,
     convergence,
     numerics,
     statistics,
@@ -103,21 +105,24 @@ DERIVED: dict[str, Callable[[pd.DataFrame, pd.DataFrame | None], pd.DataFrame]] 
 }
 
 
-# tables that follow from another one than runs: ending of the one they follow from
-OTHERS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "-threads": numerics.summarise,
-    "-errors": structure_errors.summarise,
+# tables that follow from another one than runs: ending of the one they follow from, their own
+OTHERS: dict[tuple[str, str], Callable[[pd.DataFrame], pd.DataFrame]] = {
+    ("-threads", ""): numerics.summarise,
+    ("-errors", ""): structure_errors.summarise,
+    ("-predictions", "-ensembles"): calibration.summarise,
+    ("-predictions", "-contrasts"): calibration.contrasts,
 }
 
 
 def others(folder: str | Path = "data/results") -> list[tuple[str, str, Callable]]:
-    """(name, ending of its source, how it follows) of each stored table in `OTHERS`."""
-    return [
-        (path.name.removesuffix(f"{ending}.csv"), ending, derive)
-        for ending, derive in OTHERS.items()
-        for path in sorted(Path(folder).glob(f"*{ending}.csv"))
-        if path.with_name(path.name.replace(f"{ending}.csv", ".csv")).is_file()
-    ]
+    """(name, name of its source, how it follows) of each stored table in `OTHERS`."""
+    found = []
+    for (source, own), derive in OTHERS.items():
+        for path in sorted(Path(folder).glob(f"*{source}.csv")):
+            name = path.stem.removesuffix(source) + own
+            if path.with_name(f"{name}.csv").is_file():
+                found.append((name, path.stem, derive))
+    return found
 
 
 def experiments(folder: str | Path = "data/results") -> dict[str, list[str]]:
@@ -185,12 +190,12 @@ def verify(
         runs, known = stored_runs(name, folder), stored_baselines(name, folder)
         for ending in endings:
             stored, _ = report.stored(name + ending, folder)
-            again = _as_stored(DERIVED[ending](runs, known))
+            again = report.as_stored(DERIVED[ending](runs, known))
             rows += [{"where": f"{name}{ending}.csv", **d} for d in differences(stored, again)]
             tables.append(name + ending)
             cells += stored.size
         if data and known is not None and (folder / f"{name}.yaml").is_file():
-            again = _as_stored(_baselines_again(name, known, folder))
+            again = report.as_stored(_baselines_again(name, known, folder))
             where = f"{name}-baselines.csv"
             rows += [{"where": where, **d} for d in differences(known, again)]
             tables.append(f"{name}-baselines")
@@ -203,13 +208,13 @@ def verify(
             rows += [{"where": where, **d} for d in _points_differ(drawn, again_drawn)]
             pictures.append(where)
     sources = {f"{name}-runs" for name in names}
-    for name, ending, derive in others(folder):
+    for name, source, derive in others(folder):
         stored, _ = report.stored(name, folder)
-        again = _as_stored(derive(report.stored(name + ending, folder)[0]))
+        again = report.as_stored(derive(_source(source, folder)))
         rows += [{"where": f"{name}.csv", **d} for d in differences(stored, again)]
         tables.append(name)
         cells += stored.size
-        sources.add(name + ending)
+        sources.add(source)
     known_tables = {*tables, *sources}
     alone = [p.stem for p in sorted(folder.glob("*.csv")) if p.stem not in known_tables]
     documents = [d for d in DOCUMENTS if (root / d).is_file()]
@@ -241,6 +246,14 @@ def verify(
     columns = ["where", "row", "column", "stored", "recomputed"]
     found = pd.DataFrame(rows, columns=columns)
     return Verification(tables, cells, documents, pictures, alone, found)
+
+
+def _source(name: str, folder: Path) -> pd.DataFrame:
+    """A stored table that others follow from, with the contrast that was declared for it."""
+    table, how = report.stored(name, folder)
+    if how.get("primary"):
+        table.attrs["primary"] = how["primary"]
+    return table
 
 
 def _redrawn(page: str, shown: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -284,7 +297,7 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
             path = folder / f"{name}{ending}.csv"
             stored, how = report.stored(name + ending, folder)
             table = DERIVED[ending](runs, known)
-            if not differences(stored, _as_stored(table)):
+            if not differences(stored, report.as_stored(table)):
                 continue
             how["derived"] = {
                 "command": "potkit verify --rewrite",
@@ -316,14 +329,6 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
 
 
 # -- comparing -----------------------------------------------------------------------------------
-def _as_stored(table: pd.DataFrame) -> pd.DataFrame:
-    """``table`` as it is when read back from the file that `report.store` writes."""
-    import io
-
-    text = table.to_csv(index=False, float_format="%.6g")
-    return pd.read_csv(io.StringIO(text))
-
-
 def differences(stored: pd.DataFrame, again: pd.DataFrame) -> list[dict[str, Any]]:
     """Where two tables differ: a dict per cell with row, column, stored and recomputed."""
     out: list[dict[str, Any]] = []

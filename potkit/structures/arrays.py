@@ -11,9 +11,13 @@ from ..errors import DataError
 
 # the packed store
 PER_ATOM = ("z", "pos", "forces", "molecule", "formal_charge")
-PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system")
+PER_STRUCTURE = ("energy", "cell", "pbc", "charge", "system", "stress")
 ARRAYS = ("ptr", *PER_ATOM, *PER_STRUCTURE)
-LABELS = ("energy", "forces")
+LABELS = ("energy", "forces", "stress")
+# of these, what a set names where only some structures have it; a stress is just NaN there
+MAIN_LABELS = ("energy", "forces")
+
+FLAT = 1e-6  # Å³; a cell of no more volume than this is none, and a structure in it has no stress
 
 # a batch: the arrays above, and what networks and objectives add
 EDGES = ("edge_index", "edge_shift", "cutoff")
@@ -31,6 +35,9 @@ _rows: dict[str, str] = {
     "force_input": "atom",  # [N, 3] eV/Å, forces an objective shows the network
     "force_given": "atom",  # [N] bool
     "has_label": "structure",  # [S] bool
+    # of partly labelled sets: which structures have the label; the others' rows are NaN
+    "has_energy": "structure",  # [S] bool
+    "has_forces": "structure",  # [S] bool
     "indices": "structure",  # [S] rows of the set the batch was cut from
     "origin": "structure",  # `Origin`: names for error messages
     **dict.fromkeys(EDGES, "edge"),

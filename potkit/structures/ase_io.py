@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from .arrays import FLAT
 from .elements import formula
 
 if TYPE_CHECKING:
@@ -15,14 +16,17 @@ if TYPE_CHECKING:
 
 
 def to_ase(structures: Structures) -> list:
-    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and
-    system in ``info``, molecule and formal charges (where known) in ``arrays``.
+    """A list of `ase.Atoms`; energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt's order xx, yy,
+    zz, yz, xz, xy; where there is one) in a SinglePointCalculator, charge and system in ``info``,
+    molecule and formal charges (where known) in ``arrays``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.stress import full_3x3_to_voigt_6_stress
 
     s = structures
     names = s.system_names()
+    with_energy, with_forces = s.labelled("energy"), s.labelled("forces")
     frames = []
     for i in range(len(s)):
         a, b = s.ptr[i], s.ptr[i + 1]
@@ -34,10 +38,12 @@ def to_ase(structures: Structures) -> list:
         if s.formal_charge is not None:
             atoms.arrays["formal_charge"] = np.array(s.formal_charge[a:b])
         results = {}
-        if s.energy is not None:
+        if with_energy[i]:
             results["energy"] = float(s.energy[i])
-        if s.forces is not None:
+        if with_forces[i]:
             results["forces"] = s.forces[a:b].astype(float)
+        if s.stress is not None and np.isfinite(s.stress[i]).all():
+            results["stress"] = full_3x3_to_voigt_6_stress(s.stress[i])
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         frames.append(atoms)
@@ -47,28 +53,36 @@ def to_ase(structures: Structures) -> list:
 def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]:
     """The arrays of `Structures` from ``ase.Atoms``, and under "info" the names of their systems.
 
-    Formal charges are kept if every frame has them, in ``arrays``. Raises DataError if energy or
-    forces are there for some frames only.
+    Formal charges are kept if every frame has them, in ``arrays``. Where energy or forces are there
+    for some frames only, "info" says so under "partly_labelled", and the others' are NaN; a stress
+    is NaN for frames that have none. Raises DataError for results that are not those of the frame,
+    and for a charge that is no whole number.
     """
     single = hasattr(frames, "get_positions")
     frames = [frames] if single else list(frames)
-    results = [getattr(f.calc, "results", {}) for f in frames]  # {} also where there is no calc
+    results = [_results(f, i) for i, f in enumerate(frames)]
+    info: dict[str, Any] = {}
 
     def labelled(key: str) -> bool:
-        """Whether all frames have the label, or none."""
+        """Whether any frame has the label; whether not all have goes into ``info``."""
         have = [key in r for r in results]
         if any(have) and not all(have):
-            raise DataError(f"frame {have.index(False)} has no {key} while others have")
-        return bool(have) and all(have)
+            info.setdefault("partly_labelled", []).append(key)
+        return any(have)
 
     def stack(parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
         return np.concatenate(parts).astype(kind) if parts else np.zeros(empty, kind)
 
-    energy = forces = None
+    energy = forces = stress = None
     if labelled("energy"):
-        energy = np.array([r["energy"] for r in results])
+        energy = np.array([float(r.get("energy", np.nan)) for r in results])
     if labelled("forces"):
-        forces = stack([r["forces"] for r in results], (0, 3), dtype)
+        nothing = [np.full((len(f), 3), np.nan) for f in frames]
+        found = [r.get("forces", none) for r, none in zip(results, nothing, strict=True)]
+        forces = stack(found, (0, 3), dtype)
+    if any("stress" in r for r in results):
+        absent = np.full((3, 3), np.nan)
+        stress = np.array([full_stress(r["stress"]) if "stress" in r else absent for r in results])
     names: dict[str, int] = {}
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
     system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
@@ -85,12 +99,98 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
         "forces": forces,
         "cell": np.array([f.cell.array for f in frames]) if with_cell else None,
         "pbc": np.array([f.pbc for f in frames]) if frames else None,
-        "charge": np.array([int(f.info.get("charge", 0)) for f in frames], np.int16),
+        "charge": np.array(
+            [whole_charge(f.info.get("charge"), f"frame {i}") for i, f in enumerate(frames)],
+            np.int16,
+        ),
         "system": system,
         "molecule": stack(molecules, 0, np.int32),
         "formal_charge": formal_charge,
-        "info": {"systems": list(names)},
+        "stress": stress,
+        "info": {"systems": list(names), **info},
     }
+
+
+def whole_charge(value: Any, where: str) -> int:
+    """A total charge in e as a whole number: None is 0, −0.9999999 is −1.
+
+    Raises DataError for a fraction, an array of several values and a charge that no int16 holds.
+    """
+    if value is None:
+        return 0
+    try:
+        (number,) = np.asarray(value, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: the charge {value!r} is not one number") from None
+    if not np.isfinite(number) or abs(number - round(number)) > 0.01 or abs(number) > 32_000:
+        raise DataError(f"{where}: the charge {number:g} is not a whole number of electrons")
+    return round(number)
+
+
+def _results(atoms: Any, index: int) -> dict[str, Any]:
+    """Energy and forces of the frame ``atoms``, as far as its calculator has them for it."""
+    calc = atoms.calc
+    if calc is None:
+        return {}
+    # what a SinglePointCalculator keeps may be None
+    held = {k: v for k, v in (getattr(calc, "results", None) or {}).items() if v is not None}
+    if "energy" not in held and "free_energy" in held:
+        held["energy"] = held["free_energy"]
+    computes = type(calc).__name__ not in ("SinglePointCalculator", "SinglePointDFTCalculator")
+    if held and _same_atoms(atoms, getattr(calc, "atoms", None)):
+        return held
+    if not computes:
+        if not held:
+            return {}
+        raise DataError(
+            f"frame {index}: its atoms were moved or changed after energy and forces were "
+            "computed; compute them again, or take the calculator away (atoms.calc = None)"
+        )
+    known = getattr(calc, "implemented_properties", ("energy", "forces"))
+    names = [name for name in ("energy", "forces") if name in known]
+    try:
+        return {name: np.array(calc.get_property(name, atoms)) for name in names}
+    except Exception as error:  # any program may stand behind it
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"frame {index}: its calculator holds no results of these atoms and cannot compute "
+            f"them ({first})"
+        ) from error
+
+
+def _same_atoms(atoms: Any, other: Any) -> bool:
+    """Whether results for ``other`` are results for ``atoms``; unknown atoms are believed."""
+    if other is None:
+        return True
+    if len(atoms) != len(other) or (atoms.numbers != other.numbers).any():
+        return False
+    periodic = atoms.pbc.any() or other.pbc.any()
+    if periodic and not ((atoms.pbc == other.pbc).all() and np.allclose(atoms.cell, other.cell)):
+        return False
+    return bool(np.abs(atoms.positions - other.positions).max(initial=0.0) < 1e-6)
+
+
+def full_stress(values: Any) -> np.ndarray:
+    """The symmetric matrix [3, 3] of nine numbers, or six in Voigt's order (xx, yy, zz, yz, xz,
+    xy); of nine that are not symmetric, the symmetric part. Raises DataError for another count.
+    """
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    values = np.asarray(values, np.float64)
+    if values.size not in (6, 9):
+        raise DataError(f"a stress has 6 (Voigt) or 9 numbers, got {values.size}")
+    full = voigt_6_to_full_3x3_stress(values.ravel()) if values.size == 6 else values.reshape(3, 3)
+    return (full + full.T) / 2
+
+
+def stress_of_virial(values: Any, cell: np.ndarray | None) -> np.ndarray:
+    """The stress [3, 3] eV/Å³ of a virial in eV (six or nine numbers, see `full_stress`): −W / V.
+
+    NaN without a ``cell`` [3, 3] Å that has a volume. Raises DataError for another count.
+    """
+    virial = full_stress(values)
+    volume = 0.0 if cell is None else abs(np.linalg.det(np.asarray(cell, np.float64)))
+    return -virial / volume if volume > FLAT else np.full((3, 3), np.nan)
 
 
 def summary(s: Structures):
@@ -113,11 +213,12 @@ def summary(s: Structures):
             "atoms": len(first_z),
         }
         if s.energy is not None:
-            per_atom = part.energy / part.n_atoms
-            row["energy mean (eV/atom)"] = per_atom.mean()
-            row["energy std (eV/atom)"] = per_atom.std()
+            per_atom = (part.energy / part.n_atoms)[part.labelled("energy")]
+            row["energy mean (eV/atom)"] = per_atom.mean() if len(per_atom) else np.nan
+            row["energy std (eV/atom)"] = per_atom.std() if len(per_atom) else np.nan
         if s.forces is not None:
-            mean_square = np.mean(np.square(part.forces, dtype=np.float64))
+            known = part.forces[np.repeat(part.labelled("forces"), part.n_atoms)]
+            mean_square = np.mean(np.square(known, dtype=np.float64)) if len(known) else np.nan
             row["forces rms (eV/Å)"] = float(np.sqrt(mean_square))
         rows.append(row)
     return pd.DataFrame(rows)

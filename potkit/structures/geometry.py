@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrays import FLAT
 from .element_properties import covalent_radii_array
 
 if TYPE_CHECKING:
@@ -88,6 +89,27 @@ def minimum_image_of(
     candidates = rounded[:, None] + allowed @ cell  # [M, 27, 3]
     shortest = candidates.square().sum(-1).argmin(1)
     return candidates[torch.arange(len(vector), device=vector.device), shortest]
+
+
+# --- volumes ------------------------------------------------------------------------------------
+
+
+def volumes(
+    cell: Tensor | None,  # [S, 3, 3] Å, rows are lattice vectors
+    pbc: Tensor,  # [S, 3] bool
+) -> Tensor:
+    """The volume of each structure's cell, [S] Å³: what a stress is per.
+
+    Zero for a structure that does not repeat, or whose three vectors span nothing: it has no
+    stress. That of a slab or wire counts its vacuum, as in ASE.
+    """
+    import torch
+
+    if cell is None:
+        return torch.zeros(pbc.shape[0], dtype=torch.float64, device=pbc.device)
+    a, b, c = cell.double().unbind(1)
+    volume = (torch.linalg.cross(a, b) * c).sum(1).abs()
+    return torch.where(pbc.any(1) & (volume > FLAT), volume, 0.0)
 
 
 # --- edges and bonds ----------------------------------------------------------------------------

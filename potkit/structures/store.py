@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import ase_io, splits, storage
-from .arrays import ARRAYS, PER_ATOM, PER_STRUCTURE
+from .arrays import ARRAYS, MAIN_LABELS, PER_ATOM, PER_STRUCTURE
 from .elements import MAX_Z, SYMBOLS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .batch import Batch
 
 WHOLE = ("z", "system", "molecule", "formal_charge")  # what a batch holds as long
-REAL = ("pos", "forces", "cell", "charge")  # and what in its floating-point precision
+REAL = ("pos", "forces", "cell", "charge", "stress")  # and what in its floating-point precision
 # up to so many structures are read one by one from the large arrays of a mapped store; more go
 # through the mapping
 RUNS = 20_000
@@ -69,7 +69,11 @@ class Structures:
     system    [S] int32; structures of one chemical species or one trajectory share a number
     molecule  [A] int32; bonded group, numbered from 0 in each structure
     formal_charge [A] int8, e, of each atom in its Lewis structure, or None where that is not known
+    stress    [S, 3, 3] float64, eV/Å³, or None; 1/V ∂E/∂ε, positive under tension (ASE's sign),
+              symmetric; NaN where a structure has none
 
+    Sets may be partly labelled: ``info["partly_labelled"]`` names the labels that some structures
+    lack, whose rows are NaN; `labelled` says which structures have one. Else a NaN is an error.
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
     opening a store does not read it. Raises DataError where shapes or elements do not fit.
@@ -90,6 +94,7 @@ class Structures:
         info: dict[str, Any] | None = None,
         checked: bool = False,
         formal_charge: np.ndarray | None = None,
+        stress: np.ndarray | None = None,
     ) -> None:
         self.ptr = np.asarray(ptr, np.int64)
         well_formed = (
@@ -134,6 +139,7 @@ class Structures:
         self.system = take("system", system, np.int32, (n_structures,), 0)
         self.molecule = take("molecule", molecule, np.int32, (n_atoms,), 0)
         self.formal_charge = take("formal_charge", formal_charge, np.int8, (n_atoms,))
+        self.stress = take("stress", stress, np.float64, (n_structures, 3, 3))
         if self.cell is None and not checked and self.pbc.any():
             raise DataError("pbc is true somewhere but no cell was given")
         self._checked = not checked
@@ -184,6 +190,27 @@ class Structures:
         """The atomic numbers that occur, rising."""
         return np.flatnonzero(np.bincount(self.z, minlength=MAX_Z + 1)).tolist()
 
+    @property
+    def partly_labelled(self) -> tuple[str, ...]:
+        """Those of "energy" and "forces" that some structures may lack, whose rows are NaN."""
+        named = self.info.get("partly_labelled", ())
+        return tuple(
+            name for name in MAIN_LABELS if name in named and getattr(self, name) is not None
+        )
+
+    def labelled(self, name: str, rows: Any = slice(None)) -> np.ndarray:
+        """Which structures have the label ``name``, "energy" or "forces": [S] bool, or that of
+        ``rows`` alone.
+        """
+        array = getattr(self, name)
+        count = self.ptr[:-1][rows].shape
+        if array is None or name not in self.partly_labelled:
+            return np.full(count, array is not None)
+        if name == "energy":
+            return ~np.isnan(array[rows])
+        first = np.minimum(self.ptr[:-1][rows], max(len(array) - 1, 0))
+        return ~np.isnan(array[first, 0])
+
     def system_names(self) -> list[str]:
         """A name for every system number up to the largest in use."""
         named = list(self.info.get("systems", []))
@@ -196,7 +223,11 @@ class Structures:
         elements = " ".join(SYMBOLS[z] for z in self.elements)
         sizes = self.n_atoms
         atoms = "no atoms" if not len(self) else f"{sizes.min()}–{sizes.max()} atoms"
-        has = [n for n in ("energy", "forces", "cell") if getattr(self, n) is not None]
+        has = [n for n in ("energy", "forces", "stress", "cell") if getattr(self, n) is not None]
+        for label in self.partly_labelled:
+            have = int(self.labelled(label).sum())
+            if have < len(self):
+                has[has.index(label)] = f"{label} of {have:,}"
         return (
             f"Structures({name}: {len(self):,} structures of {systems:,} systems, {atoms}, "
             f"elements {elements}, with {', '.join(has) or 'positions only'})"
@@ -363,6 +394,13 @@ class Structures:
             if array is None:
                 continue
             bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            if name in self.partly_labelled:  # no label at all is no fault
+                none = np.isnan(array).reshape(len(array), -1).all(1)
+                if name == "forces" and len(array):
+                    counts = self.n_atoms
+                    whole = np.add.reduceat(none, self.ptr[:-1][counts > 0]) == counts[counts > 0]
+                    none &= np.repeat(whole, counts[counts > 0])
+                bad &= ~none
             if bad.any():
                 row = int(np.flatnonzero(bad)[0])
                 atomwise = name in PER_ATOM
@@ -371,10 +409,21 @@ class Structures:
                 raise DataError(
                     f"{where}: {name} of structure {owner}{place} is not a finite number"
                 )
+        if self.stress is not None:
+            self._check_stress(where)
         empty = np.flatnonzero(self.n_atoms == 0)
         if len(empty):
             raise DataError(f"{where}: structure {int(empty[0])} has no atoms")
         return self
+
+    def _check_stress(self, where: str) -> None:
+        finite = np.isfinite(self.stress).all((1, 2))
+        bad = ~(finite | np.isnan(self.stress).all((1, 2)))
+        if bad.any():
+            raise DataError(
+                f"{where}: stress of structure {int(np.flatnonzero(bad)[0])} is not nine finite "
+                "numbers (nor nine NaN, for none)"
+            )
 
     # -- batches ----------------------------------------------------------------------------------
     def to(self, device: str | torch.device) -> Structures:
@@ -460,6 +509,8 @@ class Structures:
         out["mask"] = torch.zeros(total, dtype=torch.long, device=device)
         out["num_nodes"] = total
         out["max_atoms"] = int(counts.max()) if len(counts) else 0
+        for name in self.partly_labelled:
+            out[f"has_{name}"] = move(self.labelled(name, rows))
         out["periodic"] = self.cell is not None and bool(host["pbc"].any())
         out["indices"] = rows
         numbers = host["system"].tolist()
@@ -488,24 +539,31 @@ class Structures:
 
     # -- ASE --------------------------------------------------------------------------------------
     def to_ase(self) -> list:
-        """A list of `ase.Atoms` with energy and forces in a SinglePointCalculator."""
+        """A list of `ase.Atoms` with energy, forces and stress in a SinglePointCalculator."""
         return ase_io.to_ase(self)
 
     @classmethod
     def from_ase(
         cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
     ) -> Structures:
-        """From `ase.Atoms`: energy and forces come from the attached calculator and must be there
-        for all frames or for none.
+        """From `ase.Atoms`: energy (eV), forces (eV/Å) and stress (eV/Å³) come from the attached
+        calculator.
+
+        They belong to the frame: a calculator that was called for other atoms since (one shared by
+        many frames) is called again, and results that were kept with other positions are refused.
+        Frames without a label make the set partly labelled. Raises DataError.
         """
         arrays = ase_io.arrays_from_ase(frames, dtype)
         info = arrays.pop("info") | dict(info or {})
         return cls(**arrays, info=info).validate()
 
 
-def concatenate(parts: Sequence[Structures]) -> Structures:
-    """Join sets end to end. Labels (energy, forces) and formal charges stay only if every part has
-    them; systems are matched by name.
+def concatenate(parts: Sequence[Structures], missing: str = "keep") -> Structures:
+    """Join sets end to end; systems are matched by name. Formal charges stay only if every part has
+    them; the structures of a part without stress have NaN if another has one.
+
+    ``missing``: where some parts have no energies or forces, "keep" those of the others (the set is
+    then partly labelled) or "drop" them.
     """
     parts = list(parts)
     if not parts:
@@ -519,17 +577,37 @@ def concatenate(parts: Sequence[Structures]) -> Structures:
         systems.append(table[part.system])
     periodic = any(p.cell is not None for p in parts)
     joined: dict[str, Any] = {}
+    partly = set().union(*(p.partly_labelled for p in parts))
     for name in ("z", "pos", "molecule", "pbc", "charge", "energy", "forces", "formal_charge"):
         arrays = [getattr(p, name) for p in parts]
+        lacking = [array is None for array in arrays]
+        if name in MAIN_LABELS and missing == "keep" and any(lacking) and not all(lacking):
+            partly.add(name)
+            arrays = [
+                _nothing(p, name) if a is None else a for p, a in zip(parts, arrays, strict=True)
+            ]
         joined[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
     if periodic:
         cells = [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
         joined["cell"] = np.concatenate(cells)
+    if any(p.stress is not None for p in parts):
+        absent = [np.full((len(p), 3, 3), np.nan) for p in parts]
+        stresses = [a if p.stress is None else p.stress for p, a in zip(parts, absent, strict=True)]
+        joined["stress"] = np.concatenate(stresses)
     info = _common_info([p.info for p in parts])
     info["systems"] = list(names)
+    if partly:
+        info["partly_labelled"] = [name for name in MAIN_LABELS if name in partly]
     counts = np.concatenate([p.n_atoms for p in parts])
     ptr = np.concatenate([[0], np.cumsum(counts)])
     return Structures(ptr=ptr, system=np.concatenate(systems), info=info, **joined)
+
+
+def _nothing(part: Structures, name: str) -> np.ndarray:
+    """NaN in the place of the label ``name`` of ``part``."""
+    if name == "energy":
+        return np.full(len(part), np.nan)
+    return np.full(part.pos.shape, np.nan, part.pos.dtype)
 
 
 def _common_info(infos: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import objectives
 from ..errors import CheckpointError
 from ..models import Potential, backbone_options, rebuild
 from ..structures.outputs import Kind, is_temporary
@@ -269,6 +270,23 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Potential:
     model = build_again(header, find(path))
     restore(model, weights(tensors), str(find(path)))
     return model.to(device).eval()
+
+
+def require_energies(path: str | Path) -> None:
+    """Raise CheckpointError for a network that was only pretrained: it has no energies yet.
+
+    Weights that do not say what they were trained on are believed.
+    """
+    header = read(path)[1]
+    described = header.get("objective")
+    if not isinstance(described, dict):
+        return
+    needed = objectives.from_dict(described).needed()
+    if not {"energy", "forces"} & set(needed):
+        raise CheckpointError(
+            f"{find(path)}: was only pretrained ({described.get('objective', 'no labels')}) and "
+            "has no energies or forces yet; fine-tune it on labels first (potkit finetune --init)"
+        )
 
 
 def restore(model: Potential, state: dict[str, Tensor], source: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError
+from ..structures import plain_yaml
 from ..structures.elements import SYMBOLS
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
@@ -24,6 +25,7 @@ NOT_IDENTITY = {
     "progress",
     "resident",
     "micro_batch",
+    "log",
 }
 # settings that came later: at their defaults they are left out of the identity, so that earlier
 # runs are still found
@@ -158,7 +160,14 @@ class TrainConfig(BaseModel):
         "else torch.compile, not for targets that are −∂E/∂x",
     )
     resident: bool = Field(True, description="keep the packed training data on the device")
-    progress: bool = Field(True, description="show a progress bar")
+    progress: bool = Field(
+        True, description="show a progress bar on a terminal, and say when a run goes on"
+    )
+    log: Literal["none", "tensorboard"] = Field(
+        "none",
+        description="where the rows of metrics.jsonl go as well: tensorboard, to the folder "
+        "tensorboard/ of the run",
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -185,7 +194,8 @@ class TrainConfig(BaseModel):
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some settings changed, validated again."""
-        return TrainConfig(**{**self.model_dump(), **changes})
+        # only what was set: whether a setting was chosen is remembered
+        return TrainConfig(**{**self.model_dump(exclude_unset=True), **changes})
 
     def total_steps(self, n_structures: int) -> int:
         """Steps of the run on ``n_structures`` training structures."""
@@ -227,7 +237,7 @@ class TrainConfig(BaseModel):
         it.
         """
         try:
-            values = yaml.safe_load(Path(path).read_text())
+            values = plain_yaml.load(Path(path).read_text())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
         except UnicodeDecodeError:
@@ -254,7 +264,7 @@ def _is_dumped(path: Path) -> bool:
     """
     text = path.read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(text)
+        values = plain_yaml.load(text)
     except yaml.YAMLError:
         return False
     known = isinstance(values, dict) and values.keys() <= TrainConfig.model_fields.keys()

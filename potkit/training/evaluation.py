@@ -8,7 +8,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ..analysis.error_breakdown import centred, energy_errors
 from ..errors import ConfigError, DataError
 from ..kernels.compiling import for_predictions
 from ..models import Potential
+from ..structures.geometry import volumes
 from ..structures.outputs import Kind, head
 from ..structures.store import Structures
 from . import checkpoints
@@ -24,17 +25,18 @@ from .memory import Limit
 
 FIRST_COLUMNS = "system,atoms,energy,predicted_energy"  # of `Evaluation.structures` as CSV
 ERRORS = Kind("a table of `potkit evaluate`", lambda path: head(path).startswith(FIRST_COLUMNS))
-TABLES = ("structures", "systems")
+TABLES = ("structures", "systems", "predicted_forces")
 FAULTS = ("normalizer-lost",)  # published faults of evaluation that `evaluate` repeats
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Errors of a model on labelled structures, in eV and eV/Å, over the whole set and in tables
-    with a row per structure and per system.
+    """Errors of a model on labelled structures, in eV, eV/Å and eV/Å³, over the whole set and in
+    tables with a row per structure and per system. The tables have stress_mae and stress_rmse
+    (eV/Å³) where structures have a stress.
     """
 
-    energy_mae: float
+    energy_mae: float  # NaN where the structures have no energies
     energy_rmse: float
     forces_mae: float  # NaN where the structures have no forces
     forces_rmse: float
@@ -44,28 +46,61 @@ class Evaluation:
     # DataFrame: system, structures, energy_mae, energy_rmse, forces_mae, forces_rmse,
     # energy_mae_per_atom (eV/atom), relative_energy_mae (eV, centred in the system)
     systems: Any
+    # over the nine components of labelled structures; NaN where there is none
+    stress_mae: float = float("nan")
+    stress_rmse: float = float("nan")
+    # [A,3] predicted forces (eV/Å), where `evaluate` was asked to keep them
+    predicted_forces: np.ndarray | None = None
+
+    def summary(self) -> Any:
+        """What papers print, as a DataFrame: MAE and RMSE of the energy per atom (meV/atom) and of
+        the force components (meV/Å), those there are; columns quantity, mae, rmse, unit.
+        """
+        import pandas as pd
+
+        table = self.structures
+        error = ((table["predicted_energy"] - table["energy"]) / table["atoms"]).to_numpy()
+        mae, rmse = 1e3 * _mean(np.abs(error)), 1e3 * _mean(error**2) ** 0.5
+        rows = [] if np.isnan(mae) else [("energy per atom", mae, rmse, "meV/atom")]
+        if not np.isnan(self.forces_mae):
+            rows.append(("forces", 1e3 * self.forces_mae, 1e3 * self.forces_rmse, "meV/Å"))
+        return pd.DataFrame(rows, columns=["quantity", "mae", "rmse", "unit"])
 
     def energies(self) -> dict[str, float]:
         """Mean absolute errors of total energies, per atom, and of relative energies, which are
         centred in each system (see `analysis.error_breakdown`): energy_mae, energy_mae_per_atom,
         relative_energy_mae.
         """
-        table = self.structures
+        table = self.structures.dropna(subset=["energy"])
         error = (table["predicted_energy"] - table["energy"]).to_numpy()
         return energy_errors(error, table["atoms"].to_numpy(), table["system"].to_numpy())
 
     def to_dict(self) -> dict[str, float]:
-        """The numbers of the whole set, in eV and eV/Å, without the two tables."""
+        """The numbers of the whole set, in eV, eV/Å and (where there are any) eV/Å³, without the
+        two tables.
+        """
         names = [field.name for field in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in names if name not in TABLES}
+        absent = ("stress_mae", "stress_rmse") if np.isnan(self.stress_mae) else ()
+        return {name: getattr(self, name) for name in names if name not in (*TABLES, *absent)}
 
     def __repr__(self) -> str:
         energy = f"MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV"
         forces = f"MAE {1e3 * self.forces_mae:.2f} RMSE {1e3 * self.forces_rmse:.2f} meV/Å"
-        errors = f"energy {energy}"
+        errors = f"energy {energy}" if not np.isnan(self.energy_mae) else "no energies"
         if not np.isnan(self.forces_mae):
             errors += f", forces {forces}"
+        if not np.isnan(self.stress_mae):
+            mae, rmse = self.stress_mae, self.stress_rmse
+            errors += f", stress MAE {1e3 * mae:.3f} RMSE {1e3 * rmse:.3f} meV/Å³"
+            errors += f" (MAE {in_gpa(mae):.4f} RMSE {in_gpa(rmse):.4f} GPa)"
         return f"Evaluation({self.n_structures} structures: {errors})"
+
+
+def in_gpa(stress: float) -> float:
+    """A stress in eV/Å³ in GPa."""
+    from ase.units import GPa
+
+    return stress / GPa
 
 
 def predict(
@@ -76,8 +111,8 @@ def predict(
     outputs=("energy", "forces"),
     compile: bool = False,
 ) -> dict[str, np.ndarray]:
-    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3] as
-    asked for by ``outputs``.
+    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3],
+    stress [S,3,3] eV/Å³ (NaN where a structure has no cell), as asked for by ``outputs``.
 
     Where memory is short, fewer than ``batch_size`` structures go through the network at once, with
     a warning. ``compile``: by the kernels of EGNN, SchNet and TorchMD-Net ET on a CPU
@@ -108,16 +143,25 @@ def predict(
     model.train(was_training)
     predicted = {name: np.concatenate(p) if p else np.zeros(0) for name, p in parts.items()}
     for name, values in predicted.items():
-        if np.isfinite(values).all():
+        finite = np.isfinite(values.reshape(len(values), -1)).all(1)
+        if name == "stress":
+            finite |= _volumes(structures) == 0
+        if finite.all():
             continue
-        row = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(1)))
-        if name != "energy":  # the structure of that atom
+        row = int(np.argmin(finite))
+        if name not in ("energy", "stress"):  # the structure of that atom
             row = int(np.searchsorted(structures.ptr, row, "right")) - 1
         raise DataError(
             f"{structures.info.get('name', 'structures')}: the predicted {name} of structure {row} "
             "is not a finite number; are its positions finite and its atoms apart?"
         )
     return predicted
+
+
+def _volumes(structures: Structures) -> np.ndarray:
+    """Volumes [S] Å³ of cells, 0 where a structure has no stress."""
+    cell = None if structures.cell is None else torch.from_numpy(np.array(structures.cell))
+    return volumes(cell, torch.from_numpy(np.array(structures.pbc))).numpy()
 
 
 def evaluate(
@@ -127,14 +171,17 @@ def evaluate(
     device: str | torch.device | None = None,
     compile: bool = False,
     faults: Sequence[str] = (),
+    keep_forces: bool = False,
 ) -> Evaluation:
-    """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies and
-    may have forces.
+    """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies or
+    forces, and may have stresses; of a partly labelled set each structure counts with what it has.
 
-    Means over structures for energy, over atoms and axes for forces. ``compile`` as in `predict`.
-    ``faults`` of the published codes, off by default (see `objectives.faults`): "normalizer-lost"
-    evaluates the weights without the reference energies and scale that were saved with them. Raises
-    DataError without labels, ConfigError for an unknown fault.
+    Means over structures for energy, over atoms and axes for forces, over labelled structures and
+    components for stress (of networks that have one). ``compile`` as in `predict`.
+    ``keep_forces``: also what is predicted for every atom. ``faults`` of the published codes, off
+    by default (see `objectives.faults`): "normalizer-lost" evaluates the weights without the
+    reference energies and scale that were saved with them. Raises DataError without labels,
+    ConfigError for an unknown fault.
     """
     import pandas as pd
 
@@ -142,23 +189,30 @@ def evaluate(
     if unknown:
         raise ConfigError(f"no fault {unknown[0]!r} of evaluation; there is {', '.join(FAULTS)}")
     if not isinstance(model, torch.nn.Module):
+        checkpoints.require_energies(model)
         model = checkpoints.load(model)
     if "normalizer-lost" in faults:
         model = copy.deepcopy(model).set_references({})
-    if structures.energy is None or not len(structures):
+    if not (structures.labelled("energy") | structures.labelled("forces")).any():
         raise DataError(
             f"{structures.info.get('name', 'structures')}: no labelled structures to evaluate on"
         )
     structures.validate()
     with_forces = structures.forces is not None
-    outputs = ("energy", "forces") if with_forces else ("energy",)
+    stressed = np.zeros(len(structures), bool)
+    if structures.stress is not None and model.forces_mode == "gradient":
+        stressed = np.isfinite(structures.stress).all((1, 2)) & (_volumes(structures) > 0)
+    outputs = ["energy"] + ["forces"] * with_forces + ["stress"] * bool(stressed.any())
     predicted = predict(model, structures, batch_size, device, outputs, compile)
-    error = predicted["energy"] - structures.energy
+    # NaN where a structure has no energy or no forces: left out of the means
+    energy = structures.energy
+    energy = np.full(len(structures), np.nan) if energy is None else energy
+    error = predicted["energy"] - energy
     names = np.array(structures.system_names())
     table = {
         "system": names[structures.system],
         "atoms": structures.n_atoms,
-        "energy": structures.energy,
+        "energy": energy,
         "predicted_energy": predicted["energy"],
     }
     sizes = structures.n_atoms
@@ -173,16 +227,26 @@ def evaluate(
         }
     else:
         absolute = squared = np.full(len(structures), np.nan)
+    relative = np.full(len(structures), np.nan)
+    known = ~np.isnan(error)
+    relative[known] = np.abs(centred(error[known], structures.system[known]))
+    if stressed.any():
+        off = predicted["stress"].astype(np.float64) - structures.stress  # NaN without a label
+        off[~stressed] = np.nan
+        table |= {
+            "stress_mae": np.abs(off).mean((1, 2)),
+            "stress_rmse": np.sqrt(np.square(off).mean((1, 2))),
+        }
     raw = pd.DataFrame(
         {
             "system": table["system"],
             "energy_absolute": np.abs(error),
             "energy_per_atom": np.abs(error) / sizes,
-            "energy_relative": np.abs(centred(error, structures.system)),
+            "energy_relative": relative,
             "energy_squared": error**2,
             "forces_absolute": absolute,
             "forces_squared": squared,
-            "axes": 3 * sizes,
+            "axes": np.where(np.isnan(absolute), np.nan, 3.0 * sizes),
         }
     )
     groups = raw.groupby("system", sort=False)
@@ -198,16 +262,33 @@ def evaluate(
             "relative_energy_mae": groups["energy_relative"].mean(),
         }
     ).reset_index()
-    n_axes = 3 * int(sizes.sum())
+    n_axes = raw["axes"].sum(min_count=1)
+    of_stress = {}
+    if stressed.any():
+        by = [table["system"], table["stress_mae"], table["stress_rmse"] ** 2]
+        means = pd.DataFrame(dict(zip(("system", "mae", "square"), by, strict=True)))
+        means = means.groupby("system", sort=False).mean()
+        systems["stress_mae"] = means["mae"].to_numpy()
+        systems["stress_rmse"] = np.sqrt(means["square"].to_numpy())
+        of_stress["stress_mae"] = float(table["stress_mae"][stressed].mean())
+        of_stress["stress_rmse"] = float(np.sqrt(np.square(off[stressed]).mean()))
     return Evaluation(
-        energy_mae=float(np.abs(error).mean()),
-        energy_rmse=float(np.sqrt(np.mean(error**2))),
-        forces_mae=float(absolute.sum() / n_axes),
-        forces_rmse=float(np.sqrt(squared.sum() / n_axes)),
+        energy_mae=_mean(np.abs(error)),
+        energy_rmse=_mean(error**2) ** 0.5,
+        forces_mae=float(np.nansum(absolute) / n_axes),
+        forces_rmse=float(np.sqrt(np.nansum(squared) / n_axes)),
         n_structures=len(structures),
         structures=pd.DataFrame(table),
         systems=systems,
+        predicted_forces=predicted["forces"] if keep_forces and with_forces else None,
+        **of_stress,
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of those that are numbers; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def calculator(
@@ -216,38 +297,22 @@ def calculator(
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ):
-    """An ASE Calculator (energy in eV, forces in eV/Å) of a checkpoint or a model.
+    """An ASE Calculator of a checkpoint or a model: energy and free_energy in eV, forces in eV/Å,
+    stress in eV/Å³ (Voigt's order, positive under tension) where atoms have a cell.
 
     ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as
-    in `predict`, float32.
+    in `predict`, float32. It can be pickled, and works inside ``torch.inference_mode``.
     """
-    from ase.calculators.calculator import Calculator, all_changes
+    from .ase_calculator import PotkitCalculator
 
-    if isinstance(checkpoint, torch.nn.Module):
-        model = copy.deepcopy(checkpoint)
-    else:
-        model = checkpoints.load(checkpoint)
-    dtype = dtype or (torch.float32 if compile else torch.float64)
-    model = model.to(device, dtype).eval()
-    with for_predictions(model, compile, device, dtype):
-        pass  # builds the kernels, or says why not, here and not in the middle of a simulation
-
-    class PotkitCalculator(Calculator):
-        implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
-
-        def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-            super().calculate(atoms, properties, system_changes)
-            bare = self.atoms.copy()
-            bare.calc = None
-            structures = Structures.from_ase([bare])
-            model.check_elements(structures.elements)
-            batch = structures.batch(device=device, dtype=dtype)
-            with for_predictions(model, compile, device, dtype):
-                energy, forces = model.energy_and_forces(batch)
-            if not (bool(energy.isfinite().all()) and bool(forces.isfinite().all())):
-                raise DataError(
-                    "the predicted energy or forces are not finite numbers; are all atoms apart?"
-                )
-            self.results = {"energy": float(energy[0]), "forces": forces.cpu().numpy()}
-
-    return PotkitCalculator()
+    with torch.inference_mode(False):
+        if isinstance(checkpoint, torch.nn.Module):
+            model = copy.deepcopy(checkpoint)
+        else:
+            checkpoints.require_energies(checkpoint)
+            model = checkpoints.load(checkpoint)
+        dtype = dtype or (torch.float32 if compile else torch.float64)
+        model = model.to(device, dtype).eval()
+        with for_predictions(model, compile, device, dtype):
+            pass  # builds the kernels, or says why not, here and not in the middle of a simulation
+    return PotkitCalculator(model, device, dtype, compile)

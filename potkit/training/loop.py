@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,26 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..datasets.references import CHOICES, ReferenceEnergies
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..kernels.compiling import compiled
 from ..models import Potential
 from ..objectives import Objective, Supervised
+from ..structures.arrays import MAIN_LABELS
+from ..structures.elements import SYMBOLS
 from ..structures.neighbors import check_overlaps
-from ..structures.outputs import PART
+from ..structures.outputs import PART, read_json
+from ..structures.progress import bar as progress_bar
 from ..structures.store import Structures
 from . import checkpoints, pretrained, start
 from .config import TrainConfig
 from .normalization import normalization
 from .repeatable import repeatable
-from .run_folder import Run, RunFolder
+from .run_folder import Run, RunFolder, identity_hash
 from .step import State, Training, batch_indices, learning_rate, take_step
 from .validation import validate
 
@@ -134,6 +138,7 @@ def fit(
     notes: dict[str, Any] | None = None,
     whole: Structures | None = None,
     overwrite: bool = False,
+    extend: int | None = None,
 ) -> Run:
     """Train ``model`` in place on ``structures`` and keep the run in folder ``out``; see `pretrain`
     and `finetune`.
@@ -141,19 +146,38 @@ def fit(
     A finished run of the same identity is loaded, a broken one resumed, a different one is an
     error, or replaced with ``overwrite``; a folder with anything else in it is left as it is, with
     an error. The model ends with the best weights on ``valid`` if given, else the last. ``whole``
-    is the set both were cut from, if an error is to count structures there. Raises TrainingError
-    when the loss is no longer a number or memory does not suffice for one structure; Interrupted
-    after Ctrl-C; Busy while another process trains in ``out``.
+    is the set both were cut from, if an error is to count structures there.
+
+    ``extend``: train the finished run in ``out`` by so many more steps, in a folder beside it
+    (`extended_folder`); the finished run stays as it is. Weights, optimizer, averages and the order
+    of the data go on, the schedule of ``config`` begins anew over the further steps, and the
+    weights kept are the best of both. Raises ConfigError where no such run is finished.
+
+    Raises TrainingError when the loss is no longer a number or memory does not suffice for one
+    structure; Interrupted after Ctrl-C; Busy while another process trains in ``out``.
     """
     if not len(structures):
         raise DataError("no structures to train on")
     model.extend(objective.needed(), objective.inputs, seed=config.seed)
     valid = valid if valid is not None and len(valid) else None
-    folder = RunFolder(
-        Path(out), _identity(model, structures, valid, objective, config, notes), config, overwrite
-    )
+    identity = _identity(model, structures, valid, objective, config, notes)
+    folder = RunFolder(Path(out), identity, config, overwrite and extend is None)
+    finished: RunFolder | None = None
+    begins = 0
+    if extend is not None:
+        finished = folder
+        begins = _steps_done(finished)
+        config = config.replace(steps=begins + extend, epochs=None)
+        notes = {**(notes or {}), "extends": {"hash": identity_hash(finished.identity)}}
+        identity |= {"config": config.identity(), "notes": notes}
+        folder = RunFolder(extended_folder(out, extend), identity, config, overwrite)
+        _say(
+            config,
+            f"{folder.path}: {extend} more steps after the {begins} of {finished.path}; the "
+            f"{config.schedule} schedule begins anew, with rate {config.lr:g}",
+        )
     if folder.finished:
-        return folder.load(into=model)
+        return _found(folder, config, model)
     for part in (structures, valid):
         if part is not None:
             model.check_elements(part.elements)
@@ -164,13 +188,47 @@ def fit(
     fabric = make_fabric(config)
     with folder.lock() if fabric.global_rank == 0 else nullcontext():
         if fabric.world_size == 1 and folder.finished:  # by another process, while we were looking
-            return folder.load(into=model)
+            return _found(folder, config, model)
+        if finished is not None and fabric.global_rank == 0:
+            folder.go_on_from(finished)
+        fabric.barrier()
         fast = compiled(
             model, objective.needed(), config.compile, fabric.device.type, config.precision
         )
         with fast, repeatable(fabric.device.type):
-            training = Training(fabric, model, structures, objective, config)
+            training = Training(fabric, model, structures, objective, config, begins)
             return _train(training, folder, valid, notes or {})
+
+
+def extended_folder(out: str | Path, steps: int) -> Path:
+    """Where the run in ``out`` lies once it is trained by ``steps`` more: beside it."""
+    path = Path(out)
+    return path.with_name(f"{path.name}-plus{steps}")
+
+
+def _steps_done(folder: RunFolder) -> int:
+    """Steps of a finished run. Raises ConfigError where it is not finished."""
+    if not folder.finished:
+        raise ConfigError(
+            f"{folder.path}: no finished run of these settings to train further; "
+            "finish it by the same call without extend"
+        )
+    return int(read_json(folder.summary)["steps"])
+
+
+def _say(config: TrainConfig, text: str) -> None:
+    """One line on stderr (stdout may be a pipe nobody reads), by the first process only."""
+    first = not any(os.environ.get(n, "0") not in ("", "0") for n in ("RANK", "SLURM_PROCID"))
+    if config.progress and first:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _found(folder: RunFolder, config: TrainConfig, model: Potential) -> Run:
+    run = folder.load(into=model)
+    _say(
+        config, f"{folder.path}: this run is finished ({run.summary['steps']} steps), not repeated"
+    )
+    return run
 
 
 # fingerprints of sets whose geometry was looked at: the runs of a grid share them
@@ -213,13 +271,16 @@ def _train(
     }
     if writer:
         folder.begin(header, resumed)
+    if resumed > training.begins:
+        _say(config, f"{folder.path}: goes on after step {resumed} of {training.steps}")
+    board = _board(folder, config, resumed) if writer else None
     broken = _FirstBroken(training, folder)
     clock = _Clock(state)
-    bar = tqdm(
+    bar = progress_bar(
+        shown=config.progress and writer,
         total=training.steps,
         initial=state.step,
         desc=folder.path.name,
-        disable=not (config.progress and writer),
         leave=False,
     )
     stop = _Stop(fabric.world_size)
@@ -243,6 +304,8 @@ def _train(
                 bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "valid_loss") if k in row})
                 if writer:
                     folder.log(row)
+                if board is not None:
+                    board.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"])
             if at_end:
                 break
             if state.step % checkpoint_every == 0:
@@ -262,6 +325,8 @@ def _train(
         state.freeze(False)
         stop.restore()
         bar.close()
+        if board is not None:
+            board.finalize("ended")
     clock.write()
     if writer:
         if valid is None:
@@ -271,6 +336,22 @@ def _train(
         folder.finish(model, state, header)
     fabric.barrier()
     return folder.load(into=model)
+
+
+def _board(folder: RunFolder, config: TrainConfig, resumed: int) -> Any:
+    """Fabric's logger for TensorBoard, in the folder of the run; None where not asked for. Rows
+    after step ``resumed`` that an interrupted process has written are hidden.
+    """
+    if config.log == "none":
+        return None
+    try:
+        return TensorBoardLogger(
+            folder.path, name="", version="tensorboard", purge_step=resumed + 1
+        )
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "config: log: tensorboard needs the package tensorboard: pip install potkit[log]"
+        ) from None
 
 
 def _validate(
@@ -378,6 +459,7 @@ def pretrain(
     out: str | Path = "runs/pretrain",
     valid: Structures | None = None,
     overwrite: bool = False,
+    extend: int | None = None,
 ) -> Run:
     """Train ``model`` on unlabelled ``structures`` with a self-supervised ``objective``; of twenty
     or more the share ``config.valid_fraction`` (5 %) is set aside for validation.
@@ -385,13 +467,18 @@ def pretrain(
     Labels of ``structures`` are not looked at, unless the objective asks for them
     (`ForceConditionedDenoise`); then reference energies and the unit of energies and forces follow
     from them as in `finetune`. ``out`` holds the run: config, metrics, best and last checkpoint;
-    with ``overwrite`` another run that lies there is replaced. Returns the Run. Raises ConfigError
+    with ``overwrite`` another run that lies there is replaced. ``extend``: further steps for the
+    finished run in ``out``, see `fit`. Returns the Run. Raises ConfigError
     for a ``config`` that chooses references or a normalization of labels that are not read.
     """
     config = config or TrainConfig()
     if objective.labels():
         objective.check(structures)
-        normalization(structures, config, labels=objective.labels()).put_into(model)
+        labels = {
+            *objective.labels(),
+            *(objective.needed() if structures.energy is not None else ()),
+        }
+        normalization(structures, config, labels=tuple(labels)).put_into(model)
     else:
         for name in ("references", "normalization"):
             if getattr(config, name) != TrainConfig.model_fields[name].default:
@@ -402,9 +489,9 @@ def pretrain(
     notes = {"task": "pretrain"}
     share = config.valid_fraction
     if valid is not None or len(structures) < 20 or not share:
-        return fit(model, structures, objective, config, out, valid, notes, None, overwrite)
+        return fit(model, structures, objective, config, out, valid, notes, None, overwrite, extend)
     train, valid = structures.split((1 - share, share), seed=0, by="structure-within-system")
-    return fit(model, train, objective, config, out, valid, notes, structures, overwrite)
+    return fit(model, train, objective, config, out, valid, notes, structures, overwrite, extend)
 
 
 def finetune(
@@ -418,6 +505,7 @@ def finetune(
     references: str | ReferenceEnergies | None = None,
     parts: tuple[str, ...] = ("backbone",),
     overwrite: bool = False,
+    extend: int | None = None,
 ) -> Run:
     """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run, or the name of
     pretrained weights) whose ``parts`` it starts from (the denoise paper's text: the backbone; its
@@ -429,21 +517,32 @@ def finetune(
     (see `potkit.training.normalization`), not from ``init``. Validation and test labels are never
     used for any of them. Heads that were trained on labels and are among ``parts`` keep the unit
     they were trained in, and references are fitted to what they leave of the energies: the run
-    begins at the forces of ``init``, and at its energies up to references. ``overwrite`` as in
-    `pretrain`. Raises ConfigError where ``config`` chooses other references than ``references``.
+    begins at the forces of ``init``, and at its energies up to references. ``overwrite`` and
+    ``extend`` as in `pretrain`.
+
+    Of a partly labelled set each structure is trained on what it has. Isolated atoms that came
+    with the file (``info["isolated_in_file"]``) are the references where ``config`` chooses none.
+    With ``objective.energy`` 0 energies may be missing; they then have an arbitrary zero. Raises
+    ConfigError where ``config`` chooses other references than ``references``.
     """
     config = config or TrainConfig()
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
     for part, role in ((train, "train"), (valid, "valid")):
         missing = [
             label
-            for label in ("energy", *objective.labels())
-            if part is not None and getattr(part, label) is None
+            for label in objective.labels()
+            if part is not None and not part.labelled(label).any()
         ]
         if missing:
+            unread = part.info.get("unread", [])
+            hint = f"; not read: {'; '.join(unread)}" if unread else ""
             raise DataError(
-                f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role})"
+                f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role}){hint}"
             )
+    for line in _what_is_trained(train, objective):
+        _say(config, line)
+    if references is None:
+        config = _with_isolated_atoms(train, valid, config)
     fitted = references in (None, "fit", "least-squares")
     if references is not None:
         config, references = _given_references(config, references, train)
@@ -457,18 +556,65 @@ def finetune(
                 "choose another folder"
             )
         report = checkpoints.transfer(model, source, parts)
-        if config.progress:
-            tqdm.write(str(report), file=sys.stderr)  # stdout may be a pipe nobody reads
+        _say(config, str(report))
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
-    begin = normalization(train, config, references)
+    begin = normalization(train, config, references, _known(train))
     fitted = fitted and config.references == "least-squares"
     unit = None if init is None else start.carried_unit(model, source, parts)
-    if unit is not None:
+    if train.energy is None:
+        pass  # the zero of energies is arbitrary
+    elif unit is not None:
         begin = start.with_carried_heads(model, train, begin, unit, fitted)
     else:
         start.check_references(begin, valid or train, config, fitted)
     begin.put_into(model)
-    return fit(model, train, objective, config, out, valid, notes, None, overwrite)
+    return fit(model, train, objective, config, out, valid, notes, None, overwrite, extend)
+
+
+def _known(structures: Structures) -> tuple[str, ...]:
+    """Those of "energy" and "forces" that ``structures`` have."""
+    return tuple(name for name in MAIN_LABELS if getattr(structures, name) is not None)
+
+
+def _what_is_trained(train: Structures, objective: Objective) -> list[str]:
+    """What a user would not expect of the labels, a line each."""
+    name = train.info.get("name", "train")
+    lines = []
+    counts = {label: int(train.labelled(label).sum()) for label in MAIN_LABELS}
+    if any(0 < count < len(train) for count in counts.values()):
+        lines.append(
+            f"{name}: of {len(train)} training structures {counts['energy']} have an energy, "
+            f"{counts['forces']} forces; each is trained on what it has"
+        )
+    if "energy" not in objective.labels():
+        lines.append(f"{name}: trained on forces alone, so energies have an arbitrary zero")
+    elif "forces" not in objective.labels() and counts["forces"]:
+        lines.append(f"{name}: there are forces, but only energies are trained on")
+    if train.stress is not None and "stress" not in objective.labels():
+        lines.append(f"{name}: there is a stress, but it is not trained on")
+    return lines
+
+
+def _with_isolated_atoms(
+    train: Structures, valid: Structures | None, config: TrainConfig
+) -> TrainConfig:
+    """``config`` whose references are the isolated atoms that came with the file of ``train``, if
+    nothing else was chosen and they cover its elements.
+    """
+    chosen = {"references", "isolated_energies"} & config.model_fields_set
+    if not train.info.get("isolated_in_file") or chosen or train.energy is None:
+        return config
+    table = train.info["atomic_energies"]
+    elements = {*train.elements, *(valid.elements if valid is not None else ())}
+    missing = [SYMBOLS[z] for z in elements if SYMBOLS[z] not in table]
+    if missing:
+        warnings.warn(
+            f"{train.info.get('name', 'train')}: no isolated atom of {', '.join(missing)} in the "
+            "file, so references are a fit (least-squares)",
+            stacklevel=3,
+        )
+        return config
+    return config.replace(references="isolated", isolated_energies=table)
 
 
 def _given_references(

@@ -60,6 +60,10 @@ def normalization(
     mean of energies that are not read, DataError where energies do not differ or the energy of an
     isolated atom is not known.
     """
+    if structures.energy is not None and structures.partly_labelled:
+        with_energy = structures[structures.labelled("energy")]
+    else:
+        with_energy = structures
     if "energy" not in labels:
         if config.normalization in ("mean-std", "per-atom-mean-std"):
             raise ConfigError(
@@ -68,13 +72,16 @@ def normalization(
             )
         return Normalization({}, 1.0 if config.normalization == "none" else _unit(structures))
     chosen = references or ReferenceEnergies.choose(
-        structures, config.references, config.isolated_energies
+        with_energy, config.references, config.isolated_energies
     )
     table = chosen.table
+    if structures.partly_labelled:  # an element that only structures without an energy have
+        table = dict.fromkeys(structures.elements, 0.0) | table
     if config.normalization == "none":
         return Normalization(table, 1.0)
     if config.normalization == "forces" and structures.forces is not None:
         return Normalization(table, _unit(structures))
+    structures = with_energy
     left = structures.energy - chosen.energy(structures)
     if config.normalization == "forces":
         return Normalization(table, max(float(np.std(left / structures.n_atoms)), 1e-3))
@@ -87,8 +94,11 @@ def normalization(
 
 
 def _unit(structures: Structures) -> float:
-    """The root mean square force, eV/Å."""
-    return max(float(np.sqrt(np.mean(np.square(structures.forces, dtype=np.float64)))), 1e-3)
+    """The root mean square force of the structures that have forces, eV/Å."""
+    forces = structures.forces
+    if "forces" in structures.partly_labelled:
+        forces = forces[np.repeat(structures.labelled("forces"), structures.n_atoms)]
+    return max(float(np.sqrt(np.mean(np.square(forces, dtype=np.float64)))), 1e-3)
 
 
 def _spread(structures: Structures, energies: np.ndarray) -> float:

@@ -2,6 +2,8 @@
 
 They lie in data/weights of the checkout; a wheel holds copies (`datasets.wheel`). A card says what
 the weights were trained on and how, and carries the checksum of its file.
+
+Torch is imported where it is needed, so that a wrong name is said at once.
 """
 
 from __future__ import annotations
@@ -12,18 +14,17 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..datasets import registry
 from ..errors import CheckpointError, ConfigError, DataError
-from ..models import Potential
 from ..structures.elements import SYMBOLS
 from ..structures.outputs import PART, plain_name, read_json
 from ..structures.storage import replacing
-from . import checkpoints
-from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from ..models import Potential
 
 
 class Card(BaseModel):
@@ -105,6 +106,8 @@ def pretrained(name: str) -> Potential:
     It has not seen labels: fine-tune it before its energies or forces are used. Raises ConfigError
     for an unknown name, CheckpointError for a damaged file.
     """
+    from . import checkpoints
+
     model = checkpoints.load(file(name))
     model.card = card(name)
     return model
@@ -160,6 +163,9 @@ def pack(
     Raises DataError for a folder that is no finished pretraining, ConfigError for a name that is
     taken, or where the run's data set is unknown, so that its elements are.
     """
+    from ..datasets import registry
+    from . import checkpoints
+
     run, out = Path(run), Path(out or folder())
     plain_name(name)
     if not (run / "summary.json").is_file():
@@ -176,7 +182,6 @@ def pack(
         raise ConfigError(f"{run}: its data, {header['data']}, is no data set that has a name")
     summary = read_json(run / "summary.json")
     recipe, options = header["recipe"], header["recipe"]["options"]
-    settings = TrainConfig(**header["config"])
     about = Card(
         name=name,
         network=recipe["name"],
@@ -190,7 +195,7 @@ def pack(
         sigma=header["objective"].get("sigma"),
         cutoff=options.get("cutoff"),
         steps=summary["steps"],
-        seed=settings.seed,
+        seed=header["config"]["seed"],
         validation_loss=summary["best"],
         run=summary["hash"],
         command=command,

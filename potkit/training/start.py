@@ -55,13 +55,15 @@ def with_carried_heads(
     """
     if not fit:
         return start._replace(scale=unit)
-    nothing = dict.fromkeys(train.elements, 0.0)
+    elements = train.elements
+    train = train[train.labelled("energy")] if train.partly_labelled else train
+    nothing = dict.fromkeys(elements, 0.0)
     model.set_references(nothing, unit)
     left = train.energy - _energies(model, train)
     unexplained = copy.copy(train)
     unexplained.energy = left
     references = ReferenceEnergies.fit(unexplained)
-    return Normalization(references.table, unit)
+    return Normalization(nothing | references.table, unit)
 
 
 @torch.no_grad()
@@ -90,6 +92,10 @@ def check_references(
     """
     if config.references == "none":  # all is left, and meant to be
         return 0.0
+    if structures.partly_labelled or structures.energy is None:
+        structures = structures[structures.labelled("energy")]
+        if not len(structures):
+            return 0.0
     references = ReferenceEnergies(start.references).energy(structures) + start.shift
     per_atom = np.abs(structures.energy - references) / structures.n_atoms
     left = float(np.median(per_atom))

@@ -53,8 +53,8 @@ def test_errors(tmp_path):
         base.write(frame(), total_energy=-3.0)
         base.write(frame(), colour=1)
     with pytest.raises(DataError, match=r"row 2: has no energy .*colour"):
-        read(path)
-    assert len(read(path, require=None)) == 2
+        read(path, require=("energy",))
+    assert read(path).labelled("energy").tolist() == [True, False]
     with connect(tmp_path / "b.db") as base:
         base.write(frame(), total_energy=-3.0, data={"atomic_forces": np.zeros((2, 3))})
     with pytest.raises(DataError, match=r"row 1: forces have shape \(2, 3\), expected \(3, 3\)"):

@@ -138,7 +138,6 @@ def test_folder_of_molecules(tmp_path):
             ["F of frame 3"],
         ),
         (revised(energies=np.array([1, 2, np.inf, 4, 5])), ["energies of frame 2"]),
-        ({"R": POS, "z": Z, "E": ENERGY}, ["has no 'F'"]),
         ({"a": POS}, ["nuclear_charges", "it has: a"]),
     ],
 )

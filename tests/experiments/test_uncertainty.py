@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from grids import DATA, TINY, grid
+from grids import DATA, grid
 from scipy import stats
 from tiny import egnn, molecules, one_line
 
@@ -141,37 +141,6 @@ def test_ensembles_from_a_run_store(tmp_path):
     np.testing.assert_array_equal(alone.energy_spread, ensembles[(10, "denoise")].energy_spread)
     with pytest.raises(CheckpointError):
         uncertainty.from_runs(runs, tmp_path / "elsewhere", DATA[24:])
-
-
-def test_ensembles_of_a_grid(tmp_path):
-    other = {**TINY, "name": "painn"}
-    several = [
-        grid(tmp_path, columns={"model": n}, model=m, variants={}, longer=None)
-        for n, m in (("egnn", TINY), ("painn", other))
-    ]
-    runs = experiment.run(several, progress=False)
-    table = uncertainty.of_experiments(several, runs)
-    assert (
-        list(table.columns[:3]) == ["model", "labels", "arm"]
-        and table["quantity"].tolist()
-        == ["forces"] * 2 + ["energy"] * 2 + ["forces"] * 2 + ["energy"] * 2
-    )
-    alone = uncertainty.summarise(
-        uncertainty.ensemble(
-            [
-                tmp_path / r
-                for r in runs[(runs["model"] == "painn") & (runs["arm"] == "denoise")]["run"]
-            ],
-            DATA[24:],
-        )
-    )
-    of_arm = table[
-        (table["model"] == "painn") & (table["arm"] == "denoise") & (table["quantity"] == "forces")
-    ]
-    assert float(of_arm["area"].iloc[0]) == float(alone["area"].iloc[0]) and float(
-        of_arm["rmse"].iloc[0]
-    ) == float(alone["rmse"].iloc[0])
-    assert uncertainty.of_experiments(several, runs[runs["seed"] == 0]).empty
 
 
 def test_figures():

@@ -17,6 +17,7 @@ from potkit.experiments import experiment as experiments
 from potkit.experiments import statistics
 from potkit.notebooks import profiles, results, runner
 from potkit.report import figures, pages, stored_figures, verify
+from potkit.report import tables as report
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
 QUICK = SimpleNamespace(profile="quick")
@@ -150,6 +151,35 @@ def test_a_choice_looks_at_validation_molecules_only(grid, tmp_path, monkeypatch
     assert found.holds and found.tables == ["mine-choice"]
     assert choice.name in trial.markdown("choice")
     assert f"of {choice.molecules} systems" in stored_figures.sizes(trial.name, trial.folder)
+
+
+def test_ensembles_are_kept_with_what_was_declared(grid, tmp_path, monkeypatch):
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "figures"))
+    runs = experiments.run(grid, progress=False)
+    declared = {"arm": "wide", "against": "scratch", "quantity": "forces", "statistic": "area"}
+    kept = results.keep_ensembles(QUICK, grid, runs, "sure", "10_calibration", primary=declared)
+    predictions, how = report.stored("sure-predictions", kept.folder)
+    assert how["primary"] == declared and how["runs"] == runs["run"].tolist()
+    assert len(predictions) == 3 * 2 * 2 * 30
+    contrasts = kept.table("-contrasts")
+    # of both label budgets
+    assert (contrasts["family"] == "primary").sum() == 2
+    figures.save(stored_figures.draw("reliability", "sure", kept.folder, title="T"), "sure")
+    report.store(runs, "other-runs", "a test", kept.folder)  # without runs nothing is verified
+    found = verify.verify(kept.folder, tmp_path)
+    assert found.holds, found.differences.to_string()
+    assert {"sure-ensembles", "sure-contrasts"} <= set(found.tables)
+    assert found.pictures == ["figures/sure.html"]
+    # another member's error, as if somebody had made it smaller
+    predictions["errors"] = predictions["errors"].str.replace("1", "0", regex=False)
+    predictions.to_csv(kept.folder / "sure-predictions.csv", index=False)
+    where = set(verify.verify(kept.folder, tmp_path).differences["where"])
+    assert where == {"sure-ensembles.csv", "sure-contrasts.csv", "figures/sure.html"}
+    assert "Declared beforehand: wide against scratch" in kept.markdown("calibrated")
+    smoke = results.Kept(kept.name, kept.folder, "smoke")
+    assert smoke.markdown("calibrated") == results.UNTOLD
+    with pytest.raises(ConfigError, match="no arm 'nobody'"):
+        results.keep_ensembles(QUICK, grid, runs, "x", "10", primary=declared | {"arm": "nobody"})
 
 
 # -- contrasts -----------------------------------------------------------------------------------

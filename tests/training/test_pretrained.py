@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from ase.io import write
 from tiny import egnn, equal, molecules, one_line, weights
 
 import potkit
@@ -96,6 +97,21 @@ def test_finetune_starts_from_a_name(tmp_path):
             )
     assert equal(weights(runs[0].model), weights(runs[1].model))
     assert runs[0].summary["hash"] == runs[1].summary["hash"]
+
+
+def test_finetune_takes_the_name_on_the_command_line(tmp_path, capsys):
+    data = tmp_path / "data.extxyz"
+    write(data, molecules(12).to_ase())
+    options = "--steps 2 --batch-size 4 --device cpu --no-figures".split()
+    files = ["--data", data, "--out", tmp_path / "run"]
+    command("finetune", *files, "--init", "schnet-small-denoise", *options)
+    assert "copied" in capsys.readouterr().err
+    assert potkit.checkpoints.load(tmp_path / "run").recipe["name"] == "schnet"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["finetune", "--data", str(data), "--init", "egnn-large", "--out", str(tmp_path)])
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: egnn-large: no such checkpoint") and said.count("\n") == 1
 
 
 def test_a_new_element_is_named_in_one_line():

@@ -87,7 +87,7 @@ def read(
         return _read_each(path, dtype, options)
     if name is None:
         raise DataError(
-            f"{path}: {_what(path)}; known formats are {', '.join(FORMATS)} (format= forces one)"
+            f"{path}: {what(path)}; known formats are {', '.join(FORMATS)} (format= forces one)"
         )
     reader = FORMATS[name].read
     known = [p for p in inspect.signature(reader).parameters if p not in ("path", "dtype")]
@@ -121,7 +121,7 @@ def _read_each(folder: Path, dtype: Any, options: dict[str, Any]) -> Structures:
     return out
 
 
-def _what(path: Path) -> str:
+def what(path: Path) -> str:
     """One clause on why the content was not recognised."""
     from .hdf5 import first_keys, is_hdf5
 

@@ -12,14 +12,23 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...structures.ase_io import full_stress, stress_of_virial, whole_charge
 from ...structures.store import Structures
-from .common import checked_numbers, require_finite, system_name
+from . import label_names
+from .common import (
+    Units,
+    checked_numbers,
+    chosen_units,
+    require_finite,
+    sized,
+    system_name,
+)
 from .packer import Packer
 
 NAME = "ase-db"
 DESCRIPTION = "ASE database (SQLite or JSON): Å, eV, eV/Å"
-ENERGY_KEYS = ("energy", "total_energy", "Energy")
-FORCES_KEYS = ("forces", "atomic_forces", "force")
+STRESS_KEYS = ("stress",)
+VIRIAL_KEYS = ("virial",)
 
 
 def sniff(path: Path) -> bool:
@@ -76,26 +85,29 @@ def rows(path: Path):
 
 
 def add_row(
-    row: Any, where: str, packer: Packer, system: Any = None, require: Sequence[str] = ("energy",)
+    row: Any,
+    where: str,
+    packer: Packer,
+    system: Any = None,
+    require: Sequence[str] = ("energy",),
+    keys: tuple[str | None, str | None] = (None, None),
+    factors: Units | None = None,
 ) -> None:
     """Append an `ase.db` row to ``packer``. ``system``: key of its system (default: the row's
-    ``system`` or ``name``, or formula).
+    ``system`` or ``name``, or formula). ``keys``: names of energy and forces, where they are not to
+    be guessed. ``factors``: of its units; eV and Å by default, where the size of the energy is
+    looked at.
     """
     z = checked_numbers(row.numbers, where)
     data = row.data if row.data else {}
     pairs = row.key_value_pairs
 
-    def find(keys: Sequence[str]) -> Any:
-        for key in keys:
-            if key in pairs:
-                return pairs[key]
-            if key in data:
-                return data[key]
-            if key in ("energy", "forces") and row.get(key) is not None:
-                return row.get(key)
-        return None
-
-    energy, forces = find(ENERGY_KEYS), find(FORCES_KEYS)
+    own = {key: row.get(key) for key in ("energy", "forces") if row.get(key) is not None}
+    there = own | dict(data) | dict(pairs)
+    chosen = label_names.choose(there, there, where, *keys)
+    packer.labels.add(chosen)
+    energy = there.get(chosen.energy)
+    forces = there.get(chosen.forces)
     for name, value in (("energy", energy), ("forces", forces)):
         if value is None and name in require:
             raise DataError(
@@ -107,31 +119,99 @@ def add_row(
         if energy.size != 1:
             raise DataError(f"{where}: energy has {energy.size} values")
         require_finite(energy, "energy", where, "value")
+        energy = energy * factors.energy if factors else sized(z, energy, where, chosen.energy)
     if forces is not None:
         forces = np.asarray(forces, np.float64)
         if forces.shape != (len(z), 3):
             raise DataError(f"{where}: forces have shape {forces.shape}, expected ({len(z)}, 3)")
         require_finite(forces, "force", where, "atom")
-        forces = forces[None]
+        forces = forces[None] * (factors.forces if factors else 1.0)
+    stress = _stress(row, dict(data) | dict(pairs), where, factors or Units(1.0, 1.0, 1.0))
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
+    length = factors.length if factors else 1.0
     charge = pairs.get("charge", data.get("charge", row.get("charge")))
     packer.add(
         z,
-        row.positions[None],
+        row.positions[None] * length,
         packer.system(key),
         energy,
         forces,
-        row.cell if np.any(row.pbc) else None,
+        row.cell * length if np.any(row.pbc) else None,
         row.pbc,
-        round(charge or 0),
+        whole_charge(charge, where),
+        stress=stress,
     )
 
 
+def _metadata(path: Path) -> dict[str, Any]:
+    """What the database says about itself, {} if nothing."""
+    from ase.db import connect
+
+    try:
+        with open(path, "rb") as file:
+            kind = "json" if file.read(1) == b"{" else "db"
+        return dict(connect(path, type=kind, use_lock_file=False).metadata or {})
+    except Exception:  # `rows` says what is wrong with the file
+        return {}
+
+
 def read(
-    path: Path, dtype: Any = np.float32, require: Sequence[str] | None = ("energy",)
+    path: Path,
+    dtype: Any = np.float32,
+    require: Sequence[str] | None = (),
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    energy_unit: str | None = None,
+    forces_unit: str | None = None,
+    length_unit: str | None = None,
 ) -> Structures:
-    """Read every row. ``require`` as in extended XYZ. Raises DataError naming file and row."""
+    """Read every row. Options as in extended XYZ.
+
+    SchNetPack's databases name their units in the metadata (``_property_unit_dict``,
+    ``_distance_unit``), which are believed unless units are given. Raises DataError naming file and
+    row.
+    """
     packer = Packer(dtype)
+    about = _metadata(path)
+    named = about.get("_property_unit_dict") or {}
+    lengths = about.get("_distance_unit")
+    factors: dict[tuple[str | None, str | None], Units | None] = {}
     for row in rows(path):
-        add_row(row, f"{path}: row {row.id}", packer, require=tuple(require or ()))
+        where = f"{path}: row {row.id}"
+        if not factors or named:
+            there = {*row.key_value_pairs, *(row.data or {}), "energy", "forces"}
+            there &= set(named) if named else there
+            names = label_names.choose(there, there, where, energy_key, forces_key)
+            units_of = (
+                length_unit or lengths,
+                energy_unit or named.get(names.energy),
+                forces_unit or (None if energy_unit else named.get(names.forces)),
+            )
+            if units_of not in factors:
+                factors[units_of] = chosen_units(*units_of) if any(units_of) else None
+        add_row(
+            row,
+            where,
+            packer,
+            require=tuple(require or ()),
+            keys=(energy_key, forces_key),
+            factors=factors[units_of],
+        )
     return packer.finish(str(path), name=path.stem, source_format=NAME)
+
+
+def _stress(row: Any, values: dict[str, Any], where: str, factors: Units) -> np.ndarray | None:
+    """The stress [3, 3] eV/Å³ of a row, or of its virial in ``values``; None without either.
+
+    ``factors`` bring the database's units to eV and Å.
+    """
+    stress = next((values[k] for k in STRESS_KEYS if k in values), row.get("stress"))
+    virial = next((values[k] for k in VIRIAL_KEYS if k in values), None)
+    if stress is None and virial is None:
+        return None
+    if stress is None:
+        stress = factors.energy * stress_of_virial(virial, row.cell * factors.length)
+    else:
+        stress = factors.energy / factors.length**3 * full_stress(stress)
+    require_finite(stress[None], "stress", where, "value")
+    return stress

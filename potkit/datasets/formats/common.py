@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
 from ... import units
 from ...errors import DataError
-from ...structures.elements import SYMBOLS, formula
+from ...structures.elements import SYMBOLS, composition, formula
+from ...structures.store import Structures
 
 NUMBERS: dict[str, int] = {symbol: i for i, symbol in enumerate(SYMBOLS) if i}
 # total (all-electron) energies of atoms follow roughly −½ Z^2.4 Hartree (H −0.50, C −36.9, O −73.5,
@@ -124,9 +125,72 @@ def load_npz(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {k: file[k] for k in file.files if not keys or k in keys}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{path}: one of {', '.join(keys) or 'its arrays'} is a pickled object, which is "
+                "not read because unpickling can run any code; save it as numbers or text"
+            ) from error
         raise DataError(
             f"{path}: .npz file is truncated or damaged ({_first_line(error)})"
         ) from error
+
+
+def text_of(value: Any) -> str:
+    """A name or a unit from an .npz or HDF5 file: text, bytes, or an array of one of them."""
+    value = np.asarray(value).reshape(-1)[0]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class Units(NamedTuple):
+    """Factors that turn what a file holds into Å, eV and eV/Å."""
+
+    length: float
+    energy: float
+    forces: float
+
+
+def chosen_units(
+    length_unit: str | None,
+    energy_unit: str | None,
+    forces_unit: str | None,
+    length: str = "Å",
+    energy: str = "eV",
+) -> Units:
+    """The units of a file: those that were given, else ``length`` and ``energy``. Forces are energy
+    over length unless ``forces_unit`` says otherwise. Raises DataError for an unknown unit.
+    """
+    factors = units.factor(length_unit or length), units.factor(energy_unit or energy)
+    forces = units.factor(forces_unit) if forces_unit else factors[1] / factors[0]
+    return Units(*factors, forces)
+
+
+def unit_of_totals(structures: Structures) -> str | None:
+    """The unit in which the energies, taken for eV, would be all-electron total energies:
+    "hartree", "kcal/mol", "kj/mol", "ev", or None where no unit fits.
+
+    The totals per element come from a least-squares fit of energies over compositions; each must be
+    within a quarter of what such an atom has in that unit. Where compositions do not tell the
+    elements apart, the sum over the atoms is compared alone.
+    """
+    if structures.energy is None or not len(structures):
+        return None
+    rows = np.flatnonzero(structures.labelled("energy"))[:5000]
+    counts = composition(structures[rows]).astype(np.float64)
+    energy = structures.energy[rows]
+    if not len(rows):
+        return None
+    expected = 0.5 * np.array(structures.elements, np.float64) ** 2.4 * units.HARTREE  # eV
+    kinds = np.unique(counts, axis=0)
+    if np.linalg.matrix_rank(kinds) == counts.shape[1] and len(kinds) > counts.shape[1]:
+        fitted, *_ = np.linalg.lstsq(counts, energy, rcond=None)
+        heavy = np.array(structures.elements) > 1  # hydrogen takes up what the others leave
+        share = -(fitted / expected)[heavy if heavy.any() else slice(None)]
+    else:
+        share = np.array([np.median(-energy / (counts @ expected))])
+    for unit in TOTAL_ENERGY_UNITS:
+        if (np.abs(share * units.factor(unit) - 1) < 0.25).all():
+            return unit
+    return None
 
 
 class NpyRows:
@@ -144,9 +208,11 @@ class NpyRows:
             if np.lib.format.read_magic(self._file) == (1, 0):
                 read_header = np.lib.format.read_array_header_1_0
             self.shape, fortran, self.dtype = read_header(self._file)
-        if fortran or self.dtype.hasobject:
-            kind = "columns" if fortran else "objects"
-            raise DataError(f"{path}: {key} is stored as {kind}, expected rows of numbers")
+        if self.dtype.hasobject:
+            raise DataError(f"{path}: {key} holds pickled objects, expected numbers")
+        # columns lie far apart in the file: all of them are read at once
+        self._whole = load_npz(path, [key])[key] if fortran else None
+        self._next = 0
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -160,6 +226,9 @@ class NpyRows:
 
     def take(self, rows: int) -> np.ndarray:
         """The next ``rows`` rows. Raises DataError if the file ends before."""
+        if self._whole is not None:
+            self._next += rows
+            return self._whole[self._next - rows : self._next]
         size = rows * int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         with self._reading():
             data = self._file.read(size)
@@ -191,6 +260,21 @@ def energy_unit_from_size(z: np.ndarray, energy: float) -> str | None:
         if abs(energy * units.factor(unit) / (expected * units.HARTREE) - 1) < 0.15:
             return unit
     return None
+
+
+def sized(z: np.ndarray, energy: Any, where: str, key: str | None) -> Any:
+    """``energy`` (one, or the first of [n]) of atoms ``z``, unless it cannot be eV: more binding
+    than all electrons have is kcal/mol or kJ/mol. Less is common: pseudopotentials, formation
+    energies. Raises DataError.
+    """
+    first = float(np.asarray(energy).reshape(-1)[0])
+    unit = energy_unit_from_size(z, first)
+    if unit in ("kcal/mol", "kj/mol"):
+        raise DataError(
+            f"{where}: {key}={first:.10g} is the size of {unit}, not eV; give energy_unit= "
+            "(--energy-unit) of the file"
+        )
+    return energy
 
 
 def _first_line(error: BaseException) -> str:

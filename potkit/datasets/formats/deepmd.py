@@ -1,10 +1,11 @@
-"""DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force}.npy; several below
-one folder are read together.
+"""DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force,virial}.npy; several
+below one folder are read together.
 
 Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a]
-eV/Å; type.raw holds one index per atom into type_map.raw. A file ``nopbc`` beside type.raw says
-that there are no periodic boundaries. Mixed-type systems (real_atom_types.npy) are understood too.
-Pure water gets its molecules from the geometry.
+eV/Å, virial [n, 9] eV (the stress is −virial / volume); type.raw holds one index per atom into
+type_map.raw. A file ``nopbc`` beside type.raw says that there are no periodic boundaries.
+Mixed-type systems (real_atom_types.npy) are understood too. Pure water gets its molecules from the
+geometry.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...structures.ase_io import stress_of_virial
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
-from .common import NUMBERS, require_finite, system_name
+from .common import NUMBERS, Units, chosen_units, require_finite, system_name
 from .packer import Packer
 
 NAME = "deepmd"
@@ -33,9 +35,16 @@ def sniff(path: Path) -> bool:
     return any(any(s.glob("set.*")) for s in _systems(path))
 
 
-def read(path: Path, dtype: Any = np.float32, type_map: list[str] | None = None) -> Structures:
-    """Read every system below ``path``. ``type_map`` gives the elements where type_map.raw is
-    missing.
+def read(
+    path: Path,
+    dtype: Any = np.float32,
+    type_map: list[str] | str | None = None,
+    energy_unit: str | None = None,
+    forces_unit: str | None = None,
+    length_unit: str | None = None,
+) -> Structures:
+    """Read every system below ``path``. ``type_map`` ("O H") gives the elements in the order of the
+    types; it goes before type_map.raw, whose names (HW, OW) need not be elements then.
 
     Raises DataError naming the folder and the array that does not fit.
     """
@@ -43,8 +52,11 @@ def read(path: Path, dtype: Any = np.float32, type_map: list[str] | None = None)
     if not systems:
         raise DataError(f"{path}: no type.raw in this folder or below")
     packer = Packer(dtype)
+    if isinstance(type_map, str):
+        type_map = type_map.replace(",", " ").split()
+    factors = chosen_units(length_unit, energy_unit, forces_unit)
     for system in systems:
-        _read_system(system, packer, type_map, system.relative_to(path).as_posix())
+        _read_system(system, packer, type_map, factors, system.relative_to(path).as_posix())
     return packer.finish(str(path), name=path.name, source_format=NAME)
 
 
@@ -60,27 +72,37 @@ def _array(file: Path, shape: tuple[int, ...] | None, optional: bool = False) ->
             f"{file}: cannot be read ({(str(error).splitlines() or ['truncated'])[0]})"
         ) from error
     if shape is not None:
+        if array.ndim == 0 and int(np.prod(shape)) == 1:  # the energy of a single frame
+            array = array.reshape(shape)
         if array.size != int(np.prod(shape)) or len(array) != shape[0]:
             raise DataError(f"{file}: has shape {array.shape}, expected {shape}")
         array = array.reshape(shape)
     return array
 
 
-def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label: str) -> None:
+def _read_system(
+    folder: Path, packer: Packer, type_map: list[str] | None, factors: Units, label: str
+) -> None:
     try:
         types = np.array((folder / "type.raw").read_text().split(), np.int64)
     except ValueError as error:
         raise DataError(f"{folder / 'type.raw'}: not a list of whole numbers ({error})") from error
     map_file = folder / "type_map.raw"
-    names = map_file.read_text().split() if map_file.exists() else type_map
+    names = type_map
+    if names is None and map_file.exists():
+        names = map_file.read_text().split()
     if names is None:
         raise DataError(
-            f"{folder}: has no type_map.raw; give type_map=[…] with the elements in the order of "
-            "the types"
+            f"{folder}: has no type_map.raw, and its types are {sorted(set(types.tolist()))}; give "
+            "type_map= (--type-map) with the elements in that order, such as 'O H'"
         )
     unknown = [n for n in names if n not in NUMBERS]
     if unknown:
-        raise DataError(f"{map_file}: unknown element {unknown[0]!r}")
+        where = "type_map" if type_map is not None else map_file
+        raise DataError(
+            f"{where}: unknown element {unknown[0]!r}; give type_map= (--type-map) with the "
+            f"elements that stand for {' '.join(names)}, in this order"
+        )
     numbers = np.array([NUMBERS[n] for n in names])
     sets = sorted(folder.glob("set.*"))
     if not sets:
@@ -96,27 +118,43 @@ def _read_system(folder: Path, packer: Packer, type_map: list[str] | None, label
         energy = _array(part / "energy.npy", (n,), optional=True)
         forces = _array(part / "force.npy", (n, a, 3), optional=True)
         box = _array(part / "box.npy", (n, 3, 3)) if periodic else None
+        virial = _array(part / "virial.npy", (n, 3, 3), optional=True)
         mixed = _array(part / "real_atom_types.npy", (n, a), optional=True)
         for what, array in (("coord", pos), ("energy", energy), ("force", forces), ("box", box)):
             if array is not None:
                 require_finite(array, what, str(part), "frame")
-        _check_types(types if mixed is None else mixed, len(names), folder)
+        if virial is not None:
+            require_finite(virial, "virial", str(part), "frame")
+            virial = virial * factors.energy
+        # of systems of several sizes the shorter ones are filled up with −1
+        real = np.ones((n, a), bool) if mixed is None else mixed >= 0
+        if mixed is not None and (mixed < -1).any():
+            raise DataError(f"{part}: real_atom_types holds {int(mixed.min())}; only −1 fills up")
+        if mixed is not None and not real.any(1).all():
+            raise DataError(f"{part}: frame {int(np.argmin(real.any(1)))} has no atoms")
+        pos = pos * factors.length
+        box = None if box is None else box * factors.length
+        energy = None if energy is None else energy * factors.energy
+        forces = None if forces is None else forces * factors.forces
+        _check_types(types if mixed is None else mixed[real], len(names), folder)
         kinds = np.broadcast_to(types, (n, a)) if mixed is None else mixed.astype(np.int64)
         for k in range(n):
-            z = numbers[kinds[k]].astype(np.uint8)
+            there = real[k]
+            z = numbers[kinds[k][there]].astype(np.uint8)
             flags = np.full(3, periodic)
             cell = None if box is None else box[k]
-            molecule = water_molecules(z, pos[k], cell, flags)
+            molecule = water_molecules(z, pos[k][there], cell, flags)
             name = system_name(z)
             packer.add(
                 z,
-                pos[k : k + 1],
+                pos[k][there][None],
                 packer.system((label, name), name if label == "." else label),
                 None if energy is None else energy[k : k + 1],
-                None if forces is None else forces[k : k + 1],
+                None if forces is None else forces[k][there][None],
                 cell,
                 periodic,
                 molecule=0 if molecule is None else molecule,
+                stress=None if virial is None else stress_of_virial(virial[k], cell),
             )
 
 

@@ -1,10 +1,13 @@
 """Extended XYZ: a count, a comment of key=value pairs with Properties=…, then a line per atom.
-Energies in eV, forces in eV/Å.
+Energies in eV, forces in eV/Å, unless units are given. Plain XYZ, without Properties, too.
 
 The layout is that of libAtoms and ASE. Read here without per-frame objects: the atom lines of many
-frames go through one C parser. Understood: Properties, Lattice, pbc, energy, forces (or ``force``,
-``REF_forces`` …), charge, system. Everything else, the virial among it, is ignored. A frame with a
-Lattice and no pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped.
+frames go through one C parser. Understood: Properties, Lattice, pbc, charge, system, energy and
+forces under the names of `label_names`, stress and virial (six numbers in Voigt's order or nine;
+the stress in ASE's sign and the file's unit of energy per Å³, the virial −stress · volume). A
+column of three reals that is not read is named in ``info["unread"]``. A frame with a Lattice and no
+pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped. Plain XYZ has element x y z in
+its first four columns.
 """
 
 from __future__ import annotations
@@ -19,17 +22,29 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.arrays import MAIN_LABELS
+from ...structures.ase_io import full_stress, stress_of_virial, whole_charge
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
-from .common import checked_numbers, energy_unit_from_size, numbers_of, require_finite, system_name
+from . import label_names
+from .common import (
+    NUMBERS,
+    Units,
+    checked_numbers,
+    chosen_units,
+    numbers_of,
+    require_finite,
+    sized,
+    system_name,
+)
 from .packer import Packer
 
 NAME = "extxyz"
-DESCRIPTION = "extended XYZ: Properties=…, energy eV, forces (or force) eV/Å"
-ENERGY_KEYS = ("energy", "Energy", "REF_energy", "ref_energy", "dft_energy", "total_energy")
-FORCES_KEYS = ("forces", "force", "Forces", "REF_forces", "ref_forces", "dft_forces")
+DESCRIPTION = "XYZ and extended XYZ: Properties=…, energy eV, forces eV/Å, or geometries alone"
+STRESS_KEYS = ("stress", "Stress", "REF_stress", "ref_stress", "dft_stress")
+VIRIAL_KEYS = ("virial", "virials", "Virial", "REF_virial", "ref_virial", "dft_virial")
+UNNAMED = "unnamed"  # columns of plain XYZ behind the position
 CHARGE_KEYS = ("charge", "total_charge")
 SYSTEM_KEYS = ("system", "name")
 BLOCK = 4_000_000  # bytes of atom lines parsed at once
@@ -46,9 +61,35 @@ class Frame(NamedTuple):
 
 
 def sniff(path: Path) -> bool:
-    """Whether the file starts with a count and a comment that holds Properties=."""
+    """Whether the file starts with a count and a comment that holds Properties=, or that atom lines
+    of plain XYZ follow.
+    """
     head = first_lines(path)
-    return len(head) > 1 and head[0].strip().isdigit() and "Properties=" in head[1]
+    if len(head) < 2 or not head[0].strip().isdigit():
+        return False
+    return "Properties=" in head[1] or (len(head) > 2 and _is_atom(head[2].split()))
+
+
+def _is_atom(words: list[str]) -> bool:
+    """Whether it is an element (symbol or number) and three numbers or more."""
+    if len(words) < 4 or not (words[0].isalpha() or words[0].isdigit()):
+        return False
+    try:
+        [float(word) for word in words[1:4]]
+    except ValueError:
+        return False
+    return words[0].isdigit() or words[0].capitalize() in NUMBERS
+
+
+def _plain(line: bytes) -> str:
+    """Properties of plain XYZ, by one of its atom lines."""
+    words = line.split()
+    element = "Z:I:1" if words and words[0].isdigit() else "species:S:1"
+    further = len(words) - 4
+    if further < 1:
+        return f"{element}:pos:R:3"
+    kind = "R" if further == 3 and _is_atom(["H", *map(bytes.decode, words[4:])]) else "S"
+    return f"{element}:pos:R:3:{UNNAMED}:{kind}:{further}"
 
 
 def first_lines(path: Path, count: int = 3) -> list[str]:
@@ -70,18 +111,15 @@ def parse_comment(comment: str) -> dict[str, str]:
 
 def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
     """The frames of an open file, one after the other. Raises DataError where the file ends too
-    early or a count is no count.
+    early or a count is no count. Blank lines between frames are skipped.
     """
     index = 0
     while True:
         count = file.readline()
         if not count.strip():
-            rest = file.readline() if count else b""
-            if not count or not rest.strip():
+            if not count:
                 return
-            raise DataError(
-                f"{path}: frame {index}: expected the number of atoms, found an empty line"
-            )
+            continue
         try:
             n = int(count)
         except ValueError:
@@ -172,10 +210,82 @@ def _shown(text: bytes) -> str:
     return repr(text if len(text) < 60 else text[:57] + "…")
 
 
-def _first(mapping: Any, keys: Sequence[str], forced: str | None = None) -> str | None:
-    """The first of ``keys`` (or only ``forced``, if given) that ``mapping`` has, else None."""
-    candidates = (forced,) if forced else keys
-    return next((key for key in candidates if key in mapping), None)
+def _first(mapping: Any, keys: Sequence[str]) -> str | None:
+    """The first of ``keys`` that ``mapping`` has, else None."""
+    return next((key for key in keys if key in mapping), None)
+
+
+class Names:
+    """Which keys of a file are its labels: asked for once per set of keys, not once per frame."""
+
+    def __init__(
+        self,
+        packer: Packer,
+        energy_key: str | None,
+        forces_key: str | None,
+        required: Sequence[str] = (),
+    ) -> None:
+        self.packer = packer
+        self.given = (energy_key, forces_key)
+        self.required = required
+        self._known: dict[Any, label_names.Chosen] = {}
+
+    def of(self, info: dict[str, str], layout: dict[str, tuple[str, slice]], where: str):
+        """`label_names.Chosen` of a frame with comment ``info`` and columns ``layout``."""
+        keys = (tuple(info), tuple(layout))
+        if keys not in self._known:
+            self._known[keys] = self._choose(info, layout, where)
+        return self._known[keys]
+
+    def _choose(self, info: dict[str, str], layout: Any, where: str) -> label_names.Chosen:
+        triples = [k for k, (kind, s) in layout.items() if kind == "R" and s.stop - s.start == 3]
+        plain = "Properties" not in info
+        # a word in the free text of plain XYZ is no label
+        keys = [k for k in info if not plain or _is_number(info[k])]
+        chosen = label_names.choose(keys, triples, where, *self.given)
+        for label, key, there in (
+            ("energy", chosen.energy, info),
+            ("forces", chosen.forces, layout),
+        ):
+            if key is not None and key not in there:  # one that was given
+                if label in self.required:
+                    raise DataError(
+                        f"{where}: has no {key!r} (it has: {', '.join([*info, *layout])})"
+                    )
+                chosen = chosen._replace(**{label: None})
+            elif key is None and label in self.required:
+                raise DataError(
+                    f"{where}: has no {label!r} (it has: {', '.join([*info, *layout])})"
+                )
+        self.packer.labels.add(chosen)
+        for key in triples:
+            if key not in ("pos", chosen.forces):
+                self.packer.unread[key] = "column of three reals per atom"
+        for key in label_names.families(keys, label_names.ENERGY_WORDS).values():
+            if key != chosen.energy:
+                self.packer.unread[key] = "energy"
+        for key in info:
+            named = label_names.family(key, ("stress", "virial", "virials")) is not None
+            if named and key not in (*STRESS_KEYS, *VIRIAL_KEYS):
+                self.packer.unread[key] = "stress"
+        return chosen
+
+    def check(self, path: Path) -> None:
+        """Raise DataError for a given key that no frame has."""
+        for label, key, k in zip(MAIN_LABELS, self.given, (0, 1), strict=True):
+            if key not in (None, "none") and not any(c[k] == key for c in self._known.values()):
+                there = dict.fromkeys(k for keys in self._known for part in keys for k in part)
+                raise DataError(
+                    f"{path}: no frame has {label} under {key!r} (there are: {', '.join(there)})"
+                )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read(
@@ -183,36 +293,36 @@ def read(
     dtype: Any = np.float32,
     energy_key: str | None = None,
     forces_key: str | None = None,
-    energy_unit: str = "eV",
-    forces_unit: str = "eV/Å",
-    require: Sequence[str] | None = ("energy",),
+    energy_unit: str | None = None,
+    forces_unit: str | None = None,
+    length_unit: str | None = None,
+    require: Sequence[str] | None = (),
     waters: bool = False,
 ) -> Structures:
     """Read a file of frames.
 
-    ``energy_key``/``forces_key`` force a name where the usual ones are not meant. ``require``: what
-    every frame must have, of "energy" and "forces"; a label that only some frames have is otherwise
-    left out and told in ``info["notes"]``. ``waters``: number the molecules of pure water, found
-    from the geometry. Raises DataError naming file, frame and atom: no energy, unknown element,
-    NaN, a wrong number of columns, an early end, energies that are not eV.
+    ``energy_key``/``forces_key`` name a label where `label_names.choose` would take another one;
+    with one of them the other is looked for beside it; "none" reads none. Units are eV and Å where
+    none is given, and forces are energy over length unless ``forces_unit`` says otherwise.
+    ``require``: what every frame must have, of "energy" and "forces". ``waters``: number the
+    molecules of pure water, found from the geometry.
+
+    Raises DataError naming file, frame and atom: unknown element, NaN, a wrong number of columns,
+    an early end, energies that are not eV, labels of several methods.
     """
     required = tuple(require or ())
     if unknown := set(required) - {"energy", "forces"}:
         raise ConfigError(f"require may name 'energy' and 'forces', got {sorted(unknown)}")
     packer = Packer(dtype)
-    options = {
-        "energy_key": energy_key,
-        "forces_key": forces_key,
-        "required": required,
-        "waters": waters,
-    }
-    factors = units.factor(energy_unit), units.factor(forces_unit)
+    names = Names(packer, energy_key, forces_key, required)
+    factors = chosen_units(length_unit, energy_unit, forces_unit)
+    options = {"names": names, "waters": waters, "guessed": energy_unit is None}
     block: list[Frame] = []  # frames of one layout that wait
     size = 0  # bytes of their atom lines, nearly
     layout = ""
     with open(path, "rb") as file:
         for frame in frames(file, path):
-            properties = frame.info.get("Properties", "species:S:1:pos:R:3")
+            properties = frame.info.get("Properties") or _plain(frame.lines[0])
             if block and (properties != layout or size > BLOCK):
                 _pack(block, layout, path, packer, factors, **options)
                 block, size = [], 0
@@ -221,6 +331,7 @@ def read(
             size += sum(map(len, frame.lines[:1])) * frame.n
     if block:
         _pack(block, layout, path, packer, factors, **options)
+    names.check(path)
     return packer.finish(str(path), name=path.stem, source_format=NAME)
 
 
@@ -229,11 +340,10 @@ def _pack(
     properties: str,
     path: Path,
     packer: Packer,
-    factors: tuple[float, float],
-    energy_key: str | None,
-    forces_key: str | None,
-    required: Sequence[str],
+    factors: Units,
+    names: Names,
     waters: bool,
+    guessed: bool,
 ) -> None:
     where = f"{path}: frame {block[0].index}"
     layout = columns(properties, where)
@@ -245,36 +355,40 @@ def _pack(
         raise DataError(
             f"{where}: Properties has neither species nor Z (it has: {', '.join(layout)})"
         )
-    forces_name = _first(layout, FORCES_KEYS, forces_key)
-    if forces_name is None and (forces_key or "forces" in required):
-        raise DataError(
-            f"{where}: has no {forces_key or 'forces'!r} column (it has: {', '.join(layout)})"
-        )
+    found = [names.of(frame.info, layout, f"{path}: frame {frame.index}") for frame in block]
+    columns_of = sorted({chosen.forces for chosen in found} - {None})
     width = max(span.stop for _, span in layout.values())
     by_symbol = layout[element][0] == "S"
-    numeric = place["pos"] + place.get(forces_name, [])
+    numeric = [*place["pos"], *(c for name in columns_of for c in place[name])]
     if by_symbol:
-        names, numbers = parse_lines(block, place[element][0], numeric, width, path)
+        symbols, numbers = parse_lines(block, place[element][0], numeric, width, path)
     else:  # by number, which goes into the last column
-        names, numbers = parse_lines(block, None, [*numeric, place[element][0]], width, path)
+        symbols, numbers = parse_lines(block, None, [*numeric, place[element][0]], width, path)
     stop = 0
-    for frame in block:
+    for frame, chosen in zip(block, found, strict=True):
         where = f"{path}: frame {frame.index}"
         rows = slice(stop, stop + frame.n)
         stop = rows.stop
         if by_symbol:
-            z = numbers_of(names[rows], where)
+            z = numbers_of(symbols[rows], where)
         else:
             z = checked_numbers(numbers[rows, -1], where)
-        pos = numbers[rows, :3]
+        pos = numbers[rows, :3] * factors.length
         require_finite(pos, "position", where, row="atom")
         forces = None
-        if forces_name is not None:
-            forces = numbers[rows, 3:6]
+        if chosen.forces is not None:
+            first = 3 + 3 * columns_of.index(chosen.forces)
+            forces = numbers[rows, first : first + 3]
             require_finite(forces, "force", where, row="atom")
-            forces = forces[None] * factors[1]
+            forces = forces[None] * factors.forces
         cell, pbc = cell_of(frame.info, where)
-        energy = _energy(frame.info, z, where, energy_key, required, factors[0])
+        cell = None if cell is None else cell * factors.length
+        energy = None
+        if chosen.energy is not None:
+            energy = number(frame.info, chosen.energy, where) * factors.energy
+            energy = sized(z, energy, where, chosen.energy) if guessed else energy
+        if frame.n == 1 and is_isolated_atom(frame.info):
+            packer.isolated.append(packer.n_structures)
         system = _first(frame.info, SYSTEM_KEYS)
         charge = _first(frame.info, CHARGE_KEYS)
         molecule = water_molecules(z, pos, cell, pbc) if waters else None
@@ -286,37 +400,36 @@ def _pack(
             forces,
             cell,
             pbc,
-            number(frame.info, charge, where) if charge else 0,
+            whole_charge(number(frame.info, charge, where), where) if charge else 0,
             0 if molecule is None else molecule,
+            stress=_stress(frame.info, cell, where, factors),
         )
 
 
-def _energy(
-    info: dict[str, str],
-    z: np.ndarray,
-    where: str,
-    key: str | None,
-    required: Sequence[str],
-    factor: float,
-) -> float | None:
-    name = _first(info, ENERGY_KEYS, key)
-    if name is None:
-        if "energy" in required or key:
-            raise DataError(
-                f"{where}: has no {key or 'energy'!r} in its comment line (it has: "
-                f"{', '.join(info) or 'nothing'})"
-            )
+def is_isolated_atom(info: dict[str, Any]) -> bool:
+    """Whether a frame says that it is one, as MACE and GAP write it: config_type=IsolatedAtom."""
+    kind = re.sub("[^a-z]", "", str(info.get("config_type", "")).lower())
+    return kind in ("isolatedatom", "isolatedatoms")
+
+
+def _stress(
+    info: dict[str, str], cell: np.ndarray | None, where: str, factors: Units
+) -> np.ndarray | None:
+    """The stress [3, 3] eV/Å³ of a comment line, or of its virial; None where there is neither.
+    ``cell`` [3, 3] Å; ``factors`` bring the file's units to eV and Å.
+    """
+    key = _first(info, (*STRESS_KEYS, *VIRIAL_KEYS))
+    if key is None:
         return None
-    energy = number(info, name, where) * factor
-    # more binding than all electrons have cannot be eV; less is common: pseudopotentials, formation
-    # energies
-    unit = energy_unit_from_size(z, energy)
-    if unit in ("kcal/mol", "kj/mol"):
-        raise DataError(
-            f"{where}: {name}={info[name]} is the size of {unit}, not eV; give energy_unit= and "
-            "forces_unit= of the file"
-        )
-    return energy
+    try:
+        values = np.array(re.split(r"[\s,\[\]]+", info[key].strip(" [],")), np.float64)
+    except ValueError:
+        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine numbers") from None
+    if not np.isfinite(values).all() or values.size not in (6, 9):
+        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine finite numbers")
+    if key in VIRIAL_KEYS:
+        return factors.energy * stress_of_virial(values, cell)
+    return factors.energy / factors.length**3 * full_stress(values)
 
 
 def number(info: dict[str, str], key: str, where: str) -> float:

@@ -10,7 +10,7 @@ believed.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ from ...structures.store import Structures
 from . import extxyz
 from .common import (
     NpyRows,
+    Units,
     checked_numbers,
+    chosen_units,
     energy_unit_from_size,
     load_npz,
     npz_names,
     numbers_of,
     require_finite,
     system_name,
+    text_of,
 )
 from .packer import Packer
 
@@ -50,7 +53,7 @@ def sniff(path: Path) -> bool:
         return bool(files) and all(sniff(f) for f in files)
     names = npz_names(path)
     if names:
-        return any({s["pos"], s["z"], s["energy"]} <= names for s in SPELLINGS)
+        return any({s["pos"], s["z"]} <= names for s in SPELLINGS)
     head = extxyz.first_lines(path, 3)
     if len(head) < 3 or not head[0].strip().isdigit():
         return False
@@ -69,20 +72,30 @@ def sniff(path: Path) -> bool:
 
 
 def read(
-    path: Path, dtype: Any = np.float32, old: bool = False, system: str | None = None
+    path: Path,
+    dtype: Any = np.float32,
+    old: bool = False,
+    system: str | None = None,
+    energy_unit: str | None = None,
+    forces_unit: str | None = None,
+    length_unit: str | None = None,
 ) -> Structures:
     """Read one molecule, or every molecule of a folder. ``old`` takes rMD17's original MD17 labels
     (old_energies, old_forces). ``system`` names the molecule (default: as the file is named).
+    Units that are given go before those the file names; one energy unit serves the forces, too.
+    A ``lattice`` of an .npz holds the cell vectors as columns, as sGDML writes it.
 
     Raises DataError naming file and frame for what does not fit, among it energies that are the
     size of Hartree.
     """
     packer = Packer(dtype)
+    given = {"r_unit": length_unit, "e_unit": energy_unit, "f_unit": forces_unit}
     for file in _files(path) if path.is_dir() else [path]:
         if npz_names(file) or file.suffix == ".npz":
-            _read_npz(file, packer, old, system)
+            _read_npz(file, packer, old, system, given)
         else:
-            _read_xyz(file, packer, system)
+            factors = chosen_units(length_unit, energy_unit, forces_unit, energy="kcal/mol")
+            _read_xyz(file, packer, system, factors, energy_unit is not None)
     return packer.finish(str(path), name=path.stem, source_format=NAME)
 
 
@@ -93,22 +106,46 @@ def _files(folder: Path) -> list[Path]:
 
 def _label(path: Path, arrays: dict[str, np.ndarray]) -> str:
     name = path.stem
-    if "name" in arrays and arrays["name"].dtype.kind == "U":
-        name = str(arrays["name"].reshape(-1)[0])
+    if "name" in arrays and arrays["name"].dtype.kind in "US" and arrays["name"].size:
+        name = text_of(arrays["name"])
     return name.removeprefix("rmd17_").removeprefix("md17_").removeprefix("md22_")
 
 
-def _unit(arrays: dict[str, np.ndarray], key: str, default: str) -> float:
-    unit = str(arrays.get(key, default))
-    return units.factor("å" if unit == "Ang" else unit)
+def _npz_units(
+    path: Path,
+    z: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    given: dict[str, str | None],
+    energy: float | None,
+) -> Units:
+    """Of one file: what was given, else what it names, else Å and kcal/mol. ``energy``: the first
+    one, as it stands in the file.
+    """
+    named = {key: text_of(arrays[key]) for key in ("r_unit", "e_unit") if key in arrays}
+    energy_unit = given["e_unit"] or named.get("e_unit")
+    if energy_unit is None and energy is not None:
+        size = energy_unit_from_size(z, energy * units.KCAL_MOL)
+        like = energy_unit_from_size(z, energy)
+        if size != "ev" and like in ("ev", "hartree", "kj/mol"):
+            raise DataError(
+                f"{path}: names no unit, and its energies ({energy:.6g}) are the size of {like}, "
+                "not kcal/mol; give energy_unit= (--energy-unit)"
+            )
+    return chosen_units(
+        given["r_unit"] or named.get("r_unit"), energy_unit, given["f_unit"], energy="kcal/mol"
+    )
 
 
-def _read_npz(path: Path, packer: Packer, old: bool, label: str | None) -> None:
+def _read_npz(
+    path: Path, packer: Packer, old: bool, label: str | None, given: dict[str, str | None]
+) -> None:
     names = npz_names(path)
     spelling = next((s for s in SPELLINGS if s["pos"] in names), None)
     if not names:
         load_npz(path)  # says what is wrong with the file
-    if spelling is None or (missing := [k for k in spelling.values() if k not in names]):
+    labels = ("energy", "forces")
+    asked = () if spelling is None else [k for n, k in spelling.items() if n not in labels]
+    if spelling is None or (missing := [k for k in asked if k not in names]):
         needed = " or ".join("/".join(s.values()) for s in SPELLINGS)
         lacks = f" has no {missing[0]!r}" if spelling else ""
         raise DataError(
@@ -121,14 +158,18 @@ def _read_npz(path: Path, packer: Packer, old: bool, label: str | None) -> None:
             raise DataError(
                 f"{path}: has no old_energies and old_forces (it has: {', '.join(sorted(names))})"
             )
-    arrays = load_npz(path, [keys["z"], keys["energy"], "name", "r_unit", "e_unit"])
+    arrays = load_npz(path, [keys["z"], keys["energy"], "r_unit", "e_unit", "lattice"])
+    if "name" in names:
+        with suppress(DataError):  # a pickled name is not missed: the file's own name stands in
+            arrays |= load_npz(path, ["name"])
     where = str(path)
     z = checked_numbers(arrays[keys["z"]], where)
-    energy = arrays[keys["energy"]]
-    with (
-        closing(NpyRows(path, keys["pos"])) as pos,
-        closing(NpyRows(path, keys["forces"])) as forces,
-    ):
+    energy = arrays.get(keys["energy"])
+    with ExitStack() as stack:
+        pos = stack.enter_context(closing(NpyRows(path, keys["pos"])))
+        forces = None
+        if keys["forces"] in names:
+            forces = stack.enter_context(closing(NpyRows(path, keys["forces"])))
         n = pos.shape[0] if pos.shape else 0
         if len(pos.shape) != 3 or pos.shape[1:] != (len(z), 3):
             raise DataError(
@@ -137,32 +178,42 @@ def _read_npz(path: Path, packer: Packer, old: bool, label: str | None) -> None:
             )
         if not n or not len(z):
             raise DataError(f"{where}: holds no frames ({keys['pos']} has shape {pos.shape})")
-        if energy.size != n or energy.shape[0] != n:
+        if energy is not None and (energy.size != n or energy.shape[0] != n):
             raise DataError(
                 f"{where}: {keys['energy']} has shape {energy.shape}, {n} frames ask for ({n},)"
             )
-        if forces.shape != pos.shape:
+        if forces is not None and forces.shape != pos.shape:
             raise DataError(
                 f"{where}: {keys['forces']} has shape {forces.shape}, {keys['pos']} {pos.shape}"
             )
-        length_factor = _unit(arrays, "r_unit", "å")
-        energy_factor = _unit(arrays, "e_unit", "kcal/mol")
-        energy = energy.reshape(-1).astype(np.float64) * energy_factor
-        require_finite(energy, keys["energy"], where, "frame")
+        first = None if energy is None else float(energy.reshape(-1)[0])
+        factors = _npz_units(path, z, arrays, given, first)
+        if energy is not None:
+            energy = energy.reshape(-1).astype(np.float64) * factors.energy
+            require_finite(energy, keys["energy"], where, "frame")
+        cell = None
+        if "lattice" in arrays:  # the vectors are its columns
+            cell = arrays["lattice"].astype(np.float64).reshape(3, 3).T * factors.length
+            require_finite(cell, "lattice", where, "vector")
         system = packer.system(label or _label(path, arrays))
         packer.reserve(n, n * len(z))
         for start in range(0, n, FRAMES):
             count = min(FRAMES, n - start)
             positions = pos.take(count).astype(np.float64)
-            force = forces.take(count).astype(np.float64)
             require_finite(positions, keys["pos"], where, "frame", start)
-            require_finite(force, keys["forces"], where, "frame", start)
+            force = None
+            if forces is not None:
+                force = forces.take(count).astype(np.float64)
+                require_finite(force, keys["forces"], where, "frame", start)
+                force = force * factors.forces
             packer.add(
                 z,
-                positions * length_factor,
+                positions * factors.length,
                 system,
-                energy[start : start + count],
-                force * (energy_factor / length_factor),
+                None if energy is None else energy[start : start + count],
+                force,
+                cell,
+                cell is not None,
             )
 
 
@@ -173,7 +224,7 @@ def _bare_energy(comment: str) -> float | None:
         return None
 
 
-def _read_xyz(path: Path, packer: Packer, label: str | None) -> None:
+def _read_xyz(path: Path, packer: Packer, label: str | None, factors: Units, given: bool) -> None:
     label = label or _label(path, {})
     block: list[extxyz.Frame] = []
     size = 0
@@ -182,13 +233,15 @@ def _read_xyz(path: Path, packer: Packer, label: str | None) -> None:
             block.append(frame)
             size += len(frame.lines[0]) * frame.n
             if size > extxyz.BLOCK:
-                _pack_xyz(block, path, packer, label)
+                _pack_xyz(block, path, packer, label, factors, given)
                 block, size = [], 0
     if block:
-        _pack_xyz(block, path, packer, label)
+        _pack_xyz(block, path, packer, label, factors, given)
 
 
-def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str) -> None:
+def _pack_xyz(
+    block: list[extxyz.Frame], path: Path, packer: Packer, label: str, factors: Units, given: bool
+) -> None:
     names, numbers = extxyz.parse_lines(block, 0, range(1, 7), 7, path)
     stop = 0
     for frame in block:
@@ -204,7 +257,7 @@ def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str)
         else:
             raise DataError(f"{where}: the comment line is neither an energy nor holds Energy=")
         z = numbers_of(names[rows], where)
-        if energy_unit_from_size(z, energy) == "hartree":
+        if not given and energy_unit_from_size(z, energy) == "hartree":
             raise DataError(
                 f"{where}: energy {energy} is the size of Hartree, not kcal/mol; "
                 "format='qm22' reads Hartree with gradients"
@@ -214,8 +267,8 @@ def _pack_xyz(block: list[extxyz.Frame], path: Path, packer: Packer, label: str)
         system = packer.system((label, system_name(z)), label)
         packer.add(
             z,
-            numbers[rows, :3][None],
+            numbers[rows, :3][None] * factors.length,
             system,
-            np.array([energy]) * units.KCAL_MOL,
-            numbers[rows, 3:][None] * units.KCAL_MOL,
+            np.array([energy]) * factors.energy,
+            numbers[rows, 3:][None] * factors.forces,
         )

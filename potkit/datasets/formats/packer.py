@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...structures.arrays import MAIN_LABELS
+from ...structures.progress import bar as progress_bar
 from ...structures.storage import StoreWriter
 from ...structures.store import Structures
+from . import label_names
 
+MISSING = ("keep", "stop", "drop")  # what is done where only some structures have a label
 HELD = 64 << 20  # bytes of atoms that wait in memory before they are written to a store
 _target: _Target | None = None
+_missing = "drop"  # so that registered sets stay what they were
 
 
 class _Target:
@@ -55,10 +60,25 @@ def packing_into(
         _target = before
 
 
+@contextmanager
+def missing_labels(policy: str) -> Iterator[None]:
+    """Inside this block readers do as ``policy`` says where only some structures have energies or
+    forces: "keep" what there is (the set is partly labelled), "stop" with DataError, or "drop" the
+    label for all, with a note.
+    """
+    global _missing
+    before, _missing = _missing, policy
+    try:
+        yield
+    finally:
+        _missing = before
+
+
 class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
-    ``energy``, ``forces`` and ``formal_charge`` survive only if every block brought them; what was
+    ``formal_charge`` survives only if every block brought it; of ``energy`` and ``forces`` see
+    `missing_labels`; ``stress`` survives if any block brought one, NaN for the others. What was
     dropped is told in ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as
     float64. Growing uses realloc, so that memory stays near the packed result.
     """
@@ -77,6 +97,7 @@ class Packer:
             "system": np.empty(0, np.int32),
             "cell": np.empty((0, 3, 3)),
             "pbc": np.empty((0, 3), bool),
+            "stress": np.empty((0, 3, 3)),
             "size": np.empty(0, np.int32),
         }
         self._atoms = {
@@ -90,21 +111,22 @@ class Packer:
         self._systems: dict[Any, int] = {}
         self._labels: list[str] = []
         self._label_set: set[str] = set()
-        self._periodic = False
+        self._periodic = self._stressed = False
         self.notes: list[str] = []
+        self.labels: set[label_names.Chosen] = set()  # the names that labels had in the file
+        self.isolated: list[int] = []  # structures that say they are isolated atoms
+        self.unread: dict[str, str] = {}  # what looks like a label and is not read -> what it is
         self._target = self._writer = self._bar = None  # where a store on disk is written
         if _target is not None and not _target.taken:
             self._to_disk(_target)
 
     def _to_disk(self, target: _Target) -> None:
-        from tqdm.auto import tqdm
-
         target.taken = True
         self._target = target
         self._writer = target.stack.enter_context(StoreWriter(target.path))
         options = {"desc": f"packing {target.name}", "unit": " structures", "unit_scale": True}
         self._bar = target.stack.enter_context(
-            tqdm(total=target.total, disable=not target.progress, **options)
+            progress_bar(total=target.total, shown=target.progress, **options)
         )
 
     @staticmethod
@@ -148,6 +170,7 @@ class Packer:
         charge: Any = 0,  # broadcast to [n]
         molecule: Any = 0,  # broadcast to [n,a]
         formal_charge: np.ndarray | None = None,  # [a] e
+        stress: np.ndarray | None = None,  # [3,3] or [n,3,3] eV/Å³, NaN for none
     ) -> None:
         """Append a block. Raises DataError if a store is being written and the disk is full."""
         n, a = pos.shape[:2]
@@ -175,6 +198,10 @@ class Packer:
         self._structures["cell"][s] = 0.0 if cell is None else cell
         self._structures["pbc"][s] = pbc
         self._periodic = self._periodic or bool(np.any(pbc))
+        # a structure that does not repeat has no stress
+        stress = np.nan if stress is None or not np.any(pbc) else stress
+        self._structures["stress"][s] = stress
+        self._stressed = self._stressed or bool(np.isfinite(stress).any())
         self._structures["charge"][s] = charge
         self._structures["system"][s] = system
         self._structures["size"][s] = a
@@ -200,6 +227,26 @@ class Packer:
         self._written_structures = self.n_structures
         self._written_atoms = self.n_atoms
 
+    def _names(self, where: str) -> dict[str, Any]:
+        """What labels were called in the file, and what was left unread, for ``info``. Raises
+        DataError where labels of several methods came together.
+        """
+        names = {}
+        words = {"energy": label_names.ENERGY_WORDS, "forces": label_names.FORCES_WORDS}
+        for k, label in enumerate(MAIN_LABELS):
+            found = sorted({chosen[k] for chosen in self.labels} - {None})
+            methods = {label_names.family(name, words[label]) for name in found}
+            if len(methods) > 1:
+                raise DataError(
+                    f"{where}: structures have {label} under names of different methods "
+                    f"({', '.join(found)}); give {label}_key= (--{label}-key)"
+                )
+            if found:
+                names[label] = ", ".join(found)
+        out: dict[str, Any] = {"labels": names} if names else {}
+        unread = [f"{k} ({v})" for k, v in self.unread.items() if k not in names.values()]
+        return out | ({"unread": unread} if unread else {})
+
     def finish(self, where: str, **info: Any) -> Structures:
         """The packed `Structures`; ``info`` goes with it. Raises DataError if there is nothing."""
         if not self.n_structures:
@@ -207,16 +254,29 @@ class Packer:
         drop = list(self._without)
         for name, missing in self._without.items():
             if missing < self.n_structures:
+                if name in MAIN_LABELS and _missing == "keep":
+                    drop.remove(name)
+                    info.setdefault("partly_labelled", []).append(name)
+                    continue
+                if name in MAIN_LABELS and _missing == "stop":
+                    raise DataError(
+                        f"{where}: {missing} of {self.n_structures} structures have no {name}"
+                    )
                 self.notes.append(
                     f"{name} left out: {missing} of {self.n_structures} structures have none"
                 )
         if not self._periodic:
             # a box around a molecule that does not repeat is not a property of the molecule
             drop.append("cell")
-        info |= {
-            "systems": self._labels,
-            "units": {"length": "Å", "energy": "eV", "forces": "eV/Å"},
-        }
+        units = {"length": "Å", "energy": "eV", "forces": "eV/Å"}
+        if self._stressed:
+            units["stress"] = "eV/Å³"
+        else:
+            drop.append("stress")
+        info |= {"systems": self._labels, "units": units}
+        info |= self._names(where)
+        if self.isolated:
+            info["isolated_atoms"] = self.isolated
         if self.notes:
             info["notes"] = self.notes
         if self._writer is None:

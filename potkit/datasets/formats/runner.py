@@ -15,9 +15,10 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
+from ...structures.ase_io import whole_charge
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
-from .common import numbers_of, require_finite, system_name
+from .common import Units, chosen_units, numbers_of, require_finite, system_name
 from .extxyz import first_lines
 from .packer import Packer
 
@@ -46,9 +47,17 @@ def sniff(path: Path) -> bool:
 
 
 def read(
-    path: Path, dtype: Any = np.float32, length_unit: str = "bohr", energy_unit: str = "hartree"
+    path: Path,
+    dtype: Any = np.float32,
+    length_unit: str | None = None,
+    energy_unit: str | None = None,
+    forces_unit: str | None = None,
 ) -> Structures:
-    """Read every block. Raises DataError naming file and line."""
+    """Read every block; a file without energies is geometries alone.
+
+    n2p2 takes any unit, and the file does not name it: Bohr and Hartree are assumed, with a note
+    where distances or energies are not of their size. Raises DataError naming file and line.
+    """
     folder = path
     path = _file(path)
     if path.is_dir():
@@ -58,8 +67,7 @@ def read(
             f"{folder}: needs one input.data, found {names or 'none'}: read one of them by its path"
         )
     packer = Packer(dtype)
-    length = units.factor(length_unit)
-    energy_factor = units.factor(energy_unit)
+    factors = chosen_units(length_unit, energy_unit, forces_unit, "bohr", "hartree")
     block: dict[str, Any] | None = None
     with open(path) as file:
         for number, line in enumerate(file, start=1):
@@ -92,7 +100,7 @@ def read(
             elif words[0] in ("energy", "charge"):
                 block[words[0]] = _floats(words[1:2], where, 1)[0]
             elif words[0] == "end":
-                _add(block, f"{path}: block at line {block['line']}", packer, length, energy_factor)
+                _add(block, f"{path}: block at line {block['line']}", packer, factors)
                 block = None
             elif words[0] != "comment":
                 known = ", ".join(["begin", *sorted(KEYWORDS)])
@@ -102,7 +110,36 @@ def read(
             f"{path}: the file ends inside the block that began at line {block['line']}"
         )
     name = path.parent.name if path.name == "input.data" else path.stem
-    return packer.finish(str(path), name=name, source_format=NAME)
+    out = packer.finish(str(path), name=name, source_format=NAME)
+    if doubts := _doubts(out, length_unit is None, energy_unit is None):
+        out.info["notes"] = [*out.info.get("notes", []), *doubts]
+    return out
+
+
+def _doubts(s: Structures, length_assumed: bool, energy_assumed: bool) -> list[str]:
+    """What speaks against Bohr and Hartree where they were assumed."""
+    from ..checks import shortest_distances
+
+    out = []
+    rows = np.linspace(0, len(s) - 1, min(len(s), 20)).astype(int)
+    shortest = shortest_distances(s, np.unique(rows))
+    if length_assumed and np.isfinite(shortest).any():
+        typical = float(np.median(shortest[np.isfinite(shortest)]))
+        # no two atoms lie closer than in H2, 0.74 Å
+        if typical < 0.65:
+            out.append(
+                f"taken for Bohr, atoms are {typical:.2f} Å apart: is length_unit=angstrom "
+                "(--length-unit angstrom) meant?"
+            )
+    if energy_assumed and s.energy is not None:
+        totals = np.bincount(np.repeat(np.arange(len(s)), s.n_atoms), s.z.astype(float) ** 2.4)
+        # more binding than 1.3 times that of all electrons cannot be
+        if float(np.median(-s.energy / (0.5 * units.HARTREE * totals))) > 1.3:
+            out.append(
+                f"taken for Hartree, energies ({s.energy[0]:.0f} eV) are more than all electrons "
+                "can bind: is energy_unit=eV (--energy-unit eV) meant?"
+            )
+    return out
 
 
 def _floats(words: list[str], where: str, count: int | None = None) -> list[float]:
@@ -123,31 +160,32 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _add(
-    block: dict[str, Any], where: str, packer: Packer, length: float, energy_factor: float
-) -> None:
+def _add(block: dict[str, Any], where: str, packer: Packer, factors: Units) -> None:
     if not block["atoms"]:
         raise DataError(f"{where}: has no atoms")
-    if block["energy"] is None:
-        raise DataError(f"{where}: has no energy")
     if len(block["lattice"]) not in (0, 3):
         raise DataError(f"{where}: has {len(block['lattice'])} lattice lines, expected 3 or none")
     z = numbers_of(block["symbols"], where)
     numbers = np.array(block["atoms"])
     require_finite(numbers, "position or force", where, "atom")
-    require_finite(np.array([block["energy"]]), "energy", where, "block")
+    energy = None
+    if block["energy"] is not None:
+        energy = np.array([block["energy"]])
+        require_finite(energy, "energy", where, "block")
+        energy = energy * factors.energy
     periodic = len(block["lattice"]) == 3
-    cell = np.array(block["lattice"]) * length if periodic else None
-    pos = numbers[:, :3] * length
+    cell = np.array(block["lattice"]) * factors.length if periodic else None
+    pos = numbers[:, :3] * factors.length
     molecule = water_molecules(z, pos, cell, np.full(3, periodic))
     packer.add(
         z,
         pos[None],
         packer.system(system_name(z)),
-        np.array([block["energy"]]) * energy_factor,
-        numbers[None, :, 3:] * (energy_factor / length),
+        energy,
+        # without an energy the columns of forces are fillers
+        None if energy is None else numbers[None, :, 3:] * factors.forces,
         cell,
         periodic,
-        round(block["charge"]),
+        whole_charge(block["charge"], where),
         0 if molecule is None else molecule,
     )

@@ -1,0 +1,365 @@
+"""Reading what people have: names, units, no labels, some labels, isolated atoms, ASE's formats."""
+
+import gzip
+
+import h5py
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.io import write
+
+import potkit
+from potkit.datasets.formats import label_names
+from potkit.datasets.reading import report
+from potkit.errors import ConfigError, DataError
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def frame(comment: str, columns: str = "", values: str = "") -> str:
+    return (
+        f'2\n{comment} pbc="F F F" Properties=species:S:1:pos:R:3{columns}\n'
+        f"H 0 0 0 {values}\nH 0 0 0.75 {values}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces"),
+    [
+        ("energy", "forces"),
+        ("REF_energy", "REF_forces"),
+        ("DFT_energy", "DFT_forces"),
+        ("dft_energy", "dft_force"),
+        ("energy_REF", "forces_REF"),
+        ("MACE_energy", "MACE_forces"),
+        ("TotEnergy", "force"),
+        ("free_energy", "forces"),
+        ("energy_xtb", "forces_xtb"),
+        ("energy", "dft_force"),
+    ],
+)
+def test_labels_are_found_under_the_names_of_others(tmp_path, energy, forces):
+    path = tmp_path / "a.xyz"
+    path.write_text(frame(f"{energy}=-31.7", f":{forces}:R:3", "0.1 0.2 0.3"))
+    s = potkit.read(path, dtype=np.float64)
+    assert s.energy.tolist() == [-31.7]
+    assert np.array_equal(s.forces, [[0.1, 0.2, 0.3]] * 2)
+    assert s.info["labels"] == {"energy": energy, "forces": forces}
+
+
+def test_energy_and_forces_are_of_one_method():
+    choose = label_names.choose
+    # the pair, not the energy that happens to have the plainest name
+    assert choose(["energy", "REF_energy"], ["REF_forces"], "a") == ("REF_energy", "REF_forces")
+    assert choose(["energy", "MACE_energy"], ["MACE_forces", "forces"], "a") == ("energy", "forces")
+    assert choose(["DFT_energy"], ["DFT_forces"], "a", "DFT_energy") == ("DFT_energy", "DFT_forces")
+    assert choose(["x_energy"], ["x_forces"], "a", forces_key="none") == ("x_energy", None)
+    assert choose(["energy_weight", "energy_per_atom"], [], "a") == (None, None)
+    with pytest.raises(DataError, match="not of one method"):
+        choose(["energy_xtb"], ["dft_forces"], "a")
+    with pytest.raises(DataError, match="several methods"):
+        choose(["b3lyp_energy", "pbe_energy"], ["b3lyp_forces", "pbe_forces"], "a")
+
+
+def test_frames_of_different_methods_are_refused(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(frame("energy=-31.7") + frame("pbe_energy=-31.0"))
+    with pytest.raises(DataError, match="different methods"):
+        potkit.read(path)
+
+
+def test_a_column_that_is_not_read_is_named(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(frame('energy=-31.7 virial="1 0 0 0 1 0 0 0 1"', ":F_dft:R:3", "0.1 0.2 0.3"))
+    s = potkit.read(path)
+    assert s.forces is None
+    text = "\n".join(report(s))
+    assert "F_dft (column of three reals per atom)" in text
+    assert "stress is not used" in text
+    assert "1 with energy, 0 with forces" in text
+    assert potkit.read(path, forces_key="F_dft").forces.shape == (2, 3)
+    with pytest.raises(DataError, match="no frame has forces under 'F_pbe'"):
+        potkit.read(path, forces_key="F_pbe")
+
+
+# --- units -------------------------------------------------------------------------------------
+
+
+def test_forces_follow_the_energy_unit(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(frame("energy=-730.0", ":forces:R:3", "1 2 3"))
+    s = potkit.read(path, dtype=np.float64, energy_unit="kcal/mol")
+    factor = units.kcal / units.mol
+    assert s.energy[0] == pytest.approx(-730.0 * factor, rel=1e-7)
+    assert np.allclose(s.forces[0], np.array([1, 2, 3]) * factor, rtol=1e-7)
+    s = potkit.read(path, dtype=np.float64, energy_unit="hartree", length_unit="bohr")
+    assert np.allclose(s.forces[0], np.array([1, 2, 3]) * units.Hartree / units.Bohr, rtol=1e-6)
+    assert s.pos[1, 2] == pytest.approx(0.75 * units.Bohr, rel=1e-7)
+
+
+def test_totals_in_hartree_are_named(tmp_path):
+    frames = []
+    for name in ("CH4", "H2O", "C2H6", "CH3OH", "C2H4"):
+        a = molecule(name)
+        z = a.numbers
+        total = -0.6 * (z == 1).sum() - 37.85 * (z == 6).sum() - 75.1 * (z == 8).sum()
+        a.calc = SinglePointCalculator(a, energy=total)
+        frames.append(a)
+    write(tmp_path / "a.xyz", frames)
+    assert "Hartree" in "\n".join(report(potkit.read(tmp_path / "a.xyz")))
+    right = potkit.read(tmp_path / "a.xyz", energy_unit="hartree")
+    assert "Hartree" not in "\n".join(report(right))
+    for a in frames:
+        a.calc.results["energy"] *= units.Hartree
+    write(tmp_path / "b.xyz", frames)
+    assert "Hartree" not in "\n".join(report(potkit.read(tmp_path / "b.xyz")))
+
+
+def test_runner_takes_any_unit_and_doubts_the_assumed(tmp_path):
+    path = tmp_path / "input.data"
+    water = molecule("H2O")
+    atoms = "\n".join(
+        f"atom {x} {y} {z} {e} 0 0 0.1 0.2 0.3"
+        for (x, y, z), e in zip(water.positions, water.symbols, strict=True)
+    )
+    path.write_text(f"begin\n{atoms}\nenergy -2081.0\ncharge 0\nend\n")
+    s = potkit.read(path, dtype=np.float64, length_unit="angstrom", energy_unit="eV")
+    assert np.allclose(s.pos, water.positions)
+    assert s.energy.tolist() == [-2081.0]
+    assert np.allclose(s.forces[0], [0.1, 0.2, 0.3])
+    assert "notes" not in s.info
+    notes = "\n".join(potkit.read(path).info["notes"])
+    assert "length_unit=angstrom" in notes
+    assert "energy_unit=eV" in notes
+
+
+def test_units_in_the_metadata_of_a_database_are_believed(tmp_path):
+    ethanol = molecule("CH3CH2OH")
+    with connect(tmp_path / "e.db") as db:
+        db.metadata = {
+            "_property_unit_dict": {"energy": "kcal/mol", "forces": "kcal/mol/Ang"},
+            "_distance_unit": "Ang",
+        }
+        db.write(ethanol, data={"energy": np.array([-97080.0]), "forces": np.ones((9, 3))})
+    s = potkit.read(tmp_path / "e.db", dtype=np.float64)
+    factor = units.kcal / units.mol
+    assert s.energy[0] == pytest.approx(-97080 * factor, rel=1e-7)
+    assert np.allclose(s.forces, factor, rtol=1e-7)
+    with connect(tmp_path / "f.db") as db:
+        db.write(ethanol, data={"energy": -97080.0})
+    with pytest.raises(DataError, match="size of kcal/mol"):
+        potkit.read(tmp_path / "f.db")
+
+
+def test_a_lattice_of_sgdml_has_its_vectors_in_columns(tmp_path):
+    lattice = np.array([[5.0, 1, 0], [0, 6, 0], [0, 0, 7]])
+    pos = np.random.default_rng(0).normal(size=(3, 2, 3))
+    content = {"R": np.asfortranarray(pos), "z": np.array([1, 1]), "F": pos, "lattice": lattice}
+    unit = np.array(b"kcal/mol")
+    name = np.array(None, dtype=object)
+    np.savez(tmp_path / "a.npz", E=np.full(3, -730.0), e_unit=unit, name=name, **content)
+    s = potkit.read(tmp_path / "a.npz", dtype=np.float64)
+    assert np.array_equal(s.cell[2], lattice.T)
+    assert s.pbc.all()
+    assert np.allclose(s.pos.reshape(3, 2, 3), pos)
+    water = {"R": np.zeros((1, 3, 3)), "F": np.zeros((1, 3, 3)), "z": np.array([8, 1, 1])}
+    np.savez(tmp_path / "b.npz", E=np.array([-2080.0]), **water)
+    with pytest.raises(DataError, match="size of ev, not kcal/mol"):
+        potkit.read(tmp_path / "b.npz")
+    assert potkit.read(tmp_path / "b.npz", energy_unit="eV").energy.tolist() == [-2080.0]
+
+
+# --- without labels ----------------------------------------------------------------------------
+
+
+def test_plain_xyz_and_blank_lines(tmp_path):
+    path = tmp_path / "geometry.xyz"
+    water = "3\nwater, conformer 2\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
+    path.write_text(water + "\n\n" + water + "\n")
+    s = potkit.read(path, dtype=np.float64)
+    assert len(s) == 2
+    assert s.energy is None and s.forces is None
+    assert s.pos[4].tolist() == [0.96, 0, 0]
+    path.write_text(water + "\nthe end\n")
+    with pytest.raises(DataError, match="expected the number of atoms"):
+        potkit.read(path)
+
+
+def test_files_lists_globs_folders_and_archives(tmp_path):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    frames = [molecule("H2O"), molecule("CH4")]
+    for i, a in enumerate(frames):
+        write(folder / f"{i}.xyz", a)
+    assert len(potkit.read(folder)) == 2
+    assert len(potkit.read(str(folder / "*.xyz"))) == 2
+    assert len(potkit.read([folder / "1.xyz", folder / "0.xyz", folder])) == 4
+    with pytest.raises(DataError, match="no file fits"):
+        potkit.read(str(folder / "*.cif"))
+    with gzip.open(tmp_path / "a.xyz.gz", "wb") as file:
+        file.write((folder / "0.xyz").read_bytes())
+    assert np.allclose(potkit.read(tmp_path / "a.xyz.gz").pos, frames[0].positions, atol=1e-6)
+
+
+def test_what_no_own_reader_knows_goes_through_ase(tmp_path):
+    frames = []
+    for k in range(3):
+        a = bulk("Cu", cubic=True)
+        a.rattle(0.05, seed=k)
+        a.calc = EMT()
+        a.get_forces()
+        a.get_potential_energy()
+        frames.append(a)
+    write(tmp_path / "a.traj", frames)
+    s = potkit.read(tmp_path / "a.traj", dtype=np.float64)
+    assert np.allclose(s.energy, [a.get_potential_energy() for a in frames], atol=1e-9)
+    assert np.allclose(s.forces, np.concatenate([a.get_forces() for a in frames]), atol=1e-9)
+    assert np.allclose(s.cell[1], frames[1].cell.array)
+    write(tmp_path / "POSCAR", frames[0], format="vasp")
+    assert np.allclose(potkit.read(tmp_path / "POSCAR").pos, frames[0].positions, atol=1e-5)
+    write(tmp_path / "a.cif", frames[0])
+    assert potkit.read(tmp_path / "a.cif").energy is None
+    (tmp_path / "a.bin").write_bytes(b"\x00\x01nonsense")
+    with pytest.raises(DataError, match=r"a\.bin"):
+        potkit.read(tmp_path / "a.bin")
+    with pytest.raises(ConfigError, match="no option 'subsets'"):
+        potkit.read(tmp_path / "a.traj", subsets=["x"])
+
+
+def test_conformers_of_spice_are_in_nm(tmp_path):
+    path = tmp_path / "a.h5"
+    pos = np.random.default_rng(0).normal(size=(2, 3, 3))
+    with h5py.File(path, "w") as file:
+        group = file.create_group("water")
+        group["smiles"] = ["[H:2][O:1][H:3]"]
+        group["conformations"] = pos
+    s = potkit.read(path, dtype=np.float64)
+    assert s.z[:3].tolist() == [8, 1, 1]
+    assert np.allclose(s.pos.reshape(2, 3, 3), 10 * pos)
+
+
+# --- some labels, isolated atoms -----------------------------------------------------------------
+
+
+def test_each_structure_keeps_what_it_has(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(frame("energy=-31.7", ":forces:R:3", "1 2 3") + frame("energy=-31.6"))
+    s = potkit.read(path)
+    assert s.labelled("forces").tolist() == [True, False]
+    assert np.array_equal(s.forces[:2], [[1, 2, 3]] * 2)
+    assert np.isnan(s.forces[2:]).all()
+    assert "1 with forces; each is trained on what it has" in report(s)[0]
+    s.validate()
+    with pytest.raises(DataError, match="1 of 2 structures have no forces"):
+        potkit.read(path, missing_labels="stop")
+    dropped = potkit.read(path, missing_labels="drop")
+    assert dropped.forces is None and "forces left out" in dropped.info["notes"][0]
+    # a store, a slice, a join and ASE keep it
+    again = potkit.Structures.open(s.save(tmp_path / "store"))
+    assert again[1:].labelled("forces").tolist() == [False]
+    assert (again + dropped).labelled("forces").tolist() == [True, False, False, False]
+    assert [sorted(a.calc.results) for a in s.to_ase()] == [["energy", "forces"], ["energy"]]
+    s.forces[0, 1] = np.nan  # half a label is a fault
+    with pytest.raises(DataError, match="forces of structure 0"):
+        s.validate()
+
+
+ISOLATED = "1\nProperties=species:S:1:pos:R:3 energy={} {}\nH 0 0 0\n"
+
+
+def test_isolated_atoms_become_references(tmp_path):
+    rest = frame("energy=-31.7", ":forces:R:3", "1 2 3")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.xyz").write_text(ISOLATED.format(-13.6, 'pbc="F F F"'))
+    (folder / "b.xyz").write_text(rest)
+    box = 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T"'
+    (tmp_path / "a.xyz").write_text(
+        ISOLATED.format(-13.6, f"config_type=IsolatedAtom {box}") + rest
+    )
+    for path in (folder, tmp_path / "a.xyz"):
+        s = potkit.read(path)
+        assert len(s) == 1
+        assert s.forces is not None and not s.partly_labelled
+        assert s.info["atomic_energies"] == {"H": -13.6}
+        assert "1 isolated atoms are reference energies" in "\n".join(report(s))
+        assert len(potkit.read(path, isolated_atoms="keep")) == 2
+    # a crystal of one atom per cell is none, nor are atoms alone in the file
+    (tmp_path / "b.xyz").write_text(ISOLATED.format(-3.0, box) + rest)
+    assert len(potkit.read(tmp_path / "b.xyz")) == 2
+    assert len(potkit.read(folder / "a.xyz")) == 1
+
+
+# --- from ASE ----------------------------------------------------------------------------------
+
+
+def test_labels_belong_to_their_frame():
+    calc = EMT()
+    frames = []
+    for x in (0.0, 0.1, 0.2):
+        a = bulk("Cu", cubic=True)
+        a.positions[0, 0] += x
+        a.calc = calc
+        a.get_potential_energy()
+        frames.append(a)
+    s = potkit.Structures.from_ase(frames)
+    assert np.allclose(s.energy, [a.get_potential_energy() for a in frames])
+    moved = molecule("H2O")
+    moved.calc = SinglePointCalculator(moved, energy=-1.0)
+    moved.positions += np.eye(3)
+    with pytest.raises(DataError, match="moved or changed"):
+        potkit.Structures.from_ase([moved])
+
+
+@pytest.mark.parametrize(("given", "right"), [(-0.9999999, -1), (None, 0), (np.array([1]), 1)])
+def test_charges_are_whole(given, right):
+    atoms = Atoms("H", info={"charge": given})
+    assert potkit.Structures.from_ase([atoms]).charge.tolist() == [right]
+
+
+@pytest.mark.parametrize("given", [0.5, 70000, [1, 2], "x"])
+def test_other_charges_are_refused(given):
+    with pytest.raises(DataError, match="charge"):
+        potkit.Structures.from_ase([Atoms("H", info={"charge": given})])
+
+
+# --- DeePMD ------------------------------------------------------------------------------------
+
+
+def deepmd(folder, names, types, energy, real=None, frames=1):
+    part = folder / "set.000"
+    part.mkdir(parents=True)
+    (folder / "type.raw").write_text(types)
+    (folder / "nopbc").write_text("")
+    if names:
+        (folder / "type_map.raw").write_text(names)
+    n = len(types.split())
+    pos = np.random.default_rng(0).uniform(0, 4, (frames, 3 * n))
+    np.save(part / "coord.npy", pos)
+    np.save(part / "energy.npy", energy)
+    np.save(part / "force.npy", pos)
+    if real is not None:
+        np.save(part / "real_atom_types.npy", real)
+    return pos.reshape(frames, n, 3)
+
+
+def test_deepmd_as_it_comes(tmp_path):
+    deepmd(tmp_path / "scalar", "O H", "0 1 1", np.array(-14.0))
+    assert potkit.read(tmp_path / "scalar").energy.tolist() == [-14.0]
+    real = np.array([[0, 1, 1], [0, 1, -1]])
+    pos = deepmd(tmp_path / "padded", "O H", "0 0 0", np.array([-14.0, -8.0]), real, frames=2)
+    s = potkit.read(tmp_path / "padded", dtype=np.float64)
+    assert s.z.tolist() == [8, 1, 1, 8, 1]
+    assert np.array_equal(s.forces[3:], pos[1, :2])
+    deepmd(tmp_path / "names", "OW HW", "0 1 1", np.array([-14.0]))
+    with pytest.raises(DataError, match=r"type_map= .* OW HW"):
+        potkit.read(tmp_path / "names")
+    assert potkit.read(tmp_path / "names", type_map="O H").z.tolist() == [8, 1, 1]
+    assert potkit.read(tmp_path / "names", type_map=["H", "O"]).z.tolist() == [1, 8, 8]
+    deepmd(tmp_path / "none", "", "0 1 1", np.array([-14.0]))
+    with pytest.raises(DataError, match=r"its types are \[0, 1\]"):
+        potkit.read(tmp_path / "none")
