@@ -317,8 +317,10 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel, repository):
     files = [p for p in (repository / "potkit").rglob("*") if p.is_file()]
     files = [p.relative_to(repository).as_posix() for p in files if "__pycache__" not in p.parts]
     assert len(files) > 100 and [name for name in files if name not in names] == []
-    sets = {p.name for pattern in ("*.h5", "*.md") for p in (repository / "data").glob(pattern)}
-    embedded = {Path(n).name for n in names if n.startswith("potkit/datasets/embedded/")}
+    data, inside = repository / "data", "potkit/datasets/embedded/"
+    patterns = ("*.h5", "*.md", "weights/*.safetensors", "weights/*.json")
+    sets = {p.relative_to(data).as_posix() for pattern in patterns for p in data.glob(pattern)}
+    embedded = {n.removeprefix(inside) for n in names if n.startswith(inside)}
     assert embedded == sets and {r.read_from for r in EMBEDDED} <= embedded
 
 

@@ -330,7 +330,11 @@ def pretrain(
 def finetune(
     data: DataOption = None,
     init: Annotated[
-        Path | None, Option(help="checkpoint or run folder to start from; without it: from scratch")
+        Path | None,
+        Option(
+            help="checkpoint, run folder or pretrained weights (`potkit weights list`) to start "
+            "from; without it: from scratch"
+        ),
     ] = None,
     valid: Annotated[
         str | None, Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")
@@ -418,9 +422,12 @@ def finetune(
     for name in (valid, test):
         check_source(name)
     init = init or file.model.init
-    for path, what in ((init, "checkpoint"), (split, "split file")):
-        if path is not None and not path.exists():
-            raise ConfigError(f"{path}: no such {what}")
+    if init is not None and not init.exists():  # the name of pretrained weights, or a mistake
+        from potkit.training import pretrained
+
+        init = pretrained.resolve(init)
+    if split is not None and not split.exists():
+        raise ConfigError(f"{split}: no such split file")
     labels = labels if labels is not None else file.data.labels
     format = format or file.data.format
 

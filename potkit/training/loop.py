@@ -45,7 +45,7 @@ from ..structures.neighbors import check_overlaps
 from ..structures.outputs import PART, read_json
 from ..structures.progress import bar as progress_bar
 from ..structures.store import Structures
-from . import checkpoints, start
+from . import checkpoints, pretrained, start
 from .config import TrainConfig
 from .normalization import normalization
 from .repeatable import repeatable
@@ -509,9 +509,9 @@ def finetune(
     overwrite: bool = False,
     extend: int | None = None,
 ) -> Run:
-    """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts``
-    it starts from (the denoise paper's text: the backbone; its code: the energy head too, see
-    `checkpoints.transfer`).
+    """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run, or the name of
+    pretrained weights) whose ``parts`` it starts from (the denoise paper's text: the backbone; its
+    code: the energy head too, see `checkpoints.transfer`).
 
     ``references``: as ``config.references`` ("fit" is "least-squares" too), the name of a table of
     isolated atoms or a file of them, or ReferenceEnergies; default: what ``config`` says. They,
@@ -550,7 +550,8 @@ def finetune(
         config, references = _given_references(config, references, train)
     notes: dict[str, Any] = {"task": "finetune", "init": None}
     if init is not None:
-        source = init.checkpoint if isinstance(init, Run) else init
+        source = init.checkpoint if isinstance(init, Run) else pretrained.resolve(init)
+        pretrained.check_elements(source, train.elements)
         if overwrite and checkpoints.find(source).resolve().parent == Path(out).resolve():
             raise ConfigError(
                 f"{out}: holds the weights to start from, which are not overwritten; "

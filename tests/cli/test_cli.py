@@ -284,7 +284,6 @@ def test_wrong_settings(run, here, methane, arguments, message):
     [
         ("nan", "CHHHH", "bad.xyz: frame 3: position of atom 1 is not a finite number"),
         ("overlap", "CHHHH", "bad: atoms 1 and 2 of structure 3 are closer"),
-        ("no energy", "CHHHH", "bad.xyz: frame 3: has no 'energy'"),
         ("", "CHHHX", "bad.xyz: frame 0: unknown element 'X'"),
     ],
 )
