@@ -330,7 +330,7 @@ def test_wrong_checkpoints(run, here, methane, pretrained):
 
 
 def test_wrong_notebook_and_profile(run):
-    assert one_line(run("run", "none.ipynb")) == "error: none.ipynb: no such notebook\n"
+    assert one_line(run("run", "none.ipynb")) == "error: none.ipynb: no such notebook"
     assert "profile 'fast' is unknown; known: smoke, quick, paper" in one_line(
         run("run", "--profile", "fast")
     )
