@@ -373,9 +373,7 @@ def test_finetune_says_what_is_missing(tmp_path, what):
         valid = potkit.Structures([7, 1], np.eye(2, 3), [0, 2], [0.0], np.zeros((2, 3)))
     with pytest.raises(DataError) as caught:
         potkit.finetune(egnn(), train, valid, settings(), out=tmp_path / "r")
-    assert {"energy": "no energy", "train": "label", "element": "N"}[what] in one_line(
-        caught.value
-    )
+    assert {"energy": "no energy", "train": "label", "element": "N"}[what] in one_line(caught.value)
     assert not (tmp_path / "r").exists()
 
 
