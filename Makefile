@@ -77,7 +77,8 @@ peers: setup
 # For `make test`: one bounded try, because tests that compare with another implementation skip themselves where it is missing.
 $(VENV)/.stamp-peers: | setup
 	@echo "set-up, optional: other implementations to compare with (about a minute)"
-	@$$(command -v timeout >/dev/null && echo timeout 300) $(PIP) $(EXACT) -e ".[peers]" >$(VENV)/peers.log 2>&1 \
+	@$$(command -v timeout >/dev/null && echo timeout 300) \
+	    $(PIP) $(EXACT) -e ".[peers]" >$(VENV)/peers.log 2>&1 \
 	    || echo "note: not all of them could be installed (see $(VENV)/peers.log); tests that need one are skipped"
 	@touch $@
 
