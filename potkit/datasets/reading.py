@@ -76,7 +76,8 @@ def read(
 
 def report(structures: Structures) -> list[str]:
     """What was read, a line each: how many structures have energies and forces, under which names,
-    isolated atoms, and what the file holds that is not used.
+    isolated atoms, and what the file holds that is not used. Nothing where all structures have both
+    under their plain names and nothing was left.
     """
     s = structures
     n = len(s)
@@ -99,7 +100,8 @@ def report(structures: Structures) -> list[str]:
             f"total charges {int(s.charge.min()):+d} … {int(s.charge.max()):+d} e: seen only by "
             "networks built with charge=true"
         )
-    return lines
+    plain = all(counts[label] == n and names.get(label, label) == label for label in counts)
+    return [] if plain and len(lines) == 1 else lines
 
 
 # --- which files ---------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Supervised(Objective):
                     f"set the weight of {name} to 0 or give labels"
                 )
             kept = structures if name == "energy" else atoms
-            known = getattr(batch, f"has_{name}")  # of a partly labelled set, else None
+            known = getattr(batch, f"has_{name}", None)  # of a partly labelled set, else None
             if known is not None:
                 known = known if name == "energy" else known[batch.batch]
                 kept = known if kept is None else kept & known

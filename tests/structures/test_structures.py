@@ -92,7 +92,11 @@ def test_joining():
     assert joined.info == a.info
     unlabelled = Structures(b.z, b.pos, b.ptr, info={"name": "bare"})
     mixed = concatenate([a, unlabelled])
-    assert mixed.energy is None and mixed.forces is None and mixed.info["name"] == "water + bare"
+    assert mixed.labelled("energy").tolist() == [True] * 3 + [False] * 2
+    assert np.array_equal(mixed.forces[: a.ptr[-1]], a.forces)
+    assert mixed.info["name"] == "water + bare"
+    dropped = concatenate([a, unlabelled], missing="drop")
+    assert dropped.energy is None and dropped.forces is None
     assert mixed.system_names() == ["water", "methane", "bare:system-0"]
     assert mixed.system.tolist() == [0, 1, 0, 2, 2]
     half = concatenate([a, water(2, periodic=True)])
@@ -336,8 +340,8 @@ def test_from_ase_alone():
     assert not s.cell[0].any() and np.allclose(s.cell[1], frames[1].cell.array)
     assert len(Structures.from_ase(frames[0])) == 1 and len(Structures.from_ase([])) == 0
     labelled = water(2).to_ase()
-    with pytest.raises(DataError, match="frame 0 has no energy while others have"):
-        Structures.from_ase([molecule("H2O"), labelled[1]])
+    some = Structures.from_ase([molecule("H2O"), labelled[1]])
+    assert some.labelled("energy").tolist() == [False, True]
     labelled[1].positions[2] = np.nan
     with pytest.raises(DataError, match="pos of structure 1, atom 2 is not a finite number"):
         Structures.from_ase(labelled)
