@@ -14,19 +14,20 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
-TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+EXACT := -c constraints.txt
 
 # One thread a process: the tests and notebooks run $(WORKERS) processes side by side, and small tensors gain nothing from more.
 CHECK := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-LINTED := potkit tests notebooks
+LINTED := potkit tests notebooks docs README.md
 # The inner loop: whole rooms that need little training, and what holds the house together.
 QUICK := -m "not slow and not generate" $(addprefix tests/,structures datasets objectives analysis \
     training/test_config.py training/test_checkpoints.py training/test_training.py training/test_evaluation.py \
     models/test_egnn.py models/test_painn.py experiments/test_statistics.py report/test_readme.py \
     test_architecture.py test_house.py)
 
-.PHONY: help setup peers reproduce lint test test-quick coverage notebooks-text pages lab clean
+.PHONY: help setup peers reproduce lint test test-quick coverage fuzz notebooks-text pages docs lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
@@ -35,7 +36,9 @@ help:
 	@echo "make lint        format and rules of package, tests and notebooks; changes nothing"
 	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
 	@echo "make pages       fill the tables of README, RESULTS and docs/papers.md from data/results"
+	@echo "make docs        build the documentation site, in docs/_build/html"
 	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
+	@echo "make fuzz        set up, then mutate settings at random, many thousand times"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -55,9 +58,9 @@ $(VENV)/.stamp-$(subst ==,-,$(TORCH)): | $(VENV)/.stamp-venv
 	@$(PIP) "$(TORCH)"
 	@touch $@
 
-$(VENV)/.stamp-package: pyproject.toml $(VENV)/.stamp-$(subst ==,-,$(TORCH))
+$(VENV)/.stamp-package: pyproject.toml constraints.txt $(VENV)/.stamp-$(subst ==,-,$(TORCH))
 	@echo "set-up 3/4: potkit and what it needs (a few minutes)"
-	@$(PIP) -e ".[notebooks,generate,test,lint,cluster]"
+	@$(PIP) $(EXACT) -e ".[notebooks,generate,test,lint,cluster,docs,log]"
 	@touch $@
 
 # Compiled against the torch above, hence no build isolation.
@@ -68,13 +71,13 @@ $(VENV)/.stamp-scatter: $(VENV)/.stamp-$(subst ==,-,$(TORCH)) | $(VENV)/.stamp-p
 	@touch $@
 
 peers: setup
-	@$(PIP) -e ".[peers]"
+	@$(PIP) $(EXACT) -e ".[peers]"
 	@touch $(VENV)/.stamp-peers
 
 # For `make test`: one bounded try, because tests that compare with another implementation skip themselves where it is missing.
 $(VENV)/.stamp-peers: | setup
 	@echo "set-up, optional: other implementations to compare with (about a minute)"
-	@$$(command -v timeout >/dev/null && echo timeout 300) $(PIP) -e ".[peers]" >$(VENV)/peers.log 2>&1 \
+	@$$(command -v timeout >/dev/null && echo timeout 300) $(PIP) $(EXACT) -e ".[peers]" >$(VENV)/peers.log 2>&1 \
 	    || echo "note: not all of them could be installed (see $(VENV)/peers.log); tests that need one are skipped"
 	@touch $@
 
@@ -92,10 +95,15 @@ notebooks-text: setup
 pages: setup
 	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md docs/papers.md
 
+# From the start each time, warnings are errors; nothing is fetched, notebooks are shown as stored.
+docs: setup
+	@$(BIN)/python -m sphinx -q -a -E -W --keep-going -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
 test-quick: setup
 	@$(CHECK) $(QUICK)
 
-test: setup $(VENV)/.stamp-peers lint
+test: setup $(VENV)/.stamp-peers lint docs
 	@$(CHECK)
 	@if [ -n "$(NOTEBOOKS)" ]; then \
 	    echo "notebooks: executing them in profile smoke and comparing the marked cells with what is stored"; \
@@ -106,10 +114,13 @@ test: setup $(VENV)/.stamp-peers lint
 coverage: setup
 	@POTKIT_COVERAGE=20 $(CHECK) tests/experiments/test_coverage.py
 
+fuzz: setup
+	@POTKIT_FUZZ=50 $(CHECK) tests/fuzz
+
 lab: setup
 	@$(BIN)/jupyter lab notebooks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build docs/notebooks docs/reference build dist *.egg-info .pytest_cache .ruff_cache
 	find . -path ./runs -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
 	@echo "left alone: runs/ (trained models and executed notebooks)"

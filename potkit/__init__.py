@@ -38,6 +38,7 @@ _EXPORTS = {
     "pretrain": "training.loop",
     "finetune": "training.loop",
     "Run": "training.run_folder",
+    "pretrained": "training.pretrained",
     "evaluate": "training.evaluation",
     "predict": "training.evaluation",
     "calculator": "training.evaluation",

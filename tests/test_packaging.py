@@ -66,14 +66,14 @@ def test_environment_installs_this_package_with_existing_extras(environment, pro
 
 def test_environment_agrees_with_pyproject(environment, declared):
     for line in pip_part(environment):
-        if line.startswith("-e"):
+        if line.startswith("-") or line == "torch":
             continue
         requirement = Requirement(line)
         assert requirement.specifier == declared[requirement.name].specifier, line
 
 
 def test_environment_names_every_wanted_package(environment, repository, declared):
-    named = {Requirement(line).name for line in pip_part(environment) if not line.startswith("-e")}
+    named = {Requirement(line).name for line in pip_part(environment) if not line.startswith("-")}
     # torch-scatter compiles against the installed torch, so it is a command in the file's head, not
     # an entry of the list
     head = (repository / "environment.yml").read_text().split("name:")[0]
@@ -91,16 +91,25 @@ def test_environment_python_is_allowed(environment, project):
     assert python.removeprefix("python=") in SpecifierSet(project["requires-python"])
 
 
-def test_torch_is_pinned_everywhere_alike(declared, environment, repository):
-    assert str(declared["torch"].specifier) == "==2.13.0"
-    assert "torch==2.13.0" in pip_part(environment)
-    shown = subprocess.run(
-        ["make", "-n", "setup", "VENV=no-such-folder"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-    )
-    assert '"torch==2.13.0"' in shown.stdout, shown.stderr
+def constraints(repository) -> dict[str, Requirement]:
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {requirement.name: requirement for requirement in requirements}
+
+
+def test_exact_versions_stand_in_the_constraints_alone(declared, environment, repository):
+    exact = constraints(repository)
+    assert str(exact["torch"].specifier) == "==2.13.0"
+    assert "-c constraints.txt" in pip_part(environment)
+    for name, requirement in exact.items():
+        (pin,) = requirement.specifier
+        assert pin.operator == "==" and pin.version in declared[name].specifier
+    pinned = {name for name, r in declared.items() if "==" in str(r.specifier)}
+    assert pinned == {"ruff"}
+    shown = dry_run(repository, "setup")
+    assert '"torch==2.13.0"' in shown and "-c constraints.txt" in shown
+    # first and alone, so that nothing else can bring another build of it
+    assert shown.index('"torch==2.13.0"') < shown.index("-c constraints.txt")
 
 
 def test_extra_all_holds_the_others(project):
@@ -183,7 +192,12 @@ def dry_run(folder: Path, target: str) -> str:
 
 def test_make_test_lints_before_it_tests(repository):
     commands = dry_run(repository, "test")
-    steps = ["ruff format --check potkit tests notebooks", "ruff check potkit", "-m pytest"]
+    steps = [
+        "ruff format --check potkit tests notebooks",
+        "ruff check potkit",
+        "-m sphinx",
+        "-m pytest",
+    ]
     assert [commands.find(step) for step in steps] == sorted(commands.find(s) for s in steps)
     assert all(step in commands for step in steps)
 
@@ -198,6 +212,7 @@ def test_quick_tests_are_there_and_leave_out_the_slow_ones(repository):
 def test_make_takes_every_notebook_whatever_its_number(repository, tmp_path):
     shutil.copy(repository / "Makefile", tmp_path)
     shutil.copy(repository / "pyproject.toml", tmp_path)
+    shutil.copy(repository / "constraints.txt", tmp_path)
     (tmp_path / "notebooks").mkdir()
     names = ["notebooks/01_first.ipynb", "notebooks/10_tenth.ipynb"]
     for name in names:
@@ -224,6 +239,7 @@ def test_commit_hooks_use_the_tools_of_the_set_up(repository):
 def test_no_machine_paths_or_hosts_in_the_outside(repository):
     files = [
         "pyproject.toml",
+        "constraints.txt",
         "environment.yml",
         "Makefile",
         ".ci/run",
@@ -301,8 +317,10 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel, repository):
     files = [p for p in (repository / "potkit").rglob("*") if p.is_file()]
     files = [p.relative_to(repository).as_posix() for p in files if "__pycache__" not in p.parts]
     assert len(files) > 100 and [name for name in files if name not in names] == []
-    sets = {p.name for pattern in ("*.h5", "*.md") for p in (repository / "data").glob(pattern)}
-    embedded = {Path(n).name for n in names if n.startswith("potkit/datasets/embedded/")}
+    data, inside = repository / "data", "potkit/datasets/embedded/"
+    patterns = ("*.h5", "*.md", "weights/*.safetensors", "weights/*.json")
+    sets = {p.relative_to(data).as_posix() for pattern in patterns for p in data.glob(pattern)}
+    embedded = {n.removeprefix(inside) for n in names if n.startswith(inside)}
     assert embedded == sets and {r.read_from for r in EMBEDDED} <= embedded
 
 

@@ -101,6 +101,16 @@ def _opened(data: str, format: str | None = None, reading: dict[str, str] | None
     return potkit.read(_existing(data), format=format, **(reading or {})), True
 
 
+def check_source(data: str | None) -> None:
+    """Raise ConfigError where ``data`` is neither a registered set nor something on the disk; it
+    imports little, so that a wrong name is said at once.
+    """
+    from potkit.datasets.records import RECORDS
+
+    if data is not None and data not in {record.name for record in RECORDS}:
+        _existing(data)
+
+
 def _existing(data: str) -> str | list[str]:
     """A file, a folder, a glob, or several of them with commas between."""
     from potkit.datasets.records import RECORDS

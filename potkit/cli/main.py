@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +19,11 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from ..errors import ConfigError, DataError, PotkitError
-from . import streams
+from ..errors import CheckpointError, ConfigError, DataError, PotkitError
+from . import report, streams
 from .bench import FigureOption, bench_app
-from .data import FormatOption, _structures, data_app, reads_files
+from .config import register as register_config
+from .data import FormatOption, _structures, check_source, data_app, reads_files
 from .plan import register
 from .specs import register as register_specs
 from .weights import weights_app
@@ -38,9 +39,18 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(weights_app, name="weights")
 register(app)
 register_specs(app)
+register_config(app)
 
 DataOption = Annotated[
-    str, Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH")
+    str | None,
+    Option(
+        "--data",
+        help="a registered data set, or a file or folder; or in the file of --config",
+        metavar="NAME|PATH",
+    ),
+]
+PresetOption = Annotated[
+    str | None, Option(help="small, denoise-paper or masked-paper; default: small")
 ]
 ModelSet = Annotated[
     list[str] | None,
@@ -52,7 +62,11 @@ ObjectiveSet = Annotated[
 ]
 ConfigOption = Annotated[
     Path | None,
-    Option("--config", help="training settings as YAML; the options below go before it"),
+    Option(
+        "--config",
+        help="settings as YAML: sections data, model, objective and training, or training settings "
+        "alone (`potkit config` prints them); options go before it",
+    ),
 ]
 ConfigSet = Annotated[
     list[str] | None,
@@ -74,6 +88,22 @@ Force = Annotated[
         help="replace another run of potkit's in the folder; nothing else is ever replaced",
     ),
 ]
+Log = Annotated[
+    str | None,
+    Option(help="tensorboard: the metrics also go to the folder tensorboard/ of the run"),
+]
+Extend = Annotated[
+    int | None,
+    Option(
+        min=1,
+        metavar="STEPS",
+        help="train the finished run in --out by so many more steps, in the folder OUT-plusSTEPS; "
+        "the other options as when it was made",
+    ),
+]
+FiguresOption = Annotated[
+    bool, Option("--figures/--no-figures", help="store errors and figures in the run's folder")
+]
 Precision = Annotated[str | None, Option(help="32-true, 64-true, bf16-mixed or tf32")]
 
 
@@ -82,31 +112,49 @@ Precision = Annotated[str | None, Option(help="32-true, 64-true, bf16-mixed or t
 
 def _say(text: object) -> None:
     """Print once, however many processes a launcher started."""
-    if not any(
-        os.environ.get(name, "0") not in ("", "0")
-        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    ):
+    if _first_process():
         print(text, flush=True)
 
 
-def _assignments(option: str, pairs: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE strings as a dict; values are read as YAML."""
-    from ..notebooks.runner import parse_parameter
+def _first_process() -> bool:
+    return not any(
+        os.environ.get(name, "0") not in ("", "0")
+        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    )
 
+
+# what keys that have an option of their own stand for
+OWN = {"name": "the network's name (--model)", "preset": "--preset", "seed": "--seed"}
+
+
+def _assignments(
+    option: str, pairs: list[str] | None, reserved: Sequence[str] = ()
+) -> dict[str, Any]:
+    """KEY=VALUE strings as a dict; values are read as YAML. ``reserved`` keys have an option of
+    their own.
+    """
     result = {}
     for pair in pairs or []:
+        from ..notebooks.runner import parse_parameter
+
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"{option} {pair!r} is not KEY=VALUE")
+        if key in reserved:
+            raise ConfigError(
+                f"{option} {key}: {OWN.get(key, key)} is given by an option of its own"
+            )
+        if key in result:
+            raise ConfigError(f"{option} {key}: given twice")
         result[key] = parse_parameter(key, text, option)
     return result
 
 
-def _config(file: Path | None, options: list[str] | None, **overrides: Any):
+def _config(file: Path | dict[str, Any] | None, options: list[str] | None, **overrides: Any):
     """The training settings: defaults, then the file, then single settings."""
-    from potkit import TrainConfig
+    from ..training.config import TrainConfig
 
-    base = TrainConfig.from_yaml(file) if file else TrainConfig()
+    base = TrainConfig.from_yaml(file) if isinstance(file, Path) else TrainConfig(**(file or {}))
     changes = _assignments("--config-set", options) | {
         name: value for name, value in overrides.items() if value is not None
     }
@@ -120,12 +168,17 @@ def _objective(name: str, options: list[str] | None, **shortcuts: Any):
 
     given = {key: value for key, value in shortcuts.items() if value is not None}
     return objectives.from_dict(
-        {"objective": name, **given, **_assignments("--objective-set", options)}
+        {"objective": name, **given, **_assignments("--objective-set", options, ["objective"])}
     )
 
 
 def _model(
-    name: str | None, preset: str, options: list[str] | None, seed: int, init: Path | None = None
+    name: str | None,
+    preset: str,
+    options: list[str] | None,
+    seed: int,
+    init: Path | None = None,
+    given: dict[str, Any] | None = None,
 ):
     """A new network with seeded weights; without ``name`` of the architecture that ``init``
     holds, else egnn.
@@ -136,12 +189,56 @@ def _model(
 
     torch.manual_seed(seed)
     if name is None and init is not None:
-        if options:
+        if options or given:
             raise ConfigError(
                 "--set changes the network of --model; without --model it is the one in --init"
             )
         return potkit.checkpoints.build_again(potkit.checkpoints.read(init)[1], init)
-    return potkit.build(name or "egnn", preset=preset, **_assignments("--set", options))
+    own = {**(given or {}), **_assignments("--set", options, ["name", "preset", "seed"])}
+    return potkit.build(name or "egnn", preset=preset, **own)
+
+
+def _data_of(data: str | None, file: Any, config: Path | None) -> str:
+    """The data that an option or the file of settings names; looked for before anything heavy is
+    imported.
+    """
+    data = data or file.data.data
+    if data is None:
+        where = f" and {config} has no data: data" if config else ""
+        raise typer.BadParameter(f"--data is missing{where}")
+    check_source(data)
+    return data
+
+
+def _objective_of(
+    file: Any, name: str | None, options: list[str] | None, default: str, **shortcuts: Any
+):
+    """The objective of the options, over that of the file unless they name another."""
+    same = name in (None, file.objective.name or default)
+    given = dict(file.objective.model_extra or {}) if same else {}
+    given |= {key: value for key, value in shortcuts.items() if value is not None}
+    return _objective(name or file.objective.name or default, options, **given)
+
+
+def _network_of(
+    file: Any,
+    name: str | None,
+    preset: str | None,
+    options: list[str] | None,
+    seed: int,
+    init: Path | None = None,
+):
+    """The network of the options, over that of the file unless they name another."""
+    same = name in (None, file.model.name)
+    given = file.model.options if same else {}
+    return _model(
+        name or file.model.name,
+        preset or (file.model.preset if same else "small"),
+        options,
+        seed,
+        init,
+        given,
+    )
 
 
 def _finished(run: Any) -> None:
@@ -155,8 +252,10 @@ def _finished(run: Any) -> None:
 @app.command()
 @reads_files
 def pretrain(
-    data: DataOption,
-    objective: Annotated[str, Option(help="self-supervised objective")] = "denoise",
+    data: DataOption = None,
+    objective: Annotated[
+        str | None, Option(help="self-supervised objective; default: denoise")
+    ] = None,
     sigma: Annotated[
         float | None, Option(help="noise scale in Å, for objectives with noise")
     ] = None,
@@ -164,8 +263,8 @@ def pretrain(
         float | None, Option(help="mask ratio in (0, 1], for objectives that mask")
     ] = None,
     objective_set: ObjectiveSet = None,
-    model: Annotated[str, Option(help="network")] = "egnn",
-    preset: Annotated[str, Option(help="small, denoise-paper or masked-paper")] = "small",
+    model: Annotated[str | None, Option(help="network; default: egnn")] = None,
+    preset: PresetOption = None,
     model_set: ModelSet = None,
     config: ConfigOption = None,
     config_set: ConfigSet = None,
@@ -177,21 +276,21 @@ def pretrain(
     devices: Devices = None,
     nodes: Nodes = None,
     precision: Precision = None,
+    log: Log = None,
     format: FormatOption = None,
     out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
         "runs/pretrain"
     ),
+    extend: Extend = None,
     force: Force = False,
     reading: Any = None,
 ) -> None:
     """Pretrain a network on structures without looking at their labels."""
-    import potkit
-    from potkit.structures import outputs
-    from potkit.training import run_folder
+    from . import run_file
 
-    outputs.check(out, run_folder.RUN)
+    file = run_file.read(run_file.PretrainFile, config)
     settings = _config(
-        config,
+        file.training,
         config_set,
         steps=steps,
         batch_size=batch_size,
@@ -201,12 +300,27 @@ def pretrain(
         devices=devices,
         nodes=nodes,
         precision=precision,
+        log=log,
     )
-    task = _objective(objective, objective_set, sigma=sigma, ratio=ratio)
-    network = _model(model, preset, model_set, settings.seed)
+    data = _data_of(data, file, config)
+    format = format or file.data.format
+
+    import potkit
+    from potkit.structures import outputs
+    from potkit.training import run_folder
+
+    outputs.check(out, run_folder.RUN)
+    task = _objective_of(file, objective, objective_set, "denoise", sigma=sigma, ratio=ratio)
+    network = _network_of(file, model, preset, model_set, settings.seed)
     _finished(
         potkit.pretrain(
-            network, _structures(data, format, reading), task, settings, out=out, overwrite=force
+            network,
+            _structures(data, format, reading),
+            task,
+            settings,
+            out=out,
+            overwrite=force,
+            extend=extend,
         )
     )
 
@@ -214,9 +328,13 @@ def pretrain(
 @app.command()
 @reads_files
 def finetune(
-    data: DataOption,
+    data: DataOption = None,
     init: Annotated[
-        Path | None, Option(help="checkpoint or run folder to start from; without it: from scratch")
+        Path | None,
+        Option(
+            help="checkpoint, run folder or pretrained weights (`potkit weights list`) to start "
+            "from; without it: from scratch"
+        ),
     ] = None,
     valid: Annotated[
         str | None, Option(help="validation data; default: a tenth of --data", metavar="NAME|PATH")
@@ -230,7 +348,9 @@ def finetune(
     labels: Annotated[
         int | None, Option(help="label budget: use only so many of the training structures")
     ] = None,
-    parts: Annotated[str, Option(help="what to take over from --init")] = "backbone",
+    parts: Annotated[
+        str | None, Option(help="what to take over from --init; default: backbone")
+    ] = None,
     references: Annotated[
         str | None,
         Option(
@@ -243,7 +363,7 @@ def finetune(
     ] = None,
     objective_set: ObjectiveSet = None,
     model: Annotated[str | None, Option(help="network; default: that of --init, else egnn")] = None,
-    preset: Annotated[str, Option(help="small, denoise-paper or masked-paper")] = "small",
+    preset: PresetOption = None,
     model_set: ModelSet = None,
     config: ConfigOption = None,
     config_set: ConfigSet = None,
@@ -255,24 +375,29 @@ def finetune(
     devices: Devices = None,
     nodes: Nodes = None,
     precision: Precision = None,
+    log: Log = None,
     format: FormatOption = None,
     out: Annotated[Path, Option(help="folder of the run; a half-finished one goes on")] = Path(
         "runs/finetune"
     ),
+    extend: Extend = None,
     force: Force = False,
     reading: Any = None,
+    figures: FiguresOption = True,
 ) -> None:
-    """Train a network on labels, from scratch or from pretrained weights."""
-    import potkit
-    from potkit.datasets import splits
-    from potkit.datasets.references import CHOICES
-    from potkit.structures import outputs
-    from potkit.training import run_folder
+    """Train a network on labels, from scratch or from pretrained weights.
 
-    outputs.check(out, run_folder.RUN)
+    Errors on the validation (and test) structures are printed and stored in the folder report/ of
+    the run, with predictions against labels and the course of training as figures.
+    """
+    from . import run_file
+
+    file = run_file.read(run_file.FinetuneFile, config)
+    references = references or file.data.references
     word = "least-squares" if references == "fit" else references
+    choices = ("least-squares", "isolated", "none")
     settings = _config(
-        config,
+        file.training,
         config_set,
         steps=steps,
         batch_size=batch_size,
@@ -282,21 +407,46 @@ def finetune(
         devices=devices,
         nodes=nodes,
         precision=precision,
-        references=word if word in CHOICES else None,
+        log=log,
+        references=word if word in choices else None,
     )
     if split and valid:
         raise ConfigError("--split brings its own validation part; leave --valid away")
+    # what an option says goes before what the file says of the same
+    split = split or (None if valid else file.data.split)
+    valid = valid or (None if split else file.data.valid)
+    if split and valid:
+        raise ConfigError(f"{config}: data: split brings its own validation part; leave valid away")
+    data = _data_of(data, file, config)
+    test = test or file.data.test
+    for name in (valid, test):
+        check_source(name)
+    init = init or file.model.init
+    if init is not None and not init.exists():  # the name of pretrained weights, or a mistake
+        from potkit.training import pretrained
+
+        init = pretrained.resolve(init)
+    if split is not None and not split.exists():
+        raise ConfigError(f"{split}: no such split file")
+    labels = labels if labels is not None else file.data.labels
+    format = format or file.data.format
+
+    import potkit
+    from potkit.datasets import splits
+    from potkit.structures import outputs
+    from potkit.training import run_folder
+
+    outputs.check(out, run_folder.RUN)
     structures = _structures(data, format, reading)
     # without options it is the library's choice, which leaves forces out where there are none
-    task = (
-        _objective(objective or "supervised", objective_set) if objective or objective_set else None
-    )
+    asked = objective or objective_set or file.objective.name or file.objective.model_extra
+    task = _objective_of(file, objective, objective_set, "supervised") if asked else None
     tested = _structures(test, format, reading) if test else None
     if split:
         rows = splits.load_indices(split, structures)
-        train = structures[rows["train"]]
-        held = structures[rows["valid"]]
-        tested = tested if test else structures[rows["test"]]
+        train = structures[splits.part(rows, "train", split)]
+        held = structures[splits.part(rows, "valid", split)]
+        tested = tested if test else structures[splits.part(rows, "test", split)]
     elif valid:
         train = structures
         held = _structures(valid, format, reading)
@@ -304,7 +454,7 @@ def finetune(
         train, held = structures.split((0.9, 0.1), seed=settings.seed)
     if labels is not None:
         train = train[splits.label_budget(train, [labels], seed=settings.seed)[labels]]
-    network = _model(model, preset, model_set, settings.seed, init)
+    network = _network_of(file, model, preset, model_set, settings.seed, init)
     run = potkit.finetune(
         network,
         train,
@@ -313,20 +463,30 @@ def finetune(
         init=init,
         out=out,
         objective=task,
-        references=None if word in CHOICES else word,
-        parts=tuple(parts.split(",")),
+        references=None if word in choices else word,
+        parts=tuple(parts.split(",") if parts else file.model.parts),
         overwrite=force,
+        extend=extend,
     )
     _finished(run)
-    if tested is not None and len(tested):
-        _say(f"test: {potkit.evaluate(run.model, tested)}")
+    if not _first_process():
+        return
+    if figures:
+        report.course(run.path)
+    for name, part in (("valid", held), ("test", tested)):
+        if part is not None and len(part):
+            result = potkit.evaluate(run.model, part, keep_forces=True)
+            report.errors(run.path if figures else None, name, result, part, run.model)
 
 
 @app.command()
 @reads_files
 def evaluate(
     checkpoint: Annotated[Path, Argument(help="a checkpoint or a run folder")],
-    data: DataOption,
+    data: Annotated[
+        str,
+        Option("--data", help="a registered data set, or a file or folder", metavar="NAME|PATH"),
+    ],
     split: Annotated[
         Path | None, Option(help="evaluate only the test part of this split of --data")
     ] = None,
@@ -340,8 +500,17 @@ def evaluate(
     ] = None,
     format: FormatOption = None,
     reading: Any = None,
+    figures: FiguresOption = True,
 ) -> None:
-    """Errors of a trained network, overall and per system."""
+    """Errors of a trained network, overall and per system; those of a run folder are stored in its
+    folder report/, with predictions against labels as a figure.
+    """
+    if not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint")
+    check_source(data)
+    if split is not None and not split.exists():
+        raise ConfigError(f"{split}: no such split file")
+
     import potkit
     from potkit.datasets import splits
     from potkit.structures.outputs import check
@@ -355,15 +524,16 @@ def evaluate(
     model = checkpoints.load(checkpoint)
     structures = _structures(data, format, reading)
     if split:
-        structures = structures[splits.load_indices(split, structures)["test"]]
+        structures = structures[splits.part(splits.load_indices(split, structures), "test", split)]
     result = potkit.evaluate(
-        model, structures, batch_size=batch_size, device=device, compile=compile
+        model, structures, batch_size=batch_size, device=device, compile=compile, keep_forces=True
     )
     if out:  # before anything is printed: whoever reads may be gone
         with replacing(out, ERRORS) as temporary:
             result.structures.to_csv(temporary, index=False)
-    print(result)
-    print("errors per system, energy in eV, forces in eV/Å")
+    run = checkpoint if figures and (checkpoint / "summary.json").is_file() else None
+    report.errors(run, report.name_of(data, split), result, structures, model)
+    print("errors per system, energy in eV, forces in eV/Å, stress (if any) in eV/Å³")
     print(
         result.systems.to_string(
             index=False, float_format=lambda value: f"{value:.4f}", max_rows=60
@@ -424,8 +594,7 @@ def compare(
     from ..experiments import calibration, shipped, statistics
     from ..experiments import dry_run as dry
     from ..experiments import experiment as experiments
-    from ..report import gallery, sentences
-    from ..report import tables as report
+    from ..report import gallery, sentences, tables
     from ..structures import outputs
     from . import protocol
 
@@ -440,7 +609,7 @@ def compare(
         return
     if out is not None:
         outputs.check_folder(out)
-        report.check_results(
+        tables.check_results(
             out,
             spec.name,
             *(
@@ -476,12 +645,12 @@ def compare(
     curve = None
     metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
     if good["labels"].nunique() > 2:
-        curve = report.curves(runs, metric)
+        curve = tables.curves(runs, metric)
     members = calibration.predictions(grid, runs, calibration.MOST) if ensembles else None
     told = {}  # ending -> what follows from the predictions
     if members is not None and len(members):
         # of what is stored, rounded as it is, so that `verify` makes the same of it
-        members = report.as_stored(members)
+        members = tables.as_stored(members)
         told["ensembles"] = calibration.summarise(members)
         told["contrasts"] = calibration.contrasts(members)
     stood_by = protocol.of(grid, runs)
@@ -491,18 +660,18 @@ def compare(
         options += " --smoke" if smoke else ""
         command = f"potkit compare {experiment}{options} --out {out}"
         notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
-        report.store(runs, f"{spec.name}-runs", command, out)
+        tables.store(runs, f"{spec.name}-runs", command, out)
         for ending, table in {"predictions": members, **told}.items() if told else ():
             if len(table):  # there are no contrasts of a single arm
-                report.store(table, f"{spec.name}-{ending}", command, out)
+                tables.store(table, f"{spec.name}-{ending}", command, out)
         if curve is not None:
-            report.store(curve, f"{spec.name}-curves", command, out)
+            tables.store(curve, f"{spec.name}-curves", command, out)
         if len(effects):
-            report.store(effects, f"{spec.name}-effects", command, out)
+            tables.store(effects, f"{spec.name}-effects", command, out)
         stood_by.store(spec.name, command, out)
         if len(known):
-            report.store(known, f"{spec.name}-baselines", command, out)
-        written.append(report.store(summary, spec.name, command, out, **notes))
+            tables.store(known, f"{spec.name}-baselines", command, out)
+        written.append(tables.store(summary, spec.name, command, out, **notes))
     if figure is not None:
         from ..report import figures
 
@@ -519,14 +688,14 @@ def compare(
             raise PotkitError(f"{len(failures)} of {len(runs)} runs failed; the first: {first}")
         print(f"{spec.name}: all {len(runs)} runs ended well; their numbers say nothing")
         return
-    shown = report.wide(summary, baselines=known if len(known) else None).to_string(index=False)
+    shown = tables.wide(summary, baselines=known if len(known) else None).to_string(index=False)
     print(shown)
-    if report.MARK in shown:
-        print(f"{report.MARK} a larger mean error than a prediction that needs no network")
+    if tables.MARK in shown:
+        print(f"{tables.MARK} a larger mean error than a prediction that needs no network")
     stood_by.say()
     if len(effects):
         print("over all label budgets (** told from 0, with all comparisons of the table counted):")
-        print(report.effects(effects).to_string(index=False))
+        print(tables.effects(effects).to_string(index=False))
     if curve is not None:
         print(
             f"learning curves of {metric}: slope, and the labels training from scratch needs to "

@@ -1,4 +1,4 @@
-"""The commands ``potkit weights …``: weights that were not made here."""
+"""The commands ``potkit weights …``: pretrained weights that ship, and those that others made."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typer import Argument, Option
 
 from ..errors import CheckpointError, ConfigError
 
-weights_app = typer.Typer(help="Weights that others made.", no_args_is_help=True)
+weights_app = typer.Typer(
+    help="Pretrained weights: those that ship, and those of others.", no_args_is_help=True
+)
 
 
 @weights_app.callback()
 def weights() -> None:
-    """Weights that others made."""
+    """Pretrained weights: those that ship, and those of others."""
 
 
 @weights_app.command("import")
@@ -71,3 +73,27 @@ def weights_import(
     if hasattr(code, "NOTE"):
         print(f"note: {code.NOTE}")
     print(f"weights: {target}")
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """The weights that ship with potkit, for `finetune --init NAME`."""
+    from ..training import pretrained
+
+    for name in pretrained.names():
+        print(pretrained.card(name))
+
+
+@weights_app.command("pack")
+def weights_pack(
+    run: Annotated[Path, Argument(help="folder of a finished pretraining")],
+    name: Annotated[str, Argument(help="name of the weights")],
+    command: Annotated[str, Option(help="what made the run, for the card")],
+    commit: Annotated[str, Option(help="commit of potkit that made the run, for the card")],
+    licence: Annotated[str, Option(help="licence of the weights")] = "MIT",
+    out: Annotated[Path | None, Option(help="folder; default: that of the shipped ones")] = None,
+) -> None:
+    """Make named weights and their card of a finished pretraining."""
+    from ..training import pretrained
+
+    print(pretrained.pack(run, name, command, commit, out, licence))

@@ -1,8 +1,28 @@
 """Data sets: what there is (`names`), getting one by name (`load`), reading any file (`read`)."""
 
-from __future__ import annotations
+import lazy_loader
 
-from .reading import read
-from .registry import load, names
-
-__all__ = ["load", "names", "read"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "archives",
+        "checks",
+        "duplicates",
+        "fetch",
+        "filters",
+        "formal_charges",
+        "formats",
+        "kinds",
+        "published_labels",
+        "published_splits",
+        "recipes",
+        "reading",
+        "records",
+        "reference_sheet",
+        "references",
+        "registry",
+        "splits",
+        "wheel",
+    ],
+    submod_attrs={"reading": ["read"], "registry": ["load", "names"]},
+)

@@ -4,7 +4,7 @@ nearly so.
 Two structures count as the same when composition and all interatomic distances agree; order of the
 atoms, place, orientation and handedness do not matter. Candidates come from a few numbers per
 structure that such changes leave alone, computed in one sweep over the packed arrays and looked up
-in a tree; candidates without periodic boundaries are then compared distance by distance.
+in a tree; candidates are then compared distance by distance or, in periodic boxes, atom by atom.
 """
 
 from __future__ import annotations
@@ -129,12 +129,18 @@ def _distances(s: Structures, rows: np.ndarray) -> np.ndarray:
 def _same(
     a: Structures, rows_a: np.ndarray, b: Structures, rows_b: np.ndarray, tol: float
 ) -> np.ndarray:
-    """For each candidate pair, whether all distances between atoms agree within 2 tol. [P] bool."""
-    same = a.pbc[rows_a].any(1)  # with periodic boundaries the structure factors have decided
-    todo = np.flatnonzero(~same)
+    """For each candidate pair, whether all distances between atoms agree within 2 tol, or, in a
+    box, the places of all atoms after one translation. [P] bool.
+    """
+    same = np.zeros(len(rows_a), bool)
+    periodic = a.pbc[rows_a].any(1) | b.pbc[rows_b].any(1)
+    for k in np.flatnonzero(periodic):
+        same[k] = _same_in_box(a, int(rows_a[k]), b, int(rows_b[k]), tol)
+    todo = np.flatnonzero(~periodic)
     n = int(a.n_atoms[rows_a[0]]) if len(rows_a) else 0
     if n < 2:
-        return np.ones(len(rows_a), bool)
+        same[todo] = True
+        return same
     for chunk in np.array_split(todo, len(todo) * n * n // 8_000_000 + 1):
         if len(chunk):
             unique_a, at_a = np.unique(rows_a[chunk], return_inverse=True)
@@ -142,6 +148,53 @@ def _same(
             difference = _distances(a, unique_a)[at_a] - _distances(b, unique_b)[at_b]
             same[chunk] = np.abs(difference).max(1) <= 2 * tol
     return same
+
+
+def _same_in_box(a: Structures, i: int, b: Structures, j: int, tol: float) -> bool:
+    """Whether a translation brings every atom of structure ``i`` of ``a`` onto one of its element
+    of ``j`` of ``b`` within 2 tol, their cells being the same.
+
+    The structures are laid on each other by an atom of the rarest element, at first with the atoms
+    in the order they have.
+    """
+    if not np.array_equal(a.pbc[i], b.pbc[j]):
+        return False
+    z, other = (s.z[s.ptr[k] : s.ptr[k + 1]] for s, k in ((a, i), (b, j)))
+    pos, goal = (
+        np.asarray(s.pos[s.ptr[k] : s.ptr[k + 1]], np.float64) for s, k in ((a, i), (b, j))
+    )
+    cell, pbc = a.cell[i], a.pbc[i]
+
+    def apart(steps: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(minimum_image(steps, cell, pbc), axis=-1)
+
+    if np.array_equal(z, other) and (apart(pos - pos[0] - (goal - goal[0])) <= 2 * tol).all():
+        return True
+    elements, counts = np.unique(z, return_counts=True)
+    rarest = elements[np.argmin(counts)]
+    first = int(np.flatnonzero(z == rarest)[0])
+    for target in np.flatnonzero(other == rarest):
+        moved = pos - pos[first] + goal[target]
+        if _each_has_a_partner(moved, z, goal, other, apart, 2 * tol):
+            return True
+    return False
+
+
+def _each_has_a_partner(
+    pos: np.ndarray, z: np.ndarray, goal: np.ndarray, other: np.ndarray, apart, within: float
+) -> bool:
+    """Whether each atom lies ``within`` Å of one of its element, each of another."""
+    free = np.ones(len(goal), bool)
+    for place, element in zip(pos, z, strict=True):
+        near = np.flatnonzero(free & (other == element))
+        if not len(near):
+            return False
+        distance = apart(goal[near] - place)
+        best = int(np.argmin(distance))
+        if distance[best] > within:
+            return False  # for most translations at one of the first atoms
+        free[near[best]] = False
+    return True
 
 
 def pairs(

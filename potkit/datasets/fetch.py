@@ -26,6 +26,7 @@ from urllib3.util import Retry
 
 from ..errors import DataError
 from ..structures import storage
+from ..structures.progress import bar as progress_bar
 from . import archives, kinds
 from .records import Remote
 
@@ -316,8 +317,6 @@ class _Download:
 
         Raises _Broken unless it ends at ``total``.
         """
-        from tqdm.auto import tqdm
-
         encoding = reply.headers.get("content-encoding", "identity").lower()
         # some servers call it an encoding that a file is packed by itself
         packed_itself = self.part.stem.endswith((".gz", ".tgz"))
@@ -325,13 +324,13 @@ class _Download:
             raise DataError(
                 f"{self.url}: sent packed ({encoding}) although it was asked for as it is"
             )
-        bar = tqdm(
+        bar = progress_bar(
             total=total,
             initial=start,
             unit="B",
             unit_scale=True,
             desc=self.part.stem,
-            disable=not self.progress,
+            shown=self.progress,
         )
         with open(self.part, "ab" if start else "wb") as file, bar:
             if not start:  # now that the old part is gone

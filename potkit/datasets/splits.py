@@ -113,10 +113,26 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
         raise DataError(
             f"{path}: not a split file of potkit (keys: {', '.join(arrays) or 'none'})"
         ) from error
+    needed = {"fingerprint", "name", "structures"}
+    if not isinstance(header, dict) or not needed <= header.keys():
+        raise DataError(f"{path}: its header is damaged; `potkit data split` writes it anew")
+    for name, rows in arrays.items():
+        if rows.dtype.kind not in "iu" or rows.ndim != 1:
+            raise DataError(f"{path}: {name} holds no row numbers ({rows.dtype}, {rows.ndim}-D)")
     if header["fingerprint"] != structures.fingerprint():
         raise DataError(
             f"{path}: made for {header['name']} ({header['structures']} structures, "
             f"{header['fingerprint']}), these are {structures.info.get('name', 'unnamed')} "
             f"({len(structures)}, {structures.fingerprint()})"
         )
+    for name, rows in arrays.items():
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(structures)):
+            raise DataError(f"{path}: {name} names rows beyond the {len(structures)} structures")
     return arrays
+
+
+def part(parts: Mapping[str, np.ndarray], name: str, path: str | Path) -> np.ndarray:
+    """The rows of a split's part. Raises DataError where it has no such part."""
+    if name not in parts:
+        raise DataError(f"{path}: no part {name!r}; there are {', '.join(parts) or 'none'}")
+    return parts[name]

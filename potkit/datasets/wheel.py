@@ -1,4 +1,4 @@
-"""What setuptools asks when a wheel or an sdist is built: embedded data sets go into the package.
+"""What setuptools asks when a wheel or an sdist is built: embedded data sets and weights go along.
 
 In a checkout they lie in data/, their only place, also for an editable installation. A wheel has no
 such folder beside the package, so it holds copies in potkit/datasets/embedded. Named in
@@ -13,19 +13,20 @@ from setuptools.command.build_py import build_py
 
 SOURCE = Path("data")
 TARGET = Path("potkit/datasets/embedded")
-PATTERNS = ("*.h5", "*.md")  # sets and their sheets; data/results belong to the repository
+# sets and their sheets, pretrained weights and their cards; data/results stay in the repository
+PATTERNS = ("*.h5", "*.md", "weights/*.safetensors", "weights/*.json")
 
 
 class BuildWithEmbeddedSets(build_py):
-    """`build_py` that also copies the embedded sets, except where the checkout itself is used."""
+    """`build_py` that also copies sets and weights, except where the checkout itself is used."""
 
     def embedded(self) -> dict[Path, Path]:
         """Where each file is copied from, by where it goes to (both relative to the project)."""
         files = [file for pattern in PATTERNS for file in sorted(SOURCE.glob(pattern))]
-        return {Path(self.build_lib) / TARGET / file.name: file for file in files}
+        return {Path(self.build_lib) / TARGET / file.relative_to(SOURCE): file for file in files}
 
     def run(self) -> None:
-        """Copy what setuptools copies, and the embedded sets."""
+        """Copy what setuptools copies, the embedded sets and the weights."""
         super().run()
         if self.editable_mode:
             return

@@ -29,6 +29,7 @@ from .. import models
 from ..datasets import splits
 from ..errors import ConfigError, Interrupted, TrainingError
 from ..objectives import Objective, Supervised
+from ..structures.progress import bar as progress_bar
 from ..structures.store import Structures
 from ..training.config import TrainConfig
 from . import scheduler, search, statistics
@@ -362,7 +363,7 @@ class _Progress:
     def __init__(self, total: int, shown: bool) -> None:
         self.done = 0
         self.total = total
-        self.bar = tqdm(total=total, desc="runs", disable=not shown)
+        self.bar = progress_bar(total=total, desc="runs", shown=shown)
 
     def update(self, more: int = 1) -> None:
         self.done += more

@@ -121,13 +121,15 @@ class Executor:
             return None
 
     def _whole(self, task: Task, folder: Path) -> dict[str, Any] | None:
-        """The row of a run that needs no test, if it ended and its weights are there."""
+        """The row of a run that needs no test, if it ended and, of a pretraining, its weights are
+        there. Of a run of the search only its validation loss is asked for.
+        """
         summary = read_json(folder / "summary.json")
-        started_as = read_json(folder / "run.json")["hash"]
-        whole = (folder / "best.safetensors").is_file() and summary["hash"] == started_as
-        if not whole:
+        if summary["hash"] != read_json(folder / "run.json")["hash"]:
             return None
         if task.kind == "pretrain":
+            if not (folder / "best.safetensors").is_file():
+                return None
             experiment = self.experiments[task.experiment]
             return self.row(task) | _pretrained(experiment, task.arm, task.seed, summary)
         return self.row(task) | _summary(summary, folder)

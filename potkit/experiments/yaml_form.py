@@ -65,19 +65,19 @@ names as its origin.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .. import datasets, objectives
 from ..datasets import formal_charges, registry, splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
-from ..structures import plain_yaml
+from ..structures import settings
 from ..structures.outputs import plain_name
 from ..structures.store import Structures, concatenate
 from ..training.config import TrainConfig
@@ -101,7 +101,32 @@ def named_or_file(data: str, read: dict[str, Any] | None = None) -> Structures:
     return datasets.read(path, **(read or {}))
 
 
-class SplitPart(BaseModel):
+# what a number is, and true and false are not
+NUMBERS = (
+    "labels seeds valid_fraction draws tuning_seeds search_at valid_min threads "
+    "fractions index seed block gap near_minimum limit"
+).split()
+
+
+class _Spec(BaseModel):
+    """Unknown settings are refused, and true or false where a number is due."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, values: Any) -> Any:
+        for name in NUMBERS if isinstance(values, dict) else ():
+            if any(isinstance(value, bool) for _, value in settings.walk(values.get(name))):
+                raise ValueError(f"{name} must not be true or false")
+        return values
+
+
+Seed = Annotated[int, Field(ge=0, le=settings.LARGEST_SEED)]
+Count = Annotated[int, Field(ge=1, le=settings.LARGEST)]
+
+
+class SplitPart(_Spec):
     """Part ``index`` of a split into ``fractions``: the training half and the test half of one
     set name the same split.
 
@@ -109,11 +134,10 @@ class SplitPart(BaseModel):
     each system's structures, or of blocks, as ``by`` says. See `potkit.structures.splits.split`.
     """
 
-    model_config = ConfigDict(extra="forbid")
     fractions: list[int | float | None]
     index: int = Field(ge=0)
     by: Literal["structure", "system", "structure-within-system", "block"] = "structure"
-    seed: int = 0
+    seed: Seed = 0
     # of shares that are no whole number: by chance, or down with the rest for the first part
     rounding: Literal["drawn", "floor"] = "drawn"
     # successive structures in a block, and how many are left out at its ends
@@ -132,17 +156,16 @@ class SplitPart(BaseModel):
         return structures[rows[self.index]]
 
 
-class DataSpec(BaseModel):
+class DataSpec(_Spec):
     """A set by name or path ($VARIABLES are filled in), and which of its structures."""
 
-    model_config = ConfigDict(extra="forbid")
     data: str | list[str]
     # names and units of a file: energy_key, forces_key, energy_unit, length_unit …
     read: dict[str, Any] | None = None
     published: str | None = None  # the part of this name, of the split published with the set
     near_minimum: float | None = None  # eV
     systems: list[str] | None = None
-    limit: int | None = None  # at most so many structures, drawn with seed 0
+    limit: Count | None = None  # at most so many structures, drawn with seed 0
     part: SplitPart | None = None  # one part of a split
     # leave out what is also in this set (same system and geometry): a test set must be unseen
     without: str | None = None
@@ -214,12 +237,11 @@ def _of_arms(arms: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
     return {arm: settings[key] for arm, settings in arms.items() if key in settings}
 
 
-class ExperimentSpec(BaseModel):
+class ExperimentSpec(_Spec):
     """The fields of the module's example but ``grid``; `experiment` turns them into an
     `Experiment`.
     """
 
-    model_config = ConfigDict(extra="forbid")
     name: str
     model: dict[str, Any]
     train: DataSpec
@@ -227,22 +249,22 @@ class ExperimentSpec(BaseModel):
     labels: list[int | float]
     arms: dict[str, dict[str, Any]] = {}
     pretrain_on: DataSpec | None = None
-    seeds: list[int] = [0, 1, 2]
+    seeds: list[Seed] = [0, 1, 2]
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
     supervised: dict[str, Any] = {}
     longer: str | None = "time"
-    valid_fraction: float = 0.1
+    valid_fraction: float = Field(0.1, ge=0, lt=1)
     valid: DataSpec | None = None
     valid_by: Literal["structure", "system", "structure-within-system", "block"] | None = None
     vectors: dict[str, str] = {}
     parts: dict[str, list[str]] = {}
-    draws: int = 1
+    draws: Count = 1
     primary: dict[str, str] | None = None
     search: dict[str, list[Any]] = {}
-    tuning_seeds: list[int] = []
+    tuning_seeds: list[Seed] = []
     search_at: int | None = None
-    valid_min: int = 1
+    valid_min: Count = 1
     convergence: bool = False
     threads: int | None = Field(None, ge=1)
     notes: dict[str, str] = {}
@@ -364,13 +386,27 @@ class ExperimentSpec(BaseModel):
         return round(labels * len(train))
 
 
+MOST_CELLS = 10_000  # experiments of a grid
+
+
 class GridSpec:
     """An experiment per combination of the ``grid``'s columns, or a single one."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         values = dict(values)
+        settings.check_plain(values, "experiment")
         grid = values.pop("grid", None) or {}
+        if not isinstance(grid, dict):
+            raise ConfigError(f"grid: expected columns, got {settings.shown(grid)}")
+        sizes = [len(cells) for cells in grid.values() if isinstance(cells, dict)]
+        if math.prod(sizes) > MOST_CELLS:
+            raise ConfigError(f"grid: {math.prod(sizes)} experiments, more than {MOST_CELLS}")
         for column, cells in grid.items():
+            for name, changes in cells.items() if isinstance(cells, dict) else ():
+                if not isinstance(changes, dict | None):
+                    raise ConfigError(
+                        f"grid.{column}.{name}: expected settings, got {settings.shown(changes)}"
+                    )
             known = column in ("arm", "seed", "labels", "metric")
             if known or not isinstance(cells, dict) or not cells:
                 raise ConfigError(
@@ -387,11 +423,18 @@ class GridSpec:
             for _, changes in cell:
                 for key, value in (changes or {}).items():
                     if key in ADDED and isinstance(value, dict):
-                        value = {**(merged.get(key) or {}), **value}
+                        before = merged.get(key) or {}
+                        if not isinstance(before, dict):
+                            raise ConfigError(
+                                f"{key}: expected settings, got {settings.shown(before)}"
+                            )
+                        value = {**before, **value}
                     merged[key] = value
             columns = {column: str(name) for column, (name, _) in zip(grid, cell, strict=True)}
             try:
-                self.specs.append((columns, ExperimentSpec(**merged)))
+                self.specs.append(
+                    (columns, ExperimentSpec(**{str(k): v for k, v in merged.items()}))
+                )
             except ValidationError as error:
                 where = "".join(f"grid {column} {name}: " for column, name in columns.items())
                 raise ConfigError(
@@ -456,14 +499,7 @@ def read(path: str | Path) -> GridSpec:
     """The experiment, or grid of them, in a YAML file. Raises ConfigError naming the file and
     everything wrong in it.
     """
-    try:
-        values = plain_yaml.load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    values = settings.read(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
     try:

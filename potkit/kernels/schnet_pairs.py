@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -201,11 +202,16 @@ class Radial:
         return [function(d) for function in e], [function(d) for function in f]
 
 
+_forward = threading.RLock()  # slopes of slopes nest
+
+
 def slope_of(function: Shape) -> Shape:
     """The derivative, by forward differentiation, of a function of each distance by itself."""
 
     def slope(d: Tensor) -> Tensor:
-        return torch.func.jvp(function, (d,), (torch.ones_like(d),))[1]
+        # forward differentiation counts its levels for the whole process, not for each thread
+        with _forward:
+            return torch.func.jvp(function, (d,), (torch.ones_like(d),))[1]
 
     return slope
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from ..structures.settings import check_plain, check_types, shown, walk
+from ..structures.settings import seed as checked_seed
 from . import faults as published_faults
 from . import published_codes
 from .adapted import CurrentGraph, adapt
@@ -50,6 +53,7 @@ __all__ = [
     "backbone_options",
     "build",
     "names",
+    "network",
     "presets",
     "published",
     "rebuild",
@@ -67,6 +71,13 @@ def _find(name: str) -> tuple[type, dict[str, dict[str, Any]]]:
     file, cls = MODELS[name].split(":")
     module = importlib.import_module(f".{file}", __package__)
     return getattr(module, cls), module.PRESETS
+
+
+def network(name: str) -> type:
+    """The class of a registered network, whose constructor takes its options. Raises ConfigError
+    for an unknown name.
+    """
+    return _find(name)[0]
 
 
 def _options_of(name: str, preset: str) -> dict[str, Any]:
@@ -90,6 +101,9 @@ def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty} | given
 
 
+LARGEST_OPTION = 100_000  # of whole numbers: layers, widths, atoms
+
+
 def build(
     name: str,
     preset: str = "small",
@@ -108,6 +122,14 @@ def build(
     "pooled" where ``pooled`` says otherwise. ``seed`` makes the initial weights repeatable and
     leaves torch's generator alone. Raises ConfigError naming what is unknown or out of range.
     """
+    if not isinstance(name, str) or not isinstance(preset, str):
+        raise ConfigError(f"a network and its preset are names, got {shown(name)}, {shown(preset)}")
+    if seed is not None:
+        seed = checked_seed(seed)
+    check_plain(overrides, name, also=lambda value: not isinstance(value, (float, int, str)))
+    for place, value in walk(overrides):
+        if isinstance(value, int) and abs(value) > LARGEST_OPTION:
+            raise ConfigError(f"{name}: {place} of {shown(value)} is too large")
     if name.startswith(published_codes.PREFIX):
         overrides |= ({"faults": faults} if faults else {}) | (
             {"faithful": True} if faithful else {}
@@ -122,6 +144,7 @@ def build(
             f"{name} has no option {', '.join(map(repr, unknown))}; "
             f"it has {', '.join((*own, *READOUT_OPTIONS))}"
         )
+    check_types(typing.get_type_hints(cls.__init__), overrides, name)
     options = {**of_preset, **overrides}
     if not options.get("cutoff", 1.0) > 0:
         raise ConfigError(f"cutoff must be positive, got {options['cutoff']}")

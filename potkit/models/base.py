@@ -1,7 +1,8 @@
 """`Potential`: a backbone with its read-outs, a batch in and a `Prediction` out.
 
 It owns, once for all networks, what is not the network's own: the neighbour list, the sum over
-atoms, reference energies, the derivative −∂E/∂x, and the vector read-out that pretraining uses.
+atoms, reference energies, the derivatives −∂E/∂x and ∂E/∂ε, and the vector read-out that
+pretraining uses.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..errors import ConfigError, DataError
 from ..structures import neighbors
 from ..structures.batch import Batch
 from ..structures.elements import MAX_Z, SYMBOLS
-from ..structures.geometry import edge_vectors
+from ..structures.geometry import edge_vectors, volumes
 from .force_encoder import ForceEncoder
 from .graph import Backbone, Features, Graph, Prediction, declare
 from .layers import MAX_FORMAL_CHARGE, AtomEmbedding, sum_over
@@ -126,18 +127,25 @@ class Potential(nn.Module):
             )
 
     # -- forward
-    def graph(self, batch: Batch, pos: Tensor) -> Graph:
+    def graph(self, batch: Batch, pos: Tensor, strain: Tensor | None = None) -> Graph:
         """The graph of ``batch`` at positions ``pos`` [N, 3] (differentiable).
 
-        Edges are made if the batch has none. Raises ConfigError for a batch with forces to be read
-        by a network that has no input for them, DataError for a network that reads formal charges
-        where the batch has none, or one that it does not know.
+        ``strain`` [S, 3, 3], symmetric and zero, is what positions and cells are differentiated by:
+        x (1 + ε) and the same for the cell's rows. Edges are made if the batch has none. Raises
+        ConfigError for a batch with forces to be read by a network that has no input for them,
+        DataError for a network that reads formal charges where the batch has none, or one that it
+        does not know.
         """
         if batch.edge_index is None or batch.cutoff != self.cutoff:
             batch = neighbors.attach(copy.copy(batch), self.cutoff)
         sender, receiver = batch.edge_index
-        vector = edge_vectors(pos, sender, receiver, batch.edge_shift)
         boxes = batch.cell is not None and getattr(batch, "periodic", True)
+        shift, cell = batch.edge_shift, batch.cell if boxes else None
+        if strain is not None:
+            pos = _strained(pos, strain[batch.batch])
+            shift = None if shift is None else _strained(shift, strain[batch.batch[receiver]])
+            cell = None if cell is None else cell + cell @ strain
+        vector = edge_vectors(pos, sender, receiver, shift)
         graph = Graph(
             z=batch.z,
             pos=pos,
@@ -147,12 +155,12 @@ class Potential(nn.Module):
             receiver=receiver,
             vector=vector,
             distance=vector.square().sum(1).sqrt(),
-            shift=batch.edge_shift,
+            shift=shift,
             mask=batch.mask,
             charge=batch.charge,
             formal_charge=self._formal_charge(batch),
             periodic=batch.pbc.any(1) if boxes else None,
-            cell=batch.cell if boxes else None,
+            cell=cell,
             pbc=batch.pbc if boxes else None,
         )
         if batch.force_input is None:
@@ -186,8 +194,19 @@ class Potential(nn.Module):
         return charge
 
     def forward(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:
-        """Predict ``outputs`` (default: energy and vector) for ``batch``, which stays as it is."""
+        """Predict ``outputs`` (default: energy and vector) for ``batch``, which stays as it is.
+
+        Raises ConfigError for a stress of a network whose forces are no derivatives.
+        """
         outputs = ("energy", "vector") if outputs is None else outputs
+        if "stress" in outputs and self.forces_mode == "vector":
+            raise ConfigError(
+                "stress is the derivative of the energy by strain, and this network reads its "
+                "forces out directly: build it with forces='gradient'"
+            )
+        if torch.is_inference_mode_enabled() and self.by_gradient(outputs):
+            with torch.inference_mode(False), torch.no_grad():
+                return self(_differentiable(batch), outputs)
         by_gradient = self.by_gradient(outputs)
         by_readout = "vector" in outputs or ("forces" in outputs and self.forces_mode == "vector")
         # under no_grad derivatives are still taken, but nothing is kept for a second one
@@ -196,10 +215,14 @@ class Potential(nn.Module):
             pos = batch.pos
             if by_gradient and not pos.requires_grad:
                 pos = pos.detach().requires_grad_(True)
-            graph = self.graph(batch, pos)
+            strain = None
+            if "stress" in outputs:
+                strain = pos.new_zeros(batch.num_graphs, 3, 3, requires_grad=True)
+            symmetric = None if strain is None else (strain + strain.mT) / 2
+            graph = self.graph(batch, pos, symmetric)
             features = self.backbone(graph)
 
-            atomic = vector = energy = forces = noise = displacement = None
+            atomic = vector = energy = forces = noise = displacement = stress = None
             if "energy" in outputs or by_gradient:
                 atomic = self.energy_head(features.scalar, graph)
             if by_readout:
@@ -212,13 +235,17 @@ class Potential(nn.Module):
                 energy = self._total(atomic, graph)
             if "forces" in outputs and self.forces_mode == "vector":
                 forces = vector * self.scale.to(pos.dtype)
-            elif "forces" in outputs:
+            elif "forces" in outputs or strain is not None:
+                by = [graph.pos] if strain is None else [graph.pos, strain]
                 gradient = torch.autograd.grad(
-                    atomic.sum(), graph.pos, create_graph=keep, retain_graph=True
-                )[0]
-                forces = -gradient * self.scale.to(pos.dtype)
+                    atomic.sum(), by, create_graph=keep, retain_graph=True
+                )
+                if "forces" in outputs:
+                    forces = -gradient[0] * self.scale.to(pos.dtype)
+                if strain is not None:
+                    stress = self._per_volume(gradient[1], batch)
         asked = vector if "vector" in outputs else None
-        prediction = Prediction(energy, asked, forces, noise, displacement)
+        prediction = Prediction(energy, asked, forces, noise, displacement, stress)
         if keep:
             return prediction
         return Prediction(*(None if value is None else value.detach() for value in prediction))
@@ -232,6 +259,16 @@ class Potential(nn.Module):
         energy = atomic * self.scale + references
         return energy if self.shift is None else energy + self.shift
 
+    def _per_volume(
+        self,
+        gradient: Tensor,  # [S, 3, 3] ∂E/∂ε, without a unit
+        batch: Batch,
+    ) -> Tensor:  # [S, 3, 3] eV/Å³
+        volume = volumes(batch.cell, batch.pbc)[:, None, None].to(gradient.dtype)
+        held = volume > 0
+        stress = gradient * self.scale.to(gradient.dtype) / torch.where(held, volume, 1.0)
+        return torch.where(held, stress, torch.nan)
+
     def energy_and_forces(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Total energy [S] float64 eV and forces [N, 3] eV/Å.
 
@@ -242,15 +279,16 @@ class Potential(nn.Module):
         return prediction.energy, prediction.forces
 
     def by_gradient(self, outputs: Sequence[str]) -> bool:
-        """Whether any of ``outputs`` is −∂E/∂x, so that training differentiates twice."""
-        if "forces" in outputs and self.forces_mode == "gradient":
+        """Whether any of ``outputs`` is −∂E/∂x or a stress: training differentiates twice."""
+        if "stress" in outputs or ("forces" in outputs and self.forces_mode == "gradient"):
             return True
         return ("vector" in outputs or "noise" in outputs) and self.vector_mode == "gradient"
 
     def parts(self, outputs: Sequence[str]) -> set[str]:
         """Which of backbone, energy_head, vector_readout … take part in predicting ``outputs``."""
         used = {"backbone"}
-        if "energy" in outputs or ("forces" in outputs and self.forces_mode == "gradient"):
+        by_energy = {"energy", "stress"} | ({"forces"} if self.forces_mode == "gradient" else set())
+        if by_energy & set(outputs):
             used.add("energy_head")
         if "vector" in outputs or ("forces" in outputs and self.forces_mode == "vector"):
             used.add("energy_head" if self.vector_mode == "gradient" else "vector_readout")
@@ -375,3 +413,19 @@ class Potential(nn.Module):
             f"vector={self.vector_mode}, forces={self.forces_mode}, cutoff={self.cutoff} Å, "
             f"{self.n_parameters():,} parameters"
         )
+
+
+def _strained(rows: Tensor, strain: Tensor) -> Tensor:
+    """``rows`` [M, 3] Å times 1 + ``strain`` [M, 3, 3]."""
+    return rows + torch.einsum("ma,mab->mb", rows, strain)
+
+
+def _differentiable(batch: Batch) -> Batch:
+    """``batch`` with copies of those tensors that were made in inference mode: nothing can be
+    differentiated by or through the originals.
+    """
+    new = copy.copy(batch)
+    for key, value in batch.to_dict().items():
+        if isinstance(value, Tensor) and value.is_inference():
+            setattr(new, key, value.clone())
+    return new

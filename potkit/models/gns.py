@@ -97,12 +97,12 @@ def wrapped(graph: Graph) -> Tensor:
     """Positions [N, 3] Å, brought into the box along the axes that are periodic."""
     if graph.cell is None:
         return graph.pos
-    cell, _ = complete_cells(graph.cell, graph.pbc, graph.n_structures, graph.pos)
     with torch.no_grad():
+        cell, _ = complete_cells(graph.cell, graph.pbc, graph.n_structures, graph.pos)
         place = torch.einsum("na,nab->nb", graph.pos, torch.linalg.inv(cell)[graph.batch])
         turns = torch.floor(place) * graph.pbc[graph.batch]
-        moved = torch.einsum("na,nab->nb", turns, cell[graph.batch])
-    return graph.pos - moved
+    # the cell is differentiated where a stress is asked for
+    return graph.pos - torch.einsum("na,nab->nb", turns, graph.cell[graph.batch])
 
 
 class GNS(Network):

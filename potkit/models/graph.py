@@ -57,6 +57,9 @@ class Prediction(NamedTuple):
     noise: Tensor | None = None
     # [N, 3] Å, the coordinate update x_L − x beside the vector read-out
     displacement: Tensor | None = None
+    # [S, 3, 3] eV/Å³, 1/V ∂E/∂ε: symmetric, positive where the structure is under tension (ASE's
+    # sign); NaN for structures without a cell
+    stress: Tensor | None = None
 
 
 class Backbone(Protocol):

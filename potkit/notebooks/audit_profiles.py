@@ -20,7 +20,7 @@ from ..experiments import experiment as experiments
 from ..experiments import yaml_form
 from ..experiments.experiment import Experiment
 from ..report import tables
-from ..structures import plain_yaml
+from ..structures import settings as plain
 from . import profiles, runner
 
 STUDIES = {"audit-choices": "choices of ours", "audit-faults": "published faults"}
@@ -146,7 +146,7 @@ def values(run: SimpleNamespace, name: str, device: str | None = None) -> dict[s
     path = folder() / f"{name}.yaml"
     if not path.is_file():
         raise DataError(f"{path}: no such spec; notebook 08 needs a checkout of the repository")
-    made = plain_yaml.load(path.read_text(encoding="utf-8")) | run.data
+    made = plain.read(path) | run.data
     for part, limit in run.limits.items():
         made[part] = made[part] | {"limit": limit}
     made |= {"labels": run.labels, "seeds": run.seeds, "supervised": run.supervised}

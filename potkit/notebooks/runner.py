@@ -36,6 +36,7 @@ from __future__ import annotations
 import ast
 import copy
 import html
+import math
 import os
 import re
 import time
@@ -49,8 +50,8 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..report import gallery
-from ..structures import plain_yaml
 from ..structures.outputs import PART, Kind, check, check_folder, read_json, reason
+from ..structures.settings import parse
 from ..structures.storage import replacing, workspace
 
 PROFILES = ("smoke", "quick", "paper")
@@ -187,17 +188,13 @@ def parse_parameter(name: str, text: str, option: str = "-p") -> Any:
     """``text`` as YAML, so that numbers, '[0, 1]', 'true' and plain words mean what they look
     like; 1e-4 is a number, too.
     """
-    import yaml
-
-    try:
-        value = plain_yaml.load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{option} {name}: {text!r} is not a value YAML can read") from error
-    if isinstance(value, str):  # "nan" and "inf" are no numbers in YAML
+    value = parse(text, f"{option} {name}: {text!r}"[:200])
+    if isinstance(value, str) and value == text:  # "1_000." and the like
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
+            return value
+        return number if math.isfinite(number) else value
     return value
 
 
@@ -272,10 +269,12 @@ def execute(
     became of each.
 
     Executed copies go to ``out`` (default runs/notebooks/PROFILE), their figures to
-    ``out``/figures. With ``inplace`` the outputs are written back into the notebooks and the
-    figures go to figures/, which is how the committed outputs are made; a notebook that fails, or
-    was changed meanwhile, is left as it was. Every notebook is checked for its parameters before
-    the first one starts.
+    ``out``/figures; a given ``out`` also has their training runs (store/, unless POTKIT_RUNS names
+    another) and tables (results/).
+
+    With ``inplace`` the outputs are written back into the notebooks and the figures go to figures/,
+    which is how the committed outputs are made; a notebook that fails, or was changed meanwhile, is
+    left as it was. Every notebook is checked for its parameters before the first one starts.
 
     Raises ConfigError for an unknown profile or parameter, DataError for a missing notebook and
     where a copy would replace anything but an earlier executed copy.
@@ -319,6 +318,7 @@ def execute(
             POTKIT_PROFILE=profile,
             POTKIT_FIGURES=str(figures.resolve()),
             PYDEVD_DISABLE_FILE_VALIDATION="1",
+            **_places(out),
         ):
             before = path.read_bytes()
             outcome = _execute_one(path, folder / path.name, {"profile": profile, **values})
@@ -339,6 +339,17 @@ def execute(
     executed = path.parent if inplace else folder
     report(f"executed notebooks: {_shown(executed)}   figures: {_shown(figures)}")
     return outcomes
+
+
+def _places(out: str | Path | None) -> dict[str, str]:
+    """Where training runs and tables go when ``out`` is to hold everything; a store that the user
+    names by POTKIT_RUNS stays the one.
+    """
+    if out is None:
+        return {}
+    folder = Path(out).resolve()
+    store = os.environ.get("POTKIT_RUNS") or str(folder / "store")
+    return {"POTKIT_RUNS": store, "POTKIT_RESULTS": str(folder / "results")}
 
 
 def _execute_one(path: Path, target: Path, values: dict[str, Any]) -> Outcome:
@@ -518,8 +529,11 @@ def store() -> Path:
 
 def results_folder(profile: str) -> Path:
     """Where a notebook's tables go: data/results where the figures go to figures/ (`potkit run
-    --inplace`, JupyterLab), else results/ beside them; runs/results in profile smoke.
+    --inplace`, JupyterLab), else results/ beside them; runs/results in profile smoke. With
+    `potkit run --out`, below that folder.
     """
+    if os.environ.get("POTKIT_RESULTS"):
+        return Path(os.environ["POTKIT_RESULTS"])
     from ..report import figures as plots
 
     committed = plots.folder().resolve() == (_root() / "figures").resolve()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any
 
 from ..errors import ConfigError
+from ..structures.settings import check_plain, check_types, shown
 from .anisotropic import AnisotropicDenoise
 from .base import Objective, Term, total
 from .denoise import Denoise
@@ -57,14 +59,16 @@ def from_dict(settings: dict[str, Any]) -> Objective:
     """
     settings = dict(settings)
     name = settings.pop("objective", None)
-    if name not in OBJECTIVES:
-        raise ConfigError(f"unknown objective {name!r}; there are {', '.join(OBJECTIVES)}")
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {shown(name)}; there are {', '.join(OBJECTIVES)}")
     fields = [field.name for field in dataclasses.fields(OBJECTIVES[name])]
     unknown = [key for key in settings if key not in fields]
     if unknown:
         raise ConfigError(
             f"{name} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(fields)}"
         )
+    check_plain(settings, name, also=lambda value: dataclasses.is_dataclass(value))
+    check_types(typing.get_type_hints(OBJECTIVES[name]), settings, name)
     for key, value in settings.items():
         if isinstance(value, list):  # a file knows no tuples
             settings[key] = tuple(value)

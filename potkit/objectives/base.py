@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..models.base import Prediction
+from ..structures.arrays import LABELS
 from ..structures.batch import Batch
 from ..structures.store import Structures
 
@@ -57,14 +58,14 @@ class Objective:
     monitor: ClassVar[str] = "loss"  # the validation metric that tells the best state
 
     def needed(self) -> tuple[str, ...]:
-        """What the model is asked for: some of "energy", "forces", "vector", "noise",
+        """What the model is asked for: some of "energy", "forces", "stress", "vector", "noise",
         "displacement".
         """
         return self.outputs
 
     def labels(self) -> tuple[str, ...]:
-        """What the structures must have: some of "energy", "forces"."""
-        return tuple(name for name in self.needed() if name in ("energy", "forces"))
+        """What the structures must have: some of "energy", "forces", "stress"."""
+        return tuple(name for name in self.needed() if name in LABELS)
 
     def validation(self) -> Objective:
         """The objective whose loss on the validation structures chooses the best state; this one

@@ -781,9 +781,15 @@ def save(
     if png or wanted():
         with replacing(target / f"{name}.png", PICTURE) as temporary:
             temporary.write_bytes(marked(png or image(chart)))
+    save_page(chart, name, target)
+    return target / f"{name}.png"
+
+
+def save_page(chart: go.Figure, name: str, target: Path) -> Path:
+    """Only NAME.html of what `save` writes, which needs no exporter of pictures."""
     with replacing(target / f"{name}.html", PAGE) as temporary:
         temporary.write_text(_page(chart, name), encoding="utf-8")
-    return target / f"{name}.png"
+    return target / f"{name}.html"
 
 
 def _page(chart: go.Figure, name: str) -> str:

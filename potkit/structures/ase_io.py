@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from .arrays import FLAT, cast
 from .elements import formula
+from .settings import shown
 
 if TYPE_CHECKING:
     from .store import Structures
 
 
 def to_ase(structures: Structures) -> list:
-    """A list of `ase.Atoms`; energy (eV) and forces (eV/Å) in a SinglePointCalculator, charge and
-    system in ``info``, molecule and formal charges (where known) in ``arrays``.
+    """A list of `ase.Atoms`; energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt's order xx, yy,
+    zz, yz, xz, xy; where there is one) in a SinglePointCalculator, charge and system in ``info``,
+    molecule and formal charges (where known) in ``arrays``.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.stress import full_3x3_to_voigt_6_stress
 
     s = structures
     names = s.system_names()
@@ -39,6 +43,8 @@ def to_ase(structures: Structures) -> list:
             results["energy"] = float(s.energy[i])
         if with_forces[i]:
             results["forces"] = s.forces[a:b].astype(float)
+        if s.stress is not None and np.isfinite(s.stress[i]).all():
+            results["stress"] = full_3x3_to_voigt_6_stress(s.stress[i])
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         frames.append(atoms)
@@ -49,8 +55,9 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
     """The arrays of `Structures` from ``ase.Atoms``, and under "info" the names of their systems.
 
     Formal charges are kept if every frame has them, in ``arrays``. Where energy or forces are there
-    for some frames only, "info" says so under "partly_labelled", and the others' are NaN. Raises
-    DataError for results that are not those of the frame, and for a charge that is no whole number.
+    for some frames only, "info" says so under "partly_labelled", and the others' are NaN; a stress
+    is NaN for frames that have none. Raises DataError for results that are not those of the frame,
+    and for a charge that is no whole number.
     """
     single = hasattr(frames, "get_positions")
     frames = [frames] if single else list(frames)
@@ -64,41 +71,63 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
             info.setdefault("partly_labelled", []).append(key)
         return any(have)
 
-    def stack(parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
-        return np.concatenate(parts).astype(kind) if parts else np.zeros(empty, kind)
+    ptr = np.cumsum([0] + [len(f) for f in frames])
 
-    energy = forces = None
+    def stack(name: str, parts: list, empty: int | tuple[int, ...], kind: Any) -> np.ndarray:
+        return cast(name, np.concatenate(parts), kind, ptr) if parts else np.zeros(empty, kind)
+
+    energy = forces = stress = None
     if labelled("energy"):
         energy = np.array([float(r.get("energy", np.nan)) for r in results])
     if labelled("forces"):
         nothing = [np.full((len(f), 3), np.nan) for f in frames]
         found = [r.get("forces", none) for r, none in zip(results, nothing, strict=True)]
-        forces = stack(found, (0, 3), dtype)
+        forces = stack("forces", found, (0, 3), dtype)
+    if any("stress" in r for r in results):
+        absent = np.full((3, 3), np.nan)
+        stress = np.array([full_stress(r["stress"]) if "stress" in r else absent for r in results])
     names: dict[str, int] = {}
     labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
     system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
     molecules = [f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames]
     formal_charge = None
     if frames and all("formal_charge" in f.arrays for f in frames):
-        formal_charge = stack([f.arrays["formal_charge"] for f in frames], 0, np.int8)
+        formal_charge = stack(
+            "formal_charge", [f.arrays["formal_charge"] for f in frames], 0, np.int8
+        )
     with_cell = any(f.cell.rank for f in frames)
     return {
-        "z": stack([f.numbers for f in frames], 0, np.int64),
-        "pos": stack([f.positions for f in frames], (0, 3), dtype),
-        "ptr": np.cumsum([0] + [len(f) for f in frames]),
+        "z": stack("z", [f.numbers for f in frames], 0, np.int64),
+        "pos": stack("pos", [f.positions for f in frames], (0, 3), dtype),
+        "ptr": ptr,
         "energy": energy,
         "forces": forces,
         "cell": np.array([f.cell.array for f in frames]) if with_cell else None,
         "pbc": np.array([f.pbc for f in frames]) if frames else None,
-        "charge": np.array(
-            [whole_charge(f.info.get("charge"), f"frame {i}") for i, f in enumerate(frames)],
-            np.int16,
-        ),
+        "charge": np.array([_charge(f, i) for i, f in enumerate(frames)], np.int16),
         "system": system,
-        "molecule": stack(molecules, 0, np.int32),
+        "molecule": stack("molecule", molecules, 0, np.int32),
         "formal_charge": formal_charge,
+        "stress": stress,
         "info": {"systems": list(names), **info},
     }
+
+
+def _charge(atoms: Any, i: int) -> int:
+    """The total charge (e) in ``info``, 0 where it is not there; a sum of partial charges is
+    rounded.
+    """
+    value = atoms.info.get("charge", 0)
+    number = np.ndim(value) == 0 and isinstance(value, (int, float, np.number))
+    if not number or isinstance(value, bool):
+        text = " ".join(repr(value).split())[:40]
+        raise DataError(f"charge of structure {i} is {text}, not a whole number")
+    if isinstance(value, int) and not -(2**15) <= value < 2**15:
+        raise DataError(f"charge of structure {i} is {shown(value, 20)}, not in -32768…32767")
+    try:
+        return int(cast("charge", np.array([value]), np.int16)[0])
+    except DataError as error:
+        raise DataError(str(error).replace("structure 0", f"structure {i}", 1)) from None
 
 
 def whole_charge(value: Any, where: str) -> int:
@@ -160,6 +189,29 @@ def _same_atoms(atoms: Any, other: Any) -> bool:
     if not np.isfinite(atoms.positions).all():
         return True  # a fault of its own, which the set names
     return bool(np.abs(atoms.positions - other.positions).max(initial=0.0) < 1e-6)
+
+
+def full_stress(values: Any) -> np.ndarray:
+    """The symmetric matrix [3, 3] of nine numbers, or six in Voigt's order (xx, yy, zz, yz, xz,
+    xy); of nine that are not symmetric, the symmetric part. Raises DataError for another count.
+    """
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    values = np.asarray(values, np.float64)
+    if values.size not in (6, 9):
+        raise DataError(f"a stress has 6 (Voigt) or 9 numbers, got {values.size}")
+    full = voigt_6_to_full_3x3_stress(values.ravel()) if values.size == 6 else values.reshape(3, 3)
+    return (full + full.T) / 2
+
+
+def stress_of_virial(values: Any, cell: np.ndarray | None) -> np.ndarray:
+    """The stress [3, 3] eV/Å³ of a virial in eV (six or nine numbers, see `full_stress`): −W / V.
+
+    NaN without a ``cell`` [3, 3] Å that has a volume. Raises DataError for another count.
+    """
+    virial = full_stress(values)
+    volume = 0.0 if cell is None else abs(np.linalg.det(np.asarray(cell, np.float64)))
+    return -virial / volume if volume > FLAT else np.full((3, 3), np.nan)
 
 
 def summary(s: Structures):

@@ -24,9 +24,10 @@ class Batch(Data):
     None.
 
     z [N] long, pos [N,3] Å, batch [N] long, ptr [S+1] long, energy [S] float64 eV, forces [N,3]
-    eV/Å, cell [S,3,3] Å, pbc [S,3] bool, charge [S], system [S], molecule [N] (numbered within its
-    structure), formal_charge [N] long (e), mask [N] long (1 = flagged by an objective), force_input
-    [N,3] eV/Å with force_given [N] bool (forces an objective shows the network), origin (`Origin`).
+    eV/Å, stress [S,3,3] eV/Å³ (NaN where a structure has none), cell [S,3,3] Å, pbc [S,3] bool,
+    charge [S], system [S], molecule [N] (numbered within its structure), formal_charge [N] long
+    (e), mask [N] long (1 = flagged by an objective), force_input [N,3] eV/Å with force_given [N]
+    bool (forces an objective shows the network), origin (`Origin`).
     ``num_graphs`` and ``max_atoms`` are Python integers, known without asking the device.
     """
 
@@ -34,6 +35,7 @@ class Batch(Data):
         (
             "energy",
             "forces",
+            "stress",
             "cell",
             "molecule",
             "formal_charge",

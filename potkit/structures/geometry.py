@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrays import FLAT
 from .element_properties import covalent_radii_array
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def minimum_image_of(
 ) -> Tensor:
     """The shortest periodic image of each ``vector`` in the cell of its structure, [M, 3].
 
-    The best of 27 images around the rounded one: exact for cells with angles from 60° to 120°, on
-    the device of the batch and without waiting for it.
+    The best of 27 images around the rounded one, in the Minkowski-reduced form of the cell: exact
+    however skewed it is. Only cells that are not reduced yet are brought to it, each once.
     """
     import torch
 
@@ -77,6 +78,7 @@ def minimum_image_of(
     if batch.cell is None or not getattr(batch, "periodic", True):
         return vector
     cell, pbc = complete_cells(batch.cell, batch.pbc, batch.ptr.shape[0] - 1, vector)
+    cell = _reduced(cell, pbc)
     cell, pbc = cell[owner], pbc[owner]
     fraction = (vector[:, None] @ torch.linalg.inv(cell))[:, 0]  # [M, 3]
     image = torch.where(pbc, fraction.round(), torch.zeros_like(fraction))
@@ -88,6 +90,60 @@ def minimum_image_of(
     candidates = rounded[:, None] + allowed @ cell  # [M, 27, 3]
     shortest = candidates.square().sum(-1).argmin(1)
     return candidates[torch.arange(len(vector), device=vector.device), shortest]
+
+
+def _reduced(cell: Tensor, pbc: Tensor) -> Tensor:
+    """The Minkowski-reduced form of complete cells [S, 3, 3]; cells that have it stay as they are.
+
+    Three vectors are reduced when no sum of them with factors −1, 0 and 1 is shorter than the
+    longest of those it contains; only the periodic ones are looked at and changed.
+    """
+    import torch
+    from ase.geometry import minkowski_reduce
+
+    factors = [f for f in itertools.product((0, 1, -1), repeat=3) if np.count_nonzero(f) > 1]
+    sums = torch.tensor(factors, dtype=cell.dtype, device=cell.device)  # [20, 3]
+    length2 = cell.square().sum(-1)  # [S, 3]
+    longest = torch.where(sums[None] != 0, length2[:, None], 0.0).amax(-1)  # [S, 20]
+    periodic = (pbc[:, None] | (sums[None] == 0)).all(-1)
+    # 1e-5: float32 knows a hexagonal cell's 120° no better
+    shorter = (sums @ cell).square().sum(-1) < longest * (1 - 1e-5)
+    skewed = torch.nonzero((shorter & periodic).any(1)).flatten()
+    if not len(skewed):
+        return cell
+    rows = torch.cat([cell[skewed].flatten(1), pbc[skewed].to(cell.dtype)], 1).double().cpu()
+    distinct, place = np.unique(rows.numpy(), axis=0, return_inverse=True)
+    forms = []
+    for row in distinct:
+        try:
+            form, _ = minkowski_reduce(row[:9].reshape(3, 3), row[9:] > 0)
+        except (RuntimeError, ValueError):  # a cell without volume, say of a broken file
+            form = row[:9].reshape(3, 3)
+        forms.append(form)
+    cell = cell.clone()
+    cell[skewed] = torch.from_numpy(np.stack(forms)[place.reshape(-1)]).to(cell)
+    return cell
+
+
+# --- volumes ------------------------------------------------------------------------------------
+
+
+def volumes(
+    cell: Tensor | None,  # [S, 3, 3] Å, rows are lattice vectors
+    pbc: Tensor,  # [S, 3] bool
+) -> Tensor:
+    """The volume of each structure's cell, [S] Å³: what a stress is per.
+
+    Zero for a structure that does not repeat, or whose three vectors span nothing: it has no
+    stress. That of a slab or wire counts its vacuum, as in ASE.
+    """
+    import torch
+
+    if cell is None:
+        return torch.zeros(pbc.shape[0], dtype=torch.float64, device=pbc.device)
+    a, b, c = cell.double().unbind(1)
+    volume = (torch.linalg.cross(a, b) * c).sum(1).abs()
+    return torch.where(pbc.any(1) & (volume > FLAT), volume, 0.0)
 
 
 # --- edges and bonds ----------------------------------------------------------------------------

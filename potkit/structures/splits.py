@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from .settings import seed as checked_seed
 
 if TYPE_CHECKING:
     from .store import Structures
@@ -47,6 +48,7 @@ def split(
         raise ConfigError(f"by must be one of {', '.join(BY)}, got {by!r}")
     if rounding not in ROUNDING:
         raise ConfigError(f"rounding must be one of {', '.join(ROUNDING)}, got {rounding!r}")
+    seed = checked_seed(seed, "seed of a split")
     rng = np.random.default_rng(seed)
     if by == "structure":
         return _cut(np.arange(len(structures)), parts, rng, "structures", rounding)

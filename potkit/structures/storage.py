@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import Busy, DataError
 from . import outputs
-from .arrays import PER_ATOM
+from .arrays import PER_ATOM, cast
 from .outputs import PART, Kind, reason
 
 FORMAT = "potkit-structures"
@@ -358,7 +358,7 @@ class StoreWriter:
                     )
                 if name == "ptr":
                     array = array[1:] + self.n_atoms
-                file.write(np.ascontiguousarray(array, dtype).data)
+                file.write(np.ascontiguousarray(cast(name, array, dtype)).data)
         self.n_structures += len(arrays["ptr"]) - 1
         self.n_atoms += int(arrays["ptr"][-1])
 

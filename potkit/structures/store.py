@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import ase_io, splits, storage
-from .arrays import ARRAYS, LABELS, PER_ATOM, PER_STRUCTURE
+from .arrays import ARRAYS, MAIN_LABELS, PER_ATOM, PER_STRUCTURE, SINGLE, cast
 from .elements import MAX_Z, SYMBOLS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .batch import Batch
 
 WHOLE = ("z", "system", "molecule", "formal_charge")  # what a batch holds as long
-REAL = ("pos", "forces", "cell", "charge")  # and what in its floating-point precision
+REAL = ("pos", "forces", "cell", "charge", "stress")  # and what in its floating-point precision
 # up to so many structures are read one by one from the large arrays of a mapped store; more go
 # through the mapping
 RUNS = 20_000
@@ -45,6 +45,16 @@ def __getattr__(name: str) -> Any:
 
         return Batch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """``value`` as an array; DataError where nested lists have rows of different lengths."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"{name}: its rows have different lengths or are no numbers") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +79,15 @@ class Structures:
     system    [S] int32; structures of one chemical species or one trajectory share a number
     molecule  [A] int32; bonded group, numbered from 0 in each structure
     formal_charge [A] int8, e, of each atom in its Lewis structure, or None where that is not known
+    stress    [S, 3, 3] float64, eV/Å³, or None; 1/V ∂E/∂ε, positive under tension (ASE's sign),
+              symmetric; NaN where a structure has none
 
     Sets may be partly labelled: ``info["partly_labelled"]`` names the labels that some structures
     lack, whose rows are NaN; `labelled` says which structures have one. Else a NaN is an error.
     ``info`` holds what JSON can: name, level of theory, ``systems`` (a name per system) … With
     ``checked`` the values (not the shapes) are known to be right and are not looked at, so that
-    opening a store does not read it. Raises DataError where shapes or elements do not fit.
+    opening a store does not read it. Raises DataError where shapes or elements do not fit,
+    or where a value has another meaning in the array's type (see `arrays.cast`).
     """
 
     def __init__(
@@ -92,8 +105,9 @@ class Structures:
         info: dict[str, Any] | None = None,
         checked: bool = False,
         formal_charge: np.ndarray | None = None,
+        stress: np.ndarray | None = None,
     ) -> None:
-        self.ptr = np.asarray(ptr, np.int64)
+        self.ptr = cast("ptr", ptr, np.int64)
         well_formed = (
             self.ptr.ndim == 1
             and len(self.ptr) > 0
@@ -113,17 +127,20 @@ class Structures:
         ) -> Any:
             if value is None:
                 return None if default is None else np.full(shape, default, dtype)
-            value = value if isinstance(value, np.ndarray) else np.asarray(value)
+            value = _array(name, value)
             if value.shape != shape:
                 raise DataError(f"{name} must have shape {shape}, got {value.shape}")
-            return value if dtype is None or value.dtype == dtype else value.astype(dtype)
+            return cast(name, value, dtype, self.ptr)
 
         def floating(value: Any) -> Any:
+            """Real numbers keep the precision they come in."""
             if value is None:
                 return None
-            return np.float32 if np.asarray(value).dtype.itemsize <= 4 else np.float64
+            return np.float32 if _array("pos", value).dtype.itemsize <= 4 else np.float64
 
-        z = np.asarray(z)
+        z = _array("z", z)
+        if z.dtype.kind not in "ui":
+            z = cast("z", z, np.int64, self.ptr)
         if not checked:
             self._check_elements(z)
         self.z = take("z", z, np.uint8, (n_atoms,))
@@ -136,6 +153,7 @@ class Structures:
         self.system = take("system", system, np.int32, (n_structures,), 0)
         self.molecule = take("molecule", molecule, np.int32, (n_atoms,), 0)
         self.formal_charge = take("formal_charge", formal_charge, np.int8, (n_atoms,))
+        self.stress = take("stress", stress, np.float64, (n_structures, 3, 3))
         if self.cell is None and not checked and self.pbc.any():
             raise DataError("pbc is true somewhere but no cell was given")
         self._checked = not checked
@@ -190,7 +208,9 @@ class Structures:
     def partly_labelled(self) -> tuple[str, ...]:
         """Those of "energy" and "forces" that some structures may lack, whose rows are NaN."""
         named = self.info.get("partly_labelled", ())
-        return tuple(name for name in LABELS if name in named and getattr(self, name) is not None)
+        return tuple(
+            name for name in MAIN_LABELS if name in named and getattr(self, name) is not None
+        )
 
     def labelled(self, name: str, rows: Any = slice(None)) -> np.ndarray:
         """Which structures have the label ``name``, "energy" or "forces": [S] bool, or that of
@@ -217,7 +237,7 @@ class Structures:
         elements = " ".join(SYMBOLS[z] for z in self.elements)
         sizes = self.n_atoms
         atoms = "no atoms" if not len(self) else f"{sizes.min()}–{sizes.max()} atoms"
-        has = [n for n in ("energy", "forces", "cell") if getattr(self, n) is not None]
+        has = [n for n in ("energy", "forces", "stress", "cell") if getattr(self, n) is not None]
         for label in self.partly_labelled:
             have = int(self.labelled(label).sum())
             if have < len(self):
@@ -387,7 +407,14 @@ class Structures:
             array = getattr(self, name)
             if array is None:
                 continue
-            bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            finite = np.isfinite(array)
+            what = "is not a finite number"
+            known = array[finite]
+            if known.size and max(known.max(), -known.min()) > SINGLE:
+                # networks see single precision
+                finite &= np.abs(np.where(finite, array, 0)) <= SINGLE
+                what = f"is beyond ±{SINGLE:.2g}, the largest number of single precision"
+            bad = ~finite.all(axis=tuple(range(1, array.ndim)))
             if name in self.partly_labelled:  # no label at all is no fault
                 none = np.isnan(array).reshape(len(array), -1).all(1)
                 if name == "forces" and len(array):
@@ -400,13 +427,24 @@ class Structures:
                 atomwise = name in PER_ATOM
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1 if atomwise else row
                 place = f", atom {row - int(self.ptr[owner])}" if atomwise else ""
-                raise DataError(
-                    f"{where}: {name} of structure {owner}{place} is not a finite number"
-                )
+                if not np.isfinite(array[row]).all():
+                    what = "is not a finite number"
+                raise DataError(f"{where}: {name} of structure {owner}{place} {what}")
+        if self.stress is not None:
+            self._check_stress(where)
         empty = np.flatnonzero(self.n_atoms == 0)
         if len(empty):
             raise DataError(f"{where}: structure {int(empty[0])} has no atoms")
         return self
+
+    def _check_stress(self, where: str) -> None:
+        finite = np.isfinite(self.stress).all((1, 2))
+        bad = ~(finite | np.isnan(self.stress).all((1, 2)))
+        if bad.any():
+            raise DataError(
+                f"{where}: stress of structure {int(np.flatnonzero(bad)[0])} is not nine finite "
+                "numbers (nor nine NaN, for none)"
+            )
 
     # -- batches ----------------------------------------------------------------------------------
     def to(self, device: str | torch.device) -> Structures:
@@ -522,14 +560,15 @@ class Structures:
 
     # -- ASE --------------------------------------------------------------------------------------
     def to_ase(self) -> list:
-        """A list of `ase.Atoms` with energy and forces in a SinglePointCalculator."""
+        """A list of `ase.Atoms` with energy, forces and stress in a SinglePointCalculator."""
         return ase_io.to_ase(self)
 
     @classmethod
     def from_ase(
         cls, frames: Sequence, info: dict[str, Any] | None = None, dtype: Any = np.float64
     ) -> Structures:
-        """From `ase.Atoms`: energy (eV) and forces (eV/Å) come from the attached calculator.
+        """From `ase.Atoms`: energy (eV), forces (eV/Å) and stress (eV/Å³) come from the attached
+        calculator.
 
         They belong to the frame: a calculator that was called for other atoms since (one shared by
         many frames) is called again, and results that were kept with other positions are refused.
@@ -542,7 +581,7 @@ class Structures:
 
 def concatenate(parts: Sequence[Structures], missing: str = "keep") -> Structures:
     """Join sets end to end; systems are matched by name. Formal charges stay only if every part has
-    them.
+    them; the structures of a part without stress have NaN if another has one.
 
     ``missing``: where some parts have no energies or forces, "keep" those of the others (the set is
     then partly labelled) or "drop" them.
@@ -563,7 +602,7 @@ def concatenate(parts: Sequence[Structures], missing: str = "keep") -> Structure
     for name in ("z", "pos", "molecule", "pbc", "charge", "energy", "forces", "formal_charge"):
         arrays = [getattr(p, name) for p in parts]
         lacking = [array is None for array in arrays]
-        if name in LABELS and missing == "keep" and any(lacking) and not all(lacking):
+        if name in MAIN_LABELS and missing == "keep" and any(lacking) and not all(lacking):
             partly.add(name)
             arrays = [
                 _nothing(p, name) if a is None else a for p, a in zip(parts, arrays, strict=True)
@@ -572,10 +611,14 @@ def concatenate(parts: Sequence[Structures], missing: str = "keep") -> Structure
     if periodic:
         cells = [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
         joined["cell"] = np.concatenate(cells)
+    if any(p.stress is not None for p in parts):
+        absent = [np.full((len(p), 3, 3), np.nan) for p in parts]
+        stresses = [a if p.stress is None else p.stress for p, a in zip(parts, absent, strict=True)]
+        joined["stress"] = np.concatenate(stresses)
     info = _common_info([p.info for p in parts])
     info["systems"] = list(names)
     if partly:
-        info["partly_labelled"] = [name for name in LABELS if name in partly]
+        info["partly_labelled"] = [name for name in MAIN_LABELS if name in partly]
     counts = np.concatenate([p.n_atoms for p in parts])
     ptr = np.concatenate([[0], np.cumsum(counts)])
     return Structures(ptr=ptr, system=np.concatenate(systems), info=info, **joined)

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "check_cutoff_continuity",
             "check_extensivity",
             "check_finite_differences",
+            "check_stress",
             "check_input_not_mutated",
             "check_isolated_atom",
             "check_model",

@@ -31,6 +31,7 @@ from ..models import faults
 from ..models.base import Potential
 from ..models.graph import SYMMETRIES as SYMMETRIES  # what a network may claim
 from ..structures.elements import MAX_Z
+from ..structures.geometry import volumes
 from ..structures.store import Structures
 from .sample_structures import examples
 
@@ -449,6 +450,77 @@ def _derivative_along(
     return total / h
 
 
+# -- stress --------------------------------------------------------------------------------------
+def strained(one: Structures, strains: np.ndarray) -> Structures:
+    """Copies of one structure, positions and cell times 1 + ε for each ε of ``strains`` [K, 3, 3]
+    (symmetric): K structures.
+    """
+    n, copies = int(one.ptr[-1]), len(strains)
+    factors = np.eye(3) + strains
+    return Structures(
+        np.tile(one.z, copies),
+        np.einsum("na,kab->knb", one.pos, factors).reshape(-1, 3),
+        n * np.arange(copies + 1),
+        cell=np.einsum("ia,kab->kib", one.cell[0], factors),
+        pbc=np.repeat(one.pbc, copies, 0),
+        charge=np.repeat(one.charge, copies),
+        molecule=np.tile(one.molecule, copies),
+        formal_charge=None if one.formal_charge is None else np.tile(one.formal_charge, copies),
+    )
+
+
+def _numerical_stress(model: Potential, one: Structures, h: float) -> Tensor:
+    """1/V ∂E/∂ε by differences of strained structures, [3, 3] eV/Å³; NaN without a cell."""
+    volume = 0.0 if one.cell is None else float(volumes(torch.tensor(one.cell), _pbc(one))[0])
+    if not volume:
+        return torch.full((3, 3), torch.nan, dtype=torch.float64)
+    pairs = list(itertools.combinations_with_replacement(range(3), 2))
+    strains = np.zeros((len(pairs), len(STENCIL), 3, 3))
+    for row, (a, b) in enumerate(pairs):
+        for column, (k, _) in enumerate(STENCIL):
+            strains[row, column, a, b] += k * h / 2
+            strains[row, column, b, a] += k * h / 2
+    energies = evaluate(model, strained(one, strains.reshape(-1, 3, 3)))["energy"]
+    weights = torch.tensor([w for _, w in STENCIL], dtype=torch.float64) / h
+    slopes = energies.reshape(len(pairs), len(STENCIL)) @ weights / volume
+    stress = torch.empty(3, 3, dtype=torch.float64)
+    for (a, b), slope in zip(pairs, slopes, strict=True):
+        stress[a, b] = stress[b, a] = slope
+    return stress
+
+
+def _pbc(structures: Structures) -> Tensor:
+    return torch.from_numpy(np.array(structures.pbc))
+
+
+def check_stress(model: Potential, structures: Structures, seed: int = 0) -> Residuals:
+    """The stress is the numerical derivative of the energy by strain, over the volume, all
+    structures in one batch and each alone; those without a cell have NaN.
+
+    A network whose forces are no derivatives must refuse. 0 or inf there and without cells.
+    """
+
+    def answer(some: Structures) -> Tensor:
+        with torch.no_grad():
+            return model(_batch(model, some), ("stress",)).stress.double().cpu()
+
+    if model.forces_mode == "vector":
+        try:
+            answer(structures)
+        except ConfigError:
+            return {"stress": 0.0}
+        return {"stress": float("inf")}
+    h = _step(model) / model.cutoff  # atoms a cutoff away from the origin move by the step
+    numerical = torch.stack([_numerical_stress(model, one, h) for one in structures])
+    held = numerical.isfinite().all(-1).all(-1)
+    worst = 0.0
+    for stress in (answer(structures), torch.cat([answer(one) for one in structures])):
+        if not bool(stress[~held].isnan().all()):
+            return {"stress": float("inf")}
+        worst = max(worst, _relative(stress[held], numerical[held]))
+    return {"stress": worst}
+
+
 # -- the suite -----------------------------------------------------------------------------------
 # name: (function, kind of tolerance, symmetries without which it cannot hold)
 CHECKS: dict[str, tuple[Callable[..., Residuals], str, frozenset[str]]] = {
@@ -466,6 +538,7 @@ CHECKS: dict[str, tuple[Callable[..., Residuals], str, frozenset[str]]] = {
     "cutoff_continuity": (check_cutoff_continuity, CONTINUITY, frozenset()),
     "finite_differences": (check_finite_differences, DERIVATIVE, frozenset()),
     "second_derivatives": (check_second_derivatives, DERIVATIVE, frozenset()),
+    "stress": (check_stress, DERIVATIVE, frozenset()),
 }
 # make or need free structures: not run on periodic ones
 ONCE = frozenset({"isolated_atom", "extensivity"})
@@ -479,9 +552,13 @@ def claimed(model: Potential, check: str, quantity: str) -> bool:
         lacking.add(check)
     if model.energy_head.pooled and check in ("extensivity", "supercell"):
         lacking.add(check)
-    if not model.backbone.smooth and check in ("finite_differences", "second_derivatives"):
+    derivatives = ("finite_differences", "second_derivatives", "stress")
+    # what refuses a stress does so whatever its derivatives are like
+    derived = check in derivatives and not (check == "stress" and model.forces_mode == "vector")
+    if not model.backbone.smooth and derived:
         lacking.add(check)
-    if check in faults.broken(model.backbone.faults):
+    broken = faults.broken(model.backbone.faults)
+    if check in broken or (check == "stress" and derived and "finite_differences" in broken):
         lacking.add(check)
     if model.forces_mode == "vector" and check == "finite_differences":
         lacking.add(check)

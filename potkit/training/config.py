@@ -6,11 +6,12 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError
-from ..structures import plain_yaml
+from ..structures import settings
 from ..structures.elements import SYMBOLS
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
@@ -25,6 +26,7 @@ NOT_IDENTITY = {
     "progress",
     "resident",
     "micro_batch",
+    "log",
 }
 # settings that came later: at their defaults they are left out of the identity, so that earlier
 # runs are still found
@@ -39,6 +41,9 @@ LATER = (
     "valid_fraction",
     "validate_epochs",
 )
+
+
+MOST_DEVICES = 1024  # processes of one machine
 
 
 class TrainConfig(BaseModel):
@@ -117,10 +122,14 @@ class TrainConfig(BaseModel):
     seed: int = Field(
         0,
         ge=0,
+        le=settings.LARGEST_SEED,
         description="order of batches and corruption; weights are seeded where they are made",
     )
     validate_every: int | None = Field(
-        None, gt=0, description="steps between validations; default: ten in a run"
+        None,
+        gt=0,
+        le=settings.LARGEST,
+        description="steps between validations; default: ten in a run",
     )
     validate_epochs: float | None = Field(
         None,
@@ -129,15 +138,22 @@ class TrainConfig(BaseModel):
         "between validations",
     )
     checkpoint_every: int | None = Field(
-        None, gt=0, description="steps between checkpoints to resume from; default: as validations"
+        None,
+        gt=0,
+        le=settings.LARGEST,
+        description="steps between checkpoints to resume from; default: as validations",
     )
     log_every: int = Field(50, gt=0, description="steps between rows of the metrics file")
     eval_batch_size: int | None = Field(
-        None, gt=0, description="structures per validation batch; default: twice batch_size"
+        None,
+        gt=0,
+        le=settings.LARGEST,
+        description="structures per validation batch; default: twice batch_size",
     )
     micro_batch: int | None = Field(
         None,
         gt=0,
+        le=settings.LARGEST,
         description="structures per forward pass, their gradients added up to that of the batch; "
         "default: all at once",
     )
@@ -145,9 +161,12 @@ class TrainConfig(BaseModel):
         "auto", description="auto: a GPU if there is one"
     )
     devices: int = Field(
-        1, gt=0, description="processes per node, each with its own GPU (or share of the CPU)"
+        1,
+        gt=0,
+        le=MOST_DEVICES,
+        description="processes per node, each with its own GPU (or share of the CPU)",
     )
-    nodes: int = Field(1, gt=0, description="machines")
+    nodes: int = Field(1, gt=0, le=100_000, description="machines")
     precision: Literal["32-true", "64-true", "bf16-mixed", "tf32"] = Field(
         "32-true",
         description="arithmetic of the network; "
@@ -159,9 +178,25 @@ class TrainConfig(BaseModel):
         "else torch.compile, not for targets that are −∂E/∂x",
     )
     resident: bool = Field(True, description="keep the packed training data on the device")
-    progress: bool = Field(True, description="show a progress bar")
+    progress: bool = Field(
+        True, description="show a progress bar on a terminal, and say when a run goes on"
+    )
+    log: Literal["none", "tensorboard"] = Field(
+        "none",
+        description="where the rows of metrics.jsonl go as well: tensorboard, to the folder "
+        "tensorboard/ of the run",
+    )
 
     def __init__(self, **values: Any) -> None:
+        for name, value in settings.walk(values):
+            # pydantic takes true for 1
+            field = name.split(".")[0].split("[")[0]
+            known = type(self).model_fields.keys() - {"compile", "resident", "progress"}
+            if isinstance(value, bool) and field in known:
+                raise ConfigError(f"config: {name}: must not be true or false, got {value}")
+            if isinstance(value, int) and abs(value) > settings.LARGEST and field != "seed":
+                raise ConfigError(f"config: {name}: {settings.shown(value)} is too large")
+        settings.check_plain(values, "config", also=lambda value: isinstance(value, np.generic))
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -207,11 +242,11 @@ class TrainConfig(BaseModel):
         """The settings that decide the result; two runs that share them (and data, model,
         objective) are the same run.
         """
-        settings = self.model_dump(exclude=NOT_IDENTITY)
+        kept = self.model_dump(exclude=NOT_IDENTITY)
         for key in LATER:
-            if settings[key] == type(self).model_fields[key].default:
-                del settings[key]
-        return settings
+            if kept[key] == type(self).model_fields[key].default:
+                del kept[key]
+        return kept
 
     def to_yaml(self, path: str | Path, kind: Kind | None = None) -> Path:
         """Write all settings to ``path``; `from_yaml` reads them back equal.
@@ -228,14 +263,7 @@ class TrainConfig(BaseModel):
         """Settings from a YAML file. Raises ConfigError naming the file and everything wrong in
         it.
         """
-        try:
-            values = plain_yaml.load(Path(path).read_text())
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}: not a text file") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        values = settings.read(path)
         if not isinstance(values, dict | None):
             raise ConfigError(
                 f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}"
@@ -256,8 +284,8 @@ def _is_dumped(path: Path) -> bool:
     """
     text = path.read_text(encoding="utf-8")
     try:
-        values = plain_yaml.load(text)
-    except yaml.YAMLError:
+        values = settings.parse(text, str(path))
+    except ConfigError:
         return False
     known = isinstance(values, dict) and values.keys() <= TrainConfig.model_fields.keys()
     return known and len(values) > len(TrainConfig.model_fields) // 2 and _dumped(values) == text
@@ -277,4 +305,5 @@ def _problem(problem: dict[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not key:  # of several settings together
         return message
-    return f"{key}: {message[0].lower() + message[1:]}, got {problem['input']!r}"
+    got = settings.shown(problem["input"])
+    return f"{key}: {message[0].lower() + message[1:]}, got {got}"

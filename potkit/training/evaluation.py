@@ -8,7 +8,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +17,24 @@ from ..analysis.error_breakdown import centred, energy_errors
 from ..errors import ConfigError, DataError
 from ..kernels.compiling import for_predictions
 from ..models import Potential
+from ..structures.geometry import volumes
 from ..structures.outputs import Kind, head
+from ..structures.settings import count, shown
 from ..structures.store import Structures
 from . import checkpoints
 from .memory import Limit
 
 FIRST_COLUMNS = "system,atoms,energy,predicted_energy"  # of `Evaluation.structures` as CSV
 ERRORS = Kind("a table of `potkit evaluate`", lambda path: head(path).startswith(FIRST_COLUMNS))
-TABLES = ("structures", "systems")
+TABLES = ("structures", "systems", "predicted_forces")
 FAULTS = ("normalizer-lost",)  # published faults of evaluation that `evaluate` repeats
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Errors of a model on labelled structures, in eV and eV/Å, over the whole set and in tables
-    with a row per structure and per system.
+    """Errors of a model on labelled structures, in eV, eV/Å and eV/Å³, over the whole set and in
+    tables with a row per structure and per system. The tables have stress_mae and stress_rmse
+    (eV/Å³) where structures have a stress.
     """
 
     energy_mae: float  # NaN where the structures have no energies
@@ -44,6 +47,25 @@ class Evaluation:
     # DataFrame: system, structures, energy_mae, energy_rmse, forces_mae, forces_rmse,
     # energy_mae_per_atom (eV/atom), relative_energy_mae (eV, centred in the system)
     systems: Any
+    # over the nine components of labelled structures; NaN where there is none
+    stress_mae: float = float("nan")
+    stress_rmse: float = float("nan")
+    # [A,3] predicted forces (eV/Å), where `evaluate` was asked to keep them
+    predicted_forces: np.ndarray | None = None
+
+    def summary(self) -> Any:
+        """What papers print, as a DataFrame: MAE and RMSE of the energy per atom (meV/atom) and of
+        the force components (meV/Å), those there are; columns quantity, mae, rmse, unit.
+        """
+        import pandas as pd
+
+        table = self.structures
+        error = ((table["predicted_energy"] - table["energy"]) / table["atoms"]).to_numpy()
+        mae, rmse = 1e3 * _mean(np.abs(error)), 1e3 * _mean(error**2) ** 0.5
+        rows = [] if np.isnan(mae) else [("energy per atom", mae, rmse, "meV/atom")]
+        if not np.isnan(self.forces_mae):
+            rows.append(("forces", 1e3 * self.forces_mae, 1e3 * self.forces_rmse, "meV/Å"))
+        return pd.DataFrame(rows, columns=["quantity", "mae", "rmse", "unit"])
 
     def energies(self) -> dict[str, float]:
         """Mean absolute errors of total energies, per atom, and of relative energies, which are
@@ -55,9 +77,12 @@ class Evaluation:
         return energy_errors(error, table["atoms"].to_numpy(), table["system"].to_numpy())
 
     def to_dict(self) -> dict[str, float]:
-        """The numbers of the whole set, in eV and eV/Å, without the two tables."""
+        """The numbers of the whole set, in eV, eV/Å and (where there are any) eV/Å³, without the
+        two tables.
+        """
         names = [field.name for field in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in names if name not in TABLES}
+        absent = ("stress_mae", "stress_rmse") if np.isnan(self.stress_mae) else ()
+        return {name: getattr(self, name) for name in names if name not in (*TABLES, *absent)}
 
     def __repr__(self) -> str:
         energy = f"MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV"
@@ -65,7 +90,33 @@ class Evaluation:
         errors = f"energy {energy}" if not np.isnan(self.energy_mae) else "no energies"
         if not np.isnan(self.forces_mae):
             errors += f", forces {forces}"
+        if not np.isnan(self.stress_mae):
+            mae, rmse = self.stress_mae, self.stress_rmse
+            errors += f", stress MAE {1e3 * mae:.3f} RMSE {1e3 * rmse:.3f} meV/Å³"
+            errors += f" (MAE {in_gpa(mae):.4f} RMSE {in_gpa(rmse):.4f} GPa)"
         return f"Evaluation({self.n_structures} structures: {errors})"
+
+
+def in_gpa(stress: float) -> float:
+    """A stress in eV/Å³ in GPa."""
+    from ase.units import GPa
+
+    return stress / GPa
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """``device`` if this machine has it. Raises ConfigError."""
+    try:
+        device = torch.device(device)
+        if device.type == "cuda":
+            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if (device.index or 0) >= found:
+                raise ConfigError(f"device {device}: this machine has {found} CUDA devices")
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"device {shown(device)}: not to be used here ({reason})") from None
+    return device
 
 
 def predict(
@@ -76,14 +127,15 @@ def predict(
     outputs=("energy", "forces"),
     compile: bool = False,
 ) -> dict[str, np.ndarray]:
-    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3] as
-    asked for by ``outputs``.
+    """What ``model`` says of ``structures``: energy [S] float64 eV, forces and vector [A,3],
+    stress [S,3,3] eV/Å³ (NaN where a structure has no cell), as asked for by ``outputs``.
 
     Where memory is short, fewer than ``batch_size`` structures go through the network at once, with
     a warning. ``compile``: by the kernels of EGNN, SchNet and TorchMD-Net ET on a CPU
     (`potkit.kernels`; the first call builds them); ConfigError where there are none.
     """
-    device = torch.device(device or next(model.parameters()).device)
+    batch_size = count(batch_size, "batch_size")
+    device = checked_device(device or next(model.parameters()).device)
     model.check_elements(structures.elements)
     dtype = next(model.parameters()).dtype
     was_training = model.training
@@ -108,16 +160,25 @@ def predict(
     model.train(was_training)
     predicted = {name: np.concatenate(p) if p else np.zeros(0) for name, p in parts.items()}
     for name, values in predicted.items():
-        if np.isfinite(values).all():
+        finite = np.isfinite(values.reshape(len(values), -1)).all(1)
+        if name == "stress":
+            finite |= _volumes(structures) == 0
+        if finite.all():
             continue
-        row = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(1)))
-        if name != "energy":  # the structure of that atom
+        row = int(np.argmin(finite))
+        if name not in ("energy", "stress"):  # the structure of that atom
             row = int(np.searchsorted(structures.ptr, row, "right")) - 1
         raise DataError(
             f"{structures.info.get('name', 'structures')}: the predicted {name} of structure {row} "
             "is not a finite number; are its positions finite and its atoms apart?"
         )
     return predicted
+
+
+def _volumes(structures: Structures) -> np.ndarray:
+    """Volumes [S] Å³ of cells, 0 where a structure has no stress."""
+    cell = None if structures.cell is None else torch.from_numpy(np.array(structures.cell))
+    return volumes(cell, torch.from_numpy(np.array(structures.pbc))).numpy()
 
 
 def evaluate(
@@ -127,14 +188,17 @@ def evaluate(
     device: str | torch.device | None = None,
     compile: bool = False,
     faults: Sequence[str] = (),
+    keep_forces: bool = False,
 ) -> Evaluation:
     """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies or
-    forces; of a partly labelled set each structure counts with what it has.
+    forces, and may have stresses; of a partly labelled set each structure counts with what it has.
 
-    Means over structures for energy, over atoms and axes for forces. ``compile`` as in `predict`.
-    ``faults`` of the published codes, off by default (see `objectives.faults`): "normalizer-lost"
-    evaluates the weights without the reference energies and scale that were saved with them. Raises
-    DataError without labels, ConfigError for an unknown fault.
+    Means over structures for energy, over atoms and axes for forces, over labelled structures and
+    components for stress (of networks that have one). ``compile`` as in `predict`.
+    ``keep_forces``: also what is predicted for every atom. ``faults`` of the published codes, off
+    by default (see `objectives.faults`): "normalizer-lost" evaluates the weights without the
+    reference energies and scale that were saved with them. Raises DataError without labels,
+    ConfigError for an unknown fault.
     """
     import pandas as pd
 
@@ -152,7 +216,10 @@ def evaluate(
         )
     structures.validate()
     with_forces = structures.forces is not None
-    outputs = ("energy", "forces") if with_forces else ("energy",)
+    stressed = np.zeros(len(structures), bool)
+    if structures.stress is not None and model.forces_mode == "gradient":
+        stressed = np.isfinite(structures.stress).all((1, 2)) & (_volumes(structures) > 0)
+    outputs = ["energy"] + ["forces"] * with_forces + ["stress"] * bool(stressed.any())
     predicted = predict(model, structures, batch_size, device, outputs, compile)
     # NaN where a structure has no energy or no forces: left out of the means
     energy = structures.energy
@@ -180,6 +247,13 @@ def evaluate(
     relative = np.full(len(structures), np.nan)
     known = ~np.isnan(error)
     relative[known] = np.abs(centred(error[known], structures.system[known]))
+    if stressed.any():
+        off = predicted["stress"].astype(np.float64) - structures.stress  # NaN without a label
+        off[~stressed] = np.nan
+        table |= {
+            "stress_mae": np.abs(off).mean((1, 2)),
+            "stress_rmse": np.sqrt(np.square(off).mean((1, 2))),
+        }
     raw = pd.DataFrame(
         {
             "system": table["system"],
@@ -206,6 +280,15 @@ def evaluate(
         }
     ).reset_index()
     n_axes = raw["axes"].sum(min_count=1)
+    of_stress = {}
+    if stressed.any():
+        by = [table["system"], table["stress_mae"], table["stress_rmse"] ** 2]
+        means = pd.DataFrame(dict(zip(("system", "mae", "square"), by, strict=True)))
+        means = means.groupby("system", sort=False).mean()
+        systems["stress_mae"] = means["mae"].to_numpy()
+        systems["stress_rmse"] = np.sqrt(means["square"].to_numpy())
+        of_stress["stress_mae"] = float(table["stress_mae"][stressed].mean())
+        of_stress["stress_rmse"] = float(np.sqrt(np.square(off[stressed]).mean()))
     return Evaluation(
         energy_mae=_mean(np.abs(error)),
         energy_rmse=_mean(error**2) ** 0.5,
@@ -214,6 +297,8 @@ def evaluate(
         n_structures=len(structures),
         structures=pd.DataFrame(table),
         systems=systems,
+        predicted_forces=predicted["forces"] if keep_forces and with_forces else None,
+        **of_stress,
     )
 
 
@@ -229,39 +314,22 @@ def calculator(
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ):
-    """An ASE Calculator (energy in eV, forces in eV/Å) of a checkpoint or a model.
+    """An ASE Calculator of a checkpoint or a model: energy and free_energy in eV, forces in eV/Å,
+    stress in eV/Å³ (Voigt's order, positive under tension) where atoms have a cell.
 
     ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as
-    in `predict`, float32.
+    in `predict`, float32. It can be pickled, and works inside ``torch.inference_mode``.
     """
-    from ase.calculators.calculator import Calculator, all_changes
+    from .ase_calculator import PotkitCalculator
 
-    if isinstance(checkpoint, torch.nn.Module):
-        model = copy.deepcopy(checkpoint)
-    else:
-        checkpoints.require_energies(checkpoint)
-        model = checkpoints.load(checkpoint)
-    dtype = dtype or (torch.float32 if compile else torch.float64)
-    model = model.to(device, dtype).eval()
-    with for_predictions(model, compile, device, dtype):
-        pass  # builds the kernels, or says why not, here and not in the middle of a simulation
-
-    class PotkitCalculator(Calculator):
-        implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
-
-        def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-            super().calculate(atoms, properties, system_changes)
-            bare = self.atoms.copy()
-            bare.calc = None
-            structures = Structures.from_ase([bare])
-            model.check_elements(structures.elements)
-            batch = structures.batch(device=device, dtype=dtype)
-            with for_predictions(model, compile, device, dtype):
-                energy, forces = model.energy_and_forces(batch)
-            if not (bool(energy.isfinite().all()) and bool(forces.isfinite().all())):
-                raise DataError(
-                    "the predicted energy or forces are not finite numbers; are all atoms apart?"
-                )
-            self.results = {"energy": float(energy[0]), "forces": forces.cpu().numpy()}
-
-    return PotkitCalculator()
+    with torch.inference_mode(False):
+        if isinstance(checkpoint, torch.nn.Module):
+            model = copy.deepcopy(checkpoint)
+        else:
+            checkpoints.require_energies(checkpoint)
+            model = checkpoints.load(checkpoint)
+        dtype = dtype or (torch.float32 if compile else torch.float64)
+        model = model.to(checked_device(device), dtype).eval()
+        with for_predictions(model, compile, device, dtype):
+            pass  # builds the kernels, or says why not, here and not in the middle of a simulation
+    return PotkitCalculator(model, device, dtype, compile)

@@ -30,25 +30,26 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..datasets.references import CHOICES, ReferenceEnergies
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..kernels.compiling import compiled
 from ..models import Potential
 from ..objectives import Objective, Supervised
-from ..structures.arrays import LABELS
+from ..structures.arrays import MAIN_LABELS
 from ..structures.elements import SYMBOLS
 from ..structures.neighbors import check_overlaps
-from ..structures.outputs import PART
+from ..structures.outputs import PART, read_json
+from ..structures.progress import bar as progress_bar
 from ..structures.store import Structures
-from . import checkpoints, start
+from . import checkpoints, pretrained, start
 from .config import TrainConfig
 from .normalization import normalization
 from .repeatable import repeatable
-from .run_folder import Run, RunFolder
+from .run_folder import Run, RunFolder, identity_hash
 from .step import State, Training, batch_indices, learning_rate, take_step
 from .validation import validate
 
@@ -79,6 +80,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
     )
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(f"config: {devices} GPUs asked for, {torch.cuda.device_count()} found")
+    if accelerator == "cpu" and devices > (most := max(8, 4 * (os.cpu_count() or 1))):
+        raise ConfigError(f"config: devices: {devices} processes on a CPU, at most {most} fit here")
     strategy = "ddp" if devices * nodes > 1 else "auto"
     tf32 = config.precision == "tf32"
     # process-wide, so every run says which it wants
@@ -137,6 +140,7 @@ def fit(
     notes: dict[str, Any] | None = None,
     whole: Structures | None = None,
     overwrite: bool = False,
+    extend: int | None = None,
 ) -> Run:
     """Train ``model`` in place on ``structures`` and keep the run in folder ``out``; see `pretrain`
     and `finetune`.
@@ -144,19 +148,38 @@ def fit(
     A finished run of the same identity is loaded, a broken one resumed, a different one is an
     error, or replaced with ``overwrite``; a folder with anything else in it is left as it is, with
     an error. The model ends with the best weights on ``valid`` if given, else the last. ``whole``
-    is the set both were cut from, if an error is to count structures there. Raises TrainingError
-    when the loss is no longer a number or memory does not suffice for one structure; Interrupted
-    after Ctrl-C; Busy while another process trains in ``out``.
+    is the set both were cut from, if an error is to count structures there.
+
+    ``extend``: train the finished run in ``out`` by so many more steps, in a folder beside it
+    (`extended_folder`); the finished run stays as it is. Weights, optimizer, averages and the order
+    of the data go on, the schedule of ``config`` begins anew over the further steps, and the
+    weights kept are the best of both. Raises ConfigError where no such run is finished.
+
+    Raises TrainingError when the loss is no longer a number or memory does not suffice for one
+    structure; Interrupted after Ctrl-C; Busy while another process trains in ``out``.
     """
     if not len(structures):
         raise DataError("no structures to train on")
     model.extend(objective.needed(), objective.inputs, seed=config.seed)
     valid = valid if valid is not None and len(valid) else None
-    folder = RunFolder(
-        Path(out), _identity(model, structures, valid, objective, config, notes), config, overwrite
-    )
+    identity = _identity(model, structures, valid, objective, config, notes)
+    folder = RunFolder(Path(out), identity, config, overwrite and extend is None)
+    finished: RunFolder | None = None
+    begins = 0
+    if extend is not None:
+        finished = folder
+        begins = _steps_done(finished)
+        config = config.replace(steps=begins + extend, epochs=None)
+        notes = {**(notes or {}), "extends": {"hash": identity_hash(finished.identity)}}
+        identity |= {"config": config.identity(), "notes": notes}
+        folder = RunFolder(extended_folder(out, extend), identity, config, overwrite)
+        _say(
+            config,
+            f"{folder.path}: {extend} more steps after the {begins} of {finished.path}; the "
+            f"{config.schedule} schedule begins anew, with rate {config.lr:g}",
+        )
     if folder.finished:
-        return folder.load(into=model)
+        return _found(folder, config, model)
     for part in (structures, valid):
         if part is not None:
             model.check_elements(part.elements)
@@ -167,13 +190,47 @@ def fit(
     fabric = make_fabric(config)
     with folder.lock() if fabric.global_rank == 0 else nullcontext():
         if fabric.world_size == 1 and folder.finished:  # by another process, while we were looking
-            return folder.load(into=model)
+            return _found(folder, config, model)
+        if finished is not None and fabric.global_rank == 0:
+            folder.go_on_from(finished)
+        fabric.barrier()
         fast = compiled(
             model, objective.needed(), config.compile, fabric.device.type, config.precision
         )
         with fast, repeatable(fabric.device.type):
-            training = Training(fabric, model, structures, objective, config)
+            training = Training(fabric, model, structures, objective, config, begins)
             return _train(training, folder, valid, notes or {})
+
+
+def extended_folder(out: str | Path, steps: int) -> Path:
+    """Where the run in ``out`` lies once it is trained by ``steps`` more: beside it."""
+    path = Path(out)
+    return path.with_name(f"{path.name}-plus{steps}")
+
+
+def _steps_done(folder: RunFolder) -> int:
+    """Steps of a finished run. Raises ConfigError where it is not finished."""
+    if not folder.finished:
+        raise ConfigError(
+            f"{folder.path}: no finished run of these settings to train further; "
+            "finish it by the same call without extend"
+        )
+    return int(read_json(folder.summary)["steps"])
+
+
+def _say(config: TrainConfig, text: str) -> None:
+    """One line on stderr (stdout may be a pipe nobody reads), by the first process only."""
+    first = not any(os.environ.get(n, "0") not in ("", "0") for n in ("RANK", "SLURM_PROCID"))
+    if config.progress and first:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _found(folder: RunFolder, config: TrainConfig, model: Potential) -> Run:
+    run = folder.load(into=model)
+    _say(
+        config, f"{folder.path}: this run is finished ({run.summary['steps']} steps), not repeated"
+    )
+    return run
 
 
 # fingerprints of sets whose geometry was looked at: the runs of a grid share them
@@ -216,13 +273,16 @@ def _train(
     }
     if writer:
         folder.begin(header, resumed)
+    if resumed > training.begins:
+        _say(config, f"{folder.path}: goes on after step {resumed} of {training.steps}")
+    board = _board(folder, config, resumed) if writer else None
     broken = _FirstBroken(training, folder)
     clock = _Clock(state)
-    bar = tqdm(
+    bar = progress_bar(
+        shown=config.progress and writer,
         total=training.steps,
         initial=state.step,
         desc=folder.path.name,
-        disable=not (config.progress and writer),
         leave=False,
     )
     stop = _Stop(fabric.world_size)
@@ -246,6 +306,8 @@ def _train(
                 bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "valid_loss") if k in row})
                 if writer:
                     folder.log(row)
+                if board is not None:
+                    board.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"])
             if at_end:
                 break
             if state.step % checkpoint_every == 0:
@@ -265,6 +327,8 @@ def _train(
         state.freeze(False)
         stop.restore()
         bar.close()
+        if board is not None:
+            board.finalize("ended")
     clock.write()
     if writer:
         if valid is None:
@@ -274,6 +338,22 @@ def _train(
         folder.finish(model, state, header)
     fabric.barrier()
     return folder.load(into=model)
+
+
+def _board(folder: RunFolder, config: TrainConfig, resumed: int) -> Any:
+    """Fabric's logger for TensorBoard, in the folder of the run; None where not asked for. Rows
+    after step ``resumed`` that an interrupted process has written are hidden.
+    """
+    if config.log == "none":
+        return None
+    try:
+        return TensorBoardLogger(
+            folder.path, name="", version="tensorboard", purge_step=resumed + 1
+        )
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "config: log: tensorboard needs the package tensorboard: pip install potkit[log]"
+        ) from None
 
 
 def _validate(
@@ -381,6 +461,7 @@ def pretrain(
     out: str | Path = "runs/pretrain",
     valid: Structures | None = None,
     overwrite: bool = False,
+    extend: int | None = None,
 ) -> Run:
     """Train ``model`` on unlabelled ``structures`` with a self-supervised ``objective``; of twenty
     or more the share ``config.valid_fraction`` (5 %) is set aside for validation.
@@ -388,7 +469,8 @@ def pretrain(
     Labels of ``structures`` are not looked at, unless the objective asks for them
     (`ForceConditionedDenoise`); then reference energies and the unit of energies and forces follow
     from them as in `finetune`. ``out`` holds the run: config, metrics, best and last checkpoint;
-    with ``overwrite`` another run that lies there is replaced. Returns the Run. Raises ConfigError
+    with ``overwrite`` another run that lies there is replaced. ``extend``: further steps for the
+    finished run in ``out``, see `fit`. Returns the Run. Raises ConfigError
     for a ``config`` that chooses references or a normalization of labels that are not read.
     """
     config = config or TrainConfig()
@@ -409,9 +491,9 @@ def pretrain(
     notes = {"task": "pretrain"}
     share = config.valid_fraction
     if valid is not None or len(structures) < 20 or not share:
-        return fit(model, structures, objective, config, out, valid, notes, None, overwrite)
+        return fit(model, structures, objective, config, out, valid, notes, None, overwrite, extend)
     train, valid = structures.split((1 - share, share), seed=0, by="structure-within-system")
-    return fit(model, train, objective, config, out, valid, notes, structures, overwrite)
+    return fit(model, train, objective, config, out, valid, notes, structures, overwrite, extend)
 
 
 def finetune(
@@ -425,10 +507,11 @@ def finetune(
     references: str | ReferenceEnergies | None = None,
     parts: tuple[str, ...] = ("backbone",),
     overwrite: bool = False,
+    extend: int | None = None,
 ) -> Run:
-    """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run) whose ``parts``
-    it starts from (the denoise paper's text: the backbone; its code: the energy head too, see
-    `checkpoints.transfer`).
+    """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run, or the name of
+    pretrained weights) whose ``parts`` it starts from (the denoise paper's text: the backbone; its
+    code: the energy head too, see `checkpoints.transfer`).
 
     ``references``: as ``config.references`` ("fit" is "least-squares" too), the name of a table of
     isolated atoms or a file of them, or ReferenceEnergies; default: what ``config`` says. They,
@@ -436,8 +519,8 @@ def finetune(
     (see `potkit.training.normalization`), not from ``init``. Validation and test labels are never
     used for any of them. Heads that were trained on labels and are among ``parts`` keep the unit
     they were trained in, and references are fitted to what they leave of the energies: the run
-    begins at the forces of ``init``, and at its energies up to references. ``overwrite`` as in
-    `pretrain`.
+    begins at the forces of ``init``, and at its energies up to references. ``overwrite`` and
+    ``extend`` as in `pretrain`.
 
     Of a partly labelled set each structure is trained on what it has. Isolated atoms that came
     with the file (``info["isolated_in_file"]``) are the references where ``config`` chooses none.
@@ -459,9 +542,8 @@ def finetune(
             raise DataError(
                 f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role}){hint}"
             )
-    if config.progress:
-        for line in _what_is_trained(train, objective):
-            tqdm.write(line, file=sys.stderr)
+    for line in _what_is_trained(train, objective):
+        _say(config, line)
     if references is None:
         config = _with_isolated_atoms(train, valid, config)
     fitted = references in (None, "fit", "least-squares")
@@ -469,15 +551,15 @@ def finetune(
         config, references = _given_references(config, references, train)
     notes: dict[str, Any] = {"task": "finetune", "init": None}
     if init is not None:
-        source = init.checkpoint if isinstance(init, Run) else init
+        source = init.checkpoint if isinstance(init, Run) else pretrained.resolve(init)
+        pretrained.check_elements(source, train.elements)
         if overwrite and checkpoints.find(source).resolve().parent == Path(out).resolve():
             raise ConfigError(
                 f"{out}: holds the weights to start from, which are not overwritten; "
                 "choose another folder"
             )
         report = checkpoints.transfer(model, source, parts)
-        if config.progress:
-            tqdm.write(str(report), file=sys.stderr)  # stdout may be a pipe nobody reads
+        _say(config, str(report))
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
     begin = normalization(train, config, references, _known(train))
     fitted = fitted and config.references == "least-squares"
@@ -489,19 +571,19 @@ def finetune(
     else:
         start.check_references(begin, valid or train, config, fitted)
     begin.put_into(model)
-    return fit(model, train, objective, config, out, valid, notes, None, overwrite)
+    return fit(model, train, objective, config, out, valid, notes, None, overwrite, extend)
 
 
 def _known(structures: Structures) -> tuple[str, ...]:
     """Those of "energy" and "forces" that ``structures`` have."""
-    return tuple(name for name in LABELS if getattr(structures, name) is not None)
+    return tuple(name for name in MAIN_LABELS if getattr(structures, name) is not None)
 
 
 def _what_is_trained(train: Structures, objective: Objective) -> list[str]:
     """What a user would not expect of the labels, a line each."""
     name = train.info.get("name", "train")
     lines = []
-    counts = {label: int(train.labelled(label).sum()) for label in LABELS}
+    counts = {label: int(train.labelled(label).sum()) for label in MAIN_LABELS}
     if any(0 < count < len(train) for count in counts.values()):
         lines.append(
             f"{name}: of {len(train)} training structures {counts['energy']} have an energy, "
@@ -511,6 +593,8 @@ def _what_is_trained(train: Structures, objective: Objective) -> list[str]:
         lines.append(f"{name}: trained on forces alone, so energies have an arbitrary zero")
     elif "forces" not in objective.labels() and counts["forces"]:
         lines.append(f"{name}: there are forces, but only energies are trained on")
+    if train.stress is not None and "stress" not in objective.labels():
+        lines.append(f"{name}: there is a stress, but it is not trained on")
     return lines
 
 

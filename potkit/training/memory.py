@@ -74,5 +74,7 @@ def blank(batch: Batch, outputs: tuple[str, ...]) -> Prediction:
     """
     energy = batch.pos.new_zeros(batch.num_graphs, dtype=torch.float64)
     vector = batch.pos.new_zeros(batch.z.shape[0], 3)
-    zeros = {name: energy if name == "energy" else vector for name in outputs}
+    stress = batch.pos.new_zeros(batch.num_graphs, 3, 3)
+    per_structure = {"energy": energy, "stress": stress}
+    zeros = {name: per_structure.get(name, vector) for name in outputs}
     return Prediction(**{name: zeros.get(name) for name in Prediction._fields})

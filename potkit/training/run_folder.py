@@ -10,6 +10,8 @@ again.
     last.safetensors      full state to resume from
     previous.safetensors  the state before, should the last be damaged
     summary.json          written last: the run is finished
+    tensorboard/          the metrics once more, with `log: tensorboard`
+    report/               errors and figures that the command line makes of a finished run
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +109,9 @@ NAMES = (
     "run.lock",
     "summary.json",
 )
+
+
+FOLDERS = ("report", "tensorboard")
 
 
 def _is_run(path: Path) -> bool:
@@ -197,7 +203,7 @@ class RunFolder:
     def _of_a_run(name: str) -> bool:
         """Whether potkit gives this name to a file in the folder of a run."""
         result = re.fullmatch(r"test-[0-9a-f]+\.json", name)
-        return name in NAMES or is_temporary(name) or result is not None
+        return name in NAMES or name in FOLDERS or is_temporary(name) or result is not None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -235,7 +241,10 @@ class RunFolder:
                 if self._of_a_run(name) and name != "run.lock"
             ]
             for name in sorted(names, key=lambda name: name == "run.json"):
-                (self.path / name).unlink()
+                if name in FOLDERS:
+                    shutil.rmtree(self.path / name)
+                else:
+                    (self.path / name).unlink()
         self.other = False
 
     @property
@@ -286,6 +295,16 @@ class RunFolder:
             raise DataError(
                 f"{self.metrics}: cannot be written ({error.strerror or error})"
             ) from error
+
+    def go_on_from(self, finished: RunFolder) -> None:
+        """Begin where the run in ``finished`` ended: its metrics, best weights and full state are
+        copied, the state last. Nothing is done where this run has a state of its own.
+        """
+        if self.last.is_file() or self.previous.is_file():
+            return
+        for name in ("metrics.jsonl", "best.safetensors", "last.safetensors"):
+            with replacing(self.path / name, PART) as temporary:
+                shutil.copyfile(finished.path / name, temporary)
 
     def checkpoint(self, model: Potential, state: Any, header: dict[str, Any]) -> None:
         """Write the full state as last.safetensors; what was there becomes previous.safetensors."""

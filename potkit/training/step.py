@@ -39,6 +39,8 @@ class Training:
     structures: Structures
     objective: Objective
     config: TrainConfig
+    # the step at which the schedule begins: not 0 where a finished run is trained further
+    begins: int = 0
 
     @property
     def steps(self) -> int:
@@ -251,7 +253,8 @@ def take_step(training: Training, state: State) -> tuple[Tensor, list[Term], Ten
     host must know.
     """
     fabric, objective, config = training.fabric, training.objective, training.config
-    state.freeze(state.step < round(config.freeze * training.steps))
+    # a run that is trained further has been through its frozen part
+    state.freeze(not training.begins and state.step < round(config.freeze * training.steps))
     rows = training.rows(state.step)[fabric.global_rank :: fabric.world_size]
     batch = training.structures.batch(rows, fabric.device, training.dtype)
     key = (config.seed, state.step, fabric.global_rank)
@@ -262,7 +265,8 @@ def take_step(training: Training, state: State) -> tuple[Tensor, list[Term], Ten
         loss, terms, unused = _sum_over_processes(fabric, state, loss, terms)
     parameters = list(state.trained.values())
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
-    rate = learning_rate(state.step, training.steps, config)
+    begins = training.begins
+    rate = learning_rate(state.step - begins, training.steps - begins, config)
     for group in state.optimizer.param_groups:
         group["lr"] = group["factor"] * rate
     with _untouched(state.optimizer, unused):

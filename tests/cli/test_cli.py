@@ -94,7 +94,15 @@ def test_pretrain_finetune_evaluate(run, here, methane, pretrained):
     code, evaluated, _ = run("evaluate", "runs/finetune", "--data", test, "--out", "errors.csv")
     assert code == 0
     # the stored model is the one that was tested
-    assert evaluated.splitlines()[0] == out.split("test: ")[1].strip()
+    first = evaluated.splitlines()[:3]
+    assert first[0].removeprefix("test.xyz: ") in out and all(line in out for line in first[1:])
+    report = here / "runs/finetune/report"
+    names = {
+        f"{part}{end}"
+        for part in ("valid", "test", "test.xyz")
+        for end in (".json", "-parity.html")
+    }
+    assert names <= {path.name for path in report.iterdir()}
     assert len((here / "errors.csv").read_text().splitlines()) == 7
     weights = (here / "runs/finetune/best.safetensors").read_bytes()
     code, _, _ = run(*arguments)  # finished: found, not trained anew
@@ -214,8 +222,10 @@ def test_notebooks_run_with_parameters(run, here):
 def one_line(result: tuple[int, str, str]) -> str:
     code, out, err = result
     assert code == 1, (out, err)
-    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
-    return err
+    # what was read may stand before it
+    *read, last = err.splitlines()
+    assert last.startswith("error: ") and all(" structures, " in line for line in read), err
+    return last
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,6 @@ def test_a_column_that_is_not_read_is_named(tmp_path):
     assert s.forces is None
     text = "\n".join(report(s))
     assert "F_dft (column of three reals per atom)" in text
-    assert "stress is not used" in text
     assert "1 with energy, 0 with forces" in text
     assert potkit.read(path, forces_key="F_dft").forces.shape == (2, 3)
     with pytest.raises(DataError, match="no frame has forces under 'F_pbe'"):

@@ -360,3 +360,53 @@ def test_distances_between_structures():
     assert splits.leakage_by_distance(box, wrapped).attrs["distances"].tolist() == pytest.approx(
         [0.0], abs=1e-6
     )
+
+
+@pytest.mark.parametrize("cell", [np.eye(3) * 14.0, [[14, 0, 0], [9, 13, 0], [-8, 5, 12]]])
+def test_in_a_box_every_atom_must_be_where_the_other_has_one(cell):
+    rng = np.random.default_rng(5)
+    cell = np.array(cell, float)
+    z = np.repeat([8, 1], [20, 44])
+    pos = rng.random((64, 3)) @ cell
+    moved_one = pos.copy()
+    moved_one[40, 1] += 0.03
+    order = rng.permutation(64)
+    shifted = (pos + [3.0, -20.0, 1.5] + rng.integers(-2, 3, (64, 3)) @ cell)[order]
+    swapped = z.copy()
+    swapped[[3, 50]] = swapped[[50, 3]]  # an oxygen and a hydrogen change places
+
+    def box(pos, z=z):
+        return Structures(z, pos, [0, 64], cell=cell[None], pbc=np.ones((1, 3), bool))
+
+    first = box(pos)
+    found = [
+        len(duplicates.pairs(first, box(p, of)))
+        for p, of in (
+            (pos, z),
+            (shifted, z[order]),
+            (moved_one, z),
+            (pos, swapped),
+            (pos + 2e-4, z),
+        )
+    ]
+    assert found == [1, 1, 0, 0, 1]
+    assert len(duplicates.leakage(first, box(moved_one))) == 0
+    frozen = box(pos)
+    frozen.pbc[0, 2] = False
+    assert len(duplicates.pairs(first, frozen)) == 0  # a slab is no box
+
+
+def test_of_256_atoms_in_a_box_one_moved_by_three_hundredths_is_told():
+    rng = np.random.default_rng(6)
+    pos = rng.random((256, 3)) * 15.0
+    pair = np.stack([pos, pos])
+    pair[1, 77, 0] += 0.03
+    s = Structures(
+        np.full(512, 18),
+        pair.reshape(-1, 3),
+        [0, 256, 512],
+        cell=np.stack([np.eye(3) * 15.0] * 2),
+        pbc=np.ones((2, 3), bool),
+    )
+    assert len(duplicates.pairs(s)) == 0
+    assert len(duplicates.pairs(s[[0, 0]])) == 1

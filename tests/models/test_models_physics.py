@@ -215,6 +215,9 @@ class Toy(nn.Module):
         if self.fault == "periodic_image":
             vector = graph.pos[sender] - graph.pos[receiver]
             distance = (vector.square().sum(1) + 0.01).sqrt()
+        if self.fault == "stress" and graph.shift is not None:
+            vector = graph.pos[sender] - graph.pos[receiver] + graph.shift.detach()
+            distance = vector.square().sum(1).sqrt()
         if self.fault == "finite_differences":
             distance = distance.detach() * 0.9 + 0.1 * distance
         if self.fault == "second_derivatives":

@@ -109,7 +109,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective):
     n = batch.num_graphs  # with a second copy of each structure: 14
     prediction = Prediction(
         torch.randn(n, dtype=torch.float64),
-        *(torch.randn_like(batch.pos) for _ in Prediction._fields[1:]),
+        *(torch.randn_like(batch.pos) for _ in Prediction._fields[1:-1]),
     )
     loss, metrics = objective.loss(prediction, batch)
     arrays = {k: v for k, v in batch.to_dict().items() if isinstance(v, torch.Tensor)}
@@ -119,7 +119,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective):
         i, j = int(batch.ptr[a]), int(batch.ptr[b])
         cut = {k: v[i:j] if len(v) == len(batch.pos) else v[a:b] for k, v in arrays.items()}
         part = SimpleNamespace(**cut, ptr=batch.ptr[a : b + 1] - i, batch=batch.batch[i:j] - a)
-        answer = Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:]))
+        answer = Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:-1]))
         for term in objective.terms(answer, part):
             terms.setdefault(term.name, []).append(term)
     sum_of_means = 0.0
@@ -524,9 +524,9 @@ def test_energies_keep_their_digits_in_single_precision():
             "loss_function",
         ),
         (lambda: potkit.NoisyNodes(weight=0), "weight"),
-        (lambda: potkit.NoisyNodes(energy=0, forces=0), "both"),
+        (lambda: potkit.NoisyNodes(energy=0, forces=0), "all weights"),
         (lambda: potkit.Supervised(energy=-1), "energy"),
-        (lambda: potkit.Supervised(energy=0, forces=0), "both"),
+        (lambda: potkit.Supervised(energy=0, forces=0), "all weights"),
         (lambda: potkit.Supervised(forces=float("nan")), "forces"),
         (lambda: potkit.Supervised(loss_function="l3"), "l3"),
         (lambda: objectives.from_dict({"objective": "denoising"}), "denoising"),

@@ -122,6 +122,26 @@ def test_readme_is_short_and_opens_with_how_to_use_it():
     assert all(word in screens for word in ("potkit.pretrain(", "potkit pretrain ", "**Contents**"))
 
 
+def test_the_example_runs_and_draws_from_many_molecules(tmp_path, monkeypatch):
+    """The first block of Python, on a twentieth of the set and with a few steps."""
+    import potkit
+
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code, changed = re.subn(r"steps=\d+", "steps=2, progress=False, device='cpu'", code)
+    assert changed == 2
+    monkeypatch.chdir(tmp_path)
+    whole = potkit.load("ani-mini")
+    small = whole[::20]
+    monkeypatch.setattr(potkit, "load", lambda name: {"ani-mini": small}[name])
+    known = {}
+    exec(compile(code, "README", "exec"), known)
+    assert len(known["train"]) == 200 and len(known["valid"]) == 20
+    drawn, _ = whole.split((0.8, 0.2), seed=0, by="system")[0].split((200, 20), seed=0)
+    assert len(set(drawn.system.tolist())) > 50  # not the first few molecules of the file
+    assert known["errors"].n_structures == len(known["test"]) > 100
+    assert len(known["atoms"].get_forces()) == len(known["atoms"])
+
+
 def test_readme_lists_every_notebook():
     listed = re.findall(r"\]\(notebooks/([^)]+\.ipynb)\)", README)
     assert listed == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))

@@ -20,6 +20,7 @@ CELLS = {
     "hexagonal": np.array([[5.0, 0, 0], [-2.5, 2.5 * np.sqrt(3.0), 0], [0, 0, 9.0]]),
     "skewed": np.array([[5.0, 0, 0], [4.4, 5.0, 0], [4.9, 4.1, 5.0]]),
 }
+CELLS["long"] = np.array([[4.0, 0, 0], [8.0, 14.0, 0], [0, 3.0, 16.0]])  # 60°, sides unlike
 PERIODIC = [(True, True, True), (True, True, False), (False, True, False)]
 
 
@@ -50,7 +51,7 @@ def test_a_cell_for_each_row_gives_what_one_cell_after_the_other_gives(rng):
         np.testing.assert_allclose(together[row], alone, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cube", "box", "monoclinic", "hexagonal"])
+@pytest.mark.parametrize("name", CELLS)
 def test_minimum_images_of_a_batch_are_those_of_arrays(name, rng):
     cell = CELLS[name]
     structures = potkit.Structures(
@@ -68,6 +69,29 @@ def test_minimum_images_of_a_batch_are_those_of_arrays(name, rng):
         length = shortest_of_all(step[owner == row], cell, PERIODIC[row])
         of_structure = shortest.numpy()[owner == row]
         np.testing.assert_allclose(np.linalg.norm(of_structure, axis=1), length, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_minimum_images_of_a_batch_are_exact_in_any_cell(seed):
+    rng = np.random.default_rng(seed)
+    reduced = np.diag(rng.uniform(4.0, 7.0, 3)) + rng.normal(scale=0.8, size=(3, 3))
+    shear = np.eye(3, dtype=int)
+    shear[1, 0], shear[2, 0], shear[2, 1] = rng.integers(-3, 4, 3)
+    cell = shear @ reduced  # the same lattice, its vectors far from the shortest
+    pbc = [(True, True, True), (True, True, False), (True, False, False)]
+    structures = potkit.Structures(
+        np.full(3, 8), np.zeros((3, 3)), [0, 1, 2, 3], cell=np.stack([cell] * 3), pbc=np.array(pbc)
+    )
+    batch = structures.batch(dtype=torch.float64)
+    step = rng.normal(scale=6.0, size=(150, 3))
+    owner = np.arange(150) % 3
+    found = geometry.minimum_image_of(torch.from_numpy(step), batch, torch.from_numpy(owner))
+    for row in range(3):
+        expected = shortest_of_all(step[owner == row], reduced, pbc[row])
+        length = np.linalg.norm(found.numpy()[owner == row], axis=1)
+        np.testing.assert_allclose(length, expected, atol=1e-9)
+        moved = (found.numpy() - step)[owner == row] @ np.linalg.inv(cell)
+        np.testing.assert_allclose(moved, np.round(moved), atol=1e-9)  # a lattice vector
 
 
 def test_edge_vectors_are_differences_of_positions_across_the_faces():

@@ -32,6 +32,7 @@ FULL = dict(
     precision="64-true",
     resident=False,
     progress=False,
+    log="tensorboard",
     freeze=0.2,
     layer_decay=0.8,
     micro_batch=2,

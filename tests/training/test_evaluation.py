@@ -282,3 +282,19 @@ def test_short_memory_makes_no_other_numbers(monkeypatch):
     assert short.sizes == [8, 4, 4, 4, 1]
     for name in whole:
         np.testing.assert_allclose(again[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more, got 0"),
+        ({"batch_size": True}, "batch_size must be a whole number"),
+        ({"device": "cuda:99"}, "device cuda:99: this machine has"),
+        ({"device": "toaster"}, "device 'toaster': not to be used here"),
+    ],
+)
+def test_settings_of_an_evaluation_are_checked_in_one_line(options, message):
+    model = potkit.build("egnn", hidden=8, layers=1, seed=0)
+    with pytest.raises(ConfigError) as error:
+        potkit.evaluate(model, potkit.load("ani-mini")[:2], **options)
+    assert message in str(error.value) and "\n" not in str(error.value)

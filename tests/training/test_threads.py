@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
 from tiny import equal, molecules, weights
 
 import potkit
+from potkit.kernels import schnet_pairs
 from potkit.training import loop
 
 
@@ -42,3 +44,46 @@ def test_threads_are_no_part_of_a_run_s_identity(tmp_path):
     finally:
         torch.set_num_threads(before)
     assert hashes[0] == hashes[1]
+
+
+def test_two_trainings_of_schnet_in_threads_of_one_process_both_finish(tmp_path):
+    structures = molecules(8)
+    config = potkit.TrainConfig(steps=6, batch_size=4, progress=False, device="cpu")
+    ended: dict[int, object] = {}
+
+    def train(number: int) -> None:
+        model = potkit.build("schnet", hidden=16, filters=16, layers=2, seed=number)
+        out = tmp_path / str(number)
+        try:
+            ended[number] = potkit.pretrain(
+                model, structures, potkit.Denoise(sigma=0.1), config, out
+            )
+        except Exception as error:
+            ended[number] = error
+
+    together = [threading.Thread(target=train, args=(number,)) for number in range(2)]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join()
+    assert [ended[number].summary["steps"] for number in range(2)] == [6, 6]
+
+
+def test_slopes_by_forward_differentiation_may_be_made_in_many_threads():
+    slope = schnet_pairs.slope_of(schnet_pairs.slope_of(torch.sin))
+    failed = []
+
+    def work(number: int) -> None:
+        d = torch.linspace(0.1, 3.0, 50, dtype=torch.float64) + number
+        for _ in range(60):
+            try:
+                torch.testing.assert_close(slope(d), -torch.sin(d))
+            except Exception as error:
+                failed.append(error)
+
+    together = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join()
+    assert not failed

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures.ase_io import whole_charge
+from ...structures.ase_io import full_stress, stress_of_virial, whole_charge
 from ...structures.store import Structures
 from . import label_names
 from .common import (
@@ -27,6 +27,8 @@ from .packer import Packer
 
 NAME = "ase-db"
 DESCRIPTION = "ASE database (SQLite or JSON): Å, eV, eV/Å"
+STRESS_KEYS = ("stress",)
+VIRIAL_KEYS = ("virial",)
 
 
 def sniff(path: Path) -> bool:
@@ -124,6 +126,7 @@ def add_row(
             raise DataError(f"{where}: forces have shape {forces.shape}, expected ({len(z)}, 3)")
         require_finite(forces, "force", where, "atom")
         forces = forces[None] * (factors.forces if factors else 1.0)
+    stress = _stress(row, dict(data) | dict(pairs), where, factors or Units(1.0, 1.0, 1.0))
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     length = factors.length if factors else 1.0
     charge = pairs.get("charge", data.get("charge", row.get("charge")))
@@ -136,6 +139,7 @@ def add_row(
         row.cell * length if np.any(row.pbc) else None,
         row.pbc,
         whole_charge(charge, where),
+        stress=stress,
     )
 
 
@@ -194,3 +198,20 @@ def read(
             factors=factors[units_of],
         )
     return packer.finish(str(path), name=path.stem, source_format=NAME)
+
+
+def _stress(row: Any, values: dict[str, Any], where: str, factors: Units) -> np.ndarray | None:
+    """The stress [3, 3] eV/Å³ of a row, or of its virial in ``values``; None without either.
+
+    ``factors`` bring the database's units to eV and Å.
+    """
+    stress = next((values[k] for k in STRESS_KEYS if k in values), row.get("stress"))
+    virial = next((values[k] for k in VIRIAL_KEYS if k in values), None)
+    if stress is None and virial is None:
+        return None
+    if stress is None:
+        stress = factors.energy * stress_of_virial(virial, row.cell * factors.length)
+    else:
+        stress = factors.energy / factors.length**3 * full_stress(stress)
+    require_finite(stress[None], "stress", where, "value")
+    return stress

@@ -1,10 +1,11 @@
-"""DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force}.npy; several below
-one folder are read together.
+"""DeePMD-kit's folders: type.raw, type_map.raw, set.*/{coord,box,energy,force,virial}.npy; several
+below one folder are read together.
 
 Layout as in DeePMD-kit's documentation: coord [n, 3a] Å, box [n, 9] Å, energy [n] eV, force [n, 3a]
-eV/Å; type.raw holds one index per atom into type_map.raw. A file ``nopbc`` beside type.raw says
-that there are no periodic boundaries. Mixed-type systems (real_atom_types.npy) are understood too.
-Pure water gets its molecules from the geometry.
+eV/Å, virial [n, 9] eV (the stress is −virial / volume); type.raw holds one index per atom into
+type_map.raw. A file ``nopbc`` beside type.raw says that there are no periodic boundaries.
+Mixed-type systems (real_atom_types.npy) are understood too. Pure water gets its molecules from the
+geometry.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...structures.ase_io import stress_of_virial
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
 from .common import NUMBERS, Units, chosen_units, require_finite, system_name
@@ -116,10 +118,14 @@ def _read_system(
         energy = _array(part / "energy.npy", (n,), optional=True)
         forces = _array(part / "force.npy", (n, a, 3), optional=True)
         box = _array(part / "box.npy", (n, 3, 3)) if periodic else None
+        virial = _array(part / "virial.npy", (n, 3, 3), optional=True)
         mixed = _array(part / "real_atom_types.npy", (n, a), optional=True)
         for what, array in (("coord", pos), ("energy", energy), ("force", forces), ("box", box)):
             if array is not None:
                 require_finite(array, what, str(part), "frame")
+        if virial is not None:
+            require_finite(virial, "virial", str(part), "frame")
+            virial = virial * factors.energy
         # of systems of several sizes the shorter ones are filled up with −1
         real = np.ones((n, a), bool) if mixed is None else mixed >= 0
         if mixed is not None and (mixed < -1).any():
@@ -148,6 +154,7 @@ def _read_system(
                 cell,
                 periodic,
                 molecule=0 if molecule is None else molecule,
+                stress=None if virial is None else stress_of_virial(virial[k], cell),
             )
 
 

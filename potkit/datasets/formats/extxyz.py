@@ -2,10 +2,12 @@
 Energies in eV, forces in eV/Å, unless units are given. Plain XYZ, without Properties, too.
 
 The layout is that of libAtoms and ASE. Read here without per-frame objects: the atom lines of many
-frames go through one C parser. Understood: Properties, Lattice, pbc, charge, system, and energy and
-forces under the names of `label_names`. A column of three reals that is not read, and a stress or
-virial, are named in ``info["unread"]``. A frame with a Lattice and no pbc is periodic, as in ASE; a
-Lattice with pbc="F F F" is dropped. Plain XYZ has element x y z in its first four columns.
+frames go through one C parser. Understood: Properties, Lattice, pbc, charge, system, energy and
+forces under the names of `label_names`, stress and virial (six numbers in Voigt's order or nine;
+the stress in ASE's sign and the file's unit of energy per Å³, the virial −stress · volume). A
+column of three reals that is not read is named in ``info["unread"]``. A frame with a Lattice and no
+pbc is periodic, as in ASE; a Lattice with pbc="F F F" is dropped. Plain XYZ has element x y z in
+its first four columns.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from ...errors import ConfigError, DataError
-from ...structures.arrays import LABELS
-from ...structures.ase_io import whole_charge
+from ...structures.arrays import MAIN_LABELS
+from ...structures.ase_io import full_stress, stress_of_virial, whole_charge
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
 from . import label_names
@@ -40,7 +42,8 @@ from .packer import Packer
 
 NAME = "extxyz"
 DESCRIPTION = "XYZ and extended XYZ: Properties=…, energy eV, forces eV/Å, or geometries alone"
-STRESS_KEYS = ("stress", "virial", "virials")
+STRESS_KEYS = ("stress", "Stress", "REF_stress", "ref_stress", "dft_stress")
+VIRIAL_KEYS = ("virial", "virials", "Virial", "REF_virial", "ref_virial", "dft_virial")
 UNNAMED = "unnamed"  # columns of plain XYZ behind the position
 CHARGE_KEYS = ("charge", "total_charge")
 SYSTEM_KEYS = ("system", "name")
@@ -262,13 +265,14 @@ class Names:
             if key != chosen.energy:
                 self.packer.unread[key] = "energy"
         for key in info:
-            if label_names.family(key, STRESS_KEYS) is not None:
-                self.packer.unread[key] = "stress is not used"
+            named = label_names.family(key, ("stress", "virial", "virials")) is not None
+            if named and key not in (*STRESS_KEYS, *VIRIAL_KEYS):
+                self.packer.unread[key] = "stress"
         return chosen
 
     def check(self, path: Path) -> None:
         """Raise DataError for a given key that no frame has."""
-        for label, key, k in zip(LABELS, self.given, (0, 1), strict=True):
+        for label, key, k in zip(MAIN_LABELS, self.given, (0, 1), strict=True):
             if key not in (None, "none") and not any(c[k] == key for c in self._known.values()):
                 there = dict.fromkeys(k for keys in self._known for part in keys for k in part)
                 raise DataError(
@@ -398,6 +402,7 @@ def _pack(
             pbc,
             whole_charge(number(frame.info, charge, where), where) if charge else 0,
             0 if molecule is None else molecule,
+            stress=_stress(frame.info, cell, where, factors),
         )
 
 
@@ -405,6 +410,26 @@ def is_isolated_atom(info: dict[str, Any]) -> bool:
     """Whether a frame says that it is one, as MACE and GAP write it: config_type=IsolatedAtom."""
     kind = re.sub("[^a-z]", "", str(info.get("config_type", "")).lower())
     return kind in ("isolatedatom", "isolatedatoms")
+
+
+def _stress(
+    info: dict[str, str], cell: np.ndarray | None, where: str, factors: Units
+) -> np.ndarray | None:
+    """The stress [3, 3] eV/Å³ of a comment line, or of its virial; None where there is neither.
+    ``cell`` [3, 3] Å; ``factors`` bring the file's units to eV and Å.
+    """
+    key = _first(info, (*STRESS_KEYS, *VIRIAL_KEYS))
+    if key is None:
+        return None
+    try:
+        values = np.array(re.split(r"[\s,\[\]]+", info[key].strip(" [],")), np.float64)
+    except ValueError:
+        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine numbers") from None
+    if not np.isfinite(values).all() or values.size not in (6, 9):
+        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine finite numbers")
+    if key in VIRIAL_KEYS:
+        return factors.energy * stress_of_virial(values, cell)
+    return factors.energy / factors.length**3 * full_stress(values)
 
 
 def number(info: dict[str, str], key: str, where: str) -> float:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures.arrays import LABELS
+from ...structures.arrays import MAIN_LABELS
+from ...structures.progress import bar as progress_bar
 from ...structures.storage import StoreWriter
 from ...structures.store import Structures
 from . import label_names
@@ -77,9 +78,9 @@ class Packer:
     """Packed arrays that grow block by block; a block is n structures of the same a atoms.
 
     ``formal_charge`` survives only if every block brought it; of ``energy`` and ``forces`` see
-    `missing_labels`. What was dropped is told in ``info["notes"]``. Positions and forces are kept
-    as ``dtype``, energies as float64. Growing uses realloc, so that memory stays near the packed
-    result.
+    `missing_labels`; ``stress`` survives if any block brought one, NaN for the others. What was
+    dropped is told in ``info["notes"]``. Positions and forces are kept as ``dtype``, energies as
+    float64. Growing uses realloc, so that memory stays near the packed result.
     """
 
     def __init__(self, dtype: Any = np.float32) -> None:
@@ -96,6 +97,7 @@ class Packer:
             "system": np.empty(0, np.int32),
             "cell": np.empty((0, 3, 3)),
             "pbc": np.empty((0, 3), bool),
+            "stress": np.empty((0, 3, 3)),
             "size": np.empty(0, np.int32),
         }
         self._atoms = {
@@ -109,7 +111,7 @@ class Packer:
         self._systems: dict[Any, int] = {}
         self._labels: list[str] = []
         self._label_set: set[str] = set()
-        self._periodic = False
+        self._periodic = self._stressed = False
         self.notes: list[str] = []
         self.labels: set[label_names.Chosen] = set()  # the names that labels had in the file
         self.isolated: list[int] = []  # structures that say they are isolated atoms
@@ -119,14 +121,12 @@ class Packer:
             self._to_disk(_target)
 
     def _to_disk(self, target: _Target) -> None:
-        from tqdm.auto import tqdm
-
         target.taken = True
         self._target = target
         self._writer = target.stack.enter_context(StoreWriter(target.path))
         options = {"desc": f"packing {target.name}", "unit": " structures", "unit_scale": True}
         self._bar = target.stack.enter_context(
-            tqdm(total=target.total, disable=not target.progress, **options)
+            progress_bar(total=target.total, shown=target.progress, **options)
         )
 
     @staticmethod
@@ -170,6 +170,7 @@ class Packer:
         charge: Any = 0,  # broadcast to [n]
         molecule: Any = 0,  # broadcast to [n,a]
         formal_charge: np.ndarray | None = None,  # [a] e
+        stress: np.ndarray | None = None,  # [3,3] or [n,3,3] eV/Å³, NaN for none
     ) -> None:
         """Append a block. Raises DataError if a store is being written and the disk is full."""
         n, a = pos.shape[:2]
@@ -197,6 +198,10 @@ class Packer:
         self._structures["cell"][s] = 0.0 if cell is None else cell
         self._structures["pbc"][s] = pbc
         self._periodic = self._periodic or bool(np.any(pbc))
+        # a structure that does not repeat has no stress
+        stress = np.nan if stress is None or not np.any(pbc) else stress
+        self._structures["stress"][s] = stress
+        self._stressed = self._stressed or bool(np.isfinite(stress).any())
         self._structures["charge"][s] = charge
         self._structures["system"][s] = system
         self._structures["size"][s] = a
@@ -228,7 +233,7 @@ class Packer:
         """
         names = {}
         words = {"energy": label_names.ENERGY_WORDS, "forces": label_names.FORCES_WORDS}
-        for k, label in enumerate(LABELS):
+        for k, label in enumerate(MAIN_LABELS):
             found = sorted({chosen[k] for chosen in self.labels} - {None})
             methods = {label_names.family(name, words[label]) for name in found}
             if len(methods) > 1:
@@ -249,11 +254,11 @@ class Packer:
         drop = list(self._without)
         for name, missing in self._without.items():
             if missing < self.n_structures:
-                if name in LABELS and _missing == "keep":
+                if name in MAIN_LABELS and _missing == "keep":
                     drop.remove(name)
                     info.setdefault("partly_labelled", []).append(name)
                     continue
-                if name in LABELS and _missing == "stop":
+                if name in MAIN_LABELS and _missing == "stop":
                     raise DataError(
                         f"{where}: {missing} of {self.n_structures} structures have no {name}"
                     )
@@ -263,10 +268,12 @@ class Packer:
         if not self._periodic:
             # a box around a molecule that does not repeat is not a property of the molecule
             drop.append("cell")
-        info |= {
-            "systems": self._labels,
-            "units": {"length": "Å", "energy": "eV", "forces": "eV/Å"},
-        }
+        units = {"length": "Å", "energy": "eV", "forces": "eV/Å"}
+        if self._stressed:
+            units["stress"] = "eV/Å³"
+        else:
+            drop.append("stress")
+        info |= {"systems": self._labels, "units": units}
         info |= self._names(where)
         if self.isolated:
             info["isolated_atoms"] = self.isolated

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ...errors import DataError
 from ...structures.outputs import Kind, check, is_a, is_temporary
+from ...structures.progress import bar as progress_bar
 from ...structures.storage import STORE, STORE_FILE
 from ...structures.store import Structures, concatenate
 from .sheet import SHEET, sheet_path, write_sheet
@@ -206,12 +206,12 @@ def _run_all(
 ) -> None:
     versions = _versions(recipe)
     todo = [i for i, path in enumerate(paths) if _open_part(path) is None]
-    bar = tqdm(
+    bar = progress_bar(
         total=len(tasks),
         initial=len(tasks) - len(todo),
         desc=recipe.name,
         unit="part",
-        disable=not progress,
+        shown=progress,
     )
     with one_thread(), bar:
         if jobs == 1 or len(todo) <= 1:

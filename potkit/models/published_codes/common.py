@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from ...structures.batch import Batch
 from ...structures.elements import SYMBOLS
 from ..base import Features, Graph, Potential, Prediction
@@ -252,24 +252,28 @@ class Published(Potential):
         self.outputs = tuple(outputs)
         self.register_buffer("type_table", type_table(), persistent=False)
 
-    def graph(self, batch: Batch, pos: Tensor) -> CodeGraph:
+    def graph(self, batch: Batch, pos: Tensor, strain: Tensor | None = None) -> CodeGraph:
         """The `CodeGraph` of ``batch`` at positions ``pos`` [N, 3] Å.
 
-        Raises DataError as `atom_types` and `box_edges` do.
+        Raises DataError as `atom_types` and `box_edges` do, ConfigError for the stress of a box
+        that the code takes for rectangular: it cannot be sheared.
         """
-        graph = super().graph(batch, pos)
+        graph = super().graph(batch, pos, strain)
+        box = box_edges(batch) if self.backbone.boxes else None
+        if strain is not None and box is not None:
+            raise ConfigError("the published code knows rectangular boxes only: it has no stress")
         order = torch.argsort(graph.receiver * len(graph.z) + graph.sender, stable=True)
         return CodeGraph(
             z=graph.z,
             type=atom_types(batch, self.type_table),
-            pos=pos,
+            pos=graph.pos,
             batch=graph.batch,
             n_structures=graph.n_structures,
             sender=graph.sender[order],
             receiver=graph.receiver[order],
             shift=None if graph.shift is None else graph.shift[order],
             mask=given_flags(graph.mask),
-            box=box_edges(batch) if self.backbone.boxes else None,
+            box=box,
         )
 
     def forward(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:

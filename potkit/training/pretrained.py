@@ -1,0 +1,216 @@
+"""Pretrained weights by name: two files each, NAME.safetensors and its card NAME.json.
+
+They lie in data/weights of the checkout; a wheel holds copies (`datasets.wheel`). A card says what
+the weights were trained on and how, and carries the checksum of its file.
+
+Torch is imported where it is needed, so that a wrong name is said at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import CheckpointError, ConfigError, DataError
+from ..structures.elements import SYMBOLS
+from ..structures.outputs import PART, plain_name, read_json
+from ..structures.storage import replacing
+
+if TYPE_CHECKING:
+    from ..models import Potential
+
+
+class Card(BaseModel):
+    """What is known of pretrained weights. Å for lengths."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    network: str
+    preset: str
+    options: dict[str, Any]
+    parameters: int
+    data: str
+    data_fingerprint: str
+    elements: list[str]
+    objective: dict[str, Any]
+    sigma: float | list[float] | None
+    cutoff: float | None
+    steps: int
+    seed: int
+    validation_loss: float | None
+    run: str
+    command: str
+    commit: str
+    licence: str
+    fine_tuned: dict[str, float] | None
+    sha256: str
+
+    def __str__(self) -> str:
+        sigma = "" if self.sigma is None else f", sigma {self.sigma} Å"
+        return (
+            f"{self.name}: {self.network} {self.preset}, {self.parameters:,} weights, "
+            f"cutoff {self.cutoff} Å; {self.objective['objective']}{sigma}, {self.steps} steps on "
+            f"{self.data} ({' '.join(self.elements)})"
+        )
+
+
+def folder() -> Path:
+    """Where the weights lie: data/weights of the checkout, else the installed package's copies."""
+    package = Path(__file__).resolve().parents[1]
+    places = [package.parent / "data" / "weights", package / "datasets" / "embedded" / "weights"]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def names() -> list[str]:
+    """The names there are, sorted."""
+    return sorted(file.stem for file in folder().glob("*.json"))
+
+
+def card(name: str) -> Card:
+    """The card of weights. Raises ConfigError for an unknown name, CheckpointError for a card that
+    is damaged.
+    """
+    if name not in names():
+        raise ConfigError(f"no pretrained weights {name!r}; there are {', '.join(names())}")
+    path = folder() / f"{name}.json"
+    try:
+        return Card.model_validate(read_json(path))
+    except (OSError, ValidationError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+
+
+def file(name: str) -> Path:
+    """The checkpoint of weights, whole by its card's checksum. Raises ConfigError for an unknown
+    name, CheckpointError for a file that is missing or changed.
+    """
+    about = card(name)
+    path = folder() / f"{name}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    if _sha256(path) != about.sha256:
+        raise CheckpointError(f"{path}: not the file that its card describes (checksum)")
+    return path
+
+
+def pretrained(name: str) -> Potential:
+    """The network of pretrained weights, in evaluation mode, with its card as ``card``.
+
+    It has not seen labels: fine-tune it before its energies or forces are used. Raises ConfigError
+    for an unknown name, CheckpointError for a damaged file.
+    """
+    from . import checkpoints
+
+    model = checkpoints.load(file(name))
+    model.card = card(name)
+    return model
+
+
+def resolve(init: str | Path) -> Path:
+    """The path that ``init`` means: itself where there is such a file or folder, else that of
+    weights by name.
+
+    Raises CheckpointError where it is neither.
+    """
+    path = Path(init)
+    if path.exists():
+        return path
+    if str(init) in names():
+        return file(str(init))
+    known = ", ".join(names()) or "none"
+    raise CheckpointError(
+        f"{init}: no such checkpoint, run folder or pretrained weights (there are: {known})"
+    )
+
+
+def check_elements(source: Path, elements: Sequence[int]) -> None:
+    """Warn in one line where ``elements`` (atomic numbers) has some that the weights in ``source``
+    have not seen. Weights without a card say nothing.
+    """
+    if source.parent.resolve() != folder().resolve() or source.stem not in names():
+        return
+    seen = card(source.stem).elements
+    new = [SYMBOLS[z] for z in elements if SYMBOLS[z] not in seen]
+    if new:
+        warnings.warn(
+            f"{source.stem} was not pretrained on {', '.join(new)} (only on {', '.join(seen)}): "
+            "what it knows of these elements is still random",
+            stacklevel=3,
+        )
+
+
+def pack(
+    run: str | Path,
+    name: str,
+    command: str,
+    commit: str,
+    out: str | Path | None = None,
+    licence: str = "MIT",
+    fine_tuned: dict[str, float] | None = None,
+) -> Card:
+    """Make weights with a card of a finished pretraining in the folder ``run``.
+
+    ``command`` and ``commit`` made the run; ``licence`` is that of the weights. ``fine_tuned``:
+    errors after fine-tuning, by what they are. ``out``: a folder, default that of the shipped ones.
+
+    Raises DataError for a folder that is no finished pretraining, ConfigError for a name that is
+    taken, or where the run's data set is unknown, so that its elements are.
+    """
+    from ..datasets import registry
+    from . import checkpoints
+
+    run, out = Path(run), Path(out or folder())
+    plain_name(name)
+    if not (run / "summary.json").is_file():
+        raise DataError(f"{run}: not a finished run (no summary.json)")
+    source = run / "best.safetensors"
+    _, header = checkpoints.read(source)
+    if header.get("task") != "pretrain":
+        raise DataError(f"{run}: not a pretraining, but {header.get('task', 'something else')}")
+    places = [out / f"{name}{suffix}" for suffix in (".safetensors", ".json")]
+    for place in places:
+        if place.exists():
+            raise ConfigError(f"{place} is there already; choose another name or delete it")
+    if not registry.is_name(header["data"]):
+        raise ConfigError(f"{run}: its data, {header['data']}, is no data set that has a name")
+    summary = read_json(run / "summary.json")
+    recipe, options = header["recipe"], header["recipe"]["options"]
+    about = Card(
+        name=name,
+        network=recipe["name"],
+        preset=recipe["preset"],
+        options=options,
+        parameters=checkpoints.build_again(header, source).n_parameters(),
+        data=header["data"],
+        data_fingerprint=header["data_fingerprint"],
+        elements=[SYMBOLS[z] for z in registry.load(header["data"]).elements],
+        objective=header["objective"],
+        sigma=header["objective"].get("sigma"),
+        cutoff=options.get("cutoff"),
+        steps=summary["steps"],
+        seed=header["config"]["seed"],
+        validation_loss=summary["best"],
+        run=summary["hash"],
+        command=command,
+        commit=commit,
+        licence=licence,
+        fine_tuned=fine_tuned,
+        sha256=_sha256(source),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(places[0], PART) as temporary:
+        shutil.copyfile(source, temporary)
+    with replacing(places[1], PART) as temporary:
+        temporary.write_text(json.dumps(about.model_dump(), indent=1) + "\n", encoding="utf-8")
+    return about
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,125 @@
+"""Training a finished run further, what is said of runs that go on, TensorBoard's event files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import egnn, equal, molecules, weights
+
+import potkit
+from potkit.errors import ConfigError
+from potkit.structures import progress
+from potkit.training import checkpoints, loop
+
+CONFIG = potkit.TrainConfig(
+    steps=6, batch_size=4, lr=1e-3, warmup=0.0, flat=0.0, log_every=1, device="cpu"
+)
+
+
+def train(out, steps=None, config=CONFIG, **more):
+    data = molecules(12)
+    return potkit.finetune(egnn(), data[:8], data[8:], config, out=out, extend=steps, **more)
+
+
+def test_a_finished_run_is_trained_further_beside_it(tmp_path, capsys):
+    first = train(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in first.path.iterdir() if path.is_file()}
+    more = train(tmp_path / "run", 4)
+    assert more.path == tmp_path / "run-plus4" and more.summary["steps"] == 10
+    assert {p.name: p.read_bytes() for p in first.path.iterdir() if p.is_file()} == before
+    assert "4 more steps after the 6" in capsys.readouterr().err
+    rows = more.metrics
+    assert rows["step"].tolist() == list(range(1, 11))
+    # the first rows are those of the finished run, then the schedule begins anew
+    kept = first.metrics
+    assert rows["lr"][:6].tolist() == kept["lr"].tolist()
+    expected = [loop.learning_rate(step, 4, CONFIG) for step in range(4)]
+    np.testing.assert_allclose(rows["lr"][6:], expected)
+    assert more.summary["best"] <= first.summary["best"]
+    # and a second time it is found
+    train(tmp_path / "run", 4)
+    assert "run-plus4: this run is finished (10 steps)" in capsys.readouterr().err
+
+
+def test_an_extension_that_is_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    config = CONFIG.replace(checkpoint_every=1)
+    whole = weights(train(tmp_path / "a" / "run", config=config).model)
+    whole = weights(train(tmp_path / "a" / "run", 4, config).model)
+    train(tmp_path / "b" / "run", config=config)
+    take_step = loop.take_step
+
+    def killed(training, state):
+        if state.step == 8:
+            raise KeyboardInterrupt
+        return take_step(training, state)
+
+    monkeypatch.setattr(loop, "take_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b" / "run", 4, config)
+    monkeypatch.setattr(loop, "take_step", take_step)
+    capsys.readouterr()
+    again = train(tmp_path / "b" / "run", 4, config)
+    assert "goes on after step 8 of 10" in capsys.readouterr().err
+    assert equal(weights(again.model), whole)
+
+
+def test_only_a_finished_run_of_the_same_settings_is_extended(tmp_path):
+    with pytest.raises(ConfigError, match="no finished run of these settings"):
+        train(tmp_path / "none", 4)
+    train(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"another run \(different config.lr\)"):
+        train(tmp_path / "run", 4, CONFIG.replace(lr=2e-3))
+
+
+def test_weights_of_the_extension_start_at_the_last_ones(tmp_path):
+    """With a rate of next to nothing they stay there."""
+    train(tmp_path / "run")
+    last = checkpoints.read(tmp_path / "run" / "last.safetensors")[0]
+    train(tmp_path / "run", 1)
+    more = checkpoints.read(tmp_path / "run-plus1" / "last.safetensors")[0]
+    moved = [
+        float((more[name] - last[name]).abs().max())
+        for name in last
+        if name.startswith("model.") and torch.is_floating_point(last[name])
+    ]
+    assert 0 < max(moved) < 2e-3  # one step of AdamW at 1e-3
+
+
+def test_metrics_go_to_tensorboard_as_well(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(tmp_path / "run", config=CONFIG.replace(log="tensorboard"))
+    events = accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
+    rows = run.metrics
+    for name in ("loss", "lr"):
+        scalars = events.Scalars(name)
+        assert [s.step for s in scalars] == rows["step"].tolist()
+        np.testing.assert_allclose([s.value for s in scalars], rows[name], rtol=1e-6)
+    # where it is logged does not make it another run
+    assert train(tmp_path / "run").summary == json.loads((run.path / "summary.json").read_text())
+
+
+def test_bars_are_for_terminals(monkeypatch, capsys):
+    class Terminal:
+        def __init__(self):
+            self.text = ""
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    assert progress.hidden()  # pytest has taken stderr
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert not progress.hidden()
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert progress.hidden() and progress.bar(total=3).disable
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    assert not progress.hidden()
