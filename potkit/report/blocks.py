@@ -117,9 +117,8 @@ def settings(how: dict[str, Any]) -> pd.DataFrame:
     """
     if "experiment" not in how:
         raise DataError(f"`{how['command']}`: its table has no settings of an experiment beside it")
-    parts = how["experiment"]
     rows = []
-    for part in parts if isinstance(parts, list) else [parts]:
+    for part in _parts(how):
         rows.append(
             {
                 **part.get("grid", {}),
@@ -132,6 +131,12 @@ def settings(how: dict[str, Any]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _parts(how: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of each experiment of a grid; a single one is stored without a list."""
+    parts = how["experiment"]
+    return parts if isinstance(parts, list) else [parts]
 
 
 def _data_name(data: dict[str, Any] | None) -> str:
@@ -163,8 +168,8 @@ def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.Dat
         summary, how = stored(name, folder)
         effects, _ = stored(f"{name}-effects", folder)
         effects = effects[(effects["metric"] == "forces_mae") & (effects["against"] == "scratch")]
-        for part in how["experiment"]:
-            grid = part["grid"]
+        for part in _parts(how):
+            grid = part.get("grid", {})
             errors = _of_part(summary[summary["metric"] == "forces_mae"], grid)
             scratch = errors[errors["arm"] == "scratch"].set_index("labels")["mean"].sort_index()
             changes = _of_part(effects, grid).set_index("arm")

@@ -79,8 +79,7 @@ class Structures:
     system    [S] int32; structures of one chemical species or one trajectory share a number
     molecule  [A] int32; bonded group, numbered from 0 in each structure
     formal_charge [A] int8, e, of each atom in its Lewis structure, or None where that is not known
-    stress    [S, 3, 3] float64, eV/Å³, or None; 1/V ∂E/∂ε, positive under tension (ASE's sign),
-              symmetric; NaN where a structure has none
+    stress    [S, 3, 3] float64, eV/Å³, or None; 1/V ∂E/∂ε (ASE's sign); NaN where there is none
 
     Sets may be partly labelled: ``info["partly_labelled"]`` names the labels that some structures
     lack, whose rows are NaN; `labelled` says which structures have one. Else a NaN is an error.

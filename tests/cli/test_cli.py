@@ -137,9 +137,8 @@ def test_references_and_normalization(run, here, methane, pretrained):
     for words in ([], ["--references", "fit"]):
         code, _, err = run(*again, *words, "--out", "c")
         assert code == 0 and checkpoints.load("c").shift is None, err
-    code, _, err = run(*base, "--references", "isolated", "--out", "d")
-    assert code == 1 and not (here / "d").exists()
-    assert err.startswith("error: ") and err.count("\n") == 1 and "isolated_energies" in err
+    said = one_line(run(*base, "--references", "isolated", "--out", "d"))
+    assert "isolated_energies" in said and not (here / "d").exists()
     code, _, err = run(
         *base, "--config", "none.yaml", "--references", "wB97X/6-31G(d)", "--out", "d"
     )
@@ -364,7 +363,7 @@ def test_wrong_checkpoints(run, here, methane, pretrained):
 
 
 def test_wrong_notebook_and_profile(run):
-    assert one_line(run("run", "none.ipynb")) == "error: none.ipynb: no such notebook\n"
+    assert one_line(run("run", "none.ipynb")) == "error: none.ipynb: no such notebook"
     assert "profile 'fast' is unknown; known: smoke, quick, paper" in one_line(
         run("run", "--profile", "fast")
     )

@@ -357,13 +357,12 @@ def test_labels_belong_to_their_frame():
         potkit.Structures.from_ase([moved])
 
 
-@pytest.mark.parametrize(("given", "right"), [(-0.9999999, -1), (None, 0), (np.array([1]), 1)])
-def test_charges_are_whole(given, right):
-    atoms = Atoms("H", info={"charge": given})
-    assert potkit.Structures.from_ase([atoms]).charge.tolist() == [right]
+def test_a_charge_that_is_nearly_whole_is_rounded():
+    atoms = Atoms("H", info={"charge": -0.9999999})
+    assert potkit.Structures.from_ase([atoms]).charge.tolist() == [-1]
 
 
-@pytest.mark.parametrize("given", [0.5, 70000, [1, 2], "x"])
+@pytest.mark.parametrize("given", [0.5, 70000, None, np.array([1]), [1, 2], "x"])
 def test_other_charges_are_refused(given):
     with pytest.raises(DataError, match="charge"):
         potkit.Structures.from_ase([Atoms("H", info={"charge": given})])
