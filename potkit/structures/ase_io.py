@@ -166,7 +166,8 @@ def _results(atoms: Any, index: int) -> dict[str, Any]:
             "computed; compute them again, or take the calculator away (atoms.calc = None)"
         )
     known = getattr(calc, "implemented_properties", ("energy", "forces"))
-    names = [name for name in ("energy", "forces") if name in known]
+    names = ["energy", "forces", *(["stress"] if "stress" in held else [])]
+    names = [name for name in names if name in known]
     try:
         return {name: np.array(calc.get_property(name, atoms)) for name in names}
     except Exception as error:  # any program may stand behind it

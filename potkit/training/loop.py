@@ -539,9 +539,8 @@ def finetune(
         if missing:
             unread = part.info.get("unread", [])
             hint = f"; not read: {'; '.join(unread)}" if unread else ""
-            raise DataError(
-                f"{part.info.get('name', role)}: no {missing[0]} to fine-tune on (in {role}){hint}"
-            )
+            name = part.info.get("name", role)
+            raise DataError(f"{name}: no {missing[0]} to fine-tune on (labels of {role}){hint}")
     for line in _what_is_trained(train, objective):
         _say(config, line)
     if references is None:

@@ -112,6 +112,27 @@ NAMES = (
 
 
 FOLDERS = ("report", "tensorboard")
+# what is written into them: NAME-parity with NAME.json, the course of training, TensorBoard's own
+WRITTEN = re.compile(r".*-parity\.(html|png)|training\.(html|png)|plotly\.min\.js|events\.out\..*")
+
+
+def _empty(folder: Path) -> None:
+    """Remove from ``folder`` the files that a run wrote into it, and itself if nothing is left:
+    what a user put there stays. A link is left alone.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    names = [name for name in os.listdir(folder) if WRITTEN.fullmatch(name)]
+    names += [
+        f"{name.removesuffix('-parity.html')}.json"
+        for name in names
+        if name.endswith("-parity.html")
+    ]
+    for name in names:
+        if (folder / name).is_file():
+            (folder / name).unlink()
+    if not os.listdir(folder):
+        folder.rmdir()
 
 
 def _is_run(path: Path) -> bool:
@@ -242,7 +263,7 @@ class RunFolder:
             ]
             for name in sorted(names, key=lambda name: name == "run.json"):
                 if name in FOLDERS:
-                    shutil.rmtree(self.path / name)
+                    _empty(self.path / name)
                 else:
                     (self.path / name).unlink()
         self.other = False

@@ -322,7 +322,7 @@ def test_names_and_units_are_options(run, here):
     options = ["--energy-key", "my_E", "--forces-key", "F", "--energy-unit", "kcal/mol"]
     code, out, err = run("data", "info", "a.xyz", *options)
     assert code == 0 and "('my_E')" in err and "('F')" in err
-    assert "-15.8278" in out  # −730 kcal/mol in eV per atom
+    assert "-15.8279" in out  # −730 kcal/mol in eV per atom
     assert "0.0250" in out  # rms of 1 kcal/mol/Å along one of three axes, in eV/Å
     line = one_line(run("data", "info", "rmd17-mini", "--energy-unit", "eV"))
     assert "--energy-unit is for files of your own" in line

@@ -186,14 +186,10 @@ def test_an_experiment_names_keys_and_units(tmp_path):
 
 def test_exponents_without_a_dot_are_numbers():
     from potkit.notebooks import parse_parameter
-    from potkit.structures import plain_yaml
+    from potkit.structures import settings
 
     assert parse_parameter("sigmas", "[1e-1, 5e-2]") == [0.1, 0.05]
-    assert plain_yaml.load("{sigma: 1e-1, name: e1, hex: 1e}") == {
-        "sigma": 0.1,
-        "name": "e1",
-        "hex": "1e",
-    }
+    assert settings.parse("{sigma: 1e-1, name: e1}", "a") == {"sigma": 0.1, "name": "e1"}
 
 
 # --- slabs -------------------------------------------------------------------------------------
@@ -261,6 +257,9 @@ def test_what_no_own_reader_knows_goes_through_ase(tmp_path):
     assert np.allclose(s.energy, [a.get_potential_energy() for a in frames], atol=1e-9)
     assert np.allclose(s.forces, np.concatenate([a.get_forces() for a in frames]), atol=1e-9)
     assert np.allclose(s.cell[1], frames[1].cell.array)
+    held = [a.get_stress(voigt=False) for a in frames]
+    write(tmp_path / "b.traj", frames)
+    assert np.allclose(potkit.read(tmp_path / "b.traj").stress, held, atol=1e-9)
     write(tmp_path / "POSCAR", frames[0], format="vasp")
     assert np.allclose(potkit.read(tmp_path / "POSCAR").pos, frames[0].positions, atol=1e-5)
     write(tmp_path / "a.cif", frames[0])
@@ -358,6 +357,17 @@ def test_labels_belong_to_their_frame():
 
 
 def test_a_charge_that_is_nearly_whole_is_rounded():
+    atoms = Atoms("H", info={"charge": -0.9999999})
+    assert potkit.Structures.from_ase([atoms]).charge.tolist() == [-1]
+
+
+def test_charges_are_rounded(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(frame("energy=-31.7 charge=-0.9999999"))
+    assert potkit.read(path).charge.tolist() == [-1]
+    path.write_text(frame("energy=-31.7 charge=70000"))
+    with pytest.raises(DataError, match="charge 70000 is not a whole number"):
+        potkit.read(path)
     atoms = Atoms("H", info={"charge": -0.9999999})
     assert potkit.Structures.from_ase([atoms]).charge.tolist() == [-1]
 

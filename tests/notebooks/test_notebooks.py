@@ -117,7 +117,7 @@ def test_parameters_are_read_as_yaml(text, value):
 
 
 def test_broken_yaml_is_named():
-    with pytest.raises(ConfigError, match=r"-p seeds: '\[0,' is not a value"):
+    with pytest.raises(ConfigError, match=r"-p seeds: '\[0,': not YAML"):
         runner.parse_parameter("seeds", "[0,")
 
 

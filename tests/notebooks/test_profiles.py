@@ -236,7 +236,7 @@ def in_profile_paper(number: str, monkeypatch, upto: str) -> dict[str, Any]:
     assigns ``upto``; embedded sets stand for the public ones.
     """
 
-    def stand_in(data: str) -> potkit.Structures:
+    def stand_in(data: str, read: dict | None = None) -> potkit.Structures:
         name = "tip3p-mini" if data == "$POTKIT_DATA/tip3p.h5" else data
         s = renamed(name, *STAND_INS[name])
         if name == "md22":  # a molecule that the embedded set does not have

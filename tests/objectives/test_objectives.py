@@ -118,6 +118,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(objective):
     for a, b in ((0, 2), (2, 3), (3, n)):
         i, j = int(batch.ptr[a]), int(batch.ptr[b])
         cut = {k: v[i:j] if len(v) == len(batch.pos) else v[a:b] for k, v in arrays.items()}
+        cut |= {"has_energy": None, "has_forces": None}
         part = SimpleNamespace(**cut, ptr=batch.ptr[a : b + 1] - i, batch=batch.batch[i:j] - a)
         answer = Prediction(prediction.energy[a:b], *(p[i:j] for p in prediction[1:-1]))
         for term in objective.terms(answer, part):

@@ -195,6 +195,7 @@ def project(tmp_path_factory, weights) -> Path:
         base / "mini.ipynb",
     )
     shutil.copytree(weights, base / "weights")
+    potkit.checkpoints.save(base / "tuned.safetensors", egnn())
     torch.save(published_state("denoise-egnn"), base.parent / "model.pth")
     return base
 
@@ -260,6 +261,7 @@ INPUTS = {
     ("compare", "experiment"),
     ("bench networks", "experiment"),
     ("weights import", "file"),
+    ("weights pack", "run"),
     ("plan", "runs"),
     ("baselines", "experiment"),
     ("numerics", "experiment"),
@@ -271,7 +273,7 @@ INPUTS = {
 LINES: dict[tuple[str, str], list[str]] = {
     ("pretrain", "--out"): ["--data", "data/source.xyz", *SMALL],
     ("finetune", "--out"): ["--data", "data/source.xyz", *SMALL],
-    ("evaluate", "--out"): ["weights", "--data", "data/source.xyz"],
+    ("evaluate", "--out"): ["tuned.safetensors", "--data", "data/source.xyz"],
     ("compare", "--store"): ["spec.yaml"],
     ("compare", "--out"): ["spec.yaml", "--store", "STORE"],
     ("compare", "--figure"): ["spec.yaml", "--store", "STORE"],
@@ -281,6 +283,7 @@ LINES: dict[tuple[str, str], list[str]] = {
     ("numerics", "--out"): ["spec.yaml", "--store", "STORE"],
     ("data make", "--out"): ["toy"],
     ("weights import", "--out"): ["denoise-egnn", "../model.pth"],
+    ("weights pack", "--out"): ["weights", "mine", "--command", "this", "--commit", "that"],
     ("data convert", "--out"): ["data/source.xyz"],
     ("data leakage", "--out"): ["data/source.xyz", "data/source.xyz"],
     ("data split", "--out"): ["data/source.xyz"],
@@ -376,8 +379,8 @@ FRESH = {
 }
 
 
-# weights that were imported once are not exchanged for others under the same name
-KEPT = {("weights import", "--out")}
+# weights that were imported or named once are not exchanged for others under the same name
+KEPT = {("weights import", "--out"), ("weights pack", "--out")}
 
 
 @pytest.mark.parametrize("command, option", [key for key in LINES if key not in KEPT])
@@ -406,6 +409,19 @@ def test_what_a_command_wrote_it_replaces(here, command, option, quick_benches, 
                 capsys.readouterr().err
             )
             assert os.listdir(tmp_path / "empty")
+
+
+def test_another_run_takes_away_only_what_a_run_wrote_into_its_report(tmp_path):
+    run = potkit.finetune(egnn(), molecules(4), molecules(2), TINY, out=tmp_path / "run")
+    report = run.path / "report"
+    report.mkdir()
+    for name in ("valid.json", "valid-parity.html", "training.png", "plotly.min.js"):
+        (report / name).write_text("of the run")
+    for name in ("mine.json", "notes.txt"):
+        (report / name).write_text("mine")
+    again = TINY.replace(seed=TINY.seed + 1)
+    potkit.finetune(egnn(), molecules(4), molecules(2), again, out=run.path, overwrite=True)
+    assert sorted(os.listdir(report)) == ["mine.json", "notes.txt"]
 
 
 # -- every public writer -------------------------------------------------------------------------
@@ -839,9 +855,10 @@ def test_a_conversion_that_is_asked_to_end_leaves_nothing(tmp_path, how):
     assert os.listdir(tmp_path) == ["a.xyz"] and b"Traceback" not in process.stderr.read()
 
 
-def test_the_bar_names_the_set(tmp_path, capfd):
+def test_the_bar_names_the_set(tmp_path, capfd, monkeypatch):
     ase.io.write(tmp_path / "a.xyz", molecules(4).to_ase(), format="extxyz")
     (tmp_path / "b").mkdir()
+    monkeypatch.setattr("potkit.structures.progress.hidden", lambda: False)  # as on a terminal
     registry.pack(tmp_path / "a.xyz", tmp_path / "b/packed", progress=True)
     assert "packing packed:" in capfd.readouterr().err
 
