@@ -213,6 +213,7 @@ def test_extxyz_frames_with_faults_are_named(tmp_path):
     head = "Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n"
     frame = f"2\n{head}C 0 0 0 0 0 0\nO 1.1 0 0 0 0 0\n"
     faults = {
+        "energy": frame.replace("energy=-1.0", "energy=low"),
         "Qq": frame.replace("O 1.1", "Qq 1.1"),
         "finite": frame.replace("1.1", "nan"),
         "frame": frame[: len(frame) // 2],

@@ -78,12 +78,11 @@ def _structures(data: str, format: str | None = None, reading: dict[str, str] | 
     structures, from_file = _opened(data, format, reading)
     if from_file:
         from potkit.datasets.reading import report
-
-        for line in report(structures):
-            streams.say_aside(line)
         from potkit.structures.neighbors import check_overlaps
 
         check_overlaps(structures.validate())
+        for line in report(structures):
+            streams.say_aside(line)
     return structures
 
 

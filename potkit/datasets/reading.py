@@ -76,7 +76,8 @@ def read(
 
 def report(structures: Structures) -> list[str]:
     """What was read, a line each: how many structures have energies and forces, under which names,
-    isolated atoms, and what the file holds that is not used.
+    isolated atoms, and what the file holds that is not used. Nothing where all structures have both
+    under their plain names and nothing was left.
     """
     s = structures
     n = len(s)
@@ -99,7 +100,8 @@ def report(structures: Structures) -> list[str]:
             f"total charges {int(s.charge.min()):+d} … {int(s.charge.max()):+d} e: seen only by "
             "networks built with charge=true"
         )
-    return lines
+    plain = all(counts[label] == n and names.get(label, label) == label for label in counts)
+    return [] if plain and len(lines) == 1 else lines
 
 
 # --- which files ---------------------------------------------------------------------------------
@@ -252,13 +254,13 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
             for k in arrays
             if k not in ("positions", "momenta", chosen.forces)
         }
-        if held.get("stress") is not None:
-            unread["stress (stress is not used)"] = None
         results = {}
         if chosen.energy in energies:
             results["energy"] = float(energies[chosen.energy])
         if chosen.forces in forces:
             results["forces"] = np.asarray(forces[chosen.forces])
+        if held.get("stress") is not None:
+            results["stress"] = np.asarray(held["stress"])
         atoms.calc = SinglePointCalculator(atoms, **results) if results else None
     found = arrays_from_ase(frames, np.float64)
     info = found.pop("info")
@@ -270,6 +272,8 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
     out.cell = None if out.cell is None or not out.pbc.any() else out.cell * units.length
     if out.forces is not None:
         out.forces = (out.forces * units.forces).astype(dtype or np.float32)
+    if out.stress is not None:
+        out.stress = out.stress * (units.energy / units.length**3)
     if out.energy is not None:
         out.energy = out.energy * units.energy
         if "energy_unit" not in options:

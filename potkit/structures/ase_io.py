@@ -166,7 +166,8 @@ def _results(atoms: Any, index: int) -> dict[str, Any]:
             "computed; compute them again, or take the calculator away (atoms.calc = None)"
         )
     known = getattr(calc, "implemented_properties", ("energy", "forces"))
-    names = [name for name in ("energy", "forces") if name in known]
+    names = ["energy", "forces", *(["stress"] if "stress" in held else [])]
+    names = [name for name in names if name in known]
     try:
         return {name: np.array(calc.get_property(name, atoms)) for name in names}
     except Exception as error:  # any program may stand behind it
@@ -186,6 +187,8 @@ def _same_atoms(atoms: Any, other: Any) -> bool:
     periodic = atoms.pbc.any() or other.pbc.any()
     if periodic and not ((atoms.pbc == other.pbc).all() and np.allclose(atoms.cell, other.cell)):
         return False
+    if not np.isfinite(atoms.positions).all():
+        return True  # a fault of its own, which the set names
     return bool(np.abs(atoms.positions - other.positions).max(initial=0.0) < 1e-6)
 
 

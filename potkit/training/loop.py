@@ -533,7 +533,8 @@ def finetune(
         missing = [
             label
             for label in objective.labels()
-            if part is not None and not part.labelled(label).any()
+            if part is not None
+            and (getattr(part, label) is None or (len(part) and not part.labelled(label).any()))
         ]
         if missing:
             unread = part.info.get("unread", [])

@@ -295,6 +295,39 @@ def test_wrong_structures(run, here, broken, symbols, message):
     assert not (here / "out").exists()
 
 
+def test_a_structure_without_energy_is_said(run, here):
+    path = extxyz(here / "some.xyz", 12, "CHHHH", "no energy")
+    arguments = ["finetune", "--data", path, "--steps", 2, "--out", "out", *SMALL]
+    line = one_line(run(*arguments, "--missing-labels", "stop"))
+    assert "some: 1 of 12 structures have no energy, the first is structure 3" in line
+    code, _, err = run(*arguments)
+    assert code == 0
+    assert "some: 12 structures, 11 with energy, 12 with forces; each is trained" in err
+
+
+def test_geometries_alone_pretrain(run, here):
+    water = "3\nconformer\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
+    (here / "geometry.xyz").write_text(4 * water)
+    code, _, err = run(
+        "pretrain", "--data", "geometry.xyz", "--steps", 2, "--batch-size", 2, "--out", "out"
+    )
+    assert code == 0 and "4 structures, 0 with energy, 0 with forces" in err
+    line = one_line(run("evaluate", "out", "--data", "geometry.xyz"))
+    assert "only pretrained (denoise)" in line
+
+
+def test_names_and_units_are_options(run, here):
+    head = 'Properties=species:S:1:pos:R:3:F:R:3 my_E=-730.0 pbc="F F F"'
+    (here / "a.xyz").write_text(f"2\n{head}\nH 0 0 0 1 0 0\nH 0 0 0.75 -1 0 0\n")
+    options = ["--energy-key", "my_E", "--forces-key", "F", "--energy-unit", "kcal/mol"]
+    code, out, err = run("data", "info", "a.xyz", *options)
+    assert code == 0 and "('my_E')" in err and "('F')" in err
+    assert "-15.8279" in out  # −730 kcal/mol in eV per atom
+    assert "0.0250" in out  # rms of 1 kcal/mol/Å along one of three axes, in eV/Å
+    line = one_line(run("data", "info", "rmd17-mini", "--energy-unit", "eV"))
+    assert "--energy-unit is for files of your own" in line
+
+
 def test_truncated_hdf5(run, here):
     import h5py
 

@@ -172,6 +172,45 @@ def test_a_lattice_of_sgdml_has_its_vectors_in_columns(tmp_path):
     assert potkit.read(tmp_path / "b.npz", energy_unit="eV").energy.tolist() == [-2080.0]
 
 
+def test_an_experiment_names_keys_and_units(tmp_path):
+    from potkit.experiments.yaml_form import DataSpec
+
+    (tmp_path / "a.xyz").write_text(frame("E=-730.0", ":F:R:3", "1 2 3"))
+    read = {"energy_key": "E", "forces_key": "F", "energy_unit": "kcal/mol"}
+    s = DataSpec(data=str(tmp_path / "a.xyz"), read=read).load()
+    assert s.energy[0] == pytest.approx(-730.0 * units.kcal / units.mol, rel=1e-7)
+    assert s.forces[0, 2] == pytest.approx(3 * units.kcal / units.mol, rel=1e-6)
+    with pytest.raises(ConfigError, match="registered set"):
+        DataSpec(data="rmd17-mini", read=read).load()
+
+
+def test_exponents_without_a_dot_are_numbers():
+    from potkit.notebooks import parse_parameter
+    from potkit.structures import settings
+
+    assert parse_parameter("sigmas", "[1e-1, 5e-2]") == [0.1, 0.05]
+    assert settings.parse("{sigma: 1e-1, name: e1}", "a") == {"sigma": 0.1, "name": "e1"}
+
+
+# --- slabs -------------------------------------------------------------------------------------
+
+
+def test_cells_without_volume_are_a_row(tmp_path):
+    from potkit.datasets import checks, splits
+
+    slab = 'Lattice="5 0 0 0 5 0 0 0 {}" pbc="T T {}" energy=-1 Properties=species:S:1:pos:R:3'
+    text = "2\n{}\nH 0 0 0\nH 0 0 0.8\n"
+    (tmp_path / "slab.xyz").write_text(text.format(slab.format(0, "F")))
+    (tmp_path / "flat.xyz").write_text(text.format(slab.format(0, "T")))
+    s = potkit.read(tmp_path / "slab.xyz")
+    assert checks.check(s).attrs["healthy"]
+    assert len(splits.leakage(s, s)) == 1
+    report = checks.check(potkit.read(tmp_path / "flat.xyz"))
+    row = report.set_index("check").loc["cells without volume"]
+    assert row["value"] == 1 and row["verdict"] == "bad"
+    assert not report.attrs["healthy"]
+
+
 # --- without labels ----------------------------------------------------------------------------
 
 
@@ -218,6 +257,9 @@ def test_what_no_own_reader_knows_goes_through_ase(tmp_path):
     assert np.allclose(s.energy, [a.get_potential_energy() for a in frames], atol=1e-9)
     assert np.allclose(s.forces, np.concatenate([a.get_forces() for a in frames]), atol=1e-9)
     assert np.allclose(s.cell[1], frames[1].cell.array)
+    held = [a.get_stress(voigt=False) for a in frames]
+    write(tmp_path / "b.traj", frames)
+    assert np.allclose(potkit.read(tmp_path / "b.traj").stress, held, atol=1e-9)
     write(tmp_path / "POSCAR", frames[0], format="vasp")
     assert np.allclose(potkit.read(tmp_path / "POSCAR").pos, frames[0].positions, atol=1e-5)
     write(tmp_path / "a.cif", frames[0])
@@ -315,6 +357,17 @@ def test_labels_belong_to_their_frame():
 
 
 def test_a_charge_that_is_nearly_whole_is_rounded():
+    atoms = Atoms("H", info={"charge": -0.9999999})
+    assert potkit.Structures.from_ase([atoms]).charge.tolist() == [-1]
+
+
+def test_charges_are_rounded(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(frame("energy=-31.7 charge=-0.9999999"))
+    assert potkit.read(path).charge.tolist() == [-1]
+    path.write_text(frame("energy=-31.7 charge=70000"))
+    with pytest.raises(DataError, match="charge 70000 is not a whole number"):
+        potkit.read(path)
     atoms = Atoms("H", info={"charge": -0.9999999})
     assert potkit.Structures.from_ase([atoms]).charge.tolist() == [-1]
 
