@@ -107,7 +107,7 @@ class Supervised(Objective):
                 known = label.isfinite().all(-1).all(-1)
                 known = known & (volumes(batch.cell, batch.pbc) > 0)
             else:
-                known = getattr(batch, f"has_{name}", None)  # of a partly labelled set, else None
+                known = getattr(batch, f"has_{name}")  # of a partly labelled set, else None
             if known is not None:
                 known = known[batch.batch] if name == "forces" else known
                 kept = known if kept is None else kept & known
