@@ -7,7 +7,7 @@ has a faster version registers it under that name, with the condition under whic
 
 Both get what the plain function gets. The first replacement whose condition is true is called; if
 there is none, the plain function. torch.compile always traces the plain function, which it makes
-fast itself. The plain function stays within reach as ``function.plain``: it is what a replacement
+fast itself; so does torch.jit.trace, whose graph must run without potkit. The plain function stays within reach as ``function.plain``: it is what a replacement
 is tested against, and what replacements fall back on for derivatives they do not have.
 """
 
@@ -46,7 +46,7 @@ def replaceable(name: str) -> Callable[[Function], Function]:
     def mark(plain: Function) -> Function:
         @functools.wraps(plain)
         def call(*args: Any) -> Any:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():
                 return plain(*args)
             for replacement in replacements(name):
                 if replacement.condition(*args):
