@@ -316,7 +316,9 @@ class Potential(nn.Module):
     def parts(self, outputs: Sequence[str]) -> set[str]:
         """Which of backbone, energy_head, vector_readout … take part in predicting ``outputs``."""
         used = {"backbone"}
-        by_energy = {"energy", "energies", "stress"} | ({"forces"} if self.forces_mode == "gradient" else set())
+        by_energy = {"energy", "energies", "stress"} | (
+            {"forces"} if self.forces_mode == "gradient" else set()
+        )
         if by_energy & set(outputs):
             used.add("energy_head")
         if "vector" in outputs or ("forces" in outputs and self.forces_mode == "vector"):

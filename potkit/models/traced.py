@@ -81,10 +81,7 @@ def check_traceable(model: Potential) -> None:
     """Raise ConfigError for a network that needs more of a structure than atoms and edges."""
     name = type(model.backbone).__name__
     model.check_shares()
-    if model.backbone.formal_charges:
-        raise ConfigError(f"export: {name} reads formal charges of atoms, which engines do not give")
-    if any(isinstance(m, AtomEmbedding) and m.charge is not None for m in model.modules()):
-        raise ConfigError(f"export: {name} reads total charges (charge=True), which no engine gives")
+    check_charges(model)
     beyond = [fault for fault in model.backbone.faults if fault in BEYOND_EDGES]
     if beyond:
         raise ConfigError(
@@ -95,6 +92,19 @@ def check_traceable(model: Potential) -> None:
         raise ConfigError(
             f"export: {name} reads its forces out as a gradient of its own; "
             "build it with forces='gradient'"
+        )
+
+
+def check_charges(model: Potential) -> None:
+    """Raise ConfigError for a network that reads charges, which engines do not give."""
+    name = type(model.backbone).__name__
+    if model.backbone.formal_charges:
+        raise ConfigError(
+            f"export: {name} reads formal charges of atoms, which engines do not give"
+        )
+    if any(isinstance(m, AtomEmbedding) and m.charge is not None for m in model.modules()):
+        raise ConfigError(
+            f"export: {name} reads total charges (charge=True), which no engine gives"
         )
 
 
@@ -118,7 +128,9 @@ def trace(model: Potential, examples: Sequence[Structures]) -> torch.jit.ScriptM
             recorded = torch.jit.trace(module, inputs, check_trace=False)
         except Exception as error:  # whatever a network does that cannot be recorded
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConfigError(f"export: {name} cannot be recorded by torch.jit: {reason[0]}") from error
+            raise ConfigError(
+                f"export: {name} cannot be recorded by torch.jit: {reason[0]}"
+            ) from error
         for batch in batches * 2:  # what has run twice, TorchScript optimises
             _compare(model, recorded, batch, name)
     return recorded
@@ -159,9 +171,7 @@ def reach(model: Potential, element: int = 1) -> float:
     return math.inf if furthest == n - 1 else max(furthest, 1) * model.cutoff
 
 
-def _compare(
-    model: Potential, recorded: torch.jit.ScriptModule, batch: Batch, name: str
-) -> None:
+def _compare(model: Potential, recorded: torch.jit.ScriptModule, batch: Batch, name: str) -> None:
     """Raise ConfigError where ``recorded`` and ``model`` differ in energies or forces."""
     inputs = edges_of(batch, model.cutoff)
     try:
@@ -170,7 +180,9 @@ def _compare(
             forces = -torch.autograd.grad(energies.sum(), inputs[1])[0]
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(f"export: {name}, recorded, does not run at other sizes: {reason}") from error
+        raise ConfigError(
+            f"export: {name}, recorded, does not run at other sizes: {reason}"
+        ) from error
     with torch.no_grad():
         expected = model(batch, ("energies", "forces"))
     limit = RELATIVE[batch.pos.dtype]

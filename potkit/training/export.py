@@ -8,7 +8,6 @@ Packages that a format needs are imported when it is asked for.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import zipfile
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..structures.settings import shown
 from ..structures.storage import replacing
 from ..testing.sample_structures import examples
 from . import checkpoints
-from .evaluation import checked_device
+from .evaluation import checked_device, open_model
 
 FORMATS = ("metatomic", "torch-sim")
 DTYPES = (torch.float32, torch.float64)
@@ -51,17 +50,6 @@ def require(extra: str) -> None:
         raise ConfigError(
             f"{extra} cannot be imported ({error}): pip install 'potkit[{extra}]'"
         ) from None
-
-
-def open_model(checkpoint: str | Path | Potential) -> Potential:
-    """The trained network of a checkpoint or run; a copy of one that is given as such.
-
-    Raises CheckpointError for one without energies.
-    """
-    if isinstance(checkpoint, torch.nn.Module):
-        return copy.deepcopy(checkpoint).eval()
-    checkpoints.require_energies(checkpoint)
-    return checkpoints.load(checkpoint)
 
 
 def export(
@@ -96,6 +84,7 @@ def export(
     place = checked_device(device)
     if format == "torch-sim":
         model = open_model(checkpoint).to(dtype)
+        traced.check_charges(model)
         check(path, checkpoints.CHECKPOINT)
         return checkpoints.save(path, model, {"exported": "torch-sim"})
     require("metatomic")
@@ -167,6 +156,7 @@ def torch_sim_model(
         raise ConfigError(f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}")
     place = checked_device(device)
     model = open_model(checkpoint).to(place, dtype)
+    traced.check_charges(model)
     can = model.forces_mode == "gradient"
     if compute_stress and not can:
         raise ConfigError("this network reads its forces out directly and has no stress")
