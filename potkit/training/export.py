@@ -8,8 +8,10 @@ Packages that a format needs are imported when it is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,11 +30,14 @@ from .evaluation import checked_device, open_model
 
 FORMATS = ("metatomic", "torch-sim")
 DTYPES = (torch.float32, torch.float64)
-NEEDED = {"metatomic": "metatomic.torch", "torch-sim": "torch_sim"}  # module of each extra
+# modules of each extra; those of metatomic are compiled by TorchScript as they are imported
+NEEDED = {"metatomic": ("metatomic.torch", "metatomic_ase"), "torch-sim": ("torch_sim",)}
 
 
 def _is_exported(path: Path) -> bool:
     """Whether ``path`` is a metatomic model: TorchScript with metatomic's own entries."""
+    if not zipfile.is_zipfile(path):
+        return False
     with zipfile.ZipFile(path) as file:
         return any(name.endswith("extra/metatomic-version") for name in file.namelist())
 
@@ -40,12 +45,31 @@ def _is_exported(path: Path) -> bool:
 METATOMIC = Kind("a metatomic model", _is_exported)
 
 
+@contextlib.contextmanager
+def _torchs_own_functions() -> Iterator[None]:
+    """Within, torch.index_select and torch.select are torch's own.
+
+    torch-geometric puts Python functions in their place, which take names of dimensions too and
+    which TorchScript cannot compile: metatensor compiles what calls them when it is imported.
+    """
+    replaced = {name: getattr(torch, name) for name in ("index_select", "select")}
+    for name in replaced:
+        setattr(torch, name, getattr(torch._C._VariableFunctions, name))
+    try:
+        yield
+    finally:
+        for name, function in replaced.items():
+            setattr(torch, name, function)
+
+
 def require(extra: str) -> None:
     """Raise ConfigError, saying how to install it, where what ``extra`` brings cannot be
     imported.
     """
     try:
-        importlib.import_module(NEEDED[extra])
+        with _torchs_own_functions():
+            for name in NEEDED[extra]:
+                importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"{extra} cannot be imported ({error}): pip install 'potkit[{extra}]'"
@@ -113,7 +137,7 @@ def _write_metatomic(model: Potential, path: Path) -> None:
     ]
     recorded = traced.trace(model, structures)
     name = type(model.backbone).__name__
-    with replacing(path, METATOMIC) as temporary:
+    with replacing(path, METATOMIC) as temporary, _torchs_own_functions():
         write(
             temporary,
             recorded,
