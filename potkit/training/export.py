@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
 from ..errors import ConfigError
 from ..kernels.compiling import for_predictions
 from ..models import Potential, traced
@@ -149,10 +148,7 @@ def _write_metatomic(model: Potential, path: Path) -> None:
             shift=model.shift is not None,
             dtype=like.dtype,
             device=like.device.type,
-            description=(
-                f"{name} of potkit {__version__} for "
-                f"{', '.join(SYMBOLS[z] for z in elements)}; Å, eV"
-            ),
+            description=f"{name} of potkit for {', '.join(SYMBOLS[z] for z in elements)}; Å, eV",
         )
 
 
