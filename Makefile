@@ -82,6 +82,14 @@ $(VENV)/.stamp-peers: | setup
 	    || echo "note: not all of them could be installed (see $(VENV)/peers.log); tests that need one are skipped"
 	@touch $@
 
+# The same for the programs that `potkit export` writes for: two small packages and what they need.
+$(VENV)/.stamp-engines: | setup
+	@echo "set-up, optional: metatomic and torch-sim, which read exported networks (some seconds)"
+	@$$(command -v timeout >/dev/null && echo timeout 300) \
+	    $(PIP) $(EXACT) -e ".[metatomic,torch-sim]" >$(VENV)/engines.log 2>&1 \
+	    || echo "note: not all of them could be installed (see $(VENV)/engines.log); tests that need one are skipped"
+	@touch $@
+
 reproduce: setup
 	@$(BIN)/potkit run --profile quick $(NOTEBOOKS)
 
@@ -104,7 +112,7 @@ docs: setup
 test-quick: setup
 	@$(CHECK) $(QUICK)
 
-test: setup $(VENV)/.stamp-peers lint docs
+test: setup $(VENV)/.stamp-peers $(VENV)/.stamp-engines lint docs
 	@$(CHECK)
 	@if [ -n "$(NOTEBOOKS)" ]; then \
 	    echo "notebooks: executing them in profile smoke and comparing the marked cells with what is stored"; \

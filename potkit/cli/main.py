@@ -24,6 +24,7 @@ from . import report, streams
 from .bench import FigureOption, bench_app
 from .config import register as register_config
 from .data import FormatOption, _structures, check_source, data_app, reads_files
+from .export import register as register_export
 from .plan import register
 from .specs import register as register_specs
 from .weights import weights_app
@@ -40,6 +41,7 @@ app.add_typer(weights_app, name="weights")
 register(app)
 register_specs(app)
 register_config(app)
+register_export(app)
 
 DataOption = Annotated[
     str | None,
@@ -770,8 +772,19 @@ def options(
         bool, Option("--version", callback=_version, is_eager=True, help="show versions and stop")
     ] = False,
     debug: Annotated[bool, Option("--debug", help="show the traceback of an error")] = False,
+    allow_module: Annotated[
+        list[str] | None,
+        Option(
+            help="a Python module whose networks a checkpoint may name (see `adapt`), repeatable",
+            metavar="MODULE",
+        ),
+    ] = None,
 ) -> None:
     """Self-supervised pretraining of neural potentials."""
+    if allow_module:
+        from ..models import allow
+
+        allow(*allow_module)
 
 
 def _joined(arguments: list[str]) -> list[str]:
