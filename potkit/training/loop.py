@@ -590,7 +590,7 @@ def _check_labels(train: Structures) -> None:
     told = ", ".join(f"{e.question} is {e.value:.3g}" for e in verdict.evidence if not e.fits)
     raise DataError(
         f"{train.info.get('name', 'train')}: {verdict.says} ({told}, 1 would be right); "
-        "check_labels: false (--set check_labels=false) trains on them as they are"
+        "check_labels: false (--config-set check_labels=false) trains on them as they are"
     )
 
 
