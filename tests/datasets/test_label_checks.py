@@ -104,7 +104,7 @@ def test_neighbours_across_a_periodic_boundary():
     forces = np.zeros((60, 2, 3))
     forces[:, 1, 0] = -30 * (d - 1.1)
     forces[:, 0] = -forces[:, 1]
-    pos = (pos + [8.4, 0, 0]) % 9.5  # the second atom swings through the boundary
+    pos = (pos + np.array([8.4, 0, 0])) % 9.5  # the second atom swings through the boundary
     s = Structures(
         np.tile([6, 1], 60),
         pos.reshape(-1, 3),
