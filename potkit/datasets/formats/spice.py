@@ -78,11 +78,11 @@ def read(
     "PubChem" …).
 
     ``energy``: "formation" or "total"; groups that have neither are geometries alone.
-    ``max_force`` (eV/Å) drops conformations with a larger force component. Charges come from MBIS charges or else from the
-    SMILES. ``formal_charges``: read those of the atoms from the SMILES (by RDKit); left out for the
-    whole set, with a note, if a group has no SMILES or one without atom numbers. ``faults``: those
-    of `FAULTS` to repeat. Groups without conformations (the public files have one) are skipped and
-    named in ``info["notes"]``.
+    ``max_force`` (eV/Å) drops conformations with a larger force component. Charges come from MBIS
+    charges or else from the SMILES. ``formal_charges``: read those of the atoms from the SMILES (by
+    RDKit); left out for the whole set, with a note, if a group has no SMILES or one without atom
+    numbers. ``faults``: those of `FAULTS` to repeat. Groups without conformations (the public files
+    have one) are skipped and named in ``info["notes"]``.
     Raises DataError naming file and group for whatever else does not fit, such as a SMILES whose
     numbered atoms are not ``atomic_numbers``; ConfigError where RDKit is needed and not installed.
     """
