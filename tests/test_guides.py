@@ -118,6 +118,8 @@ def test_commands_run_on_own_data(page, own_files, capsys):
             words[words.index("--steps") + 1] = "2"
         if words[0] in ("pretrain", "finetune"):
             words += ["--device", "cpu"]
+        if words[0] == "finetune":
+            words += ["--no-figures"]  # tested where they are drawn; each takes seconds
         if words[0] == "pretrain":
             words += ["--batch-size", "4"]
         with pytest.raises(SystemExit) as stop:
