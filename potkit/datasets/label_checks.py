@@ -205,7 +205,11 @@ def along_neighbours(structures: Structures, seed: int = 0, per_system: int = 30
     """
     question = "ΔE over −F·Δx"
     x, y, steps = neighbour_pairs(structures, seed, per_system)
-    if len(x) < FEWEST_PAIRS or x.std() == 0 or y.std() == 0:
+    if len(x) >= FEWEST_PAIRS and not (x.std() and y.std()):
+        return Evidence(
+            question, detail="between neighbours energies do not differ, or forces are 0"
+        )
+    if len(x) < FEWEST_PAIRS:
         reason = (
             f"{len(x)} pairs of structures lie within {NEAR:g} Å of each other, "
             f"{FEWEST_PAIRS} are needed"
@@ -467,14 +471,16 @@ def over_bonds_to_hydrogen(structures: Structures) -> Evidence:
     values, weights, shares = [], [], []
     for heavy, constant in STRETCHING.items():
         stretched, pull = _along_bonds(s, pairs, shared, heavy)
-        if len(stretched) < 40 or stretched.std() < 0.005:
+        if len(stretched) < 40 or stretched.std() < 0.005 or not pull.std():
             continue
         centre = stretched - stretched.mean()
         values.append(-(centre * pull).sum() / np.square(centre).sum() / constant)
         weights.append(len(stretched))
         shares.append(-np.corrcoef(stretched, pull)[0, 1])
     if not values:
-        return Evidence(question, absolute=True, detail="too few bonds to hydrogen, or stiff ones")
+        return Evidence(
+            question, absolute=True, detail="too few bonds to hydrogen, or none that stretch"
+        )
     value, correlation = (float(np.average(v, weights=weights)) for v in (values, shares))
     detail = f"{sum(weights)} bonds, correlation {correlation:.3f}"
     tolerance, counts = _strength(correlation, sum(weights), 0.35, 0.8)

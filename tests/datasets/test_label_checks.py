@@ -90,6 +90,9 @@ def test_what_cannot_be_told():
     assert verdict.state == "cannot be told"
     assert "0 pairs of structures lie within 0.25 Å" in verdict.says
     assert "12 are needed" in verdict.says
+    zero = changed(potkit.load("rmd17-mini")[:200], forces=0.0)
+    said = label_checks.judge(zero)
+    assert said.state == "cannot be told" and "forces are 0" in said.says
     random = potkit.load("rmd17-mini")[:200]
     random.forces = np.random.default_rng(0).normal(size=random.forces.shape)
     assert label_checks.judge(random).state in ("cannot be told", "unclear")
