@@ -110,6 +110,9 @@ def judge(structures: Structures, thorough: bool = True, seed: int = 0) -> Verdi
     if not len(have):
         return Verdict("cannot be told", "there are no forces", ())
     rng = np.random.default_rng(seed)
+    drawn = s[np.sort(np.random.default_rng([seed, 1]).permutation(have)[:SAMPLED])]
+    if not np.any(drawn.forces):
+        return Verdict("cannot be told", "all forces are 0", ())
     evidence = []
     totals = None
     if s.energy is not None and len(both := have[s.labelled("energy")[have]]):
@@ -118,7 +121,6 @@ def judge(structures: Structures, thorough: bool = True, seed: int = 0) -> Verdi
         if not evidence[0].counts:
             evidence.append(over_pair_potentials(part, rng))
         totals = unit_of_totals(part)
-    drawn = s[np.sort(rng.permutation(have)[:SAMPLED])]
     evidence.append(over_bonds_to_hydrogen(drawn))
     if thorough and not (evidence[-1].counts and any(e.counts for e in evidence[:-1])):
         evidence.append(over_xtb(drawn, rng))
@@ -206,9 +208,7 @@ def along_neighbours(structures: Structures, seed: int = 0, per_system: int = 30
     question = "ΔE over −F·Δx"
     x, y, steps = neighbour_pairs(structures, seed, per_system)
     if len(x) >= FEWEST_PAIRS and not (x.std() and y.std()):
-        return Evidence(
-            question, detail="between neighbours energies do not differ, or forces are 0"
-        )
+        return Evidence(question, detail="energies of neighbouring structures do not differ")
     if len(x) < FEWEST_PAIRS:
         reason = (
             f"{len(x)} pairs of structures lie within {NEAR:g} Å of each other, "
