@@ -12,6 +12,7 @@ import gzip
 import lzma
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..structures.elements import SYMBOLS
 from ..structures.store import Structures, concatenate
 from . import formats
 from .formats import label_names, packer
-from .formats.common import chosen_units, sized, unit_of_totals
+from .formats.common import Units, chosen_units, named_stress, sized, unit_of_totals
 
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ISOLATED = ("references", "keep")
@@ -50,7 +51,10 @@ def read(
     (training takes of each structure what it has), "stop" with DataError, or "drop" the label.
     ``isolated_atoms``: single atoms among larger structures become the "references" of their
     elements (``info["atomic_energies"]``, eV), as in MACE, or are "keep"-t as structures.
-    ``options`` go to the reader: energy_key, forces_key, energy_unit, forces_unit, length_unit …
+    ``options`` go to the reader: energy_key, forces_key, stress_key, energy_unit, forces_unit,
+    length_unit …
+
+    Warns where units that nobody named cannot be right.
 
     Raises DataError for whatever is wrong with a file, ConfigError for an unknown option.
     """
@@ -71,7 +75,16 @@ def read(
     out = _settle(out, missing_labels)
     if "energy_unit" not in options:
         _doubt_unit(out)
+    if doubts := out.info.pop("doubts", []):
+        name = out.info.get("name", "data")
+        out.info["notes"] = [*out.info.get("notes", []), *doubts]
+        for doubt in doubts:
+            warnings.warn(f"{name}: {doubt}", UnitWarning, stacklevel=2)
     return out
+
+
+class UnitWarning(UserWarning):
+    """The units a file was taken to have cannot be right."""
 
 
 def report(structures: Structures) -> list[str]:
@@ -175,7 +188,7 @@ def _joined(parts: list[Structures]) -> Structures:
     for part in parts:
         isolated += [first + row for row in part.info.get("isolated_atoms", [])]
         first += len(part)
-    for key in ("notes", "unread"):
+    for key in ("notes", "unread", "doubts"):
         found = dict.fromkeys(line for part in parts for line in part.info.get(key, []))
         out.info.pop(key, None)
         out.info |= {key: list(found)} if found else {}
@@ -209,7 +222,14 @@ def _through_ase(
     import ase.io
     from ase.io.formats import UnknownFileTypeError
 
-    known = ("energy_key", "forces_key", "energy_unit", "forces_unit", "length_unit")
+    known = (
+        "energy_key",
+        "forces_key",
+        "stress_key",
+        "energy_unit",
+        "forces_unit",
+        "length_unit",
+    )
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(
             f"{path}: read through ASE, which has no option {unknown[0]!r} "
@@ -237,6 +257,11 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
     from ase.calculators.singlepoint import SinglePointCalculator
 
     keys = options.get("energy_key"), options.get("forces_key")
+    stress_key = options.get("stress_key")
+    one = Units(1.0, 1.0, 1.0)  # units are applied to all frames together
+    if stress_key not in (None, "none") and not any(stress_key in f.info for f in frames):
+        there = ", ".join(dict.fromkeys(key for f in frames for key in f.info)) or "nothing"
+        raise DataError(f"{path}: no frame has a stress under {stress_key!r} (there is: {there})")
     names: set[label_names.Chosen] = set()
     unread: dict[str, None] = {}
     for i, atoms in enumerate(frames):
@@ -259,7 +284,11 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
             results["energy"] = float(energies[chosen.energy])
         if chosen.forces in forces:
             results["forces"] = np.asarray(forces[chosen.forces])
-        if held.get("stress") is not None:
+        where = f"{path}: frame {i}"
+        if stress_key in atoms.info:
+            cell = np.asarray(atoms.cell)
+            results["stress"] = named_stress(atoms.info, stress_key, cell, where, one)
+        elif stress_key is None and held.get("stress") is not None:
             results["stress"] = np.asarray(held["stress"])
         atoms.calc = SinglePointCalculator(atoms, **results) if results else None
     found = arrays_from_ase(frames, np.float64)
@@ -371,7 +400,7 @@ def _doubt_unit(structures: Structures) -> None:
     if structures.info.get("source_format") not in ("extxyz", "ase", "ase-db", "deepmd"):
         return
     if unit_of_totals(structures) == "hartree":
-        structures.info.setdefault("notes", []).append(
+        structures.info.setdefault("doubts", []).append(
             "the energies, taken for eV, are the size of total energies in Hartree: is "
             "energy_unit=hartree (--energy-unit hartree) meant? forces would follow"
         )

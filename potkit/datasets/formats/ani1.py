@@ -48,8 +48,8 @@ def read(
     ``systems``: "group" (a molecule is a group of the file, as in ANI-1) or "composition" (files
     that cut one molecule into many groups). ``high_energy`` adds the set-apart conformations.
     ``max_energy`` (eV) drops conformations that lie further above the lowest one of their
-    composition (over all files read). Raises DataError for anything that does not fit, naming file
-    and group.
+    composition (over all files read). Groups without energies are geometries alone. Raises
+    DataError for anything that does not fit, naming file and group.
     """
     if systems not in ("group", "composition"):
         raise ConfigError(f"systems must be 'group' or 'composition', got {systems!r}")
@@ -106,13 +106,15 @@ def _read_group(
         if suffix and "coordinatesHE" not in group:
             continue
         pos = load(dataset(group, f"coordinates{suffix}", file), file)
-        energy = load(dataset(group, f"energies{suffix}", file), file)
+        energy = None  # geometries alone
+        if any("energ" in key for key in group):
+            energy = load(dataset(group, f"energies{suffix}", file), file)
         if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
             raise DataError(
                 f"{where}: coordinates{suffix} have shape {pos.shape}, {len(z)} species ask for "
                 f"(n, {len(z)}, 3)"
             )
-        if energy.shape != (len(pos),):
+        if energy is not None and energy.shape != (len(pos),):
             raise DataError(
                 f"{where}: energies{suffix} have shape {energy.shape}, {len(pos)} conformations "
                 f"ask for ({len(pos)},)"
@@ -122,7 +124,9 @@ def _read_group(
                 continue
             raise DataError(f"{where}: holds no conformations (coordinates have shape {pos.shape})")
         require_finite(pos, f"coordinates{suffix}", where)
-        require_finite(energy, f"energies{suffix}", where)
+        if energy is not None:
+            require_finite(energy, f"energies{suffix}", where)
+            energy = energy.astype(np.float64) * units.HARTREE
         forces = None
         if "forces" in group and not suffix:
             forces = load(group["forces"], file)
@@ -132,4 +136,4 @@ def _read_group(
                 )
             require_finite(forces, "forces", where)
             forces = forces.astype(np.float64) * units.factor(forces_unit)
-        packer.add(z, pos, system, energy.astype(np.float64) * units.HARTREE, forces)
+        packer.add(z, pos, system, energy, forces)

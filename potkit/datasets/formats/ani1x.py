@@ -26,18 +26,22 @@ DESCRIPTION = (
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first groups hold coordinates, atomic_numbers and some LEVEL.energy."""
+    """Whether the first groups hold coordinates, atomic_numbers and some LEVEL.energy, or nothing
+    that is called an energy.
+    """
     from .hdf5 import first_keys
 
     keys = first_keys(path)
-    return {"coordinates", "atomic_numbers"} <= keys and any(k.endswith(".energy") for k in keys)
+    if not {"coordinates", "atomic_numbers"} <= keys:
+        return False
+    return any(k.endswith(".energy") for k in keys) or not any("energ" in k for k in keys)
 
 
 def read(
     path: Path, dtype: Any = np.float32, level: str = "wb97x_dz", forces: bool = True
 ) -> Structures:
     """Read the conformations that have energy (and forces, where the level has them) at ``level``;
-    the others are dropped and counted.
+    the others are dropped and counted. A file without any energy is geometries alone.
 
     ``level``: the part before ".energy" (wb97x_dz, wb97x_tz, ccsd(t)_cbs …). ``info["notes"]`` says
     how many rows were dropped. Raises ConfigError for a level the file does not have, DataError
@@ -47,15 +51,17 @@ def read(
     dropped = 0
     levels: set[str] = set()
     with open_hdf5(path) as file:
-        for group in groups_with(file, "coordinates"):
+        groups = list(groups_with(file, "coordinates"))
+        unlabelled = not any(key.endswith(".energy") for group in groups for key in group)
+        for group in groups:
             where = f"{path}: group {group.name}"
             z = checked_numbers(load(dataset(group, "atomic_numbers", path), path), where)
             levels |= {k.rsplit(".", 1)[0] for k in group if k.endswith(".energy")}
-            if f"{level}.energy" not in group:
+            if f"{level}.energy" not in group and not unlabelled:
                 dropped += len(dataset(group, "coordinates", path))
                 continue
             pos = load(dataset(group, "coordinates", path), path)
-            energy = load(group[f"{level}.energy"], path)
+            energy = None if unlabelled else load(group[f"{level}.energy"], path)
             force = None
             if forces and f"{level}.forces" in group:
                 force = load(group[f"{level}.forces"], path)
@@ -68,7 +74,7 @@ def read(
                 raise DataError(
                     f"{where}: holds no conformations (coordinates have shape {pos.shape})"
                 )
-            if energy.shape != (len(pos),):
+            if energy is not None and energy.shape != (len(pos),):
                 raise DataError(
                     f"{where}: {level}.energy has shape {energy.shape}, {len(pos)} conformations "
                     f"ask for ({len(pos)},)"
@@ -77,25 +83,27 @@ def read(
                 raise DataError(
                     f"{where}: {level}.forces have shape {force.shape}, coordinates {pos.shape}"
                 )
-            keep = ~np.isnan(energy)
+            keep = np.ones(len(pos), bool) if energy is None else ~np.isnan(energy)
             if force is not None:
                 keep &= ~np.isnan(force).any((1, 2))
             dropped += int((~keep).sum())
             if not keep.any():
                 continue
             require_finite(pos, "coordinates", where)
-            require_finite(energy[keep], f"{level}.energy", where, "kept row")
+            if energy is not None:
+                require_finite(energy[keep], f"{level}.energy", where, "kept row")
+                energy = energy[keep].astype(np.float64) * units.HARTREE
             if force is not None:
                 force = force[keep].astype(np.float64) * units.factor("hartree/å")
             packer.add(
                 z,
                 pos[keep],
                 packer.system(group.name.strip("/")),
-                energy[keep].astype(np.float64) * units.HARTREE,
+                energy,
                 force,
             )
-    if not levels:
-        raise DataError(f"{path}: no group holds an energy (LEVEL.energy)")
+    if unlabelled:
+        return packer.finish(str(path), name=path.stem, source_format=NAME)
     if level not in levels:
         raise ConfigError(f"{path}: no level {level!r} (it has: {', '.join(sorted(levels))})")
     if dropped:

@@ -19,6 +19,7 @@ from .common import (
     Units,
     checked_numbers,
     chosen_units,
+    named_stress,
     require_finite,
     sized,
     system_name,
@@ -92,11 +93,12 @@ def add_row(
     require: Sequence[str] = ("energy",),
     keys: tuple[str | None, str | None] = (None, None),
     factors: Units | None = None,
+    stress_key: str | None = None,
 ) -> None:
     """Append an `ase.db` row to ``packer``. ``system``: key of its system (default: the row's
     ``system`` or ``name``, or formula). ``keys``: names of energy and forces, where they are not to
-    be guessed. ``factors``: of its units; eV and Å by default, where the size of the energy is
-    looked at.
+    be guessed; ``stress_key`` likewise. ``factors``: of its units; eV and Å by default, where the
+    size of the energy is looked at.
     """
     z = checked_numbers(row.numbers, where)
     data = row.data if row.data else {}
@@ -126,7 +128,7 @@ def add_row(
             raise DataError(f"{where}: forces have shape {forces.shape}, expected ({len(z)}, 3)")
         require_finite(forces, "force", where, "atom")
         forces = forces[None] * (factors.forces if factors else 1.0)
-    stress = _stress(row, dict(data) | dict(pairs), where, factors or Units(1.0, 1.0, 1.0))
+    stress = _stress(row, dict(data) | dict(pairs), where, factors, stress_key)
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     length = factors.length if factors else 1.0
     charge = pairs.get("charge", data.get("charge", row.get("charge")))
@@ -164,6 +166,7 @@ def read(
     energy_unit: str | None = None,
     forces_unit: str | None = None,
     length_unit: str | None = None,
+    stress_key: str | None = None,
 ) -> Structures:
     """Read every row. Options as in extended XYZ.
 
@@ -196,15 +199,27 @@ def read(
             require=tuple(require or ()),
             keys=(energy_key, forces_key),
             factors=factors[units_of],
+            stress_key=stress_key,
         )
     return packer.finish(str(path), name=path.stem, source_format=NAME)
 
 
-def _stress(row: Any, values: dict[str, Any], where: str, factors: Units) -> np.ndarray | None:
+def _stress(
+    row: Any,
+    values: dict[str, Any],
+    where: str,
+    factors: Units | None,
+    key: str | None = None,
+) -> np.ndarray | None:
     """The stress [3, 3] eV/Å³ of a row, or of its virial in ``values``; None without either.
 
-    ``factors`` bring the database's units to eV and Å.
+    ``factors`` bring the database's units to eV and Å; ``key``: the name of it, or "none".
     """
+    factors = factors or Units(1.0, 1.0, 1.0)
+    if key is not None:
+        if key not in values:
+            return None
+        return named_stress(values, key, row.cell * factors.length, where, factors)
     stress = next((values[k] for k in STRESS_KEYS if k in values), row.get("stress"))
     virial = next((values[k] for k in VIRIAL_KEYS if k in values), None)
     if stress is None and virial is None:

@@ -4,9 +4,10 @@ finite.
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
+from ...structures.ase_io import full_stress, stress_of_virial
 from ...structures.elements import SYMBOLS, composition, formula
 from ...structures.store import Structures
 
@@ -191,6 +193,32 @@ def unit_of_totals(structures: Structures) -> str | None:
         if (np.abs(share * units.factor(unit) - 1) < 0.25).all():
             return unit
     return None
+
+
+def named_stress(
+    values: Mapping[str, Any],
+    key: str,
+    cell: np.ndarray | None,  # [3, 3] Å
+    where: str,
+    factors: Units,
+) -> np.ndarray:
+    """The stress [3, 3] eV/Å³ behind ``key``: a virial where its name says so, else a stress; six
+    numbers in Voigt's order, or nine, or a text of these.
+
+    ``factors`` bring the file's units to eV and Å. Raises DataError.
+    """
+    value = values[key]
+    try:
+        if isinstance(value, str):
+            value = re.split(r"[\s,\[\]]+", value.strip(" [],"))
+        numbers = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {key}={values[key]!r} is not six or nine numbers") from None
+    if not np.isfinite(numbers).all() or numbers.size not in (6, 9):
+        raise DataError(f"{where}: {key}={values[key]!r} is not six or nine finite numbers")
+    if "virial" in key.lower():
+        return factors.energy * stress_of_virial(numbers, cell)
+    return factors.energy / factors.length**3 * full_stress(numbers)
 
 
 class NpyRows:

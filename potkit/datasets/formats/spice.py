@@ -77,11 +77,12 @@ def read(
     """Read all molecules, or those whose ``subset`` contains one of ``subsets`` ("Dipeptides",
     "PubChem" …).
 
-    ``energy``: "formation" or "total". ``max_force`` (eV/Å) drops conformations with a larger force
-    component. Charges come from MBIS charges or else from the SMILES. ``formal_charges``: read
-    those of the atoms from the SMILES (by RDKit); left out for the whole set, with a note, if a
-    group has no SMILES or one without atom numbers. ``faults``: those of `FAULTS` to repeat. Groups
-    without conformations (the public files have one) are skipped and named in ``info["notes"]``.
+    ``energy``: "formation" or "total"; groups that have neither are geometries alone.
+    ``max_force`` (eV/Å) drops conformations with a larger force component. Charges come from MBIS
+    charges or else from the SMILES. ``formal_charges``: read those of the atoms from the SMILES (by
+    RDKit); left out for the whole set, with a note, if a group has no SMILES or one without atom
+    numbers. ``faults``: those of `FAULTS` to repeat. Groups without conformations (the public files
+    have one) are skipped and named in ``info["notes"]``.
     Raises DataError naming file and group for whatever else does not fit, such as a SMILES whose
     numbered atoms are not ``atomic_numbers``; ConfigError where RDKit is needed and not installed.
     """
@@ -102,7 +103,10 @@ def read(
             seen.add(subset)
             if subsets is not None and not any(s.lower() in subset.lower() for s in subsets):
                 continue
-            for needed in ("atomic_numbers", "conformations", ENERGIES[energy]):
+            # geometries alone will do; of two energies the wrong one will not
+            unlabelled = not any(get(name) is not None for name in ENERGIES.values())
+            required = () if unlabelled else (ENERGIES[energy],)
+            for needed in ("atomic_numbers", "conformations", *required):
                 if get(needed) is None:
                     raise DataError(
                         f"{where} has no {needed!r} (it has: {', '.join(group) or 'nothing'})"
@@ -119,8 +123,11 @@ def read(
                     f"{where}: conformations have shape {pos.shape}, {len(z)} atomic_numbers ask "
                     f"for (n, {len(z)}, 3)"
                 )
-            value = _converted(get(ENERGIES[energy]), "hartree", path)
-            if value.shape != (len(pos),):
+            value = None
+            if not unlabelled:
+                value = _converted(get(ENERGIES[energy]), "hartree", path)
+                require_finite(value, ENERGIES[energy], where)
+            if value is not None and value.shape != (len(pos),):
                 raise DataError(
                     f"{where}: {ENERGIES[energy]} has shape {value.shape}, {len(pos)} "
                     f"conformations ask for ({len(pos)},)"
@@ -149,7 +156,6 @@ def read(
                 smiles = None if get("smiles") is None else _text(get("smiles"))
                 z, formal = _in_smiles_order(smiles, z, formal, where)
             require_finite(pos, "conformations", where)
-            require_finite(value, ENERGIES[energy], where)
             keep = np.ones(len(pos), bool)
             if max_force is not None and forces is not None:
                 keep = np.abs(forces).max((1, 2)) <= max_force
@@ -160,7 +166,7 @@ def read(
                     z,
                     pos[keep],
                     packer.system(name),
-                    value[keep],
+                    None if value is None else value[keep],
                     None if forces is None else forces[keep],
                     charge=charge,
                     formal_charge=formal,
