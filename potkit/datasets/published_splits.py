@@ -94,7 +94,7 @@ def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
                 raise DataError(f"{path}: line {line}: {word!r} is not a whole number")
             rows.append(row)
             lines.append(line)
-    out = np.array(rows, np.int64) - base
+    out = np.array([min(row, 2**62) for row in rows], np.int64) - base
     bad = (out < 0) | (out >= n)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])

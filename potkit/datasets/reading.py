@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..structures.array_files import UNREADABLE, first_line
 from ..structures.ase_io import arrays_from_ase
 from ..structures.elements import SYMBOLS
 from ..structures.store import Structures, concatenate
@@ -159,8 +160,8 @@ def _unpacked(path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
         try:
             with PACKED[path.suffix.lower()](path) as source, open(inside, "wb") as target:
                 shutil.copyfileobj(source, target)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            raise DataError(f"{path}: cannot be unpacked ({error})") from error
+        except (*UNREADABLE, lzma.LZMAError) as error:
+            raise DataError(f"{path}: cannot be unpacked ({first_line(error)})") from error
         try:
             return _read_one(inside, None, dtype, options)
         except DataError as error:
