@@ -216,6 +216,7 @@ def _through_ase(
             f"{path}: read through ASE, which has no option {unknown[0]!r} "
             f"(there are: {', '.join(known)})"
         )
+    _check_counts(path)
     try:
         frames = ase.io.read(path, index=":", format=format)
     except UnknownFileTypeError:
@@ -232,6 +233,26 @@ def _through_ase(
     if not frames:
         raise DataError(f"{path}: holds no structures")
     return _from_frames(frames, path, dtype, options)
+
+
+def _check_counts(path: Path) -> None:
+    """Raise DataError for a text of frames, each after the number of its atoms, that claims more
+    atoms than it has lines: ASE counts them all the same.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        if not file.readline(1000).strip().isdigit():
+            return
+        lines = 1 + sum(1 for _ in file)
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            word = line.strip()
+            if word.isdigit() and (len(word) > 18 or int(word) > lines):
+                raise DataError(
+                    f"{path}: line {number}: {word[:30].decode()} atoms are claimed, the file has "
+                    f"{lines} lines"
+                )
 
 
 def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
@@ -269,10 +290,12 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
     units = chosen_units(
         options.get("length_unit"), options.get("energy_unit"), options.get("forces_unit")
     )
-    out.pos = (out.pos * units.length).astype(dtype or np.float32)
+    with np.errstate(over="ignore"):  # `validate` names what is beyond single precision
+        out.pos = (out.pos * units.length).astype(dtype or np.float32)
     out.cell = None if out.cell is None or not out.pbc.any() else out.cell * units.length
     if out.forces is not None:
-        out.forces = (out.forces * units.forces).astype(dtype or np.float32)
+        with np.errstate(over="ignore"):
+            out.forces = (out.forces * units.forces).astype(dtype or np.float32)
     if out.stress is not None:
         out.stress = out.stress * (units.energy / units.length**3)
     if out.energy is not None:

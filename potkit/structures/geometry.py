@@ -36,6 +36,7 @@ def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) ->
     if cell is None or not pbc.any():
         return step
     cell = np.asarray(cell, np.float64)
+    pbc = pbc & cell.any(-1)  # along a vector of no length there are no images
     if cell.ndim == 3 and not _rectangular(cell, pbc):
         per_structure = zip(step, cell, pbc, strict=True)
         return np.stack([minimum_image(*one) for one in per_structure])

@@ -410,7 +410,7 @@ def is_packed(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "potkit" in file.attrs
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, RuntimeError, ValueError, KeyError):
         return False
 
 

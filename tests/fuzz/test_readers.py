@@ -12,9 +12,11 @@ does.
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -249,3 +251,58 @@ def test_spoiled_specs():
             COUNTS["bytes", "spec", "refused" if made is None else "read"] += 1
 
     for_minutes(check)
+
+
+# --- what once went wrong ------------------------------------------------------------------------
+
+TRILLION = b"(1000000000000,), }"
+ONCE = {
+    "a count that ASE follows to the end": ("sgdml-xyz", "f.xyz", b"3\n", b"1000000000000\n"),
+    "a count of thirty digits": ("xyz", "f.xyz", b"3\n", b"9" * 30 + b"\n"),
+    "a count of other digits": ("xyz", "f.xyz", b"3\n", "²\n".encode()),
+    "columns without end": ("extxyz", "f.extxyz", b"forces:R:3", b"forces:R:1000000000000"),
+    "columns twice": ("extxyz", "f.extxyz", b"forces:R:3", b"pos:R:3"),
+    "an id too large": ("iso17", "validation_ids.txt", b"3", b"1e30"),
+    "an id of other digits": ("iso17", "validation_ids.txt", b"3", "²".encode()),
+    "a database that is none": ("iso17", "reference.db", b"SQLite", b"sqLite"),
+    "a header of .npy that is no Python": ("store", "f/ptr.npy", b"(4,)", b"1e30"),
+    "a header of .npy that does not end": ("deepmd", "f/set.000/energy.npy", b"}", b" "),
+    "10^12 rows in .npy": ("deepmd", "f/set.000/energy.npy", b"(3,), }" + b" " * 12, TRILLION),
+    "10^12 rows in a store": ("store", "f/energy.npy", b"(3,), }" + b" " * 12, TRILLION),
+    "a store without its info": ("store", "f/potkit.json", b'"info"', b'"other"'),
+    "names of systems that are none": ("store", "f/potkit.json", b'"water"\n', b"[1]\n"),
+    "a position beyond single precision": ("runner", "input.data", b"0.0 0.0 ", b"1e300 0.0 "),
+    "damaged gzip": ("packed", "f.xyz.gz", b"\x03", b"\xff"),
+}
+
+
+@pytest.mark.parametrize("what", ONCE)
+def test_what_once_went_wrong(what, tmp_path):
+    name, file, old, new = ONCE[what]
+    files = valid(name)
+    assert old in files[file]
+    m.write_files(tmp_path / "place", files | {file: files[file].replace(old, new, 1)})
+    assert m.read(tmp_path / "place" / m.FILES[name][1]) is None
+
+
+def test_once_too_large_to_cast(tmp_path):
+    """ASE's own files: positions that single precision cannot hold."""
+    frame = m.frames()[0]
+    frame.positions[0, 0] = 1e60
+    frame.write(tmp_path / "f.traj")
+    assert m.read(tmp_path / "f.traj") is None
+
+
+@pytest.mark.parametrize("name", ["sgdml", "rmd17", "tip3p-npz"])
+def test_npz_that_claims_what_it_does_not_hold(name, tmp_path):
+    arrays, _, file = m.OF_ARRAYS[name]
+    for key in arrays:
+        with zipfile.ZipFile(tmp_path / file, "w") as archive:
+            for other, array in arrays.items():
+                out = io.BytesIO()
+                shape = (10**12, *array.shape[1:]) if other == key else array.shape
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(out, header)
+                out.write(array.tobytes())
+                archive.writestr(f"{other}.npy", out.getvalue())
+        assert m.read(tmp_path / file) is None, key
