@@ -83,7 +83,8 @@ def _waves(structures: Structures, i: int) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
             cell = complete_cell(np.where(structures.pbc[i][:, None], cell, 0.0))
         # vectors that depend on each other complete to NaN
-        cell = cell if abs(np.linalg.det(cell)) >= FLAT else np.eye(3)
+        if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < FLAT:
+            cell = np.eye(3)
     pos = np.asarray(structures.pos[a:b], np.float64)
     fractional = np.linalg.solve(cell.T, pos.T).T
     phases = np.exp(2j * np.pi * fractional @ _WAVES.T)  # [a, 8]

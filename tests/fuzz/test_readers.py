@@ -272,6 +272,13 @@ ONCE = {
     "a store without its info": ("store", "f/potkit.json", b'"info"', b'"other"'),
     "names of systems that are none": ("store", "f/potkit.json", b'"water"\n', b"[1]\n"),
     "a position beyond single precision": ("runner", "input.data", b"0.0 0.0 ", b"1e300 0.0 "),
+    "a cell that is no number": ("runner", "input.data", b"lattice 17.0", b"lattice nan"),
+    "a cell beyond all numbers": (
+        "runner",
+        "input.data",
+        b"lattice 17.0 0.0",
+        b"lattice 1e300 1.0",
+    ),
     "damaged gzip": ("packed", "f.xyz.gz", b"\x03", b"\xff"),
 }
 

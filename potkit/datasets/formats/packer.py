@@ -15,7 +15,7 @@ from ...errors import DataError
 from ...structures.array_files import require_numbers
 from ...structures.arrays import MAIN_LABELS, PER_ATOM, SINGLE
 from ...structures.progress import bar as progress_bar
-from ...structures.storage import StoreWriter
+from ...structures.storage import SCAN, StoreWriter, pieces
 from ...structures.store import Structures
 from . import label_names
 
@@ -23,6 +23,20 @@ MISSING = ("keep", "stop", "drop")  # what is done where only some structures ha
 HELD = 64 << 20  # bytes of atoms that wait in memory before they are written to a store
 _target: _Target | None = None
 _missing = "drop"  # so that registered sets stay what they were
+
+
+def _first_beyond(array: np.ndarray, nan: bool) -> int | None:
+    """The first row of ``array`` with a number that is not finite, or beyond single precision,
+    which is what networks see; None if there is none. ``nan``: whether NaN is fine.
+    """
+    for k, part in enumerate(pieces(array)):
+        if not part.size or max(part.max(), -part.min()) <= SINGLE:  # never true with NaN
+            continue
+        bad = ~(np.abs(part) <= SINGLE)
+        bad &= ~(np.isnan(part) & nan)
+        if bad.any():
+            return k * SCAN + int(np.argmax(bad.reshape(len(part), -1).any(1)))
+    return None
 
 
 class _Target:
@@ -226,15 +240,13 @@ class Packer:
         """Raise DataError naming the first structure whose numbers are not finite: none was told,
         or single precision cannot hold it.
         """
-        for name in ("pos", "forces", "energy", "cell", "stress"):
+        # where none has a stress, its rows are all NaN
+        for name in ("pos", "forces", "energy", "cell", *(["stress"] if self._stressed else [])):
             array = arrays[name]
-            # networks see single precision; NaN is larger than nothing and not smaller either
-            bad = ~(np.abs(array) <= SINGLE)
-            if name == "stress" or (name in MAIN_LABELS and name in self._without):
-                bad &= ~np.isnan(array)
-            if not bad.any():
+            unlabelled = name in MAIN_LABELS and name in self._without
+            row = _first_beyond(array, nan=name == "stress" or unlabelled)
+            if row is None:
                 continue
-            row = int(np.argmax(bad.reshape(len(array), -1).any(1)))
             owner = row
             if name in PER_ATOM:
                 owner = int(np.searchsorted(arrays["ptr"], row, "right")) - 1
