@@ -821,6 +821,14 @@ def _ended_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _usage(error: Any) -> str:
+    """What is wrong with the words of a command, in one line, and which command it is."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "potkit"
+    text = " ".join(str(error.format_message()).split())
+    return f"{text[:1].lower()}{text[1:].rstrip('.')} (`{command} --help` shows what there is)"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a PotkitError ends it with one line on stderr and exit code 1."""
     streams.prepare()
@@ -828,7 +836,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         streams.check_surroundings()
         with _ended_in_order():
-            app(args=arguments, prog_name="potkit")
+            code = app(args=arguments, prog_name="potkit", standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:
             raise
@@ -836,4 +845,12 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:  # typer's own: an option or a word that no command has
+        if not hasattr(error, "format_message") or "--debug" in arguments:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            raise SystemExit(0) from None
+        print(f"error: {_usage(error)}", file=sys.stderr)
         raise SystemExit(1) from None

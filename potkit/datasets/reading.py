@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..structures.array_files import UNREADABLE, first_line
 from ..structures.ase_io import arrays_from_ase
 from ..structures.elements import SYMBOLS
 from ..structures.store import Structures, concatenate
@@ -172,8 +173,8 @@ def _unpacked(path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
         try:
             with PACKED[path.suffix.lower()](path) as source, open(inside, "wb") as target:
                 shutil.copyfileobj(source, target)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            raise DataError(f"{path}: cannot be unpacked ({error})") from error
+        except (*UNREADABLE, lzma.LZMAError) as error:
+            raise DataError(f"{path}: cannot be unpacked ({first_line(error)})") from error
         try:
             return _read_one(inside, None, dtype, options)
         except DataError as error:
@@ -235,6 +236,7 @@ def _through_ase(
             f"{path}: read through ASE, which has no option {unknown[0]!r} "
             f"(there are: {', '.join(known)})"
         )
+    _check_counts(path)
     try:
         frames = ase.io.read(path, index=":", format=format)
     except UnknownFileTypeError:
@@ -251,6 +253,26 @@ def _through_ase(
     if not frames:
         raise DataError(f"{path}: holds no structures")
     return _from_frames(frames, path, dtype, options)
+
+
+def _check_counts(path: Path) -> None:
+    """Raise DataError for a text of frames, each after the number of its atoms, that claims more
+    atoms than it has lines: ASE counts them all the same.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        if not file.readline(1000).strip().isdigit():
+            return
+        lines = 1 + sum(1 for _ in file)
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            word = line.strip()
+            if word.isdigit() and (len(word) > 18 or int(word) > lines):
+                raise DataError(
+                    f"{path}: line {number}: {word[:30].decode()} atoms are claimed, the file has "
+                    f"{lines} lines"
+                )
 
 
 def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
@@ -297,10 +319,12 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
     units = chosen_units(
         options.get("length_unit"), options.get("energy_unit"), options.get("forces_unit")
     )
-    out.pos = (out.pos * units.length).astype(dtype or np.float32)
+    with np.errstate(over="ignore"):  # `validate` names what is beyond single precision
+        out.pos = (out.pos * units.length).astype(dtype or np.float32)
     out.cell = None if out.cell is None or not out.pbc.any() else out.cell * units.length
     if out.forces is not None:
-        out.forces = (out.forces * units.forces).astype(dtype or np.float32)
+        with np.errstate(over="ignore"):
+            out.forces = (out.forces * units.forces).astype(dtype or np.float32)
     if out.stress is not None:
         out.stress = out.stress * (units.energy / units.length**3)
     if out.energy is not None:

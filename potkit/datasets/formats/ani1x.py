@@ -15,8 +15,9 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.array_files import load_hdf5, open_hdf5
 from ...structures.store import Structures
-from .common import checked_numbers, dataset, groups_with, load, open_hdf5, require_finite
+from .common import checked_numbers, dataset, groups_with, require_finite
 from .packer import Packer
 
 NAME = "ani1x"
@@ -51,20 +52,23 @@ def read(
     dropped = 0
     levels: set[str] = set()
     with open_hdf5(path) as file:
-        groups = list(groups_with(file, "coordinates"))
+        groups = list(groups_with(file, "coordinates", path))
         unlabelled = not any(key.endswith(".energy") for group in groups for key in group)
         for group in groups:
             where = f"{path}: group {group.name}"
-            z = checked_numbers(load(dataset(group, "atomic_numbers", path), path), where)
+            z = checked_numbers(load_hdf5(dataset(group, "atomic_numbers", path), path), where)
             levels |= {k.rsplit(".", 1)[0] for k in group if k.endswith(".energy")}
             if f"{level}.energy" not in group and not unlabelled:
-                dropped += len(dataset(group, "coordinates", path))
+                shape = dataset(group, "coordinates", path).shape
+                dropped += shape[0] if shape else 0
                 continue
-            pos = load(dataset(group, "coordinates", path), path)
-            energy = None if unlabelled else load(group[f"{level}.energy"], path)
+            pos = load_hdf5(dataset(group, "coordinates", path), path)
+            energy = None
+            if not unlabelled:
+                energy = load_hdf5(dataset(group, f"{level}.energy", path), path)
             force = None
             if forces and f"{level}.forces" in group:
-                force = load(group[f"{level}.forces"], path)
+                force = load_hdf5(dataset(group, f"{level}.forces", path), path)
             if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
                 raise DataError(
                     f"{where}: coordinates have shape {pos.shape}, {len(z)} atomic_numbers ask for "

@@ -49,6 +49,7 @@ UNNAMED = "unnamed"  # columns of plain XYZ behind the position
 CHARGE_KEYS = ("charge", "total_charge")
 SYSTEM_KEYS = ("system", "name")
 BLOCK = 4_000_000  # bytes of atom lines parsed at once
+LONGEST = 12  # digits of a count
 PAIR = re.compile(r"""([^\s=]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S+))?""")
 
 
@@ -66,9 +67,15 @@ def sniff(path: Path) -> bool:
     of plain XYZ follow.
     """
     head = first_lines(path)
-    if len(head) < 2 or not head[0].strip().isdigit():
+    if len(head) < 2 or not is_count(head[0]):
         return False
     return "Properties=" in head[1] or (len(head) > 2 and _is_atom(head[2].split()))
+
+
+def is_count(text: str | bytes) -> bool:
+    """Whether it is a whole number that can count the atoms of a file."""
+    text = text.strip()
+    return text.isascii() and text.isdigit() and len(text) <= LONGEST
 
 
 def _is_atom(words: list[str]) -> bool:
@@ -121,12 +128,11 @@ def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
             if not count:
                 return
             continue
-        try:
-            n = int(count)
-        except ValueError:
+        if not is_count(count):
             raise DataError(
                 f"{path}: frame {index}: expected the number of atoms, found {_shown(count)}"
-            ) from None
+            )
+        n = int(count)
         if n < 1:
             raise DataError(f"{path}: frame {index}: has {n} atoms")
         comment = file.readline().decode("utf-8", "replace")
@@ -140,11 +146,13 @@ def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
 def columns(properties: str, where: str) -> dict[str, tuple[str, slice]]:
     """The columns that "species:S:1:pos:R:3:…" describes: name -> (type letter, columns)."""
     parts = properties.split(":")
-    if len(parts) % 3 or not all(p.isdigit() for p in parts[2::3]):
+    if len(parts) % 3 or not all(map(is_count, parts[2::3])):
         raise DataError(f"{where}: Properties={properties!r} is not a list of name:type:columns")
     layout: dict[str, tuple[str, slice]] = {}
     start = 0
     for name, kind, width in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        if name in layout:
+            raise DataError(f"{where}: Properties names {name!r} twice")
         layout[name] = (kind, slice(start, start + int(width)))
         start += int(width)
     return layout
@@ -360,6 +368,10 @@ def _pack(
 ) -> None:
     where = f"{path}: frame {block[0].index}"
     layout = columns(properties, where)
+    there = len(block[0].lines[0].split())
+    width = max(span.stop for _, span in layout.values())
+    if width > there:  # before so many columns are numbered
+        raise DataError(f"{where}, atom 0: expected {width} columns, found {there}")
     place = {name: [*range(span.start, span.stop)] for name, (_, span) in layout.items()}
     if len(place.get("pos", ())) != 3:
         raise DataError(f"{where}: Properties has no pos:R:3 (it has: {', '.join(layout)})")
@@ -370,7 +382,6 @@ def _pack(
         )
     found = [names.of(frame.info, layout, f"{path}: frame {frame.index}") for frame in block]
     columns_of = sorted({chosen.forces for chosen in found} - {None})
-    width = max(span.stop for _, span in layout.values())
     by_symbol = layout[element][0] == "S"
     numeric = [*place["pos"], *(c for name in columns_of for c in place[name])]
     if by_symbol:

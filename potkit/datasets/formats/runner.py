@@ -175,6 +175,8 @@ def _add(block: dict[str, Any], where: str, packer: Packer, factors: Units) -> N
         energy = energy * factors.energy
     periodic = len(block["lattice"]) == 3
     cell = np.array(block["lattice"]) * factors.length if periodic else None
+    if cell is not None:
+        require_finite(cell, "lattice", where, "vector")
     pos = numbers[:, :3] * factors.length
     molecule = water_molecules(z, pos, cell, np.full(3, periodic))
     packer.add(
