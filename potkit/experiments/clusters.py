@@ -25,7 +25,7 @@ stands beside the one over seeds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -274,6 +274,22 @@ def set_error(
     return sampled_mean(values, clusters, weights)
 
 
+def tested(
+    experiments: Sequence[Experiment], runs: pd.DataFrame, limit: int | None = None
+) -> Iterator[tuple[Experiment, Structures, pd.DataFrame]]:
+    """Each experiment with its test set and those of its ``runs`` (of `experiments.run`) that ended
+    well. ``limit``: of a larger test set only so many structures, always the same ones.
+    """
+    for experiment in experiments:
+        test = experiment.test
+        if limit is not None and limit < len(test):
+            test = test.split((limit,), seed=0)[0]
+        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
+        for column, value in experiment.columns.items():
+            finished = finished[finished[column] == value]
+        yield experiment, test, finished
+
+
 def of_experiments(
     experiments: Sequence[Experiment],
     runs: pd.DataFrame,
@@ -290,11 +306,8 @@ def of_experiments(
     its interval. Raises CheckpointError where a store does not have a run any more.
     """
     rows = []
-    for experiment in experiments:
-        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
-        for column, value in experiment.columns.items():
-            finished = finished[finished[column] == value]
-        clusters = clusters_of(experiment.test, block)
+    for experiment, test, finished in tested(experiments, runs):
+        clusters = clusters_of(test, block)
         by = [c for c in grouping(runs) if c not in experiment.columns]
         for key, part in finished.groupby(by, sort=False, observed=True):
             group = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
@@ -302,7 +315,7 @@ def of_experiments(
             weights = None
             for arm, of_arm in part.groupby("arm", sort=False, observed=True):
                 folders = [Path(experiment.store) / run for run in of_arm["run"]]
-                pairs = [errors_of(evaluate(f, experiment.test), metric) for f in folders]
+                pairs = [errors_of(evaluate(f, test), metric) for f in folders]
                 errors[arm] = np.mean([error for error, _ in pairs], axis=0)
                 weights = pairs[0][1]  # the structures', so the same for every network
             for arm, values in errors.items():
