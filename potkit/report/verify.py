@@ -283,8 +283,8 @@ def _baselines_again(name: str, known: pd.DataFrame, folder: Path) -> pd.DataFra
 
 
 def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list[Path]:
-    """Derive the stored tables from their runs anew, draw the pictures that differ, and fill the
-    documents' blocks; the paths of what changed.
+    """Derive the stored tables anew from what they follow from, draw the pictures that differ, and
+    fill the documents' blocks; the paths of what changed.
 
     Where the runs come from stays in a table's JSON; "derived" says what made the table of them.
     What notebooks put out is made anew by executing them (`potkit run --inplace`).
@@ -299,16 +299,7 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
             table = DERIVED[ending](runs, known)
             if not differences(stored, report.as_stored(table)):
                 continue
-            how["derived"] = {
-                "command": "potkit verify --rewrite",
-                "commit": provenance.commit(),
-                "from": f"{name}-runs.csv",
-            }
-            with replacing(path, report.RESULT) as temporary:
-                table.to_csv(temporary, index=False, float_format="%.6g")
-            with replacing(path.with_suffix(".json"), report.ORIGIN) as temporary:
-                text = json.dumps(how, indent=1, default=str, ensure_ascii=False)
-                temporary.write_text(text + "\n")
+            _store_again(path, table, how, f"{name}-runs.csv")
             changed.append(path)
         page = root / "figures" / f"{name}.html"
         if page.is_file() and "" in endings:
@@ -316,6 +307,13 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
             chart = picture(name, folder)
             if _points_differ(drawn, pages.points_of(chart)):
                 changed += gallery.draw(chart, page)
+    for name, source, derive in others(folder):
+        stored, how = report.stored(name, folder)
+        table = derive(_source(source, folder))
+        if differences(stored, report.as_stored(table)):
+            path = folder / f"{name}.csv"
+            _store_again(path, table, how, f"{source}.csv")
+            changed.append(path)
     for document in (root / d for d in DOCUMENTS):
         if not document.is_file():
             continue
@@ -326,6 +324,20 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
                 temporary.write_text(filled)
             changed.append(document)
     return changed
+
+
+def _store_again(path: Path, table: pd.DataFrame, how: dict[str, Any], source: str) -> None:
+    """Write a derived table over the stored one at ``path``; its JSON also says from what."""
+    how["derived"] = {
+        "command": "potkit verify --rewrite",
+        "commit": provenance.commit(),
+        "from": source,
+    }
+    with replacing(path, report.RESULT) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    with replacing(path.with_suffix(".json"), report.ORIGIN) as temporary:
+        text = json.dumps(how, indent=1, default=str, ensure_ascii=False)
+        temporary.write_text(text + "\n")
 
 
 # -- comparing -----------------------------------------------------------------------------------
