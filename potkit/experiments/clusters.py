@@ -12,7 +12,8 @@ the interval is t(0.975; G* − 1)/t(0.975; G − 1) times as wide.
 A draw from few clusters does not know the molecules that are much worse than all it has, least of
 all where these have more structures, so its upper end comes out too low. It is therefore never
 below that of a log-normal law of both sums. With a = log Σ w x and b = log Σ w of a cluster, v and
-u their variances over clusters and c their covariance, this law has the ratio of means mean(a − b) +
+u their variances over clusters and c their covariance, this law has the ratio of means
+mean(a − b) +
 (v − u)/2 (its logarithm), and the end is t(0.975; G* − 1) standard errors above it or above the
 ratio itself: √(var(a − b)/G + (v² + u² − 2 c²)/(2 (G − 1))). Where clusters weigh the same this is
 Cox's interval (Zhou & Gao 1997, with t for the normal quantile as in Olsson 2005).
