@@ -111,13 +111,7 @@ def predictions(
     have a run any more.
     """
     tables = []
-    for experiment in experiments:
-        test = experiment.test
-        if limit is not None and limit < len(test):
-            test = test.split((limit,), seed=0)[0]
-        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
-        for column, value in experiment.columns.items():
-            finished = finished[finished[column] == value]
+    for experiment, test, finished in clusters.tested(experiments, runs, limit):
         quantities = [q for q in ("forces", "energy") if getattr(test, q) is not None]
         for (labels, arm), part in finished.groupby(["labels", "arm"], sort=False, observed=True):
             if len(part) < 2:

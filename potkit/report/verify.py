@@ -283,8 +283,8 @@ def _baselines_again(name: str, known: pd.DataFrame, folder: Path) -> pd.DataFra
 
 
 def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list[Path]:
-    """Derive the stored tables from their runs anew, draw the pictures that differ, and fill the
-    documents' blocks; the paths of what changed.
+    """Derive the stored tables anew from what they follow from, draw the pictures that differ, and
+    fill the documents' blocks; the paths of what changed.
 
     Where the runs come from stays in a table's JSON; "derived" says what made the table of them.
     What notebooks put out is made anew by executing them (`potkit run --inplace`).

@@ -231,32 +231,37 @@ def test_a_flat_baseline_gives_no_answer_and_no_claim():
 
 # -- test sets -----------------------------------------------------------------------------------
 def molecules(
-    n: int, spread: float, unequal: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Errors of structures of n molecules whose levels differ by ``spread`` (log), some four of
-    each or (log) ``unequal`` numbers; the molecule of each; the mean error of all molecules.
+    n: int, spread: float, unequal: float, worse: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of structures of n molecules whose levels differ by ``spread`` (log), some eight of
+    each or (log) ``unequal`` numbers, whose correlation with the levels is ``worse``; the molecule
+    of each.
     """
-    sizes = np.full(n, 4)
-    if unequal:
-        drawn = 4 * np.exp(rng.normal(-(unequal**2) / 2, unequal, n))
-        sizes = np.maximum(1, np.round(drawn)).astype(int)
+    level, other = rng.normal(size=(2, n))
+    size = unequal * (worse * level + np.sqrt(1 - worse**2) * other)
+    sizes = np.maximum(1, np.round(8 * np.exp(size - unequal**2 / 2))).astype(int)
     number = np.repeat(np.arange(n), sizes)
-    logs = rng.normal(0, spread, n)[number] + rng.normal(0, 0.3, len(number))
-    return np.exp(logs), number, float(np.exp((spread**2 + 0.3**2) / 2))
+    logs = spread * level[number] + rng.normal(0, 0.3, len(number))
+    return np.exp(logs), number
 
 
 @pytest.mark.parametrize("n", [8, 16, 40, 78])
-@pytest.mark.parametrize("spread, unequal", [(0.4, 0.0), (0.6, 0.7)], ids=["alike", "unequal"])
-def test_errors_of_a_test_set_and_their_changes(n, spread, unequal):
+@pytest.mark.parametrize(
+    "spread, unequal, worse",
+    [(0.4, 0.0, 0.0), (0.6, 0.7, 0.0), (0.6, 0.7, 0.7), (0.6, 0.7, -0.7)],
+    ids=["alike", "unequal", "worse have more", "worse have fewer"],
+)
+def test_errors_of_a_test_set_and_their_changes(n, spread, unequal, worse):
     """Over molecules, also where few of them hold most structures and some are much worse."""
+    truth = molecules(200_000, spread, unequal, worse, np.random.default_rng(10**6))[0].mean()
     rng = np.random.default_rng(n)
     hits, changes = [], []
-    for seed in range(500 * MANY):
-        errors, number, truth = molecules(n, spread, unequal, rng)
-        sampled = clusters.sampled_mean(errors, number, draws=300, seed=seed)
+    for seed in range(150 * MANY):
+        errors, number = molecules(n, spread, unequal, worse, rng)
+        sampled = clusters.sampled_mean(errors, number, draws=200, seed=seed)
         hits.append(sampled.low <= truth <= sampled.high)
         better = errors * np.exp(rng.normal(-0.1, 0.2, n)[number])
-        change = clusters.sampled_change(better, errors, number, draws=300, seed=seed)
+        change = clusters.sampled_change(better, errors, number, draws=200, seed=seed)
         changes.append(change.low <= 100 * np.expm1(-0.1 + 0.2**2 / 2) <= change.high)
     slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))  # how far a share of so many cases scatters
     assert LOW - slack < np.mean(hits) < HIGH + slack
