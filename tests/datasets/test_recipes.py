@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +62,33 @@ def test_interrupted_generation_resumes_to_the_same_file(tmp_path):
     assert made.info["systems"] == ["part-0", "part-1", "part-3"] and len(made) == 6
     text = (tmp_path / "toy.md").read_text()
     assert sheet.sha256(out) in text and "Random numbers." in text and "4 parts." in text
+
+
+@needs("rdkit", "tblite")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads processes from /proc")
+def test_an_interrupted_generation_leaves_no_worker(tmp_path):
+    """Also where only the parent hears of it, and parts take long."""
+    line = [sys.executable, "-m", "potkit", "data", "make", "ani-mini"]
+    line += ["--scale", "paper", "--jobs", "2", "--out", str(tmp_path / "big.h5")]
+    made = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{made.pid}/task/{made.pid}/children")
+    try:
+        end = time.monotonic() + 60
+        while not list(tmp_path.glob("*.parts")) or len(children.read_text().split()) < 2:
+            assert made.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        workers = children.read_text().split()
+        time.sleep(2)
+        made.send_signal(signal.SIGINT)
+        said = made.communicate(timeout=30)[1]
+        assert made.returncode and "Traceback" not in said
+        end = time.monotonic() + 10  # multiprocessing's own tracker ends a moment later
+        while [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+            assert time.monotonic() < end, "a worker is alive"
+            time.sleep(0.2)
+    finally:
+        if made.poll() is None:
+            os.killpg(made.pid, signal.SIGKILL)
 
 
 def test_settings_change_the_parts_that_are_reused(tmp_path):

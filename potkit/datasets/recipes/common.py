@@ -221,6 +221,7 @@ def _run_all(
             return
         # not fork: children would inherit thread pools that torch and OpenMM have started
         spawn = multiprocessing.get_context("spawn")
+        others = multiprocessing.active_children()
         pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=spawn)
         try:
             futures = [
@@ -229,6 +230,12 @@ def _run_all(
             for future in as_completed(futures):
                 future.result()
                 bar.update()
+        except KeyboardInterrupt:
+            # a part may take minutes; one that is not whole is made again by the next call
+            for worker in multiprocessing.active_children():
+                if worker not in others:
+                    worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
