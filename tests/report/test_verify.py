@@ -32,6 +32,7 @@ def test_everything_committed_follows_from_its_runs():
     found = verify.verify(RESULTS, ROOT)
     assert found.holds, "potkit verify --rewrite\n" + found.differences.to_string()
     assert len(found.tables) >= 14 and found.cells > 10_000 and "README.md" in found.documents
+    assert "networks-baselines" in found.tables, "of embedded data, so recomputed without any more"
 
 
 def test_a_number_changed_by_hand_is_named(copied):
