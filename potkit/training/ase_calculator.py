@@ -4,19 +4,88 @@ sent to other processes. Importing this imports ASE.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from torch import Tensor
 
 from ..errors import DataError
 from ..kernels.compiling import for_predictions
 from ..models import Potential
-from ..structures.geometry import volumes
+from ..structures.batch import Batch
+from ..structures.geometry import edge_vectors, volumes
+from ..structures.neighbors import attach
 from ..structures.store import Structures
+
+# Å; the neighbours within cutoff + SKIN serve until an atom has moved by half of it (Verlet, Phys.
+# Rev. 159, 98 (1967))
+SKIN = 0.5
+
+
+class Neighborhood:
+    """The batch of some atoms with all edges within cutoff + `SKIN`, while the atoms move.
+
+    It serves as long as numbers, cell, boundaries and charges stay, and no atom has moved by more
+    than `SKIN` / 2 since it was made: no pair can have come within the cutoff unseen.
+    """
+
+    def __init__(self, atoms: Atoms, batch: Batch, cutoff: float) -> None:
+        self.made_for = atoms.copy()
+        self.batch, self.cutoff = batch, cutoff
+        wide = attach(copy.copy(batch).drop_edges(), cutoff + SKIN)
+        self.edges, self.shift = wide.edge_index, wide.edge_shift
+
+    def serves(self, atoms: Atoms) -> bool:
+        """Whether every neighbour within the cutoff is among the edges."""
+        before = self.made_for
+        if len(atoms) != len(before) or not np.array_equal(atoms.numbers, before.numbers):
+            return False
+        if not np.array_equal(atoms.cell.array, before.cell.array):
+            return False
+        if not np.array_equal(atoms.pbc, before.pbc) or not _equal(atoms.info, before.info):
+            return False
+        if atoms.arrays.keys() != before.arrays.keys():
+            return False
+        for name, values in atoms.arrays.items():
+            if name not in MOVING and not np.array_equal(values, before.arrays[name]):
+                return False
+        moved = np.square(atoms.positions - before.positions).sum(1)
+        # not: > , which NaN would pass
+        return bool((moved <= (SKIN / 2) ** 2).all())
+
+    def at(self, positions: np.ndarray) -> Batch:
+        """The batch at ``positions`` [N, 3] Å, with the edges that are within the cutoff there."""
+        batch = copy.copy(self.batch)
+        batch.pos = torch.as_tensor(positions).to(self.batch.pos)
+        sender, receiver = self.edges
+        vector = edge_vectors(batch.pos, sender, receiver, self.shift)
+        near = torch.nonzero(vector.square().sum(1) < self.cutoff * self.cutoff)[:, 0]
+        batch.edge_index = self.edges.index_select(1, near)
+        batch.edge_shift = _rows(self.shift, near)
+        batch.cutoff = self.cutoff
+        return batch
+
+
+# arrays of atoms that change from step to step and that no network reads
+MOVING = ("positions", "momenta")
+
+
+def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values.index_select(0, rows)
+
+
+def _equal(one: dict, other: dict) -> bool:
+    """Whether what atoms say of themselves is the same; what cannot be told is not."""
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays
+        return False
 
 
 class PotkitCalculator(Calculator):
@@ -32,6 +101,7 @@ class PotkitCalculator(Calculator):
     def __init__(self, model: Potential, device: str | torch.device, dtype: torch.dtype, compile):
         super().__init__()
         self.model, self.device, self.dtype, self.compile = model, device, dtype, compile
+        self._neighborhood: Neighborhood | None = None
         if model.forces_mode == "vector":
             self.implemented_properties = ["energy", "free_energy", "forces"]
 
@@ -47,21 +117,32 @@ class PotkitCalculator(Calculator):
         finite numbers, ASE's PropertyNotImplementedError for a stress without a cell.
         """
         super().calculate(atoms, properties, system_changes)
-        bare = self.atoms.copy()
-        bare.calc = None
-        structures = Structures.from_ase([bare])
-        self.model.check_elements(structures.elements)
         # what is made in inference mode cannot be differentiated
         with torch.inference_mode(False):
-            results = self._predict(structures)
+            results = self._predict(self._batch(self.atoms))
         if "stress" in properties and "stress" not in results:
             raise PropertyNotImplementedError(
                 "stress: the atoms have no cell that repeats and has a volume"
             )
         self.results = results
 
-    def _predict(self, structures: Structures) -> dict:
-        batch = structures.batch(device=self.device, dtype=self.dtype)
+    def _batch(self, atoms: Atoms) -> Batch:
+        """``atoms`` as the network sees them, with edges; made anew only where it must be."""
+        known = self._neighborhood
+        if known is None or not known.serves(atoms):
+            bare = atoms.copy()
+            bare.calc = None
+            structures = Structures.from_ase([bare])
+            self.model.check_elements(structures.elements)
+            batch = structures.batch(device=self.device, dtype=self.dtype)
+            self._neighborhood = known = Neighborhood(bare, batch, self.model.cutoff)
+        return known.at(atoms.positions)
+
+    def __getstate__(self) -> dict:
+        """All but the neighbours, which are found again."""
+        return self.__dict__ | {"_neighborhood": None}
+
+    def _predict(self, batch: Batch) -> dict:
         outputs = ["energy", "forces"]
         if self.model.forces_mode == "gradient" and bool(volumes(batch.cell, batch.pbc)[0] > 0):
             outputs.append("stress")

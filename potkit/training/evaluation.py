@@ -329,7 +329,8 @@ def calculator(
             checkpoints.require_energies(checkpoint)
             model = checkpoints.load(checkpoint)
         dtype = dtype or (torch.float32 if compile else torch.float64)
-        model = model.to(checked_device(device), dtype).eval()
+        # a copy of its own: weights that nobody trains cost nothing in −∂E/∂x
+        model = model.to(checked_device(device), dtype).eval().requires_grad_(False)
         with for_predictions(model, compile, device, dtype):
             pass  # builds the kernels, or says why not, here and not in the middle of a simulation
     return PotkitCalculator(model, device, dtype, compile)
