@@ -113,6 +113,32 @@ def water_like(
     )
 
 
+def molecules(n: int) -> Structures:
+    """The ``n`` largest molecules of ani-mini (26 atoms; 3BPA has 27), with energies and forces."""
+    from ..datasets import load
+
+    frames = load("ani-mini")
+    largest = np.argsort(-frames.n_atoms, kind="stable")[:n]
+    return frames[np.sort(largest)]
+
+
+def water_boxes(n: int, waters: int = 64) -> Structures:
+    """``n`` frames of periodic boxes of ``waters`` molecules, of water-mini, with energies and
+    forces. Raises DataError where there are not as many.
+    """
+    from ..datasets import load
+
+    frames = load("water-mini")
+    rows = np.flatnonzero(frames.n_atoms == 3 * waters)[:n]
+    if len(rows) < n:
+        raise DataError(f"water-mini has {len(rows)} boxes of {waters} waters, not {n}")
+    return frames[rows]
+
+
+# what is computed in the cases with forces -> n -> n structures of it
+SYSTEMS: dict[str, Callable[[int], Structures]] = {"molecules": molecules, "boxes": water_boxes}
+
+
 def check_device(device: str, threads: int) -> None:
     """Set the number of threads. Raises ConfigError for a device that is not there."""
     if device not in ("cpu", "cuda"):
@@ -293,3 +319,31 @@ def compare(
             }
         )
     return rows
+
+
+def standings(table: Any) -> Any:
+    """Who is fastest in each case of a table of `compare`, in float32: a row per case with
+    potkit's fastest implementation, the fastest of the others, and ``speedup``, how many times as
+    fast potkit is (below 1: potkit loses). NaN where there is nobody else.
+    """
+    import pandas as pd
+
+    rows = []
+    for case, group in table[table["precision"] == "float32"].groupby("case", sort=False):
+        own = group["implementation"].str.startswith("potkit")
+        ours, others = (part.sort_values("median_s") for part in (group[own], group[~own]))
+        if ours.empty:
+            continue
+        best, rival = ours.iloc[0], None if others.empty else others.iloc[0]
+        lost = rival is not None and rival["median_s"] < best["median_s"]
+        rows.append(
+            {
+                "case": case,
+                "fastest": (rival if lost else best)["implementation"],
+                "potkit_s": best["median_s"],
+                "fastest_other": "" if rival is None else rival["implementation"],
+                "other_s": np.nan if rival is None else rival["median_s"],
+                "speedup": np.nan if rival is None else rival["median_s"] / best["median_s"],
+            }
+        )
+    return pd.DataFrame(rows)

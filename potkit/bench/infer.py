@@ -45,8 +45,8 @@ def run(
         rivals = []
         for peer in peers.of(case, model, structures, device):
             if peer.same:
-                head = peers.energy_of(case, model, peer)
-                work = _forces(peer.module.eval(), head, structures, device)
+                module = peers.PeerPotential(case, model, peer).to(device).eval()
+                work = _forces(module, structures, device)
                 rivals.append(Rival(peer.name, work, work, note=peer.note))
         for precision, low in precisions(device):
             work = _ours(model, structures, device, low)
@@ -73,18 +73,11 @@ def run(
     return pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
 
 
-def _forces(
-    module: nn.Module,
-    energy: Callable[[nn.Module, Any, Tensor], Tensor],
-    structures: Any,
-    device: str,
-) -> Callable[[], Tensor]:
-    """A function that gives −∂E/∂x of a peer's ``energy``, [N, 3] eV/Å."""
+def _forces(module: nn.Module, structures: Any, device: str) -> Callable[[], Tensor]:
+    """A function that gives −∂E/∂x of a peer's network, [N, 3] eV/Å."""
 
     def work() -> Tensor:
-        batch = structures.batch(device=device)
-        batch.pos = batch.pos.detach().requires_grad_(True)
-        return -torch.autograd.grad(energy(module, batch, batch.pos).sum(), batch.pos)[0]
+        return module(structures.batch(device=device)).forces
 
     return work
 

@@ -36,6 +36,23 @@ FigureOption = Annotated[
         metavar="PATH",
     ),
 ]
+System = Annotated[
+    list[str] | None, Option(help="molecules or boxes (of 64 waters), repeatable; default: both")
+]
+Kernels = Annotated[
+    bool,
+    Option(
+        "--compile",
+        help="also potkit with its kernels (the first call compiles for a minute or more)",
+    ),
+]
+ForceCases = Annotated[
+    list[str] | None,
+    Option(
+        "--case",
+        help="one network of egnn, torchmd_et, schnet, painn, nequip, repeatable; default: all",
+    ),
+]
 Cases = Annotated[
     list[str] | None,
     Option(
@@ -53,6 +70,10 @@ SHOWN = {
     "peak_mb": "{:.0f}",
     "per_atom_us": "{:.3g}",
     "per_second": "{:.0f}",
+    "ms_per_step": "{:.3g}",
+    "potkit_s": "{:.4g}",
+    "other_s": "{:.4g}",
+    "speedup": "{:.2f}",
     "us_per_atom": "{:.3g}",
     "supervised_ms": "{:.0f}",
     "denoise_ms": "{:.0f}",
@@ -111,10 +132,23 @@ def _run(
     print(f"potkit bench {name}: {device}, {threads} thread{'s' * (threads > 1)}, {repeats} rounds")
     shown = table.drop(columns=["device", "threads", "note"], errors="ignore")
     print(shown.to_string(index=False, na_rep="", formatters=_formats(table)))
+    if {"case", "implementation", "precision"} <= set(table):
+        _print_standings(table)
     for note in dict.fromkeys(note for note in table.get("note", []) if note):
         print(f"  {note}")
     for path in written:
         print(f"written: {path}")
+
+
+def _print_standings(table: Any) -> None:
+    """Who is fastest in each case, where potkit has somebody to be compared with."""
+    from ..bench.common import standings
+
+    fastest = standings(table)
+    if fastest.empty or fastest["speedup"].isna().all():
+        return
+    print("fastest in float32; speedup: how many times as fast as the fastest other potkit is")
+    print(fastest.to_string(index=False, na_rep="", formatters=_formats(fastest)))
 
 
 def _formats(table: Any) -> dict[str, Callable[[float], str]]:
@@ -194,13 +228,7 @@ def infer(
     repeats: Repeats = 5,
     case: Cases = None,
     batch: Annotated[int, Option(help="structures at a time")] = 64,
-    compile: Annotated[
-        bool,
-        Option(
-            "--compile",
-            help="also potkit with its kernels (the first call compiles for a minute or more)",
-        ),
-    ] = False,
+    compile: Kernels = False,
     json: Json = None,
 ) -> None:
     """Energy and forces of the same networks."""
@@ -215,6 +243,100 @@ def infer(
         compile=compile,
         say=_say,
     )
+
+
+@bench_app.command()
+def finetune(
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 7,
+    case: ForceCases = None,
+    system: System = None,
+    batch: Annotated[
+        int | None, Option(help="structures per step; default: 8 molecules, 2 boxes")
+    ] = None,
+    hidden: Annotated[int, Option(help="width of the networks")] = 128,
+    compile: Kernels = False,
+    json: Json = None,
+) -> None:
+    """A step of training on energies and forces, of molecules and of boxes of water."""
+    _run(
+        "finetune",
+        json,
+        device,
+        threads,
+        repeats,
+        cases=_cases(case, "finetune"),
+        systems=_systems(system),
+        batch=_at_least_one(batch, "--batch"),
+        hidden=_at_least_one(hidden, "--hidden"),
+        compile=compile,
+        say=_say,
+    )
+
+
+@bench_app.command()
+def md(
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 7,
+    case: ForceCases = None,
+    system: System = None,
+    steps: Annotated[int, Option(help="steps of dynamics in a round")] = 50,
+    hidden: Annotated[int, Option(help="width of the networks")] = 64,
+    compile: Kernels = False,
+    json: Json = None,
+) -> None:
+    """Molecular dynamics of one molecule and of one box of 64 waters, through ASE."""
+    _run(
+        "md",
+        json,
+        device,
+        threads,
+        repeats,
+        cases=_cases(case, "md"),
+        systems=_systems(system),
+        steps=_at_least_one(steps, "--steps"),
+        hidden=_at_least_one(hidden, "--hidden"),
+        compile=compile,
+        say=_say,
+    )
+
+
+@bench_app.command()
+def evaluate(
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 5,
+    case: ForceCases = None,
+    structures: Annotated[int, Option(help="molecules")] = 128,
+    batch: Annotated[int, Option(help="structures at a time")] = 64,
+    hidden: Annotated[int, Option(help="width of the networks")] = 128,
+    compile: Kernels = False,
+    json: Json = None,
+) -> None:
+    """Errors of energy and forces over a labelled set, as `potkit evaluate` finds them."""
+    _run(
+        "evaluate",
+        json,
+        device,
+        threads,
+        repeats,
+        cases=_cases(case, "evaluate"),
+        structures=_at_least_one(structures, "--structures"),
+        batch=_at_least_one(batch, "--batch"),
+        hidden=_at_least_one(hidden, "--hidden"),
+        compile=compile,
+        say=_say,
+    )
+
+
+@bench_app.command()
+def start(
+    device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 5, json: Json = None
+) -> None:
+    """Import, the message about a missing file and the first training step, in fresh processes."""
+    _run("start", json, device, threads, repeats, say=_say)
 
 
 @bench_app.command()
@@ -291,8 +413,12 @@ def everything(
         Path | None, Option("--json", help="folder for bench-NAME.json", metavar="FOLDER")
     ] = None,
 ) -> None:
-    """Steps, inference, neighbours, scaling and data, one after the other."""
-    commands = (step, infer, neighbors, scaling, data)
+    """Steps, fine-tuning, dynamics, inference, evaluation, neighbours, scaling, data and the
+    start, one after the other.
+    """
+    commands = (step, finetune, md, infer, evaluate, neighbors, scaling, data)
+    if device == "cpu":
+        commands += (start,)
     if json is not None:
         check_folder(json)
         for command in commands:
@@ -307,9 +433,25 @@ def everything(
         )
 
 
-def _cases(given: list[str] | None) -> tuple[str, ...]:
-    from ..bench.step import CASES
+def _cases(given: list[str] | None, name: str = "step") -> tuple[str, ...]:
+    """The networks of benchmark ``name`` that are asked for; all without."""
+    import importlib
 
-    if unknown := [c for c in given or [] if c not in CASES]:
-        raise ConfigError(f"--case {unknown[0]!r} is not one of {', '.join(CASES)}")
-    return tuple(given or CASES)
+    cases = importlib.import_module(f"potkit.bench.{name}").CASES
+    if unknown := [c for c in given or [] if c not in cases]:
+        raise ConfigError(f"--case {unknown[0]!r} is not one of {', '.join(cases)}")
+    return tuple(given or cases)
+
+
+def _systems(given: list[str] | None) -> tuple[str, ...]:
+    from ..bench.common import SYSTEMS
+
+    if unknown := [s for s in given or [] if s not in SYSTEMS]:
+        raise ConfigError(f"--system {unknown[0]!r} is not one of {', '.join(SYSTEMS)}")
+    return tuple(given or SYSTEMS)
+
+
+def _at_least_one(value: int | None, option: str) -> int | None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{option} must be at least 1, got {value}")
+    return value

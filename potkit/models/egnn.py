@@ -182,7 +182,8 @@ class Layer(nn.Module):
         graph: Graph,
     ) -> tuple[Tensor, Tensor]:
         """φ_x(m_ij) of every edge [E], and m_i [N, F]."""
-        joint = receiver_part[graph.receiver] + sender_part[graph.sender]
+        joint = receiver_part.index_select(0, graph.receiver)
+        joint = joint + sender_part.index_select(0, graph.sender)
         joint = joint + linear(edge, self.from_distance.weight)
         m = self.message(silu(joint))  # (3) [E, F]
         if self.gate is not None:

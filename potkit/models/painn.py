@@ -53,11 +53,11 @@ class Message(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Δs [N, F] and Δv [N, 3, F] from the neighbours."""
         weight = self.filter(basis) * envelope  # [E, 3F]
-        message = self.phi(s)[graph.sender] * weight
+        message = self.phi(s).index_select(0, graph.sender) * weight
         from_s, along_direction, along_v = parts(message, 3)  # each [E, F]
         from_v = direction[:, :, None] * along_direction[:, None]  # [E, 3, F]
         if v is not None:
-            from_v = from_v + v[graph.sender] * along_v[:, None]
+            from_v = from_v + v.index_select(0, graph.sender) * along_v[:, None]
         ds = sum_over(from_s, graph.receiver, s.shape[0])  # (7)
         dv = sum_over(from_v, graph.receiver, s.shape[0])  # (8)
         return ds, dv

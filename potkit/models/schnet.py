@@ -86,7 +86,7 @@ class Interaction(nn.Module):
     ) -> Tensor:
         """What the neighbours change in h: [N, F] -> [N, F]."""
         weight = self.filter_out(shifted_softplus(self.filter_in(basis))) * envelope  # (2)
-        message = self.project(h)[graph.sender] * weight  # [E, filters]
+        message = self.project(h).index_select(0, graph.sender) * weight  # [E, filters]
         convolved = sum_over(message, graph.receiver, h.shape[0])  # (3) [N, filters]
         return self.update(convolved)  # (4)
 

@@ -128,10 +128,10 @@ class Layer(nn.Module):
         weight, bias = self.filter_weights()
         own_scalar, own_vector = self.own_message(q, k, s, v, edges, weight, bias)
         scalar, vector = self.message(
-            q[receiver],
-            k[sender],
-            s[sender],
-            None if v is None else v[sender],
+            q.index_select(0, receiver),
+            k.index_select(0, sender),
+            s.index_select(0, sender),
+            None if v is None else v.index_select(0, sender),
             silu(linear(edges.basis, weight, bias)),
             edges.envelope,
             edges.direction,
@@ -278,5 +278,6 @@ class TorchMDET(Network):
     def neighbors(self, h: Tensor, edges: Edges) -> Tensor:  # [N, F] -> [N, F]
         """The neighbour embedding n_i from embed'(z_j)."""
         graph = edges.graph
-        message = h[graph.sender] * self.neighbor_filter(edges.basis) * edges.envelope
+        sent = h.index_select(0, graph.sender)  # [E, F]
+        message = sent * self.neighbor_filter(edges.basis) * edges.envelope
         return sum_over(message, graph.receiver, h.shape[0])  # (3)

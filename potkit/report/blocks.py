@@ -65,7 +65,8 @@ BENCHES = {
         "gpu_busy": ("GPU busy (%)", 100, ".0f"),
     },
 }
-BENCHES["infer"] = BENCHES["neighbors"] = BENCHES["data"] = BENCHES["step"]
+for _name in ("infer", "neighbors", "data", "finetune", "md", "evaluate", "start"):
+    BENCHES[_name] = BENCHES["step"]
 
 
 def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -166,7 +166,7 @@ def edge_vectors(
     shift: Tensor | None,  # [E, 3] Å, None without periodic boundaries
 ) -> Tensor:
     """x_j + shift − x_i of every edge, [E, 3] Å."""
-    vector = pos[sender] - pos[receiver]
+    vector = pos.index_select(0, sender) - pos.index_select(0, receiver)
     return vector if shift is None else vector + shift
 
 

@@ -4,6 +4,7 @@ sent to other processes. Importing this imports ASE.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -12,14 +13,84 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from torch import Tensor
 
 from ..errors import DataError
 from ..kernels.compiling import for_predictions
 from ..models import Potential
-from ..structures.geometry import volumes
+from ..structures.batch import Batch
+from ..structures.geometry import edge_vectors, volumes
+from ..structures.neighbors import attach
 from ..structures.store import Structures
 
 SPREAD = "_std"  # what follows the name of a quantity whose spread over members it is
+# Å; the neighbours within cutoff + SKIN serve until an atom has moved by half of it (Verlet, Phys.
+# Rev. 159, 98 (1967))
+SKIN = 0.5
+
+
+class Neighborhood:
+    """The batch of some atoms with all edges within cutoff + `SKIN`, while the atoms move;
+    ``cutoff`` (Å) is the largest of the networks that look at it.
+
+    It serves as long as numbers, cell, boundaries and charges stay, and no atom has moved by more
+    than `SKIN` / 2 since it was made: no pair can have come within the cutoff unseen.
+    """
+
+    def __init__(self, atoms: Atoms, batch: Batch, cutoff: float) -> None:
+        self.made_for = atoms.copy()
+        self.batch, self.cutoff = batch, cutoff
+        wide = attach(copy.copy(batch).drop_edges(), cutoff + SKIN)
+        self.edges, self.shift = wide.edge_index, wide.edge_shift
+
+    def serves(self, atoms: Atoms) -> bool:
+        """Whether every neighbour within the cutoff is among the edges."""
+        before = self.made_for
+        if len(atoms) != len(before) or not np.array_equal(atoms.numbers, before.numbers):
+            return False
+        if not np.array_equal(atoms.cell.array, before.cell.array):
+            return False
+        if not np.array_equal(atoms.pbc, before.pbc) or not _equal(atoms.info, before.info):
+            return False
+        if atoms.arrays.keys() != before.arrays.keys():
+            return False
+        for name, values in atoms.arrays.items():
+            if name not in MOVING and not np.array_equal(values, before.arrays[name]):
+                return False
+        moved = np.square(atoms.positions - before.positions).sum(1)
+        # not: > , which NaN would pass
+        return bool((moved <= (SKIN / 2) ** 2).all())
+
+    def at(self, positions: np.ndarray, cutoff: float | None = None) -> Batch:
+        """The batch at ``positions`` [N, 3] Å, with the edges that are within ``cutoff`` there
+        (default: the largest).
+        """
+        cutoff = self.cutoff if cutoff is None else cutoff
+        batch = copy.copy(self.batch)
+        batch.pos = torch.as_tensor(positions).to(self.batch.pos)
+        sender, receiver = self.edges
+        vector = edge_vectors(batch.pos, sender, receiver, self.shift)
+        near = torch.nonzero(vector.square().sum(1) < cutoff * cutoff)[:, 0]
+        batch.edge_index = self.edges.index_select(1, near)
+        batch.edge_shift = _rows(self.shift, near)
+        batch.cutoff = cutoff
+        return batch
+
+
+# arrays of atoms that change from step to step and that no network reads
+MOVING = ("positions", "momenta")
+
+
+def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values.index_select(0, rows)
+
+
+def _equal(one: dict, other: dict) -> bool:
+    """Whether what atoms say of themselves is the same; what cannot be told is not."""
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays
+        return False
 
 
 class PotkitCalculator(Calculator):
@@ -53,6 +124,7 @@ class PotkitCalculator(Calculator):
         super().__init__()
         self.models = list(models)
         self.device, self.dtype, self.compile = device, dtype, compile
+        self._neighborhood: Neighborhood | None = None
         had = ["energy", "forces"]
         if not any(model.energy_head.pooled for model in self.models):
             had.append("energies")
@@ -74,14 +146,11 @@ class PotkitCalculator(Calculator):
         finite numbers, ASE's PropertyNotImplementedError for a stress without a cell.
         """
         super().calculate(atoms, properties, system_changes)
-        bare = self.atoms.copy()
-        bare.calc = None
-        structures = Structures.from_ase([bare])
-        for model in self.models:
-            model.check_elements(structures.elements)
         # what is made in inference mode cannot be differentiated
         with torch.inference_mode(False):
-            answers = [self._predict(model, structures) for model in self.models]
+            near = self._neighbors(self.atoms)
+            positions = self.atoms.positions
+            answers = [self._predict(m, near.at(positions, m.cutoff)) for m in self.models]
         results = {
             name: np.mean([answer[name] for answer in answers], axis=0) for name in answers[0]
         }
@@ -100,8 +169,25 @@ class PotkitCalculator(Calculator):
             )
         self.results = results
 
-    def _predict(self, model: Potential, structures: Structures) -> dict[str, np.ndarray]:
-        batch = structures.batch(device=self.device, dtype=self.dtype)
+    def _neighbors(self, atoms: Atoms) -> Neighborhood:
+        """The edges around ``atoms``; found anew only where they must be."""
+        known = self._neighborhood
+        if known is None or not known.serves(atoms):
+            bare = atoms.copy()
+            bare.calc = None
+            structures = Structures.from_ase([bare])
+            for model in self.models:
+                model.check_elements(structures.elements)
+            batch = structures.batch(device=self.device, dtype=self.dtype)
+            cutoff = max(model.cutoff for model in self.models)
+            self._neighborhood = known = Neighborhood(bare, batch, cutoff)
+        return known
+
+    def __getstate__(self) -> dict:
+        """All but the neighbours, which are found again."""
+        return self.__dict__ | {"_neighborhood": None}
+
+    def _predict(self, model: Potential, batch: Batch) -> dict[str, np.ndarray]:
         outputs = list(self.quantities)
         if "stress" in outputs and not bool(volumes(batch.cell, batch.pbc)[0] > 0):
             outputs.remove("stress")

@@ -335,7 +335,8 @@ def calculator(
     dtype = dtype or (torch.float32 if compile else torch.float64)
     place = checked_device(device)
     with torch.inference_mode(False):
-        models = [open_model(member).to(place, dtype) for member in members]
+        # copies of their own: weights that nobody trains cost nothing in −∂E/∂x
+        models = [open_model(member).to(place, dtype).requires_grad_(False) for member in members]
         for model in models:
             with for_predictions(model, compile, device, dtype):
                 pass  # builds the kernels, or says why not, before a simulation starts

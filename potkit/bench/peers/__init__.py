@@ -12,7 +12,7 @@ from ...models.base import Potential
 from ...structures.store import Structures
 from . import egnn_pytorch, nequip, plain_egnn, pyg_schnet, torchmd_net
 from .base import Peer, edges_of, minus_gradient, package
-from .cases import batch_of, copy_of, energy_of, least_operations, reference, wake
+from .cases import PeerPotential, batch_of, copy_of, least_operations, reference, wake
 from .torchmd_net import copy_torchmd_et
 
 # network -> its peers, the one that ratios refer to first
@@ -21,16 +21,17 @@ PEERS: dict[str, tuple[Callable[[Potential, str], Peer | None], ...]] = {
     "torchmd_et": (torchmd_net.peer,),
     "schnet": (pyg_schnet.peer,),
     "nequip": (nequip.peer,),
+    "painn": (),
 }
 
 __all__ = [
     "PEERS",
     "Peer",
+    "PeerPotential",
     "batch_of",
     "copy_of",
     "copy_torchmd_et",
     "edges_of",
-    "energy_of",
     "least_operations",
     "minus_gradient",
     "of",
@@ -41,6 +42,9 @@ __all__ = [
 
 
 def of(case: str, model: Potential, structures: Structures, device: str) -> list[Peer]:
-    """The peers of ``case`` that are installed, the one that ratios refer to first."""
+    """The peers of ``case`` that are installed and take ``structures``, the one that ratios refer
+    to first.
+    """
     peers = [make(model, device) for make in PEERS[case]]
-    return [peer for peer in peers if peer is not None]
+    repeats = bool(structures.pbc.any())
+    return [peer for peer in peers if peer is not None and (peer.periodic or not repeats)]

@@ -39,6 +39,7 @@ class Peer:
     note: str = ""
     # gives a network that does not take edges those of the batch
     hold: Callable[[Any], None] = needs_nothing
+    periodic: bool = True  # whether it is given periodic structures, too
 
 
 def minus_gradient(hold: Callable[[Any], None]) -> Callable[[nn.Module, Any], Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,14 +10,16 @@ from torch import Tensor, nn
 
 from ... import models
 from ...kernels.compiling import compile_backbone
-from ...models.base import Potential
+from ...models.base import Potential, Prediction
 from .base import Peer
 
 
 def reference(case: str, hidden: int) -> Potential:
     """The network of a case at width ``hidden``: its preset denoise-paper; NequIP's paper
-    setting with −∂E/∂x, a quarter as many channels.
+    setting with −∂E/∂x, a quarter as many channels; PaiNN's paper setting.
     """
+    if case == "painn":
+        return models.build("painn", "paper", hidden=hidden)
     if case == "nequip":
         channels = max(hidden // 4, 1)
         return models.build("nequip", "paper", channels=channels, vector="gradient", vectors=False)
@@ -49,23 +50,42 @@ def copy_of(model: Potential, compile: bool = False) -> nn.Module:
     return compile_backbone(twin, ("vector",)) if compile else twin
 
 
-def energy_of(
-    case: str, model: Potential, peer: Peer
-) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """The energy (one number per atom or structure) of a peer's network and potkit's head, at
-    positions ``pos``.
+class PeerPotential(nn.Module):
+    """Energy and forces of a peer's network, with potkit's energy head where it has none of its
+    own: batch -> `Prediction` of energy [S] eV and forces −∂E/∂x [N, 3] eV/Å.
+
+    In training mode the forces can be differentiated.
     """
-    head = copy.deepcopy(model.energy_head.mlp)
 
-    def energy(module: nn.Module, batch: Any, pos: Tensor) -> Tensor:
-        if case == "torchmd_et":
-            return head(module.network(batch.z, pos, batch.batch)[0])
-        if case == "egnn":
-            return head(module.features(batch)[0])
-        peer.hold(batch)
-        return module(batch.z, pos, batch.batch)
+    def __init__(self, case: str, model: Potential, peer: Peer) -> None:
+        super().__init__()
+        self.case, self.network, self.hold = case, peer.module, peer.hold
+        own_head = case not in ("torchmd_et", "egnn")
+        self.head = nn.Identity() if own_head else copy.deepcopy(model.energy_head.mlp)
 
-    return energy
+    def forward(self, batch: Any) -> Prediction:
+        """Energy [S] eV and forces [N, 3] eV/Å of ``batch``."""
+        batch = copy.copy(batch)
+        batch.pos = batch.pos.detach().requires_grad_(True)
+        energy = self.energy(batch)
+        grad = torch.autograd.grad(energy.sum(), batch.pos, create_graph=self.training)[0]
+        return Prediction(energy, None, -grad)
+
+    def energy(self, batch: Any) -> Tensor:
+        """Energies of the structures, [S] eV."""
+        if self.case == "torchmd_et":
+            box = batch.cell if "cell" in batch and bool(batch.pbc.all()) else None
+            per_atom = self.head(self.network.network(batch.z, batch.pos, batch.batch, box)[0])
+        elif self.case == "egnn":
+            per_atom = self.head(self.network.features(batch)[0])
+        else:
+            self.hold(batch)
+            energies = self.network(batch.z, batch.pos, batch.batch)[:, 0]
+            if self.case == "schnet":  # which sums over the atoms itself
+                return energies
+            per_atom = energies[:, None]
+        total = per_atom.new_zeros(batch.num_graphs)
+        return total.index_add(0, batch.batch, per_atom[:, 0])
 
 
 def least_operations(model: Potential, n_edges: int) -> float:

@@ -24,11 +24,15 @@ class LucidrainsEGNN(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         """The vector: how far each atom was moved, [N, 3] Å."""
+        return self.features(batch)[1] - batch.pos
+
+    def features(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """h [N, F] and x [N, 3] Å after the last layer."""
         edges = edges_of(batch, self.cutoff).edge_index
         x = torch.cat([batch.pos, self.embedding(batch.z)], 1)
         for layer in self.layers:
             x = layer(x, edges)
-        return x[:, :3] - batch.pos
+        return x[:, 3:], x[:, :3]
 
 
 def peer(model: Potential, device: str) -> Peer | None:
@@ -43,4 +47,5 @@ def peer(model: Potential, device: str) -> Peer | None:
         LucidrainsEGNN(egnn.EGNN_Sparse, model).to(device),
         same=False,
         note="its edge network is 4F + 2 wide where ours is F",
+        periodic=False,  # it takes differences of positions, without images
     )

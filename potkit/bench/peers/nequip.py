@@ -219,4 +219,5 @@ def peer(model: Potential, device: str) -> Peer | None:
         minus_gradient(hold),
         note="the package's modules on our edges; edge encodings in float64, as there",
         hold=hold,
+        periodic=False,  # its edges are given without images
     )

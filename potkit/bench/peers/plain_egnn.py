@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...models.base import Potential
 from ...models.layers import polynomial_envelope
+from ...structures.geometry import edge_vectors
 from .base import Peer, edges_of
 
 
@@ -37,11 +38,14 @@ class PlainLayer(nn.Module):
         sender: Tensor,  # [E]
         receiver: Tensor,  # [E]
         envelope: Tensor,  # [E, 1]
+        shift: Tensor | None = None,  # [E, 3] Å, of periodic images
     ) -> tuple[Tensor, Tensor]:
         """h [N, F] and x [N, 3] Å after this layer."""
         from torch_geometric.utils import scatter
 
         difference = x[receiver] - x[sender]
+        if shift is not None:
+            difference = difference - shift
         squared = difference.square().sum(1, keepdim=True)
         m = self.edge(torch.cat([h[receiver], h[sender], squared], dim=1))
         m = m * self.gate(m)
@@ -74,9 +78,10 @@ class PlainEGNN(nn.Module):
         batch = edges_of(batch, self.cutoff)
         sender, receiver = batch.edge_index
         h, x = self.embedding(batch.z), batch.pos
-        envelope = polynomial_envelope((x[sender] - x[receiver]).norm(dim=1), self.cutoff)[:, None]
+        distance = edge_vectors(x, sender, receiver, batch.edge_shift).norm(dim=1)
+        envelope = polynomial_envelope(distance, self.cutoff)[:, None]
         for layer in self.layers:
-            h, x = layer(h, x, sender, receiver, envelope)
+            h, x = layer(h, x, sender, receiver, envelope, batch.edge_shift)
         return h, x
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.base import Potential
+from ...structures.geometry import edge_vectors
 from .base import Peer, edges_of, minus_gradient
 
 
@@ -19,15 +20,17 @@ class HeldEdges:
     def __init__(self, cutoff: float) -> None:
         self.cutoff = cutoff
         self.edges: Tensor | None = None
+        self.shift: Tensor | None = None
 
     def hold(self, batch: Any) -> None:
         """Take the edges [2, E] (sender, receiver) of the batch that comes next."""
-        self.edges = edges_of(batch, self.cutoff).edge_index
+        found = edges_of(batch, self.cutoff)
+        self.edges, self.shift = found.edge_index, found.edge_shift
 
     def __call__(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Edges [2, E] and distances [E] Å."""
         sender, receiver = self.edges
-        return self.edges, (pos[sender] - pos[receiver]).norm(dim=-1)
+        return self.edges, edge_vectors(pos, sender, receiver, self.shift).norm(dim=-1)
 
 
 @torch.no_grad()

@@ -1,0 +1,109 @@
+"""Errors of energy and forces over a labelled set, as `potkit evaluate` finds them, potkit beside
+others with the same weights.
+
+potkit's side is the whole of `potkit.evaluate`: checks, batches, neighbours, predictions, tables of
+errors. A peer's is the loop people write: batches (potkit's), neighbours, predictions, two means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..kernels.compiling import has_kernels
+from ..models import Potential
+from ..structures.store import Structures
+from . import peers
+from .common import COLUMNS, Rival, check_device, compare, molecules
+from .finetune import CASES
+
+
+def run(
+    device: str = "cpu",
+    threads: int = 1,
+    repeats: int = 5,
+    cases: tuple[str, ...] = CASES,
+    structures: int = 128,
+    batch: int = 64,
+    hidden: int = 128,
+    compile: bool = False,
+    memory: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+):
+    """A DataFrame, a row per network and implementation, with structures ``per_second``; the
+    predicted forces are compared first. See `common.compare`.
+
+    ``structures`` molecules of ani-mini (NequIP fewer, see `peers.batch_of`) in batches of
+    ``batch``; networks of width ``hidden``; ``compile`` adds potkit's kernels.
+    """
+    import pandas as pd
+
+    check_device(device, threads)
+    rows = []
+    for case in cases:
+        n = peers.batch_of(case, structures, device)
+        labelled = molecules(n)
+        torch.manual_seed(0)
+        model = peers.reference(case, hidden).to(device).eval()
+        rivals = []
+        for peer in peers.of(case, model, labelled, device):
+            if peer.same:
+                module = peers.PeerPotential(case, model, peer).to(device).eval()
+                work = _loop(module, labelled, batch, device)
+                rivals.append(Rival(peer.name, work, work, note=peer.note))
+        work = _ours(model, labelled, batch, device)
+        rivals.append(Rival("potkit", work, work))
+        if compile and has_kernels(model, ("energy",), device):
+            work = _ours(model, labelled, batch, device, compile=True)
+            rivals.append(Rival("potkit, compiled", work, work))
+        whole = labelled.batch(device=device)
+        compared = compare(
+            f"{case} evaluate, {n} molecules",
+            rivals,
+            repeats,
+            device,
+            threads,
+            tolerance=1e-4,
+            memory=memory,
+            say=say,
+            atoms=len(whole.z),
+            edges=len(model.graph(whole, whole.pos).sender),
+        )
+        rows += [row | {"per_second": n / row["median_s"]} for row in compared]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
+
+
+def _loop(
+    module: nn.Module, structures: Structures, size: int, device: str
+) -> Callable[[], Tensor]:
+    """A function that finds a peer's mean absolute errors, and gives its forces [N, 3] eV/Å."""
+
+    def work() -> Tensor:
+        forces, wrong = [], []
+        for start in range(0, len(structures), size):
+            rows = np.arange(start, min(start + size, len(structures)))
+            batch = structures.batch(rows, device=device)
+            prediction = module(batch)
+            forces.append(prediction.forces.cpu())
+            energy = (prediction.energy.detach() - batch.energy).abs().mean()
+            wrong.append((float(energy), float((prediction.forces - batch.forces).abs().mean())))
+        np.mean(wrong, axis=0)
+        return torch.cat(forces)
+
+    return work
+
+
+def _ours(
+    model: Potential, structures: Structures, size: int, device: str, compile: bool = False
+) -> Callable[[], Tensor]:
+    """A function that evaluates ``model``, and gives its forces [N, 3] eV/Å."""
+    from ..training.evaluation import evaluate
+
+    def work() -> Tensor:
+        errors = evaluate(model, structures, size, device, compile=compile, keep_forces=True)
+        return torch.from_numpy(errors.predicted_forces)
+
+    return work

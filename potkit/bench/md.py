@@ -1,0 +1,136 @@
+"""Molecular dynamics through ASE's calculators, potkit beside others: neighbours + energy + forces,
+a structure at a time.
+
+One molecule (of ani-mini, 26 atoms) and one periodic box of 64 waters (of water-mini), moved by
+ASE's velocity Verlet from the same start with the same velocities. Rivals have the same weights;
+the forces where the atoms end are compared before the clock starts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..kernels.compiling import has_kernels
+from ..structures.store import Structures
+from . import peers
+from .common import COLUMNS, SYSTEMS, Rival, check_device, compare
+from .finetune import CASES
+
+TIME_STEP = 0.5  # fs
+TEMPERATURE = 300.0  # K, of the velocities at the start
+
+
+def run(
+    device: str = "cpu",
+    threads: int = 1,
+    repeats: int = 7,
+    cases: tuple[str, ...] = CASES,
+    systems: Sequence[str] = tuple(SYSTEMS),
+    steps: int = 50,
+    hidden: int = 64,
+    compile: bool = False,
+    memory: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+):
+    """A DataFrame, a row per network, system and implementation; ``median_s`` is of ``steps``
+    steps, ``ms_per_step`` of one. See `common.compare`.
+
+    ``systems`` of `SYSTEMS`, one structure each; ``hidden``: width of the networks;
+    ``compile`` adds potkit's kernels.
+    """
+    import pandas as pd
+
+    check_device(device, threads)
+    rows = []
+    for system in systems:
+        structures = SYSTEMS[system](1)
+        for case in cases:
+            rivals, sizes = contenders(case, structures, device, hidden, steps, compile)
+            compared = compare(
+                f"{case} md, one of {system}",
+                rivals,
+                repeats,
+                device,
+                threads,
+                tolerance=1e-4,
+                memory=memory,
+                say=say,
+                **sizes,
+            )
+            rows += [row | {"ms_per_step": 1e3 * row["median_s"] / steps} for row in compared]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "ms_per_step"])
+
+
+def contenders(
+    case: str, structures: Structures, device: str, hidden: int, steps: int, compile: bool
+) -> tuple[list[Rival], dict[str, int]]:
+    """The implementations of one case, the peers first, and the numbers of atoms and edges."""
+    from ..training.evaluation import calculator
+
+    torch.manual_seed(0)
+    model = peers.reference(case, hidden).to(device).eval()
+    batch = structures.batch(device=device)
+    sizes = {"atoms": len(batch.z), "edges": len(model.graph(batch, batch.pos).sender)}
+    rivals = []
+    for peer in peers.of(case, model, structures, device):
+        if peer.same:
+            module = peers.PeerPotential(case, model, peer).to(device).eval()
+            note = f"{peer.note}; its batch is kept, its neighbours are found at every step"
+            move = functools.partial(dynamics, structures, peer_calculator(module, batch), steps)
+            rivals.append(Rival(peer.name, move, move, note=note))
+    ours = calculator(model, device=device, dtype=torch.float32)
+    move = functools.partial(dynamics, structures, ours, steps)
+    rivals.append(Rival("potkit", move, move))
+    if compile and has_kernels(model, ("energy",), device):
+        ours = calculator(model, device=device, dtype=torch.float32, compile=True)
+        move = functools.partial(dynamics, structures, ours, steps)
+        rivals.append(Rival("potkit, compiled", move, move))
+    return rivals, sizes
+
+
+def dynamics(structures: Structures, calculator: Any, steps: int) -> Tensor:
+    """Forces on the atoms of the first structure after ``steps`` steps of velocity Verlet, [N, 3]
+    eV/Å.
+    """
+    from ase import units
+    from ase.md.verlet import VelocityVerlet
+
+    (atoms,) = structures[:1].to_ase()
+    # Maxwell and Boltzmann's velocities
+    speeds = np.sqrt(units.kB * TEMPERATURE / atoms.get_masses())[:, None]
+    atoms.set_velocities(speeds * np.random.default_rng(0).standard_normal((len(atoms), 3)))
+    atoms.calc = calculator
+    VelocityVerlet(atoms, TIME_STEP * units.fs).run(steps)
+    return torch.from_numpy(atoms.get_forces())
+
+
+def peer_calculator(module: nn.Module, batch: Any) -> Any:
+    """An ASE calculator of a `PeerPotential`: ``batch`` is kept and gets each step's positions,
+    which is the least that has to be done.
+    """
+    from ase.calculators.calculator import Calculator, all_changes
+
+    class PeerCalculator(Calculator):
+        implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+
+        def calculate(
+            self,
+            atoms: Any = None,
+            properties: Sequence[str] = ("energy",),
+            system_changes: Sequence[str] = all_changes,
+        ) -> None:
+            super().calculate(atoms, properties, system_changes)
+            batch.pos = torch.as_tensor(self.atoms.positions).to(batch.pos)
+            prediction = module(batch)
+            self.results = {
+                "energy": float(prediction.energy[0].detach()),
+                "forces": prediction.forces.cpu().numpy(),
+            }
+
+    return PeerCalculator()
