@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import Busy, DataError
 from . import outputs
-from .array_files import first_line, load_hdf5, open_hdf5, read_npy, require_numbers
+from .array_files import check_texts, first_line, load_hdf5, open_hdf5, read_npy, require_numbers
 from .arrays import PER_ATOM, cast
 from .outputs import PART, Kind, reason
 
@@ -123,6 +123,7 @@ def _is_store_folder(path: Path) -> bool:
 def _is_store_file(path: Path) -> bool:
     from .arrays import ARRAYS
 
+    check_texts(path)
     with h5py.File(path, "r") as file:
         return json.loads(file.attrs["potkit"])["format"] == FORMAT and set(file) <= set(ARRAYS)
 
@@ -445,6 +446,7 @@ def open_(
             for array in arrays.values():
                 array.flags.writeable = not mmap
         else:
+            check_texts(path)
             with open_hdf5(path) as file:
                 header = json.loads(file.attrs["potkit"])
                 names = [name for name in file if only is None or name in only]

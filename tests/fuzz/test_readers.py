@@ -313,3 +313,26 @@ def test_npz_that_claims_what_it_does_not_hold(name, tmp_path):
                 out.write(array.tobytes())
                 archive.writestr(f"{other}.npy", out.getvalue())
         assert m.read(tmp_path / file) is None, key
+
+
+@pytest.mark.parametrize("name", ["store-file", "spice", "spice-conformers", "ani1"])
+@pytest.mark.parametrize("number, size", [(0, 0), (5, 2**64 - 16)])
+def test_texts_of_hdf5_that_have_no_end(name, number, size, tmp_path):
+    """HDF5 itself never comes back from these, and no signal's handler runs meanwhile."""
+    [(file, data)] = valid(name).items()
+    at = data.index(b"GCOL") + 16
+    # the texts in the heap, then the free space
+    while int.from_bytes(data[at : at + 2], "little"):
+        at += 16 + (int.from_bytes(data[at + 8 : at + 16], "little") + 7) // 8 * 8
+    spoiled = number.to_bytes(2, "little") + bytes(6) + size.to_bytes(8, "little")
+    (tmp_path / file).write_bytes(data[:at] + spoiled + data[at + 16 :])
+    assert m.read(tmp_path / file) is None
+
+
+def test_texts_of_hdf5_are_read_where_bytes_look_like_a_heap(tmp_path):
+    """Numbers that happen to begin as a heap does are no damage."""
+    arrays, write, file = m.OF_ARRAYS["spice"]
+    looks = np.frombuffer(b"GCOL\x01" + bytes(3) + b"\xff" * 16, np.uint8)
+    write(tmp_path / file, arrays | {"m/more": looks})
+    assert b"GCOL\x01\0\0\0\xff" in (tmp_path / file).read_bytes()
+    assert m.read(tmp_path / file) is not None

@@ -26,7 +26,7 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
-from ...structures.array_files import load_hdf5, open_hdf5
+from ...structures.array_files import check_texts, load_hdf5, open_hdf5
 from ...structures.elements import SYMBOLS
 from ...structures.store import Structures
 from .common import checked_numbers, groups_with, require_finite, text_of
@@ -97,6 +97,7 @@ def read(
     dropped = 0
     seen: set[str] = set()  # subsets
     unnumbered: list[str] = []  # groups whose SMILES does not say which atom is which
+    check_texts(path)
     with open_hdf5(path) as file:
         for group in groups_with(file, "conformations", path):
             where = f"{path}: group {group.name}"
