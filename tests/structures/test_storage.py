@@ -9,15 +9,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from chores import child, wait
 from tiny import molecules, one_line
 
 import potkit
-from potkit.datasets import formats, read, registry
+from potkit.datasets import formats, read, reading, registry
 from potkit.datasets.formats import packer as packing
 from potkit.datasets.formats.packer import packing_into
 from potkit.errors import ConfigError, DataError
@@ -215,31 +217,21 @@ def test_an_interrupted_conversion_is_made_again(tmp_path, how):
     assert same(Structures.open(tmp_path / "store"), read(path))
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from tiny import molecules
-from potkit.structures import storage
-
-moves = int(sys.argv[3])
-replace = os.replace
-def dying(*places):
-    global moves
-    if moves == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    moves -= 1
-    replace(*places)
-os.replace = dying
-molecules(2).save(sys.argv[2])
-"""
-
-
 def killed(path: Path, moves: int = 0) -> list[Path]:
     """What a process leaves beside ``path`` that is killed after so many moves of a `save`."""
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(path), str(moves)]
-    done = subprocess.run(command, env={"PYTHONPATH": ROOT}, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    def dying() -> None:
+        replace, left = os.replace, iter(range(moves))
+
+        def counted(*places) -> None:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*places)
+
+        os.replace = counted
+        molecules(2).save(path)
+
+    assert wait(child(dying)) == -signal.SIGKILL
     left = [p for p in path.parent.iterdir() if outputs.is_temporary(p.name, path)]
     assert left
     return left
@@ -270,7 +262,9 @@ def test_a_store_whose_replacement_was_killed_stays_until_another_is_whole(tmp_p
     path = tmp_path / "store"
     molecules(3).save(path)
     before = len(Structures.open(path))
-    left = killed(path, moves=2)  # in vain, for a store is there; aside with it; and then into place
+    left = killed(
+        path, moves=2
+    )  # in vain, for a store is there; aside with it; and then into place
     assert not path.exists() and len(left) == 2
     with pytest.raises(ZeroDivisionError), StoreWriter(path):
         raise ZeroDivisionError
@@ -279,25 +273,20 @@ def test_a_store_whose_replacement_was_killed_stays_until_another_is_whole(tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_was_unpacked_by_a_killed_reader_is_removed(tmp_path):
+def test_what_was_unpacked_by_a_killed_reader_is_removed(tmp_path, monkeypatch):
     packed = tmp_path / "a.xyz.gz"
     packed.write_bytes(gzip.compress(b"1\n\nH 0 0 0\n"))
-    (tmp_path / "scratch").mkdir()
-    environment = {"PYTHONPATH": ROOT, "TMPDIR": str(tmp_path / "scratch")}
-    code = (
-        "import os, signal, sys\n"
-        "from potkit.datasets import reading\n"
-        "if sys.argv[2] == 'die':\n"
-        "    reading._read_one = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    reading._unpacked(reading.Path(sys.argv[1]), None, {})\n"
-        "print(len(reading.read(sys.argv[1])))"
-    )
-    for how, code_of, kept in (("die", -signal.SIGKILL, 1), ("read", 0, 0)):
-        command = [sys.executable, "-c", code, str(packed), how]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == code_of, done.stderr
-        left = [p.name for p in (tmp_path / "scratch").iterdir() if "unpacked" in p.name]
-        assert len(left) == kept
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    def dying() -> None:
+        reading._read_one = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        reading._unpacked(packed, None, {})
+
+    assert wait(child(dying)) == -signal.SIGKILL
+    assert [p.name for p in scratch.glob(".unpacked*/*")] == ["a.xyz"]
+    assert len(read(packed)) == 1 and not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize("name", ["store", "store.h5"])
