@@ -80,7 +80,7 @@ def judged(call: Callable[[], Any], culprit: str, folder: Path) -> Any:
             made = call()
         except PotkitError as error:
             line = str(error)
-            assert line and "\n" not in line and len(line) < 3000, line
+            assert line and line.isprintable() and len(line) < 3000, line
             assert culprit in line, f"{line!r} does not name {culprit}"
     assert time.monotonic() - start < SECONDS
     assert sorted(folder.rglob("*")) == before

@@ -329,6 +329,21 @@ def test_texts_of_hdf5_that_have_no_end(name, number, size, tmp_path):
     assert m.read(tmp_path / file) is None
 
 
+@pytest.mark.parametrize("name", ["ani1", "ani1x", "spice", "spice-conformers"])
+@pytest.mark.parametrize("word", ["g\ng", "g\r\x1b[31mg", "g\u2028g"])
+def test_names_that_are_no_line(name, word, tmp_path):
+    """A damaged name of a group or data set stands in the message, and that stays one line."""
+    arrays, write, file = m.OF_ARRAYS[name]
+    for key in arrays:
+        group, _, what = key.rpartition("/")
+        for number, other in enumerate((f"{group}/{word}", f"{group}{word}/{what}")):
+            folder = tmp_path / f"{what}-{number}"
+            folder.mkdir()
+            renamed = {other if k == key else k: array for k, array in arrays.items()}
+            write(folder / file, renamed)
+            m.read(folder / file)
+
+
 def test_texts_of_hdf5_are_read_where_bytes_look_like_a_heap(tmp_path):
     """Numbers that happen to begin as a heap does are no damage."""
     arrays, write, file = m.OF_ARRAYS["spice"]
