@@ -545,3 +545,10 @@ def examples_tried() -> int:
 def minutes() -> float:
     """Minutes per format (POTKIT_FUZZ_MINUTES); 0 for a number of examples instead."""
     return float(os.environ.get("POTKIT_FUZZ_MINUTES", "0"))
+
+
+def share(ways: dict[str, Any], number: int, of: int) -> dict[str, Any]:
+    """All ``ways`` in `make fuzz`, else every ``of``-th, from another one on for each ``number``."""
+    if examples_tried() > 1 or minutes():
+        return ways
+    return {name: way for k, (name, way) in enumerate(ways.items()) if (k + number) % of == 0}
