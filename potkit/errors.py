@@ -6,11 +6,26 @@ from __future__ import annotations
 
 
 class PotkitError(Exception):
-    """A mistake that one line can explain; the command line prints that line and exits with 1."""
+    """A mistake that one line can explain; the command line prints that line and exits with 1.
+
+    Names that files bring along may hold line ends and other control characters; they are not
+    shown.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if text.isprintable() else "".join(map(_shown, text))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in a notebook instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def _shown(character: str) -> str:
+    """``character`` as it may stand in a line."""
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else "?"
 
 
 class DataError(PotkitError, ValueError):

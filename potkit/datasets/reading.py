@@ -23,6 +23,7 @@ from ..errors import ConfigError, DataError
 from ..structures.array_files import UNREADABLE, first_line
 from ..structures.ase_io import arrays_from_ase
 from ..structures.elements import SYMBOLS
+from ..structures.storage import workspace
 from ..structures.store import Structures, concatenate
 from . import formats
 from .formats import label_names, packer
@@ -168,8 +169,8 @@ def _data_files(folder: Path) -> list[Path]:
 
 def _unpacked(path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
     """A file of any format behind gzip, bzip2 or xz."""
-    with tempfile.TemporaryDirectory() as folder:
-        inside = Path(folder) / path.stem
+    with workspace(Path(tempfile.gettempdir()) / "unpacked") as folder:
+        inside = folder / path.stem
         try:
             with PACKED[path.suffix.lower()](path) as source, open(inside, "wb") as target:
                 shutil.copyfileobj(source, target)

@@ -5,11 +5,14 @@ asked for, so that a file which claims what it does not hold is refused at once.
 from __future__ import annotations
 
 import math
+import os
+import re
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +26,9 @@ NUMBERS = "fiu"  # kinds of NumPy types that are real numbers
 # not pack better than ten to one, and a packed run of zeros does a thousand
 RATIO = 100
 LARGE = 1 << 28
+HEAP = re.compile(b"GCOL\x01")  # where HDF5 keeps texts of any length: its mark and version
+HEAP_HEADER = 16  # bytes, as those before each of its texts
+BLOCK = 1 << 22  # bytes of a file looked at at once
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -229,6 +235,64 @@ def _address(group: h5py.Group) -> int:
     return h5py.h5o.get_info(group.id).addr
 
 
+def check_texts(path: Path) -> None:
+    """Raise DataError where HDF5 would look for the texts of the file ``path`` without end.
+
+    Texts of any length lie in global heaps, and HDF5 goes through a heap from each object to the
+    next by the size that stands there. A damaged one of no size (in all, with what is added to it)
+    keeps the library (2.0) in a loop that nothing but the end of the process stops. Call it before
+    such a text is read: whole file, once, and again only when the file has changed.
+
+    Source: HDF5 File Format Specification 3.0, III.E "Disk Format: Level 1E - Global Heap".
+    """
+    try:
+        with open(path, "rb") as file:
+            now = os.fstat(file.fileno())
+            endless = _endless_heap(str(path), now.st_ino, now.st_size, now.st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if endless is not None:
+        raise DataError(
+            f"{path}: HDF5 file is damaged (the texts at byte {endless} have no end; if other "
+            "programs read it, h5repack writes it anew)"
+        )
+
+
+@lru_cache(maxsize=64)
+def _endless_heap(path: str, inode: int, size: int, changed: int) -> int | None:
+    """The first byte of a global heap that has no end, None if all have one. The arguments but
+    ``path`` say which file it was.
+    """
+    with open(path, "rb") as file:
+        for start in range(0, size, BLOCK):
+            block = os.pread(file.fileno(), BLOCK + 4, start)  # a mark may lie across two blocks
+            for mark in HEAP.finditer(block):
+                if not _ends(file, start + mark.start()):
+                    return start + mark.start()
+    return None
+
+
+def _ends(file: BinaryIO, at: int) -> bool:
+    """Whether the global heap at byte ``at`` comes to its end (or to a size that HDF5 refuses)."""
+    header = os.pread(file.fileno(), HEAP_HEADER, at)
+    size = int.from_bytes(header[8:], "little")
+    left = os.fstat(file.fileno()).st_size - at
+    if len(header) < HEAP_HEADER or size > left:
+        return True  # refused
+    heap = os.pread(file.fileno(), size, at)
+    place = HEAP_HEADER
+    while place + HEAP_HEADER <= size:
+        number = int.from_bytes(heap[place : place + 2], "little")
+        needed = int.from_bytes(heap[place + 8 : place + HEAP_HEADER], "little")
+        if number:  # number 0 is the free space, whose size counts its header
+            needed = HEAP_HEADER + (needed + 7) // 8 * 8
+        needed %= 1 << 64  # as the library adds
+        if needed == 0:
+            return False
+        place += needed
+    return True
+
+
 def load_hdf5(
     data: h5py.Dataset, path: Path, text: bool = False, kinds: str = NUMBERS
 ) -> np.ndarray:
@@ -251,6 +315,8 @@ def load_hdf5(
     if h5py.check_enum_dtype(data.dtype) is not None:
         raise DataError(f"{where} holds names of an enumeration, expected real numbers")
     _check_held(data, where)
+    if strings:
+        check_texts(path)
     try:
         return data[()]
     except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:

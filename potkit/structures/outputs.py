@@ -5,11 +5,13 @@ potkit writes where nothing is, into an empty folder, and over something of the 
 written: a store over a store, a figure over a figure. Whatever else lies there stays, and one line
 names it (`check`). Each writer has a `Kind`, which tells by their content the files it wrote
 before. What is written lies under a name that carries potkit's mark until it is whole
-(`temporary`), and only names with that mark are ever swept.
+(`temporary`), and only names with that mark are ever swept. The mark says which process writes, so
+that the next writer of a place can tell what a killed one left (`abandoned`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,12 +19,16 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
 
-_TEMPORARY = re.compile(r"\.(.*)\.potkit-[0-9a-f]{8}\.tmp", re.DOTALL)
+# the place's name; system, process and start of its writer, where those are known; a random number
+_TEMPORARY = re.compile(
+    r"\.(.*)\.potkit-(?:([0-9a-f]{8})-([0-9a-f]+)-([0-9a-f]+)-)?[0-9a-f]{8}\.tmp", re.DOTALL
+)
 _LONGEST = 200  # bytes of a name that its temporary name keeps; file systems allow 255 in all
 _FORBIDDEN = set("/\\<>:\"'|?*")
 
@@ -154,7 +160,44 @@ def _works_in(place: Path) -> bool:
 # -- names that carry potkit's mark --------------------------------------------------------------
 def temporary(place: Path) -> Path:
     """A new name beside ``place`` for what is not whole yet."""
-    return place.with_name(f".{_shortened(place)}.potkit-{uuid.uuid4().hex[:8]}.tmp")
+    started = _started(os.getpid())
+    owner = f"{_system()}-{os.getpid():x}-{started:x}-" if started is not None else ""
+    return place.with_name(f".{_shortened(place)}.potkit-{owner}{uuid.uuid4().hex[:8]}.tmp")
+
+
+def abandoned(name: str, of: Path) -> bool:
+    """Whether ``name`` is one that `temporary` gave to a writer of the place ``of`` which is dead.
+
+    False where that cannot be known: a process of another computer that shares the file system, or
+    of another container, or from before this computer was started.
+    """
+    match = _TEMPORARY.fullmatch(name)
+    if match is None or match[1] != _shortened(of) or match[2] is None or match[2] != _system():
+        return False
+    return _started(int(match[3], 16)) != int(match[4], 16)
+
+
+@lru_cache(maxsize=1)
+def _system() -> str:
+    """Eight digits for this start of this computer, and the process numbers seen in here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        numbers = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        return "0" * 8
+    return hashlib.sha256(f"{boot} {numbers}".encode()).hexdigest()[:8]
+
+
+def _started(process: int) -> int | None:
+    """When ``process`` was started, in clock ticks since the computer was (field 22 of proc(5)'s
+    stat); None where there is none, or no way to tell.
+    """
+    try:
+        text = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return None
+    state, *fields = text.rpartition(b")")[2].split()  # the name of the program may hold anything
+    return None if state in b"ZX" else int(fields[18])
 
 
 def is_temporary(name: str, of: Path | None = None) -> bool:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import Busy, DataError
 from . import outputs
-from .array_files import first_line, load_hdf5, open_hdf5, read_npy, require_numbers
+from .array_files import check_texts, first_line, load_hdf5, open_hdf5, read_npy, require_numbers
 from .arrays import PER_ATOM, cast
 from .outputs import PART, Kind, reason
 
@@ -123,6 +123,7 @@ def _is_store_folder(path: Path) -> bool:
 def _is_store_file(path: Path) -> bool:
     from .arrays import ARRAYS
 
+    check_texts(path)
     with h5py.File(path, "r") as file:
         return json.loads(file.attrs["potkit"])["format"] == FORMAT and set(file) <= set(ARRAYS)
 
@@ -135,7 +136,7 @@ STORE_FILE = Kind("a store of potkit's (.h5)", _is_store_file)
 @contextmanager
 def replacing(path: str | Path, kind: Kind = PART) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes its place when the block ends well, and is
-    removed when it does not.
+    removed when it does not. What killed writers of ``path`` left beside it goes, too.
 
     Raises DataError, before the block and again before anything is moved, where `outputs.check`
     lets nothing of ``kind`` be written; and for what the operating system refuses, such as a full
@@ -145,9 +146,12 @@ def replacing(path: str | Path, kind: Kind = PART) -> Iterator[Path]:
     temporary = outputs.temporary(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_abandoned(place, kind)
         yield temporary
         outputs.check(place, kind)  # it may have taken hours
         _move(temporary, place, path, kind)
+        if kind.replaced:
+            _sweep_abandoned(place)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
@@ -199,14 +203,31 @@ def _sweep(temporary: Path) -> None:
             temporary.unlink()
 
 
+def _sweep_abandoned(place: Path, keep: Kind | None = None) -> None:
+    """Remove what killed writers of ``place`` left beside it, but for a whole folder of the kind
+    ``keep``: a kill between two moves leaves the only copy under such a name.
+    """
+    with suppress(OSError), os.scandir(place.parent) as entries:
+        for entry in entries:
+            if not outputs.abandoned(entry.name, place):
+                continue
+            left = Path(entry.path)
+            whole = keep is not None and keep.replaced and outputs.is_a(keep, left)
+            if not whole and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                _sweep(left)
+
+
 @contextmanager
 def workspace(path: str | Path) -> Iterator[Path]:
-    """A folder beside ``path`` for work in progress, removed at the end however it comes. Raises
-    DataError where it cannot be made.
+    """A folder beside ``path`` for work in progress, removed at the end however it comes; after a
+    kill, when the next one is made. Raises DataError where it cannot be made.
     """
-    folder = outputs.temporary(Path(os.path.realpath(path)))
+    place = Path(os.path.realpath(path))
+    folder = outputs.temporary(place)
     try:
-        folder.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_abandoned(place)
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({reason(error)})") from error
     try:
@@ -445,6 +466,7 @@ def open_(
             for array in arrays.values():
                 array.flags.writeable = not mmap
         else:
+            check_texts(path)
             with open_hdf5(path) as file:
                 header = json.loads(file.attrs["potkit"])
                 names = [name for name in file if only is None or name in only]

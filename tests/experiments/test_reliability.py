@@ -17,6 +17,7 @@ from grids import grid, numbers
 import potkit
 from potkit.errors import Busy, Interrupted, TrainingError
 from potkit.experiments import experiment
+from potkit.structures import outputs
 from potkit.training import loop
 
 DRIVER = """
@@ -138,6 +139,8 @@ def test_a_grid_killed_anywhere_gives_the_table_of_one_that_was_not(report):
         # the kill did happen; at a random time it may come too late
         assert entry["deaths"] == 1 or entry["point"] is None, entry
         pd.testing.assert_frame_equal(table(entry["store"]), whole)  # to the last bit
+        names = [path.name for path in Path(entry["store"]).rglob("*")]
+        assert not list(filter(outputs.is_temporary, names)), entry
     assert {0, 1, 5} <= {e["finished"] for e in killed} and len(
         {e["finished"] for e in killed}
     ) >= 5, "killed in few places only"

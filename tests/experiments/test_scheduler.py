@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -97,6 +98,53 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     finally:
         for starter in starters.values():
             starter.kill()
+
+
+SPEC = """
+name: endless
+model: {name: egnn, preset: small, hidden: 8, layers: 1}
+pretrain_on: {data: ani-mini, limit: 20}
+train: {data: ani-mini, limit: 20}
+test: {data: ani-mini, part: {fractions: [0.5, 0.5], index: 1}}
+labels: [8]
+seeds: [0, 1]
+arms: {denoise: {objective: denoise, sigma: 0.1}}
+pretrain: {steps: 1000000, batch_size: 4, progress: false, device: cpu}
+finetune: {steps: 1000000, batch_size: 4, progress: false, device: cpu}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_outlives_a_killed_compare(tmp_path, training):
+    """Whether its workers train already or are only being started."""
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    command = [sys.executable, "-m", "potkit", "compare", "spec.yaml", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    starter = subprocess.Popen(
+        [*command, "--store", "store"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        store = tmp_path / "store"
+        # two workers, and the process that looks after what they share
+        assert until(lambda: len(_children(starter.pid)) >= 3, 120)
+        if training:
+            assert until(lambda: len(list(store.glob("*/metrics.jsonl"))) == 2, 120)
+        workers = _children(starter.pid)
+    finally:
+        starter.kill()
+    starter.wait(30)
+    assert until(lambda: all(map(_gone, workers)), 40), "they go on after the end of compare"
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            if int(path.read_text().rpartition(") ")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
 
 
 def _content(path: Path) -> str:

@@ -4,23 +4,27 @@ failures, kills and full disks.
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from chores import child, wait
 from tiny import molecules, one_line
 
 import potkit
-from potkit.datasets import formats, read, registry
+from potkit.datasets import formats, read, reading, registry
 from potkit.datasets.formats import packer as packing
 from potkit.datasets.formats.packer import packing_into
 from potkit.errors import ConfigError, DataError
-from potkit.structures.storage import StoreWriter, remove_leftovers
+from potkit.structures import outputs
+from potkit.structures.storage import StoreWriter, remove_leftovers, replacing
 from potkit.structures.store import Structures, concatenate
 
 ROOT = str(Path(potkit.__file__).parents[1])
@@ -208,10 +212,81 @@ def test_an_interrupted_conversion_is_made_again(tmp_path, how):
     assert all(".potkit" in p.name and p.name[0] == "." for p in left)
     # only a kill leaves the half store and its lock
     assert [p.is_dir() for p in sorted(left)] == ([True, False] if how == signal.SIGKILL else [])
-    remove_leftovers(tmp_path / "store")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
     registry.pack(path, tmp_path / "store")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "store"]
     assert same(Structures.open(tmp_path / "store"), read(path))
+
+
+def killed(path: Path, moves: int = 0) -> list[Path]:
+    """What a process leaves beside ``path`` that is killed after so many moves of a `save`."""
+
+    def dying() -> None:
+        replace, left = os.replace, iter(range(moves))
+
+        def counted(*places) -> None:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*places)
+
+        os.replace = counted
+        molecules(2).save(path)
+
+    assert wait(child(dying)) == -signal.SIGKILL
+    left = [p for p in path.parent.iterdir() if outputs.is_temporary(p.name, path)]
+    assert left
+    return left
+
+
+@pytest.mark.parametrize("name", ["store", "store.h5", "a name of 200 bytes" + "x" * 181])
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path, name):
+    path = tmp_path / name
+    left = [p.name for p in killed(path)]
+    others = [".store.potkit-1234abcd.tmp", f".other{left[0]}", ".store.tmp"]
+    for other in others:  # of a writer that may live, of another place, and a user's
+        (tmp_path / other[-250:]).write_text("mine")
+    molecules(2).save(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(o[-250:] for o in others), name])
+
+
+def test_what_a_living_writer_works_on_stays(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as mine:
+        mine.write_text("mine")
+        with replacing(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other" and mine.is_file()
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_store_whose_replacement_was_killed_stays_until_another_is_whole(tmp_path):
+    path = tmp_path / "store"
+    molecules(3).save(path)
+    before = len(Structures.open(path))
+    left = killed(
+        path, moves=2
+    )  # in vain, for a store is there; aside with it; and then into place
+    assert not path.exists() and len(left) == 2
+    with pytest.raises(ZeroDivisionError), StoreWriter(path):
+        raise ZeroDivisionError
+    assert sorted(len(Structures.open(p)) for p in left) == sorted([2, before])
+    molecules(2).save(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_unpacked_by_a_killed_reader_is_removed(tmp_path, monkeypatch):
+    packed = tmp_path / "a.xyz.gz"
+    packed.write_bytes(gzip.compress(b"1\n\nH 0 0 0\n"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    def dying() -> None:
+        reading._read_one = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        reading._unpacked(packed, None, {})
+
+    assert wait(child(dying)) == -signal.SIGKILL
+    assert [p.name for p in scratch.glob(".unpacked*/*")] == ["a.xyz"]
+    assert len(read(packed)) == 1 and not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize("name", ["store", "store.h5"])

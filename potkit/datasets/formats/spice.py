@@ -14,7 +14,6 @@ can be repeated: `FAULTS`.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -26,7 +25,7 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
-from ...structures.array_files import load_hdf5, open_hdf5
+from ...structures.array_files import check_texts, load_hdf5, open_hdf5
 from ...structures.elements import SYMBOLS
 from ...structures.store import Structures
 from .common import checked_numbers, groups_with, require_finite, text_of
@@ -97,6 +96,7 @@ def read(
     dropped = 0
     seen: set[str] = set()  # subsets
     unnumbered: list[str] = []  # groups whose SMILES does not say which atom is which
+    check_texts(path)
     with open_hdf5(path) as file:
         for group in groups_with(file, "conformations", path):
             where = f"{path}: group {group.name}"
@@ -285,11 +285,11 @@ def _text(data: h5py.Dataset, path: Path) -> str:
 def _charge(get: Any, path: Path, where: str, shape: tuple[int, int]) -> int:
     if get("mbis_charges") is not None:
         charges = load_hdf5(get("mbis_charges"), path).astype(np.float64)
-        if charges.shape[:2] != shape:
+        if charges.shape not in (shape, (*shape, 1)):
             raise DataError(
                 f"{where}: mbis_charges have shape {charges.shape}, expected {(*shape, 1)}"
             )
-        total = charges.reshape(len(charges), math.prod(charges.shape[1:])).sum(1)
+        total = charges.reshape(shape).sum(1)
         if len(total) and np.isfinite(total).all():
             charge = np.round(np.median(total))
             if abs(np.median(total) - charge) > 0.25:

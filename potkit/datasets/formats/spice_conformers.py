@@ -18,7 +18,7 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
-from ...structures.array_files import load_hdf5, open_hdf5
+from ...structures.array_files import check_texts, load_hdf5, open_hdf5
 from ...structures.store import Structures
 from .common import NUMBERS, dataset, groups_with, require_finite, system_name, text_of
 from .packer import Packer
@@ -79,6 +79,7 @@ def read(
     allowed = _allowed(elements)
     packer = Packer(dtype)
     left = 0
+    check_texts(path)
     with open_hdf5(path) as file:
         for group in groups_with(file, "conformations", path):
             where = f"{path}: group {group.name}"
