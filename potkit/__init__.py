@@ -42,6 +42,8 @@ _EXPORTS = {
     "evaluate": "training.evaluation",
     "predict": "training.evaluation",
     "calculator": "training.evaluation",
+    "MDConfig": "training.dynamics",
+    "simulate": "training.dynamics",
     "compare": "experiments.experiment",
 }
 

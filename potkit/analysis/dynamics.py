@@ -48,10 +48,8 @@ class BondWatch:
         self.start = self.lengths(pos)
         self.owner = self._batch.batch.numpy()[self.first]
         z = self._batch.z.numpy()
-        pairs = np.sort(np.column_stack([z[self.first], z[self.second]]), axis=1)
-        # carbon first, as chemists write it
-        order = [(a, b) if a == 6 else (b, a) for a, b in pairs]
-        self.pair = np.array([f"{SYMBOLS[a]}–{SYMBOLS[b]}" for a, b in order], dtype=object)
+        pairs = zip(z[self.first].tolist(), z[self.second].tolist(), strict=True)
+        self.pair = np.array([_pair(*pair) for pair in pairs], dtype=object)
 
     def lengths(self, pos: np.ndarray) -> np.ndarray:
         """The length of every bond, [B] Å, at ``pos`` [A, 3] Å."""
@@ -107,6 +105,12 @@ class BondWatch:
         """Element and number of an atom within its structure, such as "C0"."""
         start = self._batch.ptr[self._batch.batch[atom]]
         return f"{SYMBOLS[int(self._batch.z[atom])]}{atom - int(start)}"
+
+
+def _pair(*elements: int) -> str:
+    """A bond's elements as chemists write them, carbon first and hydrogen last: "C–H", "O–H"."""
+    first, second = sorted(elements, key=lambda z: (z != 6, z == 1, z))
+    return f"{SYMBOLS[first]}–{SYMBOLS[second]}"
 
 
 def drift(

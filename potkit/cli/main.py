@@ -24,6 +24,7 @@ from . import report, streams
 from .bench import FigureOption, bench_app
 from .config import register as register_config
 from .data import FormatOption, _structures, check_source, data_app, reads_files
+from .md import register as register_md
 from .plan import register
 from .specs import register as register_specs
 from .weights import weights_app
@@ -40,6 +41,7 @@ app.add_typer(weights_app, name="weights")
 register(app)
 register_specs(app)
 register_config(app)
+register_md(app)
 
 DataOption = Annotated[
     str | None,

@@ -365,11 +365,19 @@ class _Run:
         return step, ""
 
     def _draw_velocities(self, atoms: Atoms, rng: np.random.Generator) -> None:
-        from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+        """Maxwell-Boltzmann velocities; without a thermostat the whole stays where it is."""
+        from ase import units
 
-        MaxwellBoltzmannDistribution(atoms, temperature_K=self.config.temperature, rng=rng)
-        if self.config.ensemble == "nve" and len(atoms) > 1 and self.config.temperature:
-            Stationary(atoms, preserve_temperature=True)
+        masses = atoms.get_masses()[:, None]  # u
+        width = np.sqrt(masses * units.kB * self.config.temperature)
+        momenta = rng.standard_normal((len(atoms), 3)) * width
+        if self.config.ensemble == "nve" and len(atoms) > 1:
+            momenta -= masses * momenta.sum(axis=0) / masses.sum()
+            # what is left has the temperature that was asked for
+            kinetic = float((momenta**2 / masses).sum() / 2)
+            wanted = 1.5 * len(atoms) * units.kB * self.config.temperature
+            momenta *= math.sqrt(wanted / kinetic) if kinetic else 0.0
+        atoms.set_momenta(momenta)
 
     # -- what is on the disk ---------------------------------------------------------------------
     def _store(self, atoms: Atoms, step: int) -> None:
@@ -432,9 +440,7 @@ class _Run:
         """Cut the files to the bytes that belong to a state; what comes after is made again."""
         for path, size in ((self.trajectory, frames), (self.energies, rows)):
             if size and (not path.is_file() or path.stat().st_size < size):
-                raise CheckpointError(
-                    f"{path}: shorter than its state says; choose another folder"
-                )
+                raise CheckpointError(f"{path}: shorter than its state says; choose another folder")
             with path.open("ab") as file:
                 file.truncate(size)
         if not rows:
