@@ -37,6 +37,7 @@ class BondWatch:
     """
 
     def __init__(self, structures: Structures) -> None:
+        self._structures = structures
         self._batch = structures.batch(dtype=torch.float64)
         (sender, receiver), vector, _ = bonded_edges(self._batch, BONDED)
         once = sender < receiver
@@ -50,6 +51,10 @@ class BondWatch:
         z = self._batch.z.numpy()
         pairs = zip(z[self.first].tolist(), z[self.second].tolist(), strict=True)
         self.pair = np.array([_pair(*pair) for pair in pairs], dtype=object)
+
+    def of(self, kept: np.ndarray) -> BondWatch:
+        """That of the structures in the rows ``kept`` alone."""
+        return BondWatch(self._structures[kept])
 
     def lengths(self, pos: np.ndarray) -> np.ndarray:
         """The length of every bond, [B] Å, at ``pos`` [A, 3] Å."""
