@@ -10,6 +10,8 @@ SHELL := bash
 
 PYTHON ?= python3
 WORKERS ?= 2
+# of `make fuzz`, for each format of files
+MINUTES ?= 0
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +40,7 @@ help:
 	@echo "make pages       fill the tables of README, RESULTS and docs/papers.md from data/results"
 	@echo "make docs        build the documentation site, in docs/_build/html"
 	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
-	@echo "make fuzz        set up, then mutate settings at random, many thousand times"
+	@echo "make fuzz        set up, then spoil settings and files at random, many thousand times (MINUTES=10: per format)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -82,6 +84,14 @@ $(VENV)/.stamp-peers: | setup
 	    || echo "note: not all of them could be installed (see $(VENV)/peers.log); tests that need one are skipped"
 	@touch $@
 
+# The same for the programs that `potkit export` writes for: two small packages and what they need.
+$(VENV)/.stamp-engines: | setup
+	@echo "set-up, optional: metatomic and torch-sim, which read exported networks (some seconds)"
+	@$$(command -v timeout >/dev/null && echo timeout 300) \
+	    $(PIP) $(EXACT) -e ".[metatomic,torch-sim]" >$(VENV)/engines.log 2>&1 \
+	    || echo "note: not all of them could be installed (see $(VENV)/engines.log); tests that need one are skipped"
+	@touch $@
+
 reproduce: setup
 	@$(BIN)/potkit run --profile quick $(NOTEBOOKS)
 
@@ -104,7 +114,7 @@ docs: setup
 test-quick: setup
 	@$(CHECK) $(QUICK)
 
-test: setup $(VENV)/.stamp-peers lint docs
+test: setup $(VENV)/.stamp-peers $(VENV)/.stamp-engines lint docs
 	@$(CHECK)
 	@if [ -n "$(NOTEBOOKS)" ]; then \
 	    echo "notebooks: executing them in profile smoke and comparing the marked cells with what is stored"; \
@@ -116,7 +126,7 @@ coverage: setup
 	@POTKIT_COVERAGE=20 $(CHECK) tests/experiments/test_coverage.py
 
 fuzz: setup
-	@POTKIT_FUZZ=50 $(CHECK) tests/fuzz
+	@POTKIT_FUZZ=50 POTKIT_FUZZ_MINUTES=$(MINUTES) $(CHECK) tests/fuzz
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

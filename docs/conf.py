@@ -4,6 +4,8 @@ are stored.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -22,9 +24,7 @@ exclude_patterns = ["_build", "conf.py"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"
-# links of pages that are read on the code's site as well lead to files outside the site
 suppress_warnings = [
-    "myst.xref_missing",
     "myst.header",
     "mystnb.unknown_mime_type",
     "misc.highlighting_failure",
@@ -35,6 +35,30 @@ autodoc_typehints = "none"
 html_theme = "sphinx_book_theme"
 html_title = f"potkit {version}"
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+
+
+def _outward_links(app, page: str, source: list[str]) -> None:
+    """Links of pages that are read beside the code as well: those to notebooks lead to the site's
+    copies, those to other files of the repository become plain text. What is not there stays, so
+    that the build fails on it.
+    """
+    folder = (HERE / page).parent
+
+    def replaced(link: re.Match) -> str:
+        text, target = link[1], link[2].partition("#")[0]
+        file = (folder / target).resolve()
+        if not target.startswith("../") or not file.exists() or file.is_relative_to(HERE):
+            return link[0]
+        if file.parent == ROOT / "notebooks" and file.suffix == ".ipynb":
+            return f"[{text}]({os.path.relpath(HERE / 'notebooks' / file.name, folder)})"
+        return text
+
+    source[0] = re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", replaced, source[0])
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", _outward_links)
 
 
 def _notebooks() -> None:

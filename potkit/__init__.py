@@ -44,6 +44,8 @@ _EXPORTS = {
     "calculator": "training.evaluation",
     "MDConfig": "training.dynamics",
     "simulate": "training.dynamics",
+    "export": "training.export",
+    "torch_sim_model": "training.export",
     "compare": "experiments.experiment",
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import glob
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ FormatOption = Annotated[
 _READING: dict[str, tuple[str, str]] = {  # option of `potkit.read` -> what it is for
     "energy_key": ("NAME", "what the file calls the energy, where it is not to be guessed"),
     "forces_key": ("NAME", "what the file calls the forces; none: read none"),
+    "stress_key": ("NAME", "what the file calls the stress, or its virial; none: read none"),
     "energy_unit": ("UNIT", "of the file's energies: eV, hartree, kcal/mol, kJ/mol …"),
     "forces_unit": ("UNIT", "of the file's forces; default: energy unit over length unit"),
     "length_unit": ("UNIT", "of the file's positions: angstrom, bohr, nm"),
@@ -77,12 +79,9 @@ def _structures(data: str, format: str | None = None, reading: dict[str, str] | 
     """
     structures, from_file = _opened(data, format, reading)
     if from_file:
-        from potkit.datasets.reading import report
         from potkit.structures.neighbors import check_overlaps
 
         check_overlaps(structures.validate())
-        for line in report(structures):
-            streams.say_aside(line)
     return structures
 
 
@@ -98,7 +97,14 @@ def _opened(data: str, format: str | None = None, reading: dict[str, str] | None
                 "a registered set, whose names and units are known"
             )
         return potkit.load(data), False
-    return potkit.read(_existing(data), format=format, **(reading or {})), True
+    from potkit.datasets.reading import UnitWarning, report
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnitWarning)  # a line of the report says it
+        structures = potkit.read(_existing(data), format=format, **(reading or {}))
+    for line in report(structures):
+        streams.say_aside(line)
+    return structures, True
 
 
 def check_source(data: str | None) -> None:
@@ -273,6 +279,7 @@ def data_check(
 
 
 @data_app.command("leakage")
+@reads_files
 def data_leakage(
     first: Annotated[
         str, Argument(help="what is trained on, such as the pretraining set", metavar="NAME|PATH")
@@ -283,9 +290,11 @@ def data_leakage(
         bool, Option("--distance", help="also how near they lie (dRMSD), beside neighbours in time")
     ] = False,
     out: Annotated[Path | None, Option(help="write the pairs to this CSV file")] = None,
+    format: FormatOption = None,
+    reading: Any = None,
 ) -> None:
     """Which structures of the second set are in the first as well, however turned, shifted or
-    reordered. Exit code 1 if any are.
+    reordered. Exit code 1 if any are. Options of reading are for those of the two that are files.
     """
     from potkit.datasets import splits
     from potkit.datasets.duplicates import PAIRS
@@ -294,8 +303,7 @@ def data_leakage(
 
     if out is not None:
         check(out, PAIRS)
-    trained, _ = _opened(first)
-    tested, _ = _opened(second)
+    trained, tested = _two_sets(first, second, format, reading)
     leaked = splits.leakage(trained, tested, tolerance)
     if distance:
         near = splits.leakage_by_distance(trained, tested)
@@ -312,6 +320,19 @@ def data_leakage(
             leaked.to_csv(temporary, index=False)
     if len(leaked):
         raise DataError(f"{second}: {leaked.attrs['message']}")
+
+
+def _two_sets(first: str, second: str, format: str | None, reading: dict[str, str]):
+    """Both sets; ``format`` and ``reading`` are for those that are files."""
+    from potkit.datasets.registry import is_name
+
+    registered = [is_name(name) for name in (first, second)]
+    if all(registered):
+        return _opened(first, format, reading)[0], _opened(second, format, reading)[0]
+    return tuple(
+        _opened(name)[0] if known else _opened(name, format, reading)[0]
+        for name, known in zip((first, second), registered, strict=True)
+    )
 
 
 @data_app.command("split")

@@ -24,6 +24,7 @@ from . import report, streams
 from .bench import FigureOption, bench_app
 from .config import register as register_config
 from .data import FormatOption, _structures, check_source, data_app, reads_files
+from .export import register as register_export
 from .md import register as register_md
 from .plan import register
 from .specs import register as register_specs
@@ -41,6 +42,7 @@ app.add_typer(weights_app, name="weights")
 register(app)
 register_specs(app)
 register_config(app)
+register_export(app)
 register_md(app)
 
 DataOption = Annotated[
@@ -772,8 +774,19 @@ def options(
         bool, Option("--version", callback=_version, is_eager=True, help="show versions and stop")
     ] = False,
     debug: Annotated[bool, Option("--debug", help="show the traceback of an error")] = False,
+    allow_module: Annotated[
+        list[str] | None,
+        Option(
+            help="a Python module whose networks a checkpoint may name (see `adapt`), repeatable",
+            metavar="MODULE",
+        ),
+    ] = None,
 ) -> None:
     """Self-supervised pretraining of neural potentials."""
+    if allow_module:
+        from ..models import allow
+
+        allow(*allow_module)
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -810,6 +823,14 @@ def _ended_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _usage(error: Any) -> str:
+    """What is wrong with the words of a command, in one line, and which command it is."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "potkit"
+    text = " ".join(str(error.format_message()).split())
+    return f"{text[:1].lower()}{text[1:].rstrip('.')} (`{command} --help` shows what there is)"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a PotkitError ends it with one line on stderr and exit code 1."""
     streams.prepare()
@@ -817,7 +838,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         streams.check_surroundings()
         with _ended_in_order():
-            app(args=arguments, prog_name="potkit")
+            code = app(args=arguments, prog_name="potkit", standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:
             raise
@@ -825,4 +847,12 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:  # typer's own: an option or a word that no command has
+        if not hasattr(error, "format_message") or "--debug" in arguments:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            raise SystemExit(0) from None
+        print(f"error: {_usage(error)}", file=sys.stderr)
         raise SystemExit(1) from None

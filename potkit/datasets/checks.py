@@ -10,6 +10,7 @@ from ..errors import DataError
 from ..structures.elements import SYMBOLS
 from ..structures.geometry import minimum_image
 from ..structures.store import Structures
+from . import label_checks
 from .duplicates import pairs
 from .formats.common import energy_unit_from_size
 from .splits import by_system
@@ -92,29 +93,8 @@ def force_slope(
     Bohr was taken for Å. Pairs are neighbours in a system (no atom moved by more than 0.25 Å) with
     the same order of atoms; (nan, nan, n) if fewer than 20 exist.
     """
-    rng = np.random.default_rng(seed)
-    left, right = [], []  # −F̄·Δx and ΔE of each pair, eV
-    for _, rows in by_system(structures):
-        start = int(rng.integers(0, max(1, len(rows) - per_system)))
-        rows = rows[start : start + per_system]
-        a = int(structures.n_atoms[rows[0]])
-        rows = rows[structures.n_atoms[rows] == a]
-        atoms = (structures.ptr[rows][:, None] + np.arange(a)).reshape(-1)
-        z = structures.z[atoms].reshape(-1, a)
-        same_order = (z == z[0]).all(1)
-        pos = np.asarray(structures.pos[atoms], np.float64).reshape(-1, a, 3)[same_order]
-        forces = np.asarray(structures.forces[atoms], np.float64).reshape(-1, a, 3)[same_order]
-        energy = structures.energy[rows][same_order]
-        for i in range(0, len(pos), max(1, len(pos) // 100)):
-            step = pos - pos[i]
-            far = np.abs(step).max((1, 2))
-            far[far < 1e-6] = np.inf
-            j = int(np.argmin(far))
-            if far[j] < 0.25:
-                left.append(-0.5 * np.sum((forces[i] + forces[j]) * step[j]))
-                right.append(energy[j] - energy[i])
-    x, y = np.array(left), np.array(right)
-    if len(x) < 20 or x.std() == 0 or y.std() == 0:
+    x, y, _ = label_checks.neighbour_pairs(structures, seed, per_system)
+    if len(x) < label_checks.FEWEST_PAIRS or x.std() == 0 or y.std() == 0:
         return np.nan, np.nan, len(x)
     return float((x * y).sum() / (x * x).sum()), float(np.corrcoef(x, y)[0, 1]), len(x)
 
@@ -124,9 +104,9 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
     where to look.
 
     Counts, values that are not finite, overlapping atoms and bond lengths, widths of periodic boxes
-    (at least twice ``cutoff``, Å?), energy per atom, force scale, net force, forces against energy
-    differences, outliers and duplicates. Nothing is raised: what is wrong is in the table
-    (``frame.attrs["healthy"]``).
+    (at least twice ``cutoff``, Å?), energy per atom, force scale, net force, sign and units of the
+    labels (see `label_checks`), outliers and duplicates. Nothing is raised: what is wrong is in the
+    table (``frame.attrs["healthy"]``).
     """
     import pandas as pd
 
@@ -189,6 +169,8 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
         have = s.labelled(label)
         if have.any():
             look(s if have.all() else s[have], original[have], add)
+    if s.labelled("forces").any():
+        _sign_and_units(s, add)
     if duplicates:
         n = min(len(s), SAMPLED)
         drawn = np.sort(np.random.default_rng(0).permutation(len(s))[:n])
@@ -350,20 +332,20 @@ def _forces(s: Structures, original: np.ndarray, add) -> None:
         "look" if net[worst] > 0.05 * max(rms, 1e-9) else "ok",
         f"structure {original[worst]}",
     )
-    if not s.labelled("energy").all():
-        return
-    slope, correlation, n = force_slope(s)
-    question = "ΔE over −F·Δx"
-    if np.isnan(slope):
-        reason = f"{n} pairs of structures lie within 0.25 Å of each other, 20 are needed"
-        add(question, "not to be told", where=reason)
-        return
-    evidence = f"{n} pairs, correlation {correlation:.3f}"
-    # pairs 0.2 Å apart are bent by anharmonicity to 0.87 and less; wrong units and signs are far
-    # outside 0.65 … 1.35
-    if abs(slope - 1) < 0.15:
-        add(question, round(slope, 4), where=evidence)
-        return
-    wrong = abs(slope - 1) > 0.35 and abs(correlation) > 0.8
-    note = "; 1 if units and sign of the forces are right"
-    add(question, round(slope, 4), verdict="bad" if wrong else "look", where=evidence + note)
+
+
+def _sign_and_units(s: Structures, add) -> None:
+    """What energies and a cheap model say of the forces; see `label_checks`."""
+    verdict = label_checks.judge(s)
+    wrong = verdict.state == "wrong"
+    for e in verdict.evidence:
+        if np.isnan(e.value):
+            add(e.question, "not to be told", where=e.detail)
+            continue
+        where = e.detail
+        if np.isfinite(e.low):
+            where = f"95 % interval {e.low:.3g} … {e.high:.3g}; {where}"
+        where += "; 1 if right" if e.counts else "; too loose to tell"
+        add(e.question, float(f"{e.value:.4g}"), "", "ok" if e.fits or not wrong else "bad", where)
+    states = {"right": "ok", "wrong": "bad", "unclear": "look", "cannot be told": "look"}
+    add("sign and units of the labels", verdict.state, "", states[verdict.state], verdict.says)

@@ -80,8 +80,11 @@ def _waves(structures: Structures, i: int) -> np.ndarray:
     cell = structures.cell[i]
     if abs(np.linalg.det(cell)) < FLAT:
         # a slab or wire: what does not repeat stands upright on what does
-        cell = complete_cell(np.where(structures.pbc[i][:, None], cell, 0.0))
-        cell = np.eye(3) if abs(np.linalg.det(cell)) < FLAT else cell
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cell = complete_cell(np.where(structures.pbc[i][:, None], cell, 0.0))
+        # vectors that depend on each other complete to NaN
+        if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < FLAT:
+            cell = np.eye(3)
     pos = np.asarray(structures.pos[a:b], np.float64)
     fractional = np.linalg.solve(cell.T, pos.T).T
     phases = np.exp(2j * np.pi * fractional @ _WAVES.T)  # [a, 8]

@@ -94,7 +94,7 @@ def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
                 raise DataError(f"{path}: line {line}: {word!r} is not a whole number")
             rows.append(row)
             lines.append(line)
-    out = np.array(rows, np.int64) - base
+    out = np.array([max(-(2**62), min(row, 2**62)) for row in rows], np.int64) - base
     bad = (out < 0) | (out >= n)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
@@ -111,7 +111,8 @@ def published(path: str | Path, n: int, base: int = 0) -> np.ndarray:
 
 def _whole_number(word: str) -> int | None:
     """The number ``word`` writes, such as 12 or 1.2e1; None if it is not a whole one."""
-    if word.lstrip("+-").isdigit():
+    digits = word[1:] if word[:1] in ("+", "-") else word
+    if word.isascii() and digits.isdigit() and len(digits) < 1000:  # of more Python makes no number
         return int(word)
     try:
         value = float(word)

@@ -12,6 +12,7 @@ import gzip
 import lzma
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..structures.array_files import UNREADABLE, first_line
 from ..structures.ase_io import arrays_from_ase
 from ..structures.elements import SYMBOLS
 from ..structures.store import Structures, concatenate
 from . import formats
 from .formats import label_names, packer
-from .formats.common import chosen_units, sized, unit_of_totals
+from .formats.common import Units, chosen_units, named_stress, sized, unit_of_totals
 
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ISOLATED = ("references", "keep")
@@ -50,7 +52,10 @@ def read(
     (training takes of each structure what it has), "stop" with DataError, or "drop" the label.
     ``isolated_atoms``: single atoms among larger structures become the "references" of their
     elements (``info["atomic_energies"]``, eV), as in MACE, or are "keep"-t as structures.
-    ``options`` go to the reader: energy_key, forces_key, energy_unit, forces_unit, length_unit …
+    ``options`` go to the reader: energy_key, forces_key, stress_key, energy_unit, forces_unit,
+    length_unit …
+
+    Warns where units that nobody named cannot be right.
 
     Raises DataError for whatever is wrong with a file, ConfigError for an unknown option.
     """
@@ -71,7 +76,16 @@ def read(
     out = _settle(out, missing_labels)
     if "energy_unit" not in options:
         _doubt_unit(out)
+    if doubts := out.info.pop("doubts", []):
+        name = out.info.get("name", "data")
+        out.info["notes"] = [*out.info.get("notes", []), *doubts]
+        for doubt in doubts:
+            warnings.warn(f"{name}: {doubt}", UnitWarning, stacklevel=2)
     return out
+
+
+class UnitWarning(UserWarning):
+    """The units a file was taken to have cannot be right."""
 
 
 def report(structures: Structures) -> list[str]:
@@ -159,8 +173,8 @@ def _unpacked(path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
         try:
             with PACKED[path.suffix.lower()](path) as source, open(inside, "wb") as target:
                 shutil.copyfileobj(source, target)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            raise DataError(f"{path}: cannot be unpacked ({error})") from error
+        except (*UNREADABLE, lzma.LZMAError) as error:
+            raise DataError(f"{path}: cannot be unpacked ({first_line(error)})") from error
         try:
             return _read_one(inside, None, dtype, options)
         except DataError as error:
@@ -175,7 +189,7 @@ def _joined(parts: list[Structures]) -> Structures:
     for part in parts:
         isolated += [first + row for row in part.info.get("isolated_atoms", [])]
         first += len(part)
-    for key in ("notes", "unread"):
+    for key in ("notes", "unread", "doubts"):
         found = dict.fromkeys(line for part in parts for line in part.info.get(key, []))
         out.info.pop(key, None)
         out.info |= {key: list(found)} if found else {}
@@ -209,12 +223,20 @@ def _through_ase(
     import ase.io
     from ase.io.formats import UnknownFileTypeError
 
-    known = ("energy_key", "forces_key", "energy_unit", "forces_unit", "length_unit")
+    known = (
+        "energy_key",
+        "forces_key",
+        "stress_key",
+        "energy_unit",
+        "forces_unit",
+        "length_unit",
+    )
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(
             f"{path}: read through ASE, which has no option {unknown[0]!r} "
             f"(there are: {', '.join(known)})"
         )
+    _check_counts(path)
     try:
         frames = ase.io.read(path, index=":", format=format)
     except UnknownFileTypeError:
@@ -233,10 +255,35 @@ def _through_ase(
     return _from_frames(frames, path, dtype, options)
 
 
+def _check_counts(path: Path) -> None:
+    """Raise DataError for a text of frames, each after the number of its atoms, that claims more
+    atoms than it has lines: ASE counts them all the same.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        if not file.readline(1000).strip().isdigit():
+            return
+        lines = 1 + sum(1 for _ in file)
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            word = line.strip()
+            if word.isdigit() and (len(word) > 18 or int(word) > lines):
+                raise DataError(
+                    f"{path}: line {number}: {word[:30].decode()} atoms are claimed, the file has "
+                    f"{lines} lines"
+                )
+
+
 def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     keys = options.get("energy_key"), options.get("forces_key")
+    stress_key = options.get("stress_key")
+    one = Units(1.0, 1.0, 1.0)  # units are applied to all frames together
+    if stress_key not in (None, "none") and not any(stress_key in f.info for f in frames):
+        there = ", ".join(dict.fromkeys(key for f in frames for key in f.info)) or "nothing"
+        raise DataError(f"{path}: no frame has a stress under {stress_key!r} (there is: {there})")
     names: set[label_names.Chosen] = set()
     unread: dict[str, None] = {}
     for i, atoms in enumerate(frames):
@@ -259,7 +306,11 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
             results["energy"] = float(energies[chosen.energy])
         if chosen.forces in forces:
             results["forces"] = np.asarray(forces[chosen.forces])
-        if held.get("stress") is not None:
+        where = f"{path}: frame {i}"
+        if stress_key in atoms.info:
+            cell = np.asarray(atoms.cell)
+            results["stress"] = named_stress(atoms.info, stress_key, cell, where, one)
+        elif stress_key is None and held.get("stress") is not None:
             results["stress"] = np.asarray(held["stress"])
         atoms.calc = SinglePointCalculator(atoms, **results) if results else None
     found = arrays_from_ase(frames, np.float64)
@@ -268,10 +319,12 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
     units = chosen_units(
         options.get("length_unit"), options.get("energy_unit"), options.get("forces_unit")
     )
-    out.pos = (out.pos * units.length).astype(dtype or np.float32)
+    with np.errstate(over="ignore"):  # `validate` names what is beyond single precision
+        out.pos = (out.pos * units.length).astype(dtype or np.float32)
     out.cell = None if out.cell is None or not out.pbc.any() else out.cell * units.length
     if out.forces is not None:
-        out.forces = (out.forces * units.forces).astype(dtype or np.float32)
+        with np.errstate(over="ignore"):
+            out.forces = (out.forces * units.forces).astype(dtype or np.float32)
     if out.stress is not None:
         out.stress = out.stress * (units.energy / units.length**3)
     if out.energy is not None:
@@ -371,7 +424,7 @@ def _doubt_unit(structures: Structures) -> None:
     if structures.info.get("source_format") not in ("extxyz", "ase", "ase-db", "deepmd"):
         return
     if unit_of_totals(structures) == "hartree":
-        structures.info.setdefault("notes", []).append(
+        structures.info.setdefault("doubts", []).append(
             "the energies, taken for eV, are the size of total energies in Hartree: is "
             "energy_unit=hartree (--energy-unit hartree) meant? forces would follow"
         )

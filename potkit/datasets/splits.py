@@ -13,11 +13,11 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..structures import storage
+from ..structures.array_files import read_npz
 from ..structures.outputs import Kind
 from ..structures.splits import BY, by_system, split
 from ..structures.store import Structures
 from .duplicates import distinct, leakage, leakage_by_distance, leakage_report
-from .formats.common import load_npz
 from .published_splits import mark_parts, parts, published
 
 __all__ = [
@@ -69,7 +69,7 @@ def label_budget(
 
 
 def _is_split(path: Path) -> bool:
-    header = json.loads(str(load_npz(path, ["header"])["header"]))
+    header = json.loads(str(read_npz(path, ["header"], texts=["header"])["header"]))
     return header["format"] == SPLIT_FORMAT
 
 
@@ -106,10 +106,10 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such split file")
-    arrays = load_npz(path)
+    arrays = read_npz(path, texts=["header"])
     try:
         header = json.loads(str(arrays.pop("header")))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not a split file of potkit (keys: {', '.join(arrays) or 'none'})"
         ) from error
@@ -128,6 +128,8 @@ def load_indices(path: str | Path, structures: Structures) -> dict[str, np.ndarr
     for name, rows in arrays.items():
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(structures)):
             raise DataError(f"{path}: {name} names rows beyond the {len(structures)} structures")
+        if len(np.unique(rows)) < len(rows):
+            raise DataError(f"{path}: {name} names a row twice")
     return arrays
 
 

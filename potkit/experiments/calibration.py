@@ -22,11 +22,17 @@ found on the first, and everything else is judged on the second, before and afte
 
 Intervals are bootstraps: clusters are drawn with replacement within each half, the factor is found
 anew in each draw, and the standard error of the draws, on the scale of `SCALES`, is taken times
-Student's t. Two kinds are different: rmse and sharpness, which a few molecules may decide, have
-those of `clusters.sampled_mean` of their squares; and an area, which is folded at 0 and pushed up
-by noise, the basic bootstrap's (Davison & Hinkley 1997, chapter 5.2). They say what other molecules
-would do to the ensembles as they are. Other seeds would make other ensembles: of one ensemble an
-arm, what these do is only hinted at by leaving out one member after the other.
+Student's t. Two kinds are different. rmse and sharpness, which a few molecules may decide, have
+those of `clusters.sampled_mean` of their squares. An area is folded at 0 and pushed up by noise:
+both its ends are the outer ones of the basic bootstrap's (Davison & Hinkley 1997, chapter 5.2; as
+much wider as Student's t is than the normal law) and of what the mean share inside less the
+probability says with its sign, which no area is smaller than. The lower end is 0 unless the area is
+larger than 97.5 % of those that draws have around the observed shares themselves: what noise alone
+makes of a calibrated ensemble.
+
+All say what other molecules would do to the ensembles as they are. Other seeds would make other
+ensembles: of one ensemble an arm, what these do is only hinted at by leaving out one member after
+the other.
 """
 
 from __future__ import annotations
@@ -105,13 +111,7 @@ def predictions(
     have a run any more.
     """
     tables = []
-    for experiment in experiments:
-        test = experiment.test
-        if limit is not None and limit < len(test):
-            test = test.split((limit,), seed=0)[0]
-        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
-        for column, value in experiment.columns.items():
-            finished = finished[finished[column] == value]
+    for experiment, test, finished in clusters.tested(experiments, runs, limit):
         quantities = [q for q in ("forces", "energy") if getattr(test, q) is not None]
         for (labels, arm), part in finished.groupby(["labels", "arm"], sort=False, observed=True):
             if len(part) < 2:
@@ -309,6 +309,33 @@ class Judged:
         norm = np.sqrt((weights @ first**2) * (weights @ second**2))
         return float(weights @ (first * second) / norm) if norm > 0 else float("nan")
 
+    def curves(self, counts: np.ndarray | None = None) -> np.ndarray:
+        """[2, levels] the share of values inside at each of `uncertainty.LEVELS`, before and after
+        the recalibration.
+        """
+        taken = (1.0, self.factor(counts))
+        return np.array([self.inside(LEVELS, factor, counts) for factor in taken])
+
+    def areas(self, number: int = DRAWS) -> list[tuple[float, float]]:
+        """95 % intervals of the areas before and after the recalibration (see the module)."""
+        observed = self.curves()
+        drawn = np.array([self.curves(counts) for counts in self.draws(number)])
+        t = stats.t.ppf(0.975, self.clusters - 1)
+        out = []
+        for one, of_draws in zip(observed, drawn.swapaxes(0, 1), strict=True):
+            area = np.abs(one - LEVELS).mean()
+            areas = np.abs(of_draws - LEVELS).mean(1)
+            above, below = np.quantile(areas, [0.975, 0.025])
+            wider = t / stats.norm.ppf(0.975)
+            signed = abs((one - LEVELS).mean())
+            half = t * (of_draws - LEVELS).mean(1).std(ddof=1)
+            low = min(area - wider * (above - area), signed - half)
+            high = max(area + wider * (area - below), area + t * areas.std(ddof=1), signed + half)
+            noise = np.abs(of_draws - one).mean(1)
+            told = area > np.quantile(noise, 0.975)
+            out.append((max(0.0, float(low)) if told else 0.0, float(high)))
+        return out
+
     def statistics(self, counts: np.ndarray | None = None) -> np.ndarray:
         """`STATISTICS` in that order, every cluster counted ``counts`` [G] times (default:
         once).
@@ -334,10 +361,11 @@ class Judged:
         """Name, value, and 95 % interval (low, high) of each of `STATISTICS`."""
         values = dict(zip(STATISTICS, self.statistics(), strict=True))
         drawn = self.resampled(number)
-        found = {
+        found: dict[str, tuple[float, float]] = {
             name: ends(name, values[name], drawn[:, i], min(map(len, self.halves)) - 1)
             for i, name in enumerate(STATISTICS)
         }
+        found |= zip(("area", "area_scaled"), self.areas(number), strict=True)
         for name, of in (("rmse", self.error), ("sharpness", self.spread)):
             mean = clusters.sampled_mean(of**2, self.owner)
             found[name] = float(np.sqrt(mean.low)), float(np.sqrt(mean.high))
@@ -352,11 +380,7 @@ class Judged:
 def ends(
     statistic: str, value: float, drawn: np.ndarray, freedom: float, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The interval (low, high) of ``value`` from its bootstrap draws."""
-    if statistic.startswith("area"):
-        tail = 0.5 - confidence / 2
-        upper, lower = np.quantile(drawn, [1 - tail, tail])
-        return max(0.0, float(2 * value - upper)), max(value, float(2 * value - lower))
+    """The interval (low, high) of ``value`` from the standard error of its bootstrap draws."""
     there, back = SCALES[statistic]
     with np.errstate(invalid="ignore", divide="ignore"):
         half = stats.t.ppf(0.5 + confidence / 2, freedom) * np.std(there(drawn), ddof=1)

@@ -9,14 +9,19 @@ logarithm of the ratio is studentised in each draw (bootstrap t: Davison & Hinkl
 others. Clusters of unequal weight count as fewer: G* = (Σ w)²/Σ w² of the G clusters' weights, and
 the interval is t(0.975; G* − 1)/t(0.975; G − 1) times as wide.
 
-A draw from few clusters does not know the molecules that are much worse than all it has, so its
-upper end comes out too low. It is therefore never below that of a log-normal law (Cox's interval:
-Zhou & Gao 1997, with t for the normal quantile as in Olsson 2005): of the clusters' logarithms,
-weighted mean m and variance s², the end m + s²/2 + t(0.975; G* − 1) √(s²/G* + s⁴/(2 (G* − 1))). A
-change between two networks has no such tail, since both are bad at the same molecules; its interval
-is never narrower than Student's t for the linearised logarithm, with G* of the baseline's errors.
-The design effect (Kish 1965) is the variance by clusters over that of
-structures taken as independent, both linearised; S over it is the effective number.
+A draw from few clusters does not know the molecules that are much worse than all it has, least of
+all where these have more structures, so its upper end comes out too low. It is therefore never
+below that of a log-normal law of both sums. With a = log Σ w x and b = log Σ w of a cluster, v and
+u their variances over clusters and c their covariance, this law has the ratio of means
+mean(a − b) +
+(v − u)/2 (its logarithm), and the end is t(0.975; G* − 1) standard errors above it or above the
+ratio itself: √(var(a − b)/G + (v² + u² − 2 c²)/(2 (G − 1))). Where clusters weigh the same this is
+Cox's interval (Zhou & Gao 1997, with t for the normal quantile as in Olsson 2005).
+
+A change between two networks has no such tail, since both are bad at the same molecules; its
+interval is never narrower than Student's t for the linearised logarithm, with G* of the baseline's
+errors. The design effect (Kish 1965) is the variance by clusters over that of structures taken as
+independent, both linearised; S over it is the effective number.
 
 The interval belongs to the test set: it says what other molecules would do to given networks, and
 stands beside the one over seeds.
@@ -25,7 +30,7 @@ stands beside the one over seeds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,24 +203,23 @@ def _log_normal_end(
     bottom: np.ndarray,  # [G]
     confidence: float,
 ) -> float:
-    """Upper end of the interval of log(Σ top / Σ bottom) if the clusters' ratios, weighted by
-    ``bottom``, follow a log-normal law; NaN for a single cluster, and without a word (−inf) where a
-    ratio is 0.
+    """Upper end of the interval of log(Σ top / Σ bottom) if both follow a log-normal law together;
+    NaN for a single cluster, and without a word (−inf) where one of them is 0.
     """
     g = len(top)
     if g < 2:
         return np.nan
     if not ((top > 0).all() and (bottom > 0).all()):
         return -np.inf
-    share = bottom / bottom.sum()
-    effective = max(1 / np.square(share).sum(), 2.0)
-    logs = np.log(top / bottom)
-    mean = float(share @ logs)
-    variance = float(share @ np.square(logs - mean)) * effective / (effective - 1)
-    error = np.sqrt(variance / effective + variance**2 / (2 * (effective - 1)))
-    half = stats.t.ppf(0.5 + confidence / 2, effective - 1) * error
+    above, below = np.log(top), np.log(bottom)
+    ratio = above - below
+    (a, both), (_, b) = np.cov(above, below)
+    variance = np.var(ratio, ddof=1) / g + (a**2 + b**2 - 2 * both**2) / (2 * (g - 1))
+    effective = max(bottom.sum() ** 2 / np.square(bottom).sum(), 2.0)
+    half = stats.t.ppf(0.5 + confidence / 2, effective - 1) * np.sqrt(max(variance, 0.0))
     # around the ratio itself, or around what the law makes of its logarithms
-    return float(max(np.log(top.sum() / bottom.sum()), mean + variance / 2) + half)
+    middle = max(np.log(top.sum() / bottom.sum()), ratio.mean() + (a - b) / 2)
+    return float(middle + half)
 
 
 def _standard_error(
@@ -274,6 +278,22 @@ def set_error(
     return sampled_mean(values, clusters, weights)
 
 
+def tested(
+    experiments: Sequence[Experiment], runs: pd.DataFrame, limit: int | None = None
+) -> Iterator[tuple[Experiment, Structures, pd.DataFrame]]:
+    """Each experiment with its test set and those of its ``runs`` (of `experiments.run`) that ended
+    well. ``limit``: of a larger test set only so many structures, always the same ones.
+    """
+    for experiment in experiments:
+        test = experiment.test
+        if limit is not None and limit < len(test):
+            test = test.split((limit,), seed=0)[0]
+        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
+        for column, value in experiment.columns.items():
+            finished = finished[finished[column] == value]
+        yield experiment, test, finished
+
+
 def of_experiments(
     experiments: Sequence[Experiment],
     runs: pd.DataFrame,
@@ -290,11 +310,8 @@ def of_experiments(
     its interval. Raises CheckpointError where a store does not have a run any more.
     """
     rows = []
-    for experiment in experiments:
-        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
-        for column, value in experiment.columns.items():
-            finished = finished[finished[column] == value]
-        clusters = clusters_of(experiment.test, block)
+    for experiment, test, finished in tested(experiments, runs):
+        clusters = clusters_of(test, block)
         by = [c for c in grouping(runs) if c not in experiment.columns]
         for key, part in finished.groupby(by, sort=False, observed=True):
             group = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
@@ -302,7 +319,7 @@ def of_experiments(
             weights = None
             for arm, of_arm in part.groupby("arm", sort=False, observed=True):
                 folders = [Path(experiment.store) / run for run in of_arm["run"]]
-                pairs = [errors_of(evaluate(f, experiment.test), metric) for f in folders]
+                pairs = [errors_of(evaluate(f, test), metric) for f in folders]
                 errors[arm] = np.mean([error for error, _ in pairs], axis=0)
                 weights = pairs[0][1]  # the structures', so the same for every network
             for arm, values in errors.items():

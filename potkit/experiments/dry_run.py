@@ -140,9 +140,17 @@ def _runs(
         for seed in seeds:
             yield _Run(PRETRAINING, 0, arm, steps, Task("pretrain", arm, seed))
     tried: dict[Task, dict[str, Any] | None] = {}
-    for task in search.tries([e]):
-        tried[task] = stored(task)
-        yield _Run(SEARCH, task.labels, task.arm, _steps(paces, task), task)
+
+    def search_runs(tasks: list[Task], longer: dict | None = None) -> Iterator[_Run]:
+        """``tasks``, and what is tried beyond them as far as the store tells."""
+        while tasks:
+            for task in tasks:
+                tried[task] = stored(task)
+                yield _Run(SEARCH, task.labels, task.arm, _steps(paces, task), task)
+            done = _ended(tried)
+            tasks = search.further([e], search.table([e], done), longer) if done else []
+
+    yield from search_runs(list(search.tries([e])))
     with_longer = bool(e.objectives and e.longer)
     choices = _choices(e, tried)
     longer = {}
@@ -150,9 +158,7 @@ def _runs(
         longer = {n: _longer(paces, n, choices.get((0, SCRATCH, n), ())) for n in e.labels}
     if e.search and with_longer:
         steps = {(0, n): longer[n] for n in search.budgets(e)}
-        for task in search.tries([e], [LONGER], steps):
-            tried[task] = stored(task)
-            yield _Run(SEARCH, task.labels, LONGER, task.steps, task)
+        yield from search_runs(list(search.tries([e], [LONGER], steps)), steps)
         choices = _choices(e, tried)
     for n in e.labels:
         once = _scratch_steps(paces, n, choices.get((0, SCRATCH, n), ()))
@@ -176,9 +182,14 @@ def _runs(
 
 def _choices(e: Experiment, tried: dict[Task, dict[str, Any] | None]) -> search.Choices:
     """What the search chose for arms whose tries are all in the store."""
-    open_arms = {task.arm for task, row in tried.items() if row is None}
-    done = {t: row for t, row in tried.items() if row is not None and t.arm not in open_arms}
+    done = _ended(tried)
     return search.chosen([e], search.table([e], done)) if done else {}
+
+
+def _ended(tried: dict[Task, dict[str, Any] | None]) -> dict[Task, dict[str, Any]]:
+    """The tries of arms of which all are in the store."""
+    open_arms = {task.arm for task, row in tried.items() if row is None}
+    return {t: row for t, row in tried.items() if row is not None and t.arm not in open_arms}
 
 
 def _scratch_steps(paces: _Paces, labels: int, choice: search.Choice) -> int:

@@ -57,8 +57,9 @@ class Experiment:
     labelled structures are nested in each seed's pretraining, each with its own heads and batch
     order; intervals count pretrainings. ``primary``: the one contrast that is declared before any
     run, {"arm": …, "against": …, "metric": …} (see `statistics.effects`). ``search``,
-    ``tuning_seeds``, ``search_at``: settings of fine-tuning that are chosen for each arm (see
-    `experiments.search`). ``valid_min``: the fewest validation structures of a label budget.
+    ``tuning_seeds``, ``search_at``, ``search_beyond``: settings of fine-tuning that are chosen for
+    each arm (see `experiments.search`). ``valid_min``: the fewest validation structures of a label
+    budget.
     ``convergence``: train scratch with twice the steps, too (see `experiments.convergence`).
     ``threads``: of each run, which decide how sums are rounded (a study fixes one); None: the
     machine's cores, shared by the jobs.
@@ -87,6 +88,7 @@ class Experiment:
     search: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     tuning_seeds: Sequence[int] = ()
     search_at: int | None = None
+    search_beyond: int = 0
     valid_min: int = 1
     convergence: bool = False
     threads: int | None = None
@@ -249,7 +251,8 @@ def run(
         table.attrs["primary"] = dict(declared[0])
     if len(scores):
         # records, not a table: pandas compares attributes, and tables cannot be compared so
-        table.attrs["choices"] = scores.drop(columns="experiment").to_dict("records")
+        kept = scores.drop(columns=["experiment", "choice"])
+        table.attrs["choices"] = kept.to_dict("records")
         for line in search.lines(scores):
             tqdm.write(f"chosen: {line}", file=sys.stderr)
     table.attrs["leakage"] = leakage(grid)
@@ -280,9 +283,18 @@ def _search(
     """The search's scores, what was chosen, and its runs; nothing where no experiment searches."""
     if not any(e.search for e in grid):
         return pd.DataFrame(), {}, {}
+
+    def go_on(tasks: list[Task], longer: dict | None = None) -> pd.DataFrame:
+        """Do ``tasks`` and what follows beyond them; all scores so far."""
+        while tasks:
+            tried.update(_all(tasks, executor, place, bar))
+            scores = search.table(grid, tried)
+            tasks = search.further(grid, scores, longer)
+            bar.expect(len(tasks))
+        return scores
+
     tried = _all(list(search.pretrainings(grid)), executor, place, bar)
-    tried |= _all(list(search.tries(grid)), executor, place, bar)
-    scores = search.table(grid, tried)
+    scores = go_on(list(search.tries(grid)))
     choices = search.chosen(grid, scores)
     longer = {
         (i, n): longer_steps(e, tried, i, n, choices[i, SCRATCH, n])
@@ -293,8 +305,7 @@ def _search(
     numbers = sorted({i for i, _ in longer})
     if numbers:
         tasks = [t for t in search.tries(grid, [LONGER], longer) if t.experiment in numbers]
-        tried |= _all(tasks, executor, place, bar)
-        scores = search.table(grid, tried)
+        scores = go_on(tasks, longer)
     return scores, search.chosen(grid, scores), tried
 
 
@@ -364,6 +375,12 @@ class _Progress:
         self.done = 0
         self.total = total
         self.bar = progress_bar(total=total, desc="runs", shown=shown)
+
+    def expect(self, more: int) -> None:
+        """Runs that nobody knew of before."""
+        self.total += more
+        self.bar.total = self.total
+        self.bar.refresh()
 
     def update(self, more: int = 1) -> None:
         self.done += more

@@ -4,10 +4,15 @@ on validation structures of seeds that are not reported.
     search: {lr: [3.0e-4, 1.0e-3, 3.0e-3]}     all combinations, where several settings are named
     tuning_seeds: [100, 101]                   pretraining, labels and heads of their own
     search_at: 50                              the label budget to search at; default: each
+    search_beyond: 2                           values tried beyond either end, where the best is one
 
 For each arm, scratch and scratch-longer included, each value is tried on each tuning seed. A try's
 score is the logarithm of its best validation loss; the lowest mean over the tuning seeds is chosen,
 and the reported seeds run with it. Test structures are not evaluated at all.
+
+While an arm's best value of a setting is the smallest or largest that was tried, the search goes on
+beyond it, at the ratio of the two values at that end, until the best has a worse one on both sides
+or ``search_beyond`` values were added there. Every arm goes on by the same rule.
 
 A budget of 10 labels has one or two validation structures: too few to choose by. What counts is
 their number over all tuning seeds, so such budgets want more tuning seeds or ``search_at`` a larger
@@ -50,6 +55,7 @@ def check(experiment: Experiment) -> None:
                 experiment.finetune_config.replace(**{key: value})
             except ConfigError as error:
                 raise ConfigError(f"experiment: search: {error}") from None
+    _check_beyond(experiment)
     if "steps" in experiment.search and experiment.finetune_config.epochs is not None:
         raise ConfigError("experiment: search steps, or give epochs to all arms: not both")
     if experiment.search and experiment.objectives and experiment.longer == "time":
@@ -68,6 +74,22 @@ def check(experiment: Experiment) -> None:
             f"experiment: search_at {experiment.search_at} is none of the label budgets "
             f"{', '.join(map(str, experiment.labels))}"
         )
+
+
+def _check_beyond(experiment: Experiment) -> None:
+    if experiment.search_beyond < 0:
+        raise ConfigError(
+            f"experiment: search_beyond must be 0 or more, got {experiment.search_beyond}"
+        )
+    if not experiment.search_beyond:
+        return
+    for key, values in experiment.search.items():
+        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        if not numbers or min(values) <= 0:
+            raise ConfigError(
+                f"experiment: search_beyond needs positive numbers to go beyond; search {key} has "
+                f"{', '.join(map(str, values))}"
+            )
 
 
 def values(experiment: Experiment, arm: str) -> list[Choice]:
@@ -110,6 +132,50 @@ def tries(
                         yield Task("finetune", arm, seed, count, n, i, 0, choice, True)
 
 
+def further(
+    grid: Sequence[Experiment], scores: pd.DataFrame, steps: dict | None = None
+) -> list[Task]:
+    """The tries that come next, beyond what `table` has; [] where the search has ended.
+
+    ``steps``: of scratch-longer, by experiment and label budget.
+    """
+    tasks = []
+    for row in scores[scores["chosen"]].to_dict("records") if len(scores) else ():
+        e = grid[row["experiment"]]
+        arm, labels = row["arm"], row["labels"]
+        same = scores["experiment"].eq(row["experiment"])
+        same &= scores["arm"].eq(arm) & scores["labels"].eq(labels)
+        tried = [dict(choice) for choice in scores.loc[same, "choice"]]
+        n = steps.get((row["experiment"], labels)) if steps and arm == LONGER else None
+        best = dict(row["choice"])
+        for key, value in best.items():
+            beyond = _beyond(e, key, value, {choice[key] for choice in tried})
+            if beyond is None or best | {key: beyond} in tried:
+                continue
+            choice = tuple((best | {key: beyond}).items())
+            for seed in e.tuning_seeds:
+                task = Task("finetune", arm, seed, labels, n, row["experiment"], 0, choice, True)
+                tasks.append(task)
+    return tasks
+
+
+def _beyond(experiment: Experiment, key: str, best: Any, tried: set[Any]) -> Any:
+    """The value of ``key`` to try next; None where the best lies inside, or enough were tried."""
+    if best not in (min(tried), max(tried)):
+        return None
+    # from the best outwards: the first two give the ratio
+    outwards = sorted(tried, reverse=best == min(tried))[-2:]
+    given = experiment.search[key]
+    added = sum(v > max(given) if best == max(tried) else v < min(given) for v in tried)
+    if added >= experiment.search_beyond:
+        return None
+    value = outwards[1] ** 2 / outwards[0]
+    if all(isinstance(v, int) for v in given):
+        whole = round(value)
+        return whole if whole >= 1 and whole not in tried else None
+    return float(f"{value:.6g}")  # 0.004, not 0.004000000000000001
+
+
 def budgets(experiment: Experiment) -> list[int]:
     """The label budgets at which is searched."""
     at = experiment.search_at
@@ -117,8 +183,8 @@ def budgets(experiment: Experiment) -> list[int]:
 
 
 def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.DataFrame:
-    """A row per experiment, arm, budget and tried value: ``score`` (mean over the tuning seeds of
-    log(best validation loss)), ``score_sd`` over them, ``seeds`` that ended well,
+    """A row per experiment, arm, budget and tried value: ``choice``, ``score`` (mean over the
+    tuning seeds of log(best validation loss)), ``score_sd`` over them, ``seeds`` that ended well,
     ``valid_structures`` of all tuning seeds together, ``chosen``.
 
     ``at_edge``: the chosen value of a setting is the smallest or largest that was tried, so a wider
@@ -130,7 +196,12 @@ def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.Da
         cells = dict.fromkeys((t.arm, t.labels) for t, _ in of_experiment if t.kind == "finetune")
         for arm, labels in cells:
             tried = []
-            for choice in values(e, arm):
+            beyond = [
+                t.choice
+                for t, _ in of_experiment
+                if (t.kind, t.arm, t.labels) == ("finetune", arm, labels)
+            ]
+            for choice in dict.fromkeys([*values(e, arm), *beyond]):
                 ended = [
                     r
                     for t, r in of_experiment
@@ -155,20 +226,25 @@ def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.Da
                         "arm": arm,
                         "labels": labels,
                         **dict(choice),
+                        "choice": choice,
                         "score": score,
                         "score_sd": spread,
                         "seeds": seeds,
                         "valid_structures": judges,
                         "chosen": k == best,
-                        "at_edge": k == best and _at_edge(e, choice),
+                        "at_edge": k == best and _at_edge(choice, [c for *_, c, _ in tried]),
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def _at_edge(experiment: Experiment, choice: Choice) -> bool:
-    tried = experiment.search
-    return any(value in (min(tried[key]), max(tried[key])) for key, value in choice)
+def _at_edge(best: Choice, tried: Sequence[Choice]) -> bool:
+    """Whether a setting's best value is the smallest or largest of those ``tried``."""
+    for key, value in best:
+        of_key = [dict(choice)[key] for choice in tried]
+        if value in (min(of_key), max(of_key)):
+            return True
+    return False
 
 
 def chosen(grid: Sequence[Experiment], scores: pd.DataFrame) -> Choices:
@@ -176,16 +252,9 @@ def chosen(grid: Sequence[Experiment], scores: pd.DataFrame) -> Choices:
     found: Choices = {}
     for row in scores[scores["chosen"]].to_dict("records") if len(scores) else ():
         e = grid[row["experiment"]]
-        keys = [key for key, _ in values(e, row["arm"])[0]]
-        choice = tuple((key, _plain(e, key, row[key])) for key in keys)
         for labels in e.labels if e.search_at is not None else [row["labels"]]:
-            found[row["experiment"], row["arm"], labels] = choice
+            found[row["experiment"], row["arm"], labels] = row["choice"]
     return found
-
-
-def _plain(experiment: Experiment, key: str, value: Any) -> Any:
-    """The value as it was given: a table turns whole numbers beside gaps into floats."""
-    return next(v for v in experiment.search[key] if v == value)
 
 
 def lines(scores: pd.DataFrame) -> list[str]:

@@ -53,13 +53,7 @@ def of_experiments(
     not there any more.
     """
     tables = []
-    for experiment in experiments:
-        test = experiment.test
-        if limit is not None and limit < len(test):
-            test = test.split((limit,), seed=0)[0]
-        finished = runs[runs["status"] == "ok"] if "status" in runs else runs
-        for column, value in experiment.columns.items():
-            finished = finished[finished[column] == value]
+    for experiment, test, finished in clusters.tested(experiments, runs, limit):
         names = _cluster_names(test, (block or {}).get(test.info.get("name", "")))
         for (labels, arm), part in finished.groupby(["labels", "arm"], sort=False, observed=True):
             folders = [Path(experiment.store) / run for run in part["run"]]

@@ -42,6 +42,7 @@ names as its origin.
     search: {lr: [1.0e-3, 3.0e-3]}
     tuning_seeds: [100, 101]
     search_at: 50
+    search_beyond: 2                                   # optional; values beyond an end that is best
     valid_min: 5                                       # optional; see Experiment
     convergence: true                                  # optional; scratch with twice the steps, too
     threads: 1                                         # optional; of each run, on a CPU
@@ -264,6 +265,7 @@ class ExperimentSpec(_Spec):
     search: dict[str, list[Any]] = {}
     tuning_seeds: list[Seed] = []
     search_at: int | None = None
+    search_beyond: int = Field(0, ge=0)
     valid_min: Count = 1
     convergence: bool = False
     threads: int | None = Field(None, ge=1)
@@ -310,6 +312,7 @@ class ExperimentSpec(_Spec):
             search=self.search,
             tuning_seeds=self.tuning_seeds,
             search_at=self.search_at,
+            search_beyond=self.search_beyond,
             valid_min=self.valid_min,
             convergence=self.convergence,
             threads=self.threads,

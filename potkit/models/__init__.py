@@ -13,11 +13,12 @@ import torch
 from ..errors import ConfigError
 from ..structures.settings import check_plain, check_types, shown, walk
 from ..structures.settings import seed as checked_seed
+from . import adapted, published_codes
 from . import faults as published_faults
-from . import published_codes
 from .adapted import CurrentGraph, adapt
 from .base import Potential
 from .graph import Backbone, Features, Graph, Network, Prediction
+from .import_paths import allow
 from .published_codes import published
 
 MODELS = {
@@ -50,6 +51,7 @@ __all__ = [
     "Potential",
     "Prediction",
     "adapt",
+    "allow",
     "backbone_options",
     "build",
     "names",
@@ -162,6 +164,8 @@ def rebuild(recipe: dict[str, Any]) -> Potential:
     """
     if recipe["name"].startswith(published_codes.PREFIX):
         return build(recipe["name"], recipe["preset"], **recipe["options"])
+    if recipe["name"].startswith(adapted.PREFIX):
+        return adapted.rebuild(recipe)
     _options_of(recipe["name"], recipe["preset"])  # there must be such a preset
     model = _make(recipe["name"], recipe["preset"], _by_name(recipe), None)
     model.recipe = recipe

@@ -9,6 +9,11 @@
 enters its layer ``lin1`` are the features, with our energy head on them; in the second its own
 energy is used as it is. The result is a `Potential` like any other: −∂E/∂x, denoising, masking,
 transfer of the backbone, the contract suite.
+
+    model = adapt("my_networks:make", arguments={"hidden": 64}, features="lin1")
+
+names what makes the module instead (`import_paths`). Then a checkpoint of it can be opened again,
+by whoever allows my_networks.
 """
 
 from __future__ import annotations
@@ -23,11 +28,14 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..structures.batch import Batch
 from ..structures.elements import MAX_Z
+from . import import_paths
 from .base import Potential
 from .graph import Features, Graph, Network
 from .layers import sum_over
 
 Select = str | int | Callable[[Any], Tensor]
+WHOLE = "answer"  # selects the network's answer itself, where that is a tensor
+PREFIX = "adapted "  # of a recipe's name
 GIVEN = (
     "z",
     "pos",
@@ -186,6 +194,8 @@ def _inputs(graph: Graph, names: list[str]) -> list[Any]:
 def _pick(out: Any, select: Select, kind: str) -> Any:
     if callable(select):
         return select(out)
+    if select == WHOLE and isinstance(out, Tensor):
+        return out
     try:
         if isinstance(select, str) and not isinstance(out, dict):
             return getattr(out, select)
@@ -227,8 +237,9 @@ def _per_atom(energy: Tensor, graph: Graph, name: str) -> Tensor:
 
 
 def adapt(
-    module: nn.Module,
+    module: nn.Module | str,
     *,
+    arguments: dict[str, Any] | None = None,
     features: Select | None = None,
     energy: Select | None = None,
     vectors: Select | None = None,
@@ -239,17 +250,35 @@ def adapt(
 ) -> Potential:
     """Wrap ``module`` as a `Potential`.
 
+    ``module`` is a torch module, or the import path "package.module:name" of the class or function
+    that makes one of ``arguments`` (JSON: numbers, texts, lists, dicts). Only in the latter case
+    can a checkpoint be opened again, once the module is allowed (`potkit.models.allow`); functions
+    of the answer cannot be written to one.
     ``features`` [N, F], ``energy`` ([S], [S, 1], [N] or [N, 1], in the potential's scale) and
     ``vectors`` [N, 3, F'] each say where the quantity is found: the name of a layer (what enters
-    it), a key, attribute or index of the answer, or a function of the answer. With ``energy`` the
-    network's own energy is used, else our energy head acts on ``features``. The module is called
-    with those of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift, mask, charge that
-    its forward names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute;
-    ``symmetries`` are those it claims (default: all); ``max_element`` is the largest atomic number
-    it knows; ``readouts`` are `Potential`'s (vector, forces, head_norm).
+    it), a key, attribute or index of the answer, "answer" for the answer itself, or a function of
+    the answer. With ``energy`` the network's own energy is used, else our energy head acts on
+    ``features``. The module is called with those of z, pos, batch, edge_index, edge_weight,
+    edge_vec, edge_shift, mask, charge that its forward names, or with one PyG batch. ``cutoff`` (Å)
+    defaults to the module's attribute; ``symmetries`` are those it claims (default: all);
+    ``max_element`` is the largest atomic number it knows; ``readouts`` are `Potential`'s (vector,
+    forces, head_norm).
     Sizes are found by one call on a water molecule.
     Raises ConfigError where something is missing or has the wrong shape.
     """
+    source = module if isinstance(module, str) else None
+    selects = {"features": features, "energy": energy, "vectors": vectors}
+    if source is not None:
+        arguments = import_paths.check_arguments(arguments or {}, source)
+        written = [kind for kind, select in selects.items() if callable(select)]
+        if written:
+            raise ConfigError(
+                f"{written[0]} of {source} is a function, which no checkpoint can hold: "
+                f'give the name of a layer, a key or index of the answer, or "{WHOLE}"'
+            )
+        module = import_paths.construct(source, arguments)
+    elif arguments is not None:
+        raise ConfigError("adapt: arguments= go with an import path, not with a module")
     name = type(module).__name__
     if features is None and energy is None:
         raise ConfigError(
@@ -273,8 +302,41 @@ def adapt(
         model.energy_head = EnergyFromFeatures()
     model.to(probe.pos.device, probe.pos.dtype)
     model.references, model.scale = model.references.double(), model.scale.double()
-    # enough to save and transfer weights; `checkpoints.load` cannot build foreign code
-    model.recipe = {"name": f"adapted {name}", "preset": "", "options": {}}
+    # without a source enough to save and transfer weights, not to build the network again
+    options = {}
+    if source is not None:
+        options = {"module": source, "arguments": arguments, **selects}
+        options |= {"cutoff": float(cutoff), "max_element": max_element, **readouts}
+        options["symmetries"] = sorted(backbone.symmetries)
+    model.recipe = {"name": PREFIX + name, "preset": "", "options": options}
+    return model
+
+
+def rebuild(recipe: dict[str, Any]) -> Potential:
+    """The adapted network, with new weights, that a stored recipe stands for.
+
+    Raises ConfigError for one without an import path, one whose module was not allowed
+    (`import_paths.allow`; then nothing is imported), and for options that `adapt` does not have.
+    """
+    options = dict(recipe["options"])
+    name = recipe["name"].removeprefix(PREFIX)
+    if "module" not in options:
+        raise ConfigError(
+            f"{recipe['name']} was made of a module in memory; to be opened again, it must be "
+            f"adapted by import path: adapt('package.module:{name}', arguments=…)"
+        )
+    source = options.pop("module")
+    import_paths.check_allowed(source)
+    known = inspect.signature(adapt).parameters.keys() | inspect.signature(Potential).parameters
+    unknown = options.keys() - (known - {"module", "backbone", "readouts"})
+    if unknown:
+        raise ConfigError(f"{recipe['name']} has no option {', '.join(map(repr, sorted(unknown)))}")
+    selects = [options.get(kind) for kind in ("features", "energy", "vectors")]
+    if not all(select is None or isinstance(select, (str, int)) for select in selects):
+        raise ConfigError(f"{recipe['name']}: what it reads must be names or indices: {selects}")
+    model = adapt(source, **options)
+    if model.recipe["name"] != recipe["name"]:
+        raise ConfigError(f"{source} now makes {type(model.backbone.module).__name__}, not {name}")
     return model
 
 

@@ -196,7 +196,8 @@ class Potential(nn.Module):
     def forward(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:
         """Predict ``outputs`` (default: energy and vector) for ``batch``, which stays as it is.
 
-        Raises ConfigError for a stress of a network whose forces are no derivatives.
+        Raises ConfigError for a stress of a network whose forces are no derivatives, and for
+        energies of atoms of one that pools its features first.
         """
         outputs = ("energy", "vector") if outputs is None else outputs
         if "stress" in outputs and self.forces_mode == "vector":
@@ -204,6 +205,8 @@ class Potential(nn.Module):
                 "stress is the derivative of the energy by strain, and this network reads its "
                 "forces out directly: build it with forces='gradient'"
             )
+        if "energies" in outputs:
+            self.check_shares()
         if torch.is_inference_mode_enabled() and self.by_gradient(outputs):
             with torch.inference_mode(False), torch.no_grad():
                 return self(_differentiable(batch), outputs)
@@ -222,8 +225,8 @@ class Potential(nn.Module):
             graph = self.graph(batch, pos, symmetric)
             features = self.backbone(graph)
 
-            atomic = vector = energy = forces = noise = displacement = stress = None
-            if "energy" in outputs or by_gradient:
+            atomic = vector = energy = forces = noise = displacement = stress = energies = None
+            if {"energy", "energies"} & set(outputs) or by_gradient:
                 atomic = self.energy_head(features.scalar, graph)
             if by_readout:
                 vector = self.vector_readout(features, graph, atomic, keep)
@@ -233,6 +236,8 @@ class Potential(nn.Module):
                 displacement = self._displacement(features)
             if "energy" in outputs:
                 energy = self._total(atomic, graph)
+            if "energies" in outputs:
+                energies = self.shares(atomic, graph)
             if "forces" in outputs and self.forces_mode == "vector":
                 forces = vector * self.scale.to(pos.dtype)
             elif "forces" in outputs or strain is not None:
@@ -245,7 +250,7 @@ class Potential(nn.Module):
                 if strain is not None:
                     stress = self._per_volume(gradient[1], batch)
         asked = vector if "vector" in outputs else None
-        prediction = Prediction(energy, asked, forces, noise, displacement, stress)
+        prediction = Prediction(energy, asked, forces, noise, displacement, stress, energies)
         if keep:
             return prediction
         return Prediction(*(None if value is None else value.detach() for value in prediction))
@@ -258,6 +263,30 @@ class Potential(nn.Module):
         references = sum_over(self.references[graph.z], graph.batch, graph.n_structures)
         energy = atomic * self.scale + references
         return energy if self.shift is None else energy + self.shift
+
+    def check_shares(self) -> None:
+        """Raise ConfigError for a network whose energy is not a sum over atoms."""
+        if self.energy_head.pooled:
+            raise ConfigError(
+                "energies of atoms: this network pools the features of a structure before its "
+                "energy head (pooled), so its energy is no sum over atoms"
+            )
+
+    def shares(
+        self,
+        atomic: Tensor,  # [N] what the energy head says
+        graph: Graph,
+    ) -> Tensor:  # [N] eV, float64
+        """Each atom's share of the energy, its reference included.
+
+        They add up to the energy: a shift of the structure's is divided evenly.
+        """
+        energies = atomic.double() * self.scale + self.references[graph.z]
+        if self.shift is None:
+            return energies
+        ones = torch.ones_like(energies)
+        atoms = sum_over(ones, graph.batch, graph.n_structures)  # [S]
+        return energies + self.shift / atoms[graph.batch]
 
     def _per_volume(
         self,
@@ -287,7 +316,9 @@ class Potential(nn.Module):
     def parts(self, outputs: Sequence[str]) -> set[str]:
         """Which of backbone, energy_head, vector_readout … take part in predicting ``outputs``."""
         used = {"backbone"}
-        by_energy = {"energy", "stress"} | ({"forces"} if self.forces_mode == "gradient" else set())
+        by_energy = {"energy", "energies", "stress"} | (
+            {"forces"} if self.forces_mode == "gradient" else set()
+        )
         if by_energy & set(outputs):
             used.add("energy_head")
         if "vector" in outputs or ("forces" in outputs and self.forces_mode == "vector"):

@@ -133,7 +133,7 @@ class Coupling:
             blocks = products.split([o.dim * n for o, n in paths.items()], 1)
             for (o, n), block in zip(paths.items(), blocks, strict=True):
                 if n:
-                    parts[o].append(block.reshape(len(block), o.dim, n * block.shape[-1]))
+                    parts[o].append(block.reshape(block.shape[0], o.dim, n * block.shape[-1]))
         return {o: torch.cat(p, -1) for o, p in parts.items()}
 
 

@@ -60,6 +60,8 @@ class Prediction(NamedTuple):
     # [S, 3, 3] eV/Å³, 1/V ∂E/∂ε: symmetric, positive where the structure is under tension (ASE's
     # sign); NaN for structures without a cell
     stress: Tensor | None = None
+    # [N] eV, float64: each atom's share of ``energy``, its element's reference included
+    energies: Tensor | None = None
 
 
 class Backbone(Protocol):

@@ -41,7 +41,7 @@ from .equivariant import (
     sum_edges,
 )
 from .graph import Features, Graph, Network
-from .layers import AtomEmbedding, BesselBasis, polynomial_envelope
+from .layers import AtomEmbedding, BesselBasis, parts, polynomial_envelope
 
 PRESETS = {
     "paper": dict(
@@ -111,7 +111,7 @@ class Layer(nn.Module):
 
     def gate(self, x: ByIrrep) -> ByIrrep:
         """Gate ``x``, whose scalars hold the gates behind them: {irrep: [N, 2l+1, channels]}."""
-        scalars, *gates = x[SCALAR].chunk(1 + len(self.gated), -1)
+        scalars, *gates = parts(x[SCALAR], 1 + len(self.gated))
         out = {SCALAR: SILU * nn.functional.silu(scalars)}
         for ir, value in x.items():
             if ir.l == 0 and ir != SCALAR:  # odd, as a function of a pseudoscalar must be

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .graph import Features, Graph, Network
-from .layers import ENVELOPES, AtomEmbedding, BesselBasis, mlp, sum_over
+from .layers import ENVELOPES, AtomEmbedding, BesselBasis, mlp, parts, sum_over
 
 PRESETS = {
     "paper": dict(hidden=128, layers=3, radial=20, cutoff=5.0, envelope="cosine", vector="gated"),
@@ -54,7 +54,7 @@ class Message(nn.Module):
         """Δs [N, F] and Δv [N, 3, F] from the neighbours."""
         weight = self.filter(basis) * envelope  # [E, 3F]
         message = self.phi(s)[graph.sender] * weight
-        from_s, along_direction, along_v = message.chunk(3, dim=-1)  # each [E, F]
+        from_s, along_direction, along_v = parts(message, 3)  # each [E, F]
         from_v = direction[:, :, None] * along_direction[:, None]  # [E, 3, F]
         if v is not None:
             from_v = from_v + v[graph.sender] * along_v[:, None]
@@ -77,9 +77,9 @@ class Update(nn.Module):
         v: Tensor,  # [N, 3, F]
     ) -> tuple[Tensor, Tensor]:
         """Δs [N, F] and Δv [N, 3, F] from the atom itself."""
-        uv, vv = self.mix(v).chunk(2, dim=-1)  # U v_i and V v_i, each [N, 3, F]
+        uv, vv = parts(self.mix(v), 2)  # U v_i and V v_i, each [N, 3, F]
         norm = (vv.square().sum(1) + 1e-6).sqrt()  # |V v_i|
-        a_ss, a_sv, a_vv = self.net(torch.cat([s, norm], -1)).chunk(3, dim=-1)
+        a_ss, a_sv, a_vv = parts(self.net(torch.cat([s, norm], -1)), 3)
         ds = a_ss + a_sv * (uv * vv).sum(1)  # (9)
         dv = a_vv[:, None] * uv  # (10)
         return ds, dv

@@ -7,8 +7,9 @@ has a faster version registers it under that name, with the condition under whic
 
 Both get what the plain function gets. The first replacement whose condition is true is called; if
 there is none, the plain function. torch.compile always traces the plain function, which it makes
-fast itself. The plain function stays within reach as ``function.plain``: it is what a replacement
-is tested against, and what replacements fall back on for derivatives they do not have.
+fast itself; so does torch.jit.trace, whose graph must run without potkit. The plain function stays
+within reach as ``function.plain``: it is what a replacement is tested against, and what
+replacements fall back on for derivatives they do not have.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def replaceable(name: str) -> Callable[[Function], Function]:
     def mark(plain: Function) -> Function:
         @functools.wraps(plain)
         def call(*args: Any) -> Any:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():
                 return plain(*args)
             for replacement in replacements(name):
                 if replacement.condition(*args):

@@ -512,7 +512,7 @@ class SE3Transformer(Network):
         else:
             message = self.last(kernels["last"], seen, edge)[SCALAR][:, 0]
             damped = message if envelope is None else message * envelope
-            total = sum_over(damped, receiver, len(own)) / math.sqrt(n_typical(self.cutoff))
+            total = sum_over(damped, receiver, own.shape[0]) / math.sqrt(n_typical(self.cutoff))
             scalar = nn.functional.silu(own + total)  # s_i
         return Features(scalar, f[self.vector_irrep])
 
@@ -528,7 +528,7 @@ class SE3Transformer(Network):
         """What φ sees of each edge: [E, R]."""
         distance = graph.distance[:, None]
         if self.pairwise:
-            return torch.cat([distance.new_zeros(len(distance), BONDS), distance], 1)
+            return torch.cat([distance.new_zeros(distance.shape[0], BONDS), distance], 1)
         if self.basis is not None:
             scale = 0.75 * math.sqrt(self.radial)  # mean square 1
             return self.basis(graph.distance) * scale
@@ -545,7 +545,7 @@ def mean_with_own(
 
     Without ``envelope`` a plain mean, in which the own term is part of every message.
     """
-    n = len(own)
+    n = own.shape[0]
     if envelope is not None:
         count = 1.0 + sum_over(envelope, receiver, n)  # Z_i
         return own + sum_over(message * envelope, receiver, n) / count

@@ -47,6 +47,7 @@ from .layers import (
     first_neighbors,
     glorot,
     keep_edges,
+    parts,
     silu,
     sum_over,
 )
@@ -110,7 +111,7 @@ class Layer(nn.Module):
         attended, vector = self.attention(q, k, s, v, edges)
         out = self.out(attended)  # (7) [N, 3F]
         if v is None:
-            return out.chunk(3, dim=-1)[0], vector
+            return parts(out, 3)[0], vector
         return self.update(out, self.mix(v), vector, edges)
 
     @replaceable("torchmd_et.attention")
@@ -153,7 +154,7 @@ class Layer(nn.Module):
         d_k, d_v = filters.split([k.shape[-1], s.shape[-1]], dim=-1)
         by_head = (self.heads, -1)
         a = silu((q * k * d_k).unflatten(-1, by_head).sum(-1)) * envelope  # (5) [E, heads]
-        s3, s1, s2 = (s * d_v).chunk(3, dim=-1)  # (6), in the authors' order
+        s3, s1, s2 = parts(s * d_v, 3)  # (6), in the authors' order
         scalar = (s3.unflatten(-1, by_head) * a[..., None]).flatten(-2)
         if self.damped:
             s1, s2 = s1 * envelope, s2 * envelope
@@ -196,8 +197,8 @@ class Layer(nn.Module):
         edges: Edges,
     ) -> tuple[Tensor, Tensor]:
         """Δx [N, F] and Δv [N, 3, F]."""
-        q1, q2, q3 = out.chunk(3, dim=-1)  # each [N, F]
-        u1, u2, u3 = mixed.chunk(3, dim=-1)  # each [N, 3, F]
+        q1, q2, q3 = parts(out, 3)  # each [N, F]
+        u1, u2, u3 = parts(mixed, 3)  # each [N, 3, F]
         dx = q1 + q2 * (u1 * u2).sum(1)  # (8)
         dv = vector + q3[:, None] * u3  # (9)
         return dx, dv

@@ -283,8 +283,8 @@ def _baselines_again(name: str, known: pd.DataFrame, folder: Path) -> pd.DataFra
 
 
 def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list[Path]:
-    """Derive the stored tables from their runs anew, draw the pictures that differ, and fill the
-    documents' blocks; the paths of what changed.
+    """Derive the stored tables anew from what they follow from, draw the pictures that differ, and
+    fill the documents' blocks; the paths of what changed.
 
     Where the runs come from stays in a table's JSON; "derived" says what made the table of them.
     What notebooks put out is made anew by executing them (`potkit run --inplace`).
@@ -294,28 +294,23 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
     for name, endings in experiments(folder).items():
         runs, known = stored_runs(name, folder), stored_baselines(name, folder)
         for ending in endings:
-            path = folder / f"{name}{ending}.csv"
-            stored, how = report.stored(name + ending, folder)
             table = DERIVED[ending](runs, known)
-            if not differences(stored, report.as_stored(table)):
-                continue
-            how["derived"] = {
-                "command": "potkit verify --rewrite",
-                "commit": provenance.commit(),
-                "from": f"{name}-runs.csv",
-            }
-            with replacing(path, report.RESULT) as temporary:
-                table.to_csv(temporary, index=False, float_format="%.6g")
-            with replacing(path.with_suffix(".json"), report.ORIGIN) as temporary:
-                text = json.dumps(how, indent=1, default=str, ensure_ascii=False)
-                temporary.write_text(text + "\n")
-            changed.append(path)
+            changed += _rewritten(name + ending, table, f"{name}-runs", folder)
         page = root / "figures" / f"{name}.html"
         if page.is_file() and "" in endings:
             drawn = pages.points(page.read_text(encoding="utf-8"))
             chart = picture(name, folder)
             if _points_differ(drawn, pages.points_of(chart)):
                 changed += gallery.draw(chart, page)
+    for name, source, derive in others(folder):
+        changed += _rewritten(name, derive(_source(source, folder)), source, folder)
+    for page in sorted((root / "figures").glob("*.html")):
+        text = page.read_text(encoding="utf-8")
+        shown = pages.shows(text) if pages.draws(text) else None
+        if shown is not None and _redrawn(text, shown, folder):
+            options = shown["options"]
+            chart = stored_figures.draw(shown["kind"], shown["name"], folder, **options)
+            changed += gallery.draw(chart, page)
     for document in (root / d for d in DOCUMENTS):
         if not document.is_file():
             continue
@@ -326,6 +321,25 @@ def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list
                 temporary.write_text(filled)
             changed.append(document)
     return changed
+
+
+def _rewritten(name: str, table: pd.DataFrame, source: str, folder: Path) -> list[Path]:
+    """Store ``table`` as ``name`` if what is stored differs; the path, if so."""
+    path = folder / f"{name}.csv"
+    stored, how = report.stored(name, folder)
+    if not differences(stored, report.as_stored(table)):
+        return []
+    how["derived"] = {
+        "command": "potkit verify --rewrite",
+        "commit": provenance.commit(),
+        "from": f"{source}.csv",
+    }
+    with replacing(path, report.RESULT) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    with replacing(path.with_suffix(".json"), report.ORIGIN) as temporary:
+        text = json.dumps(how, indent=1, default=str, ensure_ascii=False)
+        temporary.write_text(text + "\n")
+    return [path]
 
 
 # -- comparing -----------------------------------------------------------------------------------

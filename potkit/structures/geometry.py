@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import DataError
 from .arrays import FLAT
 from .element_properties import covalent_radii_array
 
@@ -36,6 +37,7 @@ def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) ->
     if cell is None or not pbc.any():
         return step
     cell = np.asarray(cell, np.float64)
+    pbc = pbc & cell.any(-1)  # along a vector of no length there are no images
     if cell.ndim == 3 and not _rectangular(cell, pbc):
         per_structure = zip(step, cell, pbc, strict=True)
         return np.stack([minimum_image(*one) for one in per_structure])
@@ -43,8 +45,16 @@ def minimum_image(step: np.ndarray, cell: np.ndarray | None, pbc: np.ndarray) ->
         from ase.geometry import complete_cell, find_mic
 
         # a vector without repeat must stand upright on the others, or ASE rounds along it
-        upright = complete_cell(np.where(pbc[:, None], cell, 0.0))
-        shortest, _ = find_mic(np.reshape(step, (-1, 3)), upright, pbc)
+        with np.errstate(invalid="ignore", divide="ignore"):  # NaN of vectors that are dependent
+            upright = complete_cell(np.where(pbc[:, None], cell, 0.0))
+        try:
+            if not np.isfinite(upright).all():
+                raise ArithmeticError
+            shortest, _ = find_mic(np.reshape(step, (-1, 3)), upright, pbc)
+        except (ValueError, RuntimeError, ArithmeticError, np.linalg.LinAlgError):
+            raise DataError(
+                f"a periodic cell has no shortest images: {np.round(cell, 3).tolist()} Å"
+            ) from None
         return shortest.reshape(np.shape(step))
     full = np.where(pbc[..., None], cell, np.eye(3))
     if cell.ndim == 3:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import Busy, DataError
 from . import outputs
+from .array_files import first_line, load_hdf5, open_hdf5, read_npy, require_numbers
 from .arrays import PER_ATOM, cast
 from .outputs import PART, Kind, reason
 
@@ -409,8 +410,21 @@ def is_packed(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "potkit" in file.attrs
-    except OSError:
+    except (OSError, RuntimeError, ValueError, KeyError):
         return False
+
+
+def _check_header(header: Any, path: Path) -> None:
+    """Raise DataError where the header of a store is not what `_header` writes."""
+    info = header.get("info") if isinstance(header, dict) else None
+    if not isinstance(info, dict):
+        raise DataError(f"{path}: not a readable potkit store (its header is damaged)")
+    for name in ("systems", "partly_labelled", "notes", "unread", "isolated_atoms"):
+        if not isinstance(info.get(name, []), list):
+            raise DataError(f"{path}: its header is damaged: {name} is no list")
+    for name in ("systems", "partly_labelled"):
+        if not all(isinstance(item, str) for item in info.get(name, [])):
+            raise DataError(f"{path}: its header is damaged: {name} holds more than text")
 
 
 def open_(
@@ -427,18 +441,22 @@ def open_(
             # copy-on-write pages, since torch wants memory that could be written, yet marked as
             # read-only
             files = [f for f in sorted(path.glob("*.npy")) if only is None or f.stem in only]
-            arrays = {f.stem: np.load(f, mmap_mode="c" if mmap else None) for f in files}
+            arrays = {f.stem: read_npy(f, "c" if mmap else None) for f in files}
             for array in arrays.values():
                 array.flags.writeable = not mmap
         else:
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 header = json.loads(file.attrs["potkit"])
                 names = [name for name in file if only is None or name in only]
-                arrays = {name: file[name][()] for name in names}
-    except (OSError, EOFError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a readable potkit store ({str(error).splitlines()[0]})"
-        ) from error
+                arrays = {name: load_hdf5(file.get(name), path, kinds="fiub") for name in names}
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: not a readable potkit store ({reason})") from error
+    except (OSError, EOFError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable potkit store ({first_line(error)})") from error
+    for name, array in arrays.items():
+        require_numbers(array, f"{path}: {name}", "fiub")
+    _check_header(header, path)
     if header.get("version") != FORMAT_VERSION:
         raise DataError(
             f"{path}: store version {header.get('version')}, this potkit reads version "

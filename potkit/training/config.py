@@ -27,6 +27,7 @@ NOT_IDENTITY = {
     "resident",
     "micro_batch",
     "log",
+    "check_labels",
 }
 # settings that came later: at their defaults they are left out of the identity, so that earlier
 # runs are still found
@@ -181,6 +182,11 @@ class TrainConfig(BaseModel):
     progress: bool = Field(
         True, description="show a progress bar on a terminal, and say when a run goes on"
     )
+    check_labels: bool = Field(
+        True,
+        description="fine-tuning refuses forces of wrong sign and labels of wrong units, where the "
+        "labels tell",
+    )
     log: Literal["none", "tensorboard"] = Field(
         "none",
         description="where the rows of metrics.jsonl go as well: tensorboard, to the folder "
@@ -191,7 +197,12 @@ class TrainConfig(BaseModel):
         for name, value in settings.walk(values):
             # pydantic takes true for 1
             field = name.split(".")[0].split("[")[0]
-            known = type(self).model_fields.keys() - {"compile", "resident", "progress"}
+            known = type(self).model_fields.keys() - {
+                "compile",
+                "resident",
+                "progress",
+                "check_labels",
+            }
             if isinstance(value, bool) and field in known:
                 raise ConfigError(f"config: {name}: must not be true or false, got {value}")
             if isinstance(value, int) and abs(value) > settings.LARGEST and field != "seed":

@@ -309,27 +309,45 @@ def _mean(values: np.ndarray) -> float:
 
 
 def calculator(
-    checkpoint: str | Path | Potential,
+    checkpoint: str | Path | Potential | Sequence[str | Path | Potential],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ):
-    """An ASE Calculator of a checkpoint or a model: energy and free_energy in eV, forces in eV/Å,
-    stress in eV/Å³ (Voigt's order, positive under tension) where atoms have a cell.
+    """An ASE Calculator of a checkpoint or a model: energy and free_energy in eV, energies of atoms
+    in eV, forces in eV/Å, stress in eV/Å³ (Voigt's order, positive under tension) where atoms have
+    a cell.
 
+    A list of them is an ensemble: its calculator has the members' means, and as energy_std,
+    forces_std, stress_std and energies_std their sample standard deviation, in the same units
+    (``calc.results["forces_std"]``, or ``calc.get_property("forces_std", atoms)``).
     ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as
     in `predict`, float32. It can be pickled, and works inside ``torch.inference_mode``.
+    Raises CheckpointError for a checkpoint that cannot be read or has no energies, ConfigError for
+    an empty list, a device that is not there, and networks without kernels where ``compile``.
     """
     from .ase_calculator import PotkitCalculator
 
+    single = isinstance(checkpoint, (str, Path, torch.nn.Module))
+    members = [checkpoint] if single else list(checkpoint)
+    if not members:
+        raise ConfigError("calculator: the list of checkpoints is empty")
+    dtype = dtype or (torch.float32 if compile else torch.float64)
+    place = checked_device(device)
     with torch.inference_mode(False):
-        if isinstance(checkpoint, torch.nn.Module):
-            model = copy.deepcopy(checkpoint)
-        else:
-            checkpoints.require_energies(checkpoint)
-            model = checkpoints.load(checkpoint)
-        dtype = dtype or (torch.float32 if compile else torch.float64)
-        model = model.to(checked_device(device), dtype).eval()
-        with for_predictions(model, compile, device, dtype):
-            pass  # builds the kernels, or says why not, here and not in the middle of a simulation
-    return PotkitCalculator(model, device, dtype, compile)
+        models = [open_model(member).to(place, dtype) for member in members]
+        for model in models:
+            with for_predictions(model, compile, device, dtype):
+                pass  # builds the kernels, or says why not, before a simulation starts
+    return PotkitCalculator(models, device, dtype, compile)
+
+
+def open_model(checkpoint: str | Path | Potential) -> Potential:
+    """The trained network of a checkpoint or run; a copy of one that is given as such.
+
+    Raises CheckpointError for one without energies.
+    """
+    if isinstance(checkpoint, torch.nn.Module):
+        return copy.deepcopy(checkpoint).eval()
+    checkpoints.require_energies(checkpoint)
+    return checkpoints.load(checkpoint)

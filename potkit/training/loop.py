@@ -31,6 +31,7 @@ from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
 
+from ..datasets import label_checks
 from ..datasets.references import CHOICES, ReferenceEnergies
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..kernels.compiling import compiled
@@ -495,7 +496,8 @@ def finetune(
     Of a partly labelled set each structure is trained on what it has. Isolated atoms that came
     with the file (``info["isolated_in_file"]``) are the references where ``config`` chooses none.
     With ``objective.energy`` 0 energies may be missing; they then have an arbitrary zero. Raises
-    ConfigError where ``config`` chooses other references than ``references``.
+    ConfigError where ``config`` chooses other references than ``references``; DataError where the
+    labels tell that forces have the wrong sign or unit (`config.check_labels`).
     """
     config = config or TrainConfig()
     objective = objective or (Supervised() if train.forces is not None else Supervised(forces=0.0))
@@ -513,6 +515,8 @@ def finetune(
             raise DataError(f"{name}: no {missing[0]} to fine-tune on (labels of {role}){hint}")
     for line in _what_is_trained(train, objective):
         _say(config, line)
+    if config.check_labels and "forces" in objective.labels():
+        _check_labels(train)
     if references is None:
         config = _with_isolated_atoms(train, valid, config)
     fitted = references in (None, "fit", "least-squares")
@@ -546,6 +550,18 @@ def finetune(
 def _known(structures: Structures) -> tuple[str, ...]:
     """Those of "energy" and "forces" that ``structures`` have."""
     return tuple(name for name in MAIN_LABELS if getattr(structures, name) is not None)
+
+
+def _check_labels(train: Structures) -> None:
+    """Raise DataError where forces are gradients, or labels have other units than eV and eV/Å."""
+    verdict = label_checks.judge(train, thorough=False)
+    if verdict.state != "wrong":
+        return
+    told = ", ".join(f"{e.question} is {e.value:.3g}" for e in verdict.evidence if not e.fits)
+    raise DataError(
+        f"{train.info.get('name', 'train')}: {verdict.says} ({told}, 1 would be right); "
+        "check_labels: false (--config-set check_labels=false) trains on them as they are"
+    )
 
 
 def _what_is_trained(train: Structures, objective: Objective) -> list[str]:

@@ -401,4 +401,28 @@ def test_installed_command(here):
     assert done.returncode == 1
     assert done.stderr.startswith("error: 'no-such-set'")
     assert done.stderr.count("\n") == 1
-    assert subprocess.run([*command, "pretrain"], capture_output=True, text=True).returncode == 2
+    done = subprocess.run([*command, "pretrain"], capture_output=True, text=True)
+    assert done.returncode == 1 and "--data is missing (`potkit pretrain --help`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data", "info", "ani-mini", "--nosuch"], "no such option: --nosuch"),
+        (["nosuch"], "no such command 'nosuch'"),
+        (["evaluate"], "missing argument 'checkpoint'"),
+        (
+            ["evaluate", "x", "--data", "y", "--batch-size", "many"],
+            "invalid value for '--batch-size'",
+        ),
+        (["data", "info", "a", "b", "c"], "unexpected extra argument"),
+        (["data", "info", "--format"], "requires an argument"),
+    ],
+)
+def test_wrong_words_are_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    line = capsys.readouterr().err
+    assert end.value.code == 1
+    assert line.startswith("error: ") and line.count("\n") == 1 and said in line
+    assert "--help` shows" in line

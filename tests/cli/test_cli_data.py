@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from tiny import molecules, one_line, water
 
+import potkit
 from potkit.cli import main as cli
 from potkit.datasets import splits
+from potkit.datasets.reading import UnitWarning
 from potkit.datasets.records import RECORDS
 from potkit.structures.store import Structures
 
@@ -122,3 +126,42 @@ def test_messages_are_single_lines(run, tmp_path):
         code, _, line = run(*arguments)
         assert code == 1 and "junk" in one_line(ValueError(line))
     assert not (tmp_path / "o").exists()
+
+
+def test_leakage_reads_as_told(run, tmp_path):
+    """Both files in Bohr; without the option atoms would lie nearly twice as far apart."""
+    s = water(4)
+    for name in ("a.xyz", "b.xyz"):
+        lines = []
+        for i in range(len(s)):
+            atoms = slice(s.ptr[i], s.ptr[i + 1])
+            lines += [str(atoms.stop - atoms.start), "Properties=species:S:1:pos:R:3"]
+            lines += [
+                ("H " if z == 1 else "O ") + " ".join(f"{x / 0.529177210544:.8f}" for x in p)
+                for z, p in zip(s.z[atoms], s.pos[atoms], strict=True)
+            ]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    code, _, line = run("leakage", "a.xyz", "b.xyz", "--length-unit", "bohr", "--format", "extxyz")
+    assert code == 1 and "4 of 4 structures" in line
+    assert "has no option 'type_map'" in run("leakage", "a.xyz", "b.xyz", "--type-map", "O H")[2]
+    line = run("leakage", "ani-mini", "ani-mini", "--length-unit", "bohr")[2]
+    assert "--length-unit is for files of your own" in line
+
+
+def test_a_file_in_doubtful_units_gets_a_line(run, tmp_path, capsys):
+    """From a shell once, from Python as a warning."""
+    atoms = "".join(
+        f"atom {x} 0 0 {e} 0 0 0 0 0\n" for x, e in ((0, "O"), (0.96, "H"), (-0.96, "H"))
+    )
+    (tmp_path / "input.data").write_text(f"begin\n{atoms}energy -2000\ncharge 0\nend\n")
+    for command in ("info", "check"):
+        with pytest.raises(SystemExit):
+            cli.main(["data", command, "input.data"])
+        said = capsys.readouterr().err
+        assert said.count("is length_unit=angstrom") == 1, said
+        assert said.count("is energy_unit=eV") == 1 and "Warning" not in said
+    with pytest.warns(UnitWarning, match="length_unit=angstrom"):
+        potkit.read(tmp_path / "input.data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        potkit.read(tmp_path / "input.data", length_unit="angstrom", energy_unit="eV")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
+import potkit
 from potkit import units
 from potkit.datasets.checks import (
     box_widths,
@@ -138,3 +141,30 @@ def test_real_sets(reference_data):
     ):
         frame = check(read(reference_data / path))
         assert frame.attrs["healthy"], frame
+
+
+def test_slabs_without_a_third_vector_are_checked_and_compared(tmp_path):
+    """Of no length or dependent where nothing repeats: fine. Where it should repeat: bad."""
+    text = (
+        '2\nLattice="{lattice}" pbc="{pbc}" energy=-1 Properties=species:S:1:pos:R:3:forces:R:3\n'
+        "H 0 0 0 0 0 0.1\nH 0 0 {z} 0 0 -0.1\n"
+    )
+    cells = {
+        "slab": ("5 0 0 0 5 0 0 0 0", "T T F", "ok"),
+        "dependent": ("5 0 0 0 5 0 5 5 0", "T T F", "ok"),
+        "zero": ("0 0 0 0 0 0 0 0 0", "T T T", "bad"),
+        "dependent, periodic": ("5 0 0 5 0 0 0 5 0", "T T F", "bad"),
+    }
+    for name, (lattice, pbc, wanted) in cells.items():
+        path = tmp_path / f"{name}.xyz"
+        frames = [text.format(lattice=lattice, pbc=pbc, z=z) for z in (0.8, 0.81)]
+        path.write_text("".join(frames))
+        s = potkit.read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            table = check(s)
+            found = potkit.datasets.duplicates.leakage(s, s) if wanted == "ok" else ()
+        rows = table[table["check"] == "cells without volume"]["verdict"].tolist()
+        assert rows == [wanted] or (wanted == "ok" and not rows), name
+        if wanted == "ok":
+            assert len(found) == 2

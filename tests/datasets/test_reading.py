@@ -414,3 +414,71 @@ def test_deepmd_as_it_comes(tmp_path):
     deepmd(tmp_path / "none", "", "0 1 1", np.array([-14.0]))
     with pytest.raises(DataError, match=r"its types are \[0, 1\]"):
         potkit.read(tmp_path / "none")
+
+
+# --- stress by name, labels that are not there, doubted units -------------------------------------
+
+
+def test_stress_key(tmp_path):
+    """The name says whether it is a stress or a virial; units follow the energy."""
+    lattice = 'Lattice="4 0 0 0 4 0 0 0 5" pbc="T T T" Properties=species:S:1:pos:R:3 energy=-1'
+    path = tmp_path / "cu.xyz"
+    path.write_text(
+        f'1\n{lattice} my_stress="1 2 3 4 5 6" my_virial="8 0 0 0 8 0 0 0 8"\nCu 0 0 0\n'
+    )
+    plain = potkit.read(path, isolated_atoms="keep")
+    assert plain.stress is None and "my_stress (stress)" in plain.info["unread"]
+    by_name = potkit.read(path, stress_key="my_stress", isolated_atoms="keep")
+    assert by_name.stress[0].tolist() == [[1, 6, 5], [6, 2, 4], [5, 4, 3]]
+    assert not any("my_stress" in name for name in by_name.info.get("unread", []))
+    virial = potkit.read(path, stress_key="my_virial", isolated_atoms="keep")
+    assert virial.stress[0] == pytest.approx(-0.1 * np.eye(3))
+    scaled = potkit.read(
+        path, stress_key="my_virial", energy_unit="kcal/mol", isolated_atoms="keep"
+    )
+    assert scaled.stress[0] == pytest.approx(-0.1 * (units.kcal / units.mol) * np.eye(3), rel=1e-6)
+    assert potkit.read(path, stress_key="none", isolated_atoms="keep").stress is None
+    with pytest.raises(DataError, match="no frame has a stress under 'sigma'"):
+        potkit.read(path, stress_key="sigma")
+
+
+def test_stress_key_through_ase_and_in_databases(tmp_path):
+    atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]], cell=[4, 4, 5], pbc=True)
+    atoms.info["my_virial"] = 8 * np.eye(3)
+    write(tmp_path / "cu.traj", atoms)
+    with connect(tmp_path / "cu.db") as database:
+        database.write(atoms, data={"my_virial": 8 * np.eye(3)})
+    for name in ("cu.traj", "cu.db"):
+        s = potkit.read(tmp_path / name, stress_key="my_virial")
+        assert s.stress[0] == pytest.approx(-0.1 * np.eye(3)), name
+        assert potkit.read(tmp_path / name).stress is None
+
+
+def test_hdf5_without_energies_is_geometries(tmp_path):
+    """What pretraining asks for; a file that has one of SPICE's two energies is still asked."""
+    pos = np.array([[[0, 0, 0], [0, 0, 1.1]]] * 3) + np.arange(3)[:, None, None] * 0.01
+    with h5py.File(tmp_path / "spice.h5", "w") as file:
+        group = file.create_group("co")
+        group["atomic_numbers"] = [6, 8]
+        group["conformations"] = pos / units.Bohr
+    with h5py.File(tmp_path / "ani1.h5", "w") as file:
+        group = file.create_group("gdb/co")
+        group["species"] = np.array([b"C", b"O"])
+        group["coordinates"] = pos
+    with h5py.File(tmp_path / "ani1x.h5", "w") as file:
+        group = file.create_group("CO")
+        group["atomic_numbers"] = [6, 8]
+        group["coordinates"] = pos
+    for name in ("spice", "ani1", "ani1x"):
+        s = potkit.read(tmp_path / f"{name}.h5")
+        assert s.energy is None and s.forces is None and s.z.tolist() == [6, 8] * 3, name
+        assert s.info["source_format"] == name
+        assert s.pos.reshape(3, 2, 3) == pytest.approx(pos, abs=1e-6), name
+    with h5py.File(tmp_path / "spice.h5", "a") as file:
+        file["co/dft_total_energy"] = [-1.0, -1.0, -1.0]
+    with pytest.raises(DataError, match="has no 'formation_energy'"):
+        potkit.read(tmp_path / "spice.h5")
+    with h5py.File(tmp_path / "ani1.h5", "a") as file:
+        file["gdb/co/energy"] = [-1.0, -1.0, -1.0]  # not as ANI-1 calls it
+    with pytest.raises(DataError, match="has no 'energies'"):
+        potkit.read(tmp_path / "ani1.h5")

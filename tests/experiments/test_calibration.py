@@ -126,27 +126,6 @@ def test_what_is_judged_does_not_choose_the_factor():
     assert calibration.Judged(np.where(on_trial, error, 7 * error), width, cluster).factor() > 5
 
 
-def test_intervals_over_molecules_cover_the_truth():
-    """Of ensembles whose molecules differ in how sure of themselves they are; the truth is that of
-    very many molecules. `tests/experiments/test_coverage.py` holds the parts it is made of to more.
-    """
-
-    def case(clusters: int, seed: int) -> calibration.Judged:
-        error, width, cluster = gaussian(clusters, 12, seed)
-        wrong = np.exp(np.random.default_rng(seed + 1).normal(0.4, 0.3, clusters))
-        return calibration.Judged(wrong[cluster] * error, width, cluster)
-
-    truth = of(case(20_000, 10**6))
-    cases = 120
-    hits = dict.fromkeys(calibration.STATISTICS, 0)
-    for i in range(cases):
-        for name, value, low, high in case(60, 2 * i).intervals(100):
-            assert low <= value <= high
-            hits[name] += low <= truth[name] <= high
-    shares = pd.Series(hits) / cases
-    assert shares.min() > 0.86 and shares.mean() > 0.92, shares
-
-
 # -- tables --------------------------------------------------------------------------------------
 def packed(arms: dict[str, np.ndarray], unit: float = 0.001) -> pd.DataFrame:
     """Stored predictions of energies, five structures a molecule; arm -> errors [M, S] (eV)."""

@@ -195,6 +195,74 @@ def test_one_budget_can_choose_for_all(tmp_path):
     assert table["chosen"].nunique() == 1
 
 
+def ladder(made, losses) -> tuple[list[float], pd.DataFrame]:
+    """The rates tried from scratch where ``losses`` says each one's validation loss, in order, and
+    the table at the end.
+    """
+    tried, tasks_left = {}, list(search.tries([made], ["scratch"]))
+    while tasks_left:
+        for task in tasks_left:
+            rate = dict(task.choice)["lr"]
+            tried[task] = {"status": "ok", "best": losses(rate), "error": ""}
+        scores = search.table([made], tried)
+        tasks_left = search.further([made], scores)
+    return list(dict.fromkeys(dict(task.choice)["lr"] for task in tried)), scores
+
+
+@pytest.mark.parametrize(
+    "best, expected",
+    [
+        (1.5e-3, [1e-3, 2e-3, 4e-3]),  # worse on both sides: it ends
+        (4e-3, [1e-3, 2e-3, 4e-3, 8e-3]),
+        (5e-4, [1e-3, 2e-3, 5e-4, 2.5e-4]),
+        (1.0, [1e-3, 2e-3, 4e-3, 8e-3]),  # not further than it may
+    ],
+)
+def test_a_search_goes_on_beyond_an_edge_that_is_best(tmp_path, best, expected):
+    made = grid(
+        tmp_path, **(SEARCH | {"longer": None, "search": {"lr": [1e-3, 2e-3]}, "search_beyond": 2})
+    )
+    # slightly lower towards higher rates, so that two equally far are told apart
+    rates, scores = ladder(made, lambda lr: np.exp(abs(np.log(lr / best)) - 0.1 * np.log(lr)))
+    assert rates == expected
+    row = scores[scores["chosen"]].iloc[0]
+    assert row["at_edge"] == (best == 1.0)
+    assert search.chosen([made], scores)[0, "scratch", made.labels[0]] == (("lr", row["lr"]),)
+
+
+def test_a_search_that_may_not_go_on_ends_at_what_was_given(tmp_path):
+    made = grid(tmp_path, **(SEARCH | {"longer": None}))
+    rates, scores = ladder(made, lambda lr: 1 / lr)
+    assert rates == [1e-4, 3e-3]
+    assert scores[scores["chosen"]]["at_edge"].all()
+
+
+def test_whole_numbers_stay_whole_beyond_an_edge(tmp_path):
+    made = grid(
+        tmp_path,
+        **(SEARCH | {"longer": None, "search": {"steps": [2, 4]}, "search_beyond": 1}),
+    )
+    tried = {
+        task: {"status": "ok", "best": 1 / dict(task.choice)["steps"], "error": ""}
+        for task in search.tries([made], ["scratch"])
+    }
+    [first, second] = search.further([made], search.table([made], tried))
+    assert dict(first.choice) == {"steps": 8} and isinstance(dict(first.choice)["steps"], int)
+    assert [first.seed, second.seed] == SEARCH["tuning_seeds"]
+
+
+def test_runs_beyond_an_edge_are_done_counted_and_found_again(tmp_path):
+    made = grid(tmp_path, longer="operations", search_beyond=1, valid_min=2, **SEARCH)
+    table = experiment.run(made, progress=False)
+    choices = pd.DataFrame(table.attrs["choices"])
+    for arm, tried in choices.groupby("arm"):
+        assert 3 <= len(tried) <= 4, arm  # one beyond, or none on that side and one on the other
+        best = tried[tried["chosen"]]["lr"].item()
+        assert set(table[table["arm"] == arm]["chosen"]) == {f"lr {best:g}"}
+    again = experiment.run(made, progress=False)
+    pd.testing.assert_frame_equal(again, table)
+
+
 def test_an_arm_keeps_what_its_variant_fixes(tmp_path):
     variants = {"slow": {"like": "denoise", "lr": 5e-4}}
     made = grid(tmp_path, longer=None, **(SEARCH | {"variants": variants}))
@@ -211,6 +279,8 @@ def test_an_arm_keeps_what_its_variant_fixes(tmp_path):
         ({"search": {"batch_size": [2, 4]}}, "none of"),
         ({"search": {"lr": [1e-3, -1.0]}}, "lr"),
         ({"search_at": 77}, "none of the label budgets"),
+        ({"search_beyond": -1}, "0 or more"),
+        ({"search": {"freeze": [0.0, 0.3]}, "search_beyond": 1}, "positive numbers"),
         ({"longer": "time"}, "longer: operations"),
     ],
 )

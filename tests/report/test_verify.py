@@ -113,3 +113,18 @@ def test_the_command_says_what_differs(copied, capsys):
     with pytest.raises(DataError, match="no stored runs"):
         (folder / "empty").mkdir()
         verify.verify(folder / "empty")
+
+
+def test_tables_of_stored_predictions_are_rewritten_too(tmp_path):
+    for path in RESULTS.glob("calibration*"):
+        shutil.copy(path, tmp_path / path.name)
+    shutil.copy(RESULTS / "study-denoise-runs.csv", tmp_path)  # verify wants runs of something
+    shutil.copy(RESULTS / "study-denoise-runs.json", tmp_path)
+    table = pd.read_csv(tmp_path / "calibration-ensembles.csv")
+    right = table["high"].copy()
+    table.loc[0, "high"] *= 1.1
+    table.to_csv(tmp_path / "calibration-ensembles.csv", index=False)
+    [written] = verify.rewrite(tmp_path, tmp_path)
+    assert written.name == "calibration-ensembles.csv"
+    again = pd.read_csv(written)["high"]
+    pd.testing.assert_series_equal(again, right)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -131,3 +132,15 @@ def test_bonds_of_a_batch_are_those_of_each_structure():
 
 def test_no_atoms_have_no_bonds():
     assert geometry.bonds(np.zeros(0, int), np.zeros((0, 3)), 1.25).shape == (0, 2)
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [0], [], [0, 1, 2]])
+def test_no_images_along_a_vector_of_no_length(rows):
+    cell = np.zeros((3, 3))
+    cell[rows, rows] = 5.0
+    step = np.array([[4.0, 4.0, 4.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = geometry.minimum_image(step, cell, np.ones(3, bool))
+    wanted = [[-1.0 if k in rows else 4.0 for k in range(3)]]
+    np.testing.assert_allclose(found, wanted, atol=1e-12)

@@ -33,6 +33,7 @@ FULL = dict(
     resident=False,
     progress=False,
     log="tensorboard",
+    check_labels=False,
     freeze=0.2,
     layer_decay=0.8,
     micro_batch=2,

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ...errors import ConfigError, DataError
+from ...structures.array_files import open_hdf5, walk_groups
 from ...structures.store import Structures, concatenate
 from . import (
     ani1,
@@ -98,7 +101,14 @@ def read(
     if dtype is not None:
         options["dtype"] = dtype
     try:
-        return reader(path, **options)
+        # what a type cannot hold is named by the packer
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return reader(path, **options)
+    except DataError as error:
+        # what is said by rooms that know of no file
+        if path.name in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file (byte {error.start})") from error
     except OSError as error:
@@ -126,13 +136,12 @@ def what(path: Path) -> str:
     from .hdf5 import first_keys, is_hdf5
 
     if is_hdf5(path):
-        import h5py
-
         try:
-            with h5py.File(path, "r"):
-                pass
-        except OSError as error:
-            return f"HDF5 file is truncated or damaged ({str(error).splitlines()[0]})"
+            with open_hdf5(path) as file:
+                for _ in walk_groups(file, path):
+                    pass
+        except DataError as error:
+            return str(error).removeprefix(f"{path}: ")
         keys = sorted(first_keys(path))
         return f"HDF5 file of unknown layout (its groups have: {', '.join(keys[:12]) or 'nothing'})"
     return "content is in no known format"

@@ -17,9 +17,10 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.array_files import load_hdf5, open_hdf5
 from ...structures.elements import formula
 from ...structures.store import Structures
-from .common import dataset, groups_with, load, numbers_of, open_hdf5, require_finite
+from .common import dataset, groups_with, numbers_of, require_finite
 from .packer import Packer
 
 NAME = "ani1"
@@ -48,8 +49,8 @@ def read(
     ``systems``: "group" (a molecule is a group of the file, as in ANI-1) or "composition" (files
     that cut one molecule into many groups). ``high_energy`` adds the set-apart conformations.
     ``max_energy`` (eV) drops conformations that lie further above the lowest one of their
-    composition (over all files read). Raises DataError for anything that does not fit, naming file
-    and group.
+    composition (over all files read). Groups without energies are geometries alone. Raises
+    DataError for anything that does not fit, naming file and group.
     """
     if systems not in ("group", "composition"):
         raise ConfigError(f"systems must be 'group' or 'composition', got {systems!r}")
@@ -59,15 +60,16 @@ def read(
     packer = Packer(dtype)
     for file in files:
         with open_hdf5(file) as handle:
-            groups = list(groups_with(handle, "coordinates"))
+            groups = list(groups_with(handle, "coordinates", file))
             if not groups:
                 raise DataError(
                     f"{file}: holds no data, expected groups with coordinates, energies, species"
                 )
             shapes = [dataset(group, "coordinates", file).shape for group in groups]
-            n_structures = sum(shape[0] for shape in shapes)
-            n_atoms = sum(shape[0] * shape[1] for shape in shapes if len(shape) == 3)
-            packer.reserve(n_structures, n_atoms)
+            shapes = [shape for shape in shapes if shape is not None and len(shape) == 3]
+            n_atoms = sum(shape[0] * shape[1] for shape in shapes)
+            if n_atoms < file.stat().st_size:  # else the file cannot hold what it claims
+                packer.reserve(sum(shape[0] for shape in shapes), n_atoms)
             for group in groups:
                 _read_group(group, file, packer, systems, high_energy, forces_unit)
     out = packer.finish(str(path), name=path.stem, source_format=NAME)
@@ -82,7 +84,7 @@ def _read_group(
     group: h5py.Group, file: Path, packer: Packer, systems: str, high_energy: bool, forces_unit: str
 ) -> None:
     where = f"{file}: group {group.name}"
-    species = load(dataset(group, "species", file), file)
+    species = load_hdf5(dataset(group, "species", file), file, text=True)
     if species.ndim == 2:  # one row per conformation: fine as long as all rows agree
         differ = (species != species[:1]).any(1)
         if differ.any():
@@ -90,7 +92,9 @@ def _read_group(
                 f"{where}: species of row {int(np.flatnonzero(differ)[0])} are in another order "
                 "than those of row 0"
             )
-        species = species[0]
+        species = species[:1].reshape(-1)
+    if species.ndim != 1:
+        raise DataError(f"{where}: species have shape {species.shape}, expected one per atom")
     z = numbers_of(species.tolist(), where)
     if not len(z):
         raise DataError(f"{where}: species is empty")
@@ -105,14 +109,16 @@ def _read_group(
     for suffix in ("", "HE") if high_energy else ("",):
         if suffix and "coordinatesHE" not in group:
             continue
-        pos = load(dataset(group, f"coordinates{suffix}", file), file)
-        energy = load(dataset(group, f"energies{suffix}", file), file)
+        pos = load_hdf5(dataset(group, f"coordinates{suffix}", file), file)
+        energy = None  # geometries alone
+        if any("energ" in key for key in group):
+            energy = load_hdf5(dataset(group, f"energies{suffix}", file), file)
         if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
             raise DataError(
                 f"{where}: coordinates{suffix} have shape {pos.shape}, {len(z)} species ask for "
                 f"(n, {len(z)}, 3)"
             )
-        if energy.shape != (len(pos),):
+        if energy is not None and energy.shape != (len(pos),):
             raise DataError(
                 f"{where}: energies{suffix} have shape {energy.shape}, {len(pos)} conformations "
                 f"ask for ({len(pos)},)"
@@ -122,14 +128,16 @@ def _read_group(
                 continue
             raise DataError(f"{where}: holds no conformations (coordinates have shape {pos.shape})")
         require_finite(pos, f"coordinates{suffix}", where)
-        require_finite(energy, f"energies{suffix}", where)
+        if energy is not None:
+            require_finite(energy, f"energies{suffix}", where)
+            energy = energy.astype(np.float64) * units.HARTREE
         forces = None
         if "forces" in group and not suffix:
-            forces = load(group["forces"], file)
+            forces = load_hdf5(dataset(group, "forces", file), file)
             if forces.shape != pos.shape:
                 raise DataError(
                     f"{where}: forces have shape {forces.shape}, coordinates {pos.shape}"
                 )
             require_finite(forces, "forces", where)
             forces = forces.astype(np.float64) * units.factor(forces_unit)
-        packer.add(z, pos, system, energy.astype(np.float64) * units.HARTREE, forces)
+        packer.add(z, pos, system, energy, forces)

@@ -4,14 +4,15 @@ under other names. eV and Å.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, PotkitError
+from ...structures.array_files import first_line
+from ...structures.arrays import cast
 from ...structures.ase_io import full_stress, stress_of_virial, whole_charge
 from ...structures.store import Structures
 from . import label_names
@@ -19,6 +20,7 @@ from .common import (
     Units,
     checked_numbers,
     chosen_units,
+    named_stress,
     require_finite,
     sized,
     system_name,
@@ -57,7 +59,6 @@ def rows(path: Path):
     """The rows of an ASE database in the order of their ids; sqlite's complaints become one line
     naming file and row.
     """
-    import sqlite3
 
     from ase.db import connect
 
@@ -76,12 +77,23 @@ def rows(path: Path):
                     yield row
                 if kind == "json" or len(page) < PAGE:
                     return
-    except (sqlite3.Error, json.JSONDecodeError, KeyError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except PotkitError:
+        raise
+    except Exception as error:  # ASE's readers raise what they like; here is nothing but them
         raise DataError(
-            f"{path}: after row {last}: not a readable ASE database ({str(error).splitlines()[0]})"
+            f"{path}: after row {last}: not a readable ASE database ({first_line(error)})"
         ) from error
+
+
+def count_rows(path: Path) -> int:
+    """How many rows an ASE database has. Raises DataError."""
+    from ase.db import connect
+
+    try:
+        with connect(path, type="db", use_lock_file=False) as base:
+            return base.count()
+    except Exception as error:  # ASE's readers raise what they like
+        raise DataError(f"{path}: not a readable ASE database ({first_line(error)})") from error
 
 
 def add_row(
@@ -92,15 +104,15 @@ def add_row(
     require: Sequence[str] = ("energy",),
     keys: tuple[str | None, str | None] = (None, None),
     factors: Units | None = None,
+    stress_key: str | None = None,
 ) -> None:
     """Append an `ase.db` row to ``packer``. ``system``: key of its system (default: the row's
     ``system`` or ``name``, or formula). ``keys``: names of energy and forces, where they are not to
-    be guessed. ``factors``: of its units; eV and Å by default, where the size of the energy is
-    looked at.
+    be guessed; ``stress_key`` likewise. ``factors``: of its units; eV and Å by default, where the
+    size of the energy is looked at.
     """
     z = checked_numbers(row.numbers, where)
-    data = row.data if row.data else {}
-    pairs = row.key_value_pairs
+    data, pairs = _contents(row, where)
 
     own = {key: row.get(key) for key in ("energy", "forces") if row.get(key) is not None}
     there = own | dict(data) | dict(pairs)
@@ -113,20 +125,24 @@ def add_row(
             raise DataError(
                 f"{where}: has no {name} (it has: {', '.join([*pairs, *data]) or 'nothing'})"
             )
+    if np.shape(row.positions) != (len(z), 3):
+        raise DataError(
+            f"{where}: positions have shape {np.shape(row.positions)}, expected ({len(z)}, 3)"
+        )
     require_finite(row.positions, "position", where, "atom")
     if energy is not None:
-        energy = np.asarray(energy, np.float64).reshape(-1)
+        energy = cast(f"{where}: energy", energy, np.float64).reshape(-1)
         if energy.size != 1:
             raise DataError(f"{where}: energy has {energy.size} values")
         require_finite(energy, "energy", where, "value")
         energy = energy * factors.energy if factors else sized(z, energy, where, chosen.energy)
     if forces is not None:
-        forces = np.asarray(forces, np.float64)
+        forces = cast(f"{where}: forces", forces, np.float64)
         if forces.shape != (len(z), 3):
             raise DataError(f"{where}: forces have shape {forces.shape}, expected ({len(z)}, 3)")
         require_finite(forces, "force", where, "atom")
         forces = forces[None] * (factors.forces if factors else 1.0)
-    stress = _stress(row, dict(data) | dict(pairs), where, factors or Units(1.0, 1.0, 1.0))
+    stress = _stress(row, dict(data) | dict(pairs), where, factors, stress_key)
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     length = factors.length if factors else 1.0
     charge = pairs.get("charge", data.get("charge", row.get("charge")))
@@ -141,6 +157,15 @@ def add_row(
         whole_charge(charge, where),
         stress=stress,
     )
+
+
+def _contents(row: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data and the key-value pairs of a row, which ASE decodes here. Raises DataError."""
+    try:
+        data = row.data if row.data else {}
+        return dict(data), dict(row.key_value_pairs)
+    except Exception as error:  # the text in the database may be anything
+        raise DataError(f"{where}: its data cannot be read ({first_line(error)})") from error
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -164,6 +189,7 @@ def read(
     energy_unit: str | None = None,
     forces_unit: str | None = None,
     length_unit: str | None = None,
+    stress_key: str | None = None,
 ) -> Structures:
     """Read every row. Options as in extended XYZ.
 
@@ -175,11 +201,14 @@ def read(
     about = _metadata(path)
     named = about.get("_property_unit_dict") or {}
     lengths = about.get("_distance_unit")
+    if not isinstance(named, dict) or not isinstance(lengths, (str, type(None))):
+        raise DataError(f"{path}: the units of its metadata are no table of names and units")
     factors: dict[tuple[str | None, str | None], Units | None] = {}
     for row in rows(path):
         where = f"{path}: row {row.id}"
         if not factors or named:
-            there = {*row.key_value_pairs, *(row.data or {}), "energy", "forces"}
+            data, pairs = _contents(row, where)
+            there = {*pairs, *data, "energy", "forces"}
             there &= set(named) if named else there
             names = label_names.choose(there, there, where, energy_key, forces_key)
             units_of = (
@@ -196,15 +225,27 @@ def read(
             require=tuple(require or ()),
             keys=(energy_key, forces_key),
             factors=factors[units_of],
+            stress_key=stress_key,
         )
     return packer.finish(str(path), name=path.stem, source_format=NAME)
 
 
-def _stress(row: Any, values: dict[str, Any], where: str, factors: Units) -> np.ndarray | None:
+def _stress(
+    row: Any,
+    values: dict[str, Any],
+    where: str,
+    factors: Units | None,
+    key: str | None = None,
+) -> np.ndarray | None:
     """The stress [3, 3] eV/Å³ of a row, or of its virial in ``values``; None without either.
 
-    ``factors`` bring the database's units to eV and Å.
+    ``factors`` bring the database's units to eV and Å; ``key``: the name of it, or "none".
     """
+    factors = factors or Units(1.0, 1.0, 1.0)
+    if key is not None:
+        if key not in values:
+            return None
+        return named_stress(values, key, row.cell * factors.length, where, factors)
     stress = next((values[k] for k in STRESS_KEYS if k in values), row.get("stress"))
     virial = next((values[k] for k in VIRIAL_KEYS if k in values), None)
     if stress is None and virial is None:

@@ -4,10 +4,10 @@ finite.
 
 from __future__ import annotations
 
+import re
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,15 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
+from ...structures.array_files import (
+    UNREADABLE,
+    first_line,
+    npz_member,
+    read_npz,
+    require_numbers,
+    walk_groups,
+)
+from ...structures.ase_io import full_stress, stress_of_virial
 from ...structures.elements import SYMBOLS, composition, formula
 from ...structures.store import Structures
 
@@ -46,8 +55,9 @@ def numbers_of(symbols: Sequence[str | bytes], where: str) -> np.ndarray:
 
 def checked_numbers(z: np.ndarray, where: str) -> np.ndarray:
     """Atomic numbers as uint8. Raises DataError that names the first value outside 1…118."""
-    z = np.asarray(z).reshape(-1)
-    whole = z.astype(np.int64)
+    z = require_numbers(np.asarray(z), f"{where}: the list of elements").reshape(-1)
+    with np.errstate(invalid="ignore"):  # NaN and infinity are no whole numbers
+        whole = z.astype(np.int64)
     bad = (whole != z) | (whole < 1) | (whole >= len(SYMBOLS))
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
@@ -61,27 +71,13 @@ def require_finite(
     """Raise DataError naming the first row of ``array`` (along axis 0, counted from ``first``)
     that holds NaN or infinity.
     """
+    require_numbers(array, f"{where}: {what}")
     if np.isfinite(array).all():
         return
     bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
     raise DataError(
         f"{where}: {what} of {row} {first + int(np.flatnonzero(bad)[0])} is not a finite number"
     )
-
-
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file open for reading; whatever HDF5 complains about becomes one line that names the
-    file.
-    """
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(
-            f"{path}: HDF5 file is truncated or damaged ({_first_line(error)})"
-        ) from error
-    with file:
-        yield file
 
 
 def dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
@@ -93,52 +89,22 @@ def dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
     return group[key]
 
 
-def load(data: h5py.Dataset, path: Path, rows: Any = ()) -> np.ndarray:
-    """The content of ``data``. Raises DataError that names file and data set if it is damaged."""
-    try:
-        return data[rows]
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: {data.name} cannot be read, the file is damaged ({_first_line(error)})"
-        ) from error
-
-
-def groups_with(file: h5py.File, key: str) -> Iterator[h5py.Group]:
+def groups_with(file: h5py.File, key: str, path: Path) -> Iterator[h5py.Group]:
     """All groups, at any depth and in file order, that hold ``key``; a group that holds data sets
-    but not ``key`` comes too.
+    but not ``key`` comes too. Raises DataError for links that lead nowhere or out of the file.
     """
-    stack: list[h5py.Group] = [file]
-    while stack:
-        group = stack.pop()
-        children = [group.get(name, getlink=True) and name for name in group]
-        below = [name for name in children if group.get(name, getclass=True) is h5py.Group]
-        if key in group or len(below) < len(children):
+    for group, others in walk_groups(file, path):
+        if key in group or others:
             yield group
-        stack.extend(group[name] for name in reversed(below))
-
-
-def load_npz(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file (only ``keys`` that exist, if given). Raises DataError for a
-    damaged file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {k: file[k] for k in file.files if not keys or k in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
-            raise DataError(
-                f"{path}: one of {', '.join(keys) or 'its arrays'} is a pickled object, which is "
-                "not read because unpickling can run any code; save it as numbers or text"
-            ) from error
-        raise DataError(
-            f"{path}: .npz file is truncated or damaged ({_first_line(error)})"
-        ) from error
 
 
 def text_of(value: Any) -> str:
     """A name or a unit from an .npz or HDF5 file: text, bytes, or an array of one of them."""
-    value = np.asarray(value).reshape(-1)[0]
-    return value.decode() if isinstance(value, bytes) else str(value)
+    values = np.asarray(value).reshape(-1)
+    if not values.size:
+        return ""
+    value = values[0]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class Units(NamedTuple):
@@ -193,6 +159,32 @@ def unit_of_totals(structures: Structures) -> str | None:
     return None
 
 
+def named_stress(
+    values: Mapping[str, Any],
+    key: str,
+    cell: np.ndarray | None,  # [3, 3] Å
+    where: str,
+    factors: Units,
+) -> np.ndarray:
+    """The stress [3, 3] eV/Å³ behind ``key``: a virial where its name says so, else a stress; six
+    numbers in Voigt's order, or nine, or a text of these.
+
+    ``factors`` bring the file's units to eV and Å. Raises DataError.
+    """
+    value = values[key]
+    try:
+        if isinstance(value, str):
+            value = re.split(r"[\s,\[\]]+", value.strip(" [],"))
+        numbers = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {key}={values[key]!r} is not six or nine numbers") from None
+    if not np.isfinite(numbers).all() or numbers.size not in (6, 9):
+        raise DataError(f"{where}: {key}={values[key]!r} is not six or nine finite numbers")
+    if "virial" in key.lower():
+        return factors.energy * stress_of_virial(numbers, cell)
+    return factors.energy / factors.length**3 * full_stress(numbers)
+
+
 class NpyRows:
     """An array inside an .npz file, read some rows at a time: the file may be larger than the
     memory it is packed into.
@@ -201,27 +193,30 @@ class NpyRows:
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
         self._key = key
-        with self._reading():
-            self._zip = zipfile.ZipFile(path)
-            self._file = self._zip.open(f"{key}.npy")
-            read_header = np.lib.format.read_array_header_2_0
-            if np.lib.format.read_magic(self._file) == (1, 0):
-                read_header = np.lib.format.read_array_header_1_0
-            self.shape, fortran, self.dtype = read_header(self._file)
-        if self.dtype.hasobject:
-            raise DataError(f"{path}: {key} holds pickled objects, expected numbers")
+        self._stack = ExitStack()
+        try:
+            with self._reading():
+                archive = self._stack.enter_context(zipfile.ZipFile(path))
+                member = self._stack.enter_context(npz_member(archive, key, path))
+            self._file, self.shape, fortran, self.dtype = member
+            require_numbers(np.empty(0, self.dtype), f"{path}: {key}")
+        except BaseException:
+            self._stack.close()
+            raise
         # columns lie far apart in the file: all of them are read at once
-        self._whole = load_npz(path, [key])[key] if fortran else None
+        self._whole = read_npz(path, [key])[key] if fortran else None
         self._next = 0
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except DataError:
+            raise
+        except (*UNREADABLE, KeyError) as error:
             raise DataError(
                 f"{self._path}: .npz file is truncated or damaged at {self._key} "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from error
 
     def take(self, rows: int) -> np.ndarray:
@@ -238,8 +233,7 @@ class NpyRows:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
-        self._zip.close()
+        self._stack.close()
 
 
 def npz_names(path: Path) -> set[str]:
@@ -247,7 +241,7 @@ def npz_names(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as file:
             return {n[:-4] for n in file.namelist() if n.endswith(".npy")}
-    except (OSError, zipfile.BadZipFile):
+    except (*UNREADABLE, UnicodeDecodeError):
         return set()
 
 
@@ -275,10 +269,6 @@ def sized(z: np.ndarray, energy: Any, where: str, key: str | None) -> Any:
             "(--energy-unit) of the file"
         )
     return energy
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def system_name(z: np.ndarray) -> str:

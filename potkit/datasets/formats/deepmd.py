@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
+from ...structures.array_files import read_npy, require_numbers
+from ...structures.arrays import cast
 from ...structures.ase_io import stress_of_virial
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
@@ -65,16 +67,11 @@ def _array(file: Path, shape: tuple[int, ...] | None, optional: bool = False) ->
         if optional:
             return None
         raise DataError(f"{file}: missing")
-    try:
-        array = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(
-            f"{file}: cannot be read ({(str(error).splitlines() or ['truncated'])[0]})"
-        ) from error
+    array = require_numbers(read_npy(file), f"{file}: the array")
     if shape is not None:
         if array.ndim == 0 and int(np.prod(shape)) == 1:  # the energy of a single frame
             array = array.reshape(shape)
-        if array.size != int(np.prod(shape)) or len(array) != shape[0]:
+        if array.size != int(np.prod(shape)) or array.shape[:1] != shape[:1]:
             raise DataError(f"{file}: has shape {array.shape}, expected {shape}")
         array = array.reshape(shape)
     return array
@@ -85,7 +82,7 @@ def _read_system(
 ) -> None:
     try:
         types = np.array((folder / "type.raw").read_text().split(), np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{folder / 'type.raw'}: not a list of whole numbers ({error})") from error
     map_file = folder / "type_map.raw"
     names = type_map
@@ -109,9 +106,11 @@ def _read_system(
         raise DataError(f"{folder}: no set.* folder beside type.raw")
     periodic = not (folder / "nopbc").exists()
     a = len(types)
+    if not a:
+        raise DataError(f"{folder / 'type.raw'}: names no atoms")
     for part in sets:
         coord = _array(part / "coord.npy", None)
-        n = len(coord)
+        n = len(coord) if coord.ndim else 0
         if not n:
             raise DataError(f"{part / 'coord.npy'}: holds no frames")
         pos = _array(part / "coord.npy", (n, a, 3))
@@ -120,6 +119,8 @@ def _read_system(
         box = _array(part / "box.npy", (n, 3, 3)) if periodic else None
         virial = _array(part / "virial.npy", (n, 3, 3), optional=True)
         mixed = _array(part / "real_atom_types.npy", (n, a), optional=True)
+        if mixed is not None:
+            mixed = cast(f"{part}: real_atom_types", mixed, np.int64)
         for what, array in (("coord", pos), ("energy", energy), ("force", forces), ("box", box)):
             if array is not None:
                 require_finite(array, what, str(part), "frame")
@@ -137,7 +138,7 @@ def _read_system(
         energy = None if energy is None else energy * factors.energy
         forces = None if forces is None else forces * factors.forces
         _check_types(types if mixed is None else mixed[real], len(names), folder)
-        kinds = np.broadcast_to(types, (n, a)) if mixed is None else mixed.astype(np.int64)
+        kinds = np.broadcast_to(types, (n, a)) if mixed is None else mixed
         for k in range(n):
             there = real[k]
             z = numbers[kinds[k][there]].astype(np.uint8)

@@ -24,7 +24,7 @@ import pandas as pd
 
 from ...errors import ConfigError, DataError
 from ...structures.arrays import MAIN_LABELS
-from ...structures.ase_io import full_stress, stress_of_virial, whole_charge
+from ...structures.ase_io import whole_charge
 from ...structures.geometry import water_molecules
 from ...structures.store import Structures
 from . import label_names
@@ -33,6 +33,7 @@ from .common import (
     Units,
     checked_numbers,
     chosen_units,
+    named_stress,
     numbers_of,
     require_finite,
     sized,
@@ -48,6 +49,7 @@ UNNAMED = "unnamed"  # columns of plain XYZ behind the position
 CHARGE_KEYS = ("charge", "total_charge")
 SYSTEM_KEYS = ("system", "name")
 BLOCK = 4_000_000  # bytes of atom lines parsed at once
+LONGEST = 12  # digits of a count
 PAIR = re.compile(r"""([^\s=]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S+))?""")
 
 
@@ -65,9 +67,15 @@ def sniff(path: Path) -> bool:
     of plain XYZ follow.
     """
     head = first_lines(path)
-    if len(head) < 2 or not head[0].strip().isdigit():
+    if len(head) < 2 or not is_count(head[0]):
         return False
     return "Properties=" in head[1] or (len(head) > 2 and _is_atom(head[2].split()))
+
+
+def is_count(text: str | bytes) -> bool:
+    """Whether it is a whole number that can count the atoms of a file."""
+    text = text.strip()
+    return text.isascii() and text.isdigit() and len(text) <= LONGEST
 
 
 def _is_atom(words: list[str]) -> bool:
@@ -120,12 +128,11 @@ def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
             if not count:
                 return
             continue
-        try:
-            n = int(count)
-        except ValueError:
+        if not is_count(count):
             raise DataError(
                 f"{path}: frame {index}: expected the number of atoms, found {_shown(count)}"
-            ) from None
+            )
+        n = int(count)
         if n < 1:
             raise DataError(f"{path}: frame {index}: has {n} atoms")
         comment = file.readline().decode("utf-8", "replace")
@@ -139,11 +146,13 @@ def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
 def columns(properties: str, where: str) -> dict[str, tuple[str, slice]]:
     """The columns that "species:S:1:pos:R:3:…" describes: name -> (type letter, columns)."""
     parts = properties.split(":")
-    if len(parts) % 3 or not all(p.isdigit() for p in parts[2::3]):
+    if len(parts) % 3 or not all(map(is_count, parts[2::3])):
         raise DataError(f"{where}: Properties={properties!r} is not a list of name:type:columns")
     layout: dict[str, tuple[str, slice]] = {}
     start = 0
     for name, kind, width in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        if name in layout:
+            raise DataError(f"{where}: Properties names {name!r} twice")
         layout[name] = (kind, slice(start, start + int(width)))
         start += int(width)
     return layout
@@ -224,9 +233,11 @@ class Names:
         energy_key: str | None,
         forces_key: str | None,
         required: Sequence[str] = (),
+        stress_key: str | None = None,
     ) -> None:
         self.packer = packer
         self.given = (energy_key, forces_key)
+        self.stress = stress_key
         self.required = required
         self._known: dict[Any, label_names.Chosen] = {}
 
@@ -266,7 +277,8 @@ class Names:
                 self.packer.unread[key] = "energy"
         for key in info:
             named = label_names.family(key, ("stress", "virial", "virials")) is not None
-            if named and key not in (*STRESS_KEYS, *VIRIAL_KEYS):
+            read = (*STRESS_KEYS, *VIRIAL_KEYS) if self.stress is None else (self.stress,)
+            if named and key not in read:
                 self.packer.unread[key] = "stress"
         return chosen
 
@@ -277,6 +289,13 @@ class Names:
                 there = dict.fromkeys(k for keys in self._known for part in keys for k in part)
                 raise DataError(
                     f"{path}: no frame has {label} under {key!r} (there are: {', '.join(there)})"
+                )
+        if self.stress not in (None, "none"):
+            there = dict.fromkeys(k for info, _ in self._known for k in info)
+            if self.stress not in there:
+                raise DataError(
+                    f"{path}: no frame has a stress under {self.stress!r} (there are: "
+                    f"{', '.join(there)})"
                 )
 
 
@@ -296,6 +315,7 @@ def read(
     energy_unit: str | None = None,
     forces_unit: str | None = None,
     length_unit: str | None = None,
+    stress_key: str | None = None,
     require: Sequence[str] | None = (),
     waters: bool = False,
 ) -> Structures:
@@ -304,6 +324,7 @@ def read(
     ``energy_key``/``forces_key`` name a label where `label_names.choose` would take another one;
     with one of them the other is looked for beside it; "none" reads none. Units are eV and Å where
     none is given, and forces are energy over length unless ``forces_unit`` says otherwise.
+    ``stress_key`` names the stress, or the virial if "virial" is in its name; "none" reads none.
     ``require``: what every frame must have, of "energy" and "forces". ``waters``: number the
     molecules of pure water, found from the geometry.
 
@@ -314,7 +335,7 @@ def read(
     if unknown := set(required) - {"energy", "forces"}:
         raise ConfigError(f"require may name 'energy' and 'forces', got {sorted(unknown)}")
     packer = Packer(dtype)
-    names = Names(packer, energy_key, forces_key, required)
+    names = Names(packer, energy_key, forces_key, required, stress_key)
     factors = chosen_units(length_unit, energy_unit, forces_unit)
     options = {"names": names, "waters": waters, "guessed": energy_unit is None}
     block: list[Frame] = []  # frames of one layout that wait
@@ -347,6 +368,10 @@ def _pack(
 ) -> None:
     where = f"{path}: frame {block[0].index}"
     layout = columns(properties, where)
+    there = len(block[0].lines[0].split())
+    width = max(span.stop for _, span in layout.values())
+    if width > there:  # before so many columns are numbered
+        raise DataError(f"{where}, atom 0: expected {width} columns, found {there}")
     place = {name: [*range(span.start, span.stop)] for name, (_, span) in layout.items()}
     if len(place.get("pos", ())) != 3:
         raise DataError(f"{where}: Properties has no pos:R:3 (it has: {', '.join(layout)})")
@@ -357,7 +382,6 @@ def _pack(
         )
     found = [names.of(frame.info, layout, f"{path}: frame {frame.index}") for frame in block]
     columns_of = sorted({chosen.forces for chosen in found} - {None})
-    width = max(span.stop for _, span in layout.values())
     by_symbol = layout[element][0] == "S"
     numeric = [*place["pos"], *(c for name in columns_of for c in place[name])]
     if by_symbol:
@@ -402,7 +426,7 @@ def _pack(
             pbc,
             whole_charge(number(frame.info, charge, where), where) if charge else 0,
             0 if molecule is None else molecule,
-            stress=_stress(frame.info, cell, where, factors),
+            stress=_stress(frame.info, cell, where, factors, names.stress),
         )
 
 
@@ -413,23 +437,18 @@ def is_isolated_atom(info: dict[str, Any]) -> bool:
 
 
 def _stress(
-    info: dict[str, str], cell: np.ndarray | None, where: str, factors: Units
+    info: dict[str, str],
+    cell: np.ndarray | None,
+    where: str,
+    factors: Units,
+    key: str | None = None,
 ) -> np.ndarray | None:
     """The stress [3, 3] eV/Å³ of a comment line, or of its virial; None where there is neither.
-    ``cell`` [3, 3] Å; ``factors`` bring the file's units to eV and Å.
+    ``cell`` [3, 3] Å; ``factors`` bring the file's units to eV and Å; ``key``: the name of it.
     """
-    key = _first(info, (*STRESS_KEYS, *VIRIAL_KEYS))
-    if key is None:
-        return None
-    try:
-        values = np.array(re.split(r"[\s,\[\]]+", info[key].strip(" [],")), np.float64)
-    except ValueError:
-        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine numbers") from None
-    if not np.isfinite(values).all() or values.size not in (6, 9):
-        raise DataError(f"{where}: {key}={info[key]!r} is not six or nine finite numbers")
-    if key in VIRIAL_KEYS:
-        return factors.energy * stress_of_virial(values, cell)
-    return factors.energy / factors.length**3 * full_stress(values)
+    known = (*STRESS_KEYS, *VIRIAL_KEYS) if key is None else (key,)
+    key = None if key == "none" else _first(info, known)
+    return None if key is None else named_stress(info, key, cell, where, factors)
 
 
 def number(info: dict[str, str], key: str, where: str) -> float:

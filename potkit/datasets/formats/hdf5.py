@@ -9,6 +9,9 @@ from pathlib import Path
 
 import h5py
 
+from ...errors import DataError
+from ...structures.array_files import open_hdf5, walk_groups
+
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -31,14 +34,15 @@ def first_keys(path: Path, groups: int = 20) -> set[str]:
         return set()
     keys: set[str] = set()
     n_with_data = 0
-    with suppress(OSError, RuntimeError, KeyError), h5py.File(path, "r") as file:
-        stack: list[h5py.Group] = [file]
-        while stack and n_with_data < groups:
-            group = stack.pop()
-            kinds = {name: group.get(name, getclass=True) for name in list(group)[: 4 * groups]}
-            data = {name for name, kind in kinds.items() if kind is h5py.Dataset}
+    with suppress(DataError), open_hdf5(path) as file:
+        for group, others in walk_groups(file, path):
+            data = {
+                name
+                for name in others[: 4 * groups]
+                if group.get(name, getclass=True) is h5py.Dataset
+            }
             n_with_data += bool(data)
             keys |= data
-            below = [name for name, kind in kinds.items() if kind is h5py.Group]
-            stack.extend(group[name] for name in reversed(below))
+            if n_with_data >= groups:
+                break
     return keys

@@ -18,7 +18,7 @@ from ...errors import ConfigError, DataError
 from ...structures.geometry import bond_graph, graph_key
 from ...structures.store import Structures
 from .. import published_splits
-from .ase_db import add_row, rows
+from .ase_db import add_row, count_rows, rows
 from .common import checked_numbers, system_name
 from .packer import Packer
 
@@ -109,10 +109,7 @@ class _Isomers:
 
 
 def _row_ids(ids: Path, database: Path) -> set[int]:
-    from ase.db import connect
-
-    with connect(database, use_lock_file=False) as base:
-        count = base.count()
+    count = count_rows(database)
     return set((published_splits.published(ids, count, base=1) + 1).tolist())
 
 

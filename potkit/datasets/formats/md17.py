@@ -18,6 +18,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
+from ...structures.array_files import read_npz
 from ...structures.store import Structures
 from . import extxyz
 from .common import (
@@ -26,7 +27,6 @@ from .common import (
     checked_numbers,
     chosen_units,
     energy_unit_from_size,
-    load_npz,
     npz_names,
     numbers_of,
     require_finite,
@@ -38,6 +38,7 @@ from .packer import Packer
 NAME = "md17"
 DESCRIPTION = "MD17, rMD17, MD22 (.npz or sGDML .xyz, or a folder of them): Å, kcal/mol, kcal/mol/Å"
 FRAMES = 5_000  # read at once
+NAMED = ("r_unit", "e_unit")
 SPELLINGS = (
     {"pos": "R", "energy": "E", "forces": "F", "z": "z"},
     {"pos": "coords", "energy": "energies", "forces": "forces", "z": "nuclear_charges"},
@@ -55,7 +56,7 @@ def sniff(path: Path) -> bool:
     if names:
         return any({s["pos"], s["z"]} <= names for s in SPELLINGS)
     head = extxyz.first_lines(path, 3)
-    if len(head) < 3 or not head[0].strip().isdigit():
+    if len(head) < 3 or not extxyz.is_count(head[0]):
         return False
     if _bare_energy(head[1]) is not None:
         return len(head[2].split()) == 7
@@ -63,8 +64,7 @@ def sniff(path: Path) -> bool:
     if "Energy" not in info or len(head[2].split()) != 7:
         return False
     try:  # eV files spell it this way too: only the size of the number tells
-        n = int(head[0])
-        lines = extxyz.first_lines(path, n + 2)[2:]
+        lines = extxyz.first_lines(path, int(head[0]) + 2)[2:]
         z = numbers_of([line.split()[0] for line in lines], str(path))
         return energy_unit_from_size(z, float(info["Energy"])) == "kcal/mol"
     except (DataError, ValueError, IndexError):
@@ -121,7 +121,7 @@ def _npz_units(
     """Of one file: what was given, else what it names, else Å and kcal/mol. ``energy``: the first
     one, as it stands in the file.
     """
-    named = {key: text_of(arrays[key]) for key in ("r_unit", "e_unit") if key in arrays}
+    named = {key: text_of(arrays[key]) for key in NAMED if key in arrays}
     energy_unit = given["e_unit"] or named.get("e_unit")
     if energy_unit is None and energy is not None:
         size = energy_unit_from_size(z, energy * units.KCAL_MOL)
@@ -142,7 +142,7 @@ def _read_npz(
     names = npz_names(path)
     spelling = next((s for s in SPELLINGS if s["pos"] in names), None)
     if not names:
-        load_npz(path)  # says what is wrong with the file
+        read_npz(path, texts=names)  # says what is wrong with the file
     labels = ("energy", "forces")
     asked = () if spelling is None else [k for n, k in spelling.items() if n not in labels]
     if spelling is None or (missing := [k for k in asked if k not in names]):
@@ -158,10 +158,10 @@ def _read_npz(
             raise DataError(
                 f"{path}: has no old_energies and old_forces (it has: {', '.join(sorted(names))})"
             )
-    arrays = load_npz(path, [keys["z"], keys["energy"], "r_unit", "e_unit", "lattice"])
+    arrays = read_npz(path, [keys["z"], keys["energy"], *NAMED, "lattice"], texts=NAMED)
     if "name" in names:
         with suppress(DataError):  # a pickled name is not missed: the file's own name stands in
-            arrays |= load_npz(path, ["name"])
+            arrays |= read_npz(path, ["name"], texts=["name"])
     where = str(path)
     z = checked_numbers(arrays[keys["z"]], where)
     energy = arrays.get(keys["energy"])
@@ -178,7 +178,7 @@ def _read_npz(
             )
         if not n or not len(z):
             raise DataError(f"{where}: holds no frames ({keys['pos']} has shape {pos.shape})")
-        if energy is not None and (energy.size != n or energy.shape[0] != n):
+        if energy is not None and (energy.size != n or energy.shape[:1] != (n,)):
             raise DataError(
                 f"{where}: {keys['energy']} has shape {energy.shape}, {n} frames ask for ({n},)"
             )
@@ -193,7 +193,11 @@ def _read_npz(
             require_finite(energy, keys["energy"], where, "frame")
         cell = None
         if "lattice" in arrays:  # the vectors are its columns
-            cell = arrays["lattice"].astype(np.float64).reshape(3, 3).T * factors.length
+            if arrays["lattice"].shape != (3, 3):
+                raise DataError(
+                    f"{where}: lattice has shape {arrays['lattice'].shape}, expected (3, 3)"
+                )
+            cell = arrays["lattice"].astype(np.float64).T * factors.length
             require_finite(cell, "lattice", where, "vector")
         system = packer.system(label or _label(path, arrays))
         packer.reserve(n, n * len(z))

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from ...structures.arrays import MAIN_LABELS
+from ...structures.array_files import require_numbers
+from ...structures.arrays import MAIN_LABELS, PER_ATOM, SINGLE
 from ...structures.progress import bar as progress_bar
-from ...structures.storage import StoreWriter
+from ...structures.storage import SCAN, StoreWriter, pieces
 from ...structures.store import Structures
 from . import label_names
 
@@ -22,6 +23,20 @@ MISSING = ("keep", "stop", "drop")  # what is done where only some structures ha
 HELD = 64 << 20  # bytes of atoms that wait in memory before they are written to a store
 _target: _Target | None = None
 _missing = "drop"  # so that registered sets stay what they were
+
+
+def _first_beyond(array: np.ndarray, nan: bool) -> int | None:
+    """The first row of ``array`` with a number that is not finite, or beyond single precision,
+    which is what networks see; None if there is none. ``nan``: whether NaN is fine.
+    """
+    for k, part in enumerate(pieces(array)):
+        if not part.size or max(part.max(), -part.min()) <= SINGLE:  # never true with NaN
+            continue
+        bad = ~(np.abs(part) <= SINGLE)
+        bad &= ~(np.isnan(part) & nan)
+        if bad.any():
+            return k * SCAN + int(np.argmax(bad.reshape(len(part), -1).any(1)))
+    return None
 
 
 class _Target:
@@ -172,7 +187,11 @@ class Packer:
         formal_charge: np.ndarray | None = None,  # [a] e
         stress: np.ndarray | None = None,  # [3,3] or [n,3,3] eV/Å³, NaN for none
     ) -> None:
-        """Append a block. Raises DataError if a store is being written and the disk is full."""
+        """Append a block. Raises DataError for arrays that are no real numbers, and if a store is
+        being written and the disk is full; values that are too large for the arrays' types are
+        named when the block goes to the disk or all is finished.
+        """
+        self._require_numbers(pos=pos, energy=energy, forces=forces, cell=cell, stress=stress)
         n, a = pos.shape[:2]
         first_structure = self.n_structures - self._written_structures
         first_atom = self.n_atoms - self._written_atoms
@@ -212,6 +231,30 @@ class Packer:
             if t.stop * sum(x[:1].nbytes for x in self._atoms.values()) > HELD:
                 self._write()
 
+    def _require_numbers(self, **arrays: np.ndarray | None) -> None:
+        for name, array in arrays.items():
+            if isinstance(array, np.ndarray):
+                require_numbers(array, f"{name} of structure {self.n_structures}")
+
+    def _check(self, arrays: dict[str, np.ndarray], where: str) -> None:
+        """Raise DataError naming the first structure whose numbers are not finite: none was told,
+        or single precision cannot hold it.
+        """
+        # where none has a stress, its rows are all NaN
+        for name in ("pos", "forces", "energy", "cell", *(["stress"] if self._stressed else [])):
+            array = arrays[name]
+            unlabelled = name in MAIN_LABELS and name in self._without
+            row = _first_beyond(array, nan=name == "stress" or unlabelled)
+            if row is None:
+                continue
+            owner = row
+            if name in PER_ATOM:
+                owner = int(np.searchsorted(arrays["ptr"], row, "right")) - 1
+            raise DataError(
+                f"{where}: {name} of structure {self._written_structures + owner} is not a finite "
+                f"number of single precision"
+            )
+
     def _held(self) -> dict[str, np.ndarray]:
         """Everything that is not on disk, as `Structures.arrays` names it."""
         n = self.n_structures - self._written_structures
@@ -223,7 +266,9 @@ class Packer:
         return {"ptr": ptr, **per_structure, **per_atom}
 
     def _write(self) -> None:
-        self._writer.append(self._held())
+        held = self._held()
+        self._check(held, str(self._target.path))
+        self._writer.append(held)
         self._written_structures = self.n_structures
         self._written_atoms = self.n_atoms
 
@@ -273,6 +318,7 @@ class Packer:
             units["stress"] = "eV/Å³"
         else:
             drop.append("stress")
+        self._check(self._held(), where)
         info |= {"systems": self._labels, "units": units}
         info |= self._names(where)
         if self.isolated:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
+from ...structures.array_files import UNREADABLE, first_line
 from ...structures.store import Structures
 from . import extxyz
 from .common import energy_unit_from_size, numbers_of, require_finite, system_name
@@ -87,9 +87,11 @@ def _text(path: Path) -> Iterator[tuple[BinaryIO, str]]:
                 raise DataError(f"{path}: needs one .xyz inside, holds {held}")
             with archive.open(texts[0]) as file:
                 yield io.BufferedReader(file), Path(texts[0]).stem
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except DataError:
+        raise
+    except UNREADABLE as error:
         raise DataError(
-            f"{path}: zip archive is damaged or encrypted ({str(error).splitlines()[0]})"
+            f"{path}: zip archive is damaged or encrypted ({first_line(error)})"
         ) from error
 
 

@@ -55,7 +55,7 @@ def read(
 ) -> Structures:
     """Read every block; a file without energies is geometries alone.
 
-    n2p2 takes any unit, and the file does not name it: Bohr and Hartree are assumed, with a note
+    n2p2 takes any unit, and the file does not name it: Bohr and Hartree are assumed, and doubted
     where distances or energies are not of their size. Raises DataError naming file and line.
     """
     folder = path
@@ -112,7 +112,7 @@ def read(
     name = path.parent.name if path.name == "input.data" else path.stem
     out = packer.finish(str(path), name=name, source_format=NAME)
     if doubts := _doubts(out, length_unit is None, energy_unit is None):
-        out.info["notes"] = [*out.info.get("notes", []), *doubts]
+        out.info["doubts"] = doubts
     return out
 
 
@@ -175,6 +175,8 @@ def _add(block: dict[str, Any], where: str, packer: Packer, factors: Units) -> N
         energy = energy * factors.energy
     periodic = len(block["lattice"]) == 3
     cell = np.array(block["lattice"]) * factors.length if periodic else None
+    if cell is not None:
+        require_finite(cell, "lattice", where, "vector")
     pos = numbers[:, :3] * factors.length
     molecule = water_molecules(z, pos, cell, np.full(3, periodic))
     packer.add(

@@ -14,6 +14,7 @@ can be repeated: `FAULTS`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -25,9 +26,10 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.array_files import load_hdf5, open_hdf5
 from ...structures.elements import SYMBOLS
 from ...structures.store import Structures
-from .common import checked_numbers, groups_with, load, open_hdf5, require_finite
+from .common import checked_numbers, groups_with, require_finite, text_of
 from .packer import Packer
 
 NAME = "spice"
@@ -77,11 +79,12 @@ def read(
     """Read all molecules, or those whose ``subset`` contains one of ``subsets`` ("Dipeptides",
     "PubChem" …).
 
-    ``energy``: "formation" or "total". ``max_force`` (eV/Å) drops conformations with a larger force
-    component. Charges come from MBIS charges or else from the SMILES. ``formal_charges``: read
-    those of the atoms from the SMILES (by RDKit); left out for the whole set, with a note, if a
-    group has no SMILES or one without atom numbers. ``faults``: those of `FAULTS` to repeat. Groups
-    without conformations (the public files have one) are skipped and named in ``info["notes"]``.
+    ``energy``: "formation" or "total"; groups that have neither are geometries alone.
+    ``max_force`` (eV/Å) drops conformations with a larger force component. Charges come from MBIS
+    charges or else from the SMILES. ``formal_charges``: read those of the atoms from the SMILES (by
+    RDKit); left out for the whole set, with a note, if a group has no SMILES or one without atom
+    numbers. ``faults``: those of `FAULTS` to repeat. Groups without conformations (the public files
+    have one) are skipped and named in ``info["notes"]``.
     Raises DataError naming file and group for whatever else does not fit, such as a SMILES whose
     numbered atoms are not ``atomic_numbers``; ConfigError where RDKit is needed and not installed.
     """
@@ -95,21 +98,24 @@ def read(
     seen: set[str] = set()  # subsets
     unnumbered: list[str] = []  # groups whose SMILES does not say which atom is which
     with open_hdf5(path) as file:
-        for group in groups_with(file, "conformations"):
+        for group in groups_with(file, "conformations", path):
             where = f"{path}: group {group.name}"
             get = _fields(group)
-            subset = _text(get("subset")) if get("subset") is not None else ""
+            subset = "" if get("subset") is None else _text(get("subset"), path)
             seen.add(subset)
             if subsets is not None and not any(s.lower() in subset.lower() for s in subsets):
                 continue
-            for needed in ("atomic_numbers", "conformations", ENERGIES[energy]):
+            # geometries alone will do; of two energies the wrong one will not
+            unlabelled = not any(get(name) is not None for name in ENERGIES.values())
+            required = () if unlabelled else (ENERGIES[energy],)
+            for needed in ("atomic_numbers", "conformations", *required):
                 if get(needed) is None:
                     raise DataError(
                         f"{where} has no {needed!r} (it has: {', '.join(group) or 'nothing'})"
                     )
-            z = checked_numbers(load(get("atomic_numbers"), path), where)
+            z = checked_numbers(load_hdf5(get("atomic_numbers"), path), where)
             pos = _converted(get("conformations"), "bohr", path)
-            if pos.ndim < 3 or not len(pos):
+            if pos.ndim and not len(pos):
                 packer.notes.append(
                     f"group {group.name} skipped: conformations have shape {pos.shape}"
                 )
@@ -119,8 +125,11 @@ def read(
                     f"{where}: conformations have shape {pos.shape}, {len(z)} atomic_numbers ask "
                     f"for (n, {len(z)}, 3)"
                 )
-            value = _converted(get(ENERGIES[energy]), "hartree", path)
-            if value.shape != (len(pos),):
+            value = None
+            if not unlabelled:
+                value = _converted(get(ENERGIES[energy]), "hartree", path)
+                require_finite(value, ENERGIES[energy], where)
+            if value is not None and value.shape != (len(pos),):
                 raise DataError(
                     f"{where}: {ENERGIES[energy]} has shape {value.shape}, {len(pos)} "
                     f"conformations ask for ({len(pos)},)"
@@ -134,10 +143,10 @@ def read(
                         f"{pos.shape}"
                     )
                 require_finite(forces, "dft_total_gradient", where)
-            charge = _charge(get, path, where)
+            charge = _charge(get, path, where, pos.shape[:2])
             formal = None
             if formal_charges and get("smiles") is not None:
-                formal = formal_charges_of(_text(get("smiles")), z, where)
+                formal = formal_charges_of(_text(get("smiles"), path), z, where)
                 if formal is None:
                     unnumbered.append(group.name)
                 elif int(formal.sum()) != charge:
@@ -146,10 +155,9 @@ def read(
                         f"mbis_charges to {charge:+d}; formal_charges=False reads without them"
                     )
             if "smiles-order" in faults:
-                smiles = None if get("smiles") is None else _text(get("smiles"))
+                smiles = None if get("smiles") is None else _text(get("smiles"), path)
                 z, formal = _in_smiles_order(smiles, z, formal, where)
             require_finite(pos, "conformations", where)
-            require_finite(value, ENERGIES[energy], where)
             keep = np.ones(len(pos), bool)
             if max_force is not None and forces is not None:
                 keep = np.abs(forces).max((1, 2)) <= max_force
@@ -160,7 +168,7 @@ def read(
                     z,
                     pos[keep],
                     packer.system(name),
-                    value[keep],
+                    None if value is None else value[keep],
                     None if forces is None else forces[keep],
                     charge=charge,
                     formal_charge=formal,
@@ -266,20 +274,22 @@ def _fields(group: h5py.Group):
 
 
 def _converted(data: h5py.Dataset, default: str, path: Path) -> np.ndarray:
-    unit = data.attrs.get("units", default)
-    unit = unit.decode() if isinstance(unit, bytes) else str(unit)
-    return load(data, path).astype(np.float64) * units.factor(unit)
+    unit = text_of(data.attrs.get("units", default))
+    return load_hdf5(data, path).astype(np.float64) * units.factor(unit)
 
 
-def _text(data: h5py.Dataset) -> str:
-    value = np.asarray(data[()]).reshape(-1)[0]
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _text(data: h5py.Dataset, path: Path) -> str:
+    return text_of(load_hdf5(data, path, text=True))
 
 
-def _charge(get: Any, path: Path, where: str) -> int:
+def _charge(get: Any, path: Path, where: str, shape: tuple[int, int]) -> int:
     if get("mbis_charges") is not None:
-        charges = load(get("mbis_charges"), path).astype(np.float64)
-        total = charges.reshape(len(charges), -1).sum(1)
+        charges = load_hdf5(get("mbis_charges"), path).astype(np.float64)
+        if charges.shape[:2] != shape:
+            raise DataError(
+                f"{where}: mbis_charges have shape {charges.shape}, expected {(*shape, 1)}"
+            )
+        total = charges.reshape(len(charges), math.prod(charges.shape[1:])).sum(1)
         if len(total) and np.isfinite(total).all():
             charge = np.round(np.median(total))
             if abs(np.median(total) - charge) > 0.25:
@@ -287,4 +297,4 @@ def _charge(get: Any, path: Path, where: str) -> int:
                     f"{where}: mbis_charges add up to {np.median(total):.2f}, not to a whole charge"
                 )
             return int(charge)
-    return charge_of(_text(get("smiles"))) if get("smiles") is not None else 0
+    return 0 if get("smiles") is None else charge_of(_text(get("smiles"), path))

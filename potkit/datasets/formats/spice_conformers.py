@@ -18,10 +18,11 @@ import numpy as np
 
 from ... import units
 from ...errors import ConfigError, DataError
+from ...structures.array_files import load_hdf5, open_hdf5
 from ...structures.store import Structures
-from .common import NUMBERS, dataset, groups_with, load, open_hdf5, require_finite, system_name
+from .common import NUMBERS, dataset, groups_with, require_finite, system_name, text_of
 from .packer import Packer
-from .spice import charge_of
+from .spice import ENERGIES, charge_of
 
 NAME = "spice-conformers"
 DESCRIPTION = "SPICE conformations without labels, HDF5: smiles with map numbers, conformations nm"
@@ -34,7 +35,8 @@ def sniff(path: Path) -> bool:
     from .hdf5 import first_keys
 
     keys = first_keys(path) if path.is_file() else set()
-    return {"conformations", "smiles"} <= keys and "atomic_numbers" not in keys
+    labelled = {"atomic_numbers", "dft_total_gradient", *ENERGIES.values()}
+    return {"conformations", "smiles"} <= keys and not labelled & keys
 
 
 def atoms_of(smiles: str, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -78,19 +80,17 @@ def read(
     packer = Packer(dtype)
     left = 0
     with open_hdf5(path) as file:
-        for group in groups_with(file, "conformations"):
+        for group in groups_with(file, "conformations", path):
             where = f"{path}: group {group.name}"
-            text = np.asarray(load(dataset(group, "smiles", path), path)).reshape(-1)[0]
-            smiles = text.decode() if isinstance(text, bytes) else str(text)
+            smiles = text_of(load_hdf5(dataset(group, "smiles", path), path, text=True))
             z, molecule = atoms_of(smiles, where)
             if allowed is not None and not set(z.tolist()) <= allowed:
                 left += 1
                 continue
             data = dataset(group, "conformations", path)
-            unit = data.attrs.get("units", "nanometers")
-            unit = unit.decode() if isinstance(unit, bytes) else str(unit)
-            pos = load(data, path).astype(np.float64) * units.factor(LENGTHS.get(unit, unit))
-            if pos.shape[1:] != (len(z), 3):
+            unit = text_of(data.attrs.get("units", "nanometers"))
+            pos = load_hdf5(data, path).astype(np.float64) * units.factor(LENGTHS.get(unit, unit))
+            if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
                 raise DataError(
                     f"{where}: conformations have shape {pos.shape}, {len(z)} atoms of smiles ask "
                     f"for (n, {len(z)}, 3)"

@@ -16,9 +16,10 @@ import numpy as np
 
 from ... import units
 from ...errors import DataError
+from ...structures.array_files import read_npz
 from ...structures.geometry import minimum_image
 from ...structures.store import Structures
-from .common import load_npz, npz_names, require_finite
+from .common import npz_names, require_finite
 from .packer import Packer
 
 NAME = "tip3p-npz"
@@ -50,12 +51,12 @@ def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
     size = None
     for seed, _, file in frames:
         names = npz_names(file)
-        arrays = load_npz(file)
         missing = {"pos", "energy", "forces"} - names
         if missing:
             raise DataError(
                 f"{file}: has no {sorted(missing)[0]!r} (it has: {', '.join(sorted(names))})"
             )
+        arrays = read_npz(file, ["pos", "energy", "forces"])
         if arrays["pos"].size % 9 or arrays["pos"].size == 0:
             raise DataError(
                 f"{file}: pos has shape {arrays['pos'].shape}, expected (3 m, 3) for m waters"

@@ -1,0 +1,315 @@
+"""Files spoiled at random: one line that names the file, or read as what they are.
+
+POTKIT_FUZZ is how many times as many examples are tried, POTKIT_FUZZ_MINUTES for how many minutes
+each format is tried (`make fuzz`). What once went wrong stands below as a test of its own.
+
+Accepted on purpose: numbers in another type or order of bytes (`KEPT`); whole numbers written as
+reals; energies [n, 1] in sGDML's files; positions of TIP3P's files in any shape of 3 m · 3 numbers;
+labels that are not there; rows of ANI-1x with NaN, which are dropped and counted; a byte that makes
+a number another number. A store is opened without looking at its values: `Structures.validate`
+does.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import mutations as m
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from test_settings import SPEC, replaced
+
+import potkit
+from potkit.datasets import splits
+from potkit.experiments import yaml_form
+from potkit.training import checkpoints
+
+short = settings(
+    max_examples=12 * m.examples_tried(),
+    deadline=None,  # the judge has one
+    derandomize=m.examples_tried() == 1 and not m.minutes(),
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+COUNTS: Counter = Counter()
+ACCEPTED = {
+    # the total charge is that of the SMILES then: charges of SPICE's files may not have converged
+    ("spice", "m/mbis_charges", "infinite"),
+    # the total charge is the median over the conformations
+    ("spice", "m/mbis_charges", "beyond single precision"),
+    # one conformation more
+    ("spice-conformers", "m/conformations", "a row more"),
+}
+
+
+def for_minutes(check) -> None:
+    """``check`` once, or again and again for the minutes that were asked for."""
+    end = time.monotonic() + 60 * m.minutes()
+    check()
+    while time.monotonic() < end:
+        check()
+
+
+@cache
+def valid(name: str) -> dict[str, bytes]:
+    return m.FILES[name][0]()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counts():
+    yield
+    print("\n", dict(COUNTS))
+
+
+@pytest.mark.parametrize("name", m.FILES)
+def test_valid_files_are_read(name, tmp_path):
+    m.write_files(tmp_path, valid(name))
+    made = m.read(tmp_path / m.FILES[name][1])
+    assert made is not None and len(made) == {"ase-vasp": 1, "tip3p-npz": 1, "iso17": 6}.get(
+        name, m.N
+    )
+
+
+@pytest.mark.parametrize("name", m.FILES)
+def test_spoiled_bytes(name):
+    files = valid(name)
+
+    @short
+    @given(which=st.sampled_from(sorted(files)), steps=m.BYTES)
+    def check(which, steps):
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "place"
+            m.write_files(place, files | {which: m.spoiled(files[which], steps)})
+            made = m.read(place / m.FILES[name][1])
+            COUNTS["bytes", name, "refused" if made is None else "read"] += 1
+
+    for_minutes(check)
+
+
+def tried(name: str, key: str, value, folder: Path):
+    arrays, write, file = m.OF_ARRAYS[name]
+    arrays = dict(arrays)
+    arrays.pop(key)
+    if value is not None:
+        arrays[key] = value
+    write(folder / file, arrays)
+    return m.read(folder / file)
+
+
+NUMBERS = [
+    (name, key)
+    for name, (arrays, _, _) in m.OF_ARRAYS.items()
+    for key, array in arrays.items()
+    if array.dtype.kind in "fiu"
+]
+WHOLE = [(name, key) for name, key in NUMBERS if m.OF_ARRAYS[name][0][key].dtype.kind in "iu"]
+OF_HDF5 = [
+    (name, key) for name, (arrays, _, file) in m.OF_ARRAYS.items() for key in arrays if ".h" in file
+]
+
+
+@pytest.mark.parametrize(("name", "key"), NUMBERS)
+def test_arrays_of_another_kind(name, key, tmp_path):
+    array = m.OF_ARRAYS[name][0][key]
+    (tmp_path / "meant").mkdir()
+    meant = tried(name, key, array, tmp_path / "meant")
+    for k, (what, change) in enumerate(m.KEPT.items()):
+        (tmp_path / f"kept-{k}").mkdir()
+        made = tried(name, key, change(array), tmp_path / f"kept-{k}")
+        assert made is not None and m.same(made, meant), what
+    for k, (what, change) in enumerate(m.WRONG.items()):
+        if (name, key, what) in ACCEPTED:
+            continue
+        (tmp_path / f"wrong-{k}").mkdir()
+        try:
+            value = change(array)
+            made = tried(name, key, value, tmp_path / f"wrong-{k}")
+        except TypeError as error:
+            assert "No conversion path" in str(error), error  # HDF5 has no dates
+            continue
+        assert made is None, what
+    (tmp_path / "absent").mkdir()
+    tried(name, key, None, tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("name", "key"), WHOLE)
+@pytest.mark.parametrize("what", m.NOT_WHOLE)
+def test_whole_numbers_are_whole(name, key, what, tmp_path):
+    array = m.OF_ARRAYS[name][0][key]
+    if key in ("system", "charge", "molecule") and what in ("too large", "negative"):
+        return  # they may be
+    assert tried(name, key, m.NOT_WHOLE[what](array), tmp_path) is None
+
+
+@pytest.mark.parametrize(("name", "key"), OF_HDF5)
+def test_what_hdf5_has_besides_arrays(name, key, tmp_path):
+    array = m.OF_ARRAYS[name][0][key]
+    for k, (what, make) in enumerate(m.LINKS.items()):
+        (tmp_path / f"{k}").mkdir()
+        assert tried(name, key, m.Link(make, array), tmp_path / f"{k}") is None, what
+
+
+# --- what is no set of structures ----------------------------------------------------------------
+
+
+@cache
+def checkpoint() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        model = potkit.build("egnn", hidden=8, layers=1)
+        return checkpoints.save(Path(folder) / "c.safetensors", model).read_bytes()
+
+
+HEADER = [
+    *((), ("format_version",), ("recipe",), ("recipe", "name"), ("recipe", "preset")),
+    *(("recipe", "options"), ("recipe", "options", "hidden"), ("recipe", "options", "layers")),
+    *(("recipe", "options", "cutoff"), ("units",)),
+]
+
+
+def test_spoiled_checkpoints():
+    @short
+    @given(steps=m.BYTES)
+    @example(steps=[("put", 0.0, b"\x7f" + b"\xff" * 7)])
+    def check(steps):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "c.safetensors"
+            path.write_bytes(m.spoiled(checkpoint(), steps))
+            made = m.judged(lambda: checkpoints.load(path), "c.safetensors", Path(folder))
+            COUNTS["bytes", "checkpoint", "refused" if made is None else "read"] += 1
+
+    for_minutes(check)
+
+
+@pytest.mark.parametrize("place", HEADER, ids=".".join)
+def test_spoiled_headers_of_checkpoints(place, tmp_path):
+    data = checkpoint()
+    size = int.from_bytes(data[:8], "little")
+    for value in (None, True, -1, 10**30, 1.5, "x", "../x", [], {}, [[1]], "os.system", 2**40):
+        outer = json.loads(data[8 : 8 + size])
+        inner = json.loads(outer["__metadata__"]["potkit"])
+        outer["__metadata__"]["potkit"] = json.dumps(replaced(inner, place, value))
+        text = json.dumps(outer).encode()
+        path = tmp_path / "c.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+        m.judged(lambda: checkpoints.load(path), "c.safetensors", tmp_path)  # noqa: B023
+
+
+def test_spoiled_splits():
+    s = m.structures()
+    with tempfile.TemporaryDirectory() as folder:
+        path = splits.save_indices(Path(folder) / "s.npz", s, {"train": np.array([0, 1])})
+        data = path.read_bytes()
+
+    @short
+    @given(steps=m.BYTES)
+    def check(steps):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "s.npz"
+            path.write_bytes(m.spoiled(data, steps))
+            made = m.judged(lambda: splits.load_indices(path, s), "s.npz", Path(folder))
+            COUNTS["bytes", "split", "refused" if made is None else "read"] += 1
+            if made is not None:
+                assert all(rows.dtype.kind in "iu" for rows in made.values())
+
+    for_minutes(check)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        *([0.5], ["0"], [True], [-1], [3], [2**40], [[0]], 0, [0, 0], np.zeros(1, "M8[s]")),
+        np.zeros(1, complex),
+    ],
+)
+def test_splits_of_other_kinds(rows, tmp_path):
+    s = m.structures()
+    path = splits.save_indices(tmp_path / "s.npz", s, {"train": np.asarray(rows)})
+    assert m.judged(lambda: splits.load_indices(path, s), "s.npz", tmp_path) is None
+
+
+def test_spoiled_specs():
+    text = yaml.safe_dump(SPEC).encode()
+
+    @short
+    @given(steps=m.BYTES)
+    def check(steps):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "spec.yaml"
+            path.write_bytes(m.spoiled(text, steps))
+            made = m.judged(lambda: yaml_form.read(path), "spec.yaml", Path(folder))
+            COUNTS["bytes", "spec", "refused" if made is None else "read"] += 1
+
+    for_minutes(check)
+
+
+# --- what once went wrong ------------------------------------------------------------------------
+
+TRILLION = b"(1000000000000,), }"
+ONCE = {
+    "a count that ASE follows to the end": ("sgdml-xyz", "f.xyz", b"3\n", b"1000000000000\n"),
+    "a count of thirty digits": ("xyz", "f.xyz", b"3\n", b"9" * 30 + b"\n"),
+    "a count of other digits": ("xyz", "f.xyz", b"3\n", "²\n".encode()),
+    "columns without end": ("extxyz", "f.extxyz", b"forces:R:3", b"forces:R:1000000000000"),
+    "columns twice": ("extxyz", "f.extxyz", b"forces:R:3", b"pos:R:3"),
+    "an id too large": ("iso17", "validation_ids.txt", b"3", b"1e30"),
+    "an id of other digits": ("iso17", "validation_ids.txt", b"3", "²".encode()),
+    "a database that is none": ("iso17", "reference.db", b"SQLite", b"sqLite"),
+    "a header of .npy that is no Python": ("store", "f/ptr.npy", b"(4,)", b"1e30"),
+    "a header of .npy that does not end": ("deepmd", "f/set.000/energy.npy", b"}", b" "),
+    "10^12 rows in .npy": ("deepmd", "f/set.000/energy.npy", b"(3,), }" + b" " * 12, TRILLION),
+    "10^12 rows in a store": ("store", "f/energy.npy", b"(3,), }" + b" " * 12, TRILLION),
+    "a store without its info": ("store", "f/potkit.json", b'"info"', b'"other"'),
+    "names of systems that are none": ("store", "f/potkit.json", b'"water"\n', b"[1]\n"),
+    "a position beyond single precision": ("runner", "input.data", b"0.0 0.0 ", b"1e300 0.0 "),
+    "a cell that is no number": ("runner", "input.data", b"lattice 17.0", b"lattice nan"),
+    "a cell beyond all numbers": (
+        "runner",
+        "input.data",
+        b"lattice 17.0 0.0",
+        b"lattice 1e300 1.0",
+    ),
+    "damaged gzip": ("packed", "f.xyz.gz", b"\x03", b"\xff"),
+}
+
+
+@pytest.mark.parametrize("what", ONCE)
+def test_what_once_went_wrong(what, tmp_path):
+    name, file, old, new = ONCE[what]
+    files = valid(name)
+    assert old in files[file]
+    m.write_files(tmp_path / "place", files | {file: files[file].replace(old, new, 1)})
+    assert m.read(tmp_path / "place" / m.FILES[name][1]) is None
+
+
+def test_once_too_large_to_cast(tmp_path):
+    """ASE's own files: positions that single precision cannot hold."""
+    frame = m.frames()[0]
+    frame.positions[0, 0] = 1e60
+    frame.write(tmp_path / "f.traj")
+    assert m.read(tmp_path / "f.traj") is None
+
+
+@pytest.mark.parametrize("name", ["sgdml", "rmd17", "tip3p-npz"])
+def test_npz_that_claims_what_it_does_not_hold(name, tmp_path):
+    arrays, _, file = m.OF_ARRAYS[name]
+    for key in arrays:
+        with zipfile.ZipFile(tmp_path / file, "w") as archive:
+            for other, array in arrays.items():
+                out = io.BytesIO()
+                shape = (10**12, *array.shape[1:]) if other == key else array.shape
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(out, header)
+                out.write(array.tobytes())
+                archive.writestr(f"{other}.npy", out.getvalue())
+        assert m.read(tmp_path / file) is None, key
