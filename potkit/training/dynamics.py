@@ -181,10 +181,11 @@ def simulate(
     check(folder, SIMULATION)
     with threads(n_threads):
         calc = calculator(model, device, dtype, compile)
-        calc.model.check_elements(start.elements)
+        (network,) = calc.models
+        network.check_elements(start.elements)
         identity = {
-            "model": getattr(calc.model, "recipe", {"name": type(calc.model).__name__}),
-            "weights": weights_hash(calc.model),
+            "model": getattr(network, "recipe", {"name": type(network).__name__}),
+            "weights": weights_hash(network),
             "start": start.fingerprint(),
             "config": config.identity(),
             "dtype": str(calc.dtype).removeprefix("torch."),
