@@ -32,6 +32,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +97,7 @@ class Plan:
             raise ConfigError(f"plan: settle must be in [0, 1), got {self.settle}")
         for length in (self.nvt, self.nve):
             if 1000 * length < 3 * self.look:
-                raise ConfigError(
-                    f"plan: {length} ps are fewer than three looks of {self.look} fs"
-                )
+                raise ConfigError(f"plan: {length} ps are fewer than three looks of {self.look} fs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +150,9 @@ class _Forces:
 
     def __init__(self, model: Potential, copies: Structures) -> None:
         self.model = model
-        device = next(model.parameters()).device
+        # a network may have nothing to train
+        first = next(chain(model.parameters(), model.buffers()), None)
+        device = "cpu" if first is None else first.device
         self.batch = copies.batch(device=device, dtype=torch.float64)
         self.start = np.array(copies.pos, np.float64)
         self.owner = np.repeat(np.arange(len(copies)), copies.n_atoms)
