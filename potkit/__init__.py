@@ -42,6 +42,8 @@ _EXPORTS = {
     "evaluate": "training.evaluation",
     "predict": "training.evaluation",
     "calculator": "training.evaluation",
+    "MDConfig": "training.dynamics",
+    "simulate": "training.dynamics",
     "export": "training.export",
     "torch_sim_model": "training.export",
     "compare": "experiments.experiment",

@@ -44,6 +44,10 @@ class TrainingError(PotkitError, RuntimeError):
     """Training cannot go on, for instance because the loss is not a number."""
 
 
+class SimulationError(PotkitError, RuntimeError):
+    """A simulation cannot go on: the structure is no longer what it was."""
+
+
 class Interrupted(TrainingError):
     """Ctrl-C or SIGTERM: the state is written, the same call goes on from there. Ends a grid,
     not only its run.

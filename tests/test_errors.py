@@ -35,6 +35,7 @@ def test_every_kind_is_one_that_programs_and_notebooks_understand():
         ConfigError,
         CheckpointError,
         TrainingError,
+        errors.SimulationError,
         errors.Interrupted,
         errors.Busy,
     }

@@ -1,12 +1,12 @@
 """Numbers that describe structures: distributions, the noise scale they bear, local
-vibrations; and where a model errs on them.
+vibrations, what becomes of them in a simulation; and where a model errs on them.
 """
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["distributions", "error_breakdown", "local_vibrations", "noise_scale"],
+    submodules=["distributions", "dynamics", "error_breakdown", "local_vibrations", "noise_scale"],
     submod_attrs={
         "distributions": [
             "bonds",
@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "pair_distances",
             "radial_distribution",
         ],
+        "dynamics": ["BondWatch", "drift"],
         "error_breakdown": ["breakdown", "centred", "energy_errors", "labels_by_geometry"],
         "noise_scale": ["displacements", "explained", "gaussian_test", "propose_sigma"],
     },

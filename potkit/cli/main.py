@@ -25,6 +25,7 @@ from .bench import FigureOption, bench_app
 from .config import register as register_config
 from .data import FormatOption, _structures, check_source, data_app, reads_files
 from .export import register as register_export
+from .md import register as register_md
 from .plan import register
 from .specs import register as register_specs
 from .weights import weights_app
@@ -42,6 +43,7 @@ register(app)
 register_specs(app)
 register_config(app)
 register_export(app)
+register_md(app)
 
 DataOption = Annotated[
     str | None,

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "scheduler",
         "search",
         "shipped",
+        "simulations",
         "statistics",
         "tasks",
         "time_curves",

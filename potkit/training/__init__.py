@@ -1,4 +1,6 @@
-"""Training: one loop for every objective, the folder of a run, checkpoints, memory, evaluation."""
+"""Training: one loop for every objective, the folder of a run, checkpoints, memory, evaluation,
+molecular dynamics.
+"""
 
 import lazy_loader
 
@@ -7,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "checkpoints",
         "config",
+        "dynamics",
         "evaluation",
         "loop",
         "memory",
@@ -16,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     ],
     submod_attrs={
         "config": ["TrainConfig"],
+        "dynamics": ["MDConfig", "Simulation", "simulate"],
         "evaluation": ["Evaluation", "calculator", "evaluate", "predict"],
         "loop": ["finetune", "fit", "make_fabric", "pretrain"],
         "run_folder": ["Run"],

@@ -15,12 +15,9 @@ batch however atoms are spread.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from contextlib import nullcontext
@@ -50,8 +47,9 @@ from . import checkpoints, pretrained, start
 from .config import TrainConfig
 from .normalization import normalization
 from .repeatable import repeatable
-from .run_folder import Run, RunFolder, identity_hash
+from .run_folder import Run, RunFolder, identity_hash, weights_hash
 from .step import State, Training, batch_indices, learning_rate, take_step
+from .stopping import Stop
 from .validation import validate
 
 __all__ = [
@@ -104,31 +102,6 @@ def make_fabric(config: TrainConfig) -> Fabric:
         log.setLevel(level)
     fabric.launch()
     return fabric
-
-
-class _Stop:
-    """Turns Ctrl-C and SIGTERM into a request that is met between two steps, so the state written
-    is a whole one.
-
-    Only in the main thread of a single process; several processes would stop at different steps,
-    they keep the usual signals.
-    """
-
-    def __init__(self, world_size: int) -> None:
-        self.asked = False
-        self.old = {}
-        if world_size == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.old[number] = signal.signal(number, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:  # the second request does not wait
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def restore(self) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
 
 
 def fit(
@@ -286,7 +259,7 @@ def _train(
         desc=folder.path.name,
         leave=False,
     )
-    stop = _Stop(fabric.world_size)
+    stop = Stop(fabric.world_size)
     try:
         while state.step < training.steps:
             loss, terms, norm = take_step(training, state)
@@ -440,12 +413,9 @@ def _identity(
     notes: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """All that decides the numbers a run ends with."""
-    weights = hashlib.blake2b(digest_size=8)
-    for name, value in model.state_dict().items():
-        weights.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return {
         "model": getattr(model, "recipe", {"name": type(model).__name__}),
-        "weights": weights.hexdigest(),
+        "weights": weights_hash(model),
         "data": structures.fingerprint(),
         "valid": valid.fingerprint() if valid is not None else None,
         "objective": objective.to_dict(),

@@ -68,7 +68,8 @@ class Run:
         return f"Run({self.path}: {cost}{best})"
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
     with replacing(path, PART) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
@@ -91,6 +92,14 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def weights_hash(model: Potential) -> str:
+    """16 hex digits of a network's weights, names included."""
+    weights = hashlib.blake2b(digest_size=8)
+    for name, value in model.state_dict().items():
+        weights.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()
 
 
 def identity_hash(identity: dict[str, Any]) -> str:
@@ -150,12 +159,13 @@ def _is_run(path: Path) -> bool:
 RUN = Kind("a run of potkit's", _is_run, folder=True)
 
 
-def _differences(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two identities differ, with dots between those of nested ones."""
     out = []
     for key in stored.keys() | new.keys():
         a, b = stored.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            out += _differences(a, b, f"{prefix}{key}.")
+            out += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             out.append(f"{prefix}{key}")
     return sorted(out)
@@ -207,7 +217,7 @@ class RunFolder:
     def _differs(self) -> list[str]:
         """In what the run that lies here is another one."""
         if self.run.is_file():
-            differs = _differences(read_json(self.run)["identity"], self.identity)
+            differs = differences(read_json(self.run)["identity"], self.identity)
             if differs:
                 return differs
         try:
@@ -281,7 +291,7 @@ class RunFolder:
         for name in [n for n in os.listdir(self.path) if is_temporary(n)]:
             (self.path / name).unlink(missing_ok=True)
         if not self.run.is_file():
-            _write(
+            write_json(
                 self.run,
                 {
                     "identity": self.identity,
@@ -369,7 +379,7 @@ class RunFolder:
         )
         self.previous.unlink(missing_ok=True)
         smaller = {"micro_batch": state.limit.size} if state.limit.size else {}
-        _write(
+        write_json(
             self.summary,
             smaller
             | {
