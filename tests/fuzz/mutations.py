@@ -548,7 +548,7 @@ def minutes() -> float:
 
 
 def share(ways: dict[str, Any], number: int, of: int) -> dict[str, Any]:
-    """All ``ways`` in `make fuzz`, else every ``of``-th, from another one on for each ``number``."""
+    """All ``ways`` in `make fuzz`, else every ``of``-th, from another one on by ``number``."""
     if examples_tried() > 1 or minutes():
         return ways
     return {name: way for k, (name, way) in enumerate(ways.items()) if (k + number) % of == 0}

@@ -282,6 +282,7 @@ ONCE = {
         b"lattice 17.0 0.0",
         b"lattice 1e300 1.0",
     ),
+    "a cell that is no array": ("ase-json", "f.json", b'"cell": {', b'"cell": {"a": 1}, "b": {'),
     "damaged gzip": ("packed", "f.xyz.gz", b"\x03", b"\xff"),
 }
 

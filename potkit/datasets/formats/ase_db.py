@@ -146,13 +146,20 @@ def add_row(
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     length = factors.length if factors else 1.0
     charge = pairs.get("charge", data.get("charge", row.get("charge")))
+    positions = cast(f"{where}: positions", row.positions, np.float64)
+    cell = cast(f"{where}: cell", row.cell, np.float64)
+    if positions.shape != (len(z), 3) or cell.shape != (3, 3):
+        raise DataError(
+            f"{where}: positions have shape {positions.shape} and the cell {cell.shape}, expected "
+            f"({len(z)}, 3) and (3, 3)"
+        )
     packer.add(
         z,
-        row.positions[None] * length,
+        positions[None] * length,
         packer.system(key),
         energy,
         forces,
-        row.cell * length if np.any(row.pbc) else None,
+        cell * length if np.any(row.pbc) else None,
         row.pbc,
         whole_charge(charge, where),
         stress=stress,
