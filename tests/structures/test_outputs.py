@@ -136,7 +136,19 @@ def lay(folder: Path) -> None:
         (folder / below / "notes.txt").write_text("mine")
 
 
-BENCHES = ("step", "infer", "neighbors", "scaling", "data", "epoch", "networks")
+BENCHES = (
+    "step",
+    "finetune",
+    "md",
+    "infer",
+    "evaluate",
+    "neighbors",
+    "scaling",
+    "data",
+    "start",
+    "epoch",
+    "networks",
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
