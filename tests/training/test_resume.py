@@ -102,7 +102,7 @@ class Interrupted(potkit.Denoise):
         return super().corrupt(batch, generator)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
     structures, runs = molecules(9), []
     handler = signal.getsignal(how)
