@@ -36,7 +36,7 @@ from filelock import FileLock, Timeout
 from ..errors import Busy, CheckpointError, ConfigError, DataError
 from ..models import Potential
 from ..structures.outputs import PART, Kind, check, is_a, is_temporary, read_json, some
-from ..structures.storage import replacing
+from ..structures.storage import replacing, sweep
 from . import checkpoints
 from .config import TrainConfig
 
@@ -274,6 +274,8 @@ class RunFolder:
             for name in sorted(names, key=lambda name: name == "run.json"):
                 if name in FOLDERS:
                     _empty(self.path / name)
+                elif is_temporary(name):
+                    sweep(self.path / name)
                 else:
                     (self.path / name).unlink()
         self.other = False
@@ -287,9 +289,9 @@ class RunFolder:
         """Write run.json and config.yaml where the run is new, and cut the metrics back to the step
         ``resumed_at`` that training goes on from (0: from the start).
         """
-        # half a file of a process that was killed
+        # half a file, or a folder of half ones, of a process that was killed
         for name in [n for n in os.listdir(self.path) if is_temporary(n)]:
-            (self.path / name).unlink(missing_ok=True)
+            sweep(self.path / name)
         if not self.run.is_file():
             write_json(
                 self.run,

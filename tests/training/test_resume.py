@@ -124,6 +124,24 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
     assert one.equals(other)
 
 
+def half_way(out: Path) -> None:
+    """A run in ``out`` that Ctrl-C stopped after its fourth step."""
+    Interrupted.calls, Interrupted.at, Interrupted.how = 0, 4, signal.SIGINT
+    with pytest.raises(TrainingError, match="after step 4"):
+        loop.fit(egnn(), molecules(9), Interrupted(sigma=0.1), settings(), out)
+
+
+def test_a_temporary_folder_is_swept_by_the_next_run(tmp_path):
+    out = tmp_path / "r"
+    half_way(out)
+    left, own = out / ".last.safetensors.potkit-0123abcd.tmp", out / ".mine.tmp"
+    for folder in (left, own):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    loop.fit(egnn(), molecules(9), Interrupted(sigma=0.1), settings(), out)
+    assert not left.exists() and (own / "half").read_text() == "x"
+
+
 # -- a full disk ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["no space, when moved", "file size limit"])
 def test_a_full_disk_is_one_line_and_the_earlier_state_survives(tmp_path, monkeypatch, kind):
