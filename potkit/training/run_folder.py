@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ..errors import Busy, CheckpointError, ConfigError, DataError
+from ..errors import Busy, CheckpointError, ConfigError, DataError, PotkitError
 from ..models import Potential
 from ..structures.outputs import PART, Kind, check, is_a, is_temporary, read_json, some
 from ..structures.storage import replacing, sweep
@@ -285,8 +285,17 @@ class RunFolder:
         """Whether this very run lies here, trained to its end."""
         return not self.other and self.summary.is_file() and self.best.is_file()
 
+    def _tells_settings(self) -> bool:
+        """Whether config.yaml holds the settings that decide this run's result."""
+        try:
+            stored = TrainConfig.from_yaml(self.path / "config.yaml")
+        except (PotkitError, OSError, ValueError):  # missing, or damaged
+            return False
+        return stored.identity() == self.config.identity()
+
     def begin(self, header: dict[str, Any], resumed_at: int) -> None:
-        """Write run.json and config.yaml where the run is new, and cut the metrics back to the step
+        """Write run.json where the run is new, config.yaml where it does not tell this run's
+        settings, and cut the metrics back to the step
         ``resumed_at`` that training goes on from (0: from the start).
         """
         # half a file, or a folder of half ones, of a process that was killed
@@ -303,6 +312,7 @@ class RunFolder:
                     "header": header,
                 },
             )
+        if not self._tells_settings():
             self.config.to_yaml(self.path / "config.yaml", PART)
         # rows beyond the state we go on from will be made again; a last line cut short by a kill is
         # dropped with them

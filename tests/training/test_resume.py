@@ -142,6 +142,17 @@ def test_a_temporary_folder_is_swept_by_the_next_run(tmp_path):
     assert not left.exists() and (own / "half").read_text() == "x"
 
 
+@pytest.mark.parametrize("text", [None, "", "steps: [", "steps: 3\n"])
+def test_damaged_settings_are_written_again(tmp_path, text):
+    path = tmp_path / "r" / "config.yaml"
+    half_way(path.parent)
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    loop.fit(egnn(), molecules(9), Interrupted(sigma=0.1), settings(), path.parent)
+    assert TrainConfig.from_yaml(path) == settings()
+
+
 # -- a full disk ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["no space, when moved", "file size limit"])
 def test_a_full_disk_is_one_line_and_the_earlier_state_survives(tmp_path, monkeypatch, kind):
