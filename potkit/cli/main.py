@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from .. import endings
 from ..errors import CheckpointError, ConfigError, DataError, PotkitError
 from . import report, streams
 from .bench import FigureOption, bench_app
@@ -808,11 +809,11 @@ def _ended_in_order() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)  # the second request does not wait
         raise SystemExit(128 + number)
 
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     main_thread = threading.current_thread() is threading.main_thread()
-    # nohup ignores SIGHUP
     ours = [
-        number for number in numbers if main_thread and signal.getsignal(number) is signal.SIG_DFL
+        number
+        for number in endings.requests()
+        if main_thread and signal.getsignal(number) is signal.SIG_DFL
     ]
     for number in ours:
         signal.signal(number, end)

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
+from .. import endings
 from ..errors import ConfigError, Interrupted
 
 T = TypeVar("T")
@@ -93,10 +94,11 @@ class Processes:
         self.workers: dict[connection.Connection, _Worker] = {}
 
     def __enter__(self) -> Processes:
-        self.old = None
+        self.old = {}
         if threading.current_thread() is threading.main_thread():
-            # so that `kill` ends the workers in order, as Ctrl-C does
-            self.old = signal.signal(signal.SIGTERM, _as_interrupt)
+            # so that `kill` or a closed terminal ends the workers in order, as Ctrl-C does
+            for number in endings.requests():
+                self.old[number] = signal.signal(number, _as_interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -109,8 +111,8 @@ class Processes:
                 if worker.process.is_alive():
                     worker.process.kill()
         finally:
-            if self.old is not None:
-                signal.signal(signal.SIGTERM, self.old)
+            for number, handler in self.old.items():
+                signal.signal(number, handler)
 
     def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
         """As `Serial.map`. A worker that dies (killed, out of memory) makes its run a failed one

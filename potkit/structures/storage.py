@@ -155,7 +155,7 @@ def replacing(path: str | Path, kind: Kind = PART) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
-        _sweep(temporary)
+        sweep(temporary)
 
 
 def _move(temporary: Path, place: Path, path: str | Path, kind: Kind) -> None:
@@ -194,7 +194,7 @@ def _moved(temporary: Path, place: Path, kind: Kind) -> bool:
     return True
 
 
-def _sweep(temporary: Path) -> None:
+def sweep(temporary: Path) -> None:
     """Remove what lies under a name with potkit's mark, if anything does."""
     with suppress(OSError):
         if temporary.is_dir() and not temporary.is_symlink():
@@ -233,7 +233,7 @@ def workspace(path: str | Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _sweep(folder)
+        sweep(folder)
 
 
 @contextmanager
@@ -269,8 +269,8 @@ def remove_leftovers(path: Path) -> None:
         return
     for left in list(place.parent.iterdir()):
         if outputs.is_temporary(left.name, place):
-            _sweep(left)
-    _sweep(outputs.lock_name(place))
+            sweep(left)
+    sweep(outputs.lock_name(place))
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> Path:

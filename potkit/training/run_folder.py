@@ -33,10 +33,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ..errors import Busy, CheckpointError, ConfigError, DataError
+from ..errors import Busy, CheckpointError, ConfigError, DataError, PotkitError
 from ..models import Potential
 from ..structures.outputs import PART, Kind, check, is_a, is_temporary, read_json, some
-from ..structures.storage import replacing
+from ..structures.storage import replacing, sweep
 from . import checkpoints
 from .config import TrainConfig
 
@@ -274,6 +274,8 @@ class RunFolder:
             for name in sorted(names, key=lambda name: name == "run.json"):
                 if name in FOLDERS:
                     _empty(self.path / name)
+                elif is_temporary(name):
+                    sweep(self.path / name)
                 else:
                     (self.path / name).unlink()
         self.other = False
@@ -283,13 +285,22 @@ class RunFolder:
         """Whether this very run lies here, trained to its end."""
         return not self.other and self.summary.is_file() and self.best.is_file()
 
+    def _tells_settings(self) -> bool:
+        """Whether config.yaml holds the settings that decide this run's result."""
+        try:
+            stored = TrainConfig.from_yaml(self.path / "config.yaml")
+        except (PotkitError, OSError, ValueError):  # missing, or damaged
+            return False
+        return stored.identity() == self.config.identity()
+
     def begin(self, header: dict[str, Any], resumed_at: int) -> None:
-        """Write run.json and config.yaml where the run is new, and cut the metrics back to the step
+        """Write run.json where the run is new, config.yaml where it does not tell this run's
+        settings, and cut the metrics back to the step
         ``resumed_at`` that training goes on from (0: from the start).
         """
-        # half a file of a process that was killed
+        # half a file, or a folder of half ones, of a process that was killed
         for name in [n for n in os.listdir(self.path) if is_temporary(n)]:
-            (self.path / name).unlink(missing_ok=True)
+            sweep(self.path / name)
         if not self.run.is_file():
             write_json(
                 self.run,
@@ -301,6 +312,7 @@ class RunFolder:
                     "header": header,
                 },
             )
+        if not self._tells_settings():
             self.config.to_yaml(self.path / "config.yaml", PART)
         # rows beyond the state we go on from will be made again; a last line cut short by a kill is
         # dropped with them

@@ -1,14 +1,16 @@
-"""Ctrl-C and SIGTERM met between two steps, where what is written is whole."""
+"""Ctrl-C, SIGTERM and SIGHUP met between two steps, where what is written is whole."""
 
 from __future__ import annotations
 
 import signal
 import threading
 
+from .. import endings
+
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into a request that is met between two steps, so the state written
-    is a whole one.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a request that is met between two steps, so the state
+    written is a whole one.
 
     Only in the main thread of a single process; several processes would stop at different steps,
     they keep the usual signals.
@@ -18,7 +20,7 @@ class Stop:
         self.asked = False
         self.old = {}
         if world_size == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *endings.requests()):
                 self.old[number] = signal.signal(number, self._ask)
 
     def _ask(self, *_: object) -> None:

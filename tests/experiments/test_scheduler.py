@@ -73,12 +73,12 @@ if __name__ == "__main__":
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    """However that ends: killed, asked to stop, or by Ctrl-C."""
+    """However that ends: killed, asked to stop, by Ctrl-C, or with its terminal."""
     script = tmp_path / "starter.py"
     script.write_text(STARTER)
     environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
     starters = {}
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         folder = tmp_path / number.name
         folder.mkdir()
         command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(folder)]

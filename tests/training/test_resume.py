@@ -102,7 +102,7 @@ class Interrupted(potkit.Denoise):
         return super().corrupt(batch, generator)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
     structures, runs = molecules(9), []
     handler = signal.getsignal(how)
@@ -122,6 +122,35 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, how):
     assert Interrupted.calls == 10
     one, other = (r.metrics.drop(columns="seconds") for r in runs)
     assert one.equals(other)
+
+
+def half_way(out: Path) -> None:
+    """A run in ``out`` that Ctrl-C stopped after its fourth step."""
+    Interrupted.calls, Interrupted.at, Interrupted.how = 0, 4, signal.SIGINT
+    with pytest.raises(TrainingError, match="after step 4"):
+        loop.fit(egnn(), molecules(9), Interrupted(sigma=0.1), settings(), out)
+
+
+def test_a_temporary_folder_is_swept_by_the_next_run(tmp_path):
+    out = tmp_path / "r"
+    half_way(out)
+    left, own = out / ".last.safetensors.potkit-0123abcd.tmp", out / ".mine.tmp"
+    for folder in (left, own):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    loop.fit(egnn(), molecules(9), Interrupted(sigma=0.1), settings(), out)
+    assert not left.exists() and (own / "half").read_text() == "x"
+
+
+@pytest.mark.parametrize("text", [None, "", "steps: [", "steps: 3\n"])
+def test_damaged_settings_are_written_again(tmp_path, text):
+    path = tmp_path / "r" / "config.yaml"
+    half_way(path.parent)
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    loop.fit(egnn(), molecules(9), Interrupted(sigma=0.1), settings(), path.parent)
+    assert TrainConfig.from_yaml(path) == settings()
 
 
 # -- a full disk ---------------------------------------------------------------------------------

@@ -1,0 +1,35 @@
+"""Ctrl-C while the command is still importing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import potkit
+
+PRESSED = """
+import signal, sys
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv.pop():
+            signal.raise_signal(signal.SIGINT)
+        sys.argv.append({name!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["potkit", {name!r}]
+sys.meta_path.insert(0, Pressed())
+from potkit.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["typer", "potkit.cli.report"])
+def test_ctrl_c_during_imports_is_one_line(name):
+    environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    command = [sys.executable, "-c", PRESSED.format(name=name)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted\n"
