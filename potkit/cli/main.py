@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from .. import endings
 from ..errors import CheckpointError, ConfigError, DataError, PotkitError
+from ..structures import endings
 from . import report, streams
 from .bench import FigureOption, bench_app
 from .config import register as register_config

@@ -23,13 +23,14 @@ from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
-from .. import endings
 from ..errors import ConfigError, Interrupted
+from ..structures import endings
 
 T = TypeVar("T")
 Row = dict[str, Any]
 PAUSE = 0.5  # s before a busy run is asked for again
 PATIENCE = 30.0  # s a worker has for its last checkpoint
+ALONE = 5.0  # s it has where its starter was killed: a resumed grid waits for its run
 
 
 class Serial:
@@ -255,7 +256,7 @@ def _end_with_parent() -> None:
     while not connection.wait([starter.sentinel], 2.0) and os.getppid() == starter.pid:
         pass
     os.kill(os.getpid(), signal.SIGTERM)  # during training: stop after this step; else: the end
-    time.sleep(PATIENCE / 2)
+    time.sleep(ALONE)
     os._exit(1)
 
 

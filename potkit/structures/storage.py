@@ -214,7 +214,7 @@ def _sweep_abandoned(place: Path, keep: Kind | None = None) -> None:
             left = Path(entry.path)
             whole = keep is not None and keep.replaced and outputs.is_a(keep, left)
             if not whole and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                _sweep(left)
+                sweep(left)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 
-from .. import endings
+from ..structures import endings
 
 
 class Stop:

@@ -147,6 +147,32 @@ def _children(parent: int) -> list[int]:
     return found
 
 
+STUBBORN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+if __name__ == "__main__":
+    from chores import deaf
+    from potkit import scheduler
+    with scheduler.Processes(deaf, 1) as place:
+        place.map([sys.argv[2]])
+"""
+
+
+def test_a_worker_that_does_not_stop_ends_soon_after_its_starter_is_killed(tmp_path):
+    script = tmp_path / "starter.py"
+    script.write_text(STUBBORN)
+    environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(tmp_path)]
+    starter = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        worker = int(until(partial(_content, tmp_path / "started"), 60))
+        starter.kill()
+        starter.wait(10)
+        assert until(partial(_gone, worker), scheduler.ALONE + 3)
+    finally:
+        starter.kill()
+
+
 def _content(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
