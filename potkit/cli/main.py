@@ -31,6 +31,8 @@ from .plan import register
 from .specs import register as register_specs
 from .weights import weights_app
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C that a command does not mind itself
+
 app = typer.Typer(
     help="Self-supervised pretraining of neural potentials.",
     no_args_is_help=True,
@@ -840,6 +842,8 @@ def main(arguments: list[str] | None = None) -> None:
         streams.check_surroundings()
         with _ended_in_order():
             code = app(args=arguments, prog_name="potkit", standalone_mode=False)
+        if code == INTERRUPTED:
+            print("error: interrupted", file=sys.stderr)
         raise SystemExit(code if isinstance(code, int) else 0)
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:

@@ -1,4 +1,4 @@
-"""Ctrl-C while the command is still importing."""
+"""Ctrl-C while the command is still importing, and before it minds it itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import potkit
+from potkit.cli import main as cli
 
 PRESSED = """
 import signal, sys
@@ -33,3 +35,16 @@ def test_ctrl_c_during_imports_is_one_line(name):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     assert done.stderr == "error: interrupted\n"
+
+
+def test_ctrl_c_inside_a_command_is_one_line(monkeypatch, capsys):
+    app = typer.Typer()
+
+    @app.command()
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
