@@ -40,7 +40,7 @@ help:
 	@echo "make pages       fill the tables of README, RESULTS and docs/papers.md from data/results"
 	@echo "make docs        build the documentation site, in docs/_build/html"
 	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
-	@echo "make fuzz        set up, then spoil settings and files at random, many thousand times (MINUTES=10: per format)"
+	@echo "make fuzz        set up, then spoil settings and files at random (MINUTES=10: per format)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -89,7 +89,7 @@ $(VENV)/.stamp-engines: | setup
 	@echo "set-up, optional: metatomic and torch-sim, which read exported networks (some seconds)"
 	@$$(command -v timeout >/dev/null && echo timeout 300) \
 	    $(PIP) $(EXACT) -e ".[metatomic,torch-sim]" >$(VENV)/engines.log 2>&1 \
-	    || echo "note: not all of them could be installed (see $(VENV)/engines.log); tests that need one are skipped"
+	    || echo "note: not all could be installed ($(VENV)/engines.log); their tests are skipped"
 	@touch $@
 
 reproduce: setup

@@ -6,22 +6,6 @@ import numpy as np
 import pytest
 
 import potkit
-from potkit.cli import main as cli
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Calls the command in an empty folder; exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
