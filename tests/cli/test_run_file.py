@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import QUICK, SMALL, extxyz, here, run  # noqa: F401 (fixtures)
+from test_cli import QUICK, SMALL, extxyz
 
 from potkit.cli import run_file
 from potkit.errors import ConfigError
