@@ -1,13 +1,12 @@
-"""Compiled code for a network's backbone, where it can be had.
+"""Compiled code for a network, where it can be had.
 
 It is asked for by `TrainConfig.compile`, and by ``compile`` of `evaluate` and `calculator`.
 
 On a CPU a backbone that has kernels (`potkit.kernels`) uses them; ``kernel_order`` of its class
 says how many derivatives they serve: 2 where training on −∂E/∂x goes through them too. Everything
-else goes through torch.compile: only the backbone is compiled (fixed code, changing sizes);
-batches, neighbour lists and read-outs stay as they are, and so do the names of all weights.
-torch.compile cannot be differentiated twice, so training on −∂E/∂x has no use for it, and it says
-so. Predictions use kernels or nothing: they are over before torch.compile is.
+else goes through torch.compile. Where targets are −∂E/∂x that is energy and derivative as one graph
+(`whole_graph`), else the backbone only: batches, neighbour lists and read-outs stay as they are.
+Predictions use kernels or nothing: they are over before torch.compile is.
 """
 
 from __future__ import annotations
@@ -22,18 +21,12 @@ from ..errors import ConfigError
 from ..models.base import Potential
 
 
-def compile_backbone(model: Potential, outputs: Sequence[str]) -> Potential:
+def compile_backbone(model: Potential) -> Potential:
     """Have ``model``'s backbone compiled when it is first called.
 
-    Returns ``model``, changed in place; weights are untouched. ``outputs`` are those it will be
-    trained on. Raises ConfigError where they are derivatives of the energy.
+    Returns ``model``, changed in place; weights are untouched. Not for what is trained on
+    derivatives of the energy: torch.compile cannot differentiate its own code twice.
     """
-    if model.by_gradient(outputs):
-        wanted = ", ".join(o for o in outputs if o != "energy")
-        raise ConfigError(
-            f"config: compile does not work for {wanted} as −∂E/∂x: torch.compile cannot be "
-            "differentiated twice; set compile to false"
-        )
     # a changed number of atoms or edges must not mean compiling again; plain functions are traced,
     # see `models.replaceable`
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 16)
@@ -57,7 +50,7 @@ def compiled(
     device: str = "cpu",
     precision: str = "32-true",
 ) -> Iterator[Potential]:
-    """``model`` with compiled code for its backbone if ``wanted``; afterwards as it was.
+    """``model`` with compiled code if ``wanted``; afterwards as it was.
 
     Raises ConfigError where there can be none.
     """
@@ -71,8 +64,22 @@ def compiled(
             )
         with kernels.used():
             yield model
+    elif model.by_gradient(outputs):
+        if precision == "bf16-mixed":
+            raise ConfigError(
+                "config: compile of targets that are −∂E/∂x is not for precision bf16-mixed; "
+                "set compile to false"
+            )
+        from .whole_graph import WholeGraph  # brings torch.compile: a second that others do not wait
+
+        # an nn.Module asks this before its `forward`
+        model._compiled_call_impl = WholeGraph(model)
+        try:
+            yield model
+        finally:
+            model._compiled_call_impl = None
     else:
-        compile_backbone(model, outputs)
+        compile_backbone(model)
         try:
             yield model
         finally:

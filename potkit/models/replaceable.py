@@ -7,16 +7,18 @@ has a faster version registers it under that name, with the condition under whic
 
 Both get what the plain function gets. The first replacement whose condition is true is called; if
 there is none, the plain function. torch.compile always traces the plain function, which it makes
-fast itself; so does torch.jit.trace, whose graph must run without potkit. The plain function stays
-within reach as ``function.plain``: it is what a replacement is tested against, and what
+fast itself; so does torch.jit.trace, whose graph must run without potkit, and whoever asks for it
+(`plain_only`). The plain function stays within reach as ``function.plain``: it is what a replacement is tested against, and what
 replacements fall back on for derivatives they do not have.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -36,6 +38,17 @@ class Replacement(NamedTuple):
 
 
 _replacements: dict[str, list[Replacement]] = {}
+_plain_only = contextvars.ContextVar("plain_only", default=False)
+
+
+@contextlib.contextmanager
+def plain_only() -> Iterator[None]:
+    """Within, nothing stands in for a plain function."""
+    token = _plain_only.set(True)
+    try:
+        yield
+    finally:
+        _plain_only.reset(token)
 
 
 def replaceable(name: str) -> Callable[[Function], Function]:
@@ -47,7 +60,7 @@ def replaceable(name: str) -> Callable[[Function], Function]:
     def mark(plain: Function) -> Function:
         @functools.wraps(plain)
         def call(*args: Any) -> Any:
-            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            if torch.compiler.is_compiling() or torch.jit.is_tracing() or _plain_only.get():
                 return plain(*args)
             for replacement in replacements(name):
                 if replacement.condition(*args):

@@ -175,8 +175,8 @@ class TrainConfig(BaseModel):
     )
     compile: bool = Field(
         False,
-        description="on a CPU kernels for the edges of EGNN, TorchMD-Net ET and SchNet; "
-        "else torch.compile, not for targets that are −∂E/∂x",
+        description="compiled code: on a CPU kernels for the edges of EGNN, TorchMD-Net ET and "
+        "SchNet where they serve the targets; else torch.compile, which takes about a minute",
     )
     resident: bool = Field(True, description="keep the packed training data on the device")
     progress: bool = Field(

@@ -1,0 +1,194 @@
+"""Energy and its derivatives as one graph that torch.compile can differentiate again.
+
+Forces −∂E/∂x are a derivative already, and training on them takes a second one, which torch.compile
+cannot do for code that calls autograd. So `Potential.forward` is traced first (make_fx): what comes
+out is a flat graph of torch's core operations in which the first derivative is spelled out. That
+graph torch.compile takes like any other code, and autograd differentiates it once more.
+
+Numbers of atoms, edges and structures stay symbols in it, so one graph serves batches of all sizes;
+weights are the network's own tensors, changed in place by the optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..errors import ConfigError
+from ..models.base import Potential, Prediction
+from ..models.replaceable import plain_only
+from ..structures import neighbors
+from ..structures.arrays import rows_per
+from ..structures.batch import Batch
+
+OWN_PASS = "post_grad_custom_post_pass"  # Inductor's option: the last change of its graphs
+# what `Potential.forward` reads of a batch
+READ = (
+    "z",
+    "pos",
+    "batch",
+    "ptr",
+    "edge_index",
+    "edge_shift",
+    "cell",
+    "pbc",
+    "charge",
+    "mask",
+    "force_input",
+    "force_given",
+)
+# Sizes of the batch that is traced. Nothing of its content matters, but two sizes that are equal
+# get one symbol: these are like no other, nor like the 2 and 3 of edges and axes.
+ATOMS, EDGES, STRUCTURES = 101, 1009, 7
+RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-4}  # largest difference, in the answer's size
+CHECKED = 2  # batches on which a new graph is held to the network
+# compilations of one graph: sizes of 1 are another case for torch, frozen weights are, too
+MOST_COMPILATIONS = 16
+
+
+class WholeGraph:
+    """Stands in for calls of ``model`` whose outputs are derivatives of the energy.
+
+    ``backend`` is torch.compile's. ``compilations`` counts how often it was called. What it does
+    not serve (outputs without a derivative, predictions without gradients) is left to the network.
+
+    The first batches of a graph are compared with what the network itself says. Calls raise
+    ConfigError for a network that cannot be traced or compiled, and for one that answers otherwise
+    then.
+    """
+
+    def __init__(self, model: Potential, backend: str = "inductor") -> None:
+        self.model = model
+        self.backend = backend
+        self.compilations = 0
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+
+    def __call__(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:
+        """As `Potential.forward`."""
+        outputs = ("energy", "vector") if outputs is None else tuple(outputs)
+        model = self.model
+        if not (torch.is_grad_enabled() and model.by_gradient(outputs)):
+            return model.forward(batch, outputs)
+        batch = neighbors.attach(copy.copy(batch), model.cutoff)
+        if not batch.edge_index.shape[1]:
+            return model.forward(batch, outputs)
+        tensors = {name: getattr(batch, name, None) for name in READ}
+        tensors = {name: value for name, value in tensors.items() if value is not None}
+        periodic = getattr(batch, "periodic", True)
+        key = (outputs, tuple(tensors), periodic, batch.pos.dtype, batch.pos.device)
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = self._trace(tensors, outputs, periodic)
+        prediction = self._run(graph, tensors)
+        if graph.checked < CHECKED:
+            self._check(prediction, model.forward(batch, outputs), batch.pos.dtype)
+            graph.checked += 1
+        return prediction
+
+    def _trace(
+        self, tensors: dict[str, Tensor], outputs: tuple[str, ...], periodic: bool
+    ) -> _Graph:
+        """The graph of ``outputs`` for batches that have what ``tensors`` names."""
+        names, model = tuple(tensors), self.model
+        fields: list[str] = []  # of the prediction, those that are there
+
+        def forward(*values: Tensor) -> list[Tensor]:
+            content = dict(zip(names, values, strict=True))
+            content |= {"cutoff": model.cutoff, "periodic": periodic}
+            with torch.enable_grad():
+                prediction = model.forward(Batch.of(content), outputs)
+            given = {k: v for k, v in prediction._asdict().items() if v is not None}
+            fields[:] = given
+            return list(given.values())
+
+        examples = [_example(name, value) for name, value in tensors.items()]
+        trace = make_fx(
+            forward,
+            decomposition_table=torch._decomp.core_aten_decompositions(),
+            tracing_mode="symbolic",
+            _allow_non_fake_inputs=True,
+        )
+        try:
+            with plain_only(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                traced = trace(*examples)
+        except Exception as error:  # whatever a network does that cannot be traced
+            raise self._refused("traced", error) from error
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, MOST_COMPILATIONS
+        )
+        return _Graph(torch.compile(traced, backend=self._compile, fullgraph=True), tuple(fields))
+
+    def _compile(self, graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        self.compilations += 1
+        if self.backend != "inductor":
+            return torch._dynamo.lookup_backend(self.backend)(graph, examples)
+        from .scatters import ScattersApart  # brings Inductor
+
+        return torch._inductor.compile(graph, examples, options={OWN_PASS: ScattersApart()})
+
+    def _run(self, graph: _Graph, tensors: dict[str, Tensor]) -> Prediction:
+        for name, value in tensors.items():
+            for axis in _changing(name):
+                torch._dynamo.maybe_mark_dynamic(value, axis)
+        try:
+            values = graph.function(*tensors.values())
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as e:
+            raise self._refused("compiled", e) from e
+        return Prediction(
+            **{"energy": None, "vector": None} | dict(zip(graph.fields, values, strict=True))
+        )
+
+    def _refused(self, what: str, error: Exception) -> ConfigError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        name = type(self.model.backbone).__name__
+        return ConfigError(
+            f"compile: {name} cannot be {what} with −∂E/∂x: {lines[0]}; set compile to false"
+        )
+
+    def _check(self, compiled: Prediction, own: Prediction, dtype: torch.dtype) -> None:
+        """Raise ConfigError where the graph and the network differ."""
+        for quantity, wanted in own._asdict().items():
+            if wanted is None:
+                continue
+            got, wanted = getattr(compiled, quantity).detach(), wanted.detach()
+            known = wanted.isfinite()  # a stress is NaN without a cell, an energy after divergence
+            size = wanted[known].abs().max() if known.any() else wanted.new_zeros(())
+            limit = RELATIVE[dtype] * (1 + size)
+            if not ((got - wanted)[known].abs() <= limit).all():
+                worst = float((got - wanted)[known].abs().max())
+                name = type(self.model.backbone).__name__
+                raise ConfigError(
+                    f"compile: {name}, compiled, has other {quantity} than the network itself (by "
+                    f"{worst:.1e}): what it does depends on the batch it was traced with; set "
+                    "compile to false"
+                )
+
+
+class _Graph:
+    """A compiled function of the tensors of a batch, and the fields of `Prediction` it gives."""
+
+    def __init__(self, function: Callable[..., list[Tensor]], fields: tuple[str, ...]) -> None:
+        self.function = function
+        self.fields = fields
+        self.checked = 0
+
+
+def _changing(name: str) -> tuple[int, ...]:
+    """Which axes of a batch's array ``name`` change from batch to batch."""
+    return (1,) if name == "edge_index" else (0,)
+
+
+def _example(name: str, value: Tensor) -> Tensor:
+    """Zeros shaped and typed like ``value``, of the sizes that are traced."""
+    sizes = {"atom": ATOMS, "structure": STRUCTURES, "edge": EDGES, "size": STRUCTURES + 1}
+    shape = list(value.shape)
+    for axis in _changing(name):
+        shape[axis] = sizes[rows_per(name)]
+    return value.new_zeros(shape)
