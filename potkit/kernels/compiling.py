@@ -70,7 +70,9 @@ def compiled(
                 "config: compile of targets that are −∂E/∂x is not for precision bf16-mixed; "
                 "set compile to false"
             )
-        from .whole_graph import WholeGraph  # brings torch.compile: a second that others do not wait
+        from .whole_graph import (
+            WholeGraph,
+        )  # brings torch.compile: a second that others do not wait
 
         # an nn.Module asks this before its `forward`
         model._compiled_call_impl = WholeGraph(model)

@@ -58,9 +58,9 @@ class WholeGraph:
     ``backend`` is torch.compile's. ``compilations`` counts how often it was called. What it does
     not serve (outputs without a derivative, predictions without gradients) is left to the network.
 
-    The first batches of a graph are compared with what the network itself says. Calls raise
-    ConfigError for a network that cannot be traced or compiled, and for one that answers otherwise
-    then.
+    The first batches of a graph are compared with what the network itself says, derivatives by the
+    weights included. Calls raise ConfigError for a network that cannot be traced or compiled, and
+    for one that answers otherwise then.
     """
 
     def __init__(self, model: Potential, backend: str = "inductor") -> None:
@@ -85,11 +85,10 @@ class WholeGraph:
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = self._trace(tensors, outputs, periodic)
-        prediction = self._run(graph, tensors)
         if graph.checked < CHECKED:
-            self._check(prediction, model.forward(batch, outputs), batch.pos.dtype)
+            self._check(self._run(graph, tensors), model.forward(batch, outputs), batch.pos.dtype)
             graph.checked += 1
-        return prediction
+        return self._run(graph, tensors)
 
     def _trace(
         self, tensors: dict[str, Tensor], outputs: tuple[str, ...], periodic: bool
@@ -110,7 +109,7 @@ class WholeGraph:
         examples = [_example(name, value) for name, value in tensors.items()]
         trace = make_fx(
             forward,
-            decomposition_table=torch._decomp.core_aten_decompositions(),
+            decomposition_table=_decompositions(),
             tracing_mode="symbolic",
             _allow_non_fake_inputs=True,
         )
@@ -153,22 +152,41 @@ class WholeGraph:
         )
 
     def _check(self, compiled: Prediction, own: Prediction, dtype: torch.dtype) -> None:
-        """Raise ConfigError where the graph and the network differ."""
+        """Raise ConfigError where the graph and the network differ, in what they predict or in the
+        derivatives of that by the weights.
+        """
         for quantity, wanted in own._asdict().items():
-            if wanted is None:
-                continue
-            got, wanted = getattr(compiled, quantity).detach(), wanted.detach()
-            known = wanted.isfinite()  # a stress is NaN without a cell, an energy after divergence
-            size = wanted[known].abs().max() if known.any() else wanted.new_zeros(())
-            limit = RELATIVE[dtype] * (1 + size)
-            if not ((got - wanted)[known].abs() <= limit).all():
-                worst = float((got - wanted)[known].abs().max())
-                name = type(self.model.backbone).__name__
-                raise ConfigError(
-                    f"compile: {name}, compiled, has other {quantity} than the network itself (by "
-                    f"{worst:.1e}): what it does depends on the batch it was traced with; set "
-                    "compile to false"
-                )
+            if wanted is not None:
+                self._compare(quantity, getattr(compiled, quantity), wanted, RELATIVE[dtype])
+        weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        gradients = [
+            _gradients(prediction, list(weights.values())) for prediction in (compiled, own)
+        ]
+        # one size for all: what a single weight's derivative is rounded by comes from the others
+        size = max((float(g.abs().max()) for g in gradients[1] if g is not None), default=0.0)
+        for name, got, wanted in zip(weights, *gradients, strict=True):
+            if got is not None and wanted is not None:
+                self._compare(f"derivatives by {name}", got, wanted, RELATIVE[dtype], size)
+            elif got is not wanted:  # zero is as good as none
+                value = got if wanted is None else wanted
+                zero = torch.zeros_like(value)
+                self._compare(f"derivatives by {name}", value, zero, RELATIVE[dtype], size)
+
+    def _compare(
+        self, quantity: str, got: Tensor, wanted: Tensor, relative: float, size: float | None = None
+    ) -> None:
+        got, wanted = got.detach(), wanted.detach()
+        known = wanted.isfinite()  # a stress is NaN without a cell, an energy after divergence
+        if not known.any():
+            return
+        size = 1 + float(wanted[known].abs().max()) if size is None else size
+        worst = float((got - wanted)[known].abs().max())
+        if not worst <= relative * size:
+            name = type(self.model.backbone).__name__
+            raise ConfigError(
+                f"compile: {name}, compiled, has other {quantity} than the network itself (by "
+                f"{worst:.1e}, of {size:.1e}): set compile to false"
+            )
 
 
 class _Graph:
@@ -178,6 +196,26 @@ class _Graph:
         self.function = function
         self.fields = fields
         self.checked = 0
+
+
+def _gradients(prediction: Prediction, weights: list[Tensor]) -> list[Tensor | None]:
+    """Derivatives by ``weights`` of one number into which all that is predicted goes."""
+    values = [v for v in prediction if v is not None and v.requires_grad]
+    total = sum(torch.where(v.isfinite(), v, 0.0).double().square().mean() for v in values)
+    return list(torch.autograd.grad(total, weights, allow_unused=True))
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Torch's core ones, and those of operations whose derivative reads more than their result.
+
+    native_layer_norm also gives mean and deviation, which torch differentiates as constants: right
+    for the first derivative, wrong for one that was spelled out by them and is taken once more.
+    """
+    aten = torch.ops.aten
+    both = torch._decomp.get_decompositions(
+        [aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm]
+    )
+    return {**torch._decomp.core_aten_decompositions(), **both}
 
 
 def _changing(name: str) -> tuple[int, ...]:
