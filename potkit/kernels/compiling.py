@@ -20,6 +20,8 @@ from .. import kernels
 from ..errors import ConfigError
 from ..models.base import Potential
 
+BACKEND = "inductor"  # of torch.compile, for energy and derivatives as one graph
+
 
 def compile_backbone(model: Potential) -> Potential:
     """Have ``model``'s backbone compiled when it is first called.
@@ -75,7 +77,7 @@ def compiled(
         )  # brings torch.compile: a second that others do not wait
 
         # an nn.Module asks this before its `forward`
-        model._compiled_call_impl = WholeGraph(model)
+        model._compiled_call_impl = WholeGraph(model, BACKEND)
         try:
             yield model
         finally:

@@ -1,0 +1,203 @@
+"""Energy and derivatives as one graph: the same numbers as the network, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import equal, molecules, one_line, water, weights
+from torch import nn
+
+import potkit
+from potkit import Denoise, Supervised, TrainConfig, models
+from potkit.errors import ConfigError
+from potkit.kernels import compiling, whole_graph
+from potkit.kernels.whole_graph import WholeGraph
+from potkit.models.layers import sum_over
+from potkit.testing import contract
+from potkit.training import loop
+
+# as few operations as show what a network does: a graph's compilation takes seconds
+LAYERS = {"painn": 2}
+
+
+def small(name: str) -> models.Potential:
+    """A network of few layers with derivative forces, its weights not those it starts with."""
+    layers = LAYERS.get(name, 1)
+    model = models.build(name, layers=layers, vector="gradient", forces="gradient")
+    return contract.prepared(model).train()
+
+
+def derivatives(predict, model, batch, outputs):
+    """What is predicted, and the derivatives of its squares by the weights."""
+    prediction = predict(batch, outputs)
+    given = [v for v in prediction if v is not None]
+    total = sum(torch.nan_to_num(v).square().sum() for v in given)
+    gradients = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
+    return given, [g for g in gradients if g is not None]
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_and_its_second_derivatives(name, monkeypatch):
+    """Skewed box, slab, wire and a free structure in one batch, float64, stress included."""
+    model = small(name)
+    batch = contract.examples(model.cutoff, periodic=True).batch(dtype=torch.float64)
+    outputs = ("energy", "forces", "stress")
+    monkeypatch.setattr(whole_graph, "CHECKED", 0)  # compared here
+    given, gradients = derivatives(WholeGraph(model, "eager"), model, batch, outputs)
+    wanted, expected = derivatives(model, model, batch, outputs)
+    assert len(given) == 3 and len(gradients) >= len(expected) > 0
+    for a, b in zip(given, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
+    size = max(float(g.abs().max()) for g in expected)
+    for g, b in zip(gradients, expected, strict=True):
+        assert (g - b).abs().max() < 1e-10 * size
+    assert size > 0
+
+
+def test_one_graph_serves_all_sizes_and_follows_the_weights():
+    model = small("painn").float()
+    graph = WholeGraph(model, "aot_eager")
+    for seed in range(4):
+        batch = molecules(3 + seed, seed=seed).batch()
+        got = graph(batch, ("energy", "forces"))
+        wanted = model.forward(batch, ("energy", "forces"))
+        torch.testing.assert_close(got.energy, wanted.energy)
+        torch.testing.assert_close(got.forces, wanted.forces)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.01 * torch.randn_like(weight))
+    assert graph.compilations == 1
+    graph(molecules(1).batch(), ("energy", "forces"))  # a size of 1 is another case for torch
+    graph(water(2, box=12.0).batch(), ("energy", "forces"))  # boxes have cells and shifts
+    assert graph.compilations == 3
+
+
+def test_what_it_leaves_to_the_network(monkeypatch):
+    model = small("painn").float()
+    graph = WholeGraph(model, "aot_eager")
+    monkeypatch.setattr(WholeGraph, "_trace", lambda *a: pytest.fail("traced"))
+    batch = molecules(3).batch()
+    assert graph(batch, ("energy",)).energy.requires_grad  # no derivative in it
+    with torch.no_grad():  # a prediction
+        assert graph(batch, ("energy", "forces")).forces.shape == (len(batch.z), 3)
+    atoms = potkit.Structures(np.ones(2, int), np.zeros((2, 3)), np.array([0, 1, 2]))
+    assert graph(atoms.batch(), ("energy", "forces")).forces.abs().max() == 0  # no edges
+
+
+@pytest.mark.parametrize("objective", [Supervised(), Denoise(sigma=0.1)], ids=lambda o: o.name)
+def test_training_ends_where_it_does_without(objective, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    ends = []
+    for compile in (False, True):
+        model = models.build("painn", layers=1, hidden=8, vector="gradient", seed=0)
+        config = TrainConfig(
+            steps=4, batch_size=4, lr=1e-3, compile=compile, device="cpu", progress=False
+        )
+        run = loop.fit(model, molecules(8), objective, config, tmp_path / str(compile))
+        assert model._compiled_call_impl is None
+        ends.append(weights(run.model))
+    assert ends[0].keys() == ends[1].keys()
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """What a killed run does: it stops in the middle, and a new graph is made for the rest."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+
+    class Stop(Exception):
+        pass
+
+    def fit(out, stop=None):
+        model = models.build("painn", layers=1, hidden=8, vector="gradient", seed=0)
+        config = TrainConfig(
+            steps=6,
+            batch_size=4,
+            lr=1e-3,
+            compile=True,
+            device="cpu",
+            progress=False,
+            checkpoint_every=2,
+            ema=0.9,
+        )
+        call = WholeGraph.__call__
+        count = iter(range(1000))
+
+        def counted(self, batch, outputs=None):
+            if stop is not None and torch.is_grad_enabled() and next(count) == stop:
+                raise Stop
+            return call(self, batch, outputs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WholeGraph, "__call__", counted)
+            return loop.fit(model, molecules(8), Supervised(), config, out)
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(tmp_path / "cut", stop=4)
+    assert equal(weights(fit(tmp_path / "cut").model), weights(whole.model))
+
+
+# -- what is refused -------------------------------------------------------------------------------
+class Odd(nn.Module):
+    """A backbone that does something with its numbers that no graph can hold, or something else
+    while it is traced.
+    """
+
+    cutoff, n_features = 3.0, 4
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.weight = how, nn.Parameter(torch.ones(4))
+
+    def forward(self, graph):
+        size = sum_over(graph.distance.square()[:, None], graph.receiver, graph.z.shape[0])
+        if self.how == "looks" and float(size.sum()) > 1e9:
+            size = 2 * size
+        if self.how == "differs" and size.requires_grad and isinstance(graph.z.shape[0], int):
+            size = 2 * size
+        return models.Features(size * self.weight)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("looks", "cannot be traced"), ("differs", "has other energy")]
+)
+def test_a_network_that_no_graph_can_hold_is_named(how, words):
+    model = models.Potential(Odd(how), vector="gradient")
+    with pytest.raises(ConfigError) as caught:
+        WholeGraph(model, "eager")(molecules(3).batch(), ("energy", "forces"))
+    line = one_line(caught.value)
+    assert line.startswith("compile: Odd") and words in line and "set compile to false" in line
+
+
+def test_wrong_derivatives_are_seen_though_predictions_are_right(monkeypatch):
+    """Torch takes mean and deviation of a layer norm for constants once its first derivative is
+    spelled out by them.
+    """
+    core = torch._decomp.core_aten_decompositions
+    monkeypatch.setattr(whole_graph, "_decompositions", core)
+    graph = WholeGraph(small("gns"), "eager")
+    batch = molecules(3).batch(dtype=torch.float64)
+    with pytest.raises(ConfigError, match="other derivatives by") as caught:
+        graph(batch, ("energy", "forces"))
+    assert "set compile to false" in one_line(caught.value)
+
+
+def test_half_precision_is_refused():
+    model = models.build("painn", vector="gradient")
+    with (
+        pytest.raises(ConfigError, match="not for precision bf16-mixed"),
+        compiling.compiled(model, ("energy", "forces"), True, "cpu", "bf16-mixed"),
+    ):
+        pass
+
+
+def test_inductor_adds_up_edges_rightly():
+    """What it made of values inlined into a scatter was wrong: forces of PaiNN, of two layers."""
+    pytest.importorskip("torch._inductor")
+    model = models.build("painn", hidden=8, layers=2, radial=4, vector="gradient", seed=0)
+    batch = molecules(4).batch()
+    got = WholeGraph(model)(batch, ("energy", "forces"))  # it compares derivatives, too
+    wanted = model.forward(batch, ("energy", "forces"))
+    torch.testing.assert_close(got.forces, wanted.forces, rtol=1e-4, atol=1e-5)
