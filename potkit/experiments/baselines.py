@@ -9,19 +9,23 @@
 
 All use the labels a network would have, validation included, and are judged on the same test set.
 `mark` names beside each arm the baselines it is worse than; tables and pictures of `report` show
-both.
+both. `drawn` writes down which structures of an embedded set were labelled and tested on, so that
+`of_drawn` can recompute the baselines where nothing else of an experiment is stored.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from .. import units
+from ..datasets import registry
+from ..datasets.records import RECORDS
 from ..datasets.references import ReferenceEnergies
 from ..errors import ConfigError, DataError
 from ..structures.store import Structures, concatenate
@@ -168,34 +172,52 @@ def of_experiments(
     baseline that a draw does not allow (an element without a label) is left out at that budget, and
     ``attrs["left_out"]`` has a line that says why.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     for experiment in experiments:
         for count in experiment.labels:
-            seeds = [
-                experiment.finetune_seed(s, d)
-                for s in experiment.seeds
-                for d in range(experiment.draws)
-            ]
-            drawn = [concatenate(list(experiment.labelled(count, seed))) for seed in seeds]
-            for name in names:
-                try:
-                    each = [errors(train, experiment.test, [name])[name] for train in drawn]
-                except DataError as error:
-                    where = " ".join([*experiment.columns.values(), f"{count} labels"])
-                    left_out.append(f"{where}: no baseline {name}: {error}")
-                    continue
-                for metric in each[0]:
-                    # an error of 0 (labels that are the method's own) stays 0
-                    with np.errstate(divide="ignore"):
-                        logs = np.log([one[metric] for one in each])
-                    about = {"labels": count, "baseline": name, "metric": metric}
-                    rows.append(
-                        {**experiment.columns, **about, "mean": float(np.exp(np.mean(logs)))}
-                    )
+            about = {**experiment.columns, "labels": count}
+            draws = _draws(experiment, count)
+            rows += _of_draws(about, draws, experiment.test, names, left_out)
     table = pd.DataFrame(rows)
     table.attrs["left_out"] = left_out
     return table
+
+
+def _draws(experiment: Experiment, count: int) -> list[Structures]:
+    """The labelled structures of every run of an arm at a label budget, validation included."""
+    seeds = [
+        experiment.finetune_seed(s, d) for s in experiment.seeds for d in range(experiment.draws)
+    ]
+    return [concatenate(list(experiment.labelled(count, seed))) for seed in seeds]
+
+
+def _of_draws(
+    about: Mapping[str, Any],
+    draws: Sequence[Structures],
+    test: Structures,
+    names: Sequence[str],
+    left_out: list[str],
+) -> list[dict[str, Any]]:
+    """The rows of one experiment and label budget; a line joins ``left_out`` for each baseline that
+    a draw does not allow.
+    """
+    rows = []
+    for name in names:
+        try:
+            each = [errors(train, test, [name])[name] for train in draws]
+        except DataError as error:
+            *where, labels = about.values()
+            there = " ".join([*map(str, where), f"{labels} labels"])
+            left_out.append(f"{there}: no baseline {name}: {error}")
+            continue
+        for metric in each[0]:
+            # an error of 0 (labels that are the method's own) stays 0
+            with np.errstate(divide="ignore"):
+                logs = np.log([one[metric] for one in each])
+            mean = float(np.exp(np.mean(logs)))
+            rows.append({**about, "baseline": name, "metric": metric, "mean": mean})
+    return rows
 
 
 def of_spec(spec: GridSpec, names: Sequence[str] = TRIVIAL) -> pd.DataFrame:
@@ -214,6 +236,111 @@ def of_spec(spec: GridSpec, names: Sequence[str] = TRIVIAL) -> pd.DataFrame:
         for columns, cell in spec.specs
     ]
     return of_experiments(experiments, names)
+
+
+# -- which structures they were made of -----------------------------------------------------------
+def drawn(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """Which structures each experiment's labels were drawn as and which it was tested on, as JSON
+    has it; [] where some are not in a set that comes with potkit.
+
+    A dict per experiment: columns, data (the set), fingerprint (of the whole set, as
+    `Structures.fingerprint`), test (rows of the set, "0-5 8 11"), labelled (label budget -> the
+    rows of each draw). Of structures that are alike in all arrays the first row stands.
+    """
+    found: list[dict[str, Any]] = []
+    known: dict[str, dict[bytes, int]] = {}
+    for experiment in experiments:
+        name = experiment.test.info.get("name")
+        if name not in _embedded():
+            return []
+        whole = registry.load(name)
+        rows = known.setdefault(name, {})
+        if not rows:  # from the last, so that the first of equals stays
+            rows |= {key: i for i, key in reversed(list(enumerate(_contents(whole))))}
+        try:
+            test = [rows[key] for key in _contents(experiment.test)]
+            labelled = {
+                str(count): [
+                    _ranges([rows[key] for key in _contents(one)])
+                    for one in _draws(experiment, count)
+                ]
+                for count in experiment.labels
+            }
+        except KeyError:
+            return []
+        of_set = {"data": name, "fingerprint": whole.fingerprint()}
+        drawn_rows = {"test": _ranges(test), "labelled": labelled}
+        found.append({"columns": dict(experiment.columns), **of_set, **drawn_rows})
+    return found
+
+
+def of_drawn(
+    experiments: Sequence[Mapping[str, Any]], names: Sequence[str] = TRIVIAL
+) -> pd.DataFrame:
+    """`of_experiments` of what `drawn` wrote down, from the sets that come with potkit.
+
+    Raises DataError where such a set is not there, or not the one it was.
+    """
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    for one in experiments:
+        if one["data"] not in _embedded():
+            raise DataError(f"{one['data']}: no such set comes with potkit")
+        whole = registry.load(one["data"])
+        if whole.fingerprint() != one["fingerprint"]:
+            raise DataError(
+                f"{one['data']}: the set is not the one that labels were drawn from "
+                f"(fingerprint {whole.fingerprint()}, then {one['fingerprint']})"
+            )
+        test = whole[_rows(one["test"], len(whole), one["data"])]
+        for count, draws in one["labelled"].items():
+            about = {**one["columns"], "labels": int(count)}
+            taken = [whole[_rows(draw, len(whole), one["data"])] for draw in draws]
+            rows += _of_draws(about, taken, test, names, left_out)
+    table = pd.DataFrame(rows)
+    table.attrs["left_out"] = left_out
+    return table
+
+
+def _embedded() -> set[str]:
+    return {record.name for record in RECORDS if record.kind == "embedded"}
+
+
+def _contents(structures: Structures) -> list[bytes]:
+    """A key of each structure, of all that a baseline is told: elements, positions, labels."""
+    of_atoms = [structures.z, structures.pos]
+    if structures.forces is not None:
+        of_atoms.append(structures.forces)
+    of_structures = [] if structures.energy is None else [structures.energy]
+    keys = []
+    for i, (start, end) in enumerate(pairwise(structures.ptr)):
+        digest = hashlib.blake2b(digest_size=16)
+        for array in of_atoms:
+            digest.update(np.ascontiguousarray(array[start:end]))
+        for array in of_structures:
+            digest.update(np.ascontiguousarray(array[i : i + 1]))
+        keys.append(digest.digest())
+    return keys
+
+
+def _ranges(rows: Sequence[int]) -> str:
+    """Numbers of rows, sorted, as people write them: "0-5 8 11"."""
+    ordered = np.unique(rows)
+    stretches = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
+    ends = [(s[0], s[-1]) for s in stretches if len(s)]
+    return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ends)
+
+
+def _rows(ranges: str, count: int, name: str) -> np.ndarray:
+    """The rows that `_ranges` wrote down of a set of ``count`` structures."""
+    try:
+        ends = [[int(end) for end in part.split("-")] for part in ranges.split()]
+        rows = np.concatenate([np.arange(part[0], part[-1] + 1) for part in ends])
+    except ValueError:
+        raise DataError(f"{name}: rows such as '0-5 8 11' were expected, got {ranges!r}") from None
+    if rows.max() >= count:
+        raise DataError(f"{name}: row {rows.max()} is beyond its {count} structures")
+    return rows
 
 
 # -- beside networks -----------------------------------------------------------------------------

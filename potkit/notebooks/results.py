@@ -109,7 +109,7 @@ def keep_runs(
         told.attrs["primary"] = dict(declared)
     if contrasts:
         told.attrs["contrasts"] = list(contrasts)
-    trivial = tidy(baselines.of_experiments(several))
+    trivial, drawn = _trivial(several, tidy)
     errors = tidy(structure_errors.of_experiments(several, runs, MOST, block))
     folder = runner.results_folder(run.profile)
     command = runner.command(notebook, run.profile)
@@ -124,7 +124,7 @@ def keep_runs(
     by = statistics.grouping(again)
     summary = statistics.summarise(again, statistics.METRICS, by=by)
     if len(trivial):
-        store(trivial, "-baselines")
+        store(trivial, "-baselines", drawn=drawn)
         summary = baselines.mark(summary, report.stored(f"{name}-baselines", folder)[0])
     notes: dict[str, Any] = {"leakage": runs.attrs.get("leakage", [])}
     if declared:
@@ -139,6 +139,25 @@ def keep_runs(
     sampled = structure_errors.summarise(report.stored(f"{name}-test-errors", folder)[0])
     store(sampled, "-test")
     return Kept(name, folder, run.profile)
+
+
+def _trivial(
+    several: Sequence[Experiment], tidy: Callable[[pd.DataFrame], pd.DataFrame]
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """The baselines as the notebook names their columns, and the structures that they were made of
+    (`baselines.drawn`) under the same names.
+    """
+    tables = [baselines.of_experiments([one]) for one in several]
+    numbered = [table.assign(number=i) for i, table in enumerate(tables) if len(table)]
+    if not numbered:
+        return pd.DataFrame(), []
+    table = tidy(pd.concat(numbered, ignore_index=True))
+    drawn = baselines.drawn(several)
+    names = list(table.columns[: list(table.columns).index("labels")])
+    kept = []
+    for number, part in table.groupby("number", sort=False) if drawn else ():
+        kept.append(drawn[number] | {"columns": part[names].iloc[0].to_dict()})
+    return table.drop(columns="number"), kept
 
 
 def keep_ensembles(

@@ -6,8 +6,9 @@ NAME-effects.csv (`statistics.effects`), NAME-curves.csv (`report.curves`) and N
 (`convergence.table`) are derived from them and, for the baselines named in NAME.csv, from
 NAME-baselines.csv. The picture figures/NAME.html shows NAME.csv. Runs are stored with six
 significant digits, so numbers agree where they differ by no more than those digits allow; numbers
-inside words by one in their last place. NAME-baselines.csv follows from NAME.yaml and the data; it
-is recomputed on demand.
+inside words by one in their last place. NAME-baselines.csv follows from the data, drawn as
+NAME.yaml says or as NAME-baselines.json wrote it down (`baselines.drawn`); it is recomputed where
+the data are embedded, else on demand.
 
 Pictures that `stored_figures.draw` made say what they show, and are drawn again; so are the blocks
 (`blocks.fill`) that the cells of notebooks put out. NAME-test.csv follows from NAME-test-errors.csv
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,13 +197,12 @@ def verify(
             rows += [{"where": f"{name}{ending}.csv", **d} for d in differences(stored, again)]
             tables.append(name + ending)
             cells += stored.size
-        spec = folder / f"{name}.yaml"
-        if known is not None and spec.is_file() and (data or _all_embedded(spec)):
+        make = None if known is None else _baselines_again(name, folder, data)
+        if known is not None and make is not None:
             if not data:  # GFN2-xTB takes minutes
                 known = known[known["baseline"].isin(baselines.TRIVIAL)].reset_index(drop=True)
-            again = report.as_stored(_baselines_again(name, known, folder))
             where = f"{name}-baselines.csv"
-            rows += [{"where": where, **d} for d in differences(known, again)]
+            rows += [{"where": where, **d} for d in _made_again(known, make, data)]
             tables.append(f"{name}-baselines")
             cells += known.size
         page = root / "figures" / f"{name}.html"
@@ -289,10 +289,35 @@ def _all_embedded(path: Path) -> bool:
     return all(isinstance(part.data, str) and part.data in embedded for part in named)
 
 
-def _baselines_again(name: str, known: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The stored baselines of an experiment, from its data."""
-    spec = yaml_form.read(folder / f"{name}.yaml")
-    return baselines.of_spec(spec, list(dict.fromkeys(known["baseline"])))
+def _baselines_again(
+    name: str, folder: Path, data: bool
+) -> Callable[[Sequence[str]], pd.DataFrame] | None:
+    """How the stored baselines called so follow from the data, or None where the data are not at
+    hand (``data``: where they are not named either).
+    """
+    spec = folder / f"{name}.yaml"
+    if spec.is_file() and (data or _all_embedded(spec)):
+        return lambda called: baselines.of_spec(yaml_form.read(spec), called)
+    about = folder / f"{name}-baselines.json"
+    drawn = json.loads(about.read_text()).get("drawn") if about.is_file() else None
+    if drawn:
+        return lambda called: baselines.of_drawn(drawn, called)
+    return None
+
+
+def _made_again(
+    known: pd.DataFrame, make: Callable[[Sequence[str]], pd.DataFrame], data: bool
+) -> list[dict[str, Any]]:
+    """Where stored baselines are not those that ``make`` gives of their names. Embedded data that
+    are not what they were are a difference; others (``data``) raise DataError.
+    """
+    try:
+        again = report.as_stored(make(list(dict.fromkeys(known["baseline"]))))
+    except DataError as error:
+        if data:
+            raise
+        return [{"row": "", "column": "data", "stored": "", "recomputed": str(error)}]
+    return differences(known, again)
 
 
 def rewrite(folder: str | Path = "data/results", root: str | Path = ".") -> list[Path]:

@@ -161,3 +161,18 @@ def test_baselines_of_an_experiment_have_its_labels(tmp_path, capsys):
         train, valid = experiment.labelled(20, seed)
         each.append(baselines.errors(train + valid, experiment.test)["composition"]["energy_mae"])
     assert row["composition", "energy_mae"] == pytest.approx(np.sqrt(each[0] * each[1]))
+
+
+# -- rows that are written down ------------------------------------------------------------------
+@pytest.mark.parametrize("rows, written", [([3], "3"), ([8, 0, 1, 2, 11, 8], "0-2 8 11")])
+def test_rows_are_written_as_stretches(rows, written):
+    assert baselines._ranges(rows) == written
+    assert baselines._rows(written, 12, "a set").tolist() == sorted(set(rows))
+
+
+@pytest.mark.parametrize(
+    "written, said", [("0-x", "rows such as"), ("", "rows such as"), ("4 12", "row 12 is beyond")]
+)
+def test_rows_that_are_none_are_told(written, said):
+    with pytest.raises(DataError, match=f"a set: {said}"):
+        baselines._rows(written, 12, "a set")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -13,8 +14,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import potkit
 from potkit.errors import ConfigError
+from potkit.experiments import baselines, statistics
 from potkit.experiments import experiment as experiments
-from potkit.experiments import statistics
 from potkit.notebooks import profiles, results, runner
 from potkit.report import figures, pages, stored_figures, verify
 from potkit.report import tables as report
@@ -69,7 +70,8 @@ def test_everything_that_is_kept_is_made_again(kept, tmp_path):
     assert kept.folder == tmp_path / "results"
     found = verify.verify(kept.folder, tmp_path)
     assert found.holds, found.differences.to_string()
-    assert set(found.tables) == {"mine", "mine-effects", "mine-test"}
+    assert set(found.tables) == {"mine", "mine-effects", "mine-test", "mine-baselines"}
+    assert not found.without_runs
     assert len(found.pictures) == 5 and found.documents == ["notebooks/02_a.ipynb"]
     effects = kept.table("-effects")
     assert set(zip(effects.arm, effects.against, strict=True)) == set(ASKED)
@@ -92,6 +94,51 @@ def test_one_changed_number_is_found_wherever_it_stands(kept, tmp_path):
     errors.loc[3, "forces_mae"] *= 1.5
     errors.to_csv(kept.folder / "mine-test-errors.csv", index=False)
     assert set(verify.verify(kept.folder, tmp_path).differences["where"]) == {"mine-test.csv"}
+
+
+def test_baselines_follow_from_the_rows_of_the_embedded_set(kept, grid, tmp_path):
+    about = kept.folder / "mine-baselines.json"
+    how = json.loads(about.read_text())
+    [one] = how["drawn"]
+    assert one["columns"] == {"data": "ani-mini"} and set(one["labelled"]) == {"10", "20"}
+    assert [len(draws) for draws in one["labelled"].values()] == [2, 2]
+    taken = potkit.load("ani-mini")[baselines._rows(one["test"], 10**6, "ani-mini")]
+    assert sorted(taken.energy) == sorted(grid.test.energy)
+    # another structure labelled, as if the table came from other labels
+    changed = json.loads(json.dumps(how))
+    changed["drawn"][0]["labelled"]["10"][0] = "0-9"
+    about.write_text(json.dumps(changed))
+    where = verify.verify(kept.folder, tmp_path).differences["where"]
+    assert set(where) == {"mine-baselines.csv"}
+    changed["drawn"][0]["fingerprint"] = "0" * 16
+    about.write_text(json.dumps(changed))
+    [difference] = verify.verify(kept.folder, tmp_path).differences.to_dict("records")
+    assert "not the one that labels were drawn from" in difference["recomputed"]
+    # tables that were stored before rows were written down are listed, and are no difference
+    del how["drawn"]
+    about.write_text(json.dumps(how))
+    found = verify.verify(kept.folder, tmp_path)
+    assert found.holds and found.without_runs == ["mine-baselines"]
+
+
+def test_rows_carry_the_columns_that_the_notebook_gives_them(grid):
+    def tidy(table):
+        kept = table[table["data"] != "again"]
+        return kept.rename(columns={"data": "set"})
+
+    twice = [grid, dataclasses.replace(grid, columns={"data": "again"})]
+    table, [one] = results._trivial(twice, tidy)
+    assert one["columns"] == {"set": "ani-mini"}
+    pd.testing.assert_frame_equal(
+        baselines.of_drawn([one]), table.reset_index(drop=True), check_like=True
+    )
+
+
+def test_structures_of_no_embedded_set_leave_no_rows(grid):
+    moved = grid.test[:]
+    moved.pos = moved.pos + 1.0
+    assert not baselines.drawn([dataclasses.replace(grid, test=moved)])
+    assert baselines.drawn([grid])
 
 
 def test_a_picture_of_other_numbers_is_found(kept, tmp_path):
