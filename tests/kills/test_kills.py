@@ -22,7 +22,7 @@ import pytest
 from chores import child, until, wait
 
 COUNT = int(os.environ.get("POTKIT_KILLS", "0"))
-SHORT = ("pretrain", "data make", "data convert", "evaluate", "md")
+SHORT = ("data convert", "md")
 OUTCOMES: Counter = Counter()
 
 
