@@ -72,7 +72,7 @@ COMMANDS: dict[str, list[str]] = {
     "run": ["run", "mini.ipynb", "--profile", "smoke", "--out", "out/notebooks"],
 }
 # another time, another run of the same: not what must be equal
-OF_THE_CLOCK = re.compile(r".*seconds.*|date|command|commit|hardware|state|metadata")
+OF_THE_CLOCK = re.compile(r".*seconds.*|date|command|commit|hardware|state|metadata|id")
 
 
 def lay(folder: Path) -> None:
