@@ -12,6 +12,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 # of `make fuzz`, for each format of files
 MINUTES ?= 0
+# of `make kills`, for each command
+COUNT ?= 20
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ QUICK := -m "not slow and not generate" $(addprefix tests/,structures datasets o
     models/test_egnn.py models/test_painn.py experiments/test_statistics.py report/test_readme.py \
     test_architecture.py test_house.py)
 
-.PHONY: help setup peers reproduce lint test test-quick coverage fuzz notebooks-text pages docs lab clean
+.PHONY: help setup peers reproduce lint test test-quick coverage fuzz kills notebooks-text pages docs lab clean
 
 help:
 	@echo "make reproduce   set up, then execute all notebooks (profile quick)"
@@ -41,6 +43,7 @@ help:
 	@echo "make docs        build the documentation site, in docs/_build/html"
 	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
 	@echo "make fuzz        set up, then spoil settings and files at random (MINUTES=10: per format)"
+	@echo "make kills       set up, then kill every long command at random moments (COUNT=20: each)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
 	@echo "make clean       remove the set-up and caches; runs/ stays"
@@ -127,6 +130,9 @@ coverage: setup
 
 fuzz: setup
 	@POTKIT_FUZZ=50 POTKIT_FUZZ_MINUTES=$(MINUTES) $(CHECK) tests/fuzz
+
+kills: setup
+	@POTKIT_KILLS=$(COUNT) $(CHECK) -rP tests/kills/test_kills.py
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

@@ -316,7 +316,10 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
         atoms.calc = SinglePointCalculator(atoms, **results) if results else None
     found = arrays_from_ase(frames, np.float64)
     info = found.pop("info")
-    out = Structures(**found, info=info)
+    try:
+        out = Structures(**found, info=info)
+    except DataError as error:  # what only all frames together show, such as a box without edges
+        raise DataError(f"{path}: {error}") from error
     units = chosen_units(
         options.get("length_unit"), options.get("energy_unit"), options.get("forces_unit")
     )

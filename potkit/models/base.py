@@ -8,6 +8,7 @@ pretraining uses.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -400,7 +401,7 @@ class Potential(nn.Module):
             "force_input": "forces" in inputs and self.force_encoder is None,
             "noise_readout": "noise" in outputs and self.noise_readout is None,
         }
-        like = next(p for p in self.parameters() if p.is_floating_point())
+        like = self.like()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if lacking["force_input"]:
@@ -433,6 +434,13 @@ class Potential(nn.Module):
             )
         readouts = [name for name, _ in self.named_parameters() if name not in depths]
         return depths | dict.fromkeys(readouts, top + 1)
+
+    def like(self) -> Tensor:
+        """A tensor of the device and precision that this network computes in: a parameter, or a
+        buffer where it has none, as a classical potential.
+        """
+        tensors = itertools.chain(self.parameters(), self.backbone.buffers(), self.buffers())
+        return next(tensor for tensor in tensors if tensor.is_floating_point())
 
     def n_parameters(self) -> int:
         """How many numbers are trained."""

@@ -394,13 +394,19 @@ class _Run:
         columns = ["symbols", "positions", "momenta", "forces"]
         temperature = kinetic / (1.5 * units.kB * len(atoms))
         row = (potential, kinetic, potential + kinetic, temperature)
-        try:
+        with self._writing():
             with self.trajectory.open("a", encoding="utf-8") as file:
                 write(file, frame, format="extxyz", columns=columns)
             with self.energies.open("a", encoding="utf-8") as file:
                 # every digit: the total is what a drift is read from
                 numbers = ",".join(repr(float(value)) for value in row)
                 file.write(f"{step},{picoseconds:.9g},{numbers}\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within, what the disk refuses is said in a line that names the folder."""
+        try:
+            yield
         except OSError as error:
             raise DataError(
                 f"{self.path}: cannot be written ({error.strerror or error})"
@@ -442,9 +448,11 @@ class _Run:
         for path, size in ((self.trajectory, frames), (self.energies, rows)):
             if size and (not path.is_file() or path.stat().st_size < size):
                 raise CheckpointError(f"{path}: shorter than its state says; choose another folder")
-            with path.open("ab") as file:
+            with self._writing(), path.open("ab") as file:
                 file.truncate(size)
-        if not rows:
+        if rows:
+            return
+        with self._writing():
             self.energies.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
 
     def _say(self, text: str) -> None:

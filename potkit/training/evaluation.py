@@ -135,9 +135,9 @@ def predict(
     (`potkit.kernels`; the first call builds them); ConfigError where there are none.
     """
     batch_size = count(batch_size, "batch_size")
-    device = checked_device(device or next(model.parameters()).device)
+    device = checked_device(device or model.like().device)
     model.check_elements(structures.elements)
-    dtype = next(model.parameters()).dtype
+    dtype = model.like().dtype
     was_training = model.training
     quick = for_predictions(model, compile, device, dtype)  # raises before the model is moved
     model.to(device).eval()

@@ -6,10 +6,11 @@ Importing this imports metatomic. Annotations are types here, not text: TorchScr
 # ruff: noqa: UP006, UP035, UP045  # metatomic asks for typing's names in `forward`
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
@@ -161,7 +162,25 @@ def write(
         metadata = ModelMetadata(name=name, description=description)
         model = AtomisticModel(module, metadata, capabilities)
         with _own_libraries_only():
-            model.save(str(path))
+            _save(model, path)
+
+
+def _save(model: AtomisticModel, path: Path) -> None:
+    """As ``model.save``, but that a full disk raises OSError: torch's own writer of files ends the
+    whole process there.
+    """
+    made = io.BytesIO()
+    original = torch.jit.save
+
+    def into_memory(module: torch.jit.ScriptModule, file: str, **more: Any) -> None:
+        original(module, made, **more)
+
+    torch.jit.save = into_memory
+    try:
+        model.save(str(path))
+    finally:
+        torch.jit.save = original
+    path.write_bytes(made.getbuffer())
 
 
 @contextlib.contextmanager

@@ -134,6 +134,8 @@ def fit(
     """
     if not len(structures):
         raise DataError("no structures to train on")
+    if not model.n_parameters():
+        raise ConfigError("this network has no parameters: there is nothing to train")
     model.extend(objective.needed(), objective.inputs, seed=config.seed)
     valid = valid if valid is not None and len(valid) else None
     identity = _identity(model, structures, valid, objective, config, notes)

@@ -398,7 +398,7 @@ class RunFolder:
                 "steps": state.step,
                 "seconds": state.seconds,
                 "best": None if state.best == float("inf") else state.best,
-                "device": str(next(model.parameters()).device),
+                "device": str(model.like().device),
                 "hash": identity_hash(self.identity),
             },
         )

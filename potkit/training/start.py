@@ -71,7 +71,7 @@ def _energies(model: Potential, structures: Structures, at_once: int = 64) -> np
     """[S] float64 eV."""
     was_training = model.training
     model.eval()
-    like = next(model.parameters())
+    like = model.like()
     parts = []
     for first in range(0, len(structures), at_once):
         rows = np.arange(first, min(first + at_once, len(structures)))

@@ -225,3 +225,11 @@ def test_iso17_ids_that_do_not_fit(tmp_path, ids, words):
     (tmp_path / "iso17" / "reference.db").unlink()
     with pytest.raises(DataError, match=r"reference.db: missing"):
         read(tmp_path / "iso17", format="iso17", part="train")
+
+
+def test_a_box_without_edges_names_its_file(tmp_path):
+    path = tmp_path / "POSCAR"
+    zeros = "0 0 0\n" * 3
+    path.write_text(f"H2O\n1.0\n{zeros}O H\n1 2\nDirect\n{zeros}")
+    with pytest.raises(DataError, match="POSCAR: pbc is true somewhere but no cell was given"):
+        read(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ase
 import numpy as np
 import pytest
+import springs
 import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
@@ -298,3 +299,16 @@ def test_settings_of_an_evaluation_are_checked_in_one_line(options, message):
     with pytest.raises(ConfigError) as error:
         potkit.evaluate(model, potkit.load("ani-mini")[:2], **options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_network_without_parameters_predicts_and_is_not_trained(tmp_path):
+    s = springs.water(3)
+    network = springs.springs()
+    assert not network.n_parameters()
+    predicted = potkit.training.evaluation.predict(network, s)
+    assert np.isfinite(predicted["energy"]).all() and predicted["forces"].shape == s.pos.shape
+    s.energy, s.forces = predicted["energy"], predicted["forces"]
+    assert potkit.evaluate(network, s).forces_mae == 0
+    with pytest.raises(ConfigError, match="no parameters: there is nothing to train"):
+        potkit.finetune(network, s, s, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
