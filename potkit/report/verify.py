@@ -12,7 +12,7 @@ is recomputed on demand.
 Pictures that `stored_figures.draw` made say what they show, and are drawn again; so are the blocks
 (`blocks.fill`) that the cells of notebooks put out. NAME-test.csv follows from NAME-test-errors.csv
 (`structure_errors.summarise`), NAME-ensembles.csv and NAME-contrasts.csv from NAME-predictions.csv
-(`calibration`).
+(`calibration`), NAME-measures.csv and NAME-changes.csv from NAME-simulations.csv (`simulations`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..experiments import (
     calibration,
     convergence,
     numerics,
+    simulations,
     statistics,
     structure_errors,
     yaml_form,
@@ -112,6 +113,8 @@ OTHERS: dict[tuple[str, str], Callable[[pd.DataFrame], pd.DataFrame]] = {
     ("-errors", ""): structure_errors.summarise,
     ("-predictions", "-ensembles"): calibration.summarise,
     ("-predictions", "-contrasts"): calibration.contrasts,
+    ("-simulations", "-measures"): simulations.summarise,
+    ("-simulations", "-changes"): simulations.effects,
 }
 
 
