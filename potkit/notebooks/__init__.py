@@ -4,9 +4,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["audit_profiles", "profiles", "results", "runner", "text"],
+    submodules=["audit_profiles", "dynamics_profiles", "profiles", "results", "runner", "text"],
     submod_attrs={
-        "results": ["keep_choice", "keep_ensembles", "keep_runs"],
+        "results": ["keep_choice", "keep_ensembles", "keep_runs", "keep_simulations"],
         "runner": [
             "CHECKED",
             "COMMITTED_PROFILE",

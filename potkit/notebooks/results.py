@@ -9,7 +9,9 @@ Stored are NAME-runs, NAME (`statistics.summarise`), NAME-effects, NAME-baseline
 (the errors of each test structure) and NAME-test, in data/results where the figures go to figures/
 (`potkit run --inplace`), else beside the figures. `keep_ensembles` stores what the members of
 ensembles over seeds say (NAME-predictions), how well they tell their errors (NAME-ensembles), and
-how that differs between arms (NAME-contrasts).
+how that differs between arms (NAME-contrasts). `keep_simulations` stores what became of the
+copies that networks moved (NAME-simulations), how well they ran (NAME-measures), and how that
+differs between arms (NAME-changes).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import ConfigError
-from ..experiments import baselines, calibration, statistics, structure_errors
+from ..experiments import baselines, calibration, simulations, statistics, structure_errors
 from ..experiments import experiment as experiments
 from ..experiments.choosing import Choice
 from ..experiments.experiment import Experiment
@@ -54,7 +56,13 @@ class Kept:
         """The block ``kind`` (see `report.blocks.fill`) of the tables stored under this name;
         verdicts and choices have none in profile smoke.
         """
-        if self.profile == "smoke" and kind in ("verdicts", "choice", "saved", "calibrated"):
+        if self.profile == "smoke" and kind in (
+            "verdicts",
+            "choice",
+            "saved",
+            "calibrated",
+            "moved",
+        ):
             return UNTOLD
         empty = f"<!-- {kind}: {self.name}{ending} -->\n<!-- end -->"
         return blocks.fill(empty, self.folder)
@@ -188,6 +196,38 @@ def keep_ensembles(
     again.attrs = notes
     report.store(calibration.summarise(again), f"{name}-ensembles", command, folder)
     report.store(calibration.contrasts(again), f"{name}-contrasts", command, folder)
+    return Kept(name, folder, run.profile)
+
+
+def keep_simulations(
+    run: SimpleNamespace,
+    grid: Sequence[Experiment],
+    runs: pd.DataFrame,
+    cases: Sequence[simulations.Case],
+    name: str,
+    notebook: str,
+    primary: Mapping[str, str] | None = None,
+) -> Kept:
+    """Let the networks of finished ``runs`` of ``grid`` move the ``cases``, one for each
+    experiment, and store what became of them under ``name``.
+
+    ``primary``: the contrast declared before the runs; see `simulations.effects`. Raises
+    ConfigError where it names an arm that there is not, and as `simulations.trajectories` and
+    `report.store` do.
+    """
+    known = dict.fromkeys(runs["arm"])
+    if primary and (strange := {primary["arm"], primary["against"]} - set(known)):
+        raise ConfigError(f"contrast: no arm {min(strange)!r}; there are {', '.join(known)}")
+    folder = runner.results_folder(run.profile)
+    command = runner.command(notebook, run.profile)
+    notes = {"primary": dict(primary)} if primary else {}
+    table = simulations.trajectories(grid, runs, cases, run.jobs)
+    report.store(table, f"{name}-simulations", command, folder, runs=list(runs["run"]), **notes)
+    # what follows is made of what was stored, rounded as it is
+    again = report.stored(f"{name}-simulations", folder)[0]
+    again.attrs = notes
+    report.store(simulations.summarise(again), f"{name}-measures", command, folder)
+    report.store(simulations.effects(again), f"{name}-changes", command, folder)
     return Kept(name, folder, run.profile)
 
 

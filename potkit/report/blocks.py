@@ -216,7 +216,8 @@ def _change_in_words(row: Any) -> str:
 
 BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
-    r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated): (\S+) -->\n.*?<!-- end -->",
+    r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
+    r"|simulations|moved): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -230,6 +231,8 @@ SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "learned": ("-runs", sentences.learned),
     "ensembles": ("-ensembles", sentences.ensembles),
     "calibrated": ("-contrasts", sentences.calibrated),
+    "simulations": ("-measures", sentences.simulated),
+    "moved": ("-changes", sentences.moved),
 }
 
 PAGE = Kind("a page with generated blocks", lambda path: BLOCK.search(path.read_text()) is not None)
@@ -256,6 +259,8 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - learned: the losses of its pretrainings;
     - ensembles: how its ensembles over seeds tell their own errors;
     - calibrated: how that differs between arms, as sentences;
+    - simulations: how its networks run, an arm per row;
+    - moved: how that differs between arms, as sentences;
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
     - departures: from the published codes in networks or in other; settings of denoise-paper,
       masked-paper or the presets; or the notes of the shipped experiments.

@@ -347,3 +347,63 @@ def _difference(row: dict[str, Any]) -> str:
     else:
         verdict += " for these seeds"
     return f"{SAID[row['statistic']]} {value} ({text}): {verdict}"
+
+
+# -- simulations ---------------------------------------------------------------------------------
+MOVED = {  # measure -> name, unit, factor
+    "forces_mae": ("force MAE", "meV/Å", 1e3),
+    "ends_per_ps": ("ends", "per ps of a copy", 1.0),
+    "drift": ("NVE drift", "meV/atom/ps", 1.0),
+    "bonds": ("bond lengths off", "mÅ", 1e3),
+    "radial": ("g(r) off", "no unit", 1.0),
+}
+
+
+def simulated(table: pd.DataFrame) -> str:
+    """A table of `simulations.summarise`: an arm per row, a column per measure."""
+    by = list(table.columns[: list(table.columns).index("arm")])
+    rows = []
+    for key, part in table.groupby([*by, "arm"], sort=False):
+        row = dict(zip([*by, "arm"], key, strict=True))
+        of = part.set_index("metric")
+        for metric, (name, unit, scale) in MOVED.items():
+            if metric not in of.index or pd.isna(of.loc[metric, "mean"]):
+                continue
+            values = [scale * of.loc[metric, c] for c in ("mean", "low", "high")]
+            text = f"{values[0]:.3g}"
+            if np.isfinite(values[1]):
+                text += f" [{values[1]:.3g} to {values[2]:.3g}]"
+            row[f"{name} ({unit})"] = text
+        rows.append(row)
+    note = (
+        "Means over seeds, in brackets 95 % intervals over these. Ends count half an end more than "
+        "there were; where no copy of any arm ended there is no rate. The drift is that of copies "
+        "that ran to the end, the next columns are distances to the reference."
+    )
+    return f"{markdown(pd.DataFrame(rows).fillna('–'))}\n\n{note}"
+
+
+def moved(table: pd.DataFrame) -> str:
+    """A line for each arm and baseline of a table of `simulations.effects`: each measure's change
+    with its interval and its verdict.
+    """
+    by = list(table.columns[: list(table.columns).index("arm")])
+    declared = table[table["family"] == "primary"]
+    head = (
+        f"Changes over {_span(table['seeds'])} seeds, in brackets the 95 % interval of one "
+        "comparison alone; less is better. What is not told from 0 has behind it the interval that "
+        "counts all comparisons of its family (Holm)."
+    )
+    if len(declared):
+        first = declared.iloc[0]
+        name = MOVED[first["metric"]][0]
+        head += f" Declared before the runs: {first['arm']} against {first['against']}, {name}."
+    lines = [head, ""]
+    for key, part in table.groupby([*by, "arm", "against"], sort=False):
+        *where, arm, against = key
+        said = [
+            f"{MOVED[r['metric']][0]} {change(r)}: {_shortened(r['verdict'])}"
+            for r in part.to_dict("records")
+        ]
+        lines.append(f"- {_where(where)}**{arm}** against {against}: {'; '.join(said)}")
+    return "\n".join(lines)

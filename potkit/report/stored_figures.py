@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from ..errors import ConfigError
 from ..experiments import statistics
-from . import calibration_figures, figures
+from . import calibration_figures, figures, simulation_figures
 from . import tables as report
 from .sentences import worth
 
@@ -41,7 +41,11 @@ def draw(kind: str, name: str, folder: str | Path = "data/results", **options: A
             f"no picture {kind!r} of a stored experiment; there are {', '.join(KINDS)}"
         )
     chart = KINDS[kind](name, Path(folder), **options)
-    below = calibration_figures.sizes if kind in OF_ENSEMBLES else sizes
+    below = sizes
+    if kind in OF_ENSEMBLES:
+        below = calibration_figures.sizes
+    elif kind in OF_SIMULATIONS:
+        below = simulation_figures.sizes
     title = f"{chart.layout.title.text or ''}<br><sub>{below(name, folder)}</sub>"
     chart.update_layout(
         title=dict(text=title, y=1, yanchor="top", pad=dict(t=28)),
@@ -272,8 +276,15 @@ OF_ENSEMBLES: dict[str, Callable[..., go.Figure]] = {
     "coverage": calibration_figures.coverage,
     "calibration": calibration_figures.summary,
 }
+# kinds that show NAME-simulations
+OF_SIMULATIONS: dict[str, Callable[..., go.Figure]] = {
+    "held": simulation_figures.held,
+    "survival": simulation_figures.survival,
+    "distributions": simulation_figures.distributions,
+}
 KINDS: dict[str, Callable[..., go.Figure]] = {
     **OF_ENSEMBLES,
+    **OF_SIMULATIONS,
     "changes": _changes,
     "errors": _errors,
     "scan": _scan,

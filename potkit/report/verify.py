@@ -13,7 +13,7 @@ the data are embedded, else on demand.
 Pictures that `stored_figures.draw` made say what they show, and are drawn again; so are the blocks
 (`blocks.fill`) that the cells of notebooks put out. NAME-test.csv follows from NAME-test-errors.csv
 (`structure_errors.summarise`), NAME-ensembles.csv and NAME-contrasts.csv from NAME-predictions.csv
-(`calibration`).
+(`calibration`), NAME-measures.csv and NAME-changes.csv from NAME-simulations.csv (`simulations`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ..experiments import (
     calibration,
     convergence,
     numerics,
+    simulations,
     statistics,
     structure_errors,
     yaml_form,
@@ -113,6 +114,8 @@ OTHERS: dict[tuple[str, str], Callable[[pd.DataFrame], pd.DataFrame]] = {
     ("-errors", ""): structure_errors.summarise,
     ("-predictions", "-ensembles"): calibration.summarise,
     ("-predictions", "-contrasts"): calibration.contrasts,
+    ("-simulations", "-measures"): simulations.summarise,
+    ("-simulations", "-changes"): simulations.effects,
 }
 
 

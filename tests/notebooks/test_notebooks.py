@@ -292,8 +292,7 @@ def test_gallery_in_the_repository_is_up_to_date(repository, tmp_path):
 
 def test_notebooks_are_numbered_without_gaps():
     numbers = [path.name[:3] for path in COMMITTED]
-    # 09 is kept for dynamics
-    assert numbers == [f"{n:02d}_" for n in range(1, len(numbers) + 2) if n != 9]
+    assert numbers == [f"{n:02d}_" for n in range(1, len(numbers) + 1)]
     assert len(numbers) >= 7
 
 
@@ -443,6 +442,8 @@ def test_notebooks_that_train_keep_their_runs_and_type_no_result(path):
     said = code.replace('"saved", ', "")
     if "notebooks.keep_ensembles(" in code:
         assert '.say("calibrated")' in said
+    elif "notebooks.keep_simulations(" in code:
+        assert '.say("moved")' in said
     else:
         assert "notebooks.keep_runs(" in code and '.say("verdicts")' in said
     assert not re.search(r"idxmin|\.effect\b|\[.effect.\]", code)

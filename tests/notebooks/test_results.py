@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import potkit
 from potkit.errors import ConfigError
-from potkit.experiments import baselines, statistics
+from potkit.experiments import baselines, simulations, statistics
 from potkit.experiments import experiment as experiments
 from potkit.notebooks import profiles, results, runner
 from potkit.report import figures, pages, stored_figures, verify
@@ -227,6 +227,41 @@ def test_ensembles_are_kept_with_what_was_declared(grid, tmp_path, monkeypatch):
     assert smoke.markdown("calibrated") == results.UNTOLD
     with pytest.raises(ConfigError, match="no arm 'nobody'"):
         results.keep_ensembles(QUICK, grid, runs, "x", "10", primary=declared | {"arm": "nobody"})
+
+
+def test_simulations_are_kept_and_made_again(grid, tmp_path, monkeypatch):
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "figures"))
+    runs = experiments.run(grid, progress=False)
+    plan = simulations.Plan(temperature=300.0, nvt=0.03, nve=0.03, copies=2)
+    start = potkit.load("ani-mini")[:1]
+    case = simulations.Case(start, start, plan)
+    here = SimpleNamespace(profile="quick", jobs=1)
+    declared = {"arm": "wide", "against": "scratch", "metric": "bonds"}
+    kept = results.keep_simulations(
+        here, [grid], runs, [case], "mine", "09_dynamics", primary=declared
+    )
+    for kind in ("held", "survival", "distributions"):
+        chart = stored_figures.draw(kind, "mine", kept.folder, title="T")
+        assert "2 networks an arm" in chart.layout.title.text
+        figures.save(chart, kind)
+    report.store(runs, "other-runs", "a test", kept.folder)  # without runs nothing is verified
+    found = verify.verify(kept.folder, tmp_path)
+    assert found.holds, found.differences.to_string()
+    assert {"mine-measures", "mine-changes"} <= set(found.tables) and len(found.pictures) == 3
+    assert "Declared before the runs: wide against scratch" in kept.markdown("moved")
+    assert "force MAE (meV/Å)" in kept.markdown("simulations")
+    smoke = results.Kept(kept.name, kept.folder, "smoke")
+    assert smoke.markdown("moved") == results.UNTOLD
+    # copies that are said to have run for less
+    table = kept.table("-simulations")
+    table["drift"] *= 2
+    table.loc[table["ensemble"] == "nvt", "held"] /= 2
+    table.to_csv(kept.folder / "mine-simulations.csv", index=False)
+    where = set(verify.verify(kept.folder, tmp_path).differences["where"])
+    assert {"mine-measures.csv", "figures/held.html"} <= where
+    with pytest.raises(ConfigError, match="no arm 'nobody'"):
+        wrong = declared | {"arm": "nobody"}
+        results.keep_simulations(here, [grid], runs, [case], "x", "09", primary=wrong)
 
 
 # -- contrasts -----------------------------------------------------------------------------------
