@@ -108,16 +108,15 @@ def weights_make(
     target: Annotated[
         str | None, Option(help="name of the set it fine-tunes on, for the cards")
     ] = None,
-    out: Annotated[Path | None, Option(help="folder; default: that of the shipped ones")] = None,
 ) -> None:
     """Make named weights, with errors after fine-tuning, of an experiment's finished runs.
 
-    Weights that are there already stay as they are.
+    They go beside those that ship; weights that are there already stay as they are.
     """
     from ..experiments import packing, yaml_form
 
     experiments = yaml_form.read(file).experiments(store)
-    made, left = packing.pack(experiments, command, commit, out, target)
+    made, left = packing.pack(experiments, command, commit, target=target)
     for card in made:
         print(card)
     for name, why in left.items():
