@@ -356,7 +356,8 @@ def finetune(
         int | None, Option(help="label budget: use only so many of the training structures")
     ] = None,
     parts: Annotated[
-        str | None, Option(help="what to take over from --init; default: backbone")
+        str | None,
+        Option(help="what to take over from --init; default: what its card says, else backbone"),
     ] = None,
     references: Annotated[
         str | None,
@@ -471,7 +472,7 @@ def finetune(
         out=out,
         objective=task,
         references=None if word in choices else word,
-        parts=tuple(parts.split(",") if parts else file.model.parts),
+        parts=tuple(parts.split(",") if parts else file.model.parts or ()) or None,
         overwrite=force,
         extend=extend,
     )

@@ -73,7 +73,11 @@ class FinetuneModel(PretrainModel):
     init: Path | None = Field(
         None, description="checkpoint or run folder to start from; default: from scratch"
     )
-    parts: list[str] = Field(["backbone"], description="what to take over from init")
+    parts: list[str] | None = Field(
+        None,
+        description="what to take over from init; default: what the card of pretrained weights "
+        "says, else backbone",
+    )
 
 
 class ObjectiveSection(BaseModel):

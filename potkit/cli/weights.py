@@ -97,3 +97,27 @@ def weights_pack(
     from ..training import pretrained
 
     print(pretrained.pack(run, name, command, commit, out, licence))
+
+
+@weights_app.command("make")
+def weights_make(
+    file: Annotated[Path, Argument(help="experiment that was run, such as weights.yaml")],
+    store: Annotated[Path, Option(help="where its runs are")],
+    command: Annotated[str, Option(help="what made the runs, for the cards")],
+    commit: Annotated[str, Option(help="commit of potkit that made the runs, for the cards")],
+    target: Annotated[
+        str | None, Option(help="name of the set it fine-tunes on, for the cards")
+    ] = None,
+) -> None:
+    """Make named weights, with errors after fine-tuning, of an experiment's finished runs.
+
+    They go beside those that ship; weights that are there already stay as they are.
+    """
+    from ..experiments import packing, yaml_form
+
+    experiments = yaml_form.read(file).experiments(store)
+    made, left = packing.pack(experiments, command, commit, target=target)
+    for card in made:
+        print(card)
+    for name, why in left.items():
+        print(f"{name}: not made: {why}")

@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..experiments import audit
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
+from ..training import pretrained
 from . import audits, paper_map, paper_settings, published_numbers, sentences
 from .tables import MARK, across, markdown, spreads, stored, wide
 from .tables import effects as effects_in_words
@@ -217,7 +218,7 @@ def _change_in_words(row: Any) -> str:
 BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
     r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
-    r"|simulations|moved): (\S+) -->\n.*?<!-- end -->",
+    r"|simulations|moved|weights): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -261,6 +262,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - calibrated: how that differs between arms, as sentences;
     - simulations: how its networks run, an arm per row;
     - moved: how that differs between arms, as sentences;
+    - weights: those that ship, of their cards (NAME is all);
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
     - departures: from the published codes in networks or in other; settings of denoise-paper,
       masked-paper or the presets; or the notes of the shipped experiments.
@@ -273,6 +275,8 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
 def _block(kind: str, name: str, folder: str | Path) -> str:
     if kind == "papers":
         shown = markdown(printed(name))
+    elif kind == "weights":
+        shown = markdown(pretrained.table())
     elif kind == "studies":
         shown = markdown(studies(name.split(","), folder))
     elif kind in SENTENCES:

@@ -478,13 +478,14 @@ def finetune(
     out: str | Path = "runs/finetune",
     objective: Supervised | None = None,
     references: str | ReferenceEnergies | None = None,
-    parts: tuple[str, ...] = ("backbone",),
+    parts: tuple[str, ...] | None = None,
     overwrite: bool = False,
     extend: int | None = None,
 ) -> Run:
     """Train ``model`` on the labels of ``train``; ``init`` is a checkpoint (or Run, or the name of
     pretrained weights) whose ``parts`` it starts from (the denoise paper's text: the backbone; its
-    code: the energy head too, see `checkpoints.transfer`).
+    code: the energy head too, see `checkpoints.transfer`); default: the parts on the card of
+    pretrained weights, else the backbone.
 
     ``references``: as ``config.references`` ("fit" is "least-squares" too), the name of a table of
     isolated atoms or a file of them, or ReferenceEnergies; default: what ``config`` says. They,
@@ -533,12 +534,13 @@ def finetune(
                 f"{out}: holds the weights to start from, which are not overwritten; "
                 "choose another folder"
             )
+        parts = parts or pretrained.parts_of(source)
         report = checkpoints.transfer(model, source, parts)
         _say(config, str(report))
         notes["init"] = {"parts": list(parts), "copied": len(report.copied), "new": len(report.new)}
     begin = normalization(train, config, references, _known(train))
     fitted = fitted and config.references == "least-squares"
-    unit = None if init is None else start.carried_unit(model, source, parts)
+    unit = None if init is None else start.carried_unit(model, source, parts or ())
     if train.energy is None:
         pass  # the zero of energies is arbitrary
     elif unit is not None:

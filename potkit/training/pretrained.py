@@ -24,11 +24,18 @@ from ..structures.outputs import PART, plain_name, read_json
 from ..structures.storage import replacing
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..models import Potential
 
 
 class Card(BaseModel):
-    """What is known of pretrained weights. Å for lengths."""
+    """What is known of pretrained weights. Å for lengths.
+
+    ``labels``: the level of theory of the labels that were read; None: trained without labels.
+    ``parts``: what a fine-tuning takes over where it is not told otherwise. ``fine_tuned``: errors
+    after fine-tuning, by what they are; None: not measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,6 +48,8 @@ class Card(BaseModel):
     data_fingerprint: str
     elements: list[str]
     objective: dict[str, Any]
+    labels: str | None = None
+    parts: list[str] = ["backbone"]
     sigma: float | list[float] | None
     cutoff: float | None
     steps: int
@@ -55,9 +64,11 @@ class Card(BaseModel):
 
     def __str__(self) -> str:
         sigma = "" if self.sigma is None else f", sigma {self.sigma} Å"
+        labels = "" if self.labels is None else f" on {self.labels} labels"
         return (
             f"{self.name}: {self.network} {self.preset}, {self.parameters:,} weights, "
-            f"cutoff {self.cutoff} Å; {self.objective['objective']}{sigma}, {self.steps} steps on "
+            f"cutoff {self.cutoff} Å; {self.objective['objective']}{labels}{sigma}, "
+            f"{self.steps} steps on "
             f"{self.data} ({' '.join(self.elements)})"
         )
 
@@ -103,8 +114,9 @@ def file(name: str) -> Path:
 def pretrained(name: str) -> Potential:
     """The network of pretrained weights, in evaluation mode, with its card as ``card``.
 
-    It has not seen labels: fine-tune it before its energies or forces are used. Raises ConfigError
-    for an unknown name, CheckpointError for a damaged file.
+    Fine-tune it before its energies or forces are used: it has seen no labels, or only those of
+    the fast method on its card. Raises ConfigError for an unknown name, CheckpointError for a
+    damaged file.
     """
     from . import checkpoints
 
@@ -130,13 +142,53 @@ def resolve(init: str | Path) -> Path:
     )
 
 
+def _card_of(source: Path) -> Card | None:
+    """The card of the checkpoint ``source``, if it is one of the weights by name."""
+    if source.parent.resolve() != folder().resolve() or source.stem not in names():
+        return None
+    return card(source.stem)
+
+
+def parts_of(source: Path) -> tuple[str, ...]:
+    """What a fine-tuning takes over of ``source``: what its card says, else the backbone."""
+    about = _card_of(source)
+    return ("backbone",) if about is None else tuple(about.parts)
+
+
+def table() -> pd.DataFrame:
+    """A row per weights: name, size, what it was pretrained with, errors after fine-tuning.
+
+    Text, as people read it, all of it from the cards.
+    """
+    import pandas as pd
+
+    rows = []
+    for name in names():
+        about = card(name)
+        sigma = "" if about.sigma is None else f", σ {about.sigma} Å"
+        with_what = f"{about.objective['objective']}{sigma}"
+        if about.labels is not None:
+            with_what = f"{about.labels} energies and forces"
+        row = {
+            "name": name,
+            "weights": f"{about.parameters:,}",
+            "pretrained with": with_what,
+            "steps": str(about.steps),
+        }
+        for what, error in (about.fine_tuned or {}).items():
+            row[what] = f"{error:.3f}"
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("not measured")
+
+
 def check_elements(source: Path, elements: Sequence[int]) -> None:
     """Warn in one line where ``elements`` (atomic numbers) has some that the weights in ``source``
     have not seen. Weights without a card say nothing.
     """
-    if source.parent.resolve() != folder().resolve() or source.stem not in names():
+    about = _card_of(source)
+    if about is None:
         return
-    seen = card(source.stem).elements
+    seen = about.elements
     new = [SYMBOLS[z] for z in elements if SYMBOLS[z] not in seen]
     if new:
         warnings.warn(
@@ -154,15 +206,18 @@ def pack(
     out: str | Path | None = None,
     licence: str = "MIT",
     fine_tuned: dict[str, float] | None = None,
+    parts: Sequence[str] = ("backbone",),
 ) -> Card:
     """Make weights with a card of a finished pretraining in the folder ``run``.
 
     ``command`` and ``commit`` made the run; ``licence`` is that of the weights. ``fine_tuned``:
     errors after fine-tuning, by what they are. ``out``: a folder, default that of the shipped ones.
+    ``parts``: what a fine-tuning takes over by default.
 
     Raises DataError for a folder that is no finished pretraining, ConfigError for a name that is
     taken, or where the run's data set is unknown, so that its elements are.
     """
+    from .. import objectives
     from ..datasets import registry
     from . import checkpoints
 
@@ -182,6 +237,10 @@ def pack(
         raise ConfigError(f"{run}: its data, {header['data']}, is no data set that has a name")
     summary = read_json(run / "summary.json")
     recipe, options = header["recipe"], header["recipe"]["options"]
+    structures = registry.load(header["data"])
+    labels = None
+    if objectives.from_dict(header["objective"]).labels():
+        labels = structures.info.get("level_of_theory", "unnamed")
     about = Card(
         name=name,
         network=recipe["name"],
@@ -190,8 +249,10 @@ def pack(
         parameters=checkpoints.build_again(header, source).n_parameters(),
         data=header["data"],
         data_fingerprint=header["data_fingerprint"],
-        elements=[SYMBOLS[z] for z in registry.load(header["data"]).elements],
+        elements=[SYMBOLS[z] for z in structures.elements],
         objective=header["objective"],
+        labels=labels,
+        parts=list(parts),
         sigma=header["objective"].get("sigma"),
         cutoff=options.get("cutoff"),
         steps=summary["steps"],

@@ -274,6 +274,8 @@ INPUTS = {
     ("bench networks", "experiment"),
     ("weights import", "file"),
     ("weights pack", "run"),
+    ("weights make", "file"),
+    ("weights make", "store"),
     ("export", "run"),
     ("md", "run"),
     ("plan", "runs"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import string
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from potkit import Denoise, TrainConfig
 from potkit.cli import main as cli
 from potkit.datasets import registry
 from potkit.errors import CheckpointError, ConfigError, DataError
+from potkit.report import blocks
 from potkit.training import pretrained
 
 STEPS = TrainConfig(steps=2, batch_size=4, progress=False, device="cpu")
@@ -45,7 +49,55 @@ def command(*arguments) -> None:
     assert stop.value.code == 0
 
 
+SHIPPED = pretrained.names()
+# what a card may leave open: without labels there is no level of theory, without noise no σ
+MAY_BE_OPEN = {"labels", "sigma"}
+
+
 # -- what ships ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_have_a_complete_card(name):
+    card = pretrained.card(name)
+    left_open = {key for key, value in card.model_dump().items() if value is None}
+    assert left_open <= MAY_BE_OPEN
+    assert card.name == name and (card.sigma is None) != (card.labels is None)
+    assert card.sha256 == hashlib.sha256(pretrained.file(name).read_bytes()).hexdigest()
+    assert ("energy_head" in card.parts) == (card.labels is not None)
+    assert len(card.commit) == 40 and set(card.commit) <= set(string.hexdigits)
+    assert card.fine_tuned and all(0 < error < 10 for error in card.fine_tuned.values())  # eV
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_open_and_say_numbers(name):
+    model = potkit.pretrained(name)
+    assert model.n_parameters() == model.card.parameters
+    batch = potkit.load("ani-mini")[::2500].batch(dtype=torch.float32)
+    energy, forces = model.energy_and_forces(batch)
+    assert energy.isfinite().all() and forces.isfinite().all()
+    assert forces.shape == batch.pos.shape and forces.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_are_fine_tuned_by_name(name, tmp_path):
+    """With the parts on the card: told so, the run is the same."""
+    model = potkit.pretrained(name)
+    parts = tuple(model.card.parts)
+    runs = [
+        potkit.finetune(
+            potkit.pretrained(name),
+            molecules(8),
+            None,
+            STEPS,
+            init=name,
+            out=tmp_path / out,
+            **told,
+        )
+        for out, told in (("card", {}), ("told", {"parts": parts}))
+    ]
+    assert equal(weights(runs[0].model), weights(runs[1].model))
+    assert runs[0].summary["steps"] == STEPS.steps
+
+
 @pytest.mark.parametrize(("network", "size"), [("egnn", 130_441), ("schnet", 86_657)])
 def test_shipped_weights_are_what_their_card_says(network, size):
     model = potkit.pretrained(f"{network}-small-denoise")
@@ -78,7 +130,18 @@ def test_shipped_weights_see_noise(network):
 def test_list_names_them(capsys):
     command("weights", "list")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["egnn-small-denoise", "schnet-small-denoise"]
+    assert [line.split(":")[0] for line in lines] == SHIPPED
+    assert {"egnn-small-denoise", "schnet-small-denoise"} <= set(SHIPPED)
+
+
+def test_the_page_has_the_cards_numbers():
+    page = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
+    text = page.read_text()
+    assert blocks.fill(text) == text, "fill docs/weights.md: python -m potkit.report.blocks"
+    for name in SHIPPED:
+        errors = pretrained.card(name).fine_tuned
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert all(f"{error:.3f}" in row for error in errors.values())
 
 
 # -- from a name to a fine-tuned network ---------------------------------------------------------
@@ -127,6 +190,28 @@ def test_a_path_goes_before_a_name(tmp_path, monkeypatch):
     assert str(pretrained.resolve("schnet-small-denoise")) == "schnet-small-denoise"
 
 
+def test_heads_come_over_where_the_card_says_so(run, tmp_path, monkeypatch):
+    """Weights trained on cheap labels: the first forces are theirs."""
+    structures = potkit.load("ani-mini")[:40]
+    labelled = potkit.pretrain(
+        egnn(), structures, potkit.Supervised(), STEPS, out=tmp_path / "labelled"
+    )
+    out = tmp_path / "weights"
+    both = ("backbone", "energy_head")
+    monkeypatch.setattr(pretrained, "folder", lambda: out)
+    card = pretrained.pack(labelled.path, "cheap", **MADE, parts=both)
+    assert (card.labels, card.sigma, card.parts) == ("GFN2-xTB", None, list(both))
+    assert pretrained.pack(run.path, "noise", **MADE).labels is None
+    assert "GFN2-xTB labels" in str(card)
+    still = STEPS.replace(lr=1e-12, min_lr=0.0)
+    tuned = potkit.finetune(egnn(), molecules(8), None, still, init="cheap", out=tmp_path / "tuned")
+    batch = molecules(8).batch(dtype=torch.float32)
+    forces = [model.energy_and_forces(batch)[1] for model in (tuned.model, labelled.model)]
+    assert torch.allclose(*forces, atol=1e-4)
+    assert pretrained.parts_of(pretrained.file("noise")) == ("backbone",)
+    assert pretrained.parts_of(run.checkpoint) == ("backbone",)
+
+
 # -- packing -------------------------------------------------------------------------------------
 def test_packed_weights_are_those_of_the_run(run, tmp_path, monkeypatch):
     out = tmp_path / "weights"
@@ -163,7 +248,7 @@ def test_data_without_a_name_is_refused(tmp_path):
 
 # -- mistakes ------------------------------------------------------------------------------------
 def test_unknown_names_list_the_known():
-    known = "egnn-small-denoise, schnet-small-denoise"
+    known = ", ".join(SHIPPED)
     with pytest.raises(ConfigError, match=known) as error:
         potkit.pretrained("egnn-large")
     one_line(error.value)
