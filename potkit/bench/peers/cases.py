@@ -47,7 +47,7 @@ def wake(model: Potential) -> None:
 def copy_of(model: Potential, compile: bool = False) -> nn.Module:
     """A copy with the same weights that can be trained by itself."""
     twin = copy.deepcopy(model)
-    return compile_backbone(twin, ("vector",)) if compile else twin
+    return compile_backbone(twin) if compile else twin
 
 
 class PeerPotential(nn.Module):
