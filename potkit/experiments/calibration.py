@@ -495,26 +495,29 @@ def _judged_together(rows: pd.DataFrame, primary: Mapping[str, str] | None) -> p
 
 
 # -- for pictures --------------------------------------------------------------------------------
-def reliability(one: Members, bins: int | None = None, number: int = DRAWS) -> pd.DataFrame:
+def reliability(one: Members, bins: int | None = None) -> pd.DataFrame:
     """Equally filled bins of rising spread, of the values that are judged: rms spread, rms error
     with its interval over clusters (low, high), and the number of values in each. A calibrated
     ensemble of many members has both equal. ``bins``: by default up to ten, of 25 values or more.
+
+    The interval is `clusters.sampled_mean`'s of the squared errors. In simulations with a known
+    truth it covers more often than it says (0.97 to 0.98 for 0.95); a bootstrap with ends by
+    Student's t covered 0.80 to 0.90, for the values of a bin come from few clusters.
     """
     judged = Judged.of(one)
     bins = bins or int(np.clip(len(judged.spread) // 25, 2, 10))
     order = np.argsort(judged.spread, kind="stable")
-    counts = np.vstack([np.ones(sum(map(len, judged.halves))), judged.draws(number)])
     rows = []
     for part in np.array_split(order, min(bins, len(order))):
-        owner = judged.owner[part]
-        square = np.bincount(owner, judged.error[part] ** 2, counts.shape[1])
-        size = np.bincount(owner, minlength=counts.shape[1])
-        with np.errstate(invalid="ignore"):  # a draw may have none of this bin
-            drawn = np.sqrt((counts @ square) / (counts @ size))
-        value, drawn = float(drawn[0]), drawn[1:][np.isfinite(drawn[1:])]
-        low, high = ends("rmse", value, drawn, judged.clusters - 1)
-        spread = float(np.sqrt(np.mean(judged.spread[part] ** 2)))
-        row = {"spread": spread, "error": value, "low": low, "high": high, "values": len(part)}
+        squares = judged.error[part] ** 2
+        mean = clusters.sampled_mean(squares, judged.owner[part])
+        row = {
+            "spread": float(np.sqrt(np.mean(judged.spread[part] ** 2))),
+            "error": float(np.sqrt(mean.mean)),
+            "low": float(np.sqrt(mean.low)),
+            "high": float(np.sqrt(mean.high)),
+            "values": len(part),
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -197,6 +197,24 @@ def test_reliability_of_a_calibrated_and_an_overconfident_ensemble():
         assert (curve["scaled"] - curve["expected"]).abs().mean() < 0.03
 
 
+def test_reliability_covers():
+    """Six members, 40 molecules of five structures whose errors go together, a true rms error of
+    1 in every bin: the interval covers it at least as often as it says.
+    """
+    rng = np.random.default_rng(0)
+    held = total = 0
+    for _ in range(60):
+        molecule = np.repeat(np.arange(40), 5)
+        true = 0.7 * rng.normal(size=40)[molecule] + np.sqrt(0.51) * rng.normal(size=200)
+        errors = true + 1e-3 * rng.normal(size=(6, 200))  # the spread tells nothing
+        judged = packed({"scratch": errors})
+        (one,) = calibration.ensembles(judged).values()
+        table = calibration.reliability(one, bins=2)
+        held += ((table["low"] < 1) & (table["high"] > 1)).sum()
+        total += len(table)
+    assert held / total >= 0.93
+
+
 # -- from a run store to what is stored ----------------------------------------------------------
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
