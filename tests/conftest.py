@@ -16,9 +16,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# as in a script's background job: the processes that tests interrupt would inherit it
+# as in a background job, or under nohup: the processes that tests interrupt would inherit it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
