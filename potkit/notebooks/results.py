@@ -183,12 +183,9 @@ def keep_ensembles(
     ConfigError where it names an arm that there is not, and as `report.store` does.
     """
     several = [grid] if isinstance(grid, Experiment) else list(grid)
-    known = dict.fromkeys(runs["arm"])
-    if primary and (strange := {primary["arm"], primary["against"]} - set(known)):
-        raise ConfigError(f"contrast: no arm {min(strange)!r}; there are {', '.join(known)}")
+    notes = _declared(primary, runs)
     folder = runner.results_folder(run.profile)
     command = runner.command(notebook, run.profile)
-    notes = {"primary": dict(primary)} if primary else {}
     table = calibration.predictions(several, runs, calibration.MOST)
     report.store(table, f"{name}-predictions", command, folder, runs=list(runs["run"]), **notes)
     # what follows is made of what was stored, rounded as it is
@@ -197,6 +194,18 @@ def keep_ensembles(
     report.store(calibration.summarise(again), f"{name}-ensembles", command, folder)
     report.store(calibration.contrasts(again), f"{name}-contrasts", command, folder)
     return Kept(name, folder, run.profile)
+
+
+def _declared(primary: Mapping[str, str] | None, runs: pd.DataFrame) -> dict[str, Any]:
+    """The contrast declared before ``runs``, as a note to what is stored of them. Raises
+    ConfigError where it names an arm that there is not.
+    """
+    if not primary:
+        return {}
+    known = dict.fromkeys(runs["arm"])
+    if strange := {primary["arm"], primary["against"]} - set(known):
+        raise ConfigError(f"contrast: no arm {min(strange)!r}; there are {', '.join(known)}")
+    return {"primary": dict(primary)}
 
 
 def keep_simulations(
@@ -215,12 +224,9 @@ def keep_simulations(
     ConfigError where it names an arm that there is not, and as `simulations.trajectories` and
     `report.store` do.
     """
-    known = dict.fromkeys(runs["arm"])
-    if primary and (strange := {primary["arm"], primary["against"]} - set(known)):
-        raise ConfigError(f"contrast: no arm {min(strange)!r}; there are {', '.join(known)}")
+    notes = _declared(primary, runs)
     folder = runner.results_folder(run.profile)
     command = runner.command(notebook, run.profile)
-    notes = {"primary": dict(primary)} if primary else {}
     table = simulations.trajectories(grid, runs, cases, run.jobs)
     report.store(table, f"{name}-simulations", command, folder, runs=list(runs["run"]), **notes)
     # what follows is made of what was stored, rounded as it is
