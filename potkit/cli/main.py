@@ -566,7 +566,9 @@ def compare(
         str | None,
         Option(help="hand the runs to the Dask scheduler at this address", metavar="ADDRESS"),
     ] = None,
-    interval: Annotated[str, Option(help="95 % intervals by t or bootstrap")] = "t",
+    interval: Annotated[
+        str, Option(help="95 % intervals by t or bootstrap (6 seeds or more)")
+    ] = "t",
     ensembles: Annotated[
         bool,
         Option(

@@ -5,15 +5,26 @@ the best looks some percent better than it is. So the pool that labels are drawn
 system, the candidates are compared on the part that is held out, and the chosen one is trained and
 tested as any other arm. How far it is a choice is said beside it: each candidate's change against
 the winner, with its interval.
+
+The numbers that made the winner also compare the others with it, so these comparisons come out too
+large one by one. Their intervals are Tukey's for all pairs of candidates at once (studentised
+range, seeds as blocks: Miller 1981, chapter 2), which hold whichever pair was picked. With the
+residual mean square s² of log errors after the means of candidates and seeds, k candidates, n seeds
+
+    half width = q(0.95; k, (k − 1)(n − 1)) s / √n
+
+It takes the residual spread to be the same for all candidates; of two it is the paired t interval.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ..datasets import splits
 from ..errors import ConfigError, DataError
@@ -29,8 +40,8 @@ class Choice:
     """What `choose` found: the arm called ``name``, and ``table``, a row per candidate.
 
     Columns: arm, seeds, mean (eV or eV/Å, on validation molecules), low, high, change_% against the
-    winner with its interval, and verdict (by Holm over the candidates; it leans towards "worse",
-    since the same numbers made the winner). ``molecules`` held out, ``structures`` in them.
+    winner with its interval (Tukey's, all candidates at once) and the verdict that follows from it.
+    ``molecules`` held out, ``structures`` in them.
     """
 
     name: str
@@ -142,31 +153,51 @@ def ranked(
     metric: str = "forces_mae",
     trial: Experiment | None = None,
 ) -> Choice:
-    """The best of ``candidates`` in the ``runs`` of `on_validation`. Without the ``trial`` the
-    numbers of molecules and structures are 0: they stand in no table of runs.
+    """The best of ``candidates`` in the ``runs`` of `on_validation`, over the seeds that all of them
+    have. Without the ``trial`` the numbers of molecules and structures are 0: they stand in no
+    table of runs. Raises DataError where no seed has all its runs.
     """
-    summary = experiments.compare(runs, [metric])  # raises where no run ended well
-    arms = summary[summary["arm"].isin(list(candidates))]
+    experiments.compare(runs, [metric])  # raises where no run ended well
     logs = statistics.over_budgets(runs, metric)
-    means = {arm: float(logs[arm].mean()) for arm in candidates if arm in logs}
-    if not means:
-        raise DataError(f"no candidate has all its runs: {', '.join(candidates)}")
-    name = min(means, key=means.__getitem__)
-    others = [arm for arm in candidates if arm in means and arm != name]
-    paired = {arm: (logs[arm] - logs[name]).dropna().to_numpy() for arm in others}
-    levels = statistics.holm([statistics.p_value(paired[arm]) for arm in others])[1]
-    level_of = dict(zip(others, levels, strict=True))
+    there = [arm for arm in candidates if arm in logs and logs[arm].notna().any()]
+    logs = logs[there].dropna()
+    if not len(logs) or not there:
+        raise DataError(f"no seed has all its runs of the candidates: {', '.join(candidates)}")
+    name = str(logs.mean().idxmin())
+    half = half_width(logs.to_numpy())
     rows = []
-    for arm in (a for a in candidates if a in means):
-        row = {"arm": arm, "seeds": int(arms.loc[arms["arm"] == arm, "seeds"].max())}
-        row |= statistics.typical(logs[arm])
+    for arm in there:
+        row = {"arm": arm, "seeds": len(logs)} | statistics.typical(logs[arm])
         if arm == name:
             row["verdict"] = "chosen"
         else:
-            row |= statistics.change(paired[arm])
-            row["verdict"] = statistics.verdict(paired[arm], 1 - level_of[arm])
+            mean = float((logs[arm] - logs[name]).mean())
+            row |= statistics.change_within(mean, mean - half, mean + half)
+            row["verdict"] = statistics.said(mean, mean - half, mean + half)
         rows.append(row)
     table = pd.DataFrame(rows)
     if trial is None:
         return Choice(name, table, 0, 0)
     return Choice(name, table, len(set(trial.test.system.tolist())), len(trial.test))
+
+
+def half_width(
+    logs: np.ndarray,  # [seeds, candidates] log errors
+    confidence: float = 0.95,
+) -> float:
+    """Of Tukey's intervals of all differences between candidates (see the module); NaN for a single
+    seed or candidate.
+    """
+    seeds, candidates = logs.shape
+    if min(seeds, candidates) < 2:
+        return float("nan")
+    left = logs - logs.mean(axis=0) - logs.mean(axis=1, keepdims=True) + logs.mean()
+    freedom = (candidates - 1) * (seeds - 1)
+    error = np.sqrt(np.square(left).sum() / freedom / seeds)
+    return _studentised_range(confidence, candidates, freedom) * float(error)
+
+
+@functools.cache
+def _studentised_range(confidence: float, candidates: int, freedom: int) -> float:
+    """Its quantile, which takes scipy half a second."""
+    return float(stats.studentized_range.ppf(confidence, candidates, freedom))

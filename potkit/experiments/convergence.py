@@ -1,34 +1,70 @@
 """Is the baseline converged? Scratch again with twice the steps, the same schedule stretched.
 
 A comparison with a baseline that would still get better by itself says how fast arms train, not
-what they reach. Doubling the steps must move scratch's error by less than the interval of that
-error; else the table says "not converged". Where no arm with just twice the steps was trained,
-scratch-longer takes its place if it has at least twice the steps: a harder check.
+what they reach. What decides is the paired 95 % interval of log(error with twice the steps / error)
+over seeds:
+
+    converged              it lies within ± `MARGIN`: more steps change less than that
+    not converged          it lies below 0, and not within the margin: more steps still help
+    worse by more steps    it lies above 0, and not within the margin
+    not told               anything else: these seeds do not decide
+
+A rule that compares points cannot: whether the change is smaller than the half width of scratch's
+own interval depends on how many seeds there are. With few every change is smaller; with many even
+a true change of nothing is larger in one of six cases. That comparison is kept as information
+(``within_interval``).
+
+Where no arm with just twice the steps was trained, scratch-longer takes its place if it has at
+least twice the steps: a harder check. Rows are judged one by one, each at 95 %.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..errors import ConfigError
 from .arms import DOUBLED, LONGER, SCRATCH
 from .statistics import DRAW, UNIT, grouping, interval
 
 METRIC = "forces_mae"
+MARGIN = 0.03  # relative: a doubling of the steps that changes less leaves the error as it is
+CONVERGED, FALLING, RISING, NOT_TOLD = (
+    "converged",
+    "not converged",
+    "worse by more steps",
+    "not told",
+)
+
+
+def verdict(low: float, high: float, margin: float = MARGIN) -> str:
+    """What the interval ``low`` to ``high`` of log(error with more steps / error) says."""
+    if np.log1p(-margin) < low and high < np.log1p(margin):
+        return CONVERGED
+    if high < 0:
+        return FALLING
+    return RISING if low > 0 else NOT_TOLD  # without an interval (NaN) nothing is told
 
 
 def table(
-    runs: pd.DataFrame, metric: str | None = None, by: Sequence[str] | None = None
+    runs: pd.DataFrame,
+    metric: str | None = None,
+    by: Sequence[str] | None = None,
+    margin: float = MARGIN,
 ) -> pd.DataFrame:
     """A row per experiment and label budget: what twice the steps change in scratch's error.
 
     ``times``: how many times the steps of scratch, 2 or more; ``change_%`` with its paired
-    interval; ``interval_%``: half of the interval of scratch's mean error over seeds, relative;
-    ``converged``: whether the change is smaller than that. ``metric`` defaults to the declared
-    contrast's, else the force error. Empty where no run has twice the steps.
+    interval; ``verdict`` and ``margin_%``: see the module; ``interval_%``: half of the interval of
+    scratch's mean error over seeds, relative; ``within_interval``: whether the change is smaller
+    than that. ``metric`` defaults to the declared contrast's, else the force error. Empty where no
+    run has twice the steps. Raises ConfigError for a ``margin`` that is not between 0 and 1.
     """
+    if not 0 < margin < 1:
+        raise ConfigError(f"margin must lie between 0 and 1 (0.03 for ± 3 %), got {margin}")
     declared = runs.attrs.get("primary") or {}
     metric = metric or declared.get("metric", METRIC)
     by = list(grouping(runs) if by is None else by)
@@ -50,8 +86,10 @@ def table(
                 "change_%": 100 * np.expm1(change),
                 "change_low_%": 100 * np.expm1(low),
                 "change_high_%": 100 * np.expm1(high),
+                "margin_%": 100 * margin,
+                "verdict": verdict(low, high, margin),
                 "interval_%": 100 * np.expm1(mean - below),
-                "converged": bool(abs(change) < mean - below),
+                "within_interval": bool(abs(change) < mean - below),
             }
         )
     return pd.DataFrame(rows)
@@ -73,16 +111,34 @@ def _pair(part: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series, float]
 
 
 def lines(checked: pd.DataFrame) -> list[str]:
-    """A sentence per row of `table`."""
+    """A sentence per row of `table`: the verdict, the change that decides it with its interval, and
+    how it compares with the interval of the error itself.
+    """
     texts = []
     before_metric = list(checked.columns).index("metric") if len(checked) else 0
     for row in checked.to_dict("records"):
         where = [str(row[column]) for column in checked.columns[:before_metric]]
-        said = "converged" if row["converged"] else "not converged"
         steps = "twice" if row["times"] == 2 else f"{row['times']:.2g} times"
-        texts.append(
-            f"{', '.join(where)} labels: scratch is {said}: {steps} the steps change its "
-            f"{row['metric']} by {row['change_%']:+.1f} % ({row['change_low_%']:+.1f} to "
-            f"{row['change_high_%']:+.1f}), its interval is ± {row['interval_%']:.1f} %"
+        change, low, high = (
+            f"{row[f'change{end}_%']:+.1f}".replace("-", "−") for end in ("", "_low", "_high")
         )
+        text = (
+            f"{', '.join(where)} labels: {_in_words(row)}: {steps} the steps change the "
+            f"{row['metric']} of scratch by {change} %"
+        )
+        if np.isfinite(row["change_low_%"]):
+            side = "inside" if row["within_interval"] else "outside"
+            text += (
+                f" ({low} to {high} %; the change itself lies {side} the ± "
+                f"{row['interval_%']:.1f} % of the error over {row['seeds']} seeds)"
+            )
+        texts.append(text)
     return texts
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    if row["verdict"] == NOT_TOLD:
+        return f"whether scratch is converged to ± {row['margin_%']:.0f} % is not told"
+    if row["verdict"] == CONVERGED:
+        return f"scratch is converged to ± {row['margin_%']:.0f} %"
+    return f"scratch is {row['verdict']}"

@@ -3,13 +3,21 @@
 Training is bit-equal for the same seed, threads and processor. With another number of threads (or
 another processor) sums are rounded in another order, and training carries such differences on: a
 chaotic map. What they come to is a spread no choice of seeds removes, and what two machines may
-differ by. With d = log(error) of a run with one thread minus that with the other, over S seeds
+differ by.
 
-    numerics = √(Σ d² / 2S)      of a single run, S degrees of freedom
-    spread   = standard deviation of log(error) over seeds, pooled over the thread counts
+The logarithms of the errors of S pretrainings with k thread counts are a one-way layout of random
+effects: what a seed has in every count, plus numerics. With the mean squares MSB between seeds
+(S − 1 degrees of freedom) and MSW within them (S (k − 1)),
 
-and their ratio squared is the share of the variance over seeds that is numerics. Forces and
-energies of one network are two columns, not two experiments.
+    numerics = √MSW                         of a single run; for two counts √(Σ d² / 2S)
+    spread   = √((MSB + (k − 1) MSW) / k)   of a single run over seeds
+    share    = numerics² / spread²          of the variance over seeds
+
+The interval of numerics is that of χ². The share is 1 − the intraclass correlation, and its
+interval the exact one of F = MSB/MSW (Shrout & Fleiss 1979, ICC(1, 1)), cut at 0 and 1. Label draws
+of one pretraining share it, and so its numerics, so the first draw of each pretraining counts.
+Experiments of a grid share runs (scratch under several objectives is one run): each run counts in
+the first of them only. Forces and energies of one network are two columns, not two experiments.
 """
 
 from __future__ import annotations
@@ -25,7 +33,7 @@ from scipy import stats
 from ..errors import ConfigError
 from . import experiment as experiments
 from .experiment import Experiment
-from .statistics import METRICS, grouping
+from .statistics import DRAW, METRICS, UNIT, grouping, nested
 
 THREADS = "threads"
 LAST_DIGIT = 5e-7  # of logarithms: runs are stored with six significant digits
@@ -63,46 +71,68 @@ def measure(
 
 
 def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-    """A row per experiment, label budget, arm and metric of a table of `measure`: seeds, spread_%,
-    numerics_% with its 95 % interval (χ², a degree of freedom a seed and pair of thread counts),
-    share_% of the variance over seeds, largest_% difference of a single seed, and equal, how many
-    seeds are the same to the last stored digit.
+    """A row per experiment, label budget, arm and metric of a table of `measure`: seeds
+    (pretrainings), spread_%, numerics_% and share_% of the variance over seeds with their 95 %
+    intervals (see the module), largest_% difference of a single run between successive thread
+    counts, and equal, how many of these differences are 0 to the last stored digit.
 
-    Of more than two thread counts, successive ones are compared. A seed counts where all its runs
-    ended well. Raises ConfigError where there is nothing to compare.
+    A run that several experiments share stands in the first of them only, and of the label draws of
+    a pretraining the first counts whose runs all ended well. Raises ConfigError where there is
+    nothing to compare.
     """
     by = [c for c in grouping(runs) if c != THREADS]
-    good = runs[runs["status"] == "ok"] if "status" in runs else runs
+    good = nested(runs)
+    if "run" in good:
+        good = good.drop_duplicates([THREADS, "run"])
     rows = []
-    for key, part in good.groupby([*by, "arm"], sort=False):
+    for key, part in good.groupby([*by, "arm"], sort=False, observed=True):
         for metric in metrics:
             if metric not in part or part[metric].isna().all():
                 continue
-            wide = part.pivot_table(index="seed", columns=THREADS, values=metric).dropna()
+            wide = part.pivot_table(index=[UNIT, DRAW], columns=THREADS, values=metric).dropna()
             if wide.shape[1] < 2 or not len(wide):
                 continue
-            logs = np.log(wide.to_numpy())  # [seeds, thread counts]
-            differences = np.diff(logs, axis=1).ravel()
-            n = len(differences)
-            square = float(np.square(differences).sum())
-            numerics = np.sqrt(square / (2 * n))
-            ends = np.sqrt(square / (2 * stats.chi2.ppf([0.975, 0.025], n)))
-            # a single seed has no spread
-            spread = float(np.sqrt(logs.var(axis=0, ddof=1).mean())) if len(wide) > 1 else np.nan
+            logs = np.log(wide.groupby(level=UNIT).first().to_numpy())  # [seeds, thread counts]
+            differences = np.abs(np.diff(logs, axis=1))
             rows.append(
                 dict(zip([*by, "arm"], key, strict=True))
+                | {"metric": metric, "seeds": len(logs)}
+                | {name: 100 * value for name, value in components(logs).items()}
                 | {
-                    "metric": metric,
-                    "seeds": len(wide),
-                    "spread_%": 100 * spread,
-                    "numerics_%": 100 * float(numerics),
-                    "numerics_low_%": 100 * float(ends[0]),
-                    "numerics_high_%": 100 * float(ends[1]),
-                    "share_%": 100 * float(numerics**2 / spread**2) if spread > 0 else np.nan,
-                    "largest_%": 100 * float(np.expm1(np.abs(differences).max())),
-                    "equal": int((np.abs(differences) < LAST_DIGIT).sum()),
+                    "largest_%": 100 * float(np.expm1(differences.max())),
+                    "equal": int((differences < LAST_DIGIT).sum()),
                 }
             )
     if not rows:
         raise ConfigError("numerics: no seed has a finished run with each number of threads")
     return pd.DataFrame(rows)
+
+
+def components(
+    logs: np.ndarray,  # [seeds, thread counts]
+) -> dict[str, float]:
+    """spread_%, numerics_% and share_% of `summarise` with their intervals, as shares of 1; what a
+    single seed does not tell is NaN.
+    """
+    seeds, counts = logs.shape
+    within = float(logs.var(axis=1, ddof=1).mean())
+    freedom = seeds * (counts - 1)
+    ends = np.sqrt(within * freedom / stats.chi2.ppf([0.975, 0.025], freedom))
+    out = dict.fromkeys(("spread_%", *_named("numerics"), *_named("share")), np.nan)
+    out |= zip(_named("numerics"), (float(np.sqrt(within)), *map(float, ends)), strict=True)
+    if seeds == 1:
+        return out
+    between = counts * float(logs.mean(axis=1).var(ddof=1))
+    both = between + (counts - 1) * within
+    out["spread_%"] = float(np.sqrt(both / counts))
+    # counts / (F + counts − 1) with F and its two ends, multiplied out: the spread within seeds may
+    # be 0
+    ratio = np.array([1.0, *stats.f.ppf([0.025, 0.975], seeds - 1, freedom)])
+    if both > 0:
+        shares = counts * within * ratio / (between + (counts - 1) * within * ratio)
+        out |= zip(_named("share"), map(float, np.minimum(shares, 1.0)), strict=True)
+    return out
+
+
+def _named(name: str) -> tuple[str, str, str]:
+    return f"{name}_%", f"{name}_low_%", f"{name}_high_%"

@@ -40,6 +40,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.data import atomic_masses
+from scipy import stats
 
 from ..analysis.distributions import radial_distribution
 from ..analysis.dynamics import (
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 MEASURES = ("ends_per_ps", "drift", "bonds", "radial")
 REFERENCE = "reference"  # the arm that the reference's rows have
 HOTTEST = 5.0  # times the temperature
+FEW = 3  # ends of a network
 BOND_EDGES = np.linspace(0.6, 2.2, 161)  # Å
 RADIAL_BINS = 50
 SCALE = 1000  # of a radial distribution that is stored in whole numbers
@@ -508,7 +510,7 @@ def distances(
 
 def measures(table: pd.DataFrame) -> pd.DataFrame:
     """`MEASURES` and forces_mae of each network in a table of `trajectories`, a row each, in the
-    form of `experiments.run`.
+    form of `experiments.run`; beside them its ``ends`` in NVT and the ``ps`` that copies ran.
     """
     by = [*statistics.grouping(table)]
     rows = []
@@ -520,9 +522,8 @@ def measures(table: pd.DataFrame) -> pd.DataFrame:
             nvt, nve = (part[part["ensemble"] == e] for e in ("nvt", "nve"))
             row = dict(zip(by, group, strict=True)) | {"arm": arm, "seed": seed, "status": "ok"}
             row["forces_mae"] = part["forces_mae"].iloc[0]
-            row["ends_per_ps"] = math.nan
-            if ended.any():
-                row["ends_per_ps"] = (_why(nvt).ne("").sum() + 0.5) / nvt["held"].sum()
+            row |= {"ends": int(_why(nvt).ne("").sum()), "ps": float(nvt["held"].sum())}
+            row["ends_per_ps"] = (row["ends"] + 0.5) / row["ps"] if ended.any() else math.nan
             kept = nve["drift"].dropna().abs()
             row["drift"] = kept.mean() if len(kept) else math.nan
             row |= distances(pooled(nvt), reference)
@@ -539,10 +540,33 @@ def _why(rows: pd.DataFrame) -> pd.Series:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds of `MEASURES` and forces_mae with their intervals, and changes against
     scratch: `statistics.summarise` of a table of `trajectories`.
+
+    Where networks ended fewer than `FEW` times each on average, their logarithms are too few
+    different numbers for Student's t (without any end they are all the same). There the interval of
+    ends_per_ps also holds that of a Poisson law for all networks together (Garwood 1936).
     """
     found = measures(table)
     by = statistics.grouping(table)
-    return statistics.summarise(found, ("forces_mae", *MEASURES), by=by)
+    summary = statistics.summarise(found, ("forces_mae", *MEASURES), by=by)
+    for i, row in summary[summary["metric"] == "ends_per_ps"].iterrows():
+        here = found[(found[[*by, "arm"]] == row[[*by, "arm"]]).all(axis=1)]
+        summary.loc[i, ["low", "high"]] = with_few(
+            here["ends"], here["ps"], row["low"], row["high"]
+        )
+    return summary
+
+
+def with_few(
+    ends: Sequence[int], ps: Sequence[float], low: float, high: float
+) -> tuple[float, float]:
+    """The interval ``low`` to ``high`` of a rate of ``ends`` of several networks in ``ps`` each,
+    as wide as a Poisson law asks for where there are fewer than `FEW` ends for each.
+    """
+    count = np.sum(ends)
+    if np.isnan(low) or count >= FEW * len(ends):
+        return low, high
+    exact = stats.chi2.ppf([0.025, 0.975], [2 * count, 2 * count + 2]) / 2 / np.sum(ps)
+    return min(low, np.nan_to_num(exact[0])), max(high, exact[1])
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,11 @@
 """Means over seeds with honest intervals, learning curves, and what pretraining saves in labels.
 
 Intervals are Student's t at 95 % over seeds: with 3 seeds the factor is 4.3, not 1.96. The
-bootstrap, which assumes no distribution, is there for many seeds; of 3 seeds it knows no more than
-their range, and its intervals are too narrow. Errors are averaged as logarithms (geometric means),
-because their logarithms are what is near to normal, and because a ratio of geometric means is the
-mean ratio. Relative changes are paired: the two arms of one seed share their labelled structures
-and initial heads. That narrows the interval of energies (less so of forces, whose arms are hardly
-correlated) and is right in any case.
+bootstrap is there for six seeds and more; of fewer it knows no more than their range. Errors are
+averaged as logarithms (geometric means), because their logarithms are what is near to normal, and
+because a ratio of geometric means is the mean ratio. Relative changes are paired: the two arms of
+one seed share their labelled structures and initial heads. That narrows the interval of energies
+(less so of forces, whose arms are hardly correlated) and is right in any case.
 
 The unit of every interval is a pretraining. Where several draws of labels are nested in each
 (columns "pretrain_seed" and "label_draw" of `experiments.run`), their logarithms are averaged
@@ -55,22 +54,26 @@ DRAWS = 10_000
 def interval(
     values: Sequence[float], confidence: float = 0.95, method: str = "t"
 ) -> tuple[float, float, float]:
-    """Mean and interval (low, high) of the mean by ``method`` "t" or "bootstrap" (percentiles).
+    """Mean and interval (low, high) of the mean by ``method`` "t" or "bootstrap".
 
-    The bounds are NaN for fewer than two values. Raises ConfigError for an unknown method.
+    The bootstrap's ends are percentiles further out than the nominal ones, by what t and n − 1 ask
+    for (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, expanded percentiles). The bounds are
+    NaN for fewer than two values, of the bootstrap for fewer than `FEWEST`, whose range covers too
+    little. Raises ConfigError for an unknown method.
     """
     values = np.asarray(values, np.float64)
     mean = float(values.mean()) if len(values) else float("nan")
     if method not in ("t", "bootstrap"):
         raise ConfigError(f"method of an interval must be 't' or 'bootstrap', got {method!r}")
-    if len(values) < 2:
+    n = len(values)
+    if n < (planning.FEWEST if method == "bootstrap" else 2):
         return mean, float("nan"), float("nan")
+    factor = float(stats.t.ppf(0.5 + confidence / 2, n - 1))
     if method == "bootstrap":
-        tail = 0.5 - confidence / 2
-        low, high = np.quantile(values[_resamples(len(values))].mean(1), [tail, 1 - tail])
+        tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * factor)
+        low, high = np.quantile(values[_resamples(n)].mean(1), [tail, 1 - tail])
         return mean, float(low), float(high)
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * error)
+    half = factor * float(values.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 
@@ -93,7 +96,7 @@ def grouping(table: pd.DataFrame) -> list[str]:
 UNIT, DRAW = "pretrain_seed", "label_draw"
 
 
-def _nested(runs: pd.DataFrame) -> pd.DataFrame:
+def nested(runs: pd.DataFrame) -> pd.DataFrame:
     """Finished ``runs`` with the columns pretrain_seed and label_draw; tables without them have one
     draw for each seed.
     """
@@ -130,7 +133,7 @@ def summarise(
     """
     rows = []
     by = list(by)
-    good = _nested(runs)
+    good = nested(runs)
     for group, part in runs.groupby(by, sort=False, observed=True):
         part_ok = good.loc[good.index.intersection(part.index)]
         base = part_ok[part_ok["arm"] == baseline].set_index([UNIT, DRAW])
@@ -261,7 +264,12 @@ def change(logs: Sequence[float], method: str = "t") -> dict[str, Any]:
     """Mean change in % with its interval, of the seeds' log(error / baseline error); "better" or
     "worse" where it leaves out 0.
     """
-    mean, low, high = (100.0 * float(np.expm1(v)) for v in interval(logs, method=method))
+    return change_within(*interval(logs, method=method))
+
+
+def change_within(mean: float, low: float, high: float) -> dict[str, Any]:
+    """`change` of a mean logarithm and the ends of its interval."""
+    mean, low, high = (100.0 * float(np.expm1(v)) for v in (mean, low, high))
     effect = "unclear"
     if np.isfinite(low) and low * high > 0:
         effect = "better" if mean < 0 else "worse"
@@ -310,9 +318,13 @@ def verdict(logs: Sequence[float], confidence: float = 0.95) -> str:
 
     Never that there is no effect: an interval that holds 0 holds other numbers, too.
     """
-    if len(logs) < 2:
+    return said(*interval(logs, confidence))
+
+
+def said(mean: float, low: float, high: float) -> str:
+    """`verdict` of a mean logarithm and the ends of its interval."""
+    if np.isnan(low):
         return "not told from 0 (a single seed has no interval)"
-    mean, low, high = interval(logs, confidence)
     if low * high > 0:
         return "better" if mean < 0 else "worse"
     low, high = (f"{100 * np.expm1(v):+.0f}".replace("-", "−") for v in (low, high))
@@ -426,7 +438,7 @@ def plan(
 
 def _hours(runs: pd.DataFrame, arm: str, against: str, metric: str) -> tuple[float, float]:
     """Mean hours of a pretraining for ``arm``, and of a fine-tuning of both arms together."""
-    good = _nested(runs)
+    good = nested(runs)
     of_arm, of_baseline = (good[good["arm"] == name] for name in (arm, against))
     before = float(of_arm["pretrain_seconds"].mean()) if "pretrain_seconds" in good else 0.0
     after = float(of_arm["seconds"].mean() + of_baseline["seconds"].mean())
@@ -446,7 +458,7 @@ def _curves(
             raise ConfigError(
                 f"a learning curve needs the column {column!r}; the table has {columns}"
             )
-    good = _nested(runs).astype({"arm": object})
+    good = nested(runs).astype({"arm": object})
     by = [b for b in by if b != "labels"]
     for group, part in good.groupby(by, sort=False) if by else [((), good)]:
         wide = part.pivot_table(

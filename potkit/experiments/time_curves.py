@@ -67,13 +67,15 @@ def _of_run(experiment: Experiment, run: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def over_seeds(curves: pd.DataFrame, measure: str = "valid_forces_mae") -> pd.DataFrame:
-    """Geometric mean and 95 % interval over seeds of ``measure`` at each step, by experiment, arm
-    and label budget.
+    """Geometric mean and 95 % interval over pretrainings of ``measure`` at each step, by experiment,
+    arm and label budget; the logarithms of a pretraining's label draws are averaged first.
+
+    The intervals are those of single steps: the band as a whole holds the whole curve less often.
     """
     by = list(curves.columns[: list(curves.columns).index("seed")])
     rows = []
     for group, part in curves.groupby([*by, "step"], sort=False, observed=True):
-        logs = np.log(part.groupby(UNIT)[measure].mean())
+        logs = np.log(part.set_index(UNIT)[measure]).groupby(level=UNIT).mean()
         mean, low, high = np.exp(interval(logs))
         rows.append(
             dict(zip([*by, "step"], group, strict=True))

@@ -218,7 +218,7 @@ def _change_in_words(row: Any) -> str:
 BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
     r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
-    r"|simulations|moved|weights): (\S+) -->\n.*?<!-- end -->",
+    r"|simulations|moved|weights|convergence): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -234,6 +234,7 @@ SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "calibrated": ("-contrasts", sentences.calibrated),
     "simulations": ("-measures", sentences.simulated),
     "moved": ("-changes", sentences.moved),
+    "convergence": ("-convergence", sentences.converged),
 }
 
 PAGE = Kind("a page with generated blocks", lambda path: BLOCK.search(path.read_text()) is not None)
@@ -262,6 +263,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - calibrated: how that differs between arms, as sentences;
     - simulations: how its networks run, an arm per row;
     - moved: how that differs between arms, as sentences;
+    - convergence: what more steps change in the error of scratch, as sentences;
     - weights: those that ship, of their cards (NAME is all);
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
     - departures: from the published codes in networks or in other; settings of denoise-paper,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..experiments import calibration, choosing, statistics, structure_errors
+from ..experiments import calibration, choosing, convergence, statistics, structure_errors
 from .tables import UNITS, markdown
 
 OWN = ("scratch", "scratch-longer")
@@ -137,7 +137,11 @@ def choice(runs: pd.DataFrame, metric: str | None = None) -> str:
                 f"against {found.name}": "chosen" if chosen else against,
             }
         )
-    return f"{markdown(pd.DataFrame(rows))}\n\n{chosen_in_words(found)}"
+    note = (
+        "In brackets 95 % intervals; those of the changes hold for all candidates at once (Tukey), "
+        "because the numbers that compare also made the winner."
+    )
+    return f"{markdown(pd.DataFrame(rows))}\n\n{note}\n\n{chosen_in_words(found)}"
 
 
 def chosen_in_words(found: choosing.Choice) -> str:
@@ -151,6 +155,16 @@ def chosen_in_words(found: choosing.Choice) -> str:
         if left
         else f"{text} All others are told to be worse."
     )
+
+
+def converged(checked: pd.DataFrame) -> str:
+    """A line for each row of a table of `convergence.table`: what more steps change, with its
+    interval and the verdict that it decides.
+    """
+    lines = "\n".join(f"- {line}" for line in convergence.lines(checked))
+    for metric in set(checked["metric"]):
+        lines = lines.replace(metric, UNITS[metric][0])
+    return lines
 
 
 def saved(runs: pd.DataFrame, metric: str | None = None) -> str:

@@ -233,7 +233,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
 def spreads(table: pd.DataFrame) -> pd.DataFrame:
     """`numerics.summarise` as people read it: force and energy MAE, how far seeds differ, and how
-    far one seed differs between numbers of threads.
+    far one seed differs between numbers of threads, with 95 % intervals.
     """
     by = list(table.columns[: list(table.columns).index("arm")])
     rows = []
@@ -247,7 +247,9 @@ def spreads(table: pd.DataFrame) -> pd.DataFrame:
                 "seeds": r["seeds"],
                 "over seeds (%)": f"{r['spread_%']:.1f}",
                 "between threads (%)": f"{r['numerics_%']:.1f} ({low:.1f} to {high:.1f})",
-                "its share of the variance (%)": f"{r['share_%']:.0f}",
+                "its share of the variance (%)": (
+                    f"{r['share_%']:.0f} ({r['share_low_%']:.0f} to {r['share_high_%']:.0f})"
+                ),
                 "largest difference (%)": f"{r['largest_%']:.0f}",
             }
         )

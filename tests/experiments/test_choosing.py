@@ -8,7 +8,7 @@ import pytest
 
 import potkit
 from potkit.errors import ConfigError, DataError
-from potkit.experiments import choosing
+from potkit.experiments import choosing, statistics
 from potkit.experiments import experiment as experiments
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
@@ -87,6 +87,13 @@ def test_the_winner_is_the_best_on_validation_molecules(structures, tmp_path, mo
     assert table.loc["σ 0.05", "verdict"] == "worse"
     assert table.loc[other, "verdict"].startswith("not told from 0")
     assert f"not told from it: {other}" in str(choice)
+
+
+def test_of_two_candidates_the_interval_is_the_paired_one():
+    logs = np.random.default_rng(0).normal(size=(6, 2))
+    mean, low, high = statistics.interval(logs[:, 0] - logs[:, 1])
+    assert choosing.half_width(logs) == pytest.approx(high - mean, rel=1e-6)
+    assert np.isnan(choosing.half_width(logs[:1]))
 
 
 def test_a_choice_runs_and_is_found_again(structures, tmp_path):

@@ -14,7 +14,18 @@ import pytest
 from scipy import stats
 
 from potkit.analysis import noise_scale
-from potkit.experiments import calibration, clusters, labels_saved, planning
+from potkit.experiments import (
+    break_even,
+    calibration,
+    choosing,
+    clusters,
+    convergence,
+    labels_saved,
+    numerics,
+    planning,
+    simulations,
+    time_curves,
+)
 from potkit.experiments.statistics import enough, holm, interval, p_value, verdict
 
 MANY = int(os.environ.get("POTKIT_COVERAGE", "1"))  # how many times as many cases
@@ -83,6 +94,7 @@ def test_slopes_and_levels(truth, n):
     slopes = (arm - base) @ x / (x @ x)
     expected = (TRUTHS[truth][1] - TRUTHS[truth][0]) @ x / (x @ x)
     assert LOW < covered(slopes, expected)[0] < HIGH
+    assert LOW < covered(arm @ x / (x @ x), TRUTHS[truth][1] @ x / (x @ x))[0] < HIGH
     assert LOW < covered(arm.mean(2), TRUTHS[truth][1].mean())[0] < HIGH
 
 
@@ -97,6 +109,19 @@ def test_errors_of_an_arm(n, spread):
     assert LOW < covered(logs, 0.0)[0] < HIGH
     if n == 3 and spread == 1.0:
         assert covered(np.exp(logs), np.exp(spread**2 / 2))[0] < LOW
+
+
+@pytest.mark.parametrize("n", [6, 8, 11])
+@pytest.mark.parametrize("effect", [0.0, -0.05, -0.35])
+def test_bootstrap_of_seeds(n, effect):
+    """From six seeds on; of fewer there is no interval."""
+    rng = np.random.default_rng(n)
+    samples = effect + rng.normal(0, 0.1, (200 * MANY, n))
+    ends = np.array([interval(row, method="bootstrap") for row in samples])
+    share = np.mean((ends[:, 1] <= effect) & (effect <= ends[:, 2]))
+    slack = 2.5 * np.sqrt(0.95 * 0.05 / len(samples))
+    assert LOW - slack < share < HIGH + slack
+    assert not np.isfinite(interval(samples[0][:5], method="bootstrap")[1])
 
 
 # -- nested draws --------------------------------------------------------------------------------
@@ -227,6 +252,160 @@ def test_a_flat_baseline_gives_no_answer_and_no_claim():
             claimed |= low > budget
         claims.append(claimed)
     assert np.mean(answers) <= CLAIMS and np.mean(claims) <= 0.02
+
+
+@seeds
+@pytest.mark.parametrize("truth", ["small effect", "large effect", "crossing curves"])
+def test_targets_that_pay(truth, n):
+    """From how many targets on a pretraining of 100 labels' cost has paid."""
+    rng = np.random.default_rng(n)
+    cases = 30 * MANY
+    budgets = [i for i in range(5) if np.isfinite(true_needs(truth, i))]
+    hits = []
+    for base, arm in zip(*curves(truth, n, cases, rng), strict=True):
+        runs = pd.DataFrame(
+            {
+                "arm": np.repeat(["scratch", "denoise"], n * len(BUDGETS)),
+                "labels": np.tile(BUDGETS.astype(int), 2 * n),
+                "seed": np.tile(np.repeat(np.arange(n), len(BUDGETS)), 2),
+                "forces_mae": np.exp(np.concatenate([base.ravel(), arm.ravel()])),
+                "pretrain_seconds": 100 * 3600.0,
+            }
+        )
+        found = break_even.in_labels(runs, label_hours=1.0)
+        for i in budgets if found["given"].all() else ():
+            expected = break_even.targets(100.0, true_needs(truth, i) - BUDGETS[i])
+            row = found[found["labels"] == BUDGETS[i]].iloc[0]
+            rounded = expected * (1 + np.array([1e-9, -1e-9]))
+            hits.append(row["targets_low"] <= rounded[0] and rounded[1] <= row["targets_high"])
+    slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)  # the budgets of a case go along with each other
+    assert LOW - slack < np.mean(hits) < HIGH + slack
+
+
+# -- convergence of the baseline -----------------------------------------------------------------
+@seeds
+@pytest.mark.parametrize("spread", [0.01, 0.03, 0.1])
+def test_verdicts_on_convergence(n, spread):
+    """No word is said where it is wrong more often than an interval's end allows."""
+    changes = np.random.default_rng(n).normal(0, spread, (2000 * MANY, n))
+    ends = np.array([interval(row)[1:] for row in changes])
+
+    def said(word: str, truth: float) -> float:
+        """How often ``word`` is said of twice the steps that change log errors by ``truth``."""
+        words = [convergence.verdict(*(truth + e)) for e in ends]
+        return np.mean([w == word for w in words])
+
+    margins = np.log1p([-convergence.MARGIN, convergence.MARGIN])
+    for truth in (*margins, np.log(0.9), np.log(1.1)):  # at the margin, and far beyond it
+        assert said(convergence.CONVERGED, truth) <= CLAIMS
+    assert said(convergence.FALLING, 0.0) <= CLAIMS
+    assert said(convergence.RISING, 0.0) <= CLAIMS
+    if spread == 0.01:  # what is seen well is told
+        assert n < 5 or said(convergence.CONVERGED, 0.0) > 0.8
+        assert said(convergence.FALLING, np.log(0.9)) > 0.9
+
+
+def test_a_rule_that_compares_points_would_be_wrong():
+    """A change of nothing lies outside half an interval of scratch's error in one of six cases
+    with many seeds, and a change by a tenth inside it with few.
+    """
+    rng = np.random.default_rng(0)
+
+    def inside(n: int, truth: float) -> float:
+        scratch, again = rng.normal(0, 0.08, (2, 500, n))
+        ends = np.array([interval(row) for row in scratch])
+        return np.mean(np.abs((again + truth - scratch).mean(1)) < ends[:, 0] - ends[:, 1])
+
+    assert inside(40, 0.0) < 0.88 and inside(3, np.log(0.9)) > 0.5
+
+
+@seeds
+@pytest.mark.parametrize("draws", [1, 3])
+def test_bands_of_curves_over_time(n, draws):
+    """At each step: a case here is a step of one long table."""
+    rng = np.random.default_rng(n)
+    cases = 400 * MANY
+    of_pretraining = rng.normal(0, 0.3, (cases, n, 1))
+    logs = -1 + of_pretraining + rng.normal(0, 0.6, (cases, n, draws))
+    step, seed, draw = (i.ravel() for i in np.indices(logs.shape))
+    curves = pd.DataFrame({"arm": "scratch", "labels": 10, "seed": seed * draws + draw})
+    curves = curves.assign(pretrain_seed=seed, label_draw=draw, step=step)
+    curves = curves.assign(operations=1.0, seconds=1.0, valid_forces_mae=np.exp(logs).ravel())
+    shown = time_curves.over_seeds(curves)
+    assert len(shown) == cases and (shown["seeds"] == n).all()
+    share = np.mean((shown["low"] <= np.exp(-1)) & (np.exp(-1) <= shown["high"]))
+    slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)
+    assert LOW - slack < share < HIGH + slack
+
+
+# -- numerics ------------------------------------------------------------------------------------
+@seeds
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("counts", [2, 3])
+def test_numerics_and_its_share_of_the_variance(n, share, counts):
+    rng = np.random.default_rng(n)
+    hits = []
+    for _ in range(500 * MANY):
+        logs = rng.normal(0, 0.1 * np.sqrt(1 - share), (n, 1))
+        found = numerics.components(logs + rng.normal(0, 0.1 * np.sqrt(share), (n, counts)))
+        hits.append(
+            [
+                found["numerics_low_%"] <= 0.1 * np.sqrt(share) <= found["numerics_high_%"],
+                found["share_low_%"] <= share <= found["share_high_%"],
+            ]
+        )
+    slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))
+    assert (np.mean(hits, axis=0) > LOW - slack).all()
+    assert (np.mean(hits, axis=0) < HIGH + slack).all()
+
+
+# -- settings chosen on validation molecules -----------------------------------------------------
+@seeds
+@pytest.mark.parametrize("spread", ["alike", "different"])
+def test_candidates_against_the_one_that_won(n, spread):
+    """All intervals at once, though the same numbers made the winner; also where some candidates
+    scatter more than others.
+    """
+    rng = np.random.default_rng(n)
+    widths = np.array([1, 1, 1, 1, 1] if spread == "alike" else [0.7, 1, 1, 1, 1.4])
+    for truth in (np.zeros(5), np.array([0.0, 0.0, 0.02, 0.1, 0.3])):
+        hits = []
+        for _ in range(600 * MANY):
+            logs = truth + rng.normal(0, 0.1, (n, 1)) + 0.05 * widths * rng.normal(size=(n, 5))
+            won = logs.mean(0).argmin()
+            apart = logs.mean(0) - logs.mean(0)[won]
+            wrong = np.abs(apart - (truth - truth[won])) > choosing.half_width(logs)
+            hits.append(not wrong.any())
+        slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))
+        # a spread twice as wide for one as for another costs a little at three seeds
+        assert np.mean(hits) > LOW - slack - 0.01 * (spread == "different")
+        if spread == "alike" and not truth.any():
+            assert np.mean(hits) < HIGH + slack
+
+
+# -- early ends of simulations -------------------------------------------------------------------
+@seeds
+@pytest.mark.parametrize("expected", [0.1, 0.3, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_rates_of_ends(n, expected, spread):
+    """Of networks whose rates differ (log) by ``spread``. Few ends are few different numbers: the
+    interval of a rate is wide there rather than narrow, and changes are seldom told.
+    """
+    rng = np.random.default_rng(n)
+    cases = 600 * MANY
+    rate = expected * np.exp(rng.normal(0, spread, (2, cases, n)))
+    ends = rng.poisson(rate)
+    logs = np.log(ends + 0.5)
+    hits = []
+    for count, row in zip(ends[0], logs[0], strict=True):
+        low, high = simulations.with_few(count, np.ones(n), *np.exp(interval(row)[1:]))
+        hits.append(low <= expected <= high)
+    slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)
+    assert np.mean(hits) > LOW - slack
+    if expected >= 10:
+        assert np.mean(hits) < HIGH + slack
+    share, better, worse = covered(logs[1] - logs[0], 0.0)
+    assert share > LOW - slack and max(better, worse) <= CLAIMS + slack / 2
 
 
 # -- test sets -----------------------------------------------------------------------------------

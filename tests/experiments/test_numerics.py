@@ -33,19 +33,31 @@ def test_a_known_share_is_found():
     assert row["numerics_low_%"] < 5 < row["numerics_high_%"]
     assert row["spread_%"] == pytest.approx(100 * np.hypot(0.1, 0.05), rel=0.1)
     assert row["share_%"] == pytest.approx(20, abs=5) and row["equal"] == 0
+    assert 10 < row["share_low_%"] < 20 < row["share_high_%"] < 30
     exact = numerics.summarise(table(0.0), ["forces_mae"]).iloc[0]
     assert exact["numerics_%"] == 0 and exact["equal"] == exact["seeds"] == 400
 
 
-def test_its_interval_covers():
-    hits = []
-    rng = np.random.default_rng(1)
-    for _ in range(300):
-        runs = table(0.0, seeds=5)
-        runs["forces_mae"] *= np.exp(rng.normal(0, 0.05, len(runs)))
-        row = numerics.summarise(runs, ["forces_mae"]).iloc[0]
-        hits.append(row["numerics_low_%"] <= 5 <= row["numerics_high_%"])
-    assert 0.92 < np.mean(hits) < 0.98
+def test_runs_that_experiments_share_count_once_and_of_draws_the_first():
+    one = table(0.05, seeds=6).assign(run=lambda t: "run-" + t["seed"].astype(str))
+    one.insert(0, "objective", "denoise")
+    other = one.assign(objective="masked")
+    other.loc[other["seed"] == 5, "run"] = "run-of-its-own"
+    both = numerics.summarise(pd.concat([one, other], ignore_index=True), ["forces_mae"])
+    assert both["objective"].tolist() == ["denoise", "masked"]
+    assert both["seeds"].tolist() == [6, 1]  # five of masked's runs are denoise's
+    second = one.assign(label_draw=1, seed=one["seed"] + 100, run=one["run"] + "-second")
+    second["forces_mae"] *= 3.0
+    drawn = pd.concat([one.assign(label_draw=0), second], ignore_index=True)
+    drawn["pretrain_seed"] = drawn["seed"] % 100
+    alone = numerics.summarise(one, ["forces_mae"])
+    pd.testing.assert_frame_equal(numerics.summarise(drawn, ["forces_mae"]), alone)
+
+
+def test_a_single_seed_has_no_spread_and_no_share():
+    row = numerics.summarise(table(0.05, seeds=1), ["forces_mae"]).iloc[0]
+    assert row["numerics_low_%"] < row["numerics_%"] < row["numerics_high_%"]
+    assert row[["spread_%", "share_%", "share_low_%", "share_high_%"]].isna().all()
 
 
 def test_runs_with_each_number_of_threads(tmp_path):

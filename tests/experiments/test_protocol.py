@@ -313,21 +313,58 @@ def test_twice_the_steps_are_the_same_schedule_stretched(searched):
     assert DOUBLED not in set(statistics.effects(table)["arm"])
 
 
-@pytest.mark.parametrize("change, converged", [(0.99, True), (0.7, False), (1.4, False)])
-def test_converged_means_moved_by_less_than_the_interval(change, converged):
+def with_twice_the_steps(change: float, spread: float) -> pd.DataFrame:
+    """Runs of five seeds whose errors twice the steps change by ``change``, give or take
+    ``spread``.
+    """
     errors = np.exp(np.array([-0.05, 0.0, 0.05, 0.02, -0.02]))
+    again = change * errors * np.exp(spread * np.array([1, -1, 1, -1, 0]))
     rows = [
         {"arm": arm, "labels": 50, "seed": s, "pretrain_seed": s, "label_draw": 0, "forces_mae": e}
-        for arm, factor in (("scratch", 1.0), (DOUBLED, change))
-        for s, e in enumerate(factor * errors)
+        for arm, values in (("scratch", errors), (DOUBLED, again))
+        for s, e in enumerate(values)
     ]
-    runs = pd.DataFrame(rows).assign(status="ok")
-    checked = convergence.table(runs)
-    assert checked["converged"].tolist() == [converged]
+    return pd.DataFrame(rows).assign(status="ok")
+
+
+@pytest.mark.parametrize(
+    "change, spread, verdict, within",
+    [
+        (0.99, 0.01, "converged", True),
+        (0.98, 0.001, "converged", True),  # told from 0, but less than the margin
+        (0.98, 0.02, "not told", True),  # the change of points is small: that tells nothing
+        (1.0, 0.1, "not told", True),
+        (0.94, 0.005, "not converged", False),
+        (0.7, 0.01, "not converged", False),
+        (1.4, 0.01, "worse by more steps", False),
+    ],
+)
+def test_the_interval_of_the_change_decides_on_convergence(change, spread, verdict, within):
+    checked = convergence.table(with_twice_the_steps(change, spread))
+    assert checked["verdict"].tolist() == [verdict]
+    assert checked["within_interval"].tolist() == [within]
     assert checked["change_%"].item() == pytest.approx(100 * (change - 1))
     assert checked["interval_%"].item() == pytest.approx(4.84, abs=0.01)
     [line] = convergence.lines(checked)
-    assert ("not converged" in line) != converged
+    low, high = checked["change_low_%"].item(), checked["change_high_%"].item()
+    assert f"({low:+.1f} to {high:+.1f} %;".replace("-", "−") in line
+    assert ("is not told" in line) == (verdict == "not told") and "twice the steps" in line
+
+
+def test_the_margin_of_convergence_can_be_set():
+    runs = with_twice_the_steps(0.96, 0.005)
+    assert convergence.table(runs)["verdict"].item() == "not converged"
+    wide = convergence.table(runs, margin=0.06)
+    assert wide["verdict"].item() == "converged" and wide["margin_%"].item() == pytest.approx(6)
+    with pytest.raises(ConfigError, match="margin"):
+        convergence.table(runs, margin=0.0)
+
+
+def test_a_single_seed_tells_nothing_of_convergence():
+    runs = with_twice_the_steps(0.5, 0.0)
+    checked = convergence.table(runs[runs["seed"] == 0])
+    assert checked["verdict"].item() == "not told" and not checked["within_interval"].item()
+    assert convergence.lines(checked)[0].endswith("of scratch by −50.0 %")
 
 
 @pytest.mark.parametrize("steps, checked", [(25, True), (19, False)])
@@ -345,7 +382,7 @@ def test_scratch_longer_checks_convergence_where_it_has_twice_the_steps(steps, c
     if checked:
         assert table["times"].item() == 2.5 and table["change_%"].item() == pytest.approx(-50)
         [line] = convergence.lines(table)
-        assert "not converged: 2.5 times the steps change" in line
+        assert "scratch is not converged: 2.5 times the steps change" in line
 
 
 # -- error over time -----------------------------------------------------------------------------

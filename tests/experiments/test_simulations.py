@@ -143,6 +143,14 @@ def test_rates_of_ends_and_their_verdicts():
     assert share[0] == 1 and share[-1] == pytest.approx(8 / 12) and at[-1] == 1.0
 
 
+def test_a_rate_of_few_ends_has_the_interval_of_a_poisson_law():
+    # no end in 30 ps: exactly the upper end of Garwood (1936), and 0 below
+    low, high = simulations.with_few([0, 0, 0], [10.0, 10.0, 10.0], 0.05, 0.05)
+    assert low == 0 and high == pytest.approx(3.689 / 30, rel=1e-3)
+    assert simulations.with_few([3, 3, 3], [1.0, 1.0, 1.0], 2.9, 3.1) == (2.9, 3.1)
+    assert np.isnan(simulations.with_few([0], [10.0], np.nan, np.nan)).all()
+
+
 def test_without_an_end_no_rate_is_told():
     told = simulations.measures(table_of({"scratch": [0, 0], "denoise": [0, 0]}))
     assert told["ends_per_ps"].isna().all()
