@@ -39,9 +39,9 @@ help:
 	@echo "make test-quick  the inner loop: the tests that need little training, under two minutes"
 	@echo "make lint        format and rules of package, tests and notebooks; changes nothing"
 	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
-	@echo "make pages       fill the tables of README, RESULTS and docs/papers.md from data/results"
+	@echo "make pages       fill the tables of README, RESULTS and docs/ from data/results"
 	@echo "make docs        build the documentation site, in docs/_build/html"
-	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth (about ten minutes)"
+	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth, and store what they cover (half an hour)"
 	@echo "make fuzz        set up, then spoil settings and files at random (MINUTES=10: per format)"
 	@echo "make kills       set up, then kill every long command at random moments (COUNT=20: each)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
@@ -107,7 +107,7 @@ notebooks-text: setup
 	@$(BIN)/python -m potkit.notebooks.text
 
 pages: setup
-	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md docs/papers.md
+	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md docs/papers.md docs/statistics.md
 
 # From the start each time, warnings are errors; nothing is fetched, notebooks are shown as stored.
 docs: setup
@@ -126,7 +126,12 @@ test: setup $(VENV)/.stamp-peers $(VENV)/.stamp-engines lint docs
 	else echo "notebooks: none to check"; fi
 
 coverage: setup
-	@POTKIT_COVERAGE=20 $(CHECK) tests/experiments/test_coverage.py
+	@mkdir -p runs && rm -f runs/coverage.txt
+	@POTKIT_COVERAGE=5 POTKIT_COVERAGE_NOTES='$(CURDIR)/runs/coverage.txt' $(CHECK) \
+	    tests/experiments/test_coverage.py \
+	    tests/experiments/test_calibration.py::test_reliability_covers \
+	    tests/experiments/test_audit.py::test_intervals_hold_the_truth_as_often_as_they_say
+	@PYTHONPATH=. $(BIN)/python tests/cover_notes.py runs/coverage.txt
 
 fuzz: setup
 	@POTKIT_FUZZ=50 POTKIT_FUZZ_MINUTES=$(MINUTES) $(CHECK) tests/fuzz

@@ -326,7 +326,8 @@ print(
 # Denoising takes each structure for the centre of a Gaussian cloud. Whether the displacements in a set are Gaussian can be tested: bonded neighbourhoods of all
 # structures of a system are turned onto their mean (so that turning about bonds drops out), and what is left is compared with the normal law, along
 # the axes of each atom's own covariance. With many numbers every test rejects every real distribution, so the verdict goes by the size
-# of the deviation; `potkit.noise.gaussian_test` explains the columns.
+# of the deviation; `potkit.noise.gaussian_test` explains the columns. The stand-ins for ANI were drawn
+# along normal modes by recipe, so theirs are near to Gaussian in part because they were made so.
 
 # %%
 from potkit import noise

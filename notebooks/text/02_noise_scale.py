@@ -118,8 +118,8 @@ trial.chart(
 )
 
 # %% [markdown]
-# Points are means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero pretraining
-# helps. The σ with the smallest mean error is taken; what the intervals do not tell from it could as well have been:
+# Points are means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero the
+# error is smaller than from scratch. The σ with the smallest mean error is taken; what the intervals do not tell from it could as well have been:
 
 # %%
 trial.say("choice")
@@ -200,8 +200,8 @@ kept.say("learned")
 # %% [markdown]
 # On validation structures, 0 is what predicting no noise at all gets. The lines are the estimator's, from the vibrations of the data and without a network: dashed if all vibrations
 # were known, solid without the noise that moves or turns a structure as a whole, which no network can tell. Small noise is hidden among the
-# vibrations; of very large noise several clean structures may be the origin. Vertical lines stand at the σ of several shares. How well the task is solved and how much it
-# helps are two questions.
+# vibrations; of very large noise several clean structures may be the origin. Vertical lines stand at the σ of several shares. How well the task is solved and what it
+# brings are two questions.
 #
 # ## In numbers
 

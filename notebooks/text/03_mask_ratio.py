@@ -125,8 +125,8 @@ trial.chart(
 )
 
 # %% [markdown]
-# Points are means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero pretraining
-# helps. The ratio with the smallest mean error is taken; what the intervals do not tell from it could as well have been:
+# Points are means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero the
+# error is smaller than from scratch. The ratio with the smallest mean error is taken; what the intervals do not tell from it could as well have been:
 
 # %%
 trial.say("choice")

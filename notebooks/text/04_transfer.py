@@ -172,8 +172,8 @@ kept.chart(
 kept.chart("errors", "04_errors", title="All arms, set by set", metric=metric)
 
 # %% [markdown]
-# Energies of whole structures beside least squares over composition, which knows how many atoms of each element there are and nothing else. A network whose
-# energies are no better has learned forces, not energies:
+# Energies of whole structures beside least squares over composition, which knows how many atoms of each element there are and nothing else. Where an interval
+# reaches over that line, the energies are not told from those of counting atoms:
 
 # %%
 kept.chart("errors", "04_energies", title="Energies of whole structures", metric="energy_mae")

@@ -171,8 +171,8 @@ kept.chart("changes", "06_water", title="Water: what each pretraining brings")
 
 # %% [markdown]
 # Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. Forces and energies in
-# numbers, beside what needs no network. (In `quick` GNS gives forces as the gradient of its energy: its own decoder, which knows nothing of rotations, learns nothing from so few
-# frames. `paper` has the decoder.)
+# numbers, beside what needs no network. (In `quick` GNS gives forces as the gradient of its energy: its own decoder knows nothing of rotations and wants
+# more frames. `paper` has the decoder.)
 
 # %%
 kept.say("results", "test")

@@ -127,9 +127,9 @@ kept.say("moved")
 # (`dynamics-simulations`), and `potkit verify` makes them again. A mean absolute error weighs all
 # atoms of stored structures alike; a simulation ends at the one bond that is too soft where no
 # label was, and a distribution is off where errors point the same way. So the first figure is to
-# be read for networks of like error that run for different times. Where no copy of an arm ended,
-# all its seeds have the same rate, and the interval has no width: that is how short the runs
-# were, not certainty. The drift tests the integrator's step and that forces are the gradient of
+# be read for networks of like error that run for different times. Few ends are
+# few different rates: where networks ended fewer than three times each, the interval of the rate
+# is at least as wide as a Poisson law for all of them has it. The drift tests the integrator's step and that forces are the gradient of
 # an energy; a network that is wrong everywhere may have none. Simulations of `quick` are a small
 # part of a picosecond: rare ends, slow drifts and the structure of the liquid are beyond them.
 # `study` has picoseconds and six seeds, `paper` rMD17 itself; neither has been run here. Whether

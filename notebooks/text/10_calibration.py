@@ -140,7 +140,7 @@ kept.say("calibrated")
 
 # %% [markdown]
 # **What it means.** Tables, sentences and pictures are made of the stored errors of every member (`calibration-predictions`), and `potkit verify` makes them again. An area after
-# the recalibration whose interval begins at 0 leaves open whether anything is left to put right; where the arms' areas are not told apart after one factor each, one factor is
-# all that pretraining changed there, as far as this test set can tell. The intervals are about other molecules. They are not about other seeds: there is one
+# the recalibration whose interval begins at 0 leaves open whether anything is left to put right; where the arms' areas are not told apart after one factor each, the interval of
+# their difference says how much more than that factor pretraining may have changed. The intervals are about other molecules. They are not about other seeds: there is one
 # ensemble an arm, and what leaving out a seed changes is only a hint. A factor has to be found on labelled molecules like those it will be used for, and it cannot reorder spreads: what
 # the rank correlation leaves, it leaves.

@@ -153,9 +153,10 @@ def ranked(
     metric: str = "forces_mae",
     trial: Experiment | None = None,
 ) -> Choice:
-    """The best of ``candidates`` in the ``runs`` of `on_validation`, over the seeds that all of them
-    have. Without the ``trial`` the numbers of molecules and structures are 0: they stand in no
-    table of runs. Raises DataError where no seed has all its runs.
+    """The best of ``candidates`` in the ``runs`` of `on_validation`, over the seeds that all have.
+
+    Without the ``trial`` the numbers of molecules and structures are 0: they stand in no table of
+    runs. Raises DataError where no seed has all its runs.
     """
     experiments.compare(runs, [metric])  # raises where no run ended well
     logs = statistics.over_budgets(runs, metric)

@@ -74,7 +74,8 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
     """A row per experiment, label budget, arm and metric of a table of `measure`: seeds
     (pretrainings), spread_%, numerics_% and share_% of the variance over seeds with their 95 %
     intervals (see the module), largest_% difference of a single run between successive thread
-    counts, and equal, how many of these differences are 0 to the last stored digit.
+    counts, and equal, how many of these differences are 0 to the last stored digit. Where all are,
+    there are no intervals.
 
     A run that several experiments share stands in the first of them only, and of the label draws of
     a pretraining the first counts whose runs all ended well. Raises ConfigError where there is
@@ -94,13 +95,20 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
                 continue
             logs = np.log(wide.groupby(level=UNIT).first().to_numpy())  # [seeds, thread counts]
             differences = np.abs(np.diff(logs, axis=1))
+            equal = int((differences < LAST_DIGIT).sum())
+            found = components(logs)
+            if equal == differences.size:
+                # no differences at all are no sample of a spread: how many seeds were equal says
+                # what is known
+                ends = (n for n in found if n.endswith(("low_%", "high_%")))
+                found |= dict.fromkeys(ends, np.nan)
             rows.append(
                 dict(zip([*by, "arm"], key, strict=True))
                 | {"metric": metric, "seeds": len(logs)}
-                | {name: 100 * value for name, value in components(logs).items()}
+                | {name: 100 * value for name, value in found.items()}
                 | {
                     "largest_%": 100 * float(np.expm1(differences.max())),
-                    "equal": int((differences < LAST_DIGIT).sum()),
+                    "equal": equal,
                 }
             )
     if not rows:

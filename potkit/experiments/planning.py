@@ -107,6 +107,29 @@ def expected_half_width(
     return stats.t.ppf(0.5 + confidence / 2, n - 1) * c4 * deviation / np.sqrt(n)
 
 
+def power(effect: float, deviation: float, pretrainings: int, confidence: float = 0.95) -> float:
+    """How often a true log ratio ``effect`` is told from 0 by so many numbers of standard
+    ``deviation``: of Student's t test alone, two-sided (noncentral t).
+    """
+    freedom = pretrainings - 1
+    limit = stats.t.ppf(0.5 + confidence / 2, freedom)
+    away = abs(effect) * np.sqrt(pretrainings) / deviation
+    return float(stats.nct.sf(limit, freedom, away) + stats.nct.cdf(-limit, freedom, away))
+
+
+def detectable(
+    deviation: float, pretrainings: int, wanted: float = 0.8, confidence: float = 0.95
+) -> float:
+    """The size of log ratio that `power` tells with the probability ``wanted``."""
+    scale = deviation / np.sqrt(pretrainings)
+    end = scale
+    while power(end, deviation, pretrainings, confidence) < wanted:
+        end *= 2
+    return float(
+        optimize.brentq(lambda e: power(e, deviation, pretrainings, confidence) - wanted, 0.0, end)
+    )
+
+
 def designs(
     between: float,
     within: float,

@@ -67,8 +67,9 @@ def _of_run(experiment: Experiment, run: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def over_seeds(curves: pd.DataFrame, measure: str = "valid_forces_mae") -> pd.DataFrame:
-    """Geometric mean and 95 % interval over pretrainings of ``measure`` at each step, by experiment,
-    arm and label budget; the logarithms of a pretraining's label draws are averaged first.
+    """Geometric mean and 95 % interval over pretrainings of ``measure`` at each step, by
+    experiment, arm and label budget; the logarithms of a pretraining's label draws are averaged
+    first.
 
     The intervals are those of single steps: the band as a whole holds the whole curve less often.
     """

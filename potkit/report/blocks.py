@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from ..experiments import audit
+from ..experiments import audit, planning, statistics
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
 from ..training import pretrained
@@ -160,20 +161,20 @@ def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.Dat
     """The stored comparisons ``names`` side by side, a row per pretraining objective and network.
 
     Columns: how long each trained, and changes of the force error over all label budgets with 95 %
-    intervals: of the pretrained arm and of longer training, both against scratch; beside them the
-    change of scratch's mean error from the fewest to the most labels, without an interval; "–" for
-    a comparison without longer training, or with one label budget. Raises DataError where a table
-    is missing.
+    intervals: of the pretrained arm and of longer training, both against scratch, and of scratch's
+    own error from the fewest to the most labels, seed by seed; "–" for a comparison without longer
+    training, or with one label budget. Raises DataError where a table is missing.
     """
     rows = []
     for name in names:
         summary, how = stored(name, folder)
+        runs, _ = stored(f"{name}-runs", folder)
         effects, _ = stored(f"{name}-effects", folder)
         effects = effects[(effects["metric"] == "forces_mae") & (effects["against"] == "scratch")]
         for part in _parts(how):
             grid = part.get("grid", {})
             errors = _of_part(summary[summary["metric"] == "forces_mae"], grid)
-            scratch = errors[errors["arm"] == "scratch"].set_index("labels")["mean"].sort_index()
+            scratch = errors.loc[errors["arm"] == "scratch", "labels"].sort_values().tolist()
             changes = _of_part(effects, grid).set_index("arm")
             for arm, objective in part["arms"].items():
                 if "objective" not in objective or arm not in changes.index:
@@ -185,22 +186,32 @@ def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.Dat
                         "network": " ".join(map(str, grid.values())),
                         "pretraining": f"{arm}, {part['pretrain']['steps']} steps",
                         "fine-tuning": f"{part['finetune']['steps']} steps",
-                        "labels": f"{scratch.index[0]} to {scratch.index[-1]}"
-                        if several
-                        else str(scratch.index[0]),
+                        "labels": f"{scratch[0]} to {scratch[-1]}" if several else f"{scratch[0]}",
                         "seeds": changes.loc[arm, "seeds"],
                         "pretrained": _change_in_words(changes.loc[arm]),
                         "trained longer": _change_in_words(changes.loc["scratch-longer"])
                         if longer
                         else "–",
                         "scratch, fewest → most labels": (
-                            f"{100 * (scratch.iloc[-1] / scratch.iloc[0] - 1):+.0f} %"
+                            _change_in_words(_by_labels(_of_part(runs, grid), scratch))
                             if several
                             else "–"
                         ),
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def _by_labels(runs: pd.DataFrame, labels: Sequence[int]) -> dict[str, Any]:
+    """The change of scratch's force error from the first to the last of ``labels``, as
+    `statistics.change`.
+    """
+    of_scratch = runs[(runs["arm"] == "scratch") & runs["labels"].isin([labels[0], labels[-1]])]
+    ends = statistics.nested(of_scratch).pivot_table(
+        index=[statistics.UNIT, statistics.DRAW], columns="labels", values="forces_mae"
+    )
+    logs = np.log(ends[labels[-1]] / ends[labels[0]]).dropna()
+    return statistics.change(logs.groupby(level=statistics.UNIT).mean())
 
 
 def _of_part(table: pd.DataFrame, grid: dict[str, Any]) -> pd.DataFrame:
@@ -218,7 +229,7 @@ def _change_in_words(row: Any) -> str:
 BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
     r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
-    r"|simulations|moved|weights|convergence): (\S+) -->\n.*?<!-- end -->",
+    r"|simulations|moved|weights|convergence|power|coverage): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -264,6 +275,8 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - simulations: how its networks run, an arm per row;
     - moved: how that differs between arms, as sentences;
     - convergence: what more steps change in the error of scratch, as sentences;
+    - power: what numbers of seeds see at the spreads NAME (in %, joined by commas);
+    - coverage: what the simulations of intervals that are stored as NAME measured;
     - weights: those that ship, of their cards (NAME is all);
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
     - departures: from the published codes in networks or in other; settings of denoise-paper,
@@ -279,6 +292,8 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
         shown = markdown(printed(name))
     elif kind == "weights":
         shown = markdown(pretrained.table())
+    elif kind == "power":
+        shown = markdown(_power([float(spread) for spread in name.split(",")]))
     elif kind == "studies":
         shown = markdown(studies(name.split(","), folder))
     elif kind in SENTENCES:
@@ -295,6 +310,43 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
             table, how = stored(f"{name}-runs" if kind == "audit" else name, folder)
         shown = _shown(kind, name, table, how, folder)
     return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
+
+
+SEEDS = (3, 5, 6, 8, 11)
+
+
+def _power(spreads: Sequence[float]) -> pd.DataFrame:
+    """What a comparison of so many seeds sees, by the spread (%) of log ratios between them."""
+    rows = []
+    for seeds in SEEDS:
+        row = {"seeds": seeds}
+        for spread in spreads:
+            deviation = spread / 100
+            half = 100 * np.expm1(planning.expected_half_width(deviation, seeds))
+            told = 100 * planning.power(np.log(0.9), deviation, seeds)
+            least = 100 * -np.expm1(-planning.detectable(deviation, seeds))
+            row[f"spread {spread:g} %"] = (
+                f"± {half:.0f} %; −10 % told in {told:.0f} %; −{least:.0f} % told in 80 %"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _covers(table: pd.DataFrame) -> pd.DataFrame:
+    """The covers of simulated intervals, an interval a row, a column for each number of seeds."""
+    rows = {}
+    for r in table.to_dict("records"):
+        row = rows.setdefault(r["interval"], {"interval": r["interval"]})
+        n = str(r["n"])
+        alone = n not in ("3", "5", "8", "11")
+        text = f"{r['low']:.3f}"
+        text += f" to {r['high']:.3f}" if r["truths"] > 1 else ""
+        row["others" if alone else f"{n} seeds"] = (
+            "; ".join(filter(None, [row.get("others", ""), f"{n}: {text}"])) if alone else text
+        )
+        row["cases"] = min(row.get("cases", r["cases"]), r["cases"])
+    columns = ["interval", *(f"{n} seeds" for n in (3, 5, 8, 11)), "others", "cases"]
+    return pd.DataFrame(rows.values(), columns=columns).fillna("")
 
 
 def _departures(name: str) -> pd.DataFrame:
@@ -330,6 +382,8 @@ def _shown(
         shown = markdown(effects_in_words(table))
     elif kind == "audit":
         shown = markdown(audits.in_words(audit.table(table)))
+    elif kind == "coverage":
+        shown = markdown(_covers(table))
     elif kind == "numerics":
         shown = markdown(spreads(table))
     elif kind == "results":

@@ -238,7 +238,12 @@ def spreads(table: pd.DataFrame) -> pd.DataFrame:
     by = list(table.columns[: list(table.columns).index("arm")])
     rows = []
     for _, r in table[table["metric"].isin(["forces_mae", "energy_mae"])].iterrows():
-        low, high = r["numerics_low_%"], r["numerics_high_%"]
+        between = f"{r['numerics_%']:.1f} ({r['numerics_low_%']:.1f} to {r['numerics_high_%']:.1f})"
+        share = f"{r['share_%']:.0f} ({r['share_low_%']:.0f} to {r['share_high_%']:.0f})"
+        if pd.isna(r["numerics_low_%"]):  # Clopper & Pearson's end of a share of none
+            others = 100 * (1 - 0.025 ** (1 / r["seeds"]))
+            between = f"none in {r['seeds']} of {r['seeds']}; other seeds may, up to {others:.0f} %"
+            share = ""
         rows.append(
             {
                 **{b: r[b] for b in by},
@@ -246,10 +251,8 @@ def spreads(table: pd.DataFrame) -> pd.DataFrame:
                 "error": UNITS[r["metric"]][0],
                 "seeds": r["seeds"],
                 "over seeds (%)": f"{r['spread_%']:.1f}",
-                "between threads (%)": f"{r['numerics_%']:.1f} ({low:.1f} to {high:.1f})",
-                "its share of the variance (%)": (
-                    f"{r['share_%']:.0f} ({r['share_low_%']:.0f} to {r['share_high_%']:.0f})"
-                ),
+                "between threads (%)": between,
+                "its share of the variance (%)": share,
                 "largest difference (%)": f"{r['largest_%']:.0f}",
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from cover_notes import note
 
 from potkit.errors import ConfigError
 from potkit.experiments import audit, statistics
@@ -171,6 +172,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(quantity):
         )
         _, low, high = statistics.interval(audit.changes(base, fault, "denoise")[quantity])
         inside.append(low <= truth <= high)
+    note("change of a gain", 6, np.mean(inside), len(inside))
     assert 0.935 < np.mean(inside) < 0.965
 
 

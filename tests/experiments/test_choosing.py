@@ -91,7 +91,7 @@ def test_the_winner_is_the_best_on_validation_molecules(structures, tmp_path, mo
 
 def test_of_two_candidates_the_interval_is_the_paired_one():
     logs = np.random.default_rng(0).normal(size=(6, 2))
-    mean, low, high = statistics.interval(logs[:, 0] - logs[:, 1])
+    mean, _, high = statistics.interval(logs[:, 0] - logs[:, 1])
     assert choosing.half_width(logs) == pytest.approx(high - mean, rel=1e-6)
     assert np.isnan(choosing.half_width(logs[:1]))
 

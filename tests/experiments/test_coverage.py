@@ -1,7 +1,8 @@
 """Every interval that is printed, on data with a known truth: 95 % intervals cover it in 93 to 97 %
 of the cases.
 
-Seconds here; `make coverage` does the same with twenty times as many cases.
+Seconds here; `make coverage` does the same with five times as many cases, and writes down what each
+interval covers (data/results/coverage.csv, shown in docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from cover_notes import note
 from scipy import stats
 
 from potkit.analysis import noise_scale
@@ -80,6 +82,7 @@ def test_changes_of_one_budget_and_over_all(truth, n):
     expected = TRUTHS[truth][1] - TRUTHS[truth][0]
     for samples, value in ((ratio[:, :, 1], expected[1]), (ratio.mean(2), expected.mean())):
         share, better, worse = covered(samples, value)
+        note("change", n, share, len(samples))
         assert LOW < share < HIGH
         if value == 0:
             assert better <= CLAIMS and worse <= CLAIMS
@@ -93,9 +96,15 @@ def test_slopes_and_levels(truth, n):
     x = LOGS - LOGS.mean()
     slopes = (arm - base) @ x / (x @ x)
     expected = (TRUTHS[truth][1] - TRUTHS[truth][0]) @ x / (x @ x)
-    assert LOW < covered(slopes, expected)[0] < HIGH
-    assert LOW < covered(arm @ x / (x @ x), TRUTHS[truth][1] @ x / (x @ x))[0] < HIGH
-    assert LOW < covered(arm.mean(2), TRUTHS[truth][1].mean())[0] < HIGH
+    of_arm = TRUTHS[truth][1] @ x / (x @ x)
+    for name, samples, value in (
+        ("slope", slopes, expected),
+        ("slope", arm @ x / (x @ x), of_arm),
+        ("error", arm.mean(2), TRUTHS[truth][1].mean()),
+    ):
+        share = covered(samples, value)[0]
+        note(name, n, share, len(samples))
+        assert LOW < share < HIGH
 
 
 @seeds
@@ -106,7 +115,9 @@ def test_errors_of_an_arm(n, spread):
     """
     rng = np.random.default_rng(n)
     logs = rng.normal(0, spread, (2000 * MANY, n))
-    assert LOW < covered(logs, 0.0)[0] < HIGH
+    share = covered(logs, 0.0)[0]
+    note("error", n, share, len(logs))
+    assert LOW < share < HIGH
     if n == 3 and spread == 1.0:
         assert covered(np.exp(logs), np.exp(spread**2 / 2))[0] < LOW
 
@@ -120,6 +131,7 @@ def test_bootstrap_of_seeds(n, effect):
     ends = np.array([interval(row, method="bootstrap") for row in samples])
     share = np.mean((ends[:, 1] <= effect) & (effect <= ends[:, 2]))
     slack = 2.5 * np.sqrt(0.95 * 0.05 / len(samples))
+    note("bootstrap", n, share, len(samples))
     assert LOW - slack < share < HIGH + slack
     assert not np.isfinite(interval(samples[0][:5], method="bootstrap")[1])
 
@@ -132,7 +144,9 @@ def test_nested_draws(n, draws):
     cases = 2000 * MANY
     of_pretraining = rng.normal(0, 0.05, (cases, n, 1))
     ratios = -0.1 + of_pretraining + rng.normal(0, 0.06, (cases, n, draws))
-    assert LOW < covered(ratios.mean(2), -0.1)[0] < HIGH
+    share = covered(ratios.mean(2), -0.1)[0]
+    note("change, nested draws", n, share, cases)
+    assert LOW < share < HIGH
     if draws == 3:  # what counting every run would do
         assert covered(ratios.reshape(cases, -1), -0.1)[0] < LOW
 
@@ -148,6 +162,7 @@ def test_the_spread_of_a_pilot(n, between, within):
             effect = rng.normal(0, between, (n, 1, 1))
             spread = planning.spread(effect + rng.normal(0, within, shape))
             hits.append(spread.low <= total <= spread.high)
+    note("spread of a pilot", n, np.mean(hits), len(hits))
     assert LOW < np.mean(hits) < HIGH
 
 
@@ -165,6 +180,7 @@ def test_stopping_when_the_interval_is_narrow_enough():
             _, low, high = interval(values[:n])
             hits.append(low <= -0.1 <= high)
         shares[first] = np.mean(hits)
+    note("change at which the stop rule stops", "6 or more", shares[6], len(hits))
     assert 0.92 < shares[6] < HIGH and shares[3] < shares[6]
 
 
@@ -216,6 +232,7 @@ def test_labels_saved(truth, n):
             saves.append(low > BUDGETS[i] * (1 + 1e-9))
             costs.append(high < BUDGETS[i] * (1 - 1e-9))
     assert np.mean(answers) > 0.9 and len(budgets) >= 2
+    note("labels needed", n, np.mean(hits), len(hits))
     assert LOW < np.mean(hits) < HIGH
     if truth == "no effect":
         assert np.mean(saves) <= CLAIMS and np.mean(costs) <= CLAIMS
@@ -279,6 +296,7 @@ def test_targets_that_pay(truth, n):
             rounded = expected * (1 + np.array([1e-9, -1e-9]))
             hits.append(row["targets_low"] <= rounded[0] and rounded[1] <= row["targets_high"])
     slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)  # the budgets of a case go along with each other
+    note("targets that pay", n, np.mean(hits), len(hits))
     assert LOW - slack < np.mean(hits) < HIGH + slack
 
 
@@ -295,6 +313,7 @@ def test_verdicts_on_convergence(n, spread):
         words = [convergence.verdict(*(truth + e)) for e in ends]
         return np.mean([w == word for w in words])
 
+    note("change by more steps", n, np.mean((ends[:, 0] <= 0) & (ends[:, 1] >= 0)), len(ends))
     margins = np.log1p([-convergence.MARGIN, convergence.MARGIN])
     for truth in (*margins, np.log(0.9), np.log(1.1)):  # at the margin, and far beyond it
         assert said(convergence.CONVERGED, truth) <= CLAIMS
@@ -335,6 +354,7 @@ def test_bands_of_curves_over_time(n, draws):
     assert len(shown) == cases and (shown["seeds"] == n).all()
     share = np.mean((shown["low"] <= np.exp(-1)) & (np.exp(-1) <= shown["high"]))
     slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)
+    note("band over time, at a step", n, share, cases)
     assert LOW - slack < share < HIGH + slack
 
 
@@ -355,6 +375,8 @@ def test_numerics_and_its_share_of_the_variance(n, share, counts):
             ]
         )
     slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))
+    for name, share in zip(("numerics", "share of numerics"), np.mean(hits, axis=0), strict=True):
+        note(name, n, share, len(hits))
     assert (np.mean(hits, axis=0) > LOW - slack).all()
     assert (np.mean(hits, axis=0) < HIGH + slack).all()
 
@@ -377,6 +399,7 @@ def test_candidates_against_the_one_that_won(n, spread):
             wrong = np.abs(apart - (truth - truth[won])) > choosing.half_width(logs)
             hits.append(not wrong.any())
         slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))
+        note(f"candidates against the chosen, all at once, {spread}", n, np.mean(hits), len(hits))
         # a spread twice as wide for one as for another costs a little at three seeds
         assert np.mean(hits) > LOW - slack - 0.01 * (spread == "different")
         if spread == "alike" and not truth.any():
@@ -401,10 +424,12 @@ def test_rates_of_ends(n, expected, spread):
         low, high = simulations.with_few(count, np.ones(n), *np.exp(interval(row)[1:]))
         hits.append(low <= expected <= high)
     slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)
+    note("rate of ends" if expected >= 3 else "rate of few ends", n, np.mean(hits), cases)
     assert np.mean(hits) > LOW - slack
     if expected >= 10:
         assert np.mean(hits) < HIGH + slack
     share, better, worse = covered(logs[1] - logs[0], 0.0)
+    note("change of a rate of ends", n, share, cases)
     assert share > LOW - slack and max(better, worse) <= CLAIMS + slack / 2
 
 
@@ -443,6 +468,8 @@ def test_errors_of_a_test_set_and_their_changes(n, spread, unequal, worse):
         change = clusters.sampled_change(better, errors, number, draws=200, seed=seed)
         changes.append(change.low <= 100 * np.expm1(-0.1 + 0.2**2 / 2) <= change.high)
     slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))  # how far a share of so many cases scatters
+    note("error of a test set", f"{n} molecules", np.mean(hits), len(hits))
+    note("change on a test set", f"{n} molecules", np.mean(changes), len(hits))
     assert LOW - slack < np.mean(hits) < HIGH + slack
     assert LOW - slack < np.mean(changes) < HIGH + slack
 
@@ -492,6 +519,8 @@ def test_statistics_of_ensembles(level, spread):
             hits[name] += low <= truth[name] <= high
     shares = pd.Series(hits) / cases
     slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)
+    for share in shares:
+        note("statistics of an ensemble", "40 molecules", share, cases)
     # seventeen at once: the worst of them scatters further; an area's may be wide where it is 0
     assert shares.min() > LOW - 0.02 - slack, shares
     assert shares.mean() + slack / 3 > LOW - 0.005 and shares.mean() < 0.985, shares
@@ -515,6 +544,7 @@ def test_contrasts_of_calibration(levels):
         hits += [row.low <= truth[row.statistic] <= row.high for row in found.itertuples()]
         told += list(found["p"] < 0.05)
     slack = 2.5 * np.sqrt(0.95 * 0.05 / cases)  # statistics of one case go along with each other
+    note("difference between ensembles", "40 molecules", np.mean(hits), len(hits))
     assert LOW - slack < np.mean(hits) < HIGH + slack
     if levels[0] == levels[1]:
         assert np.mean(told) < 2 * CLAIMS + slack
@@ -566,6 +596,7 @@ def test_the_effect_of_many_axes(law, systems, axes, frames):
         _, low, high = noise_scale.shape_effect(series, owners)
         hits.append(low <= SHAPES[law][1] <= high)
     slack = 2.5 * np.sqrt(0.95 * 0.05 / len(hits))
+    note("shape of vibrations", f"{systems} systems", np.mean(hits), len(hits))
     # over few blocks the jackknife is wide rather than narrow
     assert LOW - slack < np.mean(hits) <= HIGH + 0.01 + slack
 

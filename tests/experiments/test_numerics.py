@@ -13,6 +13,7 @@ import potkit
 from potkit.errors import ConfigError
 from potkit.experiments import experiment as experiments
 from potkit.experiments import numerics
+from potkit.report import tables
 
 
 def table(numeric: float, spread: float = 0.1, seeds: int = 400) -> pd.DataFrame:
@@ -36,6 +37,12 @@ def test_a_known_share_is_found():
     assert 10 < row["share_low_%"] < 20 < row["share_high_%"] < 30
     exact = numerics.summarise(table(0.0), ["forces_mae"]).iloc[0]
     assert exact["numerics_%"] == 0 and exact["equal"] == exact["seeds"] == 400
+    assert np.isnan(exact["numerics_high_%"]), "an interval of no width would claim certainty"
+    shown = tables.spreads(numerics.summarise(table(0.0, seeds=6), ["forces_mae"]))
+    # 1 − 0.025^(1/6): Clopper & Pearson (1934)
+    assert (
+        shown["between threads (%)"].item().endswith("none in 6 of 6; other seeds may, up to 46 %")
+    )
 
 
 def test_runs_that_experiments_share_count_once_and_of_draws_the_first():
