@@ -130,3 +130,38 @@ def test_sentences_on_convergence_have_the_interval():
         "- ani, 50 labels: scratch is not converged: twice the steps change the "
     )
     assert "force MAE of scratch by −8.0 % (−11.0 to −5.0 %; the change itself lies outside" in said
+
+
+# -- the page of intervals -----------------------------------------------------------------------
+PAGE = (ROOT / "docs" / "statistics.md").read_text()
+
+
+def listed() -> dict[str, str]:
+    """The intervals that the page lists, and the test that it names for each."""
+    table = PAGE.split("## The intervals")[1].split("Not intervals")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][2:]
+    return {row[0].strip(): row[-1].strip() for row in rows}
+
+
+def test_every_interval_that_is_listed_was_measured_and_covers():
+    """The stored covers (`make coverage`) are of the same intervals, and within bounds."""
+    assert blocks.fill(PAGE, ROOT / "data" / "results") == PAGE, "fill docs/statistics.md"
+    covers = pd.read_csv(ROOT / "data" / "results" / "coverage.csv", dtype={"n": str})
+    names = {name.split(", all at once, ")[0] for name in covers["interval"]}
+    few = {"rate of few ends"}
+    assert names - few == {name.removesuffix(", all at once") for name in listed()}
+    over_seeds = covers[covers["n"].isin(["3", "5", "8", "11"])]
+    wide = over_seeds["interval"].str.contains("ends|candidates|targets")
+    assert over_seeds["low"].min() > 0.9
+    plain = over_seeds[~wide]
+    assert (plain["low"] > 0.93 - plain["chance"]).all()
+    assert (plain["high"] < 0.97 + plain["chance"]).all()
+    assert plain["mean"].between(0.94, 0.96).all()
+
+
+def test_the_tests_that_the_page_names_exist():
+    there = "".join(path.read_text() for path in (ROOT / "tests").glob("*/test_*.py"))
+    for named in re.findall(r"`(test_\w+)`", PAGE):
+        assert f"def {named}(" in there, named
+    for named in re.findall(r"`(tests/[\w/]+\.py)`", PAGE):
+        assert (ROOT / named).is_file(), named
