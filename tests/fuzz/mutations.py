@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ import h5py
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import potkit
@@ -33,6 +35,67 @@ from potkit.structures.arrays import SINGLE
 
 SECONDS = 10
 MEMORY = 2 << 30  # bytes a reader may ask for
+
+# --- how much is tried ---------------------------------------------------------------------------
+
+
+def examples_tried() -> int:
+    """How many times as many examples as `make test` tries (POTKIT_FUZZ)."""
+    return int(os.environ.get("POTKIT_FUZZ", "1"))
+
+
+def minutes() -> float:
+    """Minutes per format and settings model (POTKIT_FUZZ_MINUTES); 0 for a number of examples
+    instead.
+    """
+    return float(os.environ.get("POTKIT_FUZZ_MINUTES", "0"))
+
+
+def some(examples: int, **more: Any) -> settings:
+    """Hypothesis' settings for so many ``examples`` in `make test`: there always the same ones."""
+    return settings(
+        max_examples=examples * examples_tried(),
+        derandomize=examples_tried() == 1 and not minutes(),
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )
+
+
+COUNTS: Counter = Counter()  # (what, "refused" or "taken") -> examples
+
+
+def count(what: str, made: Any) -> None:
+    """Note an example of ``what``, refused where nothing was ``made`` of it."""
+    COUNTS[what, "refused" if made is None else "taken"] += 1
+
+
+def for_minutes(check: Callable[[], Any], what: str) -> None:
+    """``check`` once, or again and again for the minutes that were asked for; says how many
+    examples of ``what`` it has tried (`pytest -rP` shows it).
+    """
+    start = time.monotonic()
+    try:
+        check()
+        while time.monotonic() < start + 60 * minutes():
+            check()
+    finally:
+        refused, taken = COUNTS[what, "refused"], COUNTS[what, "taken"]
+        seconds = time.monotonic() - start
+        print(f"{what}: {refused + taken} in {seconds:.0f} s, {refused} refused, {taken} taken")
+
+
+def again(what: str) -> Callable[[Callable[[], Any]], Callable[[], None]]:
+    """Makes of a test of hypothesis one that obeys the minutes (see `for_minutes`)."""
+
+    def wrap(check: Callable[[], Any]) -> Callable[[], None]:
+        def test() -> None:
+            for_minutes(check, what)
+
+        return test
+
+    return wrap
+
 
 # --- the judge -----------------------------------------------------------------------------------
 
@@ -535,16 +598,6 @@ LINKS: dict[str, Callable[[h5py.Group, str, np.ndarray], Any]] = {
     "references": lambda g, name, array: g.create_dataset(name, data=g.ref, dtype=h5py.ref_dtype),
     "never written": _unwritten,
 }
-
-
-def examples_tried() -> int:
-    """How many times as many examples as `make test` tries (POTKIT_FUZZ)."""
-    return int(os.environ.get("POTKIT_FUZZ", "1"))
-
-
-def minutes() -> float:
-    """Minutes per format (POTKIT_FUZZ_MINUTES); 0 for a number of examples instead."""
-    return float(os.environ.get("POTKIT_FUZZ_MINUTES", "0"))
 
 
 def share(ways: dict[str, Any], number: int, of: int) -> dict[str, Any]:
