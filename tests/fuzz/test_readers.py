@@ -2,7 +2,8 @@
 
 POTKIT_FUZZ is how many times as many examples are tried, POTKIT_FUZZ_MINUTES for how many minutes
 each format is tried (`make fuzz`, which says how many examples that were); without either, each
-array meets only a share of what may stand in its place. What once went wrong stands below as a test of its own.
+array meets only a share of what may stand in its place. What once went wrong stands below as a test
+of its own.
 
 Accepted on purpose: numbers in another type or order of bytes (`KEPT`); whole numbers written as
 reals; energies [n, 1] in sGDML's files; positions of TIP3P's files in any shape of 3 m · 3 numbers;

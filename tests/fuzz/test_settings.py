@@ -236,21 +236,28 @@ def test_files_of_settings(at, value):
     assert kept == (Path(value) if isinstance(kept, Path) else value) and not isinstance(kept, bool)
 
 
-def card() -> dict:
-    return json.loads((pretrained.folder() / f"{pretrained.names()[0]}.json").read_text())
+CARD = {
+    **{"name": "weights", "network": "egnn", "preset": "small", "options": {"hidden": 8}},
+    **{"parameters": 100, "data": "ani-mini", "data_fingerprint": "0" * 16, "elements": ["H"]},
+    **{"objective": {"objective": "denoise", "sigma": 0.1}, "labels": None, "parts": ["backbone"]},
+    **{"sigma": 0.1, "cutoff": 5.0, "steps": 10, "seed": 0, "validation_loss": 0.5, "run": "x"},
+    **{"command": "potkit", "commit": "0", "licence": "MIT", "fine_tuned": {"3bpa": 1.0}},
+    "sha256": "0" * 64,
+}
 
 
 @m.again("card of pretrained weights")
 @short
-@given(at=st.sampled_from(list(places(card()))), value=ODD)
+@given(at=st.sampled_from(list(places(CARD))), value=ODD)
 def test_cards(at, value):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, "folder", lambda: Path(folder))
-        text = json.dumps(replaced(card(), at, value))
+        text = json.dumps(replaced(CARD, at, value))
         (Path(folder) / "weights.json").write_text(text)
         made = judged("card of pretrained weights", pretrained.card, "weights")
         if made is not None:
-            assert str(made).isprintable() or "\n" in str(value)
+            assert str(made).isprintable()
+            assert made == pretrained.Card(**replaced(CARD, at, value))
 
 
 PROFILE = dict(seeds=[0, 1], steps=20, lr=0.1, device="cpu", figures=True, arms={"a": 1})
