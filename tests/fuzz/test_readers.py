@@ -21,6 +21,7 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
+import ase.io
 import mutations as m
 import numpy as np
 import pytest
@@ -274,6 +275,24 @@ ONCE = {
         b"lattice 1e300 1.0",
     ),
     "a cell that is no array": ("ase-json", "f.json", b'"cell": {', b'"cell": {"a": 1}, "b": {'),
+    "a first frame that does not begin": ("runner", "input.data", b"begin", b"\x1fegin"),
+    "a first frame that does not begin, and a cell that is no number": (
+        "runner",
+        "input.data",
+        b"begin\ncomment x\nlattice 17.0",
+        b"\x1fegin\ncomment x\nlattice nan",
+    ),
+    "a database whose tables have names that are no text": (
+        "ase-db",
+        "f.db",
+        b"tablesystems",
+        b"tablesyste\xb2s",
+    ),
+    "a frame without positions": ("ase-json", "f.json", b'"positions"', b'"\xc3\xa9sitions"'),
+    "a frame without a cell": ("ase-json", "f.json", b'"cell"', b'"ce\xc3"'),
+    "a box of two numbers": ("ase-json", "f.json", b'"pbc": {"__nd', b'"pbc": [true], "x": {"__nd'),
+    "a stress that is a text": ("ase-json", "f.json", b'"energy":', b'"stress": "a", "energy":'),
+    "a stress of two numbers": ("ase-json", "f.json", b'"energy":', b'"stress": [1, 2], "energy":'),
     "damaged gzip": ("packed", "f.xyz.gz", b"\x03", b"\xff"),
 }
 
@@ -292,6 +311,15 @@ def test_once_too_large_to_cast(tmp_path):
     frame = m.frames()[0]
     frame.positions[0, 0] = 1e60
     frame.write(tmp_path / "f.traj")
+    assert m.read(tmp_path / "f.traj") is None
+
+
+@pytest.mark.parametrize("number", [-1, 119, 2**40])
+def test_elements_that_are_none_read_through_ase(number, tmp_path):
+    frame = m.frames()[0]
+    frame.numbers[0] = number
+    with ase.io.Trajectory(tmp_path / "f.traj", "w") as file:
+        file.write(frame)
     assert m.read(tmp_path / "f.traj") is None
 
 

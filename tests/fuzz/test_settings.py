@@ -30,7 +30,7 @@ from potkit.notebooks.runner import parse_parameter
 from potkit.structures.settings import parse
 from potkit.training import pretrained
 
-short = m.some(60, deadline=10_000)  # ms
+short = m.some(60, deadline=None)  # the judge has one
 
 ODD = st.one_of(
     st.none(),
@@ -108,7 +108,7 @@ def test_training_settings(name, value):
         return
     kept = getattr(config, name)
     if isinstance(value, (int, float)) and name not in ("compile", "resident", "progress"):
-        assert kept == value and not isinstance(value, bool)
+        assert kept == value and isinstance(value, bool) == (name == "check_labels")
     text = yaml.safe_dump(config.model_dump(), sort_keys=False)
     assert potkit.TrainConfig(**parse(text, "config")) == config
 
@@ -258,6 +258,20 @@ def test_cards(at, value):
         if made is not None:
             assert str(made).isprintable()
             assert made == pretrained.Card(**replaced(CARD, at, value))
+
+
+@m.again("settings of a simulation")
+@short
+@given(
+    name=st.sampled_from([field.name for field in dataclasses.fields(potkit.MDConfig)]), value=ODD
+)
+@example(name="steps", value=True)
+@example(name="seed", value=2**64)
+@example(name="temperature", value=math.nan)
+def test_simulations(name, value):
+    made = judged("settings of a simulation", potkit.MDConfig, **{name: value})
+    if made is not None:
+        assert getattr(made, name) is value and not isinstance(value, bool)
 
 
 PROFILE = dict(seeds=[0, 1], steps=20, lr=0.1, device="cpu", figures=True, arms={"a": 1})
