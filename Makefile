@@ -10,7 +10,7 @@ SHELL := bash
 
 PYTHON ?= python3
 WORKERS ?= 2
-# of `make fuzz`, for each format of files
+# of `make fuzz`, for each format of files and each kind of settings
 MINUTES ?= 0
 # of `make kills`, for each command
 COUNT ?= 20
@@ -42,7 +42,7 @@ help:
 	@echo "make pages       fill the tables of README, RESULTS and docs/ from data/results"
 	@echo "make docs        build the documentation site, in docs/_build/html"
 	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth, and store what they cover (half an hour)"
-	@echo "make fuzz        set up, then spoil settings and files at random (MINUTES=10: per format)"
+	@echo "make fuzz        set up, then spoil settings and files at random (MINUTES=10: per format and settings model)"
 	@echo "make kills       set up, then kill every long command at random moments (COUNT=20: each)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
 	@echo "make peers       add the other implementations that some tests compare with (make test tries it once)"
@@ -134,7 +134,7 @@ coverage: setup
 	@PYTHONPATH=. $(BIN)/python tests/cover_notes.py runs/coverage.txt
 
 fuzz: setup
-	@POTKIT_FUZZ=50 POTKIT_FUZZ_MINUTES=$(MINUTES) $(CHECK) tests/fuzz
+	@POTKIT_FUZZ=50 POTKIT_FUZZ_MINUTES=$(MINUTES) $(CHECK) -rP tests/fuzz
 
 kills: setup
 	@POTKIT_KILLS=$(COUNT) $(CHECK) -rP tests/kills/test_kills.py

@@ -7,13 +7,15 @@ those before it. Everything is imported when it is first used, so ``import potki
 
 from __future__ import annotations
 
+# no more than this: Ctrl-C before the command has begun would show a traceback
 import importlib
-import importlib.util
 import sys
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # type checkers take it for true
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -102,13 +104,17 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_EXPORTS, *_ROOMS, *_MODULES})
 
 
-class _TopLevelNames(MetaPathFinder, Loader):
-    """Lets ``import potkit.plots`` find the module that ``potkit.plots`` is, wherever it lives."""
+class _TopLevelNames:
+    """Lets ``import potkit.plots`` find the module that ``potkit.plots`` is, wherever it lives.
+
+    A finder and a loader, without the base classes of `importlib.abc`, which take longer to import
+    than all else here.
+    """
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         package, _, name = fullname.rpartition(".")
         if package == __name__ and _MODULES.get(name, name) != name:
-            return importlib.util.spec_from_loader(fullname, self)
+            return ModuleSpec(fullname, self)
         return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

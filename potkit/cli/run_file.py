@@ -50,7 +50,10 @@ class FinetuneData(PretrainData):
         None, description="train, valid and test of data, made by `potkit data split`"
     )
     labels: int | None = Field(
-        None, gt=0, description="label budget: use only so many of the training structures"
+        None,
+        gt=0,
+        strict=True,  # neither true nor "5"
+        description="label budget: use only so many of the training structures",
     )
     references: str | None = Field(
         None,
@@ -114,15 +117,19 @@ def read(kind: type[BaseModel], path: Path | None) -> Any:
     """
     if path is None:
         return kind()
-    values = plain.read(path) or {}
+    values = plain.read(path)
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: expected settings as 'key: value' lines, found {type(values).__name__}"
         )
     if not values.keys() & set(SECTIONS):
         values = {"training": values}
+    plain.check_plain(values, str(path))
     try:
-        settings = kind(**{str(key): value or {} for key, value in values.items()})
+        # a section of which nothing is said is an empty one
+        sections = {str(key): {} if value is None else value for key, value in values.items()}
+        settings = kind(**sections)
     except ValidationError as error:
         lines = "; ".join(_problem(kind, problem) for problem in error.errors())
         raise ConfigError(f"{path}: {lines}") from None

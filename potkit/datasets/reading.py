@@ -153,7 +153,24 @@ def _read_one(path: Path, format: str | None, dtype: Any, options: dict[str, Any
         return _unpacked(path, dtype, options)
     if path.stat().st_size == 0 or formats.guess(path) is not None:
         return formats.read(path, None, dtype, **options)
+    if _is_damaged_runner(path):
+        return formats.read(path, "runner", dtype, **options)
     return _through_ase(path, dtype, options)
+
+
+def _is_damaged_runner(path: Path) -> bool:
+    """Whether ASE takes ``path`` for a file of RuNNer's or n2p2's and frames begin in it: it would
+    leave out what stands before the first without a word.
+    """
+    from ase.io.formats import filetype
+
+    try:
+        if filetype(str(path), guess=False) not in ("runnerdata", "n2p2"):
+            return False
+    except Exception:  # ASE's functions raise what they like
+        return False
+    with open(path, "rb") as file:
+        return any(line.split() == [b"begin"] for line in file)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -314,11 +331,11 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
         elif stress_key is None and held.get("stress") is not None:
             results["stress"] = np.asarray(held["stress"])
         atoms.calc = SinglePointCalculator(atoms, **results) if results else None
-    found = arrays_from_ase(frames, np.float64)
-    info = found.pop("info")
     try:
+        found = arrays_from_ase(frames, np.float64)
+        info = found.pop("info")
         out = Structures(**found, info=info)
-    except DataError as error:  # what only all frames together show, such as a box without edges
+    except DataError as error:  # of a frame, or of all together, such as a box without edges
         raise DataError(f"{path}: {error}") from error
     units = chosen_units(
         options.get("length_unit"), options.get("energy_unit"), options.get("forces_unit")

@@ -307,12 +307,13 @@ def load_hdf5(
     where = f"{path}: {data.name}"
     if data.shape is None:
         raise DataError(f"{where} has no values")
-    strings = h5py.check_string_dtype(data.dtype) is not None
-    if text and not (strings or data.dtype.kind in "SU"):
-        raise DataError(f"{where} holds {kind_of(data.dtype)}, expected text")
+    dtype = data.dtype  # once: it is made anew each time it is asked for
+    strings = h5py.check_string_dtype(dtype) is not None
+    if text and not (strings or dtype.kind in "SU"):
+        raise DataError(f"{where} holds {kind_of(dtype)}, expected text")
     if not text:
         require_numbers(data, where, kinds)
-    if h5py.check_enum_dtype(data.dtype) is not None:
+    if h5py.check_enum_dtype(dtype) is not None:
         raise DataError(f"{where} holds names of an enumeration, expected real numbers")
     _check_held(data, where)
     if strings:
@@ -327,7 +328,8 @@ def load_hdf5(
 
 def _check_held(data: h5py.Dataset, where: str) -> None:
     """Raise DataError where ``data`` claims values that were never written."""
-    claimed = math.prod(data.shape) * data.dtype.itemsize
+    shape = data.shape
+    claimed = math.prod(shape) * data.dtype.itemsize
     if not claimed:
         return
     made = data.id.get_create_plist()
@@ -337,10 +339,10 @@ def _check_held(data: h5py.Dataset, where: str) -> None:
     packed = made.get_nfilters() > 0
     held = data.id.get_storage_size()
     if held == 0:
-        check_claim(claimed, 0, False, where, data.shape)
-    check_claim(claimed, held, packed, where, data.shape)
+        check_claim(claimed, 0, False, where, shape)
+    check_claim(claimed, held, packed, where, shape)
     if layout == h5py.h5d.CHUNKED and packed:
-        sizes = zip(data.shape, data.chunks, strict=True)
+        sizes = zip(shape, data.chunks, strict=True)
         needed = math.prod(-(-size // chunk) for size, chunk in sizes)
         if data.id.get_num_chunks() < needed:
             raise DataError(f"{where}: {data.id.get_num_chunks()} of {needed} chunks were written")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DataError
 from .arrays import FLAT, cast
-from .elements import formula
+from .elements import SYMBOLS, formula
 from .settings import shown
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
         absent = np.full((3, 3), np.nan)
         stress = np.array([full_stress(r["stress"]) if "stress" in r else absent for r in results])
     names: dict[str, int] = {}
-    labels = [str(f.info.get("system", f.get_chemical_formula())) for f in frames]
+    labels = [_system(f, i) for i, f in enumerate(frames)]
     system = np.array([names.setdefault(name, len(names)) for name in labels], np.int32)
     molecules = [f.arrays.get("molecule", np.zeros(len(f), int)) for f in frames]
     formal_charge = None
@@ -111,6 +111,16 @@ def arrays_from_ase(frames: Sequence, dtype: Any = np.float64) -> dict[str, Any]
         "stress": stress,
         "info": {"systems": list(names), **info},
     }
+
+
+def _system(atoms: Any, i: int) -> str:
+    """The name of the system of frame ``i``, its formula where it has none. Raises DataError for
+    atomic numbers that are none.
+    """
+    if len(atoms) and not 0 <= atoms.numbers.min() <= atoms.numbers.max() < len(SYMBOLS):
+        wrong = atoms.numbers[(atoms.numbers < 0) | (atoms.numbers >= len(SYMBOLS))]
+        raise DataError(f"frame {i}: unknown element: atomic number {wrong[0]}")
+    return str(atoms.info.get("system", atoms.get_chemical_formula()))
 
 
 def _charge(atoms: Any, i: int) -> int:
@@ -185,7 +195,11 @@ def _same_atoms(atoms: Any, other: Any) -> bool:
     if len(atoms) != len(other) or (atoms.numbers != other.numbers).any():
         return False
     periodic = atoms.pbc.any() or other.pbc.any()
-    if periodic and not ((atoms.pbc == other.pbc).all() and np.allclose(atoms.cell, other.cell)):
+    if periodic and not (
+        (atoms.pbc == other.pbc).all()
+        # a cell that is no number is a fault of its own, which the set names
+        and np.allclose(atoms.cell, other.cell, equal_nan=True)
+    ):
         return False
     if not np.isfinite(atoms.positions).all():
         return True  # a fault of its own, which the set names
@@ -194,11 +208,12 @@ def _same_atoms(atoms: Any, other: Any) -> bool:
 
 def full_stress(values: Any) -> np.ndarray:
     """The symmetric matrix [3, 3] of nine numbers, or six in Voigt's order (xx, yy, zz, yz, xz,
-    xy); of nine that are not symmetric, the symmetric part. Raises DataError for another count.
+    xy); of nine that are not symmetric, the symmetric part. Raises DataError for another count, and
+    for what is no number.
     """
     from ase.stress import voigt_6_to_full_3x3_stress
 
-    values = np.asarray(values, np.float64)
+    values = cast("stress", values, np.float64)
     if values.size not in (6, 9):
         raise DataError(f"a stress has 6 (Voigt) or 9 numbers, got {values.size}")
     full = voigt_6_to_full_3x3_stress(values.ravel()) if values.size == 6 else values.reshape(3, 3)

@@ -220,7 +220,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one where it holds something else. Raises OSError or
     ValueError.
     """
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("lists within lists without end") from None
     return value if isinstance(value, dict) else {}
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from .. import objectives
@@ -87,14 +87,17 @@ def save(
         **(header or {}),
     }
     with replacing(Path(path), kind) as temporary:
-        temporary.touch()
-        rights = temporary.stat().st_mode  # what the umask leaves; safetensors says 0600
-        try:
-            save_file(tensors, temporary, metadata={"potkit": json.dumps(head, default=str)})
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(str(error).splitlines()[0]) from error
-        temporary.chmod(rights)
+        save_file(tensors, temporary, metadata={"potkit": json.dumps(head, default=str)})
     return Path(path)
+
+
+def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write ``tensors`` with ``metadata`` to ``path``.
+
+    Not by safetensors' own `save_file`: it makes a temporary file beside ``path`` under a name of
+    its own, which nobody would remove after a kill, and lets only its owner read the result.
+    """
+    path.write_bytes(serialized(tensors, metadata))
 
 
 def find(path: str | Path) -> Path:

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,8 @@ def _say(config: TrainConfig, text: str) -> None:
 
 def _found(folder: RunFolder, config: TrainConfig, model: Potential) -> Run:
     run = folder.load(into=model)
+    with suppress(DataError):  # where nothing may be written, it is as good without
+        folder.tell_settings()
     _say(
         config, f"{folder.path}: this run is finished ({run.summary['steps']} steps), not repeated"
     )

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..errors import CheckpointError, ConfigError, DataError
 from ..structures.elements import SYMBOLS
 from ..structures.outputs import PART, plain_name, read_json
+from ..structures.settings import check_plain, walk
 from ..structures.storage import replacing
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Card(BaseModel):
     after fine-tuning, by what they are; None: not measured.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str
     network: str
@@ -61,6 +62,16 @@ class Card(BaseModel):
     licence: str
     fine_tuned: dict[str, float] | None
     sha256: str
+
+    @model_validator(mode="after")
+    def _shown_in_a_line(self) -> Card:
+        check_plain(self.model_dump(), "card")
+        for name, value in walk(self.model_dump()):
+            if isinstance(value, str) and not value.isprintable():
+                raise ValueError(f"{name}: no text of one line")
+        if not isinstance(self.objective.get("objective"), str):
+            raise ValueError("objective: without its name")
+        return self
 
     def __str__(self) -> str:
         sigma = "" if self.sigma is None else f", sigma {self.sigma} Å"
@@ -93,9 +104,16 @@ def card(name: str) -> Card:
         raise ConfigError(f"no pretrained weights {name!r}; there are {', '.join(names())}")
     path = folder() / f"{name}.json"
     try:
-        return Card.model_validate(read_json(path))
-    except (OSError, ValidationError, ValueError) as error:
+        about = Card.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise CheckpointError(f"{path}: damaged ({where}{first['msg']})") from None
+    except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+    if about.name != name:
+        raise CheckpointError(f"{path}: damaged (the card of {about.name})")
+    return about
 
 
 def file(name: str) -> Path:

@@ -293,6 +293,11 @@ class RunFolder:
             return False
         return stored.identity() == self.config.identity()
 
+    def tell_settings(self) -> None:
+        """Write config.yaml where it does not tell this run's settings: deleted, or damaged."""
+        if not self._tells_settings():
+            self.config.to_yaml(self.path / "config.yaml", PART)
+
     def begin(self, header: dict[str, Any], resumed_at: int) -> None:
         """Write run.json where the run is new, config.yaml where it does not tell this run's
         settings, and cut the metrics back to the step
@@ -312,8 +317,7 @@ class RunFolder:
                     "header": header,
                 },
             )
-        if not self._tells_settings():
-            self.config.to_yaml(self.path / "config.yaml", PART)
+        self.tell_settings()
         # rows beyond the state we go on from will be made again; a last line cut short by a kill is
         # dropped with them
         kept = []

@@ -48,3 +48,14 @@ def test_ctrl_c_inside_a_command_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([])
     assert stop.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_before_the_command_minds_ctrl_c_next_to_nothing_is_imported():
+    """What is imported on the way to it, without the modules of the interpreter's own start."""
+    code = "import sys; before = {*sys.modules}; import potkit; print(*{*sys.modules} - before)"
+    environment = {"PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert "potkit" in done.stdout.split()
+    slow = {"typing", "types", "importlib.util", "importlib.abc", "pathlib", "dataclasses"}
+    assert not slow & {*done.stdout.split()}, done.stdout

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -245,6 +246,37 @@ def test_a_dask_cluster_of_two_workers_gives_the_same_table(tmp_path):
     here = experiment.run(grid(tmp_path / "here"), progress=False)
     pd.testing.assert_frame_equal(numbers(far), numbers(here), rtol=1e-5)
     pd.testing.assert_frame_equal(again, potkit.compare(far))
+
+
+@pytest.mark.slow
+def test_a_grid_survives_the_death_of_a_dask_worker(tmp_path):
+    """Killed while it trains: its run goes on elsewhere, and the table is that of a quiet grid."""
+    distributed = pytest.importorskip("dask.distributed", reason="needs the extra `cluster`")
+    config = potkit.TrainConfig(
+        steps=40, batch_size=4, progress=False, device="cpu", checkpoint_every=2
+    )
+    changes = dict(pretrain_config=config, finetune_config=config, seeds=[0], variants={})
+    settings = dict(threads_per_worker=1, dashboard_address=None, memory_limit=None)
+    store, killed = tmp_path / "dask", []
+
+    with (
+        distributed.LocalCluster(1, **settings) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        [worker] = client.run(os.getpid).values()
+
+        def kill() -> None:
+            if until(lambda: list(store.glob("*/last.safetensors")), 120):
+                os.kill(worker, signal.SIGKILL)
+                killed.append(worker)
+
+        other = threading.Thread(target=kill)
+        other.start()
+        far = experiment.run(grid(store, **changes), progress=False, client=client)
+        other.join()
+    assert killed
+    here = experiment.run(grid(tmp_path / "here", **changes), progress=False)
+    pd.testing.assert_frame_equal(numbers(far), numbers(here), rtol=1e-5)
 
 
 def test_a_dask_scheduler_that_does_not_answer_is_one_line():

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,47 +26,125 @@ import h5py
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import potkit
 from potkit.errors import PotkitError
 from potkit.structures.arrays import SINGLE
 
-SECONDS = 10
+SECONDS = 10  # of processor time: others may need the machine as well
+PATIENCE = 90  # s that pass at most, for a reader that waits
 MEMORY = 2 << 30  # bytes a reader may ask for
+
+# --- how much is tried ---------------------------------------------------------------------------
+
+
+def examples_tried() -> int:
+    """How many times as many examples as `make test` tries (POTKIT_FUZZ)."""
+    return int(os.environ.get("POTKIT_FUZZ", "1"))
+
+
+def minutes() -> float:
+    """Minutes per format and settings model (POTKIT_FUZZ_MINUTES); 0 for a number of examples
+    instead.
+    """
+    return float(os.environ.get("POTKIT_FUZZ_MINUTES", "0"))
+
+
+def some(examples: int, **more: Any) -> settings:
+    """Hypothesis' settings for so many ``examples`` in `make test`: there always the same ones."""
+    return settings(
+        max_examples=examples * examples_tried(),
+        derandomize=examples_tried() == 1 and not minutes(),
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )
+
+
+COUNTS: Counter = Counter()  # (what, "refused" or "taken") -> examples
+
+
+def count(what: str, made: Any) -> None:
+    """Note an example of ``what``, refused where nothing was ``made`` of it."""
+    COUNTS[what, "refused" if made is None else "taken"] += 1
+
+
+def for_minutes(check: Callable[[], Any], what: str) -> None:
+    """``check`` once, or again and again for the minutes that were asked for; says how many
+    examples of ``what`` it has tried (`pytest -rP` shows it).
+    """
+    start = time.monotonic()
+    try:
+        check()
+        while time.monotonic() < start + 60 * minutes():
+            check()
+    finally:
+        refused, taken = COUNTS[what, "refused"], COUNTS[what, "taken"]
+        seconds = time.monotonic() - start
+        print(f"{what}: {refused + taken} in {seconds:.0f} s, {refused} refused, {taken} taken")
+
+
+def again(what: str) -> Callable[[Callable[[], Any]], Callable[[], None]]:
+    """Makes of a test of hypothesis one that obeys the minutes (see `for_minutes`)."""
+
+    def wrap(check: Callable[[], Any]) -> Callable[[], None]:
+        def test() -> None:
+            for_minutes(check, what)
+
+        return test
+
+    return wrap
+
 
 # --- the judge -----------------------------------------------------------------------------------
 
 
+TIMERS = {
+    signal.SIGPROF: (signal.ITIMER_PROF, SECONDS),
+    signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE),
+}
+
+
 class Hang(BaseException):
     """A reader that took longer than SECONDS. Within a library of C's nothing can be raised: such a
-    reader ends the whole process after as long again, with the lines that it stands at.
+    reader ends the whole process after twice PATIENCE, with the lines that it stands at.
     """
 
 
 @contextmanager
 def limited() -> Iterator[None]:
     """At most SECONDS and MEMORY within; numbers that a type cannot hold make no noise."""
+    late = []
 
     def too_long(number: int, frame: Any) -> None:
-        raise Hang(f"more than {SECONDS} s")
+        late.append(number)  # what is raised while garbage is collected is lost
+        raise Hang
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    faulthandler.dump_traceback_later(2 * SECONDS, exit=True, file=sys.__stderr__)
+    handlers = {number: signal.signal(number, too_long) for number in TIMERS}
+    for timer, seconds in TIMERS.values():
+        signal.setitimer(timer, seconds)
+    faulthandler.dump_traceback_later(2 * PATIENCE, exit=True, file=sys.__stderr__)
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
             yield
+    except Hang:
+        pass  # told below, as a failure of the example
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
         faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        for number, (timer, _) in TIMERS.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, handlers[number])
+    if late:
+        seconds = SECONDS if late[0] == signal.SIGPROF else PATIENCE
+        raise AssertionError(f"more than {seconds} s")
 
 
 def judged(call: Callable[[], Any], culprit: str, folder: Path) -> Any:
@@ -73,7 +152,6 @@ def judged(call: Callable[[], Any], culprit: str, folder: Path) -> Any:
     ``culprit``. Nothing may come into ``folder``, and nothing may go.
     """
     before = sorted(folder.rglob("*"))
-    start = time.monotonic()
     made = None
     with limited():
         try:
@@ -82,7 +160,6 @@ def judged(call: Callable[[], Any], culprit: str, folder: Path) -> Any:
             line = str(error)
             assert line and line.isprintable() and len(line) < 3000, line
             assert culprit in line, f"{line!r} does not name {culprit}"
-    assert time.monotonic() - start < SECONDS
     assert sorted(folder.rglob("*")) == before
     return made
 
@@ -535,16 +612,6 @@ LINKS: dict[str, Callable[[h5py.Group, str, np.ndarray], Any]] = {
     "references": lambda g, name, array: g.create_dataset(name, data=g.ref, dtype=h5py.ref_dtype),
     "never written": _unwritten,
 }
-
-
-def examples_tried() -> int:
-    """How many times as many examples as `make test` tries (POTKIT_FUZZ)."""
-    return int(os.environ.get("POTKIT_FUZZ", "1"))
-
-
-def minutes() -> float:
-    """Minutes per format (POTKIT_FUZZ_MINUTES); 0 for a number of examples instead."""
-    return float(os.environ.get("POTKIT_FUZZ_MINUTES", "0"))
 
 
 def share(ways: dict[str, Any], number: int, of: int) -> dict[str, Any]:

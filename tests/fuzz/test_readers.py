@@ -1,8 +1,9 @@
 """Files spoiled at random: one line that names the file, or read as what they are.
 
 POTKIT_FUZZ is how many times as many examples are tried, POTKIT_FUZZ_MINUTES for how many minutes
-each format is tried (`make fuzz`); without either, each array meets only a share of what may stand
-in its place. What once went wrong stands below as a test of its own.
+each format is tried (`make fuzz`, which says how many examples that were); without either, each
+array meets only a share of what may stand in its place. What once went wrong stands below as a test
+of its own.
 
 Accepted on purpose: numbers in another type or order of bytes (`KEPT`); whole numbers written as
 reals; energies [n, 1] in sGDML's files; positions of TIP3P's files in any shape of 3 m · 3 numbers;
@@ -16,34 +17,26 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-import time
 import zipfile
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import ase.io
 import mutations as m
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import Phase, example, given
 from hypothesis import strategies as st
-from test_settings import SPEC, replaced
+from test_settings import ODD, SPEC, replaced
 
 import potkit
 from potkit.datasets import splits
 from potkit.experiments import yaml_form
 from potkit.training import checkpoints
 
-short = settings(
-    max_examples=8 * m.examples_tried(),
-    deadline=None,  # the judge has one
-    derandomize=m.examples_tried() == 1 and not m.minutes(),
-    database=None,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)
-COUNTS: Counter = Counter()
+# the judge has a deadline; what fails is spoiled little enough to be read as it is
+short = m.some(8, deadline=None, phases=(Phase.explicit, Phase.generate))
 ACCEPTED = {
     # the total charge is that of the SMILES then: charges of SPICE's files may not have converged
     ("spice", "m/mbis_charges", "infinite"),
@@ -54,23 +47,9 @@ ACCEPTED = {
 }
 
 
-def for_minutes(check) -> None:
-    """``check`` once, or again and again for the minutes that were asked for."""
-    end = time.monotonic() + 60 * m.minutes()
-    check()
-    while time.monotonic() < end:
-        check()
-
-
 @cache
 def valid(name: str) -> dict[str, bytes]:
     return m.FILES[name][0]()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def counts():
-    yield
-    print("\n", dict(COUNTS))
 
 
 @pytest.mark.parametrize("name", m.FILES)
@@ -93,9 +72,9 @@ def test_spoiled_bytes(name):
             place = Path(folder) / "place"
             m.write_files(place, files | {which: m.spoiled(files[which], steps)})
             made = m.read(place / m.FILES[name][1])
-            COUNTS["bytes", name, "refused" if made is None else "read"] += 1
+            m.count(name, made)
 
-    for_minutes(check)
+    m.for_minutes(check, name)
 
 
 def tried(name: str, key: str, value, folder: Path):
@@ -189,23 +168,36 @@ def test_spoiled_checkpoints():
             path = Path(folder) / "c.safetensors"
             path.write_bytes(m.spoiled(checkpoint(), steps))
             made = m.judged(lambda: checkpoints.load(path), "c.safetensors", Path(folder))
-            COUNTS["bytes", "checkpoint", "refused" if made is None else "read"] += 1
+            m.count("checkpoint", made)
 
-    for_minutes(check)
+    m.for_minutes(check, "checkpoint")
+
+
+def load_with(folder: Path, place, value):
+    """The checkpoint with ``value`` at ``place`` of its header."""
+    data = checkpoint()
+    size = int.from_bytes(data[:8], "little")
+    outer = json.loads(data[8 : 8 + size])
+    inner = json.loads(outer["__metadata__"]["potkit"])
+    outer["__metadata__"]["potkit"] = json.dumps(replaced(inner, place, value))
+    text = json.dumps(outer).encode()
+    path = folder / "c.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    return m.judged(lambda: checkpoints.load(path), "c.safetensors", folder)
 
 
 @pytest.mark.parametrize("place", HEADER, ids=".".join)
-def test_spoiled_headers_of_checkpoints(place, tmp_path):
-    data = checkpoint()
-    size = int.from_bytes(data[:8], "little")
+def test_other_values_in_headers_of_checkpoints(place, tmp_path):
     for value in (None, True, -1, 10**30, 1.5, "x", "../x", [], {}, [[1]], "os.system", 2**40):
-        outer = json.loads(data[8 : 8 + size])
-        inner = json.loads(outer["__metadata__"]["potkit"])
-        outer["__metadata__"]["potkit"] = json.dumps(replaced(inner, place, value))
-        text = json.dumps(outer).encode()
-        path = tmp_path / "c.safetensors"
-        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
-        m.judged(lambda: checkpoints.load(path), "c.safetensors", tmp_path)  # noqa: B023
+        load_with(tmp_path, place, value)
+
+
+@m.again("header of a checkpoint")
+@short
+@given(place=st.sampled_from(HEADER), value=ODD)
+def test_spoiled_headers_of_checkpoints(place, value):
+    with tempfile.TemporaryDirectory() as folder:
+        m.count("header of a checkpoint", load_with(Path(folder), place, value))
 
 
 def test_spoiled_splits():
@@ -221,11 +213,11 @@ def test_spoiled_splits():
             path = Path(folder) / "s.npz"
             path.write_bytes(m.spoiled(data, steps))
             made = m.judged(lambda: splits.load_indices(path, s), "s.npz", Path(folder))
-            COUNTS["bytes", "split", "refused" if made is None else "read"] += 1
+            m.count("split", made)
             if made is not None:
                 assert all(rows.dtype.kind in "iu" for rows in made.values())
 
-    for_minutes(check)
+    m.for_minutes(check, "split")
 
 
 @pytest.mark.parametrize(
@@ -251,9 +243,9 @@ def test_spoiled_specs():
             path = Path(folder) / "spec.yaml"
             path.write_bytes(m.spoiled(text, steps))
             made = m.judged(lambda: yaml_form.read(path), "spec.yaml", Path(folder))
-            COUNTS["bytes", "spec", "refused" if made is None else "read"] += 1
+            m.count("spec", made)
 
-    for_minutes(check)
+    m.for_minutes(check, "spec")
 
 
 # --- what once went wrong ------------------------------------------------------------------------
@@ -283,6 +275,24 @@ ONCE = {
         b"lattice 1e300 1.0",
     ),
     "a cell that is no array": ("ase-json", "f.json", b'"cell": {', b'"cell": {"a": 1}, "b": {'),
+    "a first frame that does not begin": ("runner", "input.data", b"begin", b"\x1fegin"),
+    "a first frame that does not begin, and a cell that is no number": (
+        "runner",
+        "input.data",
+        b"begin\ncomment x\nlattice 17.0",
+        b"\x1fegin\ncomment x\nlattice nan",
+    ),
+    "a database whose tables have names that are no text": (
+        "ase-db",
+        "f.db",
+        b"tablesystems",
+        b"tablesyste\xb2s",
+    ),
+    "a frame without positions": ("ase-json", "f.json", b'"positions"', b'"\xc3\xa9sitions"'),
+    "a frame without a cell": ("ase-json", "f.json", b'"cell"', b'"ce\xc3"'),
+    "a box of two numbers": ("ase-json", "f.json", b'"pbc": {"__nd', b'"pbc": [true], "x": {"__nd'),
+    "a stress that is a text": ("ase-json", "f.json", b'"energy":', b'"stress": "a", "energy":'),
+    "a stress of two numbers": ("ase-json", "f.json", b'"energy":', b'"stress": [1, 2], "energy":'),
     "damaged gzip": ("packed", "f.xyz.gz", b"\x03", b"\xff"),
 }
 
@@ -301,6 +311,15 @@ def test_once_too_large_to_cast(tmp_path):
     frame = m.frames()[0]
     frame.positions[0, 0] = 1e60
     frame.write(tmp_path / "f.traj")
+    assert m.read(tmp_path / "f.traj") is None
+
+
+@pytest.mark.parametrize("number", [-1, 119, 2**40])
+def test_elements_that_are_none_read_through_ase(number, tmp_path):
+    frame = m.frames()[0]
+    frame.numbers[0] = number
+    with ase.io.Trajectory(tmp_path / "f.traj", "w") as file:
+        file.write(frame)
     assert m.read(tmp_path / "f.traj") is None
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from chores import child, wait
 from safetensors.torch import save_file
 from tiny import egnn, equal, molecules, one_line, weights
 
 import potkit
 from potkit import TrainConfig
 from potkit.errors import CheckpointError, DataError
+from potkit.structures import outputs
 from potkit.training import checkpoints
 
 
@@ -196,3 +200,18 @@ def test_an_empty_folder_an_unknown_part_and_a_model_without_recipe(tmp_path, sa
 def _mkdir(path: Path) -> Path:
     path.mkdir()
     return path
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_only_names_that_are_swept(tmp_path):
+    """The system kills a process whose file grows beyond the limit."""
+
+    def write() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+        checkpoints.save(tmp_path / "c.safetensors", egnn())
+
+    assert wait(child(write)) == -signal.SIGXFSZ
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1 and outputs.is_temporary(left[0], tmp_path / "c.safetensors")
+    checkpoints.save(tmp_path / "c.safetensors", egnn())
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]

@@ -153,6 +153,68 @@ def test_damaged_settings_are_written_again(tmp_path, text):
     assert TrainConfig.from_yaml(path) == settings()
 
 
+@pytest.mark.parametrize("text", [None, "", "steps: [", "steps: 3\n"])
+def test_damaged_settings_of_a_finished_run_are_written_again(tmp_path, text):
+    path = tmp_path / "r" / "config.yaml"
+    whole = run(path.parent)
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    again = run(path.parent)
+    assert TrainConfig.from_yaml(path) == settings() and again.summary == whole.summary
+
+
+def test_a_finished_run_is_found_where_nothing_may_be_written(tmp_path, monkeypatch):
+    whole = run(tmp_path / "r")
+    (tmp_path / "r" / "config.yaml").unlink()
+    monkeypatch.setattr(storage.os, "replace", _no_space)
+    assert run(tmp_path / "r").summary == whole.summary
+
+
+SETTINGS_THAT_KEEP_A_STATE = {
+    "plain": {},
+    "averages": {"ema": 0.8},
+    "frozen beyond the interruption": {"freeze": 0.7},
+    "frozen before it": {"freeze": 0.2},
+    "micro-batches": {"micro_batch": 7},
+    "all": {"ema": 0.8, "freeze": 0.5, "micro_batch": 7, "layer_decay": 0.7, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS_THAT_KEEP_A_STATE)
+def test_going_on_is_equal_to_the_last_bit(tmp_path, threads, monkeypatch, what):
+    """Fine-tuning from pretrained weights, with batches that are large enough for two threads to
+    share; weights, averages, the optimizer's state and the metrics.
+    """
+    config = settings(
+        steps=10, batch_size=32, lr=1e-2, validate_every=5, **SETTINGS_THAT_KEEP_A_STATE[what]
+    )
+    structures = potkit.load("ani-mini")[:80]
+
+    def tune(out: Path):
+        model = potkit.build("egnn", seed=0)
+        return potkit.finetune(model, structures[:64], structures[64:], config, out=out)
+
+    whole = tune(tmp_path / "whole")
+    take_step = loop.take_step
+
+    def killed(training, state):
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return take_step(training, state)
+
+    monkeypatch.setattr(loop, "take_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path / "again")
+    monkeypatch.setattr(loop, "take_step", take_step)
+    again = tune(tmp_path / "again")
+    one, other = (r.metrics.drop(columns="seconds") for r in (whole, again))
+    assert one.equals(other)
+    for name in ("best", "last"):
+        states = [checkpoints.read(r.path / f"{name}.safetensors")[0] for r in (whole, again)]
+        assert equal(*states), name
+
+
 # -- a full disk ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["no space, when moved", "file size limit"])
 def test_a_full_disk_is_one_line_and_the_earlier_state_survives(tmp_path, monkeypatch, kind):

@@ -5,6 +5,7 @@ under other names. eV and Å.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ def sniff(path: Path) -> bool:
         import sqlite3
 
         try:
-            with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as base:
+            # a URI: the path may hold ? and #
+            uri = f"{path.resolve().as_uri()}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True)) as base:
+                base.text_factory = bytes  # the text of a damaged file is none
                 names = base.execute("select name from sqlite_master where type='table'")
                 tables = {row[0] for row in names}
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):  # sqlite quotes what is no text
             return True  # it is a database, only damaged: let the reader say so
-        return {"systems", "keys"} <= tables
+        return {b"systems", b"keys"} <= tables
     return head.lstrip().startswith(b'{"1"') and b'"positions"' in head
 
 
@@ -111,6 +115,9 @@ def add_row(
     be guessed; ``stress_key`` likewise. ``factors``: of its units; eV and Å by default, where the
     size of the energy is looked at.
     """
+    for name in ("numbers", "positions", "cell", "pbc"):
+        if getattr(row, name, None) is None:
+            raise DataError(f"{where}: has no {name}")
     z = checked_numbers(row.numbers, where)
     data, pairs = _contents(row, where)
 
@@ -142,7 +149,10 @@ def add_row(
             raise DataError(f"{where}: forces have shape {forces.shape}, expected ({len(z)}, 3)")
         require_finite(forces, "force", where, "atom")
         forces = forces[None] * (factors.forces if factors else 1.0)
-    stress = _stress(row, dict(data) | dict(pairs), where, factors, stress_key)
+    try:
+        stress = _stress(row, dict(data) | dict(pairs), where, factors, stress_key)
+    except DataError as error:
+        raise DataError(str(error) if where in str(error) else f"{where}: {error}") from None
     key = system if system is not None else pairs.get("system", pairs.get("name", system_name(z)))
     length = factors.length if factors else 1.0
     charge = pairs.get("charge", data.get("charge", row.get("charge")))
@@ -153,14 +163,17 @@ def add_row(
             f"{where}: positions have shape {positions.shape} and the cell {cell.shape}, expected "
             f"({len(z)}, 3) and (3, 3)"
         )
+    pbc = cast(f"{where}: pbc", row.pbc, bool)
+    if pbc.shape != (3,):
+        raise DataError(f"{where}: pbc has shape {pbc.shape}, expected (3,)")
     packer.add(
         z,
         positions[None] * length,
         packer.system(key),
         energy,
         forces,
-        cell * length if np.any(row.pbc) else None,
-        row.pbc,
+        cell * length if pbc.any() else None,
+        pbc,
         whole_charge(charge, where),
         stress=stress,
     )

@@ -82,11 +82,12 @@ def require_finite(
 
 def dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
     """``group[key]``, or DataError that says which keys there are."""
-    if not isinstance(group.get(key), h5py.Dataset):
+    found = group.get(key)  # once: each look-up opens the object anew
+    if not isinstance(found, h5py.Dataset):
         raise DataError(
             f"{path}: group {group.name} has no {key!r} (it has: {', '.join(group) or 'nothing'})"
         )
-    return group[key]
+    return found
 
 
 def groups_with(file: h5py.File, key: str, path: Path) -> Iterator[h5py.Group]:
