@@ -100,7 +100,9 @@ def contenders(
         predict = functools.partial(WholeGraph(twin, BACKEND), outputs=OUTPUTS)
         output = functools.partial(_forces, predict, structures, device)
         step = trainer(twin, predict, structures, device)
-        rivals.append(Rival("potkit, compiled", step, output, note="energy and forces as one graph"))
+        rivals.append(
+            Rival("potkit, compiled", step, output, note="energy and forces as one graph")
+        )
     return rivals, {"atoms": len(batch.z), "edges": len(edges)}
 
 

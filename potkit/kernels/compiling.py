@@ -149,11 +149,26 @@ def for_predictions(
     Weights that change in place are followed. Other tensors in their place mean compiling again.
     """
     tensors = (*model.parameters(), *model.buffers())
-    kept, of = model.__dict__.get(KEPT, (None, ()))
+    kept = model.__dict__.get(KEPT, _Kept()).made
     if kept is not None and (kept.wanted, kept.device, kept.dtype) == (wanted, device, dtype):
+        of = model.__dict__[KEPT].tensors
         if len(of) == len(tensors) and all(a is b for a, b in zip(of, tensors, strict=True)):
             return kept
     made = ForPredictions(model, wanted, device, dtype)
     if wanted:
-        model.__dict__[KEPT] = (made, tensors)
+        model.__dict__[KEPT] = _Kept(made, tensors)
     return made
+
+
+class _Kept:
+    """What was compiled for a network whose parameters and buffers were ``tensors``; a copy of the
+    network has none of it.
+    """
+
+    def __init__(
+        self, made: ForPredictions | None = None, tensors: tuple[torch.Tensor, ...] = ()
+    ) -> None:
+        self.made, self.tensors = made, tensors
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, ()

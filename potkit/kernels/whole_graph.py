@@ -63,8 +63,8 @@ class WholeGraph:
     not serve is left to the network.
 
     The first batches of a graph are compared with what the network itself says, in training
-    derivatives by the weights included. Calls raise ConfigError for a network that cannot be traced or compiled, and
-    for one that answers otherwise then.
+    derivatives by the weights included. Calls raise ConfigError for a network that cannot be traced
+    or compiled, and for one that answers otherwise then.
     """
 
     def __init__(

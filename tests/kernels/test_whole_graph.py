@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -172,6 +173,16 @@ def test_a_network_that_no_graph_can_hold_is_named(how, words):
     assert line.startswith("compile: Odd") and words in line and "set compile to false" in line
 
 
+def test_predictions_that_no_graph_can_hold_are_named(monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    model = models.Potential(Odd("looks"), vector="gradient")
+    with pytest.raises(ConfigError, match="compile: Odd cannot be traced") as caught:
+        potkit.predict(model, molecules(3), compile=True)
+    assert "set compile to false" in one_line(caught.value)
+    assert model._compiled_call_impl is None
+    assert potkit.predict(model, molecules(3))["energy"].shape == (3,)
+
+
 def test_wrong_derivatives_are_seen_though_predictions_are_right(monkeypatch):
     """Torch takes mean and deviation of a layer norm for constants once its first derivative is
     spelled out by them.
@@ -229,18 +240,19 @@ def test_predictions_follow_the_weights_and_are_compiled_once(monkeypatch):
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     model, structures = small("painn").float().eval(), molecules(5)
     before = potkit.predict(model, structures, batch_size=2, compile=True)
-    (made, _) = model.__dict__[compiling.KEPT]
+    made = model.__dict__[compiling.KEPT].made
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.1)
     with monkeypatch.context() as patch:
         patch.setattr(WholeGraph, "_trace", lambda *a: pytest.fail("traced again"))
         after = potkit.predict(model, structures, batch_size=2, compile=True)
-    assert model.__dict__[compiling.KEPT][0] is made and model._compiled_call_impl is None
+    assert model.__dict__[compiling.KEPT].made is made and model._compiled_call_impl is None
     plain = potkit.predict(model, structures, batch_size=2)
     assert np.abs(after["forces"] - before["forces"]).max() > 1e-3
     for name, value in plain.items():
         np.testing.assert_allclose(after[name], value, rtol=1e-4, atol=1e-5)
+    assert copy.deepcopy(model).__dict__[compiling.KEPT].made is None
     # another shift is another tensor, which the graph does not know
     model.set_references({1: -1.0, 6: -2.0, 7: -3.0, 8: -4.0}, shift=5.0)
     shifted = potkit.predict(model, structures, batch_size=2, compile=True)
