@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.compiling import has_kernels
+from ..kernels.compiling import BACKEND, has_kernels
 from ..objectives import Supervised
 from ..structures.store import Structures
 from . import peers
@@ -93,6 +93,16 @@ def contenders(
     rivals.append(Rival("potkit", step, output))
     if compile and has_kernels(model, OUTPUTS, device):
         rivals.append(Rival("potkit, compiled", with_kernels(step), with_kernels(output)))
+    elif compile:
+        from ..kernels.whole_graph import WholeGraph
+
+        twin = peers.copy_of(model)
+        predict = functools.partial(WholeGraph(twin, BACKEND), outputs=OUTPUTS)
+        output = functools.partial(_forces, predict, structures, device)
+        step = trainer(twin, predict, structures, device)
+        rivals.append(
+            Rival("potkit, compiled", step, output, note="energy and forces as one graph")
+        )
     return rivals, {"atoms": len(batch.z), "edges": len(edges)}
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..kernels.compiling import has_kernels
 from ..structures.store import Structures
 from . import peers
 from .common import COLUMNS, SYSTEMS, Rival, check_device, compare
@@ -42,7 +41,7 @@ def run(
     steps, ``ms_per_step`` of one. See `common.compare`.
 
     ``systems`` of `SYSTEMS`, one structure each; ``hidden``: width of the networks;
-    ``compile`` adds potkit's kernels.
+    ``compile`` adds potkit's compiled code.
     """
     import pandas as pd
 
@@ -87,7 +86,7 @@ def contenders(
     ours = calculator(model, device=device, dtype=torch.float32)
     move = functools.partial(dynamics, structures, ours, steps)
     rivals.append(Rival("potkit", move, move))
-    if compile and has_kernels(model, ("energy",), device):
+    if compile:
         ours = calculator(model, device=device, dtype=torch.float32, compile=True)
         move = functools.partial(dynamics, structures, ours, steps)
         rivals.append(Rival("potkit, compiled", move, move))

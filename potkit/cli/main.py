@@ -501,7 +501,7 @@ def evaluate(
     batch_size: Annotated[int, Option(help="structures at a time")] = 64,
     device: Annotated[str, Option(help="cpu or cuda")] = "cpu",
     compile: Annotated[
-        bool, Option("--compile", help="by the kernels of EGNN, SchNet or TorchMD-Net ET, on a CPU")
+        bool, Option("--compile", help="compiled code, made in up to a minute at first use")
     ] = False,
     out: Annotated[
         Path | None, Option(help="write the errors per structure to this CSV file")

@@ -56,8 +56,8 @@ def md(
         bool,
         Option(
             "--compile",
-            help="by the kernels of EGNN, SchNet or TorchMD-Net ET, on a CPU; float32, which keeps "
-            "the energy less well",
+            help="compiled code, made in up to a minute at first use; float32, which keeps the "
+            "energy less well",
         ),
     ] = False,
     out: Annotated[

@@ -6,13 +6,14 @@ On a CPU a backbone that has kernels (`potkit.kernels`) uses them; ``kernel_orde
 says how many derivatives they serve: 2 where training on −∂E/∂x goes through them too. Everything
 else goes through torch.compile. Where targets are −∂E/∂x that is energy and derivative as one graph
 (`whole_graph`), else the backbone only: batches, neighbour lists and read-outs stay as they are.
-Predictions use kernels or nothing: they are over before torch.compile is.
+Predictions go through kernels or the one graph.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from .. import kernels
 from ..errors import ConfigError
 from ..models.base import Potential
 
+KEPT = "_for_predictions"  # attribute of a network: what was compiled for it
 BACKEND = "inductor"  # of torch.compile, for energy and derivatives as one graph
 
 
@@ -90,18 +92,83 @@ def compiled(
             model.backbone._compiled_call_impl = None
 
 
+class ForPredictions(contextlib.AbstractContextManager[None]):
+    """Within, predictions of ``model`` go through compiled code if ``wanted``; it is entered as
+    often as one likes, and compiled once.
+
+    Kernels where there are any for the network, in float32 on a CPU; else energy and derivatives as
+    one graph (`whole_graph`), compiled by torch.compile at the first prediction. Calls raise
+    ConfigError for a network that cannot be compiled.
+    """
+
+    def __init__(
+        self, model: Potential, wanted: bool, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        self.model, self.wanted, self.device, self.dtype = model, wanted, device, dtype
+        self._graph: Callable[..., Any] | None = None
+        where = torch.device(device).type
+        self._by_kernels = wanted and predicts_by_kernels(model, where, dtype)
+        if wanted and not self._by_kernels:
+            # brings torch.compile: a second that others do not wait
+            from .whole_graph import WholeGraph
+
+            self._graph = WholeGraph(model, BACKEND, predictions=True)
+        self._entered: list[contextlib.ExitStack] = []
+        with self:
+            pass  # builds the kernels, or says why not, before anything is predicted
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # neither copied nor sent elsewhere: compiled again there
+        return ForPredictions, (self.model, self.wanted, self.device, self.dtype)
+
+    def __enter__(self) -> None:
+        stack = contextlib.ExitStack()
+        if self._by_kernels:
+            stack.enter_context(kernels.used())
+        if self._graph is not None:
+            before = self.model._compiled_call_impl
+            stack.callback(setattr, self.model, "_compiled_call_impl", before)
+            # an nn.Module asks this before its `forward`
+            self.model._compiled_call_impl = self._graph
+        self._entered.append(stack)
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.pop().close()
+
+
+def predicts_by_kernels(model: Potential, device: str, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for predictions of ``model``; ``device`` is "cpu" or "cuda"."""
+    return has_kernels(model, ("energy",), device) and dtype == torch.float32
+
+
 def for_predictions(
     model: Potential, wanted: bool, device: torch.device | str, dtype: torch.dtype
-) -> contextlib.AbstractContextManager[None]:
-    """Within, predictions of ``model`` go through kernels if ``wanted``.
+) -> ForPredictions:
+    """`ForPredictions` of ``model``; what was compiled is kept with it for the next call.
 
-    Raises ConfigError where there are none for it.
+    Weights that change in place are followed. Other tensors in their place mean compiling again.
     """
-    where = torch.device(device).type
-    if wanted and not (has_kernels(model, ("energy",), where) and dtype == torch.float32):
-        what, kind = type(model.backbone).__name__, str(dtype).removeprefix("torch.")
-        raise ConfigError(
-            "compile: there are kernels for EGNN, SchNet and TorchMD-Net ET in float32 on a CPU, "
-            f"not for {what} in {kind} on {where}"
-        )
-    return kernels.used(wanted) if wanted else contextlib.nullcontext()
+    tensors = (*model.parameters(), *model.buffers())
+    kept = model.__dict__.get(KEPT, _Kept()).made
+    if kept is not None and (kept.wanted, kept.device, kept.dtype) == (wanted, device, dtype):
+        of = model.__dict__[KEPT].tensors
+        if len(of) == len(tensors) and all(a is b for a, b in zip(of, tensors, strict=True)):
+            return kept
+    made = ForPredictions(model, wanted, device, dtype)
+    if wanted:
+        model.__dict__[KEPT] = _Kept(made, tensors)
+    return made
+
+
+class _Kept:
+    """What was compiled for a network whose parameters and buffers were ``tensors``; a copy of the
+    network has none of it.
+    """
+
+    def __init__(
+        self, made: ForPredictions | None = None, tensors: tuple[torch.Tensor, ...] = ()
+    ) -> None:
+        self.made, self.tensors = made, tensors
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, ()

@@ -1,4 +1,5 @@
-"""Energy and its derivatives as one graph that torch.compile can differentiate again.
+"""Energy and its derivatives as one graph, for training (torch.compile can differentiate it again)
+and for predictions.
 
 Forces −∂E/∂x are a derivative already, and training on them takes a second one, which torch.compile
 cannot do for code that calls autograd. So `Potential.forward` is traced first (make_fx): what comes
@@ -12,6 +13,8 @@ weights are the network's own tensors, changed in place by the optimizer.
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,19 +56,23 @@ MOST_COMPILATIONS = 16
 
 
 class WholeGraph:
-    """Stands in for calls of ``model`` whose outputs are derivatives of the energy.
+    """Stands in for calls of ``model``: for training those whose outputs are derivatives of the
+    energy, with ``predictions`` instead those where nothing is differentiated afterwards.
 
     ``backend`` is torch.compile's. ``compilations`` counts how often it was called. What it does
-    not serve (outputs without a derivative, predictions without gradients) is left to the network.
+    not serve is left to the network.
 
-    The first batches of a graph are compared with what the network itself says, derivatives by the
-    weights included. Calls raise ConfigError for a network that cannot be traced or compiled, and
-    for one that answers otherwise then.
+    The first batches of a graph are compared with what the network itself says, in training
+    derivatives by the weights included. Calls raise ConfigError for a network that cannot be traced
+    or compiled, and for one that answers otherwise then.
     """
 
-    def __init__(self, model: Potential, backend: str = "inductor") -> None:
+    def __init__(
+        self, model: Potential, backend: str = "inductor", predictions: bool = False
+    ) -> None:
         self.model = model
         self.backend = backend
+        self.predictions = predictions
         self.compilations = 0
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
 
@@ -73,7 +80,7 @@ class WholeGraph:
         """As `Potential.forward`."""
         outputs = ("energy", "vector") if outputs is None else tuple(outputs)
         model = self.model
-        if not (torch.is_grad_enabled() and model.by_gradient(outputs)):
+        if not self._serves(outputs):
             return model.forward(batch, outputs)
         batch = neighbors.attach(copy.copy(batch), model.cutoff)
         if not batch.edge_index.shape[1]:
@@ -90,6 +97,12 @@ class WholeGraph:
             graph.checked += 1
         return self._run(graph, tensors)
 
+    def _serves(self, outputs: Sequence[str]) -> bool:
+        if self.predictions:
+            # the network leaves inference mode and calls again where it needs derivatives
+            return not (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
+        return torch.is_grad_enabled() and self.model.by_gradient(outputs)
+
     def _trace(
         self, tensors: dict[str, Tensor], outputs: tuple[str, ...], periodic: bool
     ) -> _Graph:
@@ -100,7 +113,7 @@ class WholeGraph:
         def forward(*values: Tensor) -> list[Tensor]:
             content = dict(zip(names, values, strict=True))
             content |= {"cutoff": model.cutoff, "periodic": periodic}
-            with torch.enable_grad():
+            with torch.set_grad_enabled(not self.predictions):
                 prediction = model.forward(Batch.of(content), outputs)
             given = {k: v for k, v in prediction._asdict().items() if v is not None}
             fields[:] = given
@@ -119,6 +132,7 @@ class WholeGraph:
                 traced = trace(*examples)
         except Exception as error:  # whatever a network does that cannot be traced
             raise self._refused("traced", error) from error
+        _spell_out_lengths(traced)
         torch._dynamo.config.recompile_limit = max(
             torch._dynamo.config.recompile_limit, MOST_COMPILATIONS
         )
@@ -158,6 +172,8 @@ class WholeGraph:
         for quantity, wanted in own._asdict().items():
             if wanted is not None:
                 self._compare(quantity, getattr(compiled, quantity), wanted, RELATIVE[dtype])
+        if self.predictions:
+            return
         weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         gradients = [
             _gradients(prediction, list(weights.values())) for prediction in (compiled, own)
@@ -216,6 +232,27 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         [aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm]
     )
     return {**torch._decomp.core_aten_decompositions(), **both}
+
+
+def _spell_out_lengths(traced: torch.fx.GraphModule) -> None:
+    """Write every number of elements in the graph as a product of sizes, which torch.compile takes.
+
+    torch-geometric's scatter asks for it where torch-scatter is missing.
+    """
+    aten, graph = torch.ops.aten, traced.graph
+    for node in graph.find_nodes(op="call_function", target=aten.sym_numel.default):
+        (array,) = node.args
+        with graph.inserting_before(node):
+            sizes = [
+                graph.call_function(aten.sym_size.int, (array, axis))
+                for axis in range(array.meta["val"].ndim)
+            ]
+            product = functools.reduce(
+                lambda a, b: graph.call_function(operator.mul, (a, b)), sizes, 1
+            )
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+    traced.recompile()
 
 
 def _changing(name: str) -> tuple[int, ...]:

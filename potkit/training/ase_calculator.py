@@ -16,7 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
 from ..errors import DataError
-from ..kernels.compiling import for_predictions
+from ..kernels.compiling import ForPredictions
 from ..models import Potential
 from ..structures.batch import Batch
 from ..structures.geometry import edge_vectors, volumes
@@ -125,6 +125,7 @@ class PotkitCalculator(Calculator):
         self.models = list(models)
         self.device, self.dtype, self.compile = device, dtype, compile
         self._neighborhood: Neighborhood | None = None
+        self._quick = self._compiled()
         had = ["energy", "forces"]
         if not any(model.energy_head.pooled for model in self.models):
             had.append("energies")
@@ -150,7 +151,10 @@ class PotkitCalculator(Calculator):
         with torch.inference_mode(False):
             near = self._neighbors(self.atoms)
             positions = self.atoms.positions
-            answers = [self._predict(m, near.at(positions, m.cutoff)) for m in self.models]
+            answers = [
+                self._predict(model, quick, near.at(positions, model.cutoff))
+                for model, quick in zip(self.models, self._quick, strict=True)
+            ]
         results = {
             name: np.mean([answer[name] for answer in answers], axis=0) for name in answers[0]
         }
@@ -183,15 +187,23 @@ class PotkitCalculator(Calculator):
             self._neighborhood = known = Neighborhood(bare, batch, cutoff)
         return known
 
+    def _compiled(self) -> list[ForPredictions]:
+        """Of each network; builds kernels, or says why not, before a simulation starts."""
+        return [
+            ForPredictions(model, self.compile, self.device, self.dtype) for model in self.models
+        ]
+
     def __getstate__(self) -> dict:
         """All but the neighbours, which are found again."""
         return self.__dict__ | {"_neighborhood": None}
 
-    def _predict(self, model: Potential, batch: Batch) -> dict[str, np.ndarray]:
+    def _predict(
+        self, model: Potential, quick: ForPredictions, batch: Batch
+    ) -> dict[str, np.ndarray]:
         outputs = list(self.quantities)
         if "stress" in outputs and not bool(volumes(batch.cell, batch.pbc)[0] > 0):
             outputs.remove("stress")
-        with torch.no_grad(), for_predictions(model, self.compile, self.device, self.dtype):
+        with torch.no_grad(), quick:
             prediction = model(batch, outputs)
         answers = {name: getattr(prediction, name) for name in outputs}
         if not all(bool(answer.isfinite().all()) for answer in answers.values()):

@@ -131,8 +131,9 @@ def predict(
     stress [S,3,3] eV/Å³ (NaN where a structure has no cell), as asked for by ``outputs``.
 
     Where memory is short, fewer than ``batch_size`` structures go through the network at once, with
-    a warning. ``compile``: by the kernels of EGNN, SchNet and TorchMD-Net ET on a CPU
-    (`potkit.kernels`; the first call builds them); ConfigError where there are none.
+    a warning. ``compile``: through compiled code, which takes up to a minute to make when it is
+    first used: the kernels of EGNN, SchNet and TorchMD-Net ET in float32 on a CPU
+    (`potkit.kernels`), else torch.compile; ConfigError for a network that cannot be compiled.
     """
     batch_size = count(batch_size, "batch_size")
     device = checked_device(device or model.like().device)
@@ -324,7 +325,8 @@ def calculator(
     ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as
     in `predict`, float32. It can be pickled, and works inside ``torch.inference_mode``.
     Raises CheckpointError for a checkpoint that cannot be read or has no energies, ConfigError for
-    an empty list, a device that is not there, and networks without kernels where ``compile``.
+    an empty list, a device that is not there, and networks that cannot be compiled where
+    ``compile``.
     """
     from .ase_calculator import PotkitCalculator
 
@@ -337,9 +339,6 @@ def calculator(
     with torch.inference_mode(False):
         # copies of their own: weights that nobody trains cost nothing in −∂E/∂x
         models = [open_model(member).to(place, dtype).requires_grad_(False) for member in members]
-        for model in models:
-            with for_predictions(model, compile, device, dtype):
-                pass  # builds the kernels, or says why not, before a simulation starts
     return PotkitCalculator(models, device, dtype, compile)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError
-from ..kernels.compiling import for_predictions
 from ..models import Potential, traced
 from ..structures.elements import SYMBOLS
 from ..structures.outputs import Kind, check
@@ -164,8 +163,8 @@ def torch_sim_model(
 
     Energies [S] in eV, forces [N, 3] in eV/Å, stress [S, 3, 3] in eV/Å³ (tension positive; NaN of
     systems that do not repeat), energies of atoms [N]; all systems of a state at once. A stress is
-    computed by default where the network can: its forces are −∂E/∂x. ``compile``, float32 only, is
-    as in `potkit.calculator`.
+    computed by default where the network can: its forces are −∂E/∂x. ``compile`` is as in
+    `potkit.calculator`.
 
     Raises ConfigError where torch-sim is missing (`potkit[torch-sim]`), and what `export` does.
     """
@@ -180,7 +179,5 @@ def torch_sim_model(
     can = model.forces_mode == "gradient"
     if compute_stress and not can:
         raise ConfigError("this network reads its forces out directly and has no stress")
-    with for_predictions(model, compile, place, dtype):
-        pass  # builds the kernels, or says why not, before a simulation starts
     stress = can if compute_stress is None else compute_stress
     return PotkitModel(model, place, dtype, compile, compute_forces, stress)

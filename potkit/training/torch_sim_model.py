@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_sim.models.interface import ModelInterface
 
 from ..errors import DataError
-from ..kernels.compiling import for_predictions
+from ..kernels.compiling import ForPredictions
 from ..models import Potential
 from ..structures.batch import Batch
 
@@ -30,8 +30,8 @@ class PotkitModel(ModelInterface):
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.compile_kernels = compile
         self._device, self._dtype = torch.device(device), dtype
+        self._quick = ForPredictions(self.model, compile, device, dtype)
         self._compute_forces, self._compute_stress = compute_forces, compute_stress
         self._memory_scales_with = "n_atoms_x_density"
 
@@ -74,7 +74,7 @@ class PotkitModel(ModelInterface):
         with (
             torch.inference_mode(False),
             torch.no_grad(),
-            for_predictions(self.model, self.compile_kernels, self._device, self._dtype),
+            self._quick,
         ):
             prediction = self.model(batch, outputs)
         results = {name: getattr(prediction, name) for name in outputs}

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import molecules, one_line, water
+from tiny import molecules, water
 
 import potkit
 from potkit import Denoise, TrainConfig, kernels, models
@@ -300,27 +300,6 @@ def test_derivatives_within_autocast(name):
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 0.05
 
 
-def test_predictions_without_kernels_are_one_line():
-    double = models.build("egnn", hidden=16, seed=0).double()
-    other = models.build("painn", hidden=16, seed=0)
-    attempts = [
-        (
-            lambda: potkit.predict(double, molecules(1), compile=True),
-            "not for EGNN in float64 on cpu",
-        ),
-        (lambda: potkit.calculator(other, compile=True), "not for PaiNN in float32 on cpu"),
-        (
-            lambda: potkit.calculator(other, "cpu", torch.float64, compile=True),
-            "not for PaiNN in float64",
-        ),
-    ]
-    for attempt, words in attempts:
-        with pytest.raises(ConfigError, match=words) as caught:
-            attempt()
-        one_line(caught.value)
-    assert double.training, "a model that is refused stays as it was"
-
-
 def test_evaluate_command_through_kernels(tmp_path, capsys):
     path = checkpoints.save(tmp_path / "m.safetensors", models.build("egnn", hidden=16, seed=0))
     molecules(4).save(tmp_path / "data")
@@ -328,11 +307,3 @@ def test_evaluate_command_through_kernels(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(["evaluate", str(path), *options])
     assert not done.value.code and "forces MAE" in capsys.readouterr().out
-    other = checkpoints.save(
-        tmp_path / "other.safetensors", models.build("painn", hidden=16, seed=0)
-    )
-    with pytest.raises(SystemExit) as done:
-        cli.main(["evaluate", str(other), *options])
-    assert done.value.code == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: compile: there are kernels for EGNN")

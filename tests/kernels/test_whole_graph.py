@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +173,16 @@ def test_a_network_that_no_graph_can_hold_is_named(how, words):
     assert line.startswith("compile: Odd") and words in line and "set compile to false" in line
 
 
+def test_predictions_that_no_graph_can_hold_are_named(monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    model = models.Potential(Odd("looks"), vector="gradient")
+    with pytest.raises(ConfigError, match="compile: Odd cannot be traced") as caught:
+        potkit.predict(model, molecules(3), compile=True)
+    assert "set compile to false" in one_line(caught.value)
+    assert model._compiled_call_impl is None
+    assert potkit.predict(model, molecules(3))["energy"].shape == (3,)
+
+
 def test_wrong_derivatives_are_seen_though_predictions_are_right(monkeypatch):
     """Torch takes mean and deviation of a layer norm for constants once its first derivative is
     spelled out by them.
@@ -200,3 +213,69 @@ def test_inductor_adds_up_edges_rightly():
     got = WholeGraph(model)(batch, ("energy", "forces"))  # it compares derivatives, too
     wanted = model.forward(batch, ("energy", "forces"))
     torch.testing.assert_close(got.forces, wanted.forces, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_predictions_of_every_network(name, monkeypatch):
+    """Skewed box, slab, wire and a free structure in one batch, float64, stress included."""
+    model = small(name).eval()
+    batch = contract.examples(model.cutoff, periodic=True).batch(dtype=torch.float64)
+    monkeypatch.setattr(whole_graph, "CHECKED", 0)  # compared here
+    graph = WholeGraph(model, "eager", predictions=True)
+    with torch.no_grad():
+        for outputs in [("energy", "forces", "stress"), ("energy",)]:
+            got, wanted = graph(batch, outputs), model(batch, outputs)
+            for field in outputs:
+                torch.testing.assert_close(
+                    getattr(got, field),
+                    getattr(wanted, field),
+                    rtol=1e-9,
+                    atol=1e-9,
+                    equal_nan=True,
+                )
+    assert len(graph._graphs) == 2
+
+
+def test_predictions_follow_the_weights_and_are_compiled_once(monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    model, structures = small("painn").float().eval(), molecules(5)
+    before = potkit.predict(model, structures, batch_size=2, compile=True)
+    made = model.__dict__[compiling.KEPT].made
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeGraph, "_trace", lambda *a: pytest.fail("traced again"))
+        after = potkit.predict(model, structures, batch_size=2, compile=True)
+    assert model.__dict__[compiling.KEPT].made is made and model._compiled_call_impl is None
+    plain = potkit.predict(model, structures, batch_size=2)
+    assert np.abs(after["forces"] - before["forces"]).max() > 1e-3
+    for name, value in plain.items():
+        np.testing.assert_allclose(after[name], value, rtol=1e-4, atol=1e-5)
+    assert copy.deepcopy(model).__dict__[compiling.KEPT].made is None
+    # another shift is another tensor, which the graph does not know
+    model.set_references({1: -1.0, 6: -2.0, 7: -3.0, 8: -4.0}, shift=5.0)
+    shifted = potkit.predict(model, structures, batch_size=2, compile=True)
+    np.testing.assert_allclose(
+        shifted["energy"], potkit.predict(model, structures)["energy"], rtol=1e-5, atol=1e-4
+    )
+
+
+def test_a_compiled_calculator_moves_atoms_as_the_plain_one_does(monkeypatch):
+    """Numbers of edges change from step to step; a pickled one compiles again."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    model = small("painn").eval()
+    (atoms,) = molecules(1).to_ase()
+    calc = potkit.calculator(model, compile=True, dtype=torch.float64)
+    plain = potkit.calculator(model)
+    rng = np.random.default_rng(0)
+    for scale in (0.0, 0.05, 0.3):
+        moved = atoms.copy()
+        moved.positions += scale * rng.standard_normal(moved.positions.shape)
+        for calculator in (calc, pickle.loads(pickle.dumps(calc))):
+            moved.calc = calculator
+            forces, energy = moved.get_forces(), moved.get_potential_energy()
+            moved.calc = plain
+            np.testing.assert_allclose(forces, moved.get_forces(), rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(energy, moved.get_potential_energy(), rtol=1e-12)
+    assert calc._quick[0]._graph.compilations in (1, 2)
