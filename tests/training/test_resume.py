@@ -187,12 +187,12 @@ def test_going_on_is_equal_to_the_last_bit(tmp_path, threads, monkeypatch, what)
     share; weights, averages, the optimizer's state and the metrics.
     """
     config = settings(
-        steps=10, batch_size=32, lr=1e-2, validate_every=5, **SETTINGS_THAT_KEEP_A_STATE[what]
+        steps=6, batch_size=32, lr=1e-2, validate_every=3, **SETTINGS_THAT_KEEP_A_STATE[what]
     )
     structures = potkit.load("ani-mini")[:80]
 
     def tune(out: Path):
-        model = potkit.build("egnn", seed=0)
+        model = potkit.build("egnn", hidden=32, layers=2, seed=0)
         return potkit.finetune(model, structures[:64], structures[64:], config, out=out)
 
     whole = tune(tmp_path / "whole")
