@@ -109,12 +109,15 @@ def expected_half_width(
 
 def power(effect: float, deviation: float, pretrainings: int, confidence: float = 0.95) -> float:
     """How often a true log ratio ``effect`` is told from 0 by so many numbers of standard
-    ``deviation``: of Student's t test alone, two-sided (noncentral t).
+    ``deviation``: of Student's t test alone, two-sided.
     """
     freedom = pretrainings - 1
     limit = stats.t.ppf(0.5 + confidence / 2, freedom)
-    away = abs(effect) * np.sqrt(pretrainings) / deviation
-    return float(stats.nct.sf(limit, freedom, away) + stats.nct.cdf(-limit, freedom, away))
+    away = effect**2 * pretrainings / deviation**2
+    if away == 0:
+        return 1 - confidence
+    # t² follows noncentral F; scipy's noncentral t is NaN in parts of its tail
+    return float(stats.ncf.sf(limit**2, 1, freedom, away))
 
 
 def detectable(
