@@ -12,6 +12,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 # of `make fuzz`, for each format of files and each kind of settings
 MINUTES ?= 0
+# how many times as many cases as in the tests `make coverage` tries
+CASES ?= 5
 # of `make kills`, for each command
 COUNT ?= 20
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
@@ -41,7 +43,7 @@ help:
 	@echo "make notebooks-text  write the notebooks' text twins anew, in notebooks/text/"
 	@echo "make pages       fill the tables of README, RESULTS and docs/ from data/results"
 	@echo "make docs        build the documentation site, in docs/_build/html"
-	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth, and store what they cover (half an hour)"
+	@echo "make coverage    set up, then try every interval on many thousand cases with a known truth, and store what they cover (CASES=5 times as many as the tests; hours on a busy machine)"
 	@echo "make fuzz        set up, then spoil settings and files at random (MINUTES=10: per format and settings model)"
 	@echo "make kills       set up, then kill every long command at random moments (COUNT=20: each)"
 	@echo "make lab         set up, then open JupyterLab on notebooks/"
@@ -127,11 +129,11 @@ test: setup $(VENV)/.stamp-peers $(VENV)/.stamp-engines lint docs
 
 coverage: setup
 	@mkdir -p runs && rm -f runs/coverage.txt
-	@POTKIT_COVERAGE=5 POTKIT_COVERAGE_NOTES='$(CURDIR)/runs/coverage.txt' $(CHECK) \
+	@POTKIT_COVERAGE=$(CASES) POTKIT_COVERAGE_NOTES='$(CURDIR)/runs/coverage.txt' $(CHECK) \
 	    tests/experiments/test_coverage.py \
 	    tests/experiments/test_calibration.py::test_reliability_covers \
 	    tests/experiments/test_audit.py::test_intervals_hold_the_truth_as_often_as_they_say
-	@PYTHONPATH=. $(BIN)/python tests/cover_notes.py runs/coverage.txt
+	@PYTHONPATH=. $(BIN)/python tests/cover_notes.py runs/coverage.txt $(CASES)
 
 fuzz: setup
 	@POTKIT_FUZZ=50 POTKIT_FUZZ_MINUTES=$(MINUTES) $(CHECK) -rP tests/fuzz

@@ -1,5 +1,5 @@
 """What the simulations of intervals measure, written down where POTKIT_COVERAGE_NOTES names a file,
-and the stored table made of it: `python tests/cover_notes.py NOTES` (see `make coverage`).
+and the stored table made of it: `python tests/cover_notes.py NOTES CASES` (see `make coverage`).
 """
 
 from __future__ import annotations
@@ -42,4 +42,6 @@ def table(path: str) -> pd.DataFrame:
 if __name__ == "__main__":
     from potkit.report import tables
 
-    tables.store(table(sys.argv[1]), "coverage", "make coverage", "data/results")
+    tables.store(
+        table(sys.argv[1]), "coverage", f"make coverage CASES={sys.argv[2]}", "data/results"
+    )

@@ -340,7 +340,7 @@ def _covers(table: pd.DataFrame) -> pd.DataFrame:
         n = str(r["n"])
         alone = n not in ("3", "5", "8", "11")
         text = f"{r['low']:.3f}"
-        text += f" to {r['high']:.3f}" if r["truths"] > 1 else ""
+        text += f" to {r['high']:.3f}" if r["high"] > r["low"] else ""
         row["others" if alone else f"{n} seeds"] = (
             "; ".join(filter(None, [row.get("others", ""), f"{n}: {text}"])) if alone else text
         )

@@ -1,8 +1,8 @@
 """Every interval that is printed, on data with a known truth: 95 % intervals cover it in 93 to 97 %
 of the cases.
 
-Seconds here; `make coverage` does the same with five times as many cases, and writes down what each
-interval covers (data/results/coverage.csv, shown in docs/statistics.md).
+Seconds here; `make coverage` does the same with CASES=5 times as many cases, and writes down what
+each interval covers (data/results/coverage.csv, shown in docs/statistics.md).
 """
 
 from __future__ import annotations
