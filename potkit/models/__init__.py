@@ -103,6 +103,7 @@ def backbone_options(recipe: dict[str, Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty} | given
 
 
+CUTOFFS = (1e-3, 1e4)  # Å, smallest and largest: bases of others are no numbers
 LARGEST_OPTION = 100_000  # of whole numbers: layers, widths, atoms
 
 
@@ -150,6 +151,10 @@ def build(
     options = {**of_preset, **overrides}
     if not options.get("cutoff", 1.0) > 0:
         raise ConfigError(f"cutoff must be positive, got {options['cutoff']}")
+    if not CUTOFFS[0] <= options.get("cutoff", 1.0) <= CUTOFFS[1]:
+        raise ConfigError(
+            f"cutoff must lie in {CUTOFFS[0]:g}…{CUTOFFS[1]:g} Å, got {shown(options['cutoff'])}"
+        )
     options |= _fault_options(name, preset, faults, faithful, options)
     return _make(name, preset, options, seed)
 

@@ -28,6 +28,7 @@ RATIO = 100
 LARGE = 1 << 28
 HEAP = re.compile(b"GCOL\x01")  # where HDF5 keeps texts of any length: its mark and version
 HEAP_HEADER = 16  # bytes, as those before each of its texts
+LONGEST_REASON = 200  # characters of what a library says of a file
 BLOCK = 1 << 22  # bytes of a file looked at at once
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -45,8 +46,9 @@ UNREADABLE = (
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What ``error`` says, in one line: its beginning, since some quote whole files."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…"
 
 
 def check_claim(claimed: int, held: int, packed: bool, where: str, shape: Any) -> None:

@@ -108,7 +108,7 @@ class MDConfig:
 
 def _in_range(value: Any, name: str, low: float, high: float, unit: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
+    if not number or not low <= value <= high:  # NaN is not, either
         raise ConfigError(
             f"{name} must be a number in {low:g}…{high:g} {unit}, got {settings.shown(value)}"
         )

@@ -252,6 +252,12 @@ def test_spoiled_specs():
 
 TRILLION = b"(1000000000000,), }"
 ONCE = {
+    "a name in .npz that takes in what follows": (
+        "sgdml",
+        "f.npz",
+        b"\x05\x00\x14\x00R.npy",
+        b"\x05\x03\x14\x00R.npy",
+    ),
     "a count that ASE follows to the end": ("sgdml-xyz", "f.xyz", b"3\n", b"1000000000000\n"),
     "a count of thirty digits": ("xyz", "f.xyz", b"3\n", b"9" * 30 + b"\n"),
     "a count of other digits": ("xyz", "f.xyz", b"3\n", "²\n".encode()),

@@ -43,6 +43,7 @@ ODD = st.one_of(
     st.lists(st.integers(-1, 2), max_size=3),
     st.dictionaries(st.text(max_size=3), st.integers(-1, 2), max_size=2),
 )
+FLAGS = ("compile", "resident", "progress", "check_labels")  # 0 and 1 are as good as a word
 SPEC = {
     "name": "x",
     "model": {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1},
@@ -103,12 +104,13 @@ def judged(what, call, *arguments, **options):
 @example(name="devices", value=100_000)
 @example(name="lr", value=math.nan)
 @example(name="isolated_energies", value={"H": math.inf})
+@example(name="check_labels", value=0)
 def test_training_settings(name, value):
     if (config := judged("training settings", potkit.TrainConfig, **{name: value})) is None:
         return
     kept = getattr(config, name)
-    if isinstance(value, (int, float)) and name not in ("compile", "resident", "progress"):
-        assert kept == value and isinstance(value, bool) == (name == "check_labels")
+    if isinstance(value, (int, float)):
+        assert kept == value and (name in FLAGS or not isinstance(value, bool))
     text = yaml.safe_dump(config.model_dump(), sort_keys=False)
     assert potkit.TrainConfig(**parse(text, "config")) == config
 
@@ -190,6 +192,8 @@ OF_NETWORKS = [
 @example(of=("egnn", "cutoff"), value="far")
 @example(of=("egnn", "cutoff"), value="0")
 @example(of=("egnn", "cutoff"), value=True)
+@example(of=("schnet", "cutoff"), value=1e-235)
+@example(of=("schnet", "cutoff"), value=3.4e38)
 def test_networks(of, value):
     network, name = of
     if isinstance(value, int) and 3 < value < 10**6 and name not in ("seed", "preset"):
@@ -268,6 +272,7 @@ def test_cards(at, value):
 @example(name="steps", value=True)
 @example(name="seed", value=2**64)
 @example(name="temperature", value=math.nan)
+@example(name="temperature", value=10**400)
 def test_simulations(name, value):
     made = judged("settings of a simulation", potkit.MDConfig, **{name: value})
     if made is not None:
