@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from ..structures import endings
 
 T = TypeVar("T")
 Row = dict[str, Any]
+TRIES = 3  # times that a function is sent anew to the workers of a Dask cluster
 PAUSE = 0.5  # s before a busy run is asked for again
 PATIENCE = 30.0  # s a worker has for its last checkpoint
 ALONE = 5.0  # s it has where its starter was killed: a resumed grid waits for its run
@@ -272,43 +274,67 @@ class Dask:
         self.function = function
 
     def __enter__(self) -> Dask:
-        [self.remote] = self.client.scatter([self.function], broadcast=True, hash=False)
+        self._send()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.connected_here:
             self.client.close()
 
+    def _send(self) -> None:
+        """Give all workers the function, which holds the structures."""
+        [self.remote] = self.client.scatter([self.function], broadcast=True, hash=False)
+
     def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
         """As `Serial.map`; what a lost Dask worker did is done again by another, as Dask's
-        settings say.
+        settings say. Where all workers that held the function are lost, new ones are given it, at
+        most `TRIES` times.
         """
         from dask.distributed import as_completed
 
-        pending = {self.client.submit(_call, self.remote, task, pure=False): task for task in tasks}
+        waiting, sent = as_completed(), {}  # the task of each future, and the function it was given
+
+        def submit(task: T) -> None:
+            future = self.client.submit(_call, self.remote, task, pure=False)
+            sent[future] = task, self.remote
+            waiting.add(future)
+
         done: dict[T, Row] = {}
+        losses = 0
         try:
-            for future in (waiting := as_completed(list(pending))):
-                task = pending[future]
+            for task in tasks:
+                submit(task)
+            for future in waiting:
+                task, function = sent.pop(future)
                 try:
                     row = future.result()
+                except CancelledError as error:  # by nobody here: what it needs was lost
+                    if function is self.remote and losses < TRIES:
+                        losses += 1
+                        self._send()
+                    if function is not self.remote:
+                        submit(task)
+                        continue
+                    row = _failed(error)
                 except Exception as error:  # the worker's end, not the run's: those are rows
-                    row = {
-                        "status": "failed",
-                        "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                    }
+                    row = _failed(error)
                 if row["status"] == "busy":
                     time.sleep(PAUSE / 5)
-                    again = self.client.submit(_call, self.remote, task, pure=False)
-                    pending[again] = task
-                    waiting.add(again)
+                    submit(task)
                     continue
                 done[task] = row
                 note()
         except BaseException:
-            self.client.cancel(list(pending))
+            self.client.cancel(list(sent))
             raise
         return {task: done[task] for task in tasks}
+
+
+def _failed(error: Exception) -> Row:
+    return {
+        "status": "failed",
+        "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+    }
 
 
 def _call(function: Callable[[Any], Row], task: Any) -> Row:

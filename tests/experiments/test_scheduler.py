@@ -260,7 +260,7 @@ def test_a_grid_survives_the_death_of_a_dask_worker(tmp_path):
     store, killed = tmp_path / "dask", []
 
     with (
-        distributed.LocalCluster(1, **settings) as cluster,
+        distributed.LocalCluster(n_workers=1, **settings) as cluster,
         distributed.Client(cluster) as client,
     ):
         [worker] = client.run(os.getpid).values()
