@@ -2,14 +2,21 @@
 structures, per atom, relative energies, forces, each with its interval over molecules.
 
 A table of runs has one number per network and metric. What the test set leaves open, how many
-structures it is worth, and energies in other ways than per structure cannot be recomputed from it,
-but can from the errors of each structure.
+structures it is worth, energies in other ways than per structure, and errors by molecule, element,
+size or temperature cannot be recomputed from it, but can from the errors of each structure.
+Every run of a grid keeps them in its folder of the run store:
+
+    test-HASH.csv    a row per structure of the test set of that fingerprint, in its order:
+                     energy_error (predicted − label, eV), forces_mae (eV/Å), and forces_mae_C, … of
+                     the atoms of each element (empty where the structure has none)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +24,20 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.error_breakdown import centred
+from ..errors import ConfigError, DataError
+from ..structures import splits
+from ..structures.elements import SYMBOLS, formula
+from ..structures.outputs import PART
+from ..structures.storage import replacing
 from ..structures.store import Structures
-from ..training.evaluation import evaluate
+from ..training.evaluation import Evaluation, evaluate
 from . import clusters
 from .statistics import grouping
 
 if TYPE_CHECKING:
     from .experiment import Experiment
 
+OF_ELEMENT = "forces_mae_"  # begins the names of errors by element: forces_mae_C
 STRETCH = ", stretch "  # what the name of a cluster has, if it is not all of a system
 ERRORS = ("energy_mae", "relative_energy_mae", "forces_mae")
 # metric -> name, unit, factor from eV and eV/Å
@@ -46,22 +59,33 @@ def of_experiments(
 
     Columns: those that tell experiments apart, labels, arm, structure (its number in the test set),
     cluster (its molecule, or stretch of trajectory), atoms, energy_mae (|ΔE|, eV),
-    relative_energy_mae (eV, centred in the system; NaN where it has one structure) and forces_mae
-    (eV/Å, NaN without labels). ``limit``: of a larger test set only so many structures.
+    relative_energy_mae (eV, centred in the system; NaN where it has one structure), forces_mae
+    (eV/Å, NaN without labels), formula ("C4H10"), and forces_mae_C, … (eV/Å, of the atoms of an
+    element; NaN where there are none). ``limit``: of a larger test set only so many structures.
     ``block``: name of a data set -> length of its trajectories' stretches, in structures of the
-    test set. The networks come from the experiments' stores: raises CheckpointError where one is
-    not there any more.
+    test set.
+
+    The errors are those that the runs kept in the experiments' stores, or of their networks there:
+    raises CheckpointError where a store has neither any more.
     """
     tables = []
-    for experiment, test, finished in clusters.tested(experiments, runs, limit):
-        names = _cluster_names(test, (block or {}).get(test.info.get("name", "")))
-        for (labels, arm), part in finished.groupby(["labels", "arm"], sort=False, observed=True):
+    for experiment, test, finished in clusters.tested(experiments, runs):
+        rows = None
+        if limit is not None and limit < len(test):
+            rows = splits.split(test, (limit,), seed=0)[0]
+        asked = test if rows is None else test[rows]
+        about_each = {
+            "structure": range(len(asked)),
+            "cluster": _cluster_names(asked, (block or {}).get(test.info.get("name", ""))),
+            "atoms": asked.n_atoms,
+            "formula": [formula(asked.z[a:b]) for a, b in itertools.pairwise(asked.ptr)],
+        }
+        for (budget, arm), part in finished.groupby(["labels", "arm"], sort=False, observed=True):
             folders = [Path(experiment.store) / run for run in part["run"]]
-            each = [_errors(folder, test) for folder in folders]
-            mean = {c: np.mean([e[c] for e in each], axis=0) for c in ERRORS}
-            about = {**experiment.columns, "labels": labels, "arm": arm}
-            where = {"structure": range(len(test)), "cluster": names, "atoms": test.n_atoms}
-            tables.append(pd.DataFrame({**about, **where, **mean}))
+            each = [_errors(folder, test, rows) for folder in folders]
+            mean = {c: np.mean([e[c] for e in each], axis=0) for c in each[0]}
+            about = {**experiment.columns, "labels": budget, "arm": arm}
+            tables.append(pd.DataFrame({**about, **about_each, **mean}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -74,14 +98,67 @@ def _cluster_names(test: Structures, block: int | None) -> list[str]:
     return [f"{name}{STRETCH}{number}" for name, number in zip(names, numbers, strict=True)]
 
 
-def _errors(folder: Path, test: Structures) -> dict[str, np.ndarray]:  # [S] each
-    table = evaluate(folder, test).structures
-    error = (table["predicted_energy"] - table["energy"]).to_numpy()
-    return {
+def of_evaluation(evaluation: Evaluation, test: Structures) -> pd.DataFrame:
+    """A row per structure of ``test``: energy_error (eV), forces_mae (eV/Å), and forces_mae_C, … of
+    the atoms of each element, NaN where there are none or no labels.
+
+    ``evaluation`` is that of the same structures, with the forces of all atoms kept for errors by
+    element.
+    """
+    table = evaluation.structures
+    columns = {"energy_error": table["predicted_energy"] - table["energy"]}
+    known = "forces_mae" in table
+    columns["forces_mae"] = table["forces_mae"] if known else np.full(len(table), np.nan)
+    predicted = evaluation.predicted_forces
+    if predicted is not None:
+        of_atom = np.abs(predicted.astype(np.float64) - test.forces).mean(1)  # [A]
+        owner = np.repeat(np.arange(len(test)), test.n_atoms)
+        for z in test.elements:
+            here = test.z == z
+            total = np.bincount(owner[here], of_atom[here], len(test))
+            count = np.bincount(owner[here], minlength=len(test)).astype(float)
+            mean = np.divide(total, count, out=np.full(len(test), np.nan), where=count > 0)
+            columns[f"{OF_ELEMENT}{SYMBOLS[z]}"] = mean
+    return pd.DataFrame(columns)
+
+
+def keep(folder: Path, test: Structures, evaluation: Evaluation) -> Path:
+    """Write test-HASH.csv into the folder of a run; its path."""
+    path = folder / f"test-{test.fingerprint()}.csv"
+    with replacing(path, PART) as temporary:
+        of_evaluation(evaluation, test).to_csv(temporary, index=False, float_format="%.6g")
+    return path
+
+
+def kept(folder: Path, test: Structures) -> pd.DataFrame | None:
+    """What `keep` wrote of ``test`` into the folder of a run, or None where it is not there, not
+    whole, or of an earlier potkit.
+    """
+    try:
+        table = pd.read_csv(folder / f"test-{test.fingerprint()}.csv")
+    except (OSError, ValueError):
+        return None
+    return table if "energy_error" in table and len(table) == len(test) else None
+
+
+def _errors(
+    folder: Path,
+    test: Structures,
+    rows: np.ndarray | None,  # those of ``test`` that are asked for; all for None
+) -> dict[str, np.ndarray]:  # [S] each
+    table = kept(folder, test)
+    asked = test if rows is None else test[rows]
+    if table is None:
+        table = of_evaluation(evaluate(folder, asked, keep_forces=True), asked)
+    elif rows is not None:
+        table = table.iloc[rows]
+    error = table["energy_error"].to_numpy(np.float64)
+    errors = {
         "energy_mae": np.abs(error),
-        "relative_energy_mae": np.abs(centred(error, table["system"].to_numpy())),
-        "forces_mae": table["forces_mae"].to_numpy(np.float64),
+        "relative_energy_mae": np.abs(centred(error, asked.system)),
     }
+    of_forces = [name for name in table if name.startswith("forces_mae")]
+    return errors | {name: table[name].to_numpy(np.float64) for name in of_forces}
 
 
 def summarise(errors: pd.DataFrame, baseline: str = "scratch") -> pd.DataFrame:
@@ -115,6 +192,79 @@ def summarise(errors: pd.DataFrame, baseline: str = "scratch") -> pd.DataFrame:
                         row["change_high_%"] = change.high
                 rows.append(row)
     return pd.DataFrame(rows)
+
+
+def breakdown(errors: pd.DataFrame, by: str, baseline: str = "scratch") -> pd.DataFrame:
+    """Where the errors of a table of `of_experiments` come from: `summarise` of each group of
+    structures, in columns by and group before it.
+
+    ``by``: "molecule"; "element" (forces on its atoms only: an energy belongs to no element);
+    "size", the number of atoms, in at most four groups of about as many structures; or any other
+    column of ``errors``, such as temperature. Relative energies are centred over the whole set.
+    Raises ConfigError for a column that is not there, DataError for errors by element of a table
+    that has none.
+    """
+    tables = [
+        summarise(part, baseline).assign(by=by, group=group)
+        for group, part in _groups(errors, by)
+        if len(part)
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["by", "group", *(c for c in table if c not in ("by", "group"))]]
+
+
+def breakdowns(errors: pd.DataFrame, baseline: str = "scratch") -> pd.DataFrame:
+    """`breakdown` by molecule, element and size, and by temperature where ``errors`` know it, at
+    the largest label budget of each experiment.
+    """
+    others = [c for c in grouping(errors) if c != "labels"]
+    most = errors.groupby(others)["labels"].transform("max") if others else errors["labels"].max()
+    errors = errors[errors["labels"] == most]
+    asked = ["molecule", "size"]
+    asked += ["element"] if any(name.startswith(OF_ELEMENT) for name in errors) else []
+    asked += ["temperature"] if "temperature" in errors else []
+    return pd.concat([breakdown(errors, by, baseline) for by in asked], ignore_index=True)
+
+
+def _groups(errors: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The groups' names, in the order to show them in, with their part of ``errors``."""
+    if by == "molecule":
+        names = errors["cluster"].str.split(STRETCH, regex=False).str[0]
+        yield from errors.groupby(names, sort=False)
+    elif by == "size":
+        yield from errors.groupby(_sizes(errors["atoms"]), sort=False)
+    elif by == "element":
+        columns = [name for name in errors if name.startswith(OF_ELEMENT)]
+        if not columns:
+            raise DataError("errors by element: this table has no errors of single elements")
+        for column in columns:
+            element = column.removeprefix(OF_ELEMENT)
+            atoms = errors["formula"].map(lambda text, e=element: _count(text, e))
+            unknown = dict.fromkeys(("energy_mae", "relative_energy_mae"), np.nan)
+            part = errors.assign(forces_mae=errors[column], atoms=atoms, **unknown)
+            yield element, part[atoms > 0]
+    elif by in errors:
+        for value, part in errors.groupby(by, sort=True):
+            yield str(value), part
+    else:
+        raise ConfigError(f"errors by {by!r}: the table has no such column")
+
+
+def _sizes(atoms: pd.Series) -> pd.Series:
+    """ "19 atoms" or "19 to 24 atoms" for each structure, small ones first where it is sorted."""
+    starts = np.unique(np.quantile(atoms, [0, 0.25, 0.5, 0.75]).astype(int))
+    ends = [*(starts[1:] - 1), atoms.max()]
+    words = [
+        f"{a} atoms" if a >= b else f"{a} to {b} atoms" for a, b in zip(starts, ends, strict=True)
+    ]
+    place = np.searchsorted(starts, atoms, side="right") - 1
+    return pd.Series(pd.Categorical([words[i] for i in place], words), index=atoms.index)
+
+
+def _count(text: str, element: str) -> int:
+    """How many atoms of ``element`` a formula has."""
+    found = re.search(rf"{element}(?![a-z])(\d*)", text)
+    return int(found.group(1) or 1) if found else 0
 
 
 def _kind(clusters_of: np.ndarray) -> str:

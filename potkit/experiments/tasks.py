@@ -1,7 +1,8 @@
 """One run of a grid: where it lies in the run store, how it is found there, and how it is done.
 
     STORE/pretrain-HASH     a pretraining; every arm that starts from it uses the same
-    STORE/finetune-HASH     a fine-tuning; beside it test-HASH.json with its errors on a test set
+    STORE/finetune-HASH     a fine-tuning, and its errors on a test set: test-HASH.json, and
+                            test-HASH.csv structure by structure (`structure_errors`)
     STORE/longer-HASH.json  how many steps "scratch-longer" has: measured once, so that an
                             interrupted grid goes on as it began
 
@@ -31,7 +32,7 @@ from ..training.evaluation import evaluate
 from ..training.loop import finetune, pretrain
 from ..training.repeatable import threads
 from ..training.run_folder import Run, identity_hash
-from . import operations
+from . import operations, structure_errors
 from .arms import SCRATCH
 
 if TYPE_CHECKING:
@@ -255,7 +256,9 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
     )
     if task.tuning:
         return _summary(done.summary, done.path)
-    scores = evaluate(done.model, experiment.test)
+    with_forces = experiment.test.forces is not None
+    scores = evaluate(done.model, experiment.test, keep_forces=with_forces)
+    structure_errors.keep(folder, experiment.test, scores)
     errors = {name: value for name, value in scores.to_dict().items() if name != "n_structures"}
     row = _summary(done.summary, done.path) | errors | {"n_test": scores.n_structures}
     with replacing(result, PART) as temporary:
