@@ -197,6 +197,26 @@ printed
 kept.say("verdicts")
 
 # %% [markdown]
+# ## Where the errors lie
+#
+# The same errors by molecule, by size and by element. An error of forces belongs to the atoms it acts on; an energy belongs to no element. Changes here are those of
+# these networks on the molecules of a group, with intervals over these; whether pretraining helps is told by the verdicts above, over seeds.
+
+# %%
+last = f"{list(targets)[-1]}, {run.models[0]}"
+kept.chart(
+    "breakdown",
+    "04_breakdown",
+    title=f"Errors by molecule ({last})",
+    by="molecule",
+    metric=metric,
+    group=last,
+)
+
+# %%
+kept.say("breakdown", "astray")
+
+# %% [markdown]
 # **What it means.** Tables and sentences above are made of the stored runs; each change stands with its interval, and sets and networks are not averaged: they are different questions. One
 # pretraining serves every set here, so its cost is shared; the arm
 # "scratch-longer" pays it anew for each, which is the harder comparison. `quick` trains energies and forces with few labels; `paper` trains energies

@@ -627,10 +627,12 @@ def compare(
                 for part in (
                     *("runs", "predictions", "ensembles", "contrasts"),
                     *("curves", "effects", "baselines", *protocol.PARTS),
+                    *protocol.STRUCTURES,
                 )
             ),
         )
     grid = spec.experiments(store=store, jobs=jobs)
+    groups = spec.groups(grid)
     if ensembles:
         try:
             calibration.check(grid)
@@ -679,6 +681,7 @@ def compare(
         if len(effects):
             tables.store(effects, f"{spec.name}-effects", command, out)
         stood_by.store(spec.name, command, out)
+        protocol.store_structures(grid, runs, groups, spec.name, command, out)
         if len(known):
             tables.store(known, f"{spec.name}-baselines", command, out)
         written.append(tables.store(summary, spec.name, command, out, **notes))
@@ -687,7 +690,7 @@ def compare(
 
         title = f"Error against label budget ({spec.name})"
         written += gallery.draw(
-            figures.learning_curves(summary, title, known if len(known) else None), figure
+            figures.learning_curves(summary, title, known if len(known) else None, runs), figure
         )
         if len(stood_by.time_curves):
             title = f"Validation error while fine-tuning ({spec.name})"

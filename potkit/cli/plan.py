@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,32 +183,47 @@ def numerics(
     threads: Annotated[
         list[int] | None, Option(help="numbers of threads, repeatable; default: 1 and 2")
     ] = None,
+    instructions: Annotated[
+        list[str] | None,
+        Option(
+            help="instead of threads: sets of instructions (default, avx2, avx512), repeatable, as "
+            "another processor would have them"
+        ),
+    ] = None,
     store: Annotated[
         Path, Option(help="folder of finished runs, in one folder for each number of threads")
     ] = Path("runs/numerics"),
-    out: Annotated[Path | None, Option(help="folder for NAME.csv, NAME-threads.csv")] = None,
+    out: Annotated[
+        Path | None, Option(help="folder for NAME.csv, NAME-threads.csv or NAME-instructions.csv")
+    ] = None,
 ) -> None:
-    """How much of the spread over seeds is numerics: the same runs with one and two threads."""
+    """How much of the spread over seeds is numerics: the same runs with one and two threads, or
+    with the instructions of one processor and of another."""
     from ..experiments import numerics as same_seed
     from ..experiments import yaml_form
     from ..report import tables as report
     from ..structures import outputs
 
     outputs.check_folder(store)
+    if threads and instructions:
+        raise ConfigError("--threads and --instructions are two measurements; give one of them")
     spec = yaml_form.read(experiment)
+    ways = f"{spec.name}-{same_seed.INSTRUCTIONS if instructions else same_seed.THREADS}"
     if out is not None:
         outputs.check_folder(out)
-        report.check_results(out, spec.name, f"{spec.name}-threads")
-    counts = tuple(threads or (1, 2))
-    runs = same_seed.measure(spec.experiments(store=store), counts)
+        report.check_results(out, spec.name, ways)
+    grid = spec.experiments(store=store)
+    runs = same_seed.measure(grid, tuple(threads or (1, 2)), instructions=instructions or ())
     table = same_seed.summarise(runs)
     written: list[Path] = []
     if out is not None:
         asked = "".join(f" --threads {n}" for n in threads or ())
+        asked += "".join(f" --instructions {name}" for name in instructions or ())
         command = f"potkit numerics {experiment}{asked} --out {out}"
-        report.store(runs, f"{spec.name}-threads", command, out)
+        report.store(runs, ways, command, out)
         written.append(report.store(table, spec.name, command, out, experiment=spec.model_dump()))
-    print("spreads of log errors in %: over seeds, and of one seed between numbers of threads")
+    spread = table["between"].iloc[0]
+    print(f"spreads of log errors in %: over seeds, and of one seed between {spread}")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     for path in written:
         print(f"written: {path}")

@@ -1,14 +1,15 @@
-"""What `potkit compare` prints and stores of a grid's protocol: what the search chose, whether the
-baseline is converged, error against time.
+"""What `potkit compare` prints and stores beside a grid's means: what the search chose, whether the
+baseline is converged, error against time, and errors structure by structure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..experiments.experiment import Experiment
 
 PARTS = ("choices", "convergence", "time-curves")
+STRUCTURES = ("test-errors", "test", "breakdown")
 
 
 class Protocol(NamedTuple):
@@ -74,3 +76,29 @@ def of(grid: Sequence[Experiment], runs: pd.DataFrame) -> Protocol:
         convergence.table(runs, by=statistics.grouping(runs)),
         time_curves.of_experiments(grid, runs),
     )
+
+
+def store_structures(
+    grid: Sequence[Experiment],
+    runs: pd.DataFrame,
+    groups: Sequence[Mapping[str, Sequence[str]]],
+    name: str,
+    command: str,
+    out: Path,
+) -> None:
+    """NAME-test-errors.csv, and what follows from it: NAME-test.csv and NAME-breakdown.csv. Says
+    so, and stores none, where a run's errors structure by structure are not to be had any more.
+    """
+    from ..experiments import structure_errors
+    from ..report import tables as report
+
+    try:
+        errors = structure_errors.of_experiments(grid, runs, structure_errors.MOST, groups=groups)
+    except CheckpointError as error:
+        print(f"no errors structure by structure: {error}", file=sys.stderr)
+        return
+    # what follows is made of what was stored, rounded as it is
+    errors = report.as_stored(errors)
+    derived = structure_errors.summarise(errors), structure_errors.breakdowns(errors)
+    for ending, table in zip(STRUCTURES, (errors, *derived), strict=True):
+        report.store(table, f"{name}-{ending}", command, out)

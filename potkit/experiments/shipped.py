@@ -18,7 +18,7 @@ import pandas as pd
 from ..errors import ConfigError
 from . import yaml_form
 from .stand_ins import STAND_INS
-from .yaml_form import DataSpec, ExperimentSpec, GridSpec
+from .yaml_form import DataSpec, ExperimentSpec, GridSpec, TestSpec
 
 FOLDER = Path(__file__).with_name("specs")
 
@@ -150,6 +150,8 @@ def _few(data: DataSpec | None, size: int, charges: bool) -> DataSpec | None:
     limit = size if data.limit is None else min(size, data.limit)
     changes["limit"] = limit
     stood_in = sets != _sets(data)
+    if stood_in and isinstance(data, TestSpec):
+        changes["groups"] = {}  # of the structures of another set
     if stood_in and data.systems is not None:
         changes["systems"] = _known_systems(sets, data.systems)
     if stood_in and data.part is not None:

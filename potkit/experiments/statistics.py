@@ -30,6 +30,8 @@ from .planning import enough
 
 __all__ = [
     "METRICS",
+    "astray",
+    "by_seed",
     "change",
     "effects",
     "enough",
@@ -160,6 +162,52 @@ def summarise(
     table = pd.DataFrame(rows)
     table.attrs["by"] = by
     return table
+
+
+def by_seed(
+    runs: pd.DataFrame, metric: str, baseline: str = "scratch", by: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """What the means of `summarise` are means of: a row per group, arm and pretraining with seed,
+    error (that of its draws, a geometric mean; eV or eV/Å) and change_% against ``baseline`` (NaN
+    where that has no such run).
+    """
+    by = grouping(runs) if by is None else list(by)
+    rows = []
+    for group, part in nested(runs).groupby(by, sort=False, observed=True):
+        about = dict(zip(by, group, strict=True))
+        logs = np.log(part.set_index(["arm", UNIT, DRAW])[metric]).dropna()
+        arms = [arm for arm in part["arm"].unique() if arm in logs.index]
+        base = logs.loc[baseline] if baseline in arms else logs.iloc[:0].droplevel(0)
+        for arm in arms:
+            errors = _by_unit(logs.loc[arm])
+            changes = _by_unit((logs.loc[arm] - base).dropna())
+            for seed, error in errors.items():
+                change = 100 * np.expm1(changes.get(seed, np.nan))
+                row = {"arm": arm, "seed": seed, "error": np.exp(error), "change_%": change}
+                rows.append(about | row)
+    return pd.DataFrame(rows)
+
+
+FAR = 3.0  # times the median of its arm: an error that spoils a mean
+
+
+def astray(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """Runs that ended, but badly: an error of more than `FAR` times the median of the same arm and
+    group. Columns: those of the group, arm, metric, seed, error, median (eV or eV/Å), times.
+
+    A mean of logarithms bears such a run better than one of errors does, but it is drawn to it;
+    the median is not. What is listed here is not left out of anything.
+    """
+    by = grouping(runs)
+    rows = []
+    for metric in metrics:
+        if metric not in runs or runs[metric].isna().all():
+            continue
+        table = by_seed(runs, metric, by=by)
+        median = table.groupby([*by, "arm"], observed=True)["error"].transform("median")
+        far = table.assign(metric=metric, median=median, times=table["error"] / median)
+        rows.append(far[far["times"] > FAR].drop(columns="change_%"))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 # -- over all label budgets ----------------------------------------------------------------------

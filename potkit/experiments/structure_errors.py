@@ -37,6 +37,7 @@ from .statistics import grouping
 if TYPE_CHECKING:
     from .experiment import Experiment
 
+MOST = 3000  # test structures whose errors are stored one by one; ANI-1x would be gigabytes
 OF_ELEMENT = "forces_mae_"  # begins the names of errors by element: forces_mae_C
 STRETCH = ", stretch "  # what the name of a cluster has, if it is not all of a system
 ERRORS = ("energy_mae", "relative_energy_mae", "forces_mae")
@@ -54,6 +55,7 @@ def of_experiments(
     runs: pd.DataFrame,
     limit: int | None = None,
     block: Mapping[str, int] | None = None,
+    groups: Sequence[Mapping[str, Sequence[Any]]] | None = None,
 ) -> pd.DataFrame:
     """The errors of each test structure, averaged over the runs of an arm and label budget.
 
@@ -63,13 +65,16 @@ def of_experiments(
     (eV/Å, NaN without labels), formula ("C4H10"), and forces_mae_C, … (eV/Å, of the atoms of an
     element; NaN where there are none). ``limit``: of a larger test set only so many structures.
     ``block``: name of a data set -> length of its trajectories' stretches, in structures of the
-    test set.
+    test set. ``groups``: for each experiment further columns, which stand before the errors: a
+    label for each structure of its test set, such as its temperature.
 
     The errors are those that the runs kept in the experiments' stores, or of their networks there:
     raises CheckpointError where a store has neither any more.
     """
     tables = []
-    for experiment, test, finished in clusters.tested(experiments, runs):
+    groups = [{}] * len(experiments) if groups is None else groups
+    each_tested = zip(clusters.tested(experiments, runs), groups, strict=True)
+    for (experiment, test, finished), labels in each_tested:
         rows = None
         if limit is not None and limit < len(test):
             rows = splits.split(test, (limit,), seed=0)[0]
@@ -80,6 +85,8 @@ def of_experiments(
             "atoms": asked.n_atoms,
             "formula": [formula(asked.z[a:b]) for a, b in itertools.pairwise(asked.ptr)],
         }
+        for column, label in labels.items():
+            about_each[column] = np.asarray(label, object)[slice(None) if rows is None else rows]
         for (budget, arm), part in finished.groupby(["labels", "arm"], sort=False, observed=True):
             folders = [Path(experiment.store) / run for run in part["run"]]
             each = [_errors(folder, test, rows) for folder in folders]
@@ -214,15 +221,19 @@ def breakdown(errors: pd.DataFrame, by: str, baseline: str = "scratch") -> pd.Da
 
 
 def breakdowns(errors: pd.DataFrame, baseline: str = "scratch") -> pd.DataFrame:
-    """`breakdown` by molecule, element and size, and by temperature where ``errors`` know it, at
-    the largest label budget of each experiment.
+    """`breakdown` by molecule, element and size, and by the groups that ``errors`` name (columns
+    between formula and errors, such as temperature), at the largest label budget of each
+    experiment. Where all structures are of one size, there is none by size.
     """
     others = [c for c in grouping(errors) if c != "labels"]
     most = errors.groupby(others)["labels"].transform("max") if others else errors["labels"].max()
     errors = errors[errors["labels"] == most]
-    asked = ["molecule", "size"]
-    asked += ["element"] if any(name.startswith(OF_ELEMENT) for name in errors) else []
-    asked += ["temperature"] if "temperature" in errors else []
+    columns = list(errors)
+    asked = ["molecule"]
+    asked += ["size"] if errors["atoms"].nunique() > 1 else []
+    asked += ["element"] if any(name.startswith(OF_ELEMENT) for name in columns) else []
+    if "formula" in errors:
+        asked += columns[columns.index("formula") + 1 : columns.index(ERRORS[0])]
     return pd.concat([breakdown(errors, by, baseline) for by in asked], ignore_index=True)
 
 
@@ -232,7 +243,7 @@ def _groups(errors: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]
         names = errors["cluster"].str.split(STRETCH, regex=False).str[0]
         yield from errors.groupby(names, sort=False)
     elif by == "size":
-        yield from errors.groupby(_sizes(errors["atoms"]), sort=False)
+        yield from errors.groupby(_sizes(errors["atoms"]), sort=True, observed=True)
     elif by == "element":
         columns = [name for name in errors if name.startswith(OF_ELEMENT)]
         if not columns:
@@ -244,7 +255,7 @@ def _groups(errors: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]
             part = errors.assign(forces_mae=errors[column], atoms=atoms, **unknown)
             yield element, part[atoms > 0]
     elif by in errors:
-        for value, part in errors.groupby(by, sort=True):
+        for value, part in errors.groupby(by, sort=False):
             yield str(value), part
     else:
         raise ConfigError(f"errors by {by!r}: the table has no such column")

@@ -17,6 +17,9 @@ names as its origin.
     test:
       data: $POTKIT_REFERENCE_DATA/3bpa/train_mixedT.xyz
       without: $POTKIT_REFERENCE_DATA/3bpa/train_300K.xyz
+      # optional; what only the order of the set's structures says: a column, and its values with
+      # the number of successive structures that have each. Errors are broken down by it
+      groups: {temperature: {300 K: 167, 600 K: 167, 1200 K: 166}}
     # whole numbers, or shares such as 0.05 of all there is to train and validate on (1.0: all)
     labels: [50, 200]
     seeds: [0, 1, 2]
@@ -68,6 +71,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,6 +79,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .. import datasets, objectives
+from ..analysis.error_breakdown import labels_by_geometry
 from ..datasets import formal_charges, registry, splits
 from ..datasets.filters import near_minimum
 from ..errors import ConfigError, DataError
@@ -227,6 +232,39 @@ class DataSpec(_Spec):
         return structures[parts[self.published]]
 
 
+class TestSpec(DataSpec):
+    """What a comparison tests on, with ``groups`` of its structures to break errors down by: name
+    of a column -> label -> how many successive structures of the whole set have it.
+    """
+
+    groups: dict[str, dict[str, Count]] = {}
+
+    def labels_of(self, test: Structures) -> dict[str, list[str]]:
+        """The label of each structure of ``test``, which was loaded from this, in each column.
+
+        Raises ConfigError where the numbers are not those of the set's structures, or a column has
+        a name that tables of errors have already.
+        """
+        if not self.groups:
+            return {}
+        whole = self._whole()
+        found = {}
+        for column, counts in self.groups.items():
+            if column in COLUMNS:
+                raise ConfigError(f"groups.{column}: tables of errors have such a column already")
+            named = [label for label, count in counts.items() for _ in range(count)]
+            if len(named) != len(whole):
+                raise ConfigError(
+                    f"groups.{column}: labels for {len(named)} structures, but {self.data} has "
+                    f"{len(whole)}"
+                )
+            found[column] = labels_by_geometry(test, whole, named)
+        return found
+
+
+# of tables of errors structure by structure
+COLUMNS = ("arm", "labels", "structure", "cluster", "atoms", "formula", "element", "size")
+
 # in a grid added to, not replaced
 ADDED = ("pretrain", "finetune", "supervised", "arms", "vectors", "parts", "notes")
 # of an arm, not of its objective
@@ -246,7 +284,7 @@ class ExperimentSpec(_Spec):
     name: str
     model: dict[str, Any]
     train: DataSpec
-    test: DataSpec
+    test: TestSpec
     labels: list[int | float]
     arms: dict[str, dict[str, Any]] = {}
     pretrain_on: DataSpec | None = None
@@ -458,6 +496,17 @@ class GridSpec:
             spec.experiment(store, jobs, loaded, columns=columns, **changes)
             for columns, spec in self.specs
         ]
+
+    def groups(self, grid: Sequence[Experiment]) -> list[dict[str, list[str]]]:
+        """For each of the experiments (`experiments`) the groups of its test structures. Raises
+        ConfigError as `TestSpec.labels_of` does, or for a group that is a column of the grid.
+        """
+        found = []
+        for (columns, spec), made in zip(self.specs, grid, strict=True):
+            if taken := set(columns) & set(spec.test.groups):
+                raise ConfigError(f"groups.{min(taken)}: is a column of the grid already")
+            found.append(spec.test.labels_of(made.test))
+        return found
 
     def planned(self, store: str | Path = "runs/store") -> list[Planned]:
         """The experiments for a dry run. Where data are missing: estimates from their records and

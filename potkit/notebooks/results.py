@@ -33,7 +33,6 @@ from ..report import blocks, figures, stored_figures
 from ..report import tables as report
 from . import runner
 
-MOST = 3000  # test structures whose errors are stored one by one; ANI-1x would be gigabytes
 UNTOLD = (
     "*Profile smoke: networks of a few steps, so there are no verdicts here; "
     "`quick` and `paper` have them.*"
@@ -118,7 +117,7 @@ def keep_runs(
     if contrasts:
         told.attrs["contrasts"] = list(contrasts)
     trivial, drawn = _trivial(several, tidy)
-    errors = tidy(structure_errors.of_experiments(several, runs, MOST, block))
+    errors = tidy(structure_errors.of_experiments(several, runs, structure_errors.MOST, block))
     folder = runner.results_folder(run.profile)
     command = runner.command(notebook, run.profile)
 
@@ -144,8 +143,10 @@ def keep_runs(
     if len(effects):
         store(effects, "-effects")
     store(errors, "-test-errors")
-    sampled = structure_errors.summarise(report.stored(f"{name}-test-errors", folder)[0])
-    store(sampled, "-test")
+    # of what was stored, rounded as it is
+    errors = report.stored(f"{name}-test-errors", folder)[0]
+    store(structure_errors.summarise(errors), "-test")
+    store(structure_errors.breakdowns(errors), "-breakdown")
     return Kept(name, folder, run.profile)
 
 

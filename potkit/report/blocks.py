@@ -229,7 +229,8 @@ def _change_in_words(row: Any) -> str:
 BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
     r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
-    r"|simulations|moved|weights|convergence|power|coverage): (\S+) -->\n.*?<!-- end -->",
+    r"|simulations|moved|weights|convergence|power|coverage|breakdown"
+    r"|astray): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -238,6 +239,8 @@ BLOCK = re.compile(
 SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "verdicts": ("-effects", sentences.verdicts),
     "test": ("-test", sentences.test_set),
+    "breakdown": ("-breakdown", sentences.broken_down),
+    "astray": ("-runs", sentences.astray),
     "choice": ("-runs", sentences.choice),
     "saved": ("-runs", sentences.saved),
     "learned": ("-runs", sentences.learned),
@@ -262,11 +265,13 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - settings: what the comparison NAME trained;
     - studies: several comparisons (names joined by commas) side by side;
     - bench: the stored benchmark NAME;
-    - numerics: the spread between numbers of threads that `potkit numerics` stored as NAME;
+    - numerics: the spread between threads or instructions that `potkit numerics` stored as NAME;
     - audit: what each setting of the comparison NAME does to the gain, from its stored runs;
     - papers: what the papers print for the network NAME;
     - verdicts: the stored changes of the experiment NAME as sentences;
     - test: its errors on the test set, with intervals over molecules;
+    - breakdown: these by molecule, size, element, and other groups of the test structures;
+    - astray: its runs that ended badly, beside the medians;
     - choice: what the runs NAME on validation molecules chose;
     - saved: what labels are worth in the experiment NAME, and slopes;
     - learned: the losses of its pretrainings;
@@ -387,7 +392,7 @@ def _shown(
     elif kind == "numerics":
         shown = markdown(spreads(table))
     elif kind == "results":
-        shown = markdown(wide(table, baselines=trivial))
+        shown = markdown(wide(table, baselines=trivial)) + _astray(name, folder)
     else:
         shown = markdown(table)
     if MARK in shown:
@@ -397,6 +402,15 @@ def _shown(
         )
     origin = f"Made by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
     return f"{shown}\n\n{origin}"
+
+
+def _astray(name: str, folder: str | Path) -> str:
+    """What a table of means has to say below it of runs that ended badly; "" without any."""
+    path = Path(folder) / f"{name}-runs.csv"
+    if not path.is_file() or not len(statistics.astray(pd.read_csv(path))):
+        return ""
+    head = "Runs that ended badly and draw their means, with the medians of their arms:"
+    return f"\n\n{head}\n\n{sentences.astray(pd.read_csv(path))}"
 
 
 def fill_files(*paths: str | Path) -> list[Path]:

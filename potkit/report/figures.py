@@ -181,8 +181,33 @@ def learning_curve(
     return chart
 
 
+# the dot of one seed, to be seen on bars, on lines and on its own interval
+SEED = dict(size=7, symbol="circle", opacity=0.7, line=dict(color="white", width=1.5))
+
+
+def add_seeds(
+    chart: go.Figure, x: Any, y: Any, seeds: Sequence, arm: str, colour: str, **options: Any
+) -> None:
+    """Dots for the single seeds behind a mean and its interval."""
+    chart.add_scatter(
+        x=x,
+        y=y,
+        mode="markers",
+        marker=dict(color=colour, **SEED),
+        name=f"{arm}, seeds",
+        legendgroup=arm,
+        showlegend=False,
+        customdata=list(seeds),
+        hovertemplate=f"{arm}, seed %{{customdata}}: %{{y:.4g}}<extra></extra>",
+        **options,
+    )
+
+
 def learning_curves(
-    summary: pd.DataFrame, title: str | None = None, baselines: pd.DataFrame | None = None
+    summary: pd.DataFrame,
+    title: str | None = None,
+    baselines: pd.DataFrame | None = None,
+    runs: pd.DataFrame | None = None,
 ) -> go.Figure:
     """All learning curves of a grid (a table of `statistics.summarise`): a column of panels per
     experiment, a row per metric (force and energy MAE), one line an arm with its intervals, set
@@ -190,7 +215,7 @@ def learning_curves(
 
     ``baselines``: a table of `baselines.of_experiments`. Each is a dashed line (or a word at the
     upper edge, where it lies far above all arms), and an arm that is worse than one of them has an
-    open marker.
+    open marker. ``runs``: those that the summary is of; each of their seeds is a dot.
     """
     by = [b for b in statistics.grouping(summary) if b != "labels"]
     metrics = [m for m in ("forces_mae", "energy_mae") if (summary["metric"] == m).any()]
@@ -222,19 +247,24 @@ def learning_curves(
         if baselines is not None:
             levels = scale * baselines.loc[baselines["metric"] == metric, "mean"]
             ends += [level for level in levels if 0 < level <= reach]
+        seeds = None if runs is None else statistics.by_seed(runs, metric)
+        if seeds is not None:
+            seeds = seeds.assign(error=scale * seeds["error"])
+            ends += list(seeds["error"])
         bottom, top = min(ends) / 1.1, max(ends) * 1.1
         _plain_log_ticks(chart, ends, row=i)
         # an interval to below 0 leaves the panel, whose axis is logarithmic
         shown["low"] = shown["low"].clip(lower=0.1 * bottom)
         for j, (_, part) in enumerate(groups, 1):
             for k, arm in enumerate(arms):
+                aside = 1.035 ** (k - (len(arms) - 1) / 2)
                 of_line = shown.index.isin(part.index) & (shown["arm"] == arm)
                 rows = shown[of_line].sort_values("labels")
                 colour, symbol = style[arm]
                 worse = rows["worse_than"].fillna("") if "worse_than" in rows else []
                 symbols = [f"{symbol}-open" if names else symbol for names in worse]
                 chart.add_scatter(
-                    x=rows["labels"] * 1.035 ** (k - (len(arms) - 1) / 2),
+                    x=rows["labels"] * aside,
                     y=rows["mean"],
                     error_y=_interval(rows, "mean", "low", "high", colour),
                     name=arm,
@@ -248,6 +278,13 @@ def learning_curves(
                     row=i,
                     col=j,
                 )
+                if seeds is not None:
+                    dots = seeds[seeds["arm"] == arm]
+                    for column in by:
+                        dots = dots[dots[column].astype(str) == str(part[column].iloc[0])]
+                    place = dict(row=i, col=j)
+                    x = dots["labels"] * aside
+                    add_seeds(chart, x, dots["error"], dots["seed"], arm, colour, **place)
             if baselines is not None and len(part):
                 first = part.iloc[0].to_dict() | {"metric": metric}
                 _add_baselines(chart, baselines, first, scale, reach, (i, j))
@@ -464,6 +501,7 @@ def bars(
             # seen on every bar colour and on white
             error_y=_interval(rows, y, low, high, "#8A8A8A"),
             name=name,
+            offsetgroup=name,
             marker=dict(color=style[name][0], line=dict(color="white", width=1)),
         )
     chart.update_xaxes(type="category")

@@ -33,7 +33,10 @@ def entries(folder: str | Path) -> list[tuple[str, str]]:
     figures = []
     for page in sorted(Path(folder).glob("*.html")):
         title = _TITLE.search(page.read_text(encoding="utf-8")[:4000])
-        figures.append((page.stem, html.unescape(title[1]).strip() if title else page.stem))
+        words = html.unescape(title[1]) if title else page.stem
+        # lines of a title are told apart by <br>, smaller ones are in <sub>
+        words = re.sub(r"</?sub>", "", words.replace("<br>", "; "))
+        figures.append((page.stem, words.strip()))
     return figures
 
 

@@ -139,6 +139,69 @@ def test_set(table: pd.DataFrame) -> str:
     return f"{markdown(pd.DataFrame(rows).fillna(''))}\n\n{note}"
 
 
+SHOWN = 16  # groups of a table, at most: of hundreds of molecules those with the largest errors
+
+
+def broken_down(table: pd.DataFrame) -> str:
+    """A table of `structure_errors.breakdowns`: for each kind of group (molecule, size, element …)
+    a table with a group per row, its force MAE (energy MAE per atom where there are no forces) from
+    scratch and the other arms' changes.
+    """
+    metric = "forces_mae" if (table["metric"] == "forces_mae").any() else "energy_mae_per_atom"
+    name, unit, scale = structure_errors.NAMES[metric]
+    table = table[table["metric"] == metric]
+    columns = list(table.columns)
+    before = [c for c in columns[: columns.index("arm")] if c not in ("by", "group")]
+    told = []
+    for by, of_kind in table.groupby("by", sort=False):
+        rows = []
+        for key, part in of_kind.groupby([*before, "group"], sort=False):
+            of = part.set_index("arm")
+            base = of.loc["scratch"]
+            row = dict(zip([*before, by], key, strict=True))
+            row["structures"] = f"{base['structures']:.0f}"
+            row["_"] = base["mean"]
+            row[f"{name} of scratch ({unit})"] = f"{scale * base['mean']:.0f}"
+            row |= {arm: change(r) for arm, r in of.iterrows() if arm != "scratch"}
+            rows.append(row)
+        left = len(rows) - SHOWN
+        if left > 0:
+            rows = sorted(rows, key=lambda row: -row["_"])[:SHOWN]
+        told.append(markdown(pd.DataFrame(rows).drop(columns="_").fillna("")))
+        if left > 0:
+            told.append(
+                f"The {SHOWN} with the largest errors; {left} more are in the stored table."
+            )
+    note = (
+        "Changes are against scratch, for these networks (errors averaged over seeds), in brackets "
+        "the 95 % interval over the systems (or stretches of a trajectory) in the group; a single "
+        "one has none. They say where errors lie; verdicts are those over seeds."
+    )
+    return "\n\n".join([*told, note])
+
+
+def astray(runs: pd.DataFrame) -> str:
+    """A line for each run that ended badly (`statistics.astray`), with the median of its arm; or
+    one that says there is none.
+    """
+    far = statistics.astray(runs)
+    if not len(far):
+        return (
+            f"No run that ended has an error of more than {statistics.FAR:g} times the median of "
+            "its arm."
+        )
+    lines = []
+    for r in far.to_dict("records"):
+        where = [f"{r[c]}" for c in far.columns[: list(far.columns).index("arm")] if c != "labels"]
+        label, unit, scale = UNITS[r["metric"]]
+        lines.append(
+            f"- {_where(where)}**{r['arm']}**, {r['labels']} labels, seed {r['seed']}: {label} "
+            f"{scale * r['error']:.4g} {unit}, {r['times']:.1f} times the median of "
+            f"{scale * r['median']:.4g}"
+        )
+    return "\n".join(lines)
+
+
 def worth(table: pd.DataFrame) -> str:
     """ "300 structures of 78 systems, worth 93" of rows of `structure_errors.summarise`: forces, or
     else energies. Never worth more than there are.

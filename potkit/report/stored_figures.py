@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..experiments import statistics
 from . import calibration_figures, figures, simulation_figures
 from . import tables as report
-from .sentences import worth
+from .sentences import SHOWN, worth
 
 # "energy MAE" in a picture is one of whole structures, and says so
 TITLES = {
@@ -46,6 +46,8 @@ def draw(kind: str, name: str, folder: str | Path = "data/results", **options: A
         below = calibration_figures.sizes
     elif kind in OF_SIMULATIONS:
         below = simulation_figures.sizes
+    elif kind == "breakdown":
+        below = _sizes_of_groups
     title = f"{chart.layout.title.text or ''}<br><sub>{below(name, folder)}</sub>"
     chart.update_layout(
         title=dict(text=title, y=1, yanchor="top", pad=dict(t=28)),
@@ -56,13 +58,13 @@ def draw(kind: str, name: str, folder: str | Path = "data/results", **options: A
 
 
 def sizes(name: str, folder: str | Path = "data/results") -> str:
-    """The size of an experiment: "means over 3 seeds, 95 % intervals over these", and below it
+    """The size of an experiment: "means over 3 seeds (dots), 95 % intervals over these", below it
     "tested on 300 structures of 78 systems, worth 93".
     """
     summary, how = report.stored(name, folder)
     seeds = sorted(set(summary["seeds"]))
     number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    text = f"means over {number} seeds, 95 % intervals over these"
+    text = f"means over {number} seeds (dots), 95 % intervals over these"
     if "validation" in how:
         return f"{text}; validated on {how['validation']}"
     if not (Path(folder) / f"{name}-test.csv").is_file():
@@ -75,6 +77,14 @@ def sizes(name: str, folder: str | Path = "data/results") -> str:
         numbers = [worth(part).split(",")[0] for _, part in parts]
         told = list(dict.fromkeys(numbers))
     return f"{text}<br>tested on {'; '.join(told)}"
+
+
+def _sizes_of_groups(name: str, folder: str | Path = "data/results") -> str:
+    """`sizes` of a picture whose intervals are those over the systems in a group."""
+    text = sizes(name, folder)
+    seeds, _, tested = text.partition("<br>")
+    seeds = seeds.replace(" (dots), 95 % intervals over these", "")
+    return f"{seeds}, 95 % intervals over the systems in a group<br>{tested}"
 
 
 # -- kinds ---------------------------------------------------------------------------------------
@@ -91,6 +101,22 @@ def _summary(name: str, folder: Path, metric: str, labels: int | None = None) ->
         budget = table.groupby(by)["labels"].transform("max")
     table = table[table["labels"] == budget]
     return table.assign(group=[", ".join(str(r[b]) for b in by) for r in table.to_dict("records")])
+
+
+def _seeds(
+    name: str, folder: Path, metric: str, shown: pd.DataFrame, baseline: str = "scratch"
+) -> pd.DataFrame:
+    """The single seeds (`statistics.by_seed`, errors in meV and meV/Å) behind the rows ``shown`` of
+    a stored summary, with its column "group" where it has one.
+    """
+    runs, _ = report.stored(f"{name}-runs", folder)
+    table = statistics.by_seed(runs, metric, baseline)
+    table = table.assign(error=1e3 * table["error"])
+    by = [c for c in shown.columns[: list(shown.columns).index("arm")] if c in table]
+    keys = list(dict.fromkeys([*by, "labels", "arm"]))
+    kept = shown[[*keys, *(c for c in ("group",) if c in shown)]]
+    kept, table = (t.astype({c: str for c in keys if c != "labels"}) for t in (kept, table))
+    return table.merge(kept, on=keys)
 
 
 def _as_change(table: pd.DataFrame) -> pd.DataFrame:
@@ -125,6 +151,7 @@ def _changes(
     one = table["group"].nunique() == 1
     chart = figures.figure("", CHANGES[metric], title)
     style = figures.looks(list(dict.fromkeys(table["arm"])))
+    seeds = _seeds(name, folder, metric, table)
     for k, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
         colour, symbol = style[arm]
         chart.add_scatter(
@@ -137,6 +164,10 @@ def _changes(
             offsetgroup=None if one else str(k),
             showlegend=not one,
         )
+        dots = seeds[seeds["arm"] == arm]
+        x = [arm] * len(dots) if one else dots["group"]
+        where = {} if one else dict(offsetgroup=str(k))
+        figures.add_seeds(chart, x, dots["change_%"], dots["seed"], arm, colour, **where)
     chart.add_hline(y=0, line=dict(color="black", width=1), annotation_text="scratch")
     if not one:
         chart.update_layout(scattermode="group", scattergap=0.4)
@@ -157,6 +188,7 @@ def _errors(
     table = _as_error(_summary(name, folder, metric))
     if arms is not None:
         table = table[table["arm"].isin(arms)]
+    seeds = _seeds(name, folder, metric, table)
     path = folder / f"{name}-baselines.csv"
     if path.is_file():
         known, _ = report.stored(f"{name}-baselines", folder)
@@ -169,6 +201,10 @@ def _errors(
     for trace in chart.data:
         if trace.name in figures.BASELINES:
             trace.marker.color = "#BBBBBB"
+    for arm, dots in seeds.groupby("arm", sort=False):
+        at = dots["group"], dots["error"], dots["seed"]
+        figures.add_seeds(chart, *at, arm, "#1A1A1A", offsetgroup=arm)
+    chart.update_layout(scattermode="group")
     return chart.update_layout(height=figures.SIZE[1] + 80)
 
 
@@ -203,6 +239,10 @@ def _scan(
         log_x=log_x,
         marks=marks,
     )
+    dots = _seeds(name, folder, metric, table.reset_index())
+    dots = dots[dots["arm"].isin(values)]
+    at = [values[arm] for arm in dots["arm"]], dots["change_%" if what == "change" else "error"]
+    figures.add_seeds(chart, *at, dots["seed"], "seeds", figures.OKABE_ITO["blue"])
     if "scratch-longer" in shown.index:
         longer = shown.loc["scratch-longer"]
         orange = figures.OKABE_ITO["orange"]
@@ -234,7 +274,8 @@ def _curves(name: str, folder: Path, title: str) -> go.Figure:
     summary, _ = report.stored(name, folder)
     path = folder / f"{name}-baselines.csv"
     known = pd.read_csv(path) if path.is_file() else None
-    chart = figures.learning_curves(summary, title, known)
+    runs, _ = report.stored(f"{name}-runs", folder)
+    chart = figures.learning_curves(summary, title, known, runs)
     return chart.for_each_yaxis(
         lambda axis: (
             axis.update(title_text=TITLES["energy_mae"])
@@ -254,10 +295,48 @@ def _gain(
         table = table[[", ".join(str(r[b]) for b in by) == group for r in table.to_dict("records")]]
     table = _as_change(table[(table["metric"] == metric) & (table["arm"] != "scratch")])
     chart = figures.learning_curve(table, "labels", y_title=CHANGES[metric], log=False, title=title)
+    style = figures.looks(list(dict.fromkeys(table["arm"])))
+    for arm, dots in _seeds(name, folder, metric, table).groupby("arm", sort=False):
+        at = dots["labels"], dots["change_%"], dots["seed"]
+        figures.add_seeds(chart, *at, arm, style[arm][0])
     ticks = sorted(table["labels"].unique())
     chart.update_xaxes(type="log", tickvals=ticks, ticktext=[str(t) for t in ticks])
     chart.add_hline(y=0, line=dict(color="black", dash="dash", width=1.5))
     return chart
+
+
+def _breakdown(
+    name: str,
+    folder: Path,
+    title: str,
+    by: str = "molecule",
+    metric: str = "forces_mae",
+    group: str | None = None,
+) -> go.Figure:
+    """Errors of every arm in groups of the test structures (see `structure_errors.breakdown`), the
+    largest first; of the experiment ``group`` alone where it is given. Intervals are those over
+    the systems in a group.
+    """
+    table, _ = report.stored(f"{name}-breakdown", folder)
+    kinds = list(dict.fromkeys(table["by"]))
+    if by not in kinds:
+        raise ConfigError(f"{name}: no errors by {by!r}; there are {', '.join(kinds)}")
+    columns = list(table.columns[: list(table.columns).index("arm")])
+    of = [c for c in columns if c not in ("by", "group", "labels")]
+    table = _as_error(table[(table["by"] == by) & (table["metric"] == metric)].copy())
+    table["experiment"] = [", ".join(str(r[c]) for c in of) for r in table.to_dict("records")]
+    if group is not None:
+        table = table[table["experiment"] == group]
+    elif of:
+        table["group"] = table["group"] + ", " + table["experiment"]
+    if by == "molecule":
+        order = table[table["arm"] == "scratch"].sort_values("mean", ascending=False)["group"]
+        shown = list(order)[:SHOWN]
+        table = table[table["group"].isin(shown)]
+        table = table.sort_values("group", key=lambda names: names.map(shown.index), kind="stable")
+    unit = TITLES.get(metric, f"{metric} (meV)")
+    chart = figures.bars(table, "group", y_title=unit, title=title)
+    return chart.update_layout(height=figures.SIZE[1] + 80)
 
 
 def _saved(
@@ -291,4 +370,5 @@ KINDS: dict[str, Callable[..., go.Figure]] = {
     "curves": _curves,
     "gain": _gain,
     "saved": _saved,
+    "breakdown": _breakdown,
 }

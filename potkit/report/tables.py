@@ -233,7 +233,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
 def spreads(table: pd.DataFrame) -> pd.DataFrame:
     """`numerics.summarise` as people read it: force and energy MAE, how far seeds differ, and how
-    far one seed differs between numbers of threads, with 95 % intervals.
+    far one seed differs between numbers of threads or sets of instructions, with 95 % intervals.
     """
     by = list(table.columns[: list(table.columns).index("arm")])
     rows = []
@@ -251,7 +251,7 @@ def spreads(table: pd.DataFrame) -> pd.DataFrame:
                 "error": UNITS[r["metric"]][0],
                 "seeds": r["seeds"],
                 "over seeds (%)": f"{r['spread_%']:.1f}",
-                "between threads (%)": between,
+                f"between {r['between']} (%)": between,
                 "its share of the variance (%)": share,
                 "largest difference (%)": f"{r['largest_%']:.0f}",
             }

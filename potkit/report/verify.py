@@ -111,7 +111,9 @@ DERIVED: dict[str, Callable[[pd.DataFrame, pd.DataFrame | None], pd.DataFrame]] 
 # tables that follow from another one than runs: ending of the one they follow from, their own
 OTHERS: dict[tuple[str, str], Callable[[pd.DataFrame], pd.DataFrame]] = {
     ("-threads", ""): numerics.summarise,
+    ("-instructions", ""): numerics.summarise,
     ("-errors", ""): structure_errors.summarise,
+    ("-test-errors", "-breakdown"): structure_errors.breakdowns,
     ("-predictions", "-ensembles"): calibration.summarise,
     ("-predictions", "-contrasts"): calibration.contrasts,
     ("-simulations", "-measures"): simulations.summarise,
@@ -169,7 +171,8 @@ def picture(name: str, folder: str | Path = "data/results") -> go.Figure:
     """The learning curves of a stored experiment, from its tables."""
     summary, _ = report.stored(name, folder)
     title = f"Error against label budget ({name})"
-    return figures.learning_curves(summary, title, stored_baselines(name, folder))
+    runs, _ = report.stored(f"{name}-runs", folder)
+    return figures.learning_curves(summary, title, stored_baselines(name, folder), runs)
 
 
 def verify(

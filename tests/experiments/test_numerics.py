@@ -1,8 +1,11 @@
-"""How much of a spread is numerics: known differences between thread counts, and real runs."""
+"""How much of a spread is numerics: known differences between threads or instructions, and real
+runs.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -40,9 +43,8 @@ def test_a_known_share_is_found():
     assert np.isnan(exact["numerics_high_%"]), "an interval of no width would claim certainty"
     shown = tables.spreads(numerics.summarise(table(0.0, seeds=6), ["forces_mae"]))
     # 1 − 0.025^(1/6): Clopper & Pearson (1934)
-    assert (
-        shown["between threads (%)"].item().endswith("none in 6 of 6; other seeds may, up to 46 %")
-    )
+    said = shown["between 1 and 2 threads (%)"].item()
+    assert said.endswith("none in 6 of 6; other seeds may, up to 46 %")
 
 
 def test_runs_that_experiments_share_count_once_and_of_draws_the_first():
@@ -94,8 +96,41 @@ def test_runs_with_each_number_of_threads(tmp_path):
     assert "threads" not in summary
 
 
+def test_runs_with_the_instructions_of_another_processor(tmp_path):
+    """Sums over vectors of other lengths: runs that differ, by rounding only after two steps."""
+    structures = potkit.load("ani-mini")[::50]
+    experiment = experiments.Experiment(
+        model={"name": "egnn", "preset": "small", "hidden": 16, "layers": 2, "radial": 8},
+        train=structures,
+        test=structures[:10],
+        labels=[10],
+        seeds=[0],
+        finetune_config=potkit.TrainConfig(steps=2, batch_size=4, progress=False, device="cpu"),
+        store=tmp_path,
+        longer=None,
+    )
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this processor has one set of vector instructions only")
+    before = dict(os.environ)
+    runs = numerics.measure([experiment], progress=False, instructions=["default", "avx2"])
+    assert dict(os.environ) == before
+    assert list(runs["instructions"]) == ["default", "avx2"] and runs["run"].nunique() == 1
+    for way in ("default", "avx2"):
+        about = tmp_path / f"instructions-{way}" / runs["run"].iloc[0] / "run.json"
+        assert json.loads(about.read_text())["machine"]["cpu_capability"].lower() == way
+    one, other = runs["forces_mae"]
+    assert one == pytest.approx(other, rel=1e-3)
+    assert set(numerics.summarise(runs)["between"]) == {"default and avx2 instructions"}
+    with pytest.raises(ConfigError, match="'sse9'"):
+        numerics.measure([experiment], progress=False, instructions=["sse9", "avx2"])
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ConfigError, match="two numbers of threads"):
         numerics.measure([], [1])
+    with pytest.raises(ConfigError, match="two sets of instructions"):
+        numerics.measure([], instructions=["avx2", "AVX2"])
+    with pytest.raises(ConfigError, match="neither threads nor instructions"):
+        numerics.summarise(table(0.1).drop(columns="threads"))
     with pytest.raises(ConfigError, match="no seed"):
         numerics.summarise(table(0.1).query("threads == 1"))

@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 
 import potkit
+from potkit.errors import ConfigError, DataError
 from potkit.experiments import experiment as experiments
 from potkit.experiments import structure_errors
+from potkit.structures.elements import SYMBOLS
+from potkit.training.evaluation import evaluate
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
 
@@ -57,6 +60,74 @@ def test_a_trajectory_falls_into_stretches_and_a_large_set_is_cut(finished):
     assert set(structure_errors.summarise(whole)["of"]) == {"stretches"}
     few = structure_errors.of_experiments([experiment], runs, limit=7)
     assert (few.groupby("arm").size() == 7).all()
+
+
+def test_errors_of_a_run_are_kept_and_found_without_its_weights(finished):
+    experiment, runs = finished
+    of_networks = structure_errors.of_experiments([experiment], runs[runs["seed"] == 0])
+    folder = experiment.store / runs["run"].iloc[0]
+    path = folder / f"test-{experiment.test.fingerprint()}.csv"
+    assert len(pd.read_csv(path)) == len(experiment.test)
+    path.unlink()
+    again = structure_errors.of_experiments([experiment], runs[runs["seed"] == 0])
+    numbers = again.select_dtypes(float).columns
+    assert np.allclose(again[numbers], of_networks[numbers], rtol=2e-4, atol=1e-5, equal_nan=True)
+    structure_errors.keep(
+        folder, experiment.test, evaluate(folder, experiment.test, keep_forces=True)
+    )
+    path.write_text(path.read_text()[:200])  # not whole: from the network
+    assert structure_errors.kept(folder, experiment.test) is None
+    structure_errors.keep(
+        folder, experiment.test, evaluate(folder, experiment.test, keep_forces=True)
+    )
+    weights = {p: p.read_bytes() for p in folder.glob("*.safetensors")}
+    for p in weights:
+        p.unlink()
+    found = structure_errors.of_experiments([experiment], runs, limit=7)
+    assert (found.groupby("arm").size() == 7).all()
+    for p, content in weights.items():
+        p.write_bytes(content)
+
+
+def test_errors_by_molecule_size_element_and_group(finished):
+    """Every group's errors are those of its structures and atoms; together they are the whole."""
+    experiment, runs = finished
+    test = experiment.test
+    names = [test.system_names()[i] for i in test.system]
+    late = ["late" if i >= len(test) // 2 else "early" for i in range(len(test))]
+    errors = structure_errors.of_experiments([experiment], runs, groups=[{"half": late}])
+    table = structure_errors.breakdowns(errors)
+    assert set(table["by"]) == {"molecule", "size", "element", "half"}
+    whole = structure_errors.summarise(errors).set_index(["arm", "metric"])["mean"]
+    scratch = table[table["arm"] == "scratch"]
+    forces = scratch[scratch["metric"] == "forces_mae"].set_index(["by", "group"])
+    assert set(forces.loc["molecule"].index) == set(names)
+    assert list(forces.loc["half"].index) == ["early", "late"]
+    for by in ("molecule", "half"):
+        sizes = errors[errors["arm"] == "scratch"]
+        label = sizes["cluster"] if by == "molecule" else sizes["half"]
+        atoms = sizes.groupby(label, sort=False)["atoms"].sum()
+        mean = np.average(forces.loc[by].loc[atoms.index, "mean"], weights=atoms)
+        assert mean == pytest.approx(whole["scratch", "forces_mae"], rel=1e-6)
+    atoms = {SYMBOLS[z]: int((test.z == z).sum()) for z in test.elements}
+    assert set(forces.loc["element"].index) == set(atoms)
+    mean = np.average(forces.loc["element"].loc[list(atoms), "mean"], weights=list(atoms.values()))
+    assert mean == pytest.approx(whole["scratch", "forces_mae"], rel=1e-6)
+    # an energy belongs to no element
+    assert set(scratch.loc[scratch["by"] == "element", "metric"]) == {"forces_mae"}
+    with pytest.raises(ConfigError, match="no such column"):
+        structure_errors.breakdown(errors, "colour")
+    with pytest.raises(DataError, match="no errors of single elements"):
+        plain = errors[[c for c in errors if not c.startswith("forces_mae_")]]
+        structure_errors.breakdown(plain, "element")
+
+
+@pytest.mark.parametrize(
+    ("text", "element", "count"),
+    [("C2H6O", "C", 2), ("C2H6O", "O", 1), ("CCl4", "C", 1), ("CCl4", "Cl", 4), ("NaCl", "N", 0)],
+)
+def test_atoms_of_an_element_in_a_formula(text, element, count):
+    assert structure_errors._count(text, element) == count
 
 
 def test_what_a_test_set_says_by_hand():

@@ -146,6 +146,25 @@ def test_a_comparison_normalises_as_it_says(tmp_path):
     assert float(model.scale) == pytest.approx(left.std(ddof=1))
 
 
+def test_groups_by_the_order_of_a_file(tmp_path, own):
+    """What only the order of a file says follows its structures through filters and splits."""
+    part = dict(data=own, part=PAPER | {"index": 0})
+    groups = {"half": {"early": 19, "late": 19}}
+    path = tmp_path / "x.yaml"
+    values = dict(name="x", model=TINY, seeds=[0], longer=None, labels=[10])
+    path.write_text(yaml.safe_dump(values | dict(train=part, test=part | dict(groups=groups))))
+    spec = yaml_form.read(path)
+    grid = spec.experiments(store=tmp_path / "store")
+    [found] = spec.groups(grid)
+    names = [grid[0].test.system_names()[i] for i in grid[0].test.system]
+    assert found == {"half": [{"a": "early", "b": "late"}[name] for name in names]}
+    wrong = {"half": {"early": 5}}, {"atoms": {"early": 38}}
+    for groups, words in zip(wrong, ("5 structures, but .* has 38", "already"), strict=True):
+        path.write_text(yaml.safe_dump(values | dict(train=part, test=part | dict(groups=groups))))
+        with pytest.raises(ConfigError, match=words):
+            yaml_form.read(path).groups(grid)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [

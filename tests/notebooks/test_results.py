@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -19,6 +21,7 @@ from potkit.experiments import experiment as experiments
 from potkit.notebooks import profiles, results, runner
 from potkit.report import figures, pages, stored_figures, verify
 from potkit.report import tables as report
+from potkit.structures.elements import SYMBOLS
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
 QUICK = SimpleNamespace(profile="quick")
@@ -55,10 +58,11 @@ def kept(grid, tmp_path, monkeypatch):
     kept = results.keep_runs(
         QUICK, grid, runs, "mine", "02_noise_scale", contrasts=ASKED, primary=PRIMARY
     )
-    for kind in ("changes", "errors", "curves", "gain", "saved"):
+    for kind in ("changes", "errors", "curves", "gain", "saved", "breakdown"):
         chart = stored_figures.draw(kind, "mine", kept.folder, title=f"Picture of {kind}")
         figures.save(chart, kind)
-    said = [kept.markdown(kind) for kind in ("results", "test", "verdicts", "saved")]
+    told = ("results", "test", "verdicts", "saved", "breakdown", "astray")
+    said = [kept.markdown(kind) for kind in told]
     outputs = [new_output("display_data", data={"text/markdown": text}) for text in said]
     (tmp_path / "notebooks").mkdir()
     notebook = new_notebook(cells=[new_code_cell("kept.say()", outputs=outputs)])
@@ -70,9 +74,10 @@ def test_everything_that_is_kept_is_made_again(kept, tmp_path):
     assert kept.folder == tmp_path / "results"
     found = verify.verify(kept.folder, tmp_path)
     assert found.holds, found.differences.to_string()
-    assert set(found.tables) == {"mine", "mine-effects", "mine-test", "mine-baselines"}
+    derived = ("", "-effects", "-test", "-breakdown", "-baselines")
+    assert set(found.tables) == {f"mine{ending}" for ending in derived}
     assert not found.without_runs
-    assert len(found.pictures) == 5 and found.documents == ["notebooks/02_a.ipynb"]
+    assert len(found.pictures) == 6 and found.documents == ["notebooks/02_a.ipynb"]
     effects = kept.table("-effects")
     assert set(zip(effects.arm, effects.against, strict=True)) == set(ASKED)
     assert (effects.family == "primary").sum() == 1
@@ -91,9 +96,10 @@ def test_one_changed_number_is_found_wherever_it_stands(kept, tmp_path):
     ]
     notebook.write_text(before)
     errors = pd.read_csv(kept.folder / "mine-test-errors.csv")
-    errors.loc[3, "forces_mae"] *= 1.5
+    errors.loc[errors.index[-1], "forces_mae"] *= 1.5  # at the largest budget, which is broken down
     errors.to_csv(kept.folder / "mine-test-errors.csv", index=False)
-    assert set(verify.verify(kept.folder, tmp_path).differences["where"]) == {"mine-test.csv"}
+    where = set(verify.verify(kept.folder, tmp_path).differences["where"])
+    assert where == {"mine-test.csv", "mine-breakdown.csv"}
 
 
 def test_baselines_follow_from_the_rows_of_the_embedded_set(kept, grid, tmp_path):
@@ -164,6 +170,36 @@ def test_pictures_say_seeds_structures_and_systems(kept, grid):
     assert {"zero forces"} <= {trace.name for trace in chart.data}
     with pytest.raises(ConfigError, match="no picture 'pie'"):
         stored_figures.draw("pie", "mine", kept.folder)
+
+
+def test_a_dot_for_each_seed(kept):
+    """The dots of a picture are the runs it is of, and their geometric mean is its mean."""
+    runs = kept.table("-runs")
+    chart = stored_figures.draw("errors", "mine", kept.folder, title="T")
+    most = runs[runs["labels"] == runs["labels"].max()]
+    bars = {t.name: t.y[0] for t in chart.data if t.type == "bar"}
+    for arm, part in most.groupby("arm"):
+        [dots] = [t for t in chart.data if t.name == f"{arm}, seeds"]
+        assert sorted(dots.y) == pytest.approx(sorted(1e3 * part["forces_mae"]))
+        assert np.exp(np.log(dots.y).mean()) == pytest.approx(bars[arm])
+        assert sorted(dots.customdata) == sorted(part["pretrain_seed"])
+    chart = stored_figures.draw("curves", "mine", kept.folder, title="T")
+    dots = [t for t in chart.data if t.name == "scratch, seeds"]
+    count = (runs["arm"] == "scratch").sum()
+    assert [len(t.y) for t in dots] == [count, count], "forces and energies"
+
+
+def test_errors_by_molecule_and_element(kept, grid):
+    said = kept.markdown("breakdown")
+    assert "| molecule |" in said and "| element |" in said and "has 0 more" not in said
+    assert re.search(r"\| H \| 30 \| \d+ \|", said)
+    chart = stored_figures.draw(
+        "breakdown", "mine", kept.folder, title="T", by="element", group="ani-mini"
+    )
+    assert "intervals over the systems in a group" in chart.layout.title.text
+    assert set(chart.data[0].x) == {SYMBOLS[z] for z in grid.test.elements}
+    with pytest.raises(ConfigError, match="no errors by 'colour'"):
+        stored_figures.draw("breakdown", "mine", kept.folder, title="T", by="colour")
 
 
 def test_smoke_has_no_verdicts(kept):

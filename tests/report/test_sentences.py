@@ -108,3 +108,19 @@ def test_a_pretraining_that_several_runs_share_counts_once():
     runs["pretrain_loss"] = of_seed.where(runs["arm"] == "denoise")
     said = sentences.learned(runs)
     assert "| ani | denoise | 2 | 0.400 [" in said and "scratch" not in said
+
+
+def test_runs_that_ended_badly_stand_beside_the_median():
+    calm = RUNS.drop(columns="energy_mae")  # energies here have a spread that is a fault of its own
+    assert "No run that ended" in sentences.astray(calm)
+    rows = (calm["arm"] == "masked") & (calm["seed"] == 4)
+    runs = calm.assign(forces_mae=calm["forces_mae"].where(~rows, 10 * calm["forces_mae"]))
+    [line] = sentences.astray(runs).splitlines()
+    median = runs.loc[runs["arm"] == "masked", "forces_mae"].median()
+    assert line.startswith("- ani: **masked**, 50 labels, seed 4: force MAE ")
+    assert line.endswith(f"times the median of {1e3 * median:.4g}")
+    [row] = statistics.astray(runs, ["forces_mae"]).to_dict("records")
+    assert row["times"] == pytest.approx(row["error"] / median) and row["times"] > 8
+    # failed runs are counted elsewhere
+    failed = runs.assign(status=["failed" if bad else "ok" for bad in rows])
+    assert not len(statistics.astray(failed, ["forces_mae"]))
