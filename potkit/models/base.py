@@ -72,6 +72,8 @@ class Potential(nn.Module):
         self.backbone = backbone
         self.cutoff = float(backbone.cutoff)
         self.energy_head = AtomicEnergy(backbone.n_features, head_norm, pooled, head)
+        # a vector that is −∂E/∂x is what forces by gradient are
+        forces = "gradient" if vector == "gradient" else forces
         self.vector_mode, self.forces_mode, self.head_norm = vector, forces, head_norm
         self.vector_readout = self._make_vector_readout()
         self.force_encoder = self._make_force_encoder() if force_input else None

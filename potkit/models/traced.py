@@ -88,11 +88,6 @@ def check_traceable(model: Potential) -> None:
             f"export: {name} has the fault {', '.join(beyond)} of its published code, which cannot "
             "be had from a neighbour list"
         )
-    if model.forces_mode == "vector" and model.vector_mode == "gradient":
-        raise ConfigError(
-            f"export: {name} reads its forces out as a gradient of its own; "
-            "build it with forces='gradient'"
-        )
 
 
 def check_charges(model: Potential) -> None:

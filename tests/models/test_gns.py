@@ -290,6 +290,18 @@ def test_forces_from_the_energy():
     assert report.claimed.all() and report.residual.max() < 1e-8
 
 
+def test_a_vector_that_is_a_gradient_makes_the_forces():
+    """Read out by −∂E/∂x, the vector that force-centric networks train on forces is conservative,
+    and training on it differentiates twice.
+    """
+    model = models.build("gns", hidden=8, layers=1, cutoff=3.0, vector="gradient", forces="vector")
+    assert model.forces_mode == "gradient" and model.by_gradient(("forces",))
+    assert model.parts(("forces",)) == {"backbone", "energy_head"}
+    prediction = model(water(3).batch([0, 1, 2]), ("energy", "forces", "vector"))
+    expected = prediction.vector * model.scale
+    torch.testing.assert_close(prediction.forces, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_learns():
     seen = losses(build(hidden=64, layers=4))
     assert seen[-1] < 0.4 < 0.7 < seen[0]  # 1 is what predicting zero gets
