@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..experiments.experiment import Experiment
 
-PARTS = ("choices", "convergence", "time-curves")
+PARTS = ("choices", "convergence", "time-curves", "tries")
 STRUCTURES = ("test-errors", "test", "breakdown")
 
 
@@ -26,9 +26,12 @@ class Protocol(NamedTuple):
     choices: pd.DataFrame
     convergence: pd.DataFrame
     time_curves: pd.DataFrame
+    tries: pd.DataFrame
 
     def store(self, name: str, command: str, out: Path) -> None:
-        """NAME-choices.csv, NAME-convergence.csv and NAME-time-curves.csv, of those there are."""
+        """NAME-choices.csv, NAME-convergence.csv, NAME-time-curves.csv and NAME-tries.csv, of those
+        there are.
+        """
         from ..report import tables as report
 
         for part, table in zip(PARTS, self, strict=True):
@@ -69,12 +72,18 @@ def of(grid: Sequence[Experiment], runs: pd.DataFrame) -> Protocol:
     """The protocol's tables of a grid that was run."""
     import pandas as pd
 
-    from ..experiments import convergence, statistics, time_curves
+    from ..experiments import convergence, search, statistics, time_curves
+    from ..report import tables as report
 
+    tries = pd.DataFrame(runs.attrs.get("tries", []))
+    if len(tries):
+        # of what is stored, rounded as it is, so that `verify` makes the same of it
+        tries = report.as_stored(tries)
     return Protocol(
-        pd.DataFrame(runs.attrs.get("choices", [])),
+        search.of_tries(tries) if len(tries) else pd.DataFrame(),
         convergence.table(runs, by=statistics.grouping(runs)),
         time_curves.of_experiments(grid, runs),
+        tries,
     )
 
 

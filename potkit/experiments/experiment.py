@@ -253,6 +253,7 @@ def run(
         # records, not a table: pandas compares attributes, and tables cannot be compared so
         kept = scores.drop(columns=["experiment", "choice"])
         table.attrs["choices"] = kept.to_dict("records")
+        table.attrs["tries"] = search.tries_table(grid, tried).to_dict("records")
         for line in search.lines(scores):
             tqdm.write(f"chosen: {line}", file=sys.stderr)
     table.attrs["leakage"] = leakage(grid)

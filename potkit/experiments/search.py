@@ -238,6 +238,65 @@ def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.Da
     return pd.DataFrame(rows)
 
 
+def tries_table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.DataFrame:
+    """A row per run of the search: the experiment's columns, arm, labels, the settings tried, seed,
+    ``best`` (validation loss), ``valid_structures`` it was scored on, status, run.
+    """
+    rows = []
+    for task, row in done.items():
+        if not (task.tuning and task.kind == "finetune"):
+            continue
+        e = grid[task.experiment]
+        rows.append(
+            {
+                **e.columns,
+                "arm": task.arm,
+                "labels": task.labels,
+                **dict(task.choice),
+                "seed": task.seed,
+                "best": row.get("best", float("nan")),
+                "valid_structures": len(e.labelled(task.labels, task.seed)[1]),
+                "status": row["status"],
+                "run": row.get("run", ""),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def of_tries(tries: pd.DataFrame) -> pd.DataFrame:
+    """What follows from a table of `tries_table`: that of `table`, without its columns experiment
+    and choice.
+    """
+    columns = list(tries.columns)
+    group = columns[: columns.index("labels") + 1]
+    settings = columns[columns.index("labels") + 1 : columns.index("seed")]
+    rows = []
+    for key, part in tries.groupby(group, sort=False):
+        tried = []
+        for choice, runs in part.groupby(settings, sort=False, dropna=False):
+            good = runs[runs["status"] == "ok"]
+            logs = np.log(good["best"].to_numpy(np.float64))
+            whole = len(good) == len(runs)
+            named = tuple((k, v) for k, v in zip(settings, choice, strict=True) if pd.notna(v))
+            tried.append(
+                {
+                    **dict(named),
+                    "score": float(logs.mean()) if whole else float("inf"),
+                    "score_sd": float(logs.std(ddof=1)) if whole and len(logs) > 1 else np.nan,
+                    "seeds": len(good),
+                    "valid_structures": int(runs["valid_structures"].sum()),
+                    "choice": named,
+                }
+            )
+        best = min(range(len(tried)), key=lambda k: tried[k]["score"])
+        choices = [row.pop("choice") for row in tried]
+        edge = _at_edge(choices[best], choices)
+        for k, row in enumerate(tried):
+            ends = {"chosen": k == best, "at_edge": k == best and edge}
+            rows.append(dict(zip(group, key, strict=True)) | row | ends)
+    return pd.DataFrame(rows)
+
+
 def _at_edge(best: Choice, tried: Sequence[Choice]) -> bool:
     """Whether a setting's best value is the smallest or largest of those ``tried``."""
     for key, value in best:

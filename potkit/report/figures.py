@@ -261,7 +261,7 @@ def learning_curves(
                 of_line = shown.index.isin(part.index) & (shown["arm"] == arm)
                 rows = shown[of_line].sort_values("labels")
                 colour, symbol = style[arm]
-                worse = rows["worse_than"].fillna("") if "worse_than" in rows else []
+                worse = rows["worse_than"].astype(object).fillna("") if "worse_than" in rows else []
                 symbols = [f"{symbol}-open" if names else symbol for names in worse]
                 chart.add_scatter(
                     x=rows["labels"] * aside,

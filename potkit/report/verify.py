@@ -11,9 +11,12 @@ NAME.yaml says or as NAME-baselines.json wrote it down (`baselines.drawn`); it i
 the data are embedded, else on demand.
 
 Pictures that `stored_figures.draw` made say what they show, and are drawn again; so are the blocks
-(`blocks.fill`) that the cells of notebooks put out. NAME-test.csv follows from NAME-test-errors.csv
-(`structure_errors.summarise`), NAME-ensembles.csv and NAME-contrasts.csv from NAME-predictions.csv
-(`calibration`), NAME-measures.csv and NAME-changes.csv from NAME-simulations.csv (`simulations`).
+(`blocks.fill`) that the cells of notebooks put out. NAME-test.csv and NAME-breakdown.csv follow
+from NAME-test-errors.csv (`structure_errors`), NAME-choices.csv from NAME-tries.csv (`search`),
+NAME-ensembles.csv and NAME-contrasts.csv from NAME-predictions.csv (`calibration`),
+NAME-measures.csv and NAME-changes.csv from NAME-simulations.csv (`simulations`).
+NAME-time-curves.csv (logs of the runs) and coverage.csv (`make coverage`) are as they were
+measured.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from ..experiments import (
     calibration,
     convergence,
     numerics,
+    search,
     simulations,
     statistics,
     structure_errors,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 DOCUMENTS = ("README.md", "RESULTS.md")
+MEASURED = ("-time-curves", "coverage")  # tables that follow from nothing that is stored
 RELATIVE, PERCENT = 1e-4, 2e-3  # a changed sixth digit of an error moves a change by up to 0.001 %
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?")
 
@@ -64,6 +69,7 @@ class Verification:
     pictures: list[str]  # whose points were compared with the tables
     without_runs: list[str]  # stored tables that nothing stored could recompute
     differences: pd.DataFrame  # where, row, column, stored, recomputed
+    with_data: Sequence[str] = ()  # those of ``without_runs`` that follow from data not embedded
 
     @property
     def holds(self) -> bool:
@@ -75,8 +81,11 @@ class Verification:
         shown = f"{len(self.documents)} documents and {len(self.pictures)} pictures"
         text = f"{size}, {shown} recomputed: "
         text += "no difference" if self.holds else f"{len(self.differences)} differences"
-        if self.without_runs:
-            text += f"\nnothing stored recomputes: {', '.join(self.without_runs)}"
+        others = [name for name in self.without_runs if name not in self.with_data]
+        if self.with_data:
+            text += f"\nrecomputed with the reference data (--data): {', '.join(self.with_data)}"
+        if others:
+            text += f"\nnothing stored recomputes: {', '.join(others)}"
         return text
 
 
@@ -114,6 +123,7 @@ OTHERS: dict[tuple[str, str], Callable[[pd.DataFrame], pd.DataFrame]] = {
     ("-instructions", ""): numerics.summarise,
     ("-errors", ""): structure_errors.summarise,
     ("-test-errors", "-breakdown"): structure_errors.breakdowns,
+    ("-tries", "-choices"): search.of_tries,
     ("-predictions", "-ensembles"): calibration.summarise,
     ("-predictions", "-contrasts"): calibration.contrasts,
     ("-simulations", "-measures"): simulations.summarise,
@@ -227,7 +237,10 @@ def verify(
         cells += stored.size
         sources.add(source)
     known_tables = {*tables, *sources}
-    alone = [p.stem for p in sorted(folder.glob("*.csv")) if p.stem not in known_tables]
+    stems = [p.stem for p in sorted(folder.glob("*.csv")) if not p.stem.endswith(MEASURED)]
+    alone = [stem for stem in stems if stem not in known_tables]
+    specs = {f"{p.stem}-baselines" for p in folder.glob("*.yaml")}
+    with_data = [stem for stem in alone if stem in specs]
     documents = [d for d in DOCUMENTS if (root / d).is_file()]
     for document in documents:
         text = (root / document).read_text()
@@ -256,7 +269,7 @@ def verify(
         documents += [where] if said else []
     columns = ["where", "row", "column", "stored", "recomputed"]
     found = pd.DataFrame(rows, columns=columns)
-    return Verification(tables, cells, documents, pictures, alone, found)
+    return Verification(tables, cells, documents, pictures, alone, found, with_data)
 
 
 def _source(name: str, folder: Path) -> pd.DataFrame:

@@ -155,6 +155,19 @@ def test_scores_are_those_of_the_validation_structures_of_tuning_seeds(searched)
         assert row.score == pytest.approx(np.mean(logs))
 
 
+def test_choices_follow_from_the_stored_tries(searched):
+    made, table = searched
+    tries = report.as_stored(pd.DataFrame(table.attrs["tries"]))
+    assert len(tries) == sum(c["seeds"] for c in table.attrs["choices"])
+    assert set(tries["seed"]) == set(made.tuning_seeds)
+    again, choices = search.of_tries(tries), pd.DataFrame(table.attrs["choices"])
+    pd.testing.assert_frame_equal(again, choices, check_like=True, rtol=1e-4)
+    # a run that failed leaves its value out
+    broken = tries.assign(status=["failed", *tries["status"][1:]])
+    first = search.of_tries(broken).iloc[0]
+    assert first["score"] == np.inf and not first["chosen"] and first["seeds"] == 1
+
+
 def test_no_test_structure_chooses_anything(searched, tmp_path):
     """With other test labels the same settings are chosen."""
     _, table = searched
