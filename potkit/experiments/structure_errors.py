@@ -223,18 +223,24 @@ def breakdown(errors: pd.DataFrame, by: str, baseline: str = "scratch") -> pd.Da
 def breakdowns(errors: pd.DataFrame, baseline: str = "scratch") -> pd.DataFrame:
     """`breakdown` by molecule, element and size, and by the groups that ``errors`` name (columns
     between formula and errors, such as temperature), at the largest label budget of each
-    experiment. Where all structures are of one size, there is none by size.
+    experiment. There is none by size where all structures have one.
     """
     others = [c for c in grouping(errors) if c != "labels"]
-    most = errors.groupby(others)["labels"].transform("max") if others else errors["labels"].max()
-    errors = errors[errors["labels"] == most]
+    parts = errors.groupby(others, sort=False) if others else [((), errors)]
     columns = list(errors)
-    asked = ["molecule"]
-    asked += ["size"] if errors["atoms"].nunique() > 1 else []
+    asked = ["molecule", "size"]
     asked += ["element"] if any(name.startswith(OF_ELEMENT) for name in columns) else []
     if "formula" in errors:
         asked += columns[columns.index("formula") + 1 : columns.index(ERRORS[0])]
-    return pd.concat([breakdown(errors, by, baseline) for by in asked], ignore_index=True)
+    tables = []
+    for by in asked:
+        for _, part in parts:  # sizes are grouped in each experiment by itself
+            most = part[part["labels"] == part["labels"].max()]
+            one_size = most["atoms"].nunique() == 1
+            unknown = by in most and most[by].isna().all()  # a group of another experiment's
+            if not unknown and not (by == "size" and one_size):
+                tables.append(breakdown(most, by, baseline))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _groups(errors: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -139,7 +139,7 @@ def test_set(table: pd.DataFrame) -> str:
     return f"{markdown(pd.DataFrame(rows).fillna(''))}\n\n{note}"
 
 
-SHOWN = 16  # groups of a table, at most: of hundreds of molecules those with the largest errors
+SHOWN = 16  # molecules of a table, at most: of hundreds those with the largest errors
 
 
 def broken_down(table: pd.DataFrame) -> str:
@@ -164,7 +164,7 @@ def broken_down(table: pd.DataFrame) -> str:
             row[f"{name} of scratch ({unit})"] = f"{scale * base['mean']:.0f}"
             row |= {arm: change(r) for arm, r in of.iterrows() if arm != "scratch"}
             rows.append(row)
-        left = len(rows) - SHOWN
+        left = len(rows) - SHOWN if by == "molecule" else 0
         if left > 0:
             rows = sorted(rows, key=lambda row: -row["_"])[:SHOWN]
         told.append(markdown(pd.DataFrame(rows).drop(columns="_").fillna("")))

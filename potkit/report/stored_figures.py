@@ -84,7 +84,7 @@ def _sizes_of_groups(name: str, folder: str | Path = "data/results") -> str:
     text = sizes(name, folder)
     seeds, _, tested = text.partition("<br>")
     seeds = seeds.replace(" (dots), 95 % intervals over these", "")
-    return f"{seeds}, 95 % intervals over the systems in a group<br>{tested}"
+    return f"{seeds}, 95 % intervals over the systems (or stretches) in a group<br>{tested}"
 
 
 # -- kinds ---------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_errors_by_molecule_and_element(kept, grid):
     chart = stored_figures.draw(
         "breakdown", "mine", kept.folder, title="T", by="element", group="ani-mini"
     )
-    assert "intervals over the systems in a group" in chart.layout.title.text
+    assert "intervals over the systems (or stretches) in a group" in chart.layout.title.text
     assert set(chart.data[0].x) == {SYMBOLS[z] for z in grid.test.elements}
     with pytest.raises(ConfigError, match="no errors by 'colour'"):
         stored_figures.draw("breakdown", "mine", kept.folder, title="T", by="colour")
