@@ -199,7 +199,8 @@ def run(
 
     ``client``: a Dask client, or the address of a Dask scheduler, that does the runs instead of
     ``jobs`` processes here. ``devices``: the GPUs for the processes, as CUDA_VISIBLE_DEVICES names
-    them (default: all). Raises Interrupted after Ctrl-C or SIGTERM.
+    them (default: all). Raises Interrupted after Ctrl-C or SIGTERM, and where the Dask scheduler is
+    lost.
     """
     grid = [experiment] if isinstance(experiment, Experiment) else list(experiment)
     if len({tuple(e.primary.items()) for e in grid if e.primary}) > 1:
