@@ -804,6 +804,25 @@ def _joined(arguments: list[str]) -> list[str]:
     return words
 
 
+def _check_words(words: list[str]) -> None:
+    """Raise ConfigError for an empty word (a shell variable that is not set: it would be the
+    working directory, or as if the option were not there) and for "-", which stands for no file
+    here.
+    """
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if not (equals and option.startswith("--")):
+            option, value = words[i - 1] if i else "", word
+        where = f"{option}: " if option.startswith("--") else f"word {i + 1}: "
+        if not value.strip():
+            raise ConfigError(f"{where}{value!r} is empty (a shell variable that is not set?)")
+        if value == "-":
+            raise ConfigError(
+                f"{where}'-' stands for no file here: potkit neither reads from a pipe nor prints "
+                "what it stores; name a file (./- if it is called so)"
+            )
+
+
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
     """Within, SIGTERM and a closed terminal end the command as Ctrl-C does: what is half-written is
@@ -843,6 +862,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     try:
         streams.check_surroundings()
+        _check_words(arguments)
         with _ended_in_order():
             code = app(args=arguments, prog_name="potkit", standalone_mode=False)
         if code == INTERRUPTED:

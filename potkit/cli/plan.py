@@ -80,15 +80,14 @@ def _pilot(path: Path) -> pd.DataFrame:
     """The runs in a file, with the contrast their experiment declared where its record lies
     beside.
     """
-    import pandas as pd
-
+    from ..report import tables
     from ..report import verify as verification
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.name.endswith("-runs.csv") and path.with_suffix(".json").is_file():
         return verification.stored_runs(path.name.removesuffix("-runs.csv"), path.parent)
-    table = pd.read_csv(path)
+    table = tables.read(path)
     missing = {"arm", "seed", "labels", "seconds"} - set(table)
     if missing:
         raise DataError(f"{path}: not a table of runs, it has no column {min(missing)!r}")

@@ -112,7 +112,9 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
                 }
             )
     if not rows:
-        raise ConfigError("numerics: no seed has a finished run with each number of threads")
+        failures = runs.loc[runs["status"] != "ok", "error"]
+        why = f"; the first that failed: {failures.iloc[0]}" if len(failures) else ""
+        raise ConfigError(f"numerics: no seed has a finished run with each number of threads{why}")
     return pd.DataFrame(rows)
 
 
