@@ -430,11 +430,13 @@ def finetune(
     for name in (valid, test):
         check_source(name)
     init = init or file.model.init
+    if parts and init is None:
+        raise ConfigError(f"--parts {parts}: there is no --init to take them over from")
     if init is not None and not init.exists():  # the name of pretrained weights, or a mistake
         from potkit.training import pretrained
 
         init = pretrained.resolve(init)
-    if split is not None and not split.exists():
+    if split is not None and not split.is_file():
         raise ConfigError(f"{split}: no such split file")
     labels = labels if labels is not None else file.data.labels
     format = format or file.data.format
@@ -516,7 +518,7 @@ def evaluate(
     if not checkpoint.exists():
         raise CheckpointError(f"{checkpoint}: no such checkpoint")
     check_source(data)
-    if split is not None and not split.exists():
+    if split is not None and not split.is_file():
         raise ConfigError(f"{split}: no such split file")
 
     import potkit
@@ -606,8 +608,13 @@ def compare(
     from ..experiments import experiment as experiments
     from ..report import gallery, sentences, tables
     from ..structures import outputs
+    from ..structures.settings import count
     from . import protocol
 
+    statistics.check_method(interval)
+    count(jobs, "--jobs", most=experiments.MOST_JOBS)
+    if not 0 < tflops < float("inf"):
+        raise ConfigError(f"--tflops must be a positive number, got {tflops}")
     gallery.check(figure)
     gallery.check(figure and protocol.beside(figure))
     outputs.check_folder(store)
@@ -618,7 +625,7 @@ def compare(
         print(dry.in_words(dry.table(spec.planned(store)), tflops))
         return
     if out is not None:
-        outputs.check_folder(out)
+        outputs.check_folder(out, to_write=True)
         tables.check_results(
             out,
             spec.name,

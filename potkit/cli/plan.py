@@ -17,6 +17,7 @@ from ..errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_DRAWS = 10_000  # of labels in a pretraining, and of label budgets
 FolderOption = Annotated[Path, Option("--results", help="folder of stored results")]
 
 
@@ -49,7 +50,10 @@ def plan(
 ) -> None:
     """How many pretrainings, and label draws in each, reach an interval with the fewest hours."""
     from ..experiments import statistics
+    from ..structures.settings import count
 
+    count(draws, "--draws", most=MOST_DRAWS)
+    count(budgets, "--budgets", most=MOST_DRAWS)
     table = statistics.plan(
         _pilot(runs),
         arm,
@@ -155,7 +159,7 @@ def baselines(
 
     spec = yaml_form.read(experiment)
     if out is not None:
-        outputs.check_folder(out)
+        outputs.check_folder(out, to_write=True)
         report.check_results(out, f"{spec.name}-baselines")
     names = [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])]
     table = trivial.of_spec(spec, names)
@@ -196,7 +200,7 @@ def numerics(
     outputs.check_folder(store)
     spec = yaml_form.read(experiment)
     if out is not None:
-        outputs.check_folder(out)
+        outputs.check_folder(out, to_write=True)
         report.check_results(out, spec.name, f"{spec.name}-threads")
     counts = tuple(threads or (1, 2))
     runs = same_seed.measure(spec.experiments(store=store), counts)
