@@ -112,7 +112,7 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
                 }
             )
     if not rows:
-        failures = runs.loc[runs["status"] != "ok", "error"]
+        failures = runs.loc[runs["status"] != "ok", "error"] if "error" in runs else ()
         why = f"; the first that failed: {failures.iloc[0]}" if len(failures) else ""
         raise ConfigError(f"numerics: no seed has a finished run with each number of threads{why}")
     return pd.DataFrame(rows)

@@ -185,6 +185,8 @@ def verify(
     folder, root = Path(folder), Path(root)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of stored results")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of documents")
     names = experiments(folder)
     if not names:
         raise DataError(f"{folder}: no stored runs (NAME-runs.csv) to recompute anything from")

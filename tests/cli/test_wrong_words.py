@@ -109,6 +109,7 @@ WRONG = [
     ([*COMPARE, "--tflops", "nan"], "--tflops must be a positive number"),
     ([*COMPARE, "--figure", "loop.png/x.png"], "--figure loop.png/x.png: there is no folder"),
     ([*COMPARE, "--out", "data.xyz/below"], "data.xyz/below: cannot be written"),
+    (["verify", "--results", ".", "--root", "nope"], "nope: no such folder of documents"),
     (["bench", "data", "--json", "loop"], "loop"),
     (["run", "."], "no such notebook"),
     (["run", "a**b"], "a**b: no such notebook"),
