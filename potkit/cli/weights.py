@@ -116,6 +116,8 @@ def weights_make(
     from ..experiments import packing, yaml_form
 
     experiments = yaml_form.read(file).experiments(store)
+    if not store.is_dir():
+        raise ConfigError(f"--store {store}: no such folder of runs")
     made, left = packing.pack(experiments, command, commit, target=target)
     for card in made:
         print(card)

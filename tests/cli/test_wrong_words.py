@@ -94,6 +94,7 @@ def test_numbers_of_benchmarks_have_limits(run, laid, command):
 PLAN = ["plan", "runs.csv", "--arm", "denoise", "--against", "scratch"]
 COMPARE = ["compare", "spec.yaml"]
 SPLIT = ["data", "split", "data.xyz", "--out", "s.npz"]
+CARDS = ["--command", "c", "--commit", "0"]
 WRONG = [
     (["plan", "empty.csv"], "empty.csv: not a table in CSV"),
     (["plan", "binary.csv"], "binary.csv: not a table"),
@@ -111,6 +112,8 @@ WRONG = [
     ([*COMPARE, "--out", "data.xyz/below"], "data.xyz/below: cannot be written"),
     (["verify", "--results", ".", "--root", "nope"], "nope: no such folder of documents"),
     (["bench", "data", "--json", "loop"], "loop"),
+    (["bench", "networks", "--experiment", "spec.yaml"], "tiny.csv: no such stored result"),
+    (["weights", "make", "spec.yaml", "--store", "nope", *CARDS], "--store nope: no such folder"),
     (["run", "."], "no such notebook"),
     (["run", "a**b"], "a**b: no such notebook"),
     (["data", "check", "data.xyz", "--cutoff", "1e400"], "--cutoff must be a positive number"),
