@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, DataError
 
 weights_app = typer.Typer(
     help="Pretrained weights: those that ship, and those of others.", no_args_is_help=True
@@ -123,3 +123,5 @@ def weights_make(
         print(card)
     for name, why in left.items():
         print(f"{name}: not made: {why}")
+    if not made and packing.UNFINISHED in left.values():
+        raise DataError(f"--store {store}: holds no finished runs of {file}, nothing was made")

@@ -27,6 +27,10 @@ labels: [8]
 seeds: [0, 1]
 finetune: {steps: 2, batch_size: 4, progress: false, device: cpu}
 """
+GRID = """
+pretrain_on: {data: data.xyz}
+arms: {noise: {objective: denoise, sigma: 0.1}}
+"""
 
 
 def commands(group=None, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -51,6 +55,7 @@ def laid(here) -> Path:
     """A folder with a newcomer's files, most of them not what a command wants."""
     extxyz(here / "data.xyz", 12)
     (here / "spec.yaml").write_text(SPEC)
+    (here / "grid.yaml").write_text(SPEC + GRID)
     (here / "runs.csv").write_text(RUNS)
     (here / "empty.csv").write_text("")
     (here / "binary.csv").write_bytes(bytes(range(256)) * 20)
@@ -114,6 +119,11 @@ WRONG = [
     (["bench", "data", "--json", "loop"], "loop"),
     (["bench", "networks", "--experiment", "spec.yaml"], "tiny.csv: no such stored result"),
     (["weights", "make", "spec.yaml", "--store", "nope", *CARDS], "--store nope: no such folder"),
+    (
+        ["weights", "make", "grid.yaml", "--store", "user", *CARDS],
+        "--store user: holds no finished",
+    ),
+    (["weights", "pack", "user", "x", *CARDS[:-1], "a\nb"], "commit: 'a\\nb' is no text of one"),
     (["run", "."], "no such notebook"),
     (["run", "a**b"], "a**b: no such notebook"),
     (["data", "check", "data.xyz", "--cutoff", "1e400"], "--cutoff must be a positive number"),
