@@ -49,8 +49,8 @@ class SimulationError(PotkitError, RuntimeError):
 
 
 class Interrupted(TrainingError):
-    """Ctrl-C or SIGTERM: the state is written, the same call goes on from there. Ends a grid,
-    not only its run.
+    """Ctrl-C or SIGTERM, or the Dask scheduler of a grid is lost: what is done is written, the same
+    call goes on from there. Ends a grid, not only its run.
     """
 
 

@@ -46,6 +46,7 @@ def run(
     unknown = sorted(set(networks) - set(models.names()))
     if unknown:
         raise ConfigError(f"unknown network {unknown[0]!r}; there are {', '.join(models.names())}")
+    compared = None if experiment is None else _compared(Path(experiment))  # before any minute
     frames = load("ani-mini")
     frames = frames[np.sort(np.random.default_rng(0).choice(len(frames), batch, replace=False))]
     frames.to(device)
@@ -72,12 +73,17 @@ def run(
             "threads": threads,
         }
     costs = pd.DataFrame(rows)
-    if experiment is None:
-        return costs
-    spec = yaml_form.read(experiment)
-    summary, _ = report.stored(spec.name, Path(experiment).parent)
+    return costs if compared is None else study(costs, *compared)
+
+
+def _compared(path: Path) -> tuple[pd.DataFrame, dict[int, dict[str, float]]]:
+    """The stored summary of the experiment in ``path``, and per label budget the errors of no
+    network.
+    """
+    spec = yaml_form.read(path)
+    summary, _ = report.stored(spec.name, path.parent)
     first = spec.experiments()[0]
-    return study(costs, summary, {labels: nothing(first, labels) for labels in first.labels})
+    return summary, {labels: nothing(first, labels) for labels in first.labels}
 
 
 def nothing(experiment: Experiment, labels: int) -> dict[str, float]:

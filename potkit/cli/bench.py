@@ -5,6 +5,7 @@ in one run on this machine.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typer import Option
 
 from ..errors import ConfigError
 from ..structures.outputs import Kind, check, check_folder, is_provenance, read_json
+from ..structures.settings import shown
 
 bench_app = typer.Typer(
     help="How fast potkit is beside other packages, on this machine.", no_args_is_help=True
@@ -59,6 +61,9 @@ Cases = Annotated[
         "--case", help="one network of egnn, torchmd_et, schnet, nequip, repeatable; default: all"
     ),
 ]
+MOST_THREADS = 1024
+MOST_REPEATS = 10_000
+MOST = 1_000_000  # structures, atoms and steps of a benchmark
 SHOWN = {
     "median_s": "{:.4g}",
     "spread_s": "{:.2g}",
@@ -113,10 +118,13 @@ def _run(
     from ..bench.common import check_device
     from ..report import gallery
 
-    if repeats < 1:
-        raise ConfigError(f"--repeats must be at least 1, got {repeats}")
-    if json_path is not None and not json_path.resolve().parent.is_dir():
-        raise ConfigError(f"--json {json_path}: there is no folder {json_path.resolve().parent}")
+    _within(repeats, "--repeats", MOST_REPEATS)
+    _within(threads, "--threads", MOST_THREADS)
+    _within(options.get("batch"), "--batch")
+    _within(options.get("steps"), "--steps")
+    above = None if json_path is None else Path(os.path.realpath(json_path)).parent
+    if above is not None and not above.is_dir():
+        raise ConfigError(f"--json {json_path}: there is no folder {above}")
     gallery.check(figure)
     if json_path is not None:
         check(json_path, BENCH)
@@ -268,8 +276,8 @@ def finetune(
         repeats,
         cases=_cases(case, "finetune"),
         systems=_systems(system),
-        batch=_at_least_one(batch, "--batch"),
-        hidden=_at_least_one(hidden, "--hidden"),
+        batch=_within(batch, "--batch"),
+        hidden=_within(hidden, "--hidden"),
         compile=compile,
         say=_say,
     )
@@ -296,8 +304,8 @@ def md(
         repeats,
         cases=_cases(case, "md"),
         systems=_systems(system),
-        steps=_at_least_one(steps, "--steps"),
-        hidden=_at_least_one(hidden, "--hidden"),
+        steps=_within(steps, "--steps"),
+        hidden=_within(hidden, "--hidden"),
         compile=compile,
         say=_say,
     )
@@ -323,9 +331,9 @@ def evaluate(
         threads,
         repeats,
         cases=_cases(case, "evaluate"),
-        structures=_at_least_one(structures, "--structures"),
-        batch=_at_least_one(batch, "--batch"),
-        hidden=_at_least_one(hidden, "--hidden"),
+        structures=_within(structures, "--structures"),
+        batch=_within(batch, "--batch"),
+        hidden=_within(hidden, "--hidden"),
         compile=compile,
         say=_say,
     )
@@ -451,7 +459,10 @@ def _systems(given: list[str] | None) -> tuple[str, ...]:
     return tuple(given or SYSTEMS)
 
 
-def _at_least_one(value: int | None, option: str) -> int | None:
+def _within(value: int | None, option: str, most: int = MOST) -> int | None:
+    """``value`` of ``option``, if it is one that can be measured."""
     if value is not None and value < 1:
         raise ConfigError(f"{option} must be at least 1, got {value}")
+    if value is not None and value > most:
+        raise ConfigError(f"{option} must be at most {most:,}, got {shown(value)}")
     return value

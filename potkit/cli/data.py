@@ -265,8 +265,8 @@ def data_check(
     """
     from potkit.datasets import checks
 
-    if cutoff is not None and not cutoff > 0:
-        raise ConfigError(f"--cutoff must be positive, got {cutoff}")
+    if cutoff is not None and not 0 < cutoff < float("inf"):
+        raise ConfigError(f"--cutoff must be a positive number, got {cutoff}")
     structures, _ = _opened(data, format, reading)
     report = checks.check(structures, cutoff=cutoff)
     print(structures)
@@ -365,6 +365,10 @@ def data_split(
     from potkit.structures.outputs import check
 
     check(out, splits.SPLIT)
+    if by != "block" and (block is not None or gap):
+        raise ConfigError(f"{'--gap' if gap else '--block'} is for --by block, not for --by {by}")
+    if by != "published" and fold != 1:
+        raise ConfigError(f"--fold is for --by published, not for --by {by}")
     if by == "published":
         structures = _structures(data, format, reading)
         parts = registry.published_split(data, structures, fold)
@@ -377,6 +381,8 @@ def data_split(
         raise ConfigError(
             f"--fractions {fractions!r} is not a list of numbers such as 0.8,0.1,0.1"
         ) from None
+    if not any(shares):
+        raise ConfigError(f"--fractions {fractions}: no part would have a structure")
     if len(shares) != 3:
         raise ConfigError(f"--fractions needs three shares (train, valid, test), got {len(shares)}")
     structures = _structures(data, format, reading)

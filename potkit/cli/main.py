@@ -430,11 +430,13 @@ def finetune(
     for name in (valid, test):
         check_source(name)
     init = init or file.model.init
+    if parts and init is None:
+        raise ConfigError(f"--parts {parts}: there is no --init to take them over from")
     if init is not None and not init.exists():  # the name of pretrained weights, or a mistake
         from potkit.training import pretrained
 
         init = pretrained.resolve(init)
-    if split is not None and not split.exists():
+    if split is not None and not split.is_file():
         raise ConfigError(f"{split}: no such split file")
     labels = labels if labels is not None else file.data.labels
     format = format or file.data.format
@@ -516,7 +518,7 @@ def evaluate(
     if not checkpoint.exists():
         raise CheckpointError(f"{checkpoint}: no such checkpoint")
     check_source(data)
-    if split is not None and not split.exists():
+    if split is not None and not split.is_file():
         raise ConfigError(f"{split}: no such split file")
 
     import potkit
@@ -606,8 +608,13 @@ def compare(
     from ..experiments import experiment as experiments
     from ..report import gallery, sentences, tables
     from ..structures import outputs
+    from ..structures.settings import count
     from . import protocol
 
+    statistics.check_method(interval)
+    count(jobs, "--jobs", most=experiments.MOST_JOBS)
+    if not 0 < tflops < float("inf"):
+        raise ConfigError(f"--tflops must be a positive number, got {tflops}")
     gallery.check(figure)
     gallery.check(figure and protocol.beside(figure))
     outputs.check_folder(store)
@@ -618,7 +625,7 @@ def compare(
         print(dry.in_words(dry.table(spec.planned(store)), tflops))
         return
     if out is not None:
-        outputs.check_folder(out)
+        outputs.check_folder(out, to_write=True)
         tables.check_results(
             out,
             spec.name,
@@ -807,6 +814,25 @@ def _joined(arguments: list[str]) -> list[str]:
     return words
 
 
+def _check_words(words: list[str]) -> None:
+    """Raise ConfigError for an empty word (a shell variable that is not set: it would be the
+    working directory, or as if the option were not there) and for "-", which stands for no file
+    here.
+    """
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if not (equals and option.startswith("--")):
+            option, value = words[i - 1] if i else "", word
+        where = f"{option}: " if option.startswith("--") else f"word {i + 1}: "
+        if not value.strip():
+            raise ConfigError(f"{where}{value!r} is empty (a shell variable that is not set?)")
+        if value == "-":
+            raise ConfigError(
+                f"{where}'-' stands for no file here: potkit neither reads from a pipe nor prints "
+                "what it stores; name a file (./- if it is called so)"
+            )
+
+
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
     """Within, SIGTERM and a closed terminal end the command as Ctrl-C does: what is half-written is
@@ -846,6 +872,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     try:
         streams.check_surroundings()
+        _check_words(arguments)
         with _ended_in_order():
             code = app(args=arguments, prog_name="potkit", standalone_mode=False)
         if code == INTERRUPTED:

@@ -17,6 +17,7 @@ from ..errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_DRAWS = 10_000  # of labels in a pretraining, and of label budgets
 FolderOption = Annotated[Path, Option("--results", help="folder of stored results")]
 
 
@@ -49,7 +50,10 @@ def plan(
 ) -> None:
     """How many pretrainings, and label draws in each, reach an interval with the fewest hours."""
     from ..experiments import statistics
+    from ..structures.settings import count
 
+    count(draws, "--draws", most=MOST_DRAWS)
+    count(budgets, "--budgets", most=MOST_DRAWS)
     table = statistics.plan(
         _pilot(runs),
         arm,
@@ -80,15 +84,14 @@ def _pilot(path: Path) -> pd.DataFrame:
     """The runs in a file, with the contrast their experiment declared where its record lies
     beside.
     """
-    import pandas as pd
-
+    from ..report import tables
     from ..report import verify as verification
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.name.endswith("-runs.csv") and path.with_suffix(".json").is_file():
         return verification.stored_runs(path.name.removesuffix("-runs.csv"), path.parent)
-    table = pd.read_csv(path)
+    table = tables.read(path)
     missing = {"arm", "seed", "labels", "seconds"} - set(table)
     if missing:
         raise DataError(f"{path}: not a table of runs, it has no column {min(missing)!r}")
@@ -156,7 +159,7 @@ def baselines(
 
     spec = yaml_form.read(experiment)
     if out is not None:
-        outputs.check_folder(out)
+        outputs.check_folder(out, to_write=True)
         report.check_results(out, f"{spec.name}-baselines")
     names = [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])]
     table = trivial.of_spec(spec, names)
@@ -210,7 +213,7 @@ def numerics(
     spec = yaml_form.read(experiment)
     ways = f"{spec.name}-{same_seed.INSTRUCTIONS if instructions else same_seed.THREADS}"
     if out is not None:
-        outputs.check_folder(out)
+        outputs.check_folder(out, to_write=True)
         report.check_results(out, spec.name, ways)
     grid = spec.experiments(store=store)
     runs = same_seed.measure(grid, tuple(threads or (1, 2)), instructions=instructions or ())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, DataError
 
 weights_app = typer.Typer(
     help="Pretrained weights: those that ship, and those of others.", no_args_is_help=True
@@ -116,8 +116,12 @@ def weights_make(
     from ..experiments import packing, yaml_form
 
     experiments = yaml_form.read(file).experiments(store)
+    if not store.is_dir():
+        raise ConfigError(f"--store {store}: no such folder of runs")
     made, left = packing.pack(experiments, command, commit, target=target)
     for card in made:
         print(card)
     for name, why in left.items():
         print(f"{name}: not made: {why}")
+    if not made and packing.UNFINISHED in left.values():
+        raise DataError(f"--store {store}: holds no finished runs of {file}, nothing was made")

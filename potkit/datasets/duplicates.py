@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..structures.elements import MAX_Z, composition
 from ..structures.geometry import minimum_image
 from ..structures.outputs import Kind, head
@@ -207,10 +208,12 @@ def pairs(
     ``b``, i < j of ``a``.
 
     [P, 2] int64. At most ``limit`` pairs are returned: a set of copies of one structure has
-    quadratically many.
+    quadratically many. Raises ConfigError for a ``tol`` that is no length.
     """
     from scipy.spatial import cKDTree
 
+    if not 0 <= tol < np.inf:
+        raise ConfigError(f"the tolerance must be a length in Å, 0 or more, got {tol}")
     inside = b is None
     key_a = _key(a)
     if inside:

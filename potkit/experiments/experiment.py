@@ -15,6 +15,7 @@ store, also at the same time.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -30,6 +31,7 @@ from ..datasets import splits
 from ..errors import ConfigError, Interrupted, TrainingError
 from ..objectives import Objective, Supervised
 from ..structures.progress import bar as progress_bar
+from ..structures.settings import count
 from ..structures.store import Structures
 from ..training.config import TrainConfig
 from . import scheduler, search, statistics
@@ -38,6 +40,9 @@ from .statistics import METRICS, grouping, summarise
 from .tasks import Executor, Task, longer_steps
 
 __all__ = ["LONGER", "SCRATCH", "Arm", "Experiment", "compare", "plan", "run"]
+
+
+MOST_JOBS = 10_000  # processes of a grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +132,7 @@ class Experiment:
             )
         self._check_primary()
         search.check(self)
+        count(self.jobs, "experiment: jobs", most=MOST_JOBS)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"experiment: threads must be at least 1, got {self.threads}")
         if not 1 <= self.valid_min < min(self.labels):
@@ -199,7 +205,8 @@ def run(
 
     ``client``: a Dask client, or the address of a Dask scheduler, that does the runs instead of
     ``jobs`` processes here. ``devices``: the GPUs for the processes, as CUDA_VISIBLE_DEVICES names
-    them (default: all). Raises Interrupted after Ctrl-C or SIGTERM.
+    them (default: all). Raises Interrupted after Ctrl-C or SIGTERM, and where the Dask scheduler is
+    lost.
     """
     grid = [experiment] if isinstance(experiment, Experiment) else list(experiment)
     if len({tuple(e.primary.items()) for e in grid if e.primary}) > 1:
@@ -213,7 +220,7 @@ def run(
             "several experiments in one grid need columns of the same names that tell them apart"
         )
     if client is not None:  # workers elsewhere have another working directory
-        grid = [dataclasses.replace(e, store=Path(e.store).resolve()) for e in grid]
+        grid = [dataclasses.replace(e, store=Path(os.path.realpath(e.store))) for e in grid]
     executor = Executor(grid)
     cells = [
         (i, e, count, seed, draw)

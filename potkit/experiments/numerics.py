@@ -176,7 +176,9 @@ def summarise(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFr
                 }
             )
     if not rows:
-        raise ConfigError("numerics: no seed has a finished run in each way")
+        failures = runs.loc[runs["status"] != "ok", "error"] if "error" in runs else ()
+        why = f"; the first that failed: {failures.iloc[0]}" if len(failures) else ""
+        raise ConfigError(f"numerics: no seed has a finished run in each way{why}")
     return pd.DataFrame(rows)
 
 

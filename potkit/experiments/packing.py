@@ -18,6 +18,9 @@ from .tasks import Task, finetune_folder, pretrain_folder
 ERRORS = {"forces_mae": "force MAE (eV/Å)", "energy_mae": "energy MAE (eV)"}
 
 
+UNFINISHED = "its runs are not finished"  # why weights were not made
+
+
 def name_of(experiment: Experiment, arm: str) -> str:
     """What the weights of an arm are called: network, preset and arm."""
     network, preset = experiment.model["name"], experiment.model.get("preset", "small")
@@ -53,7 +56,7 @@ def pack(
                 continue
             errors = _errors(experiment, arm, seed, target)
             if errors is None or not (run / "summary.json").is_file():
-                left[name] = "its runs are not finished"
+                left[name] = UNFINISHED
                 continue
             parts = experiment.arms[arm].parts
             card = pretrained.pack(run, name, command, commit, out, fine_tuned=errors, parts=parts)

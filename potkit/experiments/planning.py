@@ -163,6 +163,9 @@ def designs(
         raise ConfigError(f"spreads must not be negative or both 0, got {between} and {within}")
     if assurance is not None and not 0.5 <= assurance < 1:
         raise ConfigError(f"assurance must lie between 0.5 and 1, got {assurance}")
+    for name, hours in (("pretrain_hours", pretrain_hours), ("finetune_hours", finetune_hours)):
+        if not 0 <= hours < np.inf:
+            raise ConfigError(f"{name} must be a number of hours, 0 or more, got {hours}")
     if np.isnan(within):
         draws = (1,)  # one run a pretraining does not tell what a second draw would change
     if budgets < 1 or not len(draws) or min(draws) < 1 or fewest < 2:

@@ -12,6 +12,7 @@ losing the others, nor a GPU to each worker, nor end workers when their starter 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ Row = dict[str, Any]
 TRIES = 3  # times that a function is sent anew to the workers of a Dask cluster
 PAUSE = 0.5  # s before a busy run is asked for again
 PATIENCE = 30.0  # s a worker has for its last checkpoint
+LOGS = ("distributed", "distributed.client", "distributed.utils")  # where Dask's client complains
 ALONE = 5.0  # s it has where its starter was killed: a resumed grid waits for its run
 
 
@@ -274,12 +276,39 @@ class Dask:
         self.function = function
 
     def __enter__(self) -> Dask:
-        self._send()
+        # what is lost is told here, in one line
+        self.levels = {name: logging.getLogger(name).level for name in LOGS}
+        for name in LOGS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            with self._told():
+                self._send()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.connected_here:
             self.client.close()
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raises Interrupted where the client has no scheduler any more: it looks for it for some
+        seconds, and what it then refuses to do it tells by errors of many types.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.client.status == "running":
+                raise
+            address = self.client.scheduler.address if self.client.scheduler else "its address"
+            raise Interrupted(
+                f"the Dask scheduler at {address} no longer answers; finished runs are kept, and "
+                "the same call goes on from there"
+            ) from error
 
     def _send(self) -> None:
         """Give all workers the function, which holds the structures."""
@@ -288,8 +317,12 @@ class Dask:
     def map(self, tasks: Sequence[T], note: Callable[[], Any] = lambda: None) -> dict[T, Row]:
         """As `Serial.map`; what a lost Dask worker did is done again by another, as Dask's
         settings say. Where all workers that held the function are lost, new ones are given it, at
-        most `TRIES` times.
+        most `TRIES` times. Raises Interrupted where the scheduler is lost and does not come back.
         """
+        with self._told():
+            return self._map(tasks, note)
+
+    def _map(self, tasks: Sequence[T], note: Callable[[], Any]) -> dict[T, Row]:
         from dask.distributed import as_completed
 
         waiting, sent = as_completed(), {}  # the task of each future, and the function it was given
@@ -325,7 +358,8 @@ class Dask:
                 done[task] = row
                 note()
         except BaseException:
-            self.client.cancel(list(sent))
+            if self.client.status == "running":
+                self.client.cancel(list(sent))
             raise
         return {task: done[task] for task in tasks}
 

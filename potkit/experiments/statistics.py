@@ -53,6 +53,12 @@ METRICS = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
 DRAWS = 10_000
 
 
+def check_method(method: str) -> None:
+    """Raise ConfigError for a ``method`` of which `interval` knows nothing."""
+    if method not in ("t", "bootstrap"):
+        raise ConfigError(f"method of an interval must be 't' or 'bootstrap', got {method!r}")
+
+
 def interval(
     values: Sequence[float], confidence: float = 0.95, method: str = "t"
 ) -> tuple[float, float, float]:
@@ -65,8 +71,7 @@ def interval(
     """
     values = np.asarray(values, np.float64)
     mean = float(values.mean()) if len(values) else float("nan")
-    if method not in ("t", "bootstrap"):
-        raise ConfigError(f"method of an interval must be 't' or 'bootstrap', got {method!r}")
+    check_method(method)
     n = len(values)
     if n < (planning.FEWEST if method == "bootstrap" else 2):
         return mean, float("nan"), float("nan")

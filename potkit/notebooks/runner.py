@@ -206,7 +206,10 @@ def find(patterns: Iterable[str | Path] = ()) -> list[Path]:
     notebooks: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
-        matches = [path] if path.is_file() else sorted(path.parent.glob(path.name))
+        try:
+            matches = [path] if path.is_file() else sorted(path.parent.glob(path.name))
+        except ValueError:  # a pattern of no files, such as "."
+            matches = []
         if not matches:
             raise DataError(f"{pattern}: no such notebook")
         notebooks += [path for path in matches if path not in notebooks]
@@ -347,7 +350,7 @@ def _places(out: str | Path | None) -> dict[str, str]:
     """
     if out is None:
         return {}
-    folder = Path(out).resolve()
+    folder = Path(os.path.realpath(out))
     store = os.environ.get("POTKIT_RUNS") or str(folder / "store")
     return {"POTKIT_RUNS": store, "POTKIT_RESULTS": str(folder / "results")}
 

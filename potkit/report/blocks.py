@@ -21,7 +21,7 @@ from ..structures.outputs import Kind
 from ..structures.storage import replacing
 from ..training import pretrained
 from . import audits, paper_map, paper_settings, published_numbers, sentences
-from .tables import MARK, across, markdown, spreads, stored, wide
+from .tables import MARK, across, markdown, read, spreads, stored, wide
 from .tables import effects as effects_in_words
 
 # benchmark -> column of its rows -> title, factor and format in a table for people
@@ -379,7 +379,7 @@ def _shown(
     if kind == "settings":
         return markdown(settings(how))
     beside = Path(folder) / f"{name}-baselines.csv"
-    trivial = pd.read_csv(beside) if beside.is_file() else None
+    trivial = read(beside) if beside.is_file() else None
     if kind == "across":
         metrics = ("forces_mae", "energy_mae")
         shown = "\n\n".join(markdown(across(table, metric, trivial)) for metric in metrics)
@@ -407,10 +407,11 @@ def _shown(
 def _astray(name: str, folder: str | Path) -> str:
     """What a table of means has to say below it of runs that ended badly; "" without any."""
     path = Path(folder) / f"{name}-runs.csv"
-    if not path.is_file() or not len(statistics.astray(pd.read_csv(path))):
+    runs = read(path) if path.is_file() else None
+    if runs is None or not len(statistics.astray(runs)):
         return ""
     head = "Runs that ended badly and draw their means, with the medians of their arms:"
-    return f"\n\n{head}\n\n{sentences.astray(pd.read_csv(path))}"
+    return f"\n\n{head}\n\n{sentences.astray(runs)}"
 
 
 def fill_files(*paths: str | Path) -> list[Path]:

@@ -5,6 +5,7 @@ figures/README.md, one picture after the other.
 from __future__ import annotations
 
 import html
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,9 @@ def check(path: Path | None) -> None:
 
     if path.suffix not in (".png", ".svg", ".html"):
         raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .html")
-    if not path.resolve().parent.is_dir():
-        raise ConfigError(f"--figure {path}: there is no folder {path.resolve().parent}")
+    above = Path(os.path.realpath(path)).parent  # `resolve` raises where links go in a circle
+    if not above.is_dir():
+        raise ConfigError(f"--figure {path}: there is no folder {above}")
     if path.suffix == ".html":
         figures.check_figure(path.stem, path.parent)
     else:

@@ -273,7 +273,7 @@ def _curves(name: str, folder: Path, title: str) -> go.Figure:
     """Errors over label budgets, forces above energies, with the baselines."""
     summary, _ = report.stored(name, folder)
     path = folder / f"{name}-baselines.csv"
-    known = pd.read_csv(path) if path.is_file() else None
+    known = report.read(path) if path.is_file() else None
     runs, _ = report.stored(f"{name}-runs", folder)
     chart = figures.learning_curves(summary, title, known, runs)
     return chart.for_each_yaxis(

@@ -14,7 +14,16 @@ import pandas as pd
 
 from ..errors import DataError
 from ..experiments import statistics
-from ..structures.outputs import Kind, check, is_a, is_provenance, plain_name, read_json
+from ..structures.array_files import first_line
+from ..structures.outputs import (
+    Kind,
+    check,
+    is_a,
+    is_provenance,
+    plain_name,
+    read_json,
+    reason,
+)
 from ..structures.storage import replacing
 from . import provenance
 
@@ -70,11 +79,32 @@ def store(
 
 
 def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table and the provenance that `store` wrote. Raises DataError if there is none."""
+    """The table and the provenance that `store` wrote. Raises DataError where there is none that
+    can be read.
+    """
     path = Path(folder) / f"{name}.csv"
     if not path.is_file():
         raise DataError(f"{path}: no such stored result")
-    return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text())
+    return read(path), origin(path.with_suffix(".json"))
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The table in a CSV file. Raises DataError, in one line that names it, where there is none."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own errors of parsing are of the latter
+        why = reason(error) if isinstance(error, OSError) else first_line(error)
+        raise DataError(f"{path}: not a table in CSV ({why})") from None
+
+
+def origin(path: str | Path) -> dict[str, Any]:
+    """How a stored result was made. Raises DataError where its file does not say so."""
+    try:
+        about = read_json(Path(path))
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else first_line(error)
+        raise DataError(f"{path}: does not say how a stored result was made ({why})") from None
+    return about
 
 
 def as_stored(table: pd.DataFrame) -> pd.DataFrame:

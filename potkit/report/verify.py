@@ -158,7 +158,7 @@ def stored_runs(name: str, folder: str | Path = "data/results") -> pd.DataFrame:
     runs, how = report.stored(f"{name}-runs", folder)
     about = Path(folder) / f"{name}.json"
     if about.is_file():
-        how = json.loads(about.read_text())
+        how = report.origin(about)
     declared = how.get("experiment") or {}
     cells = declared if isinstance(declared, list) else [declared]
     contrasts = [c["primary"] for c in [*cells, how] if c.get("primary")]
@@ -174,7 +174,7 @@ def stored_baselines(name: str, folder: str | Path = "data/results") -> pd.DataF
     where it is not stored.
     """
     path = Path(folder) / f"{name}-baselines.csv"
-    return pd.read_csv(path) if path.is_file() else None
+    return report.read(path) if path.is_file() else None
 
 
 def picture(name: str, folder: str | Path = "data/results") -> go.Figure:
@@ -198,6 +198,8 @@ def verify(
     folder, root = Path(folder), Path(root)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of stored results")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of documents")
     names = experiments(folder)
     if not names:
         raise DataError(f"{folder}: no stored runs (NAME-runs.csv) to recompute anything from")
@@ -318,7 +320,7 @@ def _baselines_again(
     if spec.is_file() and (data or _all_embedded(spec)):
         return lambda called: baselines.of_spec(yaml_form.read(spec), called)
     about = folder / f"{name}-baselines.json"
-    drawn = json.loads(about.read_text()).get("drawn") if about.is_file() else None
+    drawn = report.origin(about).get("drawn") if about.is_file() else None
     if drawn:
         return lambda called: baselines.of_drawn(drawn, called)
     return None

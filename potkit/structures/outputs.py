@@ -112,15 +112,29 @@ def is_a(kind: Kind, path: Path) -> bool:
         return False
 
 
-def check_folder(path: str | Path) -> None:
+def check_folder(path: str | Path, to_write: bool = False) -> None:
     """Raise DataError where ``path`` is neither a folder to put files into, each looked at by
     itself, nor a place for a new one.
+
+    ``to_write``: something will be written, after work that would be lost; so it is tried in the
+    nearest folder that is there.
     """
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):
             raise DataError(f"{path}: cannot be written (it is a file, not a folder)")
     except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({reason(error)})") from error
+    if not to_write:
         return
+    there = Path(os.path.realpath(path))
+    while not there.is_dir():
+        there = there.parent
+    trial = temporary(there / "trial")
+    try:
+        trial.mkdir()
+        trial.rmdir()
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({reason(error)})") from error
 

@@ -198,6 +198,9 @@ def check_types(hints: Mapping[str, Any], values: Mapping[str, Any], where: str)
                 raise ConfigError(f"{where}: {name} must not be true or false, got {item}")
             if isinstance(item, str) and not any(k in words for k in ("str", "Any", "Literal")):
                 raise ConfigError(f"{where}: {name} must not be a text, got {shown(item)}")
+            whole = "int" in words and not any(kind in words for kind in ("float", "Any"))
+            if isinstance(item, float) and whole:  # pydantic takes 8.0 for 8, whatever its size
+                raise ConfigError(f"{where}: {name} must be a whole number, got {shown(item)}")
         try:
             TypeAdapter(hints[name], config=_ANY).validate_python(value)
         except ValidationError as error:

@@ -380,8 +380,8 @@ class Structures:
     def lies_in(self, path: str | Path) -> bool:
         """Whether this is the unchanged, memory-mapped content of the store folder ``path``."""
         unchanged = {n: file for n, file in self._files.items() if file.array is getattr(self, n)}
-        folders = {file.path.parent.resolve() for file in unchanged.values()}
-        return unchanged.keys() == self.arrays().keys() and folders == {Path(path).resolve()}
+        folders = {os.path.realpath(file.path.parent) for file in unchanged.values()}
+        return unchanged.keys() == self.arrays().keys() and folders == {os.path.realpath(path)}
 
     def fingerprint(self) -> str:
         """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""

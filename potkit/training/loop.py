@@ -78,7 +78,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
         config.device, config.device
     )
     if accelerator == "cuda" and devices > torch.cuda.device_count():
-        raise ConfigError(f"config: {devices} GPUs asked for, {torch.cuda.device_count()} found")
+        found = torch.cuda.device_count()
+        raise ConfigError(f"config: device cuda: {devices} GPUs asked for, {found} found")
     if accelerator == "cpu" and devices > (most := max(8, 4 * (os.cpu_count() or 1))):
         raise ConfigError(f"config: devices: {devices} processes on a CPU, at most {most} fit here")
     strategy = "ddp" if devices * nodes > 1 else "auto"

@@ -233,7 +233,7 @@ def pack(
     ``parts``: what a fine-tuning takes over by default.
 
     Raises DataError for a folder that is no finished pretraining, ConfigError for a name that is
-    taken, or where the run's data set is unknown, so that its elements are.
+    taken, a text that is no line, or where the run's data set is unknown, so that its elements are.
     """
     from .. import objectives
     from ..datasets import registry
@@ -241,6 +241,9 @@ def pack(
 
     run, out = Path(run), Path(out or folder())
     plain_name(name)
+    for what, text in (("command", command), ("commit", commit), ("licence", licence)):
+        if not text.isprintable():
+            raise ConfigError(f"{what}: {text!r} is no text of one line")
     if not (run / "summary.json").is_file():
         raise DataError(f"{run}: not a finished run (no summary.json)")
     source = run / "best.safetensors"

@@ -73,7 +73,10 @@ def test_boxes_narrower_than_twice_the_cutoff(run, tmp_path):
     assert code == 1 and "boxes narrower than 2 × 3.4 Å" in out
     wide = "its periodic box is 6.20 Å wide, less than twice the cutoff of 3.4 Å"
     assert f"boxes.h5: structure 0: {wide} (3 of 3 structures)" in line
-    assert "--cutoff must be positive, got -1.0" in run("check", "boxes.h5", "--cutoff", "-1")[2]
+    assert (
+        "--cutoff must be a positive number, got -1.0"
+        in run("check", "boxes.h5", "--cutoff", "-1")[2]
+    )
 
 
 def test_check_reports_instead_of_stopping_at_the_first_fault(run, tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from grids import grid, numbers
 
 import potkit
 from potkit.errors import ConfigError
-from potkit.experiments import experiment, scheduler
+from potkit.experiments import experiment, scheduler, yaml_form
 
 
 def test_processes_survive_the_death_of_one_and_see_a_device_each(tmp_path):
@@ -277,6 +279,96 @@ def test_a_grid_survives_the_death_of_a_dask_worker(tmp_path):
     assert killed
     here = experiment.run(grid(tmp_path / "here", **changes), progress=False)
     pd.testing.assert_frame_equal(numbers(far), numbers(here), rtol=1e-5)
+
+
+FAR = """
+name: far
+model: {name: egnn, preset: small, hidden: 8, layers: 1}
+pretrain_on: {data: ani-mini, limit: 20}
+train: {data: ani-mini, limit: 20}
+test: {data: ani-mini, part: {fractions: [0.99, 0.01], index: 1}}
+labels: [8]
+seeds: [0, 1]
+arms: {denoise: {objective: denoise, sigma: 0.1}}
+pretrain: {steps: 2, batch_size: 4, progress: false, device: cpu}
+finetune: {steps: 60, batch_size: 4, progress: false, device: cpu, checkpoint_every: 2}
+longer: steps
+"""
+
+
+@contextmanager
+def cluster_of_one(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of a Dask scheduler with one worker, processes of their own, and the
+    scheduler's.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    folder.mkdir()
+    log = (folder / "log.txt").open("w")
+
+    def begin(*words: object) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dask", *map(str, words), "--no-dashboard"]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    record = folder / "scheduler.json"
+    started = [
+        begin("scheduler", "--host", "127.0.0.1", "--port", 0, "--scheduler-file", record),
+    ]
+    try:
+        assert until(record.exists, 60)
+        started.append(begin("worker", "--scheduler-file", record, "--nthreads", 1, "--no-nanny"))
+        yield json.loads(record.read_text())["address"], started[0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+@pytest.mark.slow
+def test_a_killed_dask_scheduler_is_one_line_and_its_grid_goes_on(tmp_path):
+    """Killed while a run trains: the command ends soon, and what is finished is not done again."""
+    pytest.importorskip("dask.distributed", reason="needs the extra `cluster`")
+    (tmp_path / "spec.yaml").write_text(FAR)
+    store = tmp_path / "far"
+    environment = {**os.environ, "PYTHONPATH": str(Path(potkit.__file__).parents[1])}
+    command = [sys.executable, "-m", "potkit", "compare", "spec.yaml", "--store"]
+
+    def compare(*words: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with cluster_of_one(tmp_path / "first") as (address, dask):
+        grid = compare("far", "--dask", address, "--out", "results")
+        trains = "finetune-*/last.safetensors"
+        assert until(lambda: list(store.glob(trains)) or grid.poll() is not None, 120)
+        finished = {path: path.stat().st_mtime_ns for path in store.glob("*/summary.json")}
+        dask.kill()
+        _, said = grid.communicate(timeout=60)
+    assert grid.returncode == 1 and finished
+    last = said.splitlines()[-1]
+    assert last == (
+        f"error: the Dask scheduler at {address} no longer answers; finished runs are kept, and "
+        "the same call goes on from there"
+    )
+    assert "Traceback" not in said and "distributed" not in said
+    assert not (tmp_path / "results").exists()
+
+    with cluster_of_one(tmp_path / "second") as (address, _):
+        grid = compare("far", "--dask", address, "--out", "results")
+        _, said = grid.communicate(timeout=240)
+    assert grid.returncode == 0, said
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    far = pd.read_csv(tmp_path / "results/far-runs.csv")
+    [quiet] = yaml_form.read(tmp_path / "spec.yaml").experiments(store=tmp_path / "here")
+    here = experiment.run(quiet, progress=False)
+    columns = ["arm", "seed", "steps", "status", "energy_mae", "forces_mae"]
+    pd.testing.assert_frame_equal(numbers(far)[columns], numbers(here)[columns], rtol=1e-5)
 
 
 def test_a_dask_scheduler_that_does_not_answer_is_one_line():

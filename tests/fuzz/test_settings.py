@@ -192,6 +192,7 @@ OF_NETWORKS = [
 @example(of=("egnn", "cutoff"), value="far")
 @example(of=("egnn", "cutoff"), value="0")
 @example(of=("egnn", "cutoff"), value=True)
+@example(of=("gns", "radial"), value=268527156.0)
 @example(of=("schnet", "cutoff"), value=1e-235)
 @example(of=("schnet", "cutoff"), value=3.4e38)
 def test_networks(of, value):

@@ -108,10 +108,10 @@ def choose(
         return Chosen(energy_key, forces_key)
     if energy_key is not None:
         own = family(energy_key, ENERGY_WORDS)
-        return Chosen(energy_key, _partner(own, energies, forces, where, "forces"))
+        return Chosen(energy_key, _partner(energy_key, own, energies, forces, where, "forces"))
     if forces_key is not None:
         own = family(forces_key, FORCES_WORDS)
-        return Chosen(_partner(own, forces, energies, where, "energy"), forces_key)
+        return Chosen(_partner(forces_key, own, forces, energies, where, "energy"), forces_key)
     whole = [name for name in energies if name in forces]
     if whole:
         name = _first(whole, energies, where)
@@ -146,9 +146,14 @@ def _first(names: list[str], keys: dict[str, str], where: str) -> str:
 
 
 def _partner(
-    own: str | None, same: dict[str, str], other: dict[str, str], where: str, what: str
+    given: str,
+    own: str | None,
+    same: dict[str, str],
+    other: dict[str, str],
+    where: str,
+    what: str,
 ) -> str | None:
-    """The key of the other label that belongs to the one that was given, of family ``own``."""
+    """The key of the other label that belongs to the one that was ``given``, of family ``own``."""
     if own is not None and own in other:
         return other[own]
     # of no family of its own: the only other label there is, unless that has a partner already
@@ -162,6 +167,6 @@ def _partner(
     keys = ", ".join(other.values())
     option = {"energy": "energy_key", "forces": "forces_key"}[what]
     raise DataError(
-        f"{where}: which {what} belong to the label that was named? there are {keys}; give "
+        f"{where}: which {what} goes with {given!r}? there is {keys}; give "
         f"{option}= (--{option.replace('_', '-')}), which may be 'none'"
     )

@@ -30,6 +30,7 @@ import numpy as np
 from ...errors import DataError
 from ...structures.outputs import Kind, check, is_a, is_temporary
 from ...structures.progress import bar as progress_bar
+from ...structures.settings import LARGEST_SEED, shown
 from ...structures.storage import STORE, STORE_FILE
 from ...structures.store import Structures, concatenate
 from .sheet import SHEET, sheet_path, write_sheet
@@ -268,8 +269,8 @@ def generate(
     scale = parse_scale(recipe.name, scale)
     if jobs < 1:
         raise DataError(f"{recipe.name}: jobs must be at least 1, got {jobs}")
-    if seed < 0:
-        raise DataError(f"{recipe.name}: seed must not be negative, got {seed}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise DataError(f"{recipe.name}: seed must be in 0…2^64 − 1, got {shown(seed)}")
     require(recipe)
     check(out, STORE_FILE if out.suffix == ".h5" else STORE)
     folder, sheet = out.with_name(out.name + ".parts"), sheet_path(out)
