@@ -200,7 +200,7 @@ kept.say("verdicts")
 # ## Where the errors lie
 #
 # The same errors by molecule, by size and by element. An error of forces belongs to the atoms it acts on; an energy belongs to no element. Changes here are those of
-# these networks on the molecules of a group, with intervals over these; whether pretraining helps is told by the verdicts above, over seeds.
+# these networks on the molecules of a group, with intervals over these; verdicts on pretraining are those above, over seeds.
 
 # %%
 last = f"{list(targets)[-1]}, {run.models[0]}"
