@@ -653,6 +653,9 @@ def compare(
     for line in known.attrs["left_out"]:
         print(line, file=sys.stderr)
     runs = experiments.run(grid, client=dask)
+    # what is told follows from what is stored, rounded as it is, so that `verify` makes the same
+    about, runs = runs.attrs, tables.as_stored(runs)
+    runs.attrs = about
     good = runs[runs["status"] == "ok"]
     failures = runs.loc[runs["status"] != "ok", "error"]
     if good.empty:
@@ -668,7 +671,6 @@ def compare(
     members = calibration.predictions(grid, runs, calibration.MOST) if ensembles else None
     told = {}  # ending -> what follows from the predictions
     if members is not None and len(members):
-        # of what is stored, rounded as it is, so that `verify` makes the same of it
         members = tables.as_stored(members)
         told["ensembles"] = calibration.summarise(members)
         told["contrasts"] = calibration.contrasts(members)

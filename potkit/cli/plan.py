@@ -217,7 +217,8 @@ def numerics(
         report.check_results(out, spec.name, ways)
     grid = spec.experiments(store=store)
     runs = same_seed.measure(grid, tuple(threads or (1, 2)), instructions=instructions or ())
-    table = same_seed.summarise(runs)
+    # of what is stored, rounded as it is, so that `verify` makes the same of it
+    table = same_seed.summarise(report.as_stored(runs))
     written: list[Path] = []
     if out is not None:
         asked = "".join(f" --threads {n}" for n in threads or ())
