@@ -80,7 +80,7 @@ class Experiment:
     pretrain_config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     finetune_config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     supervised: Supervised = dataclasses.field(default_factory=Supervised)
-    longer: str | None = "time"
+    longer: str | None = "operations"
     valid_fraction: float = 0.1
     vectors: dict[str, str] = dataclasses.field(default_factory=dict)
     parts: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)

@@ -37,6 +37,7 @@ from .statistics import grouping
 if TYPE_CHECKING:
     from .experiment import Experiment
 
+FEWEST = 8  # clusters from which on intervals over them are known to cover (`test_coverage`)
 MOST = 3000  # test structures whose errors are stored one by one; ANI-1x would be gigabytes
 OF_ELEMENT = "forces_mae_"  # begins the names of errors by element: forces_mae_C
 STRETCH = ", stretch "  # what the name of a cluster has, if it is not all of a system
@@ -208,6 +209,7 @@ def breakdown(errors: pd.DataFrame, by: str, baseline: str = "scratch") -> pd.Da
     ``by``: "molecule"; "element" (forces on its atoms only: an energy belongs to no element);
     "size", the number of atoms, in at most four groups of about as many structures; or any other
     column of ``errors``, such as temperature. Relative energies are centred over the whole set.
+    A group of fewer than `FEWEST` clusters has no intervals.
     Raises ConfigError for a column that is not there, DataError for errors by element of a table
     that has none.
     """
@@ -217,6 +219,9 @@ def breakdown(errors: pd.DataFrame, by: str, baseline: str = "scratch") -> pd.Da
         if len(part)
     ]
     table = pd.concat(tables, ignore_index=True)
+    if "clusters" in table:
+        ends = [c for c in table if c in ("low", "high", "change_low_%", "change_high_%")]
+        table.loc[table["clusters"] < FEWEST, ends] = np.nan
     return table[["by", "group", *(c for c in table if c not in ("by", "group"))]]
 
 

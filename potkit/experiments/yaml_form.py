@@ -40,7 +40,7 @@ names as its origin.
     finetune: {steps: 600, batch_size: 8, references: isolated, normalization: mean-std}
     supervised: {energy: 1, forces: 10}                # optional
     # optional; what scratch-longer's further steps are counted in: operations, time, steps or null
-    longer: time
+    longer: operations
     # optional; settings of fine-tuning chosen for each arm: see potkit.experiments.search
     search: {lr: [1.0e-3, 3.0e-3]}
     tuning_seeds: [100, 101]
@@ -292,7 +292,7 @@ class ExperimentSpec(_Spec):
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
     supervised: dict[str, Any] = {}
-    longer: str | None = "time"
+    longer: str | None = "operations"
     valid_fraction: float = Field(0.1, ge=0, lt=1)
     valid: DataSpec | None = None
     valid_by: Literal["structure", "system", "structure-within-system", "block"] | None = None
