@@ -174,9 +174,9 @@ def broken_down(table: pd.DataFrame) -> str:
             )
     note = (
         "Changes are against scratch, for these networks (errors averaged over seeds), in brackets "
-        "the 95 % interval over the systems (or stretches of a trajectory) in the group, where there "
-        f"are {structure_errors.FEWEST} or more. They say where errors lie; verdicts are those over "
-        "seeds."
+        "the 95 % interval over the systems (or stretches of a trajectory) in the group, where "
+        f"there are {structure_errors.FEWEST} or more. They say where errors lie; verdicts are "
+        "those over seeds."
     )
     return "\n\n".join([*told, note])
 
