@@ -140,6 +140,7 @@ fuzz: setup
 
 kills: setup
 	@POTKIT_KILLS=$(COUNT) $(CHECK) -rP tests/kills/test_kills.py
+	@POTKIT_KILLS=$(COUNT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:xdist tests/kills/test_compile.py
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tarfile
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -134,7 +133,7 @@ def _extract(path: Path, workplace: Path) -> None:
         fault = kinds.fault(path, "a.tar") if opener is open else None
         if fault is not None:  # in a tar by itself no checksum shows that it was cut short
             raise Damaged(fault)
-        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with opener(path, "rb") as stream, kinds.tarfile.open(fileobj=stream, mode="r|") as archive:
             archive.extractall(workplace, filter="data")
             while stream.read(kinds.CHUNK):
                 pass  # to the end, where the archive's own checksum is compared

@@ -10,7 +10,7 @@ import gzip
 import lzma
 import os
 import struct
-import tarfile
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,6 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+
+# members of archives may lead nowhere but into their folder: Python's own tarfile sees to that from
+# 3.11.4 on, and Debian 12 has 3.11.2
+if sys.version_info >= (3, 11, 4):
+    import tarfile
+else:
+    from backports import tarfile
 
 CHUNK = 1 << 20  # bytes read at once
 HEAD = 4096  # bytes that are looked at to tell the kind
