@@ -833,7 +833,7 @@ def test_a_full_disk_while_unpacking(site, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as disk:
-        disk.setattr(tarfile, "copyfileobj", full)
+        disk.setattr(kinds.tarfile, "copyfileobj", full)
         site.refused(
             "cannot be written .No space left on device.; fetch again to resume",
             "t.tar.gz",
