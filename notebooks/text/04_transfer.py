@@ -199,8 +199,10 @@ kept.say("verdicts")
 # %% [markdown]
 # ## Where the errors lie
 #
-# The same errors by molecule, by size and by element. An error of forces belongs to the atoms it acts on; an energy belongs to no element. Changes here are those of
-# these networks on the molecules of a group, with intervals over these where there are eight or more; verdicts on pretraining are those above, over seeds.
+# The same errors by molecule, by size and by element. An error of forces belongs to the atoms it
+# acts on; an energy belongs to no element. Changes here are those of these networks on the molecules
+# of a group, with intervals over these where there are eight or more; verdicts on pretraining are
+# those above, over seeds.
 
 # %%
 # the set with the most elements, some of which the pretraining has never seen

@@ -110,12 +110,20 @@ def _groups(structures: Structures, by: str | Sequence, sizes: Sequence[int] | N
         return [names[i] for i in structures.system]
     if by != "size":
         raise ConfigError(f"errors break down by {', '.join(BY)} or labels, got {by!r}")
-    atoms = structures.n_atoms
-    starts = (
-        np.unique(np.quantile(atoms, [0, 0.25, 0.5, 0.75]).astype(int))
-        if sizes is None
-        else (np.unique(np.asarray(sizes, int)))
-    )
+    return size_groups(structures.n_atoms, sizes)
+
+
+def size_groups(
+    atoms: np.ndarray,  # [S]
+    sizes: Sequence[int] | None = None,
+) -> list[str]:  # [S]
+    """ "19 atoms" or "19 to 24 atoms" for each structure, in bins that begin at ``sizes`` (default:
+    four equally filled ones). Raises ConfigError for a structure below the first.
+    """
+    atoms = np.asarray(atoms)
+    starts = np.unique(np.quantile(atoms, [0, 0.25, 0.5, 0.75]).astype(int))
+    if sizes is not None:
+        starts = np.unique(np.asarray(sizes, int))
     if atoms.min() < starts[0]:
         raise ConfigError(
             f"sizes begin at {starts[0]} atoms, but there is a structure of {atoms.min()}"

@@ -22,7 +22,7 @@ budget; ``valid_min`` sets the fewest validation structures of a budget (they co
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -195,46 +195,23 @@ def table(grid: Sequence[Experiment], done: dict[Task, dict[str, Any]]) -> pd.Da
         of_experiment = [(t, r) for t, r in done.items() if t.tuning and t.experiment == i]
         cells = dict.fromkeys((t.arm, t.labels) for t, _ in of_experiment if t.kind == "finetune")
         for arm, labels in cells:
-            tried = []
-            beyond = [
-                t.choice
-                for t, _ in of_experiment
-                if (t.kind, t.arm, t.labels) == ("finetune", arm, labels)
-            ]
-            for choice in dict.fromkeys([*values(e, arm), *beyond]):
-                ended = [
-                    r
-                    for t, r in of_experiment
-                    if (t.kind, t.arm, t.labels, t.choice) == ("finetune", arm, labels, choice)
-                ]
-                logs = [np.log(r["best"]) for r in ended if r["status"] == "ok"]
-                whole = len(logs) == len(e.tuning_seeds)
-                score = float(np.mean(logs)) if whole else float("inf")
-                spread = float(np.std(logs, ddof=1)) if whole and len(logs) > 1 else float("nan")
-                tried.append((score, spread, len(logs), choice, ended))
+            logs: dict[Choice, list[float]] = {choice: [] for choice in values(e, arm)}
+            for t, r in of_experiment:
+                if (t.kind, t.arm, t.labels) == ("finetune", arm, labels):
+                    of_choice = logs.setdefault(t.choice, [])
+                    of_choice += [np.log(r["best"])] if r["status"] == "ok" else []
+            scored = _scored(logs, len(e.tuning_seeds))
+            if not any(np.isfinite(row["score"]) for row in scored):
+                said = (r["error"] for t, r in of_experiment if (t.arm, t.labels) == (arm, labels))
+                error = next((text for text in said if text), "")
+                raise TrainingError(f"search for {arm}: every value failed; the first: {error}")
             # of all tuning seeds together: what the choice rests on
             judges = sum(len(e.labelled(labels, seed)[1]) for seed in e.tuning_seeds)
-            best = min(range(len(tried)), key=lambda k: tried[k][0])
-            if not np.isfinite(tried[best][0]):
-                error = next((r["error"] for *_, rs in tried for r in rs if r["error"]), "")
-                raise TrainingError(f"search for {arm}: every value failed; the first: {error}")
-            for k, (score, spread, seeds, choice, _) in enumerate(tried):
-                rows.append(
-                    {
-                        **e.columns,
-                        "experiment": i,
-                        "arm": arm,
-                        "labels": labels,
-                        **dict(choice),
-                        "choice": choice,
-                        "score": score,
-                        "score_sd": spread,
-                        "seeds": seeds,
-                        "valid_structures": judges,
-                        "chosen": k == best,
-                        "at_edge": k == best and _at_edge(choice, [c for *_, c, _ in tried]),
-                    }
-                )
+            about = {**e.columns, "experiment": i, "arm": arm, "labels": labels}
+            for choice, row in zip(logs, scored, strict=True):
+                ends = {key: row.pop(key) for key in ("chosen", "at_edge")}
+                known = {**dict(choice), "choice": choice, **row, "valid_structures": judges}
+                rows.append(about | known | ends)
     return pd.DataFrame(rows)
 
 
@@ -272,29 +249,37 @@ def of_tries(tries: pd.DataFrame) -> pd.DataFrame:
     settings = columns[columns.index("labels") + 1 : columns.index("seed")]
     rows = []
     for key, part in tries.groupby(group, sort=False):
-        tried = []
-        for choice, runs in part.groupby(settings, sort=False, dropna=False):
-            good = runs[runs["status"] == "ok"]
-            logs = np.log(good["best"].to_numpy(np.float64))
-            whole = len(good) == len(runs)
-            named = tuple((k, v) for k, v in zip(settings, choice, strict=True) if pd.notna(v))
-            tried.append(
-                {
-                    **dict(named),
-                    "score": float(logs.mean()) if whole else float("inf"),
-                    "score_sd": float(logs.std(ddof=1)) if whole and len(logs) > 1 else np.nan,
-                    "seeds": len(good),
-                    "valid_structures": int(runs["valid_structures"].sum()),
-                    "choice": named,
-                }
-            )
-        best = min(range(len(tried)), key=lambda k: tried[k]["score"])
-        choices = [row.pop("choice") for row in tried]
-        edge = _at_edge(choices[best], choices)
-        for k, row in enumerate(tried):
-            ends = {"chosen": k == best, "at_edge": k == best and edge}
-            rows.append(dict(zip(group, key, strict=True)) | row | ends)
+        logs: dict[Choice, list[float]] = {}
+        judges = []
+        for values_tried, runs in part.groupby(settings, sort=False, dropna=False):
+            pairs = zip(settings, values_tried, strict=True)
+            choice = tuple((name, value) for name, value in pairs if pd.notna(value))
+            good = runs.loc[runs["status"] == "ok", "best"]
+            logs[choice] = list(np.log(good.to_numpy(np.float64)))
+            judges.append(int(runs["valid_structures"].sum()))
+        seeds = part["seed"].nunique()
+        for choice, row, structures in zip(logs, _scored(logs, seeds), judges, strict=True):
+            ends = {name: row.pop(name) for name in ("chosen", "at_edge")}
+            known = {**dict(choice), **row, "valid_structures": structures}
+            rows.append(dict(zip(group, key, strict=True)) | known | ends)
     return pd.DataFrame(rows)
+
+
+def _scored(logs: Mapping[Choice, Sequence[float]], seeds: int) -> list[dict[str, Any]]:
+    """Of each choice score, score_sd, seeds, chosen and at_edge (see `table`), from the logarithms
+    of its best validation losses; a choice that did not end well with all ``seeds`` has none.
+    """
+    rows = []
+    for known in logs.values():
+        whole = len(known) == seeds
+        score = float(np.mean(known)) if whole else float("inf")
+        spread = float(np.std(known, ddof=1)) if whole and seeds > 1 else float("nan")
+        rows.append({"score": score, "score_sd": spread, "seeds": len(known)})
+    best = min(range(len(rows)), key=lambda k: rows[k]["score"])
+    choices = list(logs)
+    edge = _at_edge(choices[best], choices)
+    ends = ({"chosen": k == best, "at_edge": k == best and edge} for k in range(len(rows)))
+    return [row | end for row, end in zip(rows, ends, strict=True)]
 
 
 def _at_edge(best: Choice, tried: Sequence[Choice]) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.error_breakdown import centred
+from ..analysis.error_breakdown import centred, size_groups
 from ..errors import ConfigError, DataError
 from ..structures import splits
 from ..structures.elements import SYMBOLS, formula
@@ -254,7 +254,9 @@ def _groups(errors: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]
         names = errors["cluster"].str.split(STRETCH, regex=False).str[0]
         yield from errors.groupby(names, sort=False)
     elif by == "size":
-        yield from errors.groupby(_sizes(errors["atoms"]), sort=True, observed=True)
+        words = np.array(size_groups(errors["atoms"]))
+        for word in dict.fromkeys(words[np.argsort(errors["atoms"], kind="stable")]):  # small first
+            yield word, errors[words == word]
     elif by == "element":
         columns = [name for name in errors if name.startswith(OF_ELEMENT)]
         if not columns:
@@ -270,17 +272,6 @@ def _groups(errors: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]
             yield str(value), part
     else:
         raise ConfigError(f"errors by {by!r}: the table has no such column")
-
-
-def _sizes(atoms: pd.Series) -> pd.Series:
-    """ "19 atoms" or "19 to 24 atoms" for each structure, small ones first where it is sorted."""
-    starts = np.unique(np.quantile(atoms, [0, 0.25, 0.5, 0.75]).astype(int))
-    ends = [*(starts[1:] - 1), atoms.max()]
-    words = [
-        f"{a} atoms" if a >= b else f"{a} to {b} atoms" for a, b in zip(starts, ends, strict=True)
-    ]
-    place = np.searchsorted(starts, atoms, side="right") - 1
-    return pd.Series(pd.Categorical([words[i] for i in place], words), index=atoms.index)
 
 
 def _count(text: str, element: str) -> int:

@@ -313,9 +313,9 @@ def _breakdown(
     metric: str = "forces_mae",
     group: str | None = None,
 ) -> go.Figure:
-    """Errors of every arm in groups of the test structures (see `structure_errors.breakdown`), the
-    largest first; of the experiment ``group`` alone where it is given. Intervals are those over
-    the systems in a group.
+    """Errors of every arm in groups of the test structures (see `structure_errors.breakdown`), of
+    the experiment ``group`` alone where it is given; of molecules those with the largest. Intervals
+    are those over the systems in a group.
     """
     table, _ = report.stored(f"{name}-breakdown", folder)
     kinds = list(dict.fromkeys(table["by"]))
