@@ -4,6 +4,8 @@ they must name.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -214,6 +216,49 @@ def test_float32_positions():
         for search in WAYS.values()
     )
     np.testing.assert_array_equal(rows(*first), rows(*second))
+
+
+@pytest.mark.parametrize("names", [["triclinic"], ["triclinic", "cubic"]])
+def test_shifts_stay_exact_within_autocast(names):
+    """A matrix product would round them to bfloat16, by hundredths of an Å."""
+    batch = concatenate([structure(case) for case in names]).batch(dtype=torch.float32)
+    plain = neighbors.attach(copy.copy(batch), 3.4)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = neighbors.attach(copy.copy(batch), 3.4)
+    assert within.edge_shift.dtype == torch.float32
+    assert torch.equal(within.edge_shift, plain.edge_shift)
+    _, shifts = neighbors.neighbor_list(
+        batch.pos, batch.batch, batch.ptr, 3.4, batch.cell, batch.pbc
+    )
+    cell = batch.cell.double()[batch.batch[plain.edge_index[1]]]
+    exact = torch.einsum("ea,eab->eb", shifts.double(), cell)
+    torch.testing.assert_close(plain.edge_shift.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_order_of_edges(threads, monkeypatch):
+    """By receiver, then by sender, in structures on both sides of 2¹⁶ atoms, however many threads
+    vesin takes; images of a pair come in the same order each time.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    rng = np.random.default_rng(0)
+    large = Structures(
+        np.ones(70_000, int),
+        rng.uniform(0, 90.0, (70_000, 3)),
+        [0, 70_000],
+        cell=90.0 * np.eye(3)[None],
+        pbc=[[True] * 3],
+    )
+    batch = concatenate([structure("needle"), large]).batch()
+    arguments = (batch.pos, batch.batch, batch.ptr, 2.0, batch.cell, batch.pbc)
+    edges, shifts = neighbors.neighbor_list(*arguments)
+    sender, receiver = edges
+    by_receiver = receiver.diff() > 0
+    by_sender = (receiver.diff() == 0) & (sender.diff() >= 0)
+    assert (by_receiver | by_sender).all()
+    assert not shifts.dtype.is_floating_point
+    again, same = neighbors.neighbor_list(*arguments)
+    assert torch.equal(edges, again) and torch.equal(shifts, same)
 
 
 def test_overlaps_are_named():
