@@ -3,7 +3,8 @@
 
 Rivals get the same structures with the same fields, in memory, built before the clock starts.
 Opening a store is measured in fresh processes, as a user would see them in ``top``: resident memory
-includes Python, torch and PyG, and the note says how much of it they take.
+includes Python, torch and PyG, and the note says how much of it they take. The store may be of any
+size that the disk takes (``structures``); it is written at once, and removed at the end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,23 @@ import numpy as np
 from ..errors import DataError
 from ..structures.store import Structures
 
-COLUMNS = ["case", "implementation", "median_s", "spread_s", "ratio", "peak_mb", "note"]
+COLUMNS = [
+    "case",
+    "implementation",
+    "median_s",
+    "spread_s",
+    "ratio",
+    "peak_mb",
+    "structures",
+    "atoms",
+    "drawn",
+    "store_mb",
+    "read_mb",
+    "note",
+]
+SIZES = ("structures", "atoms", "drawn", "store_mb", "read_mb")
+CHECKED = 100_000  # structures whose check before a run is timed; it takes longest, and is linear
+SPARE = 0.1  # share of a disk's free space that a store leaves
 # how a few structures of a store are drawn -> what has to be imported for it
 WAYS = {
     "s[rows]": "import potkit; potkit.Structures",
@@ -37,15 +55,24 @@ def memory():
     with open("/proc/self/status") as file:
         lines = dict(line.split(":", 1) for line in file)
     return {k: int(lines[k].split()[0]) / 1024 for k in ("VmRSS", "RssAnon", "RssFile", "VmHWM")}
+def fetched():  # bytes that came from the disk, not from the cache of the system
+    try:
+        with open("/proc/self/io") as file:
+            return int(dict(line.split(":", 1) for line in file)["read_bytes"])
+    except OSError:
+        return None
 path, count, draw, imports = sys.argv[1:]
 exec(imports)
 import numpy as np
-before, start = memory(), time.perf_counter()
+read, before, start = fetched(), memory(), time.perf_counter()
 s = potkit.Structures.open(path)
 rows = np.random.default_rng(0).integers(0, len(s), int(count))
 drawn = eval(draw)
-seconds, after = time.perf_counter() - start, memory()
-print(json.dumps({"seconds": seconds, "before": before, "after": after, "structures": len(s)}))
+seconds, after, end = time.perf_counter() - start, memory(), fetched()
+print(json.dumps({
+    "seconds": seconds, "before": before, "after": after, "structures": len(s),
+    "atoms": int(s.ptr[-1]), "read": None if end is None or read is None else end - read,
+}))
 """
 
 
@@ -54,10 +81,12 @@ def run(device: str = "cpu", threads: int = 1, repeats: int = 5, **options: Any)
     spread is max − min.
 
     ``ratio``: how many times faster than the first implementation of the case. ``peak_mb``: peak
-    resident memory of a process that does only this, where it was measured so. ``options``:
-    ``structures`` (size of the large store, default 1 000 000), ``draw`` (structures drawn from it,
-    256), ``batch_sizes`` (32, 256), ``name`` (the set batches are built of, "ani-mini"),
-    ``workdir``.
+    resident memory of a process that does only this, where it was measured so. ``structures``,
+    ``atoms`` and ``store_mb``: what the large store holds; ``read_mb``: what came from the disk for
+    the ``drawn`` structures. ``options``: ``structures`` (size of the large store, default
+    1 000 000), ``draw`` (structures drawn from it, 256), ``batch_sizes`` (32, 256), ``name`` (the
+    set batches are built of, "ani-mini"), ``workdir``. Raises DataError where the disk is too small
+    for the store.
     """
     import pandas as pd
     import torch
@@ -75,7 +104,10 @@ def run(device: str = "cpu", threads: int = 1, repeats: int = 5, **options: Any)
     chosen = known | options
     source = _source(chosen["name"])
     rows = reading(repeats)
-    rows += opening(source, chosen["structures"], chosen["draw"], repeats, chosen["workdir"])
+    with tempfile.TemporaryDirectory(dir=chosen["workdir"]) as folder:
+        path = large_store(source, Path(folder) / "store", chosen["structures"])
+        rows += opening(path, chosen["draw"], repeats)
+        rows += beginning(path, repeats)
     for size in chosen["batch_sizes"]:
         rows += batches(source, int(size), repeats, device, chosen["workdir"])
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -106,8 +138,11 @@ def _row(
     first: float | None,
     peak: float = np.nan,
     note: str = "",
+    **sizes: float,
 ) -> dict[str, Any]:
-    """A row of the table; ``first``: median of the implementation that ratios refer to."""
+    """A row of the table; ``first``: median of the implementation that ratios refer to;
+    ``sizes``: other columns.
+    """
     median = float(np.median(seconds)) if seconds else np.nan
     return {
         "case": case,
@@ -116,6 +151,7 @@ def _row(
         "spread_s": max(seconds) - min(seconds) if seconds else np.nan,
         "ratio": np.nan if first is None else first / median,
         "peak_mb": peak,
+        **{column: sizes.get(column, np.nan) for column in SIZES},
         "note": note,
     }
 
@@ -159,10 +195,18 @@ def reading(repeats: int) -> list[dict]:
 
 def large_store(source: Structures, path: Path, structures: int) -> Path:
     """Write a store of at least ``structures`` structures: ``source`` over and over, each copy
-    shaken anew (0.01 Å).
+    shaken anew (0.01 Å). Raises DataError where the disk has no room for it.
     """
     from ..structures.storage import StoreWriter
 
+    size = sum(array.nbytes for array in source.arrays().values()) / len(source)
+    needed, free = size * structures, shutil.disk_usage(path.parent).free
+    if needed > (1 - SPARE) * free:
+        raise DataError(
+            f"bench data: a store of {structures:,} structures takes {needed / 1e9:.1f} GB, and "
+            f"{path.parent} has {free / 1e9:.1f} GB free: ask for fewer (--structures), or name "
+            "a folder on another disk (--workdir)"
+        )
     rng = np.random.default_rng(0)
     with StoreWriter(path) as writer:
         while writer.n_structures < structures:
@@ -174,25 +218,73 @@ def large_store(source: Structures, path: Path, structures: int) -> Path:
     return path
 
 
-def opening(
-    source: Structures, structures: int, draw: int, repeats: int, workdir: str | Path | None
-) -> list[dict]:
-    """Open a store of ``structures`` structures and draw ``draw`` at random, in fresh processes,
-    in three ways.
+def opening(path: Path, draw: int, repeats: int) -> list[dict]:
+    """Open the store ``path`` and draw ``draw`` structures at random, in fresh processes, in three
+    ways; and in one way when nothing of the store is in the system's cache.
     """
-    case = f"open {structures:,} structures, draw {draw}".replace(",", " ")
     rows: list[dict] = []
     first = None
-    with tempfile.TemporaryDirectory(dir=workdir) as folder:
-        path = large_store(source, Path(folder) / "store", structures)
-        size = sum(f.stat().st_size for f in path.iterdir()) / 2**20
-        for way, imports in WAYS.items():
-            probes = [_probe(path, draw, way, imports) for _ in range(max(1, min(repeats, 5)))]
-            seconds = [probe["seconds"] for probe in probes]
-            peak = max(probe["after"]["VmHWM"] for probe in probes)
-            first = first or float(np.median(seconds))
-            note = f"{_resident(probes[-1])}; the store has {size:.0f} MB"
-            rows.append(_row(case, way, seconds, first, peak, note))
+    ways = [(way, way, imports) for way, imports in WAYS.items()]
+    if hasattr(os, "posix_fadvise"):
+        way = "s.gather(rows)"
+        ways.append((f"{way}, nothing cached", way, WAYS[way]))
+    for name, way, imports in ways:
+        probes = []
+        for _ in range(max(1, min(repeats, 5))):
+            if name != way:
+                _forget(path)
+            probes.append(_probe(path, draw, way, imports))
+        seconds = [probe["seconds"] for probe in probes]
+        first = first or float(np.median(seconds))
+        fetched = [np.nan if p["read"] is None else p["read"] / 2**20 for p in probes]
+        sizes = {
+            "structures": probes[-1]["structures"],
+            "atoms": probes[-1]["atoms"],
+            "drawn": draw,
+            "store_mb": sum(f.stat().st_size for f in path.iterdir()) / 2**20,
+            "read_mb": float(np.median(fetched)),
+        }
+        case = f"open {sizes['structures']:,} structures, draw {draw}".replace(",", " ")
+        peak = max(probe["after"]["VmHWM"] for probe in probes)
+        note = f"{_resident(probes[-1])}; the store has {sizes['store_mb']:.0f} MB"
+        if name != way:
+            note += f", of which {sizes['read_mb']:.0f} MB were read from the disk"
+        rows.append(_row(case, name, seconds, first, peak, note, **sizes))
+    return rows
+
+
+def _forget(path: Path) -> None:
+    """Drop the files of a store from the system's cache, so that the next reader asks the disk."""
+    for part in path.iterdir():
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())  # what is still to be written stays in the cache
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def beginning(path: Path, repeats: int) -> list[dict]:
+    """What each process of a run does with the store ``path`` before its first step, and the order
+    of an epoch that it draws once.
+    """
+    from ..structures.neighbors import check_overlaps
+    from ..training.step import batch_indices
+
+    mapped = Structures.open(path)
+    few = mapped[: min(len(mapped), CHECKED)]
+    drawn = itertools.count()
+    works = {
+        "fingerprint": (mapped, lambda: Structures.open(path).fingerprint()),
+        "elements": (mapped, lambda: mapped.elements),
+        "finite numbers": (mapped, mapped.validate),
+        "atoms too close": (few, lambda: check_overlaps(few)),
+        # another seed each time: the order of an epoch is kept
+        "order of an epoch": (mapped, lambda: batch_indices(0, 1, len(mapped), next(drawn))),
+    }
+    rows = []
+    for name, (structures, work) in works.items():
+        seconds = _timed(work, max(1, min(repeats, 3)), warm=False)
+        sizes = {"structures": len(structures), "atoms": int(structures.ptr[-1])}
+        case = f"before the first step, {len(structures):,} structures".replace(",", " ")
+        rows.append(_row(case, name, seconds, None, **sizes))
     return rows
 
 

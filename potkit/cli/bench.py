@@ -64,6 +64,7 @@ Cases = Annotated[
 MOST_THREADS = 1024
 MOST_REPEATS = 10_000
 MOST = 1_000_000  # structures, atoms and steps of a benchmark
+MOST_STORED = 1_000_000_000  # structures of a store that is written
 SHOWN = {
     "median_s": "{:.4g}",
     "spread_s": "{:.2g}",
@@ -183,10 +184,32 @@ def _write(path: Path, table: Any) -> None:
 
 @bench_app.command()
 def data(
-    device: Device = "cpu", threads: Threads = 2, repeats: Repeats = 5, json: Json = None
+    device: Device = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 5,
+    structures: Annotated[
+        int, Option(help="structures of the large store, about 0.4 GB a million")
+    ] = 1_000_000,
+    draw: Annotated[int, Option(help="structures drawn from it at random")] = 256,
+    workdir: Annotated[
+        Path | None,
+        Option(help="folder for that store while it is measured; default: the system's"),
+    ] = None,
+    json: Json = None,
 ) -> None:
     """Reading, opening and batching structures, beside h5py and PyG's DataLoader."""
-    _run("data", json, device, threads, repeats)
+    if workdir is not None and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir}: there is no such folder")
+    _run(
+        "data",
+        json,
+        device,
+        threads,
+        repeats,
+        structures=_within(structures, "--structures", MOST_STORED),
+        draw=_within(draw, "--draw"),
+        workdir=workdir,
+    )
 
 
 @bench_app.command()

@@ -57,6 +57,12 @@ def _array(name: str, value: Any) -> np.ndarray:
         raise DataError(f"{name}: its rows have different lengths or are no numbers") from None
 
 
+def _not_numbers(array: np.ndarray) -> np.ndarray:
+    """Which rows of ``array`` hold what single precision has no number for: [rows] bool."""
+    good = np.abs(array) <= SINGLE  # False for NaN and infinity
+    return ~good.all(axis=tuple(range(1, array.ndim)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """Where a batch comes from: the name of its set and of each structure's system."""
@@ -201,7 +207,10 @@ class Structures:
     @property
     def elements(self) -> list[int]:
         """The atomic numbers that occur, rising."""
-        return np.flatnonzero(np.bincount(self.z, minlength=MAX_Z + 1)).tolist()
+        counts = np.zeros(MAX_Z + 1, np.int64)
+        for piece in storage.pieces(self.z):  # NumPy counts in copies of eight bytes an atom
+            counts += np.bincount(piece, minlength=MAX_Z + 1)
+        return np.flatnonzero(counts).tolist()
 
     @property
     def partly_labelled(self) -> tuple[str, ...]:
@@ -406,14 +415,8 @@ class Structures:
             array = getattr(self, name)
             if array is None:
                 continue
-            finite = np.isfinite(array)
-            what = "is not a finite number"
-            known = array[finite]
-            if known.size and max(known.max(), -known.min()) > SINGLE:
-                # networks see single precision
-                finite &= np.abs(np.where(finite, array, 0)) <= SINGLE
-                what = f"is beyond ±{SINGLE:.2g}, the largest number of single precision"
-            bad = ~finite.all(axis=tuple(range(1, array.ndim)))
+            pieces = [_not_numbers(piece) for piece in storage.pieces(array)]
+            bad = np.concatenate(pieces) if pieces else np.zeros(0, bool)
             if name in self.partly_labelled:  # no label at all is no fault
                 none = np.isnan(array).reshape(len(array), -1).all(1)
                 if name == "forces" and len(array):
@@ -426,8 +429,10 @@ class Structures:
                 atomwise = name in PER_ATOM
                 owner = int(np.searchsorted(self.ptr, row, "right")) - 1 if atomwise else row
                 place = f", atom {row - int(self.ptr[owner])}" if atomwise else ""
-                if not np.isfinite(array[row]).all():
-                    what = "is not a finite number"
+                what = "is not a finite number"
+                if np.isfinite(array[row]).all():
+                    # networks see single precision
+                    what = f"is beyond ±{SINGLE:.2g}, the largest number of single precision"
                 raise DataError(f"{where}: {name} of structure {owner}{place} {what}")
         if self.stress is not None:
             self._check_stress(where)

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -86,9 +86,20 @@ def batch_indices(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
     first, last = step * size, (step + 1) * size
     parts = []
     for epoch in range(first // n, (last - 1) // n + 1):
-        order = np.random.default_rng((seed, epoch)).permutation(n)
+        order = _order(n, seed, epoch)
         parts.append(order[max(first - epoch * n, 0) : last - epoch * n])
-    return np.concatenate(parts)
+    return np.concatenate(parts).astype(np.int64)
+
+
+@lru_cache(maxsize=1)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The structures of an epoch, [n], read only. Kept until another one is asked for: to draw it
+    takes longer than a step where there are millions.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    order = order.astype(np.uint32 if n <= 2**32 else np.uint64)
+    order.flags.writeable = False
+    return order
 
 
 def draw(generator: torch.Generator, *key: int | str) -> torch.Generator:

@@ -78,6 +78,18 @@ def test_every_structure_comes_once_per_epoch(n, size):
         assert not (walk == other).all()
 
 
+def test_the_order_of_an_epoch_is_drawn_once():
+    """A permutation of millions takes seconds: not in every step, also where a batch holds the end
+    of one epoch and the beginning of the next.
+    """
+    steps._order.cache_clear()
+    walk = np.concatenate([loop.batch_indices(s, 4, 10, 3) for s in range(5)])
+    assert steps._order.cache_info().misses == 2
+    orders = [np.random.default_rng((3, epoch)).permutation(10) for epoch in (0, 1)]
+    assert np.array_equal(walk, np.concatenate(orders)) and walk.dtype == np.int64
+    assert walk.flags.writeable
+
+
 # -- learning ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "objective, structures, drop",
