@@ -36,11 +36,12 @@ COLUMNS = [
     "structures",
     "atoms",
     "drawn",
+    "draw_s",
     "store_mb",
     "read_mb",
     "note",
 ]
-SIZES = ("structures", "atoms", "drawn", "store_mb", "read_mb")
+SIZES = ("structures", "atoms", "drawn", "draw_s", "store_mb", "read_mb")
 CHECKED = 100_000  # structures whose check before a run is timed; it takes longest, and is linear
 SPARE = 0.1  # share of a disk's free space that a store leaves
 # how a few structures of a store are drawn -> what has to be imported for it
@@ -66,12 +67,14 @@ exec(imports)
 import numpy as np
 read, before, start = fetched(), memory(), time.perf_counter()
 s = potkit.Structures.open(path)
+opened = time.perf_counter()
 rows = np.random.default_rng(0).integers(0, len(s), int(count))
 drawn = eval(draw)
-seconds, after, end = time.perf_counter() - start, memory(), fetched()
+ended, after, end = time.perf_counter(), memory(), fetched()
 print(json.dumps({
-    "seconds": seconds, "before": before, "after": after, "structures": len(s),
-    "atoms": int(s.ptr[-1]), "read": None if end is None or read is None else end - read,
+    "seconds": ended - start, "draw": ended - opened, "before": before, "after": after,
+    "structures": len(s), "atoms": int(s.ptr[-1]),
+    "read": None if end is None or read is None else end - read,
 }))
 """
 
@@ -82,8 +85,8 @@ def run(device: str = "cpu", threads: int = 1, repeats: int = 5, **options: Any)
 
     ``ratio``: how many times faster than the first implementation of the case. ``peak_mb``: peak
     resident memory of a process that does only this, where it was measured so. ``structures``,
-    ``atoms`` and ``store_mb``: what the large store holds; ``read_mb``: what came from the disk for
-    the ``drawn`` structures. ``options``: ``structures`` (size of the large store, default
+    ``atoms`` and ``store_mb``: what the large store holds; ``draw_s``: the time without opening it;
+    ``read_mb``: what came from the disk for the ``drawn`` structures. ``options``: ``structures`` (size of the large store, default
     1 000 000), ``draw`` (structures drawn from it, 256), ``batch_sizes`` (32, 256), ``name`` (the
     set batches are built of, "ani-mini"), ``workdir``. Raises DataError where the disk is too small
     for the store.
@@ -241,6 +244,7 @@ def opening(path: Path, draw: int, repeats: int) -> list[dict]:
             "structures": probes[-1]["structures"],
             "atoms": probes[-1]["atoms"],
             "drawn": draw,
+            "draw_s": float(np.median([probe["draw"] for probe in probes])),
             "store_mb": sum(f.stat().st_size for f in path.iterdir()) / 2**20,
             "read_mb": float(np.median(fetched)),
         }

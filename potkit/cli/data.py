@@ -79,9 +79,9 @@ def _structures(data: str, format: str | None = None, reading: dict[str, str] | 
     """
     structures, from_file = _opened(data, format, reading)
     if from_file:
-        from potkit.structures.neighbors import check_overlaps
+        from potkit.structures.neighbors import check_geometry
 
-        check_overlaps(structures.validate())
+        check_geometry(structures)
     return structures
 
 

@@ -277,6 +277,20 @@ def attach(batch: Batch, cutoff: float) -> Batch:
     return batch
 
 
+# fingerprints of sets that were looked at: reading, training and the runs of a grid share them
+_sound: set[str] = set()
+
+
+def check_geometry(structures: Structures) -> Structures:
+    """Raise DataError for numbers that are not finite or atoms on top of each other; return
+    ``structures``. The same content is looked at once in a process.
+    """
+    if structures.fingerprint() not in _sound:
+        check_overlaps(structures.validate())
+        _sound.add(structures.fingerprint())
+    return structures
+
+
 def check_overlaps(
     structures: Structures, limit: float = OVERLAP, chunk_atoms: int = 20_000
 ) -> None:

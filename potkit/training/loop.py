@@ -39,7 +39,7 @@ from ..models import Potential
 from ..objectives import Objective, Supervised
 from ..structures.arrays import MAIN_LABELS
 from ..structures.elements import SYMBOLS
-from ..structures.neighbors import check_overlaps
+from ..structures.neighbors import check_geometry
 from ..structures.outputs import PART, read_json
 from ..structures.progress import bar as progress_bar
 from ..structures.store import Structures
@@ -163,7 +163,7 @@ def fit(
             objective.check(part)
     for part in (structures, valid) if whole is None else (whole,):
         if part is not None:
-            _check_geometry(part)
+            check_geometry(part)
     fabric = make_fabric(config)
     with folder.lock() if fabric.global_rank == 0 else nullcontext():
         if fabric.world_size == 1 and folder.finished:  # by another process, while we were looking
@@ -210,17 +210,6 @@ def _found(folder: RunFolder, config: TrainConfig, model: Potential) -> Run:
         config, f"{folder.path}: this run is finished ({run.summary['steps']} steps), not repeated"
     )
     return run
-
-
-# fingerprints of sets whose geometry was looked at: the runs of a grid share them
-_sound: set[str] = set()
-
-
-def _check_geometry(structures: Structures) -> None:
-    """Raise DataError for numbers that are not finite or atoms on top of each other."""
-    if structures.fingerprint() not in _sound:
-        check_overlaps(structures.validate())
-        _sound.add(structures.fingerprint())
 
 
 def _train(

@@ -33,7 +33,7 @@ def test_opening_is_measured_in_processes_of_their_own(tmp_path, monkeypatch):
     assert names[:2] == list(data.WAYS) and list(rows[0]) == data.COLUMNS
     assert names[2:] in ([], ["s.gather(rows), nothing cached"])
     for row in rows:
-        assert 0 < row["median_s"] < 60
+        assert 0 < row["draw_s"] < row["median_s"] < 60
         assert row["peak_mb"] > 20
         assert row["structures"] == 400 and row["drawn"] == 16
         assert row["atoms"] == Structures.open(path).ptr[-1]
