@@ -86,10 +86,11 @@ def run(device: str = "cpu", threads: int = 1, repeats: int = 5, **options: Any)
     ``ratio``: how many times faster than the first implementation of the case. ``peak_mb``: peak
     resident memory of a process that does only this, where it was measured so. ``structures``,
     ``atoms`` and ``store_mb``: what the large store holds; ``draw_s``: the time without opening it;
-    ``read_mb``: what came from the disk for the ``drawn`` structures. ``options``: ``structures`` (size of the large store, default
-    1 000 000), ``draw`` (structures drawn from it, 256), ``batch_sizes`` (32, 256), ``name`` (the
-    set batches are built of, "ani-mini"), ``workdir``. Raises DataError where the disk is too small
-    for the store.
+    ``read_mb``: what came from the disk for the ``drawn`` structures.
+
+    ``options``: ``structures`` (size of the large store, default 1 000 000), ``draw`` (structures
+    drawn from it, 256), ``batch_sizes`` (32, 256), ``name`` (the set batches are built of,
+    "ani-mini"), ``workdir``. Raises DataError where the disk is too small for the store.
     """
     import pandas as pd
     import torch

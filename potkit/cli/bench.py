@@ -89,6 +89,12 @@ SHOWN = {
     "time_exponent": "{:.2f}",
     "memory_exponent": "{:.2f}",
     "gpu_busy": "{:.2f}",
+    "structures": "{:.0f}",
+    "atoms": "{:.0f}",
+    "drawn": "{:.0f}",
+    "draw_s": "{:.4g}",
+    "store_mb": "{:.0f}",
+    "read_mb": "{:.1f}",
 }
 
 

@@ -20,6 +20,7 @@ from ..errors import ConfigError, DataError
 from ..experiments import dry_run, operations
 
 COUNTED_ON = "ani-mini"  # whose batches the operations of a step are counted on
+IN_SECONDS = {"h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
 COUNTED = 4  # structures at once; a step of more costs in proportion
 
 
@@ -113,7 +114,7 @@ def plan(run: Run, folder: str | Path = "data/results") -> pd.DataFrame:
     ]
     for where, taken in seconds.items():
         row = drawing[where]
-        how = f"{run.share:g} structures; {row['drawn']} of {row['structures']:,} measured"
+        how = f"{run.share:g} structures; {row['drawn']:.0f} of {row['structures']:,.0f} measured"
         rows.append((f"a process draws its share {where}", _time(taken), how))
     rows += [
         (
@@ -156,7 +157,7 @@ def beginning(run: Run, folder: str | Path = "data/results") -> pd.DataFrame:
         rows.append(
             {
                 "what": row["implementation"],
-                "measured": f"{_time(row['median_s'])} for {row['structures']:,}",
+                "measured": f"{_time(row['median_s'])} for {row['structures']:,.0f}",
                 f"{run.structures:,} structures": _time(scaled),
             }
         )
@@ -168,7 +169,7 @@ def beginning(run: Run, folder: str | Path = "data/results") -> pd.DataFrame:
 
 @functools.cache
 def _counted() -> tuple[float, int]:
-    """Operations per structure of a step of EGNN in the denoise paper's setting, and its weights."""
+    """Operations per structure of a step of EGNN (preset denoise-paper), and its weights."""
     from .. import models
     from ..datasets import load
     from ..objectives import Denoise
@@ -203,7 +204,7 @@ def _bytes(count: float) -> str:
 
 def _time(seconds: float) -> str:
     """Two digits with µs, ms, s, min or h."""
-    for unit, size in (("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
-        if seconds >= 2 * size or (unit in ("s", "ms") and seconds >= size):
-            return f"{seconds / size:.2g} {unit}"
-    return f"{1e6 * seconds:.2g} µs"
+    for unit, size in (("h", 7200), ("min", 120), ("s", 0.1), ("ms", 1e-4), ("µs", 1e-9)):
+        if seconds >= size:
+            return f"{seconds / IN_SECONDS[unit]:.2g} {unit}"
+    return "0 s"

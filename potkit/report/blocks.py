@@ -20,7 +20,7 @@ from ..experiments import audit, planning, statistics
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
 from ..training import pretrained
-from . import audits, paper_map, paper_settings, published_numbers, sentences
+from . import at_scale, audits, paper_map, paper_settings, published_numbers, sentences
 from .tables import MARK, across, markdown, read, spreads, stored, wide
 from .tables import effects as effects_in_words
 
@@ -230,7 +230,7 @@ BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
     r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
     r"|simulations|moved|weights|convergence|power|coverage|breakdown"
-    r"|astray): (\S+) -->\n.*?<!-- end -->",
+    r"|astray|scale|beginning): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -250,6 +250,8 @@ SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "moved": ("-changes", sentences.moved),
     "convergence": ("-convergence", sentences.converged),
 }
+
+AT_SCALE = {"scale": at_scale.plan, "beginning": at_scale.beginning}
 
 PAGE = Kind("a page with generated blocks", lambda path: BLOCK.search(path.read_text()) is not None)
 
@@ -282,6 +284,8 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - convergence: what more steps change in the error of scratch, as sentences;
     - power: what numbers of seeds see at the spreads NAME (in %, joined by commas);
     - coverage: what the simulations of intervals that are stored as NAME measured;
+    - scale: what a pretraining of the settings NAME (structures=30000000,nodes=4) would take;
+    - beginning: what each of its processes does before the first step;
     - weights: those that ship, of their cards (NAME is all);
     - map: where the items of the paper NAME (denoise, masked) are answered, with both numbers;
     - departures: from the published codes in networks or in other; settings of denoise-paper,
@@ -297,6 +301,8 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
         shown = markdown(printed(name))
     elif kind == "weights":
         shown = markdown(pretrained.table())
+    elif kind in AT_SCALE:
+        shown = markdown(AT_SCALE[kind](at_scale.Run.of(name), folder))
     elif kind == "power":
         shown = markdown(_power([float(spread) for spread in name.split(",")]))
     elif kind == "studies":

@@ -65,7 +65,10 @@ def _all_pairs(pos: Tensor, batch: Tensor, ptr: Tensor, cutoff: float, max_atoms
     count = (ptr[1:] - ptr[:-1])[batch]
     sender = start[:, None] + partner  # [N, max_atoms]
     inside = partner < count[:, None]
-    distance2 = (pos[sender.clamp(max=max(len(pos) - 1, 0))] - pos[:, None]).square_().sum(-1)
+    there = sender.clamp(max=max(len(pos) - 1, 0))
+    distance2 = torch.zeros_like(sender, dtype=pos.dtype)
+    for x in pos.T.contiguous():  # one coordinate after the other: a sum over three numbers is slow
+        distance2 += (x[there] - x[:, None]).square_()
     atom = torch.arange(len(pos), device=pos.device)[:, None]
     close = inside & (distance2 < cutoff * cutoff) & (sender != atom)
     receiver, slot = torch.nonzero(close, as_tuple=True)
