@@ -129,7 +129,7 @@ def test_a_benchmark_that_is_missing_or_old_is_told(counted, folder):
     content = json.loads((folder / "bench-data.json").read_text())
     content["rows"] = content["rows"][:1]
     (folder / "bench-data.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="no row of s.gather"):
+    with pytest.raises(DataError, match=r"no row of s\.gather"):
         at_scale.plan(at_scale.Run(), folder)
     with pytest.raises(DataError, match="no rows of what comes before the first step"):
         at_scale.beginning(at_scale.Run(), folder)
