@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..structures.store import Structures, concatenate
+from ..training.memory import keep_freed_memory
 
 COLUMNS = [
     "case",
@@ -140,7 +141,9 @@ SYSTEMS: dict[str, Callable[[int], Structures]] = {"molecules": molecules, "boxe
 
 
 def check_device(device: str, threads: int) -> None:
-    """Set the number of threads. Raises ConfigError for a device that is not there."""
+    """Set the number of threads, and on a CPU have memory kept as training does. Raises
+    ConfigError for a device that is not there.
+    """
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device must be cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -148,6 +151,8 @@ def check_device(device: str, threads: int) -> None:
     if threads < 1:
         raise ConfigError(f"--threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_freed_memory()
 
 
 def bfloat16_is_fast(device: str) -> bool:

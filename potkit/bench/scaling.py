@@ -1,9 +1,8 @@
 """How the cost of a step grows: with atoms per structure, structures per batch, and width; time and
 peak memory per atom.
 
-Atoms per structure: periodic boxes at the density of water, about 2 000 atoms in a batch, or one
-structure where that has more, so that only the size of a structure changes. Flat lines are what one
-wants.
+Atoms per structure: periodic boxes at the density of water, 10 000 atoms in a batch of any of them,
+so that only the size of a structure changes. Flat lines are what one wants.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def run(
     atoms: tuple[int, ...] = (10, 30, 100, 300, 1_000, 3_000, 10_000),
     batches: tuple[int, ...] = (1, 4, 16, 64, 256),
     widths: tuple[int, ...] = (32, 64, 128, 256, 512),
-    total: int = 2_000,
+    total: int = 10_000,
     cutoff: float = 3.4,
     say: Callable[[str], None] = lambda text: None,
 ):

@@ -167,6 +167,17 @@ def beginning(run: Run, folder: str | Path = "data/results") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def origin(*names: str, folder: str | Path = "data/results") -> str:
+    """By which commands the benchmarks ``names`` were made, and where, in a line each."""
+    lines = []
+    for name in names:
+        how = json.loads((Path(folder) / f"bench-{name}.json").read_text())
+        lines.append(
+            f"Measured by `{how['command']}` on {how['hardware']}, commit {how['commit']}."
+        )
+    return "\n".join(lines)
+
+
 @functools.cache
 def _counted() -> tuple[float, int]:
     """Operations per structure of a step of EGNN (preset denoise-paper), and its weights."""

@@ -251,7 +251,11 @@ SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "convergence": ("-convergence", sentences.converged),
 }
 
-AT_SCALE = {"scale": at_scale.plan, "beginning": at_scale.beginning}
+# kind of block -> what follows from stored benchmarks, and from which
+AT_SCALE = {
+    "scale": (at_scale.plan, ("data", "step")),
+    "beginning": (at_scale.beginning, ("data",)),
+}
 
 PAGE = Kind("a page with generated blocks", lambda path: BLOCK.search(path.read_text()) is not None)
 
@@ -302,7 +306,9 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
     elif kind == "weights":
         shown = markdown(pretrained.table())
     elif kind in AT_SCALE:
-        shown = markdown(AT_SCALE[kind](at_scale.Run.of(name), folder))
+        follow, benches = AT_SCALE[kind]
+        shown = markdown(follow(at_scale.Run.of(name), folder))
+        shown += "\n\n" + at_scale.origin(*benches, folder=folder)
     elif kind == "power":
         shown = markdown(_power([float(spread) for spread in name.split(",")]))
     elif kind == "studies":

@@ -45,6 +45,7 @@ from ..structures.progress import bar as progress_bar
 from ..structures.store import Structures
 from . import checkpoints, pretrained, start
 from .config import TrainConfig
+from .memory import keep_freed_memory
 from .normalization import normalization
 from .repeatable import repeatable
 from .run_folder import Run, RunFolder, identity_hash, weights_hash
@@ -82,6 +83,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
         raise ConfigError(f"config: device cuda: {devices} GPUs asked for, {found} found")
     if accelerator == "cpu" and devices > (most := max(8, 4 * (os.cpu_count() or 1))):
         raise ConfigError(f"config: devices: {devices} processes on a CPU, at most {most} fit here")
+    if accelerator == "cpu":
+        keep_freed_memory()
     strategy = "ddp" if devices * nodes > 1 else "auto"
     tf32 = config.precision == "tf32"
     # process-wide, so every run says which it wants

@@ -12,6 +12,7 @@ fit.
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,6 +24,24 @@ from ..models import Prediction
 from ..structures.batch import Batch
 
 T = TypeVar("T")
+# of `mallopt` in the C library of GNU: what is asked for in larger pieces, or lies free at the end
+# of the heap beyond that, goes back to the system at once; ordinarily 32 MB
+TRIM_THRESHOLD, MMAP_THRESHOLD, KEPT = -1, -3, 1 << 30
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory of freed arrays up to a GB for the next ones; whether that
+    could be set.
+
+    For steps on a CPU: the arrays over the edges of some ten thousand atoms have more than 32 MB,
+    and would be fetched from the system anew, page by page, in every operation of every step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    # older libraries take no more than 32 MB: then nothing is changed, as either would be set alone
+    return bool(mallopt(MMAP_THRESHOLD, KEPT)) and bool(mallopt(TRIM_THRESHOLD, KEPT))
 
 
 class Limit:

@@ -5,6 +5,8 @@ memory runs out.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -218,3 +220,50 @@ def test_parts_asked_for_do_not_change_what_a_run_is(tmp_path):
     run = loop.fit(egnn(), molecules(8), potkit.Supervised(), settings(micro_batch=4), tmp_path)
     again = loop.fit(egnn(), molecules(8), potkit.Supervised(), settings(), tmp_path)
     assert equal(weights(run.model), weights(again.model))
+
+
+# -- memory of freed arrays ----------------------------------------------------------------------
+FAULTS = """
+import resource
+import torch
+from potkit.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(10_000_000)  # 40 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+before = faults()
+could = keep_freed_memory()
+torch.ones(10_000_000)
+print(int(could), before, faults())
+"""
+
+
+def test_freed_memory_is_kept():
+    """Large arrays that follow each other lie in the same memory; without, all their pages are
+    fetched anew.
+    """
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    could, before, after = map(int, done.stdout.split())
+    if not could:
+        pytest.skip("the C library does not take it")
+    assert after < 100 and after < before / 10
+
+
+def test_a_c_library_that_keeps_no_memory_is_left_as_it_is(monkeypatch):
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda what, size: asked.append(what) or 0
+
+    monkeypatch.setattr(microbatch.ctypes, "CDLL", Library)
+    assert not microbatch.keep_freed_memory()
+    assert asked == [microbatch.MMAP_THRESHOLD]  # the other one alone would make things worse
+    monkeypatch.setattr(microbatch.ctypes, "CDLL", lambda name: object())
+    assert not microbatch.keep_freed_memory()

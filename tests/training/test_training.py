@@ -90,6 +90,21 @@ def test_the_order_of_an_epoch_is_drawn_once():
     assert walk.flags.writeable
 
 
+def test_a_mapped_set_is_not_copied(tmp_path, monkeypatch):
+    """As docs/scale.md says: all processes of a node share the pages of one store."""
+    path = molecules(30).save(tmp_path / "store")
+    mapped = potkit.Structures.open(path)
+
+    def copied(*_):
+        raise AssertionError("copied")
+
+    for name in ("__getitem__", "to"):
+        monkeypatch.setattr(potkit.Structures, name, copied)
+    config = TrainConfig(steps=2, valid_fraction=0, resident=False, progress=False)
+    potkit.pretrain(egnn(), mapped, potkit.Denoise(sigma=0.1), config, tmp_path / "run")
+    assert mapped.lies_in(path)
+
+
 # -- learning ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "objective, structures, drop",
