@@ -209,7 +209,7 @@ def large_store(source: Structures, path: Path, structures: int) -> Path:
         raise DataError(
             f"bench data: a store of {structures:,} structures takes {needed / 1e9:.1f} GB, and "
             f"{path.parent} has {free / 1e9:.1f} GB free: ask for fewer (--structures), or name "
-            "a folder on another disk (--workdir)"
+            "a folder on another disk by TMPDIR"
         )
     rng = np.random.default_rng(0)
     with StoreWriter(path) as writer:

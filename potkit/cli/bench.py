@@ -197,15 +197,9 @@ def data(
         int, Option(help="structures of the large store, about 0.4 GB a million")
     ] = 1_000_000,
     draw: Annotated[int, Option(help="structures drawn from it at random")] = 256,
-    workdir: Annotated[
-        Path | None,
-        Option(help="folder for that store while it is measured; default: the system's"),
-    ] = None,
     json: Json = None,
 ) -> None:
     """Reading, opening and batching structures, beside h5py and PyG's DataLoader."""
-    if workdir is not None and not workdir.is_dir():
-        raise ConfigError(f"--workdir {workdir}: there is no such folder")
     _run(
         "data",
         json,
@@ -214,7 +208,6 @@ def data(
         repeats,
         structures=_within(structures, "--structures", MOST_STORED),
         draw=_within(draw, "--draw"),
-        workdir=workdir,
     )
 
 
