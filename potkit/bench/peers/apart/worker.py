@@ -35,10 +35,8 @@ class Worker:
         self, name: str, command: Sequence[str], settings: dict[str, Any], threads: int
     ) -> None:
         self.name = name
-        self._open = contextlib.ExitStack()
-        self._errors: IO[str] = self._open.enter_context(
-            tempfile.TemporaryFile("w+", errors="replace")
-        )
+        errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`close` closes it)
+        self._errors: IO[str] = errors
         self._lines: queue.Queue[str | None] = queue.Queue()
         try:
             self._process = subprocess.Popen(
@@ -51,7 +49,7 @@ class Worker:
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends it
             )
         except OSError as error:
-            self._open.close()
+            self._errors.close()
             raise ConfigError(f"bench: {name}: {command[0]}: {error.strerror}") from None
         threading.Thread(target=self._read, daemon=True).start()
         try:
@@ -108,7 +106,7 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        self._open.close()
+        self._errors.close()
 
     def _read(self) -> None:
         # ends when the process does: readline itself cannot be given a limit
