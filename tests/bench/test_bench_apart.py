@@ -331,7 +331,7 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", apart.NAMES)
 def test_a_peer_that_is_set_up_works(name, monkeypatch):
-    """Every network of the peer takes a step, moves atoms and predicts, on potkit's edges."""
+    """A network of the peer takes a step, moves atoms and predicts, on potkit's edges."""
     if name not in READY:
         pytest.skip(f"`potkit bench peers {name}` was not run here")
     if USERS is None:
@@ -339,14 +339,14 @@ def test_a_peer_that_is_set_up_works(name, monkeypatch):
     else:
         monkeypatch.setenv("POTKIT_PEERS", USERS)
     (peer,) = apart.named([name])
-    for case in peer.networks:
-        options = dict(repeats=1, cases=(case,), hidden=8, memory=False, peer_names=(name,))
-        tables = [
-            finetune.run(**options, systems=("molecules",), batch=1),
-            md.run(**options, systems=("boxes",), steps=1),
-            evaluate.run(**options, structures=2, batch=1),
-        ]
-        for table in tables:
-            theirs = table[table["implementation"].str.startswith(name)]
-            assert len(theirs) == len(peer.networks[case])
-            assert (theirs["median_s"] > 0).all()
+    case = next(iter(peer.networks))
+    options = dict(repeats=1, cases=(case,), hidden=8, memory=False, peer_names=(name,))
+    tables = [
+        finetune.run(**options, systems=("molecules",), batch=1),
+        md.run(**options, systems=("boxes",), steps=1),
+        evaluate.run(**options, structures=2, batch=1),
+    ]
+    for table in tables:
+        theirs = table[table["implementation"].str.startswith(name)]
+        assert len(theirs) == len(peer.networks[case])
+        assert (theirs["median_s"] > 0).all()

@@ -41,6 +41,7 @@ class PeerApart:
     environment: Environment
     script: str
     networks: dict[str, tuple[Matching, ...]]
+    calculator: str = ""  # what to know of the one that moves atoms
 
     @property
     def name(self) -> str:
@@ -61,16 +62,19 @@ PEERS = (
             "painn": (matches.graph_pes_painn,),
             "nequip": (matches.graph_pes_nequip,),
         },
+        "its calculator finds neighbours within 1 Å more, anew once an atom has moved by 0.5 Å",
     ),
     PeerApart(
         Environment("mace-torch", ("mace-torch", "torch")),
         "serve_mace.py",
         {"nequip": (matches.mace_torch,)},
+        "its calculator finds neighbours at every step and works out the stress, too",
     ),
     PeerApart(
         Environment("mlip", ("mlip",)),
         "serve_mlip.py",
         {"nequip": (matches.mlip_nequip, matches.mlip_mace)},
+        "its calculator finds neighbours at every step",
     ),
 )
 NAMES = tuple(peer.name for peer in PEERS)
@@ -151,7 +155,8 @@ def rivals(
                         task.threads,
                     )
                 )
-                found.append(rival(worker, match, task, model.n_parameters(), edges))
+                notes = [match.note, peer.calculator if task.work == "md" else ""]
+                found.append(rival(worker, notes, task, model.n_parameters(), edges))
         yield found
 
 
@@ -187,8 +192,8 @@ def write(path: Path, structures: Structures, velocities: np.ndarray | None = No
     np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
-def rival(worker: Worker, match: Match, task: Task, parameters: int, edges: int) -> Rival:
-    """A worker as part of a comparison, with its sizes beside potkit's in the note."""
+def rival(worker: Worker, notes: Sequence[str], task: Task, parameters: int, edges: int) -> Rival:
+    """A worker as part of a comparison; its note has sizes beside potkit's, and ``notes``."""
     sizes = worker.sizes
     if sizes["edges"] != edges:
         raise DataError(f"bench: {worker.name} finds {sizes['edges']} edges, potkit {edges}")
@@ -197,8 +202,7 @@ def rival(worker: Worker, match: Match, task: Task, parameters: int, edges: int)
         f"other weights, {sizes['parameters']:,} parameters (potkit {parameters:,}), "
         "the same atoms and edges"
     ]
-    if match.note:
-        parts.append(match.note)
+    parts += [note for note in notes if note]
     if task.work != "md":
         parts.append(f"batch and neighbours alone take it {1e3 * sizes['prepare_s']:.2g} ms")
     if sizes["first_s"] > 2 * sizes["last_s"] + 1:
