@@ -145,7 +145,7 @@ def fake_peer(monkeypatch, tmp_path):
     def make(edges: int) -> apart.PeerApart:
         peer = apart.PeerApart(
             made.Environment("graph-pes", ("graph-pes",)),
-            "unused.py",
+            "unused",
             {"schnet": (matches.graph_pes_schnet,)},
         )
         command = [sys.executable, str(script(tmp_path, edges=edges))]

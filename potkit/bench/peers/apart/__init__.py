@@ -50,13 +50,13 @@ class PeerApart:
 
     def command(self) -> list[str]:
         """How its process is started."""
-        return [str(self.environment.python), "-u", str(WORKERS / self.script)]
+        return [str(self.environment.python), str(WORKERS / "start.py"), self.script]
 
 
 PEERS = (
     PeerApart(
         Environment("graph-pes", ("graph-pes", "torch")),
-        "serve_graph_pes.py",
+        "serve_graph_pes",
         {
             "schnet": (matches.graph_pes_schnet,),
             "painn": (matches.graph_pes_painn,),
@@ -66,13 +66,13 @@ PEERS = (
     ),
     PeerApart(
         Environment("mace-torch", ("mace-torch", "torch")),
-        "serve_mace.py",
+        "serve_mace",
         {"nequip": (matches.mace_torch,)},
         "its calculator finds neighbours at every step and works out the stress, too",
     ),
     PeerApart(
         Environment("mlip", ("mlip",)),
-        "serve_mlip.py",
+        "serve_mlip",
         {"nequip": (matches.mlip_nequip, matches.mlip_mace)},
         "its calculator finds neighbours at every step",
     ),

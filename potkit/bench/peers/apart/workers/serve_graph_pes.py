@@ -11,8 +11,9 @@ from ase import Atoms
 from graph_pes import AtomicGraph, GraphPESModel, models
 from graph_pes.atomic_graph import number_of_edges, to_batch
 from graph_pes.utils.calculator import GraphPESCalculator
-from serving import Work, batches, dynamics, serve
+from serving import Work, batches, dynamics
 
+PACKAGE = "graph-pes"
 NETWORKS = {"SchNet": models.SchNet, "PaiNN": models.PaiNN, "NequIP": models.ZEmbeddingNequIP}
 
 
@@ -61,7 +62,3 @@ def build(settings: dict[str, Any], structures: list[Atoms]) -> Work:
         number_of_edges(whole),
         torch_steps.peak_memory,
     )
-
-
-if __name__ == "__main__":
-    serve("graph-pes", build)

@@ -13,8 +13,9 @@ from mace import data, modules
 from mace.calculators import MACECalculator
 from mace.tools import AtomicNumberTable
 from mace.tools.torch_geometric.batch import Batch
-from serving import Work, batches, dynamics, serve
+from serving import Work, batches, dynamics
 
+PACKAGE = "mace-torch"
 KEYS = data.KeySpecification(
     info_keys={"energy": "energy"},
     arrays_keys={"forces": "forces"},
@@ -94,7 +95,3 @@ def build(settings: dict[str, Any], structures: list[Atoms]) -> Work:
         moved = (structures[0], calculator, settings["steps"], settings["time_step"])
         run = functools.partial(dynamics, *moved)
     return Work(run, prepare, parameters, edges, torch_steps.peak_memory)
-
-
-if __name__ == "__main__":
-    serve("mace-torch", build)

@@ -18,10 +18,11 @@ from mlip.simulation.ase.mlip_ase_calculator import MLIPForceFieldASECalculator
 from mlip.training.ema import exponentially_moving_average
 from mlip.training.training_state import init_training_state
 from mlip.training.training_step import make_train_step
-from serving import Work, batches, dynamics, serve
+from serving import Work, batches, dynamics
 
+PACKAGE = "mlip"
 NETWORKS = {"NequIP": Nequip, "MACE": Mace}
-SPARE = 1.2  # room for more edges than at the start of a simulation, as the package proposes
+SPARE = 1.25  # room for more edges than at the start of a simulation, as its own engine has
 
 
 def build_force_field(settings: dict[str, Any]) -> ForceField:
@@ -121,7 +122,3 @@ def build(settings: dict[str, Any], structures: list[Atoms]) -> Work:
         moved = (start, calculator, settings["steps"], settings["time_step"])
         run = functools.partial(dynamics, *moved)
     return Work(run, lambda: [batch() for batch in fresh], parameters, edges)
-
-
-if __name__ == "__main__":
-    serve("mlip", build)

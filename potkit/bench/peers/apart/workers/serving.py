@@ -9,6 +9,7 @@ process. A failure is one line with the key ``error``.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import os
@@ -70,24 +71,25 @@ def batches(structures: list[Any], size: int) -> list[list[Any]]:
     return [structures[start : start + size] for start in range(0, len(structures), size)]
 
 
-def serve(package: str, build: Callable[[dict[str, Any], list[Atoms]], Work]) -> None:
-    """Answer potkit's process until it closes the line. ``build``: (settings, structures) -> the
-    work; ``package``: the name under which the peer's package is installed.
+def serve(module: str) -> None:
+    """Answer potkit's process until it closes the line. ``module`` has a function ``build``:
+    (settings, structures) -> `Work`, and the name PACKAGE under which the peer is installed.
     """
     # Ctrl-C goes to all processes of a terminal; potkit's ends this one by closing the line
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what packages print must not end up among the answers
+    os.dup2(2, 1)  # what packages print, when imported already, is not among the answers
 
     def answer(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     try:
         settings = json.loads(sys.stdin.readline())
-        work = build(settings, read_structures(settings["structures"]))
+        peer = importlib.import_module(module)
+        work = peer.build(settings, read_structures(settings["structures"]))
         first, last = warm_up(work.run)
         answer(
-            version=importlib.metadata.version(package),
+            version=importlib.metadata.version(peer.PACKAGE),
             first_s=first,
             last_s=last,
             prepare_s=min(seconds(work.prepare) for _ in range(3)),
