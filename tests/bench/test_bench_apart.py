@@ -5,6 +5,7 @@ environments are made, and each of them where it is set up.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,40 @@ def test_an_interrupt_ends_the_process(tmp_path, number):
     assert ours.returncode != 0
     psutil.wait_procs([theirs], timeout=20)
     assert not theirs.is_running()
+
+
+TOY = """
+from ase.calculators.lj import LennardJones
+from serving import Work, batches, dynamics
+print("a greeting on the stream of the answers")
+PACKAGE = "numpy"
+def build(settings, structures):
+    (atoms,) = structures
+    assert batches([1, 2, 3], 2) == [[1, 2], [3]]
+    assert atoms.arrays["forces"].shape == (26, 3) and atoms.get_velocities().any()
+    moved = (atoms, LennardJones(), settings["steps"], settings["time_step"])
+    def run():
+        assert dynamics(*moved).shape == (26, 3)
+    return Work(run, lambda: None, parameters=3, edges=4, peak_mb=lambda run: 1.5)
+"""
+
+
+def test_a_script_is_served(tmp_path):
+    """Our end of the line with theirs, and structures as they arrive there."""
+    shutil.copytree(apart.WORKERS, tmp_path / "workers")
+    (tmp_path / "workers" / "serve_toy.py").write_text(TOY)
+    start = [sys.executable, str(tmp_path / "workers" / "start.py")]
+    structures = common.molecules(1)
+    apart.write(tmp_path / "x.npz", structures, md.started(structures).get_velocities())
+    task = apart.Task("md", 1, steps=2, time_step=0.5)
+    told = apart.settings(task, matches.Match("toy", {}), structures, tmp_path / "x.npz")
+    with worker.Worker("toy", [*start, "serve_toy"], told, 1) as toy:
+        assert toy.sizes["version"] == np.__version__ and toy.sizes["edges"] == 4
+        assert 0 < toy.go() < 60 and toy.peak_mb() == 1.5
+        with pytest.raises(ConfigError, match="toy: unknown request 'stop'"):
+            toy.ask("stop", 60)
+    with pytest.raises(ConfigError, match="toy: ModuleNotFoundError: No module named 'serve_it'"):
+        worker.Worker("toy", [*start, "serve_it"], told, 1)
 
 
 # -- in the comparison -------------------------------------------------------------------------
