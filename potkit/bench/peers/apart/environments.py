@@ -91,7 +91,8 @@ class Environment:
         return self.folder
 
     def _make(self, cuda: bool, say: Callable[[str], None]) -> None:
-        # pip is at work in here for minutes: without its record the folder is not whole
+        # the record goes first and comes last: in between the folder is not whole
+        (self.folder / RECORD).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         say(f"{self.name}: a virtual environment in {self.folder}")
         self._run([sys.executable, "-m", "venv", str(self.folder)], "the virtual environment")

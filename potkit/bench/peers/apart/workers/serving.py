@@ -9,6 +9,7 @@ process. A failure is one line with the key ``error``.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -78,7 +79,7 @@ def serve(module: str) -> None:
     # Ctrl-C goes to all processes of a terminal; potkit's ends this one by closing the line
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what packages print, when imported already, is not among the answers
+    os.dup2(2, 1)  # what packages print, also while they are imported, is not among the answers
 
     def answer(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
@@ -88,6 +89,8 @@ def serve(module: str) -> None:
         peer = importlib.import_module(module)
         work = peer.build(settings, read_structures(settings["structures"]))
         first, last = warm_up(work.run)
+        gc.collect()
+        gc.disable()  # as in potkit's process while it measures
         answer(
             version=importlib.metadata.version(peer.PACKAGE),
             first_s=first,
