@@ -18,7 +18,7 @@ from ....errors import ConfigError
 from ...common import Seconds
 from .environments import bare_environment, last_words
 
-START = 900.0  # s until the first answer: import, building, compiling, the first calls
+START = 1800.0  # s until the first answer: import, building, compiling, the first calls
 ANSWER = 600.0  # s until any other answer
 END = 2.0  # s that a process has to end by itself
 SIZES = ("first_s", "last_s", "prepare_s", "parameters", "edges")  # of the first answer
