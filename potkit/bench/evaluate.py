@@ -3,11 +3,13 @@ others with the same weights.
 
 potkit's side is the whole of `potkit.evaluate`: checks, batches, neighbours, predictions, tables of
 errors. A peer's is the loop people write: batches (potkit's), neighbours, predictions, two means.
+Peers with an environment of their own do the same with networks of the same size, see
+`peers.apart`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from ..structures.store import Structures
 from . import peers
 from .common import COLUMNS, Rival, check_device, compare, molecules
 from .finetune import CASES
+from .peers import apart
 
 
 def run(
@@ -30,17 +33,21 @@ def run(
     hidden: int = 128,
     compile: bool = False,
     memory: bool = True,
+    peer_names: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ):
     """A DataFrame, a row per network and implementation, with structures ``per_second``; the
     predicted forces are compared first. See `common.compare`.
 
     ``structures`` molecules of ani-mini (NequIP fewer, see `peers.batch_of`) in batches of
-    ``batch``; networks of width ``hidden``; ``compile`` adds potkit's compiled code.
+    ``batch``; networks of width ``hidden``; ``compile`` adds potkit's compiled code;
+    ``peer_names``: see `apart.chosen`.
     """
     import pandas as pd
 
     check_device(device, threads)
+    others = apart.chosen(peer_names, device, say)
+    task = apart.Task("evaluate", threads, batch)
     rows = []
     for case in cases:
         n = peers.batch_of(case, structures, device)
@@ -59,18 +66,20 @@ def run(
             work = _ours(model, labelled, batch, device, compile=True)
             rivals.append(Rival("potkit, compiled", work, work))
         whole = labelled.batch(device=device)
-        compared = compare(
-            f"{case} evaluate, {n} molecules",
-            rivals,
-            repeats,
-            device,
-            threads,
-            tolerance=1e-4,
-            memory=memory,
-            say=say,
-            atoms=len(whole.z),
-            edges=len(model.graph(whole, whole.pos).sender),
-        )
+        edges = len(model.graph(whole, whole.pos).sender)
+        with apart.rivals(others, case, model, labelled, task, say) as guests:
+            compared = compare(
+                f"{case} evaluate, {n} molecules",
+                [*rivals, *guests],
+                repeats,
+                device,
+                threads,
+                tolerance=1e-4,
+                memory=memory,
+                say=say,
+                atoms=len(whole.z),
+                edges=edges,
+            )
         rows += [row | {"per_second": n / row["median_s"]} for row in compared]
     return pd.DataFrame(rows, columns=[*COLUMNS, "per_second"])
 

@@ -3,6 +3,7 @@
 
 Molecules as large as 3BPA (of ani-mini) and periodic boxes of 64 waters (of water-mini). Rivals get
 the same weights, labels, loss and optimizer, and their forces are compared before the clock starts.
+Peers with an environment of their own have networks of the same size, see `peers.apart`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..objectives import Supervised
 from ..structures.store import Structures
 from . import peers
 from .common import COLUMNS, SYSTEMS, Rival, check_device, compare
+from .peers import apart
 from .step import with_kernels
 
 CASES = ("egnn", "torchmd_et", "schnet", "painn", "nequip")
@@ -36,34 +38,39 @@ def run(
     hidden: int = 128,
     compile: bool = False,
     memory: bool = True,
+    peer_names: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ):
     """A DataFrame, a row per network, system and implementation; see `common.compare`.
 
     ``systems`` of `SYSTEMS`; ``batch`` structures per step (default: 8 molecules, 2 boxes; NequIP
     fewer, see `peers.batch_of`), networks of width ``hidden``. ``compile`` adds potkit's kernels,
-    where they serve two derivatives.
+    where they serve two derivatives. ``peer_names``: see `apart.chosen`.
     """
     import pandas as pd
 
     check_device(device, threads)
+    others = apart.chosen(peer_names, device, say)
+    task = apart.Task("finetune", threads)
     rows = []
     for system in systems:
         for case in cases:
             n = peers.batch_of(case, batch or BATCH[system], device)
             structures = SYSTEMS[system](n)
             rivals, sizes = contenders(case, structures, device, hidden, compile)
-            rows += compare(
-                f"{case} finetune, {n} {system}",
-                rivals,
-                repeats,
-                device,
-                threads,
-                tolerance=1e-4,
-                memory=memory,
-                say=say,
-                **sizes,
-            )
+            model = peers.reference(case, hidden)
+            with apart.rivals(others, case, model, structures, task, say) as guests:
+                rows += compare(
+                    f"{case} finetune, {n} {system}",
+                    [*rivals, *guests],
+                    repeats,
+                    device,
+                    threads,
+                    tolerance=1e-4,
+                    memory=memory,
+                    say=say,
+                    **sizes,
+                )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -3,7 +3,9 @@ a structure at a time.
 
 One molecule (of ani-mini, 26 atoms) and one periodic box of 64 waters (of water-mini), moved by
 ASE's velocity Verlet from the same start with the same velocities. Rivals have the same weights;
-the forces where the atoms end are compared before the clock starts.
+the forces where the atoms end are compared before the clock starts. Peers with an environment of
+their own have networks of the same size and move the atoms by their own calculators, see
+`peers.apart`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from ..structures.store import Structures
 from . import peers
 from .common import COLUMNS, SYSTEMS, Rival, check_device, compare
 from .finetune import CASES
+from .peers import apart
 
 TIME_STEP = 0.5  # fs
 TEMPERATURE = 300.0  # K, of the velocities at the start
@@ -35,33 +38,39 @@ def run(
     hidden: int = 64,
     compile: bool = False,
     memory: bool = False,
+    peer_names: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ):
     """A DataFrame, a row per network, system and implementation; ``median_s`` is of ``steps``
     steps, ``ms_per_step`` of one. See `common.compare`.
 
     ``systems`` of `SYSTEMS`, one structure each; ``hidden``: width of the networks;
-    ``compile`` adds potkit's compiled code.
+    ``compile`` adds potkit's compiled code; ``peer_names``: see `apart.chosen`.
     """
     import pandas as pd
 
     check_device(device, threads)
+    others = apart.chosen(peer_names, device, say)
     rows = []
     for system in systems:
         structures = SYSTEMS[system](1)
+        speeds = started(structures).get_velocities()
+        task = apart.Task("md", threads, steps=steps, time_step=TIME_STEP, velocities=speeds)
         for case in cases:
             rivals, sizes = contenders(case, structures, device, hidden, steps, compile)
-            compared = compare(
-                f"{case} md, one of {system}",
-                rivals,
-                repeats,
-                device,
-                threads,
-                tolerance=1e-4,
-                memory=memory,
-                say=say,
-                **sizes,
-            )
+            model = peers.reference(case, hidden)
+            with apart.rivals(others, case, model, structures, task, say) as guests:
+                compared = compare(
+                    f"{case} md, one of {system}",
+                    [*rivals, *guests],
+                    repeats,
+                    device,
+                    threads,
+                    tolerance=1e-4,
+                    memory=memory,
+                    say=say,
+                    **sizes,
+                )
             rows += [row | {"ms_per_step": 1e3 * row["median_s"] / steps} for row in compared]
     return pd.DataFrame(rows, columns=[*COLUMNS, "ms_per_step"])
 
@@ -93,6 +102,16 @@ def contenders(
     return rivals, sizes
 
 
+def started(structures: Structures) -> Any:
+    """The first structure as ASE's atoms, with Maxwell and Boltzmann's velocities."""
+    from ase import units
+
+    (atoms,) = structures[:1].to_ase()
+    speeds = np.sqrt(units.kB * TEMPERATURE / atoms.get_masses())[:, None]
+    atoms.set_velocities(speeds * np.random.default_rng(0).standard_normal((len(atoms), 3)))
+    return atoms
+
+
 def dynamics(structures: Structures, calculator: Any, steps: int) -> Tensor:
     """Forces on the atoms of the first structure after ``steps`` steps of velocity Verlet, [N, 3]
     eV/Å.
@@ -100,10 +119,7 @@ def dynamics(structures: Structures, calculator: Any, steps: int) -> Tensor:
     from ase import units
     from ase.md.verlet import VelocityVerlet
 
-    (atoms,) = structures[:1].to_ase()
-    # Maxwell and Boltzmann's velocities
-    speeds = np.sqrt(units.kB * TEMPERATURE / atoms.get_masses())[:, None]
-    atoms.set_velocities(speeds * np.random.default_rng(0).standard_normal((len(atoms), 3)))
+    atoms = started(structures)
     atoms.calc = calculator
     VelocityVerlet(atoms, TIME_STEP * units.fs).run(steps)
     return torch.from_numpy(atoms.get_forces())

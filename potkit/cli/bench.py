@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from ..errors import ConfigError
 from ..structures.outputs import Kind, check, check_folder, is_provenance, read_json
@@ -59,6 +59,14 @@ Cases = Annotated[
     list[str] | None,
     Option(
         "--case", help="one network of egnn, torchmd_et, schnet, nequip, repeatable; default: all"
+    ),
+]
+Peers = Annotated[
+    list[str] | None,
+    Option(
+        "--peer",
+        help="peer with an environment of its own (`potkit bench peers`), repeatable, or none; "
+        "default: all that are set up",
     ),
 ]
 MOST_THREADS = 1024
@@ -287,6 +295,7 @@ def finetune(
     ] = None,
     hidden: Annotated[int, Option(help="width of the networks")] = 128,
     compile: Kernels = False,
+    peer: Peers = None,
     json: Json = None,
 ) -> None:
     """A step of training on energies and forces, of molecules and of boxes of water."""
@@ -301,6 +310,7 @@ def finetune(
         batch=_within(batch, "--batch"),
         hidden=_within(hidden, "--hidden"),
         compile=compile,
+        peer_names=_peers(peer),
         say=_say,
     )
 
@@ -315,6 +325,7 @@ def md(
     steps: Annotated[int, Option(help="steps of dynamics in a round")] = 50,
     hidden: Annotated[int, Option(help="width of the networks")] = 64,
     compile: Kernels = False,
+    peer: Peers = None,
     json: Json = None,
 ) -> None:
     """Molecular dynamics of one molecule and of one box of 64 waters, through ASE."""
@@ -329,6 +340,7 @@ def md(
         steps=_within(steps, "--steps"),
         hidden=_within(hidden, "--hidden"),
         compile=compile,
+        peer_names=_peers(peer),
         say=_say,
     )
 
@@ -343,6 +355,7 @@ def evaluate(
     batch: Annotated[int, Option(help="structures at a time")] = 64,
     hidden: Annotated[int, Option(help="width of the networks")] = 128,
     compile: Kernels = False,
+    peer: Peers = None,
     json: Json = None,
 ) -> None:
     """Errors of energy and forces over a labelled set, as `potkit evaluate` finds them."""
@@ -357,6 +370,7 @@ def evaluate(
         batch=_within(batch, "--batch"),
         hidden=_within(hidden, "--hidden"),
         compile=compile,
+        peer_names=_peers(peer),
         say=_say,
     )
 
@@ -435,6 +449,35 @@ def networks(
     _run("networks", json, device, threads, repeats, experiment=experiment, say=_say)
 
 
+@bench_app.command()
+def peers(
+    names: Annotated[
+        list[str] | None, Argument(help="peers to set up; without, says which there are")
+    ] = None,
+    again: Annotated[bool, Option("--again", help="also where it is set up already")] = False,
+    cuda: Annotated[
+        bool, Option("--cuda", help="also where pip would bring packages for GPUs")
+    ] = False,
+) -> None:
+    """Environments of their own for peers that do not go along with potkit's packages; finetune,
+    md and evaluate then measure them, too.
+    """
+    from ..bench.peers import apart
+
+    for peer in apart.named(names or []):
+        environment = peer.environment
+        if environment.state() == "ready" and not again:
+            continue
+        environment.make(cuda, _say)
+    for peer in apart.PEERS:
+        environment = peer.environment
+        state = environment.state()
+        where = (
+            f"in {environment.folder}" if state == "ready" else f"`potkit bench peers {peer.name}`"
+        )
+        print(f"{peer.name}: {state} {where} (beside {', '.join(peer.networks)})")
+
+
 @bench_app.command("all")
 def everything(
     device: Device = "cpu",
@@ -479,6 +522,19 @@ def _systems(given: list[str] | None) -> tuple[str, ...]:
     if unknown := [s for s in given or [] if s not in SYSTEMS]:
         raise ConfigError(f"--system {unknown[0]!r} is not one of {', '.join(SYSTEMS)}")
     return tuple(given or SYSTEMS)
+
+
+def _peers(given: list[str] | None) -> tuple[str, ...] | None:
+    """The peers with an environment of their own that are asked for: none, some, or (None) all
+    that are set up.
+    """
+    from ..bench.peers import apart
+
+    if given and "none" in given:
+        return ()
+    if unknown := [name for name in given or [] if name not in apart.NAMES]:
+        raise ConfigError(f"--peer {unknown[0]!r} is not one of {', '.join(apart.NAMES)}, none")
+    return tuple(given) if given else None
 
 
 def _within(value: int | None, option: str, most: int = MOST) -> int | None:
