@@ -198,7 +198,7 @@ class EGNN(Network):
     """The backbone: `Graph` -> `Features`: scalars [N, hidden], displacement x_L − x [N, 3] Å."""
 
     gives_displacement = True
-    kernel_order = 1
+    kernel_order = 2
 
     def __init__(
         self,
