@@ -14,14 +14,16 @@ void forward_blocks(const Inputs& in, const Tensor& w2, const Tensor& b2, const 
   at::parallel_for(0, static_cast<int64_t>(cuts.size()) - 1, 1, [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView guard;
     std::vector<T> s_room(BLOCK * width), a_room(keep ? 0 : BLOCK * width), c_room(keep ? 0 : BLOCK * width);
-    std::vector<float> u_room(width);
+    std::vector<float> u_room(BLOCK * width);
     for (int64_t share = begin; share < end; ++share) {
       for (int64_t start = cuts[share]; start < cuts[share + 1]; start += BLOCK) {
         const int64_t size = std::min(BLOCK, cuts[share + 1] - start);
         T* s = s_room.data();
         T* a = keep ? a_all + start * width : a_room.data();
         T* c = keep ? c_all + start * width : c_room.data();
-        for (int64_t b = 0; b < size; ++b) first<false>(in, start + b, u_room.data(), s + b * width);
+        first(in, start, size, u_room.data());
+#pragma omp simd
+        for (int64_t k = 0; k < size * width; ++k) s[k] = narrow<T>(silu(u_room[k]));
         Tensor s_view = over(s, size, width), a_view = over(a, size, width), c_view = over(c, size, width);
         at::addmm_out(a_view, b2, s_view, w2.t());
         for (int64_t b = 0; b < size; ++b) {
@@ -104,16 +106,22 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
   T *s = s_room.data(), *m = m_room.data(), *dc = dc_room.data(), *d = d_room.data();
   const bool through_c = d_t || d_c;
   float *__restrict__ dw_x = sums.dw_x.data_ptr<float>(), *__restrict__ db_c = sums.db_c.data_ptr<float>();
-  float *__restrict__ db2 = sums.db2.data_ptr<float>(), *__restrict__ dw_d = sums.dw_d.data_ptr<float>();
+  float *__restrict__ db2 = sums.db2.data_ptr<float>();
   float* __restrict__ dw_g = in.w_g ? sums.dw_g.data_ptr<float>() : nullptr;
   float* dq = sums.dq.data_ptr<float>() - sums.senders.first * width;
   for (int64_t start = begin; start < end; start += BLOCK) {
     const int64_t size = std::min(BLOCK, end - start);
     Tensor s_view = over(s, size, width), m_view = over(m, size, width), dc_view = over(dc, size, width), d_view = over(d, size, width);
+    first(in, start, size, u);
+#pragma omp simd
+    for (int64_t k = 0; k < size * width; ++k) {  // silu(u) and, in place of u, its slope
+      const float x = u[k], slope = sigmoid(x);
+      s[k] = narrow<T>(x * slope);
+      u[k] = silu_slope(x, slope);
+    }
     // t = w_x·silu(c) + b_x
     for (int64_t b = 0; b < size; ++b) {
       const int64_t e = start + b;
-      first<true>(in, e, u + b * width, s + b * width);
       const T *__restrict__ a_row = a_all + e * width, *__restrict__ c_row = c_all + e * width;
       T *__restrict__ m_row = m + b * width, *__restrict__ dc_row = dc + b * width;
       const float* __restrict__ w_x = in.w_x;
@@ -211,24 +219,14 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
       float *__restrict__ dp_row = dp + in.receiver[e] * width, *__restrict__ dq_row = dq + in.sender[e] * width;
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) {
-        const float x = u_row[k], du = widen(d_row[k]) * silu_slope(x, sigmoid(x));
+        const float du = widen(d_row[k]) * u_row[k];
         dp_row[k] += du;
         dq_row[k] += du;
         u_row[k] = du;
       }
-      for (int64_t r = 0; r < in.radial; ++r) {
-        const float* __restrict__ w = in.w_d + r * width;
-        float* __restrict__ dw = dw_d + r * width;
-        const float value = in.edge[e * in.radial + r];
-        float out = 0.0f;
-#pragma omp simd reduction(+ : out)
-        for (int64_t k = 0; k < width; ++k) {
-          out += u_row[k] * w[k];
-          dw[k] += u_row[k] * value;
-        }
-        d_edge[e * in.radial + r] = out;
-      }
     }
+    to_edge(in, start, size, u, d_edge);
+    to_radial(in.edge + start * in.radial, u, size, in.radial, width, sums.dw_d);
   }
 }
 

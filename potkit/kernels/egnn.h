@@ -29,32 +29,64 @@ inline Inputs gather(const Tensor& p, const Tensor& q, const Tensor& edge, const
           sender.const_data_ptr<int64_t>(), receiver.const_data_ptr<int64_t>(), p.size(0), sender.size(0), p.size(1), edge.size(1)};
 }
 
-// u and silu(u) of an edge; u is stored only where asked for
-template <bool Keep, typename T>
-inline void first(const Inputs& in, int64_t e, float* __restrict__ u, T* __restrict__ s) {
-  const int64_t width = in.width;
-  const float* __restrict__ p = in.p + in.receiver[e] * width;
-  const float* __restrict__ q = in.q + in.sender[e] * width;
-  const float* __restrict__ w = in.w_d;
-  const float* edge = in.edge + e * in.radial;
-  if (in.radial == 1) {
-    const float d = edge[0];
+// u of a block of edges, [size, F]
+inline void first(const Inputs& in, int64_t start, int64_t size, float* u) {
+  const int64_t width = in.width, radial = in.radial;
+  const float* edge = in.edge + start * radial;
+  if (radial > 1) {
+    Tensor u_view = over(u, size, width);
+    at::mm_out(u_view, over(const_cast<float*>(edge), size, radial),
+               over(const_cast<float*>(in.w_d), radial, width));
+  }
+  for (int64_t b = 0; b < size; ++b) {
+    const float* __restrict__ p = in.p + in.receiver[start + b] * width;
+    const float* __restrict__ q = in.q + in.sender[start + b] * width;
+    float* __restrict__ row = u + b * width;
+    if (radial > 1) {
 #pragma omp simd
-    for (int64_t k = 0; k < width; ++k) {
-      const float x = p[k] + q[k] + d * w[k];
-      if constexpr (Keep) u[k] = x;
-      s[k] = narrow<T>(silu(x));
+      for (int64_t k = 0; k < width; ++k) row[k] += p[k] + q[k];
+    } else {
+      const float* __restrict__ w = in.w_d;
+      const float d = edge[b];
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) row[k] = p[k] + q[k] + d * w[k];
     }
+  }
+}
+
+// d_edge = du W_d of a block of edges
+inline void to_edge(const Inputs& in, int64_t start, int64_t size, float* du, float* d_edge) {
+  const int64_t width = in.width, radial = in.radial;
+  if (radial > 1) {
+    Tensor out = over(d_edge + start * radial, size, radial);
+    at::mm_out(out, over(du, size, width), over(const_cast<float*>(in.w_d), radial, width).t());
     return;
   }
-  for (int64_t k = 0; k < width; ++k) u[k] = p[k] + q[k];
-  for (int64_t r = 0; r < in.radial; ++r) {
-    const float d = edge[r];
-    const float* __restrict__ row = w + r * width;
-    for (int64_t k = 0; k < width; ++k) u[k] += d * row[k];
+  const float* __restrict__ w = in.w_d;
+  for (int64_t b = 0; b < size; ++b) {
+    const float* __restrict__ row = du + b * width;
+    float out = 0.0f;
+#pragma omp simd reduction(+ : out)
+    for (int64_t k = 0; k < width; ++k) out += row[k] * w[k];
+    d_edge[start + b] = out;
   }
+}
+
+// dw_d [R, F] += Σ value ⊗ du over a block of edges; values [size, R]
+inline void to_radial(const float* values, const float* du, int64_t size, int64_t radial,
+                      int64_t width, Tensor& dw_d) {
+  if (radial > 1) {
+    dw_d.addmm_(over(const_cast<float*>(values), size, radial).t(),
+                over(const_cast<float*>(du), size, width));
+    return;
+  }
+  float* __restrict__ out = dw_d.data_ptr<float>();
+  for (int64_t b = 0; b < size; ++b) {
+    const float* __restrict__ row = du + b * width;
+    const float value = values[b];
 #pragma omp simd
-  for (int64_t k = 0; k < width; ++k) s[k] = narrow<T>(silu(u[k]));
+    for (int64_t k = 0; k < width; ++k) out[k] += value * row[k];
+  }
 }
 
 }  // namespace potkit::egnn

@@ -36,8 +36,10 @@ void slopes_share(const Inputs& in, const Given<T>& given, const Tensor& w2, con
                   int64_t begin, int64_t end, float* z_all, T* ds_all, float* dp, float* dq,
                   float* d_edge, float* d_envelope) {
   const int64_t width = in.width;
-  std::vector<float> u_room(width), z_room(z_all ? 0 : BLOCK * width);
-  std::vector<T> s_room(width), dc_room(BLOCK * width), da_room(BLOCK * width);
+  std::vector<float> u_room(BLOCK * width), z_room(z_all ? 0 : BLOCK * width), s_room(width);
+  std::vector<T> dc_room(BLOCK * width), da_room(BLOCK * width);
+  float* u = u_room.data();
+  float* __restrict__ s = s_room.data();  // σ(a) of an edge
   T *dc = dc_room.data(), *da = da_room.data();
   for (int64_t start = begin; start < end; start += BLOCK) {
     const int64_t size = std::min(BLOCK, end - start);
@@ -66,7 +68,8 @@ void slopes_share(const Inputs& in, const Given<T>& given, const Tensor& w2, con
       float along = 0.0f, out = 0.0f;
 #pragma omp simd reduction(+ : along, out)
       for (int64_t k = 0; k < width; ++k) {
-        const float v = silu(widen(a[k]));
+        const float x = widen(a[k]), slope = sigmoid(x), v = x * slope;
+        s[k] = slope;
         along += z[k] * v;
         out += up[k] * v;
       }
@@ -76,14 +79,13 @@ void slopes_share(const Inputs& in, const Given<T>& given, const Tensor& w2, con
         const float* __restrict__ w_g = in.w_g;
 #pragma omp simd
         for (int64_t k = 0; k < width; ++k) {
-          const float x = widen(a[k]);
-          da_row[k] = narrow<T>((g * z[k] + d_logit * w_g[k]) * silu_slope(x, sigmoid(x)));
+          const float slope = silu_slope(widen(a[k]), s[k]);
+          da_row[k] = narrow<T>((g * z[k] + d_logit * w_g[k]) * slope);
         }
       } else {
 #pragma omp simd
         for (int64_t k = 0; k < width; ++k) {
-          const float x = widen(a[k]);
-          da_row[k] = narrow<T>(z[k] * silu_slope(x, sigmoid(x)));
+          da_row[k] = narrow<T>(z[k] * silu_slope(widen(a[k]), s[k]));
         }
       }
     }
@@ -91,29 +93,21 @@ void slopes_share(const Inputs& in, const Given<T>& given, const Tensor& w2, con
     T* ds_block = ds_all ? ds_all + start * width : dc;
     Tensor ds_view = over(ds_block, size, width);
     at::mm_out(ds_view, da_view, w2);
-    for (int64_t b = 0; b < size; ++b) {
-      const int64_t e = start + b;
-      first<true>(in, e, u_room.data(), s_room.data());
-      float* __restrict__ u = u_room.data();
-      const T* __restrict__ ds = ds_block + b * width;
-      float *__restrict__ dp_row = dp + in.receiver[e] * width;
-      float *__restrict__ dq_row = dq + in.sender[e] * width;
+    first(in, start, size, u);
 #pragma omp simd
-      for (int64_t k = 0; k < width; ++k) {
-        const float x = u[k], du = widen(ds[k]) * silu_slope(x, sigmoid(x));
-        dp_row[k] += du;
-        u[k] = du;
-      }
-#pragma omp simd
-      for (int64_t k = 0; k < width; ++k) dq_row[k] += u[k];
-      for (int64_t r = 0; r < in.radial; ++r) {
-        const float* __restrict__ w = in.w_d + r * width;
-        float out = 0.0f;
-#pragma omp simd reduction(+ : out)
-        for (int64_t k = 0; k < width; ++k) out += u[k] * w[k];
-        d_edge[e * in.radial + r] = out;
-      }
+    for (int64_t k = 0; k < size * width; ++k) {
+      u[k] = widen(ds_block[k]) * silu_slope(u[k], sigmoid(u[k]));  // du
     }
+    for (int64_t b = 0; b < size; ++b) {
+      const float* __restrict__ du = u + b * width;
+      float *__restrict__ dp_row = dp + in.receiver[start + b] * width;
+      float *__restrict__ dq_row = dq + in.sender[start + b] * width;
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) dp_row[k] += du[k];
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) dq_row[k] += du[k];
+    }
+    to_edge(in, start, size, u, d_edge);
   }
 }
 
@@ -185,63 +179,38 @@ struct Out {
   T *a, *c;
 };
 
-// u̇ = ṗ_i + q̇_j + W_d ė
-inline void change(const Inputs& in, const Ups& up, int64_t e, float* __restrict__ du) {
-  const int64_t width = in.width;
-  const float* __restrict__ p = up.p + in.receiver[e] * width;
-  const float* __restrict__ q = up.q + in.sender[e] * width;
-#pragma omp simd
-  for (int64_t k = 0; k < width; ++k) du[k] = p[k] + q[k];
-  for (int64_t r = 0; r < in.radial; ++r) {
-    const float rate = up.edge[e * in.radial + r];
-    const float* __restrict__ w = in.w_d + r * width;
-#pragma omp simd
-    for (int64_t k = 0; k < width; ++k) du[k] += rate * w[k];
-  }
-}
-
 // ṡ of a block, and what comes back to u by its curvature
 template <typename T>
 void first_changes(const Inputs& in, const Ups& up, const T* ds_all, int64_t start, int64_t size,
-                   Sums& sums, const Out<T>& out, T* s_dot) {
+                   Sums& sums, const Out<T>& out, float* u, float* dot, T* s_dot) {
   const int64_t width = in.width;
-  std::vector<float> u_room(width), dot_room(width);
-  std::vector<T> s_room(width);
-  float *__restrict__ u = u_room.data(), *__restrict__ dot = dot_room.data();
-  float* dw_d = sums.dw_d.data_ptr<float>();
   float* dq = sums.dq.data_ptr<float>() - sums.senders.first * width;
-  for (int64_t b = 0; b < size; ++b) {
-    const int64_t e = start + b;
-    first<true>(in, e, u, s_room.data());
-    change(in, up, e, dot);
-    const T* __restrict__ ds = ds_all + e * width;
-    T* __restrict__ s_row = s_dot + b * width;
-    float *__restrict__ dp_row = out.dp + in.receiver[e] * width;
-    float *__restrict__ dq_row = dq + in.sender[e] * width;
+  first(in, start, size, u);
+  Inputs rates = in;  // u̇ = Ṗ_i + Q̇_j + W_d ė
+  rates.p = up.p, rates.q = up.q, rates.edge = up.edge;
+  first(rates, start, size, dot);
+  const T* __restrict__ ds = ds_all + start * width;
 #pragma omp simd
-    for (int64_t k = 0; k < width; ++k) {
-      const float x = u[k], s = sigmoid(x), slope = silu_slope(x, s), rate = dot[k];
-      const float grad = widen(ds[k]);
-      s_row[k] = narrow<T>(slope * rate);
-      dot[k] = grad * slope;                 // du
-      u[k] = grad * silu_bend(x, s) * rate;  // ū
-      dp_row[k] += u[k];
-    }
-#pragma omp simd
-    for (int64_t k = 0; k < width; ++k) dq_row[k] += u[k];
-    for (int64_t r = 0; r < in.radial; ++r) {
-      const float value = in.edge[e * in.radial + r], rate = up.edge[e * in.radial + r];
-      const float* __restrict__ w = in.w_d + r * width;
-      float* __restrict__ dw = dw_d + r * width;
-      float back = 0.0f;
-#pragma omp simd reduction(+ : back)
-      for (int64_t k = 0; k < width; ++k) {
-        back += u[k] * w[k];
-        dw[k] += dot[k] * rate + u[k] * value;
-      }
-      out.d_edge[e * in.radial + r] = back;
-    }
+  for (int64_t k = 0; k < size * width; ++k) {
+    const float x = u[k], s = sigmoid(x), slope = silu_slope(x, s), rate = dot[k];
+    const float grad = widen(ds[k]);
+    s_dot[k] = narrow<T>(slope * rate);
+    dot[k] = grad * slope;                 // du
+    u[k] = grad * silu_bend(x, s) * rate;  // ū
   }
+  for (int64_t b = 0; b < size; ++b) {
+    const float* __restrict__ back = u + b * width;
+    float *__restrict__ dp_row = out.dp + in.receiver[start + b] * width;
+    float *__restrict__ dq_row = dq + in.sender[start + b] * width;
+#pragma omp simd
+    for (int64_t k = 0; k < width; ++k) dp_row[k] += back[k];
+#pragma omp simd
+    for (int64_t k = 0; k < width; ++k) dq_row[k] += back[k];
+  }
+  const int64_t radial = in.radial, at = start * radial;
+  to_edge(in, start, size, u, out.d_edge);
+  to_radial(up.edge + at, dot, size, radial, width, sums.dw_d);
+  to_radial(in.edge + at, u, size, radial, width, sums.dw_d);
 }
 
 // From ȧ of a block: ṁ, da, and what comes back to a
@@ -250,8 +219,9 @@ void second_changes(const Inputs& in, const Given<T>& given, const Ups& up, cons
                     const T* a_dot, int64_t start, int64_t size, Sums& sums, const Out<T>& out,
                     T* m_dot, T* da) {
   const int64_t width = in.width;
-  std::vector<float> v_room(width), dot_room(width);
+  std::vector<float> v_room(width), dot_room(width), s_room(width);
   float *__restrict__ v = v_room.data(), *__restrict__ v_dot = dot_room.data();
+  float* __restrict__ sigma = s_room.data();
   float* __restrict__ dw_g = in.w_g ? sums.dw_g.data_ptr<float>() : nullptr;
   const float* __restrict__ w_g = in.w_g;
   for (int64_t b = 0; b < size; ++b) {
@@ -267,6 +237,7 @@ void second_changes(const Inputs& in, const Given<T>& given, const Ups& up, cons
 #pragma omp simd reduction(+ : along, bent, with)
     for (int64_t k = 0; k < width; ++k) {
       const float x = widen(a[k]), s = sigmoid(x);
+      sigma[k] = s;
       v[k] = x * s;
       v_dot[k] = silu_slope(x, s) * widen(dot[k]);
       along += z[k] * v[k];
@@ -297,7 +268,7 @@ void second_changes(const Inputs& in, const Given<T>& given, const Ups& up, cons
     auto finish = [&](auto gate_weight) {
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) {
-        const float x = widen(a[k]), s = sigmoid(x), slope = silu_slope(x, s), w = gate_weight(k);
+        const float x = widen(a[k]), s = sigma[k], slope = silu_slope(x, s), w = gate_weight(k);
         const float dv = g * z[k] + d_logit * w;
         const float v_back = g_dot * z[k] + g * f_dot * d[k] + logit_back * w;
         back[k] = narrow<T>(v_back * slope + dv * silu_bend(x, s) * widen(dot[k]));
@@ -343,11 +314,12 @@ void bends_share(const Inputs& in, const Given<T>& given, const Ups& up, const T
                  Sums& sums, const Out<T>& out) {
   const int64_t width = in.width;
   std::vector<T> one(BLOCK * width), two(BLOCK * width), three(BLOCK * width);
+  std::vector<float> u(BLOCK * width), dot(BLOCK * width);
   for (int64_t start = begin; start < end; start += BLOCK) {
     const int64_t size = std::min(BLOCK, end - start);
     Tensor s_dot = over(one.data(), size, width), other = over(two.data(), size, width);
     Tensor m_dot = over(three.data(), size, width);
-    first_changes(in, up, ds_all, start, size, sums, out, one.data());
+    first_changes(in, up, ds_all, start, size, sums, out, u.data(), dot.data(), one.data());
     at::mm_out(other, s_dot, w2.t());  // ȧ, and then da in its place
     second_changes(in, given, up, z_all, two.data(), start, size, sums, out, three.data(),
                    two.data());
