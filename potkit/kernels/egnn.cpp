@@ -230,7 +230,9 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
   }
 }
 
-std::vector<Tensor> egnn_backward(
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients egnn_backward(
     const Tensor& p, const Tensor& q, const Tensor& edge, const std::optional<Tensor>& envelope, const Tensor& w_d_t, const Tensor& w2,
     const std::optional<Tensor>& w_g, const std::optional<Tensor>& b_g, const Tensor& wc, const Tensor& w_x, const Tensor& b_x,
     const Tensor& sender, const Tensor& receiver, const Tensor& a, const Tensor& c, const Tensor& gate, const Tensor& d_total,
@@ -283,8 +285,20 @@ std::vector<Tensor> egnn_backward(
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(potkit, library) {
-  library.def("egnn_forward", &egnn_forward);
-  library.def("egnn_backward", &egnn_backward);
+  library.def(
+      "egnn_forward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, Tensor b2, Tensor? w_g, Tensor? b_g, "
+      "Tensor w_c, Tensor b_c, Tensor w_x, Tensor b_x, Tensor sender, Tensor receiver, bool keep) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "egnn_backward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, Tensor? w_g, Tensor? b_g, "
+      "Tensor w_c, Tensor w_x, Tensor b_x, Tensor sender, Tensor receiver, Tensor a, Tensor c, Tensor gate, Tensor d_total, "
+      "Tensor? d_t, Tensor? d_a, Tensor? d_c, bool need_envelope) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(potkit, CPU, library) {
+  library.impl("egnn_forward", &egnn_forward);
+  library.impl("egnn_backward", &egnn_backward);
 }
 
 }  // namespace potkit

@@ -29,6 +29,7 @@ from ..models.egnn import Layer
 from ..models.graph import Graph
 from .autograd import through_plain, wanted_inputs
 from .egnn_blocks import FIRST, apply
+from .egnn_operations import contiguous
 
 N_INPUTS = 4  # P, Q, e and f; the weights follow
 
@@ -147,7 +148,7 @@ class _Compiled(torch.autograd.Function):
                 c,
                 gate,
                 torch.zeros_like(p) if d_total is None else d_total.contiguous(),
-                *_contiguous(d_t, d_a, d_c),
+                *contiguous(d_t, d_a, d_c),
                 need_envelope,
             )
         )
@@ -191,7 +192,7 @@ class _Slopes(torch.autograd.Function):
         c,
     ):
         d_total = d_total.contiguous()
-        (d_t,) = _contiguous(d_t)
+        (d_t,) = contiguous(d_t)
         dp, dq, d_edge, d_envelope, z, ds = torch.ops.potkit.egnn_slopes(
             p,
             q,
@@ -200,6 +201,7 @@ class _Slopes(torch.autograd.Function):
             w_d.T.contiguous(),
             w2.to(low),
             w_g,
+            b_g,
             w_c.to(low),
             w_x,
             graph.sender,
@@ -231,7 +233,7 @@ class _Slopes(torch.autograd.Function):
             return *none, *through_plain(plain, inputs, wanted, ups)
         dp, dq, d_edge, d_envelope, dw_d, dw2, dw_g, db_g, dw_c, dw_x, d_up, dd_t, da, dc = (
             torch.ops.potkit.egnn_slopes_backward(
-                *_contiguous(up_p, up_q, up_edge, up_envelope),
+                *contiguous(up_p, up_q, up_edge, up_envelope),
                 p,
                 q,
                 edge,
@@ -265,10 +267,6 @@ class _Slopes(torch.autograd.Function):
 def _asked(ctx, inputs):
     """Each input with whether torch wants its gradient."""
     return zip(inputs, ctx.needs_input_grad[_Slopes.FIRST :], strict=True)
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
 
 
 # -- the same in ordinary operations, to be differentiated without end

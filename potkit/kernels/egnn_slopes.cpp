@@ -111,17 +111,18 @@ void slopes_share(const Inputs& in, const Given<T>& given, const Tensor& w2, con
   }
 }
 
-// dP, dQ, de, df; z and ds of every edge where they are to be kept, else empty.
-std::vector<Tensor> egnn_slopes(const Tensor& p, const Tensor& q, const Tensor& edge,
+// dP, dQ, de, df; z and ds of every edge where they are to be kept, else empty. b_g is in the gate
+// already: it is given because there is a gradient for it.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> egnn_slopes(const Tensor& p, const Tensor& q, const Tensor& edge,
                                 const std::optional<Tensor>& envelope, const Tensor& w_d_t,
                                 const Tensor& w2, const std::optional<Tensor>& w_g,
-                                const Tensor& wc, const Tensor& w_x, const Tensor& sender,
+                                const std::optional<Tensor>& b_g, const Tensor& wc,
+                                const Tensor& w_x, const Tensor& sender,
                                 const Tensor& receiver, const Tensor& a, const Tensor& c,
                                 const Tensor& gate, const Tensor& d_total,
                                 const std::optional<Tensor>& d_t, bool keep) {
   const Tensor none = at::zeros({1}, p.options());  // biases are not looked at
-  const Inputs in =
-      gather(p, q, edge, envelope, w_d_t, w_g, std::nullopt, w_x, none, sender, receiver);
+  const Inputs in = gather(p, q, edge, envelope, w_d_t, w_g, b_g, w_x, none, sender, receiver);
   Tensor dp = at::zeros_like(p), dq = at::zeros_like(q), d_edge = at::empty_like(edge);
   Tensor d_envelope = at::empty({envelope ? in.n_edges : 0, 1}, p.options());
   const int64_t rows = keep ? in.n_edges : 0;
@@ -333,7 +334,10 @@ void bends_share(const Inputs& in, const Given<T>& given, const Ups& up, const T
 
 // Gradients of p, q, e, f, W_d, W₂, w_g, b_g, W_c, w_x, D, d_t, a and c; those of c and d_t are
 // empty where no d_t was given.
-std::vector<Tensor> egnn_slopes_backward(
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients egnn_slopes_backward(
     const Tensor& up_p, const Tensor& up_q, const Tensor& up_edge,
     const std::optional<Tensor>& up_envelope, const Tensor& p, const Tensor& q, const Tensor& edge,
     const std::optional<Tensor>& envelope, const Tensor& w_d_t, const Tensor& w2,
@@ -399,8 +403,23 @@ std::vector<Tensor> egnn_slopes_backward(
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(potkit, library) {
-  library.def("egnn_slopes", &egnn_slopes);
-  library.def("egnn_slopes_backward", &egnn_slopes_backward);
+  library.def(
+      "egnn_slopes(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, "
+      "Tensor? w_g, Tensor? b_g, Tensor w_c, Tensor w_x, Tensor sender, Tensor receiver, Tensor a, "
+      "Tensor c, Tensor gate, Tensor d_total, Tensor? d_t, bool keep) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "egnn_slopes_backward(Tensor up_p, Tensor up_q, Tensor up_edge, Tensor? up_envelope, "
+      "Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, Tensor? w_g, "
+      "Tensor w_c, Tensor w_x, Tensor sender, Tensor receiver, Tensor a, Tensor c, Tensor gate, "
+      "Tensor d_total, Tensor? d_t, Tensor z, Tensor ds) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(potkit, CPU, library) {
+  library.impl("egnn_slopes", &egnn_slopes);
+  library.impl("egnn_slopes_backward", &egnn_slopes_backward);
 }
 
 }  // namespace potkit
