@@ -199,6 +199,7 @@ class EGNN(Network):
 
     gives_displacement = True
     kernel_order = 2
+    kernels_in_graphs = True
 
     def __init__(
         self,

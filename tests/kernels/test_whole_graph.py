@@ -14,7 +14,7 @@ from torch import nn
 import potkit
 from potkit import Denoise, Supervised, TrainConfig, models
 from potkit.errors import ConfigError
-from potkit.kernels import compiling, whole_graph
+from potkit.kernels import compiling, egnn_operations, whole_graph
 from potkit.kernels.whole_graph import WholeGraph
 from potkit.models.layers import sum_over
 from potkit.testing import contract
@@ -56,6 +56,38 @@ def test_every_network_and_its_second_derivatives(name, monkeypatch):
     for g, b in zip(gradients, expected, strict=True):
         assert (g - b).abs().max() < 1e-10 * size
     assert size > 0
+
+
+def test_kernels_are_called_from_the_graph(compiled_kernels, monkeypatch):
+    """EGNN's, in float32: the same predictions and derivatives, for batches of all sizes."""
+    model = contract.prepared(models.build("egnn", "small", layers=2, vector="gradient"))
+    model = model.float().train()
+    graph = WholeGraph(model, "aot_eager", kernels=True)
+    monkeypatch.setattr(whole_graph, "CHECKED", 0)  # compared here
+    called = []
+    for name in ("egnn_slopes_backward", "egnn_backward"):
+        own = getattr(egnn_operations.operations, name)
+        monkeypatch.setattr(
+            egnn_operations.operations,
+            name,
+            lambda *args, own=own, name=name: (called.append(name), own(*args))[1],
+        )
+    for n in (2, 5):
+        batch = molecules(n).batch()
+        given, gradients = derivatives(graph, model, batch, ("energy", "forces"))
+        wanted, expected = derivatives(model, model, batch, ("energy", "forces"))
+        for a, b in zip(given, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        size = max(float(g.abs().max()) for g in expected)
+        assert len(gradients) >= len(expected) > 0
+        for g, b in zip(gradients, expected, strict=True):
+            assert (g - b).abs().max() < 1e-5 * size
+    assert set(called) == {"egnn_slopes_backward", "egnn_backward"}
+    assert graph.compilations in (1, 2)
+    # in float64 there are none
+    double = model.double()
+    batch = molecules(2).batch(dtype=torch.float64)
+    WholeGraph(double, "eager", kernels=True)(batch, ("energy", "forces"))
 
 
 def test_one_graph_serves_all_sizes_and_follows_the_weights():
