@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .build import find_compiler, load
+from .build import load
 
 _active = False
 

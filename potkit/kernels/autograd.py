@@ -32,8 +32,7 @@ def wanted_inputs(ctx, tensors: Sequence[bool] | None = None) -> list[bool]:
     nodes = iter(ctx.next_functions)
     following = [next(nodes)[0] if is_tensor else None for is_tensor in tensors]
     return [
-        needed and used(node)
-        for needed, node in zip(ctx.needs_input_grad, following, strict=True)
+        needed and used(node) for needed, node in zip(ctx.needs_input_grad, following, strict=True)
     ]
 
 

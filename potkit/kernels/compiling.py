@@ -20,6 +20,7 @@ import torch
 from .. import kernels
 from ..errors import ConfigError
 from ..models.base import Potential
+from .build import find_compiler
 
 KEPT = "_for_predictions"  # attribute of a network: what was compiled for it
 BACKEND = "inductor"  # of torch.compile, for energy and derivatives as one graph
@@ -49,7 +50,7 @@ def has_kernels(model: Potential, outputs: Sequence[str], device: str) -> bool:
 def require_compiler(device: torch.device | str) -> None:
     """Raise ConfigError, in one line, where there is nothing to compile for a CPU with."""
     if torch.device(device).type == "cpu":
-        kernels.find_compiler()
+        find_compiler()
 
 
 def has_compiler(device: torch.device | str) -> bool:

@@ -1,4 +1,4 @@
-"""EGNN's messages by the compiled kernels of egnn.cpp and egnn_slopes.cpp, up to second derivatives.
+"""EGNN's messages by the kernels of egnn.cpp and egnn_slopes.cpp, up to second derivatives.
 
 Formulas and notation are those of egnn_blocks.py. −∂E/∂x needs the backward pass without gradients
 of weights. With v = silu(a), m = g v, and D and d the gradients of M and t, it is, per edge,

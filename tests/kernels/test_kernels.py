@@ -164,9 +164,7 @@ def test_second_derivatives(size, without, with_t, threads):
     has = {} if without == "nothing" else {without: False}
     for by in (slice(None), slice(4, None)):
         options = {"with_t": with_t, "by": by}
-        exact = second(
-            *inputs(*size, **has, dtype=torch.float64), Layer.messages.plain, **options
-        )
+        exact = second(*inputs(*size, **has, dtype=torch.float64), Layer.messages.plain, **options)
         with kernels.used():
             assert_close(second(*inputs(*size, **has), **options), exact, 1e-5)
 
