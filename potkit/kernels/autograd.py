@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
-def wanted_inputs(ctx) -> list[bool]:
+def wanted_inputs(ctx, tensors: Sequence[bool] | None = None) -> list[bool]:
     """Which inputs' gradients a backward pass of an autograd function really uses.
 
-    torch's own list says yes to all that could ever be. For functions whose tensor inputs come
-    first and are never None; other inputs after them are left out of the list.
+    torch's own list says yes to all that could ever be. ``tensors`` says which inputs were tensors;
+    without it those come first, and others, after them, are left out of the answer.
     """
     will_run = getattr(torch._C, "_will_engine_execute_node", None)
     if will_run is None:
@@ -25,9 +25,15 @@ def wanted_inputs(ctx) -> list[bool]:
         except RuntimeError:
             return True  # torch does not say so of a leaf that autograd.grad was asked for
 
-    # not strict: torch's list goes on with the inputs that are no tensors
-    inputs = zip(ctx.needs_input_grad, ctx.next_functions, strict=False)
-    return [needed and used(node) for needed, (node, _) in inputs]
+    if tensors is None:
+        # not strict: torch's list goes on with the inputs that are no tensors
+        inputs = zip(ctx.needs_input_grad, ctx.next_functions, strict=False)
+        return [needed and used(node) for needed, (node, _) in inputs]
+    nodes = iter(ctx.next_functions)
+    following = [next(nodes)[0] if is_tensor else None for is_tensor in tensors]
+    return [
+        needed and used(node) for needed, node in zip(ctx.needs_input_grad, following, strict=True)
+    ]
 
 
 def through_plain(

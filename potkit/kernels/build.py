@@ -104,7 +104,7 @@ def load() -> None:
         return
     if fault:
         warnings.warn(f"{library} {fault}: it has to be built anew", stacklevel=2)
-    compiler = _compiler()  # before anything is made that a refusal would leave
+    compiler = find_compiler()  # before anything is made that a refusal would leave
     with _one_line(library, "compiled"), _locked(library.parent):
         fault = _load_finished(library)  # another process may have built it meanwhile
         if fault is None:
@@ -252,7 +252,7 @@ def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """The words that call the C++ compiler: those of CXX, or the first that is there of COMPILERS.
 
     Raises ConfigError where there is none.

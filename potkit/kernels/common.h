@@ -87,4 +87,14 @@ inline Tensor over(T* data, int64_t rows, int64_t columns) {
   return at::from_blob(data, {rows, columns}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
 }
 
+// total += gradᵀ value
+template <typename T>
+inline void accumulate(Tensor& total, const Tensor& grad, const Tensor& value) {
+  if constexpr (std::is_same_v<T, float>) {
+    total.addmm_(grad.t(), value);
+  } else {
+    total.add_(at::mm(grad.t(), value));
+  }
+}
+
 }  // namespace potkit

@@ -1,54 +1,10 @@
 // EGNN's work on edges; the formulas, names and what is kept for the backward pass are those of egnn_blocks.py.
-#include "common.h"
+#include "egnn.h"
 
 namespace potkit {
 namespace {
 
-constexpr int64_t BLOCK = 256;  // edges; × 256 channels × 4 bytes is 256 kB an array, of which a thread has six in use
-
-struct Inputs {
-  const float *p, *q, *edge, *envelope, *w_d, *w_g, *w_x;  // w_d is transposed: [R, F]; envelope, w_g: null where there is none
-  float b_g, b_x;
-  const int64_t *sender, *receiver;
-  int64_t n_atoms, n_edges, width, radial;
-};
-
-Inputs gather(const Tensor& p, const Tensor& q, const Tensor& edge, const std::optional<Tensor>& envelope, const Tensor& w_d_t,
-              const std::optional<Tensor>& w_g, const std::optional<Tensor>& b_g, const Tensor& w_x, const Tensor& b_x,
-              const Tensor& sender, const Tensor& receiver) {
-  auto data = [](const std::optional<Tensor>& x) -> const float* { return x ? x->const_data_ptr<float>() : nullptr; };
-  return {p.const_data_ptr<float>(), q.const_data_ptr<float>(), edge.const_data_ptr<float>(), data(envelope),
-          w_d_t.const_data_ptr<float>(), data(w_g), w_x.const_data_ptr<float>(), b_g ? b_g->item<float>() : 0.0f, b_x.item<float>(),
-          sender.const_data_ptr<int64_t>(), receiver.const_data_ptr<int64_t>(), p.size(0), sender.size(0), p.size(1), edge.size(1)};
-}
-
-// u and silu(u) of an edge; u is stored only where asked for
-template <bool Keep, typename T>
-inline void first(const Inputs& in, int64_t e, float* __restrict__ u, T* __restrict__ s) {
-  const int64_t width = in.width;
-  const float* __restrict__ p = in.p + in.receiver[e] * width;
-  const float* __restrict__ q = in.q + in.sender[e] * width;
-  const float* __restrict__ w = in.w_d;
-  const float* edge = in.edge + e * in.radial;
-  if (in.radial == 1) {
-    const float d = edge[0];
-#pragma omp simd
-    for (int64_t k = 0; k < width; ++k) {
-      const float x = p[k] + q[k] + d * w[k];
-      if constexpr (Keep) u[k] = x;
-      s[k] = narrow<T>(silu(x));
-    }
-    return;
-  }
-  for (int64_t k = 0; k < width; ++k) u[k] = p[k] + q[k];
-  for (int64_t r = 0; r < in.radial; ++r) {
-    const float d = edge[r];
-    const float* __restrict__ row = w + r * width;
-    for (int64_t k = 0; k < width; ++k) u[k] += d * row[k];
-  }
-#pragma omp simd
-  for (int64_t k = 0; k < width; ++k) s[k] = narrow<T>(silu(u[k]));
-}
+using namespace egnn;
 
 template <typename T>
 void forward_blocks(const Inputs& in, const Tensor& w2, const Tensor& b2, const Tensor& wc, const Tensor& bc, bool keep, T* a_all, T* c_all,
@@ -58,14 +14,16 @@ void forward_blocks(const Inputs& in, const Tensor& w2, const Tensor& b2, const 
   at::parallel_for(0, static_cast<int64_t>(cuts.size()) - 1, 1, [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView guard;
     std::vector<T> s_room(BLOCK * width), a_room(keep ? 0 : BLOCK * width), c_room(keep ? 0 : BLOCK * width);
-    std::vector<float> u_room(width);
+    std::vector<float> u_room(BLOCK * width);
     for (int64_t share = begin; share < end; ++share) {
       for (int64_t start = cuts[share]; start < cuts[share + 1]; start += BLOCK) {
         const int64_t size = std::min(BLOCK, cuts[share + 1] - start);
         T* s = s_room.data();
         T* a = keep ? a_all + start * width : a_room.data();
         T* c = keep ? c_all + start * width : c_room.data();
-        for (int64_t b = 0; b < size; ++b) first<false>(in, start + b, u_room.data(), s + b * width);
+        first(in, start, size, u_room.data());
+#pragma omp simd
+        for (int64_t k = 0; k < size * width; ++k) s[k] = narrow<T>(silu(u_room[k]));
         Tensor s_view = over(s, size, width), a_view = over(a, size, width), c_view = over(c, size, width);
         at::addmm_out(a_view, b2, s_view, w2.t());
         for (int64_t b = 0; b < size; ++b) {
@@ -137,53 +95,64 @@ struct Sums {
   Span senders;
 };
 
-// total += gradᵀ value
-template <typename T>
-inline void accumulate(Tensor& total, const Tensor& grad, const Tensor& value) {
-  if constexpr (std::is_same_v<T, float>) {
-    total.addmm_(grad.t(), value);
-  } else {
-    total.add_(at::mm(grad.t(), value));
-  }
-}
-
 template <typename T>
 void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const T* a_all, const T* c_all, const float* gate,
-                    const float* d_total, const float* d_t, int64_t begin, int64_t end, Sums& sums, float* dp, float* d_edge,
-                    float* d_envelope) {
+                    const float* d_total, const float* d_t, const T* d_a, const T* d_c, int64_t begin, int64_t end, Sums& sums, float* dp,
+                    float* d_edge, float* d_envelope) {
   const int64_t width = in.width;
   std::vector<float> u_room(BLOCK * width), row_room(width);
   std::vector<T> s_room(BLOCK * width), m_room(BLOCK * width), dc_room(BLOCK * width), d_room(BLOCK * width);
   float *u = u_room.data(), *row = row_room.data();
   T *s = s_room.data(), *m = m_room.data(), *dc = dc_room.data(), *d = d_room.data();
+  const bool through_c = d_t || d_c;
   float *__restrict__ dw_x = sums.dw_x.data_ptr<float>(), *__restrict__ db_c = sums.db_c.data_ptr<float>();
-  float *__restrict__ db2 = sums.db2.data_ptr<float>(), *__restrict__ dw_d = sums.dw_d.data_ptr<float>();
+  float *__restrict__ db2 = sums.db2.data_ptr<float>();
   float* __restrict__ dw_g = in.w_g ? sums.dw_g.data_ptr<float>() : nullptr;
   float* dq = sums.dq.data_ptr<float>() - sums.senders.first * width;
   for (int64_t start = begin; start < end; start += BLOCK) {
     const int64_t size = std::min(BLOCK, end - start);
     Tensor s_view = over(s, size, width), m_view = over(m, size, width), dc_view = over(dc, size, width), d_view = over(d, size, width);
+    first(in, start, size, u);
+#pragma omp simd
+    for (int64_t k = 0; k < size * width; ++k) {  // silu(u) and, in place of u, its slope
+      const float x = u[k], slope = sigmoid(x);
+      s[k] = narrow<T>(x * slope);
+      u[k] = silu_slope(x, slope);
+    }
     // t = w_x·silu(c) + b_x
     for (int64_t b = 0; b < size; ++b) {
       const int64_t e = start + b;
-      first<true>(in, e, u + b * width, s + b * width);
       const T *__restrict__ a_row = a_all + e * width, *__restrict__ c_row = c_all + e * width;
       T *__restrict__ m_row = m + b * width, *__restrict__ dc_row = dc + b * width;
       const float* __restrict__ w_x = in.w_x;
-      const float grad = d_t[e], g = in.w_g ? gate[e] : 1.0f;
+      const float grad = d_t ? d_t[e] : 0.0f, g = in.w_g ? gate[e] : 1.0f;
 #pragma omp simd
-      for (int64_t k = 0; k < width; ++k) {
-        const float x = widen(c_row[k]), slope = sigmoid(x);
-        dw_x[k] += grad * x * slope;
-        const float dx = grad * w_x[k] * silu_slope(x, slope);
-        db_c[k] += dx;
-        dc_row[k] = narrow<T>(dx);
-        m_row[k] = narrow<T>(silu(widen(a_row[k])) * g);
+      for (int64_t k = 0; k < width; ++k) m_row[k] = narrow<T>(silu(widen(a_row[k])) * g);
+      if (!through_c) continue;
+      const T* __restrict__ more = d_c ? d_c + e * width : nullptr;
+      auto differentiate = [&](auto added) {
+#pragma omp simd
+        for (int64_t k = 0; k < width; ++k) {
+          const float x = widen(c_row[k]), slope = sigmoid(x);
+          dw_x[k] += grad * x * slope;
+          const float dx = grad * w_x[k] * silu_slope(x, slope) + added(k);
+          db_c[k] += dx;
+          dc_row[k] = narrow<T>(dx);
+        }
+      };
+      if (more) {
+        differentiate([more](int64_t k) { return widen(more[k]); });
+      } else {
+        differentiate([](int64_t) { return 0.0f; });
       }
     }
     // c = W_c m + b_c and M = Σ f m, with m = silu(a) g
-    accumulate<T>(sums.dw_c, dc_view, m_view);
-    at::mm_out(d_view, dc_view, wc);
+    if (through_c) {
+      accumulate<T>(sums.dw_c, dc_view, m_view);
+      at::mm_out(d_view, dc_view, wc);
+    } else {
+      std::fill_n(d, size * width, T(0.0f));
+    }
     for (int64_t b = 0; b < size; ++b) {
       const int64_t e = start + b;
       const T* __restrict__ a_row = a_all + e * width;
@@ -213,23 +182,31 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
         for (int64_t k = 0; k < width; ++k) z[k] = widen(d_row[k]) + f * up[k];
       }
       const float* __restrict__ w_g = in.w_g;
-      if (in.w_g) {
+      const T* __restrict__ more = d_a ? d_a + e * width : nullptr;
+      auto differentiate = [&](auto added) {
+        if (in.w_g) {
 #pragma omp simd
-        for (int64_t k = 0; k < width; ++k) {
-          const float x = widen(a_row[k]), slope = sigmoid(x);
-          dw_g[k] += d_logit * x * slope;
-          const float da = (z[k] * g + d_logit * w_g[k]) * silu_slope(x, slope);
-          db2[k] += da;
-          da_row[k] = narrow<T>(da);
+          for (int64_t k = 0; k < width; ++k) {
+            const float x = widen(a_row[k]), slope = sigmoid(x);
+            dw_g[k] += d_logit * x * slope;
+            const float da = (z[k] * g + d_logit * w_g[k]) * silu_slope(x, slope) + added(k);
+            db2[k] += da;
+            da_row[k] = narrow<T>(da);
+          }
+        } else {
+#pragma omp simd
+          for (int64_t k = 0; k < width; ++k) {
+            const float x = widen(a_row[k]);
+            const float da = z[k] * silu_slope(x, sigmoid(x)) + added(k);
+            db2[k] += da;
+            da_row[k] = narrow<T>(da);
+          }
         }
+      };
+      if (more) {
+        differentiate([more](int64_t k) { return widen(more[k]); });
       } else {
-#pragma omp simd
-        for (int64_t k = 0; k < width; ++k) {
-          const float x = widen(a_row[k]);
-          const float da = z[k] * silu_slope(x, sigmoid(x));
-          db2[k] += da;
-          da_row[k] = narrow<T>(da);
-        }
+        differentiate([](int64_t) { return 0.0f; });
       }
     }
     // a = W₂ silu(u) + b₂
@@ -242,32 +219,24 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
       float *__restrict__ dp_row = dp + in.receiver[e] * width, *__restrict__ dq_row = dq + in.sender[e] * width;
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) {
-        const float x = u_row[k], du = widen(d_row[k]) * silu_slope(x, sigmoid(x));
+        const float du = widen(d_row[k]) * u_row[k];
         dp_row[k] += du;
         dq_row[k] += du;
         u_row[k] = du;
       }
-      for (int64_t r = 0; r < in.radial; ++r) {
-        const float* __restrict__ w = in.w_d + r * width;
-        float* __restrict__ dw = dw_d + r * width;
-        const float value = in.edge[e * in.radial + r];
-        float out = 0.0f;
-#pragma omp simd reduction(+ : out)
-        for (int64_t k = 0; k < width; ++k) {
-          out += u_row[k] * w[k];
-          dw[k] += u_row[k] * value;
-        }
-        d_edge[e * in.radial + r] = out;
-      }
     }
+    to_edge(in, start, size, u, d_edge);
+    to_radial(in.edge + start * in.radial, u, size, in.radial, width, sums.dw_d);
   }
 }
 
-std::vector<Tensor> egnn_backward(
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients egnn_backward(
     const Tensor& p, const Tensor& q, const Tensor& edge, const std::optional<Tensor>& envelope, const Tensor& w_d_t, const Tensor& w2,
     const std::optional<Tensor>& w_g, const std::optional<Tensor>& b_g, const Tensor& wc, const Tensor& w_x, const Tensor& b_x,
     const Tensor& sender, const Tensor& receiver, const Tensor& a, const Tensor& c, const Tensor& gate, const Tensor& d_total,
-    const Tensor& d_t, bool need_envelope) {
+    const std::optional<Tensor>& d_t, const std::optional<Tensor>& d_a, const std::optional<Tensor>& d_c, bool need_envelope) {
   const Inputs in = gather(p, q, edge, envelope, w_d_t, w_g, b_g, w_x, b_x, sender, receiver);
   Tensor dp = at::zeros_like(p), dq = at::zeros_like(q), d_edge = at::empty_like(edge);
   Tensor d_envelope = at::empty({need_envelope ? in.n_edges : 0, 1}, p.options());
@@ -288,12 +257,12 @@ std::vector<Tensor> egnn_backward(
       AT_DISPATCH_SWITCH(w2.scalar_type(), "potkit::egnn_backward",
                          AT_DISPATCH_CASE(at::kFloat, [&] {
                            backward_share<float>(in, w2, wc, a.const_data_ptr<float>(), c.const_data_ptr<float>(),
-                                                 gate.const_data_ptr<float>(), d_total.const_data_ptr<float>(), d_t.const_data_ptr<float>(),
-                                                 cuts[share], cuts[share + 1], sums, dp.data_ptr<float>(), d_edge.data_ptr<float>(), d_env);
+                                                 gate.const_data_ptr<float>(), d_total.const_data_ptr<float>(), data_of<float>(d_t),
+                                                 data_of<float>(d_a), data_of<float>(d_c), cuts[share], cuts[share + 1], sums, dp.data_ptr<float>(), d_edge.data_ptr<float>(), d_env);
                          }) AT_DISPATCH_CASE(at::kBFloat16, [&] {
                            backward_share<BFloat16>(in, w2, wc, a.const_data_ptr<BFloat16>(), c.const_data_ptr<BFloat16>(),
                                                     gate.const_data_ptr<float>(), d_total.const_data_ptr<float>(),
-                                                    d_t.const_data_ptr<float>(), cuts[share], cuts[share + 1], sums, dp.data_ptr<float>(),
+                                                    data_of<float>(d_t), data_of<BFloat16>(d_a), data_of<BFloat16>(d_c), cuts[share], cuts[share + 1], sums, dp.data_ptr<float>(),
                                                     d_edge.data_ptr<float>(), d_env);
                          }));
     }
@@ -310,14 +279,26 @@ std::vector<Tensor> egnn_backward(
   }
   Tensor db_g = at::full({1}, whole.db_g, p.options());
   return {dp, dq, d_edge, d_envelope, whole.dw_d.t().contiguous(), whole.dw2, whole.db2, whole.dw_g, db_g, whole.dw_c, whole.db_c,
-          whole.dw_x, d_t.sum().reshape({1})};
+          whole.dw_x, d_t ? d_t->sum().reshape({1}) : at::zeros({1}, p.options())};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(potkit, library) {
-  library.def("egnn_forward", &egnn_forward);
-  library.def("egnn_backward", &egnn_backward);
+  library.def(
+      "egnn_forward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, Tensor b2, Tensor? w_g, Tensor? b_g, "
+      "Tensor w_c, Tensor b_c, Tensor w_x, Tensor b_x, Tensor sender, Tensor receiver, bool keep) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "egnn_backward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, Tensor? w_g, Tensor? b_g, "
+      "Tensor w_c, Tensor w_x, Tensor b_x, Tensor sender, Tensor receiver, Tensor a, Tensor c, Tensor gate, Tensor d_total, "
+      "Tensor? d_t, Tensor? d_a, Tensor? d_c, bool need_envelope) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(potkit, CPU, library) {
+  library.impl("egnn_forward", &egnn_forward);
+  library.impl("egnn_backward", &egnn_backward);
 }
 
 }  // namespace potkit

@@ -64,7 +64,7 @@ def egnn_blocks_serve(layer: nn.Module, graph: Graph, width: int) -> bool:
 
 register(
     "egnn.messages",
-    lambda layer, receiver_part, sender_part, edge, envelope, graph: compiled_once(layer, graph),
+    lambda layer, receiver_part, sender_part, edge, envelope, graph: wanted(graph.pos),
     egnn.messages,
 )
 register(

@@ -203,15 +203,6 @@ struct Sums {  // weights' gradients of one thread
 };
 
 template <typename T>
-inline void accumulate(Tensor& total, const Tensor& grad, const Tensor& value) {  // total += gradᵀ value
-  if constexpr (std::is_same_v<T, float>) {
-    total.addmm_(grad.t(), value);
-  } else {
-    total.add_(at::mm(grad.t(), value));
-  }
-}
-
-template <typename T>
 void backward_share(const Inputs& in, const float* grad, const T* up_y, const float* x, const T* y_all, const Tensor& parts, const Tensor* bent,
                     const Tensor& a1, const float* b1, const Tensor& a2, int64_t begin, int64_t end, Sums& sums, float* dx, Rows& dx_rows,
                     float* d_distance) {

@@ -12,11 +12,12 @@ weights are the network's own tensors, changed in place by the optimizer.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ..models.replaceable import plain_only
 from ..structures import neighbors
 from ..structures.arrays import rows_per
 from ..structures.batch import Batch
+from . import egnn_operations, used
 
 OWN_PASS = "post_grad_custom_post_pass"  # Inductor's option: the last change of its graphs
 # what `Potential.forward` reads of a batch
@@ -55,6 +57,13 @@ CHECKED = 2  # batches on which a new graph is held to the network
 MOST_COMPILATIONS = 16
 
 
+IN_GRAPHS = ("egnn.messages",)  # replaceable functions whose kernels are operations of graphs
+
+
+def _by_kernels(pos: Tensor) -> bool:
+    return pos.device.type == "cpu" and pos.dtype == torch.float32
+
+
 class WholeGraph:
     """Stands in for calls of ``model``: for training those whose outputs are derivatives of the
     energy, with ``predictions`` instead those where nothing is differentiated afterwards.
@@ -68,9 +77,14 @@ class WholeGraph:
     """
 
     def __init__(
-        self, model: Potential, backend: str = "inductor", predictions: bool = False
+        self,
+        model: Potential,
+        backend: str = "inductor",
+        predictions: bool = False,
+        kernels: bool = False,
     ) -> None:
         self.model = model
+        self.kernels = kernels
         self.backend = backend
         self.predictions = predictions
         self.compilations = 0
@@ -127,7 +141,7 @@ class WholeGraph:
             _allow_non_fake_inputs=True,
         )
         try:
-            with plain_only(), warnings.catch_warnings():
+            with self._stand_ins(tensors), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 traced = trace(*examples)
         except Exception as error:  # whatever a network does that cannot be traced
@@ -137,6 +151,19 @@ class WholeGraph:
             torch._dynamo.config.recompile_limit, MOST_COMPILATIONS
         )
         return _Graph(torch.compile(traced, backend=self._compile, fullgraph=True), tuple(fields))
+
+    @contextlib.contextmanager
+    def _stand_ins(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+        """Within, kernels that are operations of graphs stand in for plain functions, where they
+        serve the network and ``tensors``; nothing else does.
+        """
+        if not (self.kernels and _by_kernels(tensors["pos"])):
+            with plain_only():
+                yield
+            return
+        egnn_operations.register()
+        with plain_only(but=IN_GRAPHS), used():
+            yield
 
     def _compile(self, graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
         self.compilations += 1

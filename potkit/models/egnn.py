@@ -198,7 +198,8 @@ class EGNN(Network):
     """The backbone: `Graph` -> `Features`: scalars [N, hidden], displacement x_L − x [N, 3] Å."""
 
     gives_displacement = True
-    kernel_order = 1
+    kernel_order = 2
+    kernels_in_graphs = True
 
     def __init__(
         self,

@@ -80,6 +80,8 @@ class Backbone(Protocol):
     symmetries: frozenset[str]
     # how many derivatives compiled kernels serve: 2 where training on −∂E/∂x goes through them
     kernel_order: int
+    # whether they are operations of compiled graphs
+    kernels_in_graphs: bool
     max_element: int  # largest atomic number it knows
     smooth: bool  # whether nothing in it has a kink, as ReLU does: derivatives hold everywhere
     # which faults of the published code it has (see `faults`)
@@ -100,6 +102,7 @@ class Network(nn.Module):
     stacks: tuple[str, ...] = ("layers",)
     symmetries = SYMMETRIES
     kernel_order = 0
+    kernels_in_graphs = False
     max_element = MAX_Z
     smooth = True
     faults: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ import contextlib
 import contextvars
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -38,17 +38,26 @@ class Replacement(NamedTuple):
 
 
 _replacements: dict[str, list[Replacement]] = {}
-_plain_only = contextvars.ContextVar("plain_only", default=False)
+# names of those that may be replaced; None: all
+_replaceable = contextvars.ContextVar("replaceable", default=None)
 
 
 @contextlib.contextmanager
-def plain_only() -> Iterator[None]:
-    """Within, nothing stands in for a plain function."""
-    token = _plain_only.set(True)
+def plain_only(but: Collection[str] = ()) -> Iterator[None]:
+    """Within, nothing stands in for a plain function, except for those that ``but`` names."""
+    token = _replaceable.set(frozenset(but))
     try:
         yield
     finally:
-        _plain_only.reset(token)
+        _replaceable.reset(token)
+
+
+def _left_alone(name: str) -> bool:
+    """Whether the plain function is what is called, whatever is registered."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    replaceable = _replaceable.get()
+    return replaceable is not None and name not in replaceable
 
 
 def replaceable(name: str) -> Callable[[Function], Function]:
@@ -60,7 +69,7 @@ def replaceable(name: str) -> Callable[[Function], Function]:
     def mark(plain: Function) -> Function:
         @functools.wraps(plain)
         def call(*args: Any) -> Any:
-            if torch.compiler.is_compiling() or torch.jit.is_tracing() or _plain_only.get():
+            if _left_alone(name):
                 return plain(*args)
             for replacement in replacements(name):
                 if replacement.condition(*args):

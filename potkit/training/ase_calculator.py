@@ -5,6 +5,8 @@ sent to other processes. Importing this imports ASE.
 from __future__ import annotations
 
 import copy
+import time
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -15,8 +17,8 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
-from ..errors import DataError
-from ..kernels.compiling import ForPredictions
+from ..errors import ConfigError, DataError
+from ..kernels.compiling import ForPredictions, has_compiler, require_compiler
 from ..models import Potential
 from ..structures.batch import Batch
 from ..structures.geometry import edge_vectors, volumes
@@ -27,6 +29,13 @@ SPREAD = "_std"  # what follows the name of a quantity whose spread over members
 # Å; the neighbours within cutoff + SKIN serve until an atom has moved by half of it (Verlet, Phys.
 # Rev. 159, 98 (1967))
 SKIN = 0.5
+# s; predictions that have taken so long together go on compiled, where nothing was said of it:
+# compiling takes about as long, so waiting costs at most as much again
+PATIENCE = 30.0
+# atoms; up to here one compiled graph is quicker than kernels (SchNet and EGNN small, one thread)
+SMALL = 400
+# arrays of atoms whose change ASE has a calculator look at
+STATE = ("positions", "numbers", "initial_charges", "initial_magmoms")
 
 
 class Neighborhood:
@@ -85,6 +94,15 @@ def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if values is None else values.index_select(0, rows)
 
 
+def _same_array(one: Atoms, other: Atoms, name: str) -> bool:
+    """Whether two structures have the same array ``name``, one that is missing being zeros."""
+    a, b = one.arrays.get(name), other.arrays.get(name)
+    if a is None or b is None:
+        given = a if b is None else b
+        return given is None or not given.any()
+    return bool(np.array_equal(a, b))
+
+
 def _equal(one: dict, other: dict) -> bool:
     """Whether what atoms say of themselves is the same; what cannot be told is not."""
     try:
@@ -119,13 +137,16 @@ class PotkitCalculator(Calculator):
         models: Sequence[Potential],
         device: str | torch.device,
         dtype: torch.dtype,
-        compile: bool,
+        compile: bool | None,
     ) -> None:
         super().__init__()
         self.models = list(models)
         self.device, self.dtype, self.compile = device, dtype, compile
+        self.seconds = 0.0  # that predictions have taken
         self._neighborhood: Neighborhood | None = None
-        self._quick = self._compiled()
+        if compile:
+            require_compiler(device)  # before a simulation starts
+        self._quick: dict[tuple[bool, bool], list[ForPredictions]] = {}
         had = ["energy", "forces"]
         if not any(model.energy_head.pooled for model in self.models):
             had.append("energies")
@@ -147,14 +168,12 @@ class PotkitCalculator(Calculator):
         finite numbers, ASE's PropertyNotImplementedError for a stress without a cell.
         """
         super().calculate(atoms, properties, system_changes)
+        start = time.perf_counter()
         # what is made in inference mode cannot be differentiated
         with torch.inference_mode(False):
             near = self._neighbors(self.atoms)
-            positions = self.atoms.positions
-            answers = [
-                self._predict(model, quick, near.at(positions, model.cutoff))
-                for model, quick in zip(self.models, self._quick, strict=True)
-            ]
+            answers = self._answers(near)
+        self.seconds += time.perf_counter() - start
         results = {
             name: np.mean([answer[name] for answer in answers], axis=0) for name in answers[0]
         }
@@ -187,11 +206,54 @@ class PotkitCalculator(Calculator):
             self._neighborhood = known = Neighborhood(bare, batch, cutoff)
         return known
 
-    def _compiled(self) -> list[ForPredictions]:
-        """Of each network; builds kernels, or says why not, before a simulation starts."""
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last prediction, by ASE's names.
+
+        ASE compares with a tolerance, array by array and three times a step of dynamics, which
+        takes as long as a small network; here a number is the same or it is not.
+        """
+        before = self.atoms
+        if before is None or len(before) != len(atoms):
+            return list(all_changes)
+        changed = [name for name in STATE if not _same_array(before, atoms, name)]
+        if not np.array_equal(before.cell.array, atoms.cell.array):
+            changed.append("cell")
+        if not np.array_equal(before.pbc, atoms.pbc):
+            changed.append("pbc")
+        return changed
+
+    def _answers(self, near: Neighborhood) -> list[dict[str, np.ndarray]]:
+        """What each network says. Compiled code that was not asked for and cannot be had is done
+        without, with a warning.
+        """
+        patient = self.compile is None and self.seconds > PATIENCE and has_compiler(self.device)
+        compile = bool(self.compile) or patient
+        try:
+            return self._predictions(near, compile)
+        except ConfigError as error:
+            if self.compile is not None:
+                raise
+            warnings.warn(f"calculator: goes on uncompiled: {error}", stacklevel=4)
+            self.compile = False
+            return self._predictions(near, False)
+
+    def _predictions(self, near: Neighborhood, compile: bool) -> list[dict[str, np.ndarray]]:
+        positions = self.atoms.positions
+        quick = self._compiled(compile, len(positions) <= SMALL)
         return [
-            ForPredictions(model, self.compile, self.device, self.dtype) for model in self.models
+            self._predict(model, how, near.at(positions, model.cutoff))
+            for model, how in zip(self.models, quick, strict=True)
         ]
+
+    def _compiled(self, compile: bool, single: bool) -> list[ForPredictions]:
+        """Of each network; made when it is first asked for."""
+        key = (compile, single)
+        if key not in self._quick:
+            self._quick[key] = [
+                ForPredictions(model, compile, self.device, self.dtype, single)
+                for model in self.models
+            ]
+        return self._quick[key]
 
     def __getstate__(self) -> dict:
         """All but the neighbours, which are found again."""

@@ -313,7 +313,7 @@ def calculator(
     checkpoint: str | Path | Potential | Sequence[str | Path | Potential],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
 ):
     """An ASE Calculator of a checkpoint or a model: energy and free_energy in eV, energies of atoms
     in eV, forces in eV/Å, stress in eV/Å³ (Voigt's order, positive under tension) where atoms have
@@ -322,8 +322,11 @@ def calculator(
     A list of them is an ensemble: its calculator has the members' means, and as energy_std,
     forces_std, stress_std and energies_std their sample standard deviation, in the same units
     (``calc.results["forces_std"]``, or ``calc.get_property("forces_std", atoms)``).
-    ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which is as
-    in `predict`, float32. It can be pickled, and works inside ``torch.inference_mode``.
+    ``dtype``: float64 by default, which keeps dynamics conservative; with ``compile``, which makes
+    code as in `predict`, float32. Where nothing is said of ``compile`` it is compiled in its
+    precision as soon as its predictions have taken half a minute, if the machine has a compiler:
+    numbers then change in the last digits. False: never. It can be pickled, and works inside
+    ``torch.inference_mode``.
     Raises CheckpointError for a checkpoint that cannot be read or has no energies, ConfigError for
     an empty list, a device that is not there, and networks that cannot be compiled where
     ``compile``.

@@ -129,6 +129,83 @@ def test_edges_without_envelope_and_with_senders_out_of_order(threads):
         assert_close(found, results(floats, sender, order), 1e-5)
 
 
+def wave(t):
+    """A weight for every entry of an array, so that no mistake cancels."""
+    return torch.sin(1.0 + torch.arange(t.numel(), dtype=t.dtype)).view_as(t)
+
+
+def of_both(total, t, with_t):
+    """A number into which all outputs go, each with its own weight, or all but t."""
+    score = (total * wave(total)).sum() + 0.1 * total.square().sum()
+    return score + (t * wave(t)).sum() + 0.1 * t.square().sum() if with_t else score
+
+
+def second(floats, sender, receiver, function=by_dispatch, with_t=True, by=slice(None)):
+    """As when training on −∂E/∂x: derivatives by P, Q, e and f go into the score beside M and t."""
+    p, q, edge, envelope, *weights = floats
+    total, t = messages(function, p, q, edge, envelope, weights, sender, receiver)
+    inputs = [x for x in floats[:4] if x is not None]
+    slopes = torch.autograd.grad(of_both(total, t, with_t), inputs, create_graph=True)
+    score = sum((s * wave(s)).sum() + 0.1 * s.square().sum() for s in slopes) + total.sin().sum()
+    if with_t:
+        score = score + t.cos().sum()
+    wanted = [x for x in floats if x is not None][by]
+    found = torch.autograd.grad(score, wanted, allow_unused=True, materialize_grads=True)
+    return [*(s.detach() for s in slopes), *found]
+
+
+@pytest.mark.parametrize(
+    "size", [(5, 0, 16, 1), (3, 1, 16, 1), (40, 700, 24, 1), (7, 300, 5, 3)], ids=str
+)
+@pytest.mark.parametrize("without", ["nothing", "gate", "bias", "envelope"])
+@pytest.mark.parametrize("with_t", [True, False], ids=["t", "no t"])
+def test_second_derivatives(size, without, with_t, threads):
+    """By the weights only (training), and by positions too (Hessians)."""
+    has = {} if without == "nothing" else {without: False}
+    for by in (slice(None), slice(4, None)):
+        options = {"with_t": with_t, "by": by}
+        exact = second(*inputs(*size, **has, dtype=torch.float64), Layer.messages.plain, **options)
+        with kernels.used():
+            assert_close(second(*inputs(*size, **has), **options), exact, 1e-5)
+
+
+def test_third_derivatives_go_through_the_formulas():
+    def third(floats, sender, receiver):
+        p, q, edge, envelope, *weights = floats
+        total, t = messages(by_dispatch, p, q, edge, envelope, weights, sender, receiver)
+        score, inputs = of_both(total, t, True), floats[:4]
+        for _ in range(2):
+            slopes = torch.autograd.grad(score, inputs, create_graph=True)
+            score = sum((s * wave(s)).sum() for s in slopes)
+        return [*(s.detach() for s in slopes), *torch.autograd.grad(score, inputs)]
+
+    exact = third(*inputs(6, 12, 8, 2, dtype=torch.float64))
+    with kernels.used():
+        assert_close(third(*inputs(6, 12, 8, 2)), exact, 1e-4)
+
+
+def test_forces_of_a_training_step_go_through_the_kernels(monkeypatch):
+    """Energy and forces, and the derivative of both by every weight."""
+    model = models.build("egnn", "small", vector="gradient").train()
+    batch = molecules(3).batch()
+
+    def gradients():
+        prediction = model(batch, ("energy", "forces"))
+        loss = prediction.energy.square().sum() + prediction.forces.sin().square().sum()
+        weights = [p for p in model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        return [prediction.energy.detach(), prediction.forces.detach(), *found]
+
+    plain = gradients()
+    monkeypatch.setattr(Layer, "messages", egnn.messages)
+    with kernels.used():
+        found = gradients()
+    size = max(float(g.abs().max()) for g in plain[2:])
+    for one, other in zip(found[2:], plain[2:], strict=True):
+        assert float((one - other).abs().max()) < 1e-5 * size
+    assert_close(found[:2], plain[:2], 1e-5)
+
+
 def test_bfloat16_is_no_further_from_the_truth(threads):
     floats, sender, receiver = inputs(60, 900, 64, 1)
     exact = results(floats, sender, receiver)

@@ -7,13 +7,17 @@ import pickle
 import ase
 import numpy as np
 import pytest
+import torch
+from ase.calculators.calculator import all_changes
 from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
-from tiny import egnn
+from tiny import egnn, molecules
 
 import potkit
+from potkit import models
 from potkit.errors import ConfigError
-from potkit.training import checkpoints
+from potkit.kernels import compiling, whole_graph
+from potkit.training import ase_calculator, checkpoints
 
 REFERENCES = {1: -13.0, 6: -1000.0, 8: -2000.0}  # eV
 
@@ -103,3 +107,69 @@ def test_a_calculator_of_every_network_can_be_pickled(name):
 def test_an_empty_ensemble_is_an_error():
     with pytest.raises(ConfigError, match="the list of checkpoints is empty"):
         potkit.calculator([])
+
+
+def test_a_calculator_that_is_used_for_long_goes_on_compiled(monkeypatch):
+    """Where nothing was said of it, and not before its predictions have taken their time."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(ase_calculator, "PATIENCE", 1e9)
+    model = models.build("schnet", "small", layers=1)
+    (atoms,) = molecules(1).to_ase()
+    calc, never = potkit.calculator(model), potkit.calculator(model, compile=False)
+    plain = potkit.calculator(model, compile=False)
+    for step, patience in enumerate((1e9, 0.0, 0.0)):
+        monkeypatch.setattr(ase_calculator, "PATIENCE", patience)
+        atoms.positions[0, 0] += 0.01
+        forces = [c.get_forces(atoms) for c in (calc, never, plain)]
+        assert np.array_equal(forces[1], forces[2])
+        np.testing.assert_allclose(forces[0], forces[2], rtol=1e-9, atol=1e-9)
+        assert set(calc._quick) == {(step > 0, True), (False, True)}
+    assert set(never._quick) == {(False, True)}
+    assert calc.dtype == torch.float64
+
+
+def test_what_cannot_be_compiled_unasked_is_done_without(monkeypatch):
+    def refused(*args):
+        raise ConfigError("compile: a network that cannot be traced")
+
+    monkeypatch.setattr(ase_calculator, "PATIENCE", -1.0)
+    monkeypatch.setattr(whole_graph.WholeGraph, "_trace", refused)
+    model = models.build("schnet", "small", layers=1)
+    (atoms,) = molecules(1).to_ase()
+    atoms.calc = potkit.calculator(model)
+    with pytest.warns(UserWarning, match="goes on uncompiled: compile: a network that cannot"):
+        forces = atoms.get_forces()
+    atoms.positions[0] += 0.01
+    assert not np.array_equal(atoms.get_forces(), forces)  # and says nothing more
+    asked = potkit.calculator(model, compile=True)
+    with pytest.raises(ConfigError, match="cannot be traced"):
+        asked.get_forces(atoms)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms", "one atom less"],
+)
+def test_what_changes_is_seen(change):
+    (atoms,) = molecules(1).to_ase()
+    calc = potkit.calculator(models.build("schnet", "small", layers=1))
+    assert set(calc.check_state(atoms)) == set(all_changes)
+    calc.get_potential_energy(atoms)
+    assert calc.check_state(atoms) == []
+    if change == "positions":
+        atoms.positions[0, 0] = np.nextafter(atoms.positions[0, 0], 9.0)
+    elif change == "numbers":
+        atoms.numbers[0] = 9
+    elif change == "cell":
+        atoms.cell[0, 0] = 30.0
+    elif change == "pbc":
+        atoms.pbc[0] = True
+    elif change == "one atom less":
+        del atoms[0]
+        assert set(calc.check_state(atoms)) == set(all_changes)
+        return
+    else:
+        atoms.set_array(change, np.zeros(len(atoms)))  # which is what was there
+        assert calc.check_state(atoms) == []
+        atoms.arrays[change][0] = 0.5
+    assert calc.check_state(atoms) == [change]
