@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.compiling import BACKEND, has_kernels
+from ..kernels.compiling import BACKEND, has_kernels, in_graphs
 from ..objectives import Supervised
 from ..structures.store import Structures
 from . import peers
@@ -44,8 +44,8 @@ def run(
     """A DataFrame, a row per network, system and implementation; see `common.compare`.
 
     ``systems`` of `SYSTEMS`; ``batch`` structures per step (default: 8 molecules, 2 boxes; NequIP
-    fewer, see `peers.batch_of`), networks of width ``hidden``. ``compile`` adds potkit's kernels,
-    where they serve two derivatives. ``peer_names``: see `apart.chosen`.
+    fewer, see `peers.batch_of`), networks of width ``hidden``. ``compile`` adds potkit's compiled
+    code, as `TrainConfig.compile` has it. ``peer_names``: see `apart.chosen`.
     """
     import pandas as pd
 
@@ -98,18 +98,19 @@ def contenders(
     output = functools.partial(_forces, predict, structures, device)
     step = trainer(twin, predict, structures, device)
     rivals.append(Rival("potkit", step, output))
-    if compile and has_kernels(model, OUTPUTS, device):
+    kernels = has_kernels(model, OUTPUTS, device)
+    if compile and kernels and not in_graphs(model):
         rivals.append(Rival("potkit, compiled", with_kernels(step), with_kernels(output)))
     elif compile:
         from ..kernels.whole_graph import WholeGraph
 
         twin = peers.copy_of(model)
-        predict = functools.partial(WholeGraph(twin, BACKEND), outputs=OUTPUTS)
+        whole = WholeGraph(twin, BACKEND, kernels=kernels)
+        predict = functools.partial(whole, outputs=OUTPUTS)
         output = functools.partial(_forces, predict, structures, device)
         step = trainer(twin, predict, structures, device)
-        rivals.append(
-            Rival("potkit, compiled", step, output, note="energy and forces as one graph")
-        )
+        note = "energy and forces as one graph" + " that calls kernels" * kernels
+        rivals.append(Rival("potkit, compiled", step, output, note=note))
     return rivals, {"atoms": len(batch.z), "edges": len(edges)}
 
 

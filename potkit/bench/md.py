@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import models
 from ..structures.store import Structures
 from . import peers
 from .common import COLUMNS, SYSTEMS, Rival, check_device, compare
@@ -36,6 +37,7 @@ def run(
     systems: Sequence[str] = tuple(SYSTEMS),
     steps: int = 50,
     hidden: int = 64,
+    preset: str | None = None,
     compile: bool = False,
     memory: bool = False,
     peer_names: Sequence[str] | None = None,
@@ -44,7 +46,8 @@ def run(
     """A DataFrame, a row per network, system and implementation; ``median_s`` is of ``steps``
     steps, ``ms_per_step`` of one. See `common.compare`.
 
-    ``systems`` of `SYSTEMS`, one structure each; ``hidden``: width of the networks;
+    ``systems`` of `SYSTEMS`, one structure each; ``hidden``: width of the networks; ``preset``:
+    networks of that preset instead, beside which peers with the same weights are left out;
     ``compile`` adds potkit's compiled code; ``peer_names``: see `apart.chosen`.
     """
     import pandas as pd
@@ -57,11 +60,11 @@ def run(
         speeds = started(structures).get_velocities()
         task = apart.Task("md", threads, steps=steps, time_step=TIME_STEP, velocities=speeds)
         for case in cases:
-            rivals, sizes = contenders(case, structures, device, hidden, steps, compile)
-            model = peers.reference(case, hidden)
+            model, name, alone = _network(case, hidden, preset)
+            rivals, sizes = contenders(case, model, structures, device, steps, compile, alone)
             with apart.rivals(others, case, model, structures, task, say) as guests:
                 compared = compare(
-                    f"{case} md, one of {system}",
+                    f"{name} md, one of {system}",
                     [*rivals, *guests],
                     repeats,
                     device,
@@ -75,24 +78,39 @@ def run(
     return pd.DataFrame(rows, columns=[*COLUMNS, "ms_per_step"])
 
 
+def _network(case: str, hidden: int, preset: str | None) -> tuple[models.Potential, str, bool]:
+    """The network of a case, what it is called, and whether it stands alone."""
+    torch.manual_seed(0)
+    if preset is None:
+        return peers.reference(case, hidden), case, False
+    return models.build(case, preset, vector="gradient"), f"{case} {preset}", True
+
+
 def contenders(
-    case: str, structures: Structures, device: str, hidden: int, steps: int, compile: bool
+    case: str,
+    model: models.Potential,
+    structures: Structures,
+    device: str,
+    steps: int,
+    compile: bool,
+    alone: bool = False,
 ) -> tuple[list[Rival], dict[str, int]]:
-    """The implementations of one case, the peers first, and the numbers of atoms and edges."""
+    """The implementations of one case, the peers first unless it stands ``alone``, and the numbers
+    of atoms and edges.
+    """
     from ..training.evaluation import calculator
 
-    torch.manual_seed(0)
-    model = peers.reference(case, hidden).to(device).eval()
+    model = model.to(device).eval()
     batch = structures.batch(device=device)
     sizes = {"atoms": len(batch.z), "edges": len(model.graph(batch, batch.pos).sender)}
     rivals = []
-    for peer in peers.of(case, model, structures, device):
+    for peer in [] if alone else peers.of(case, model, structures, device):
         if peer.same:
             module = peers.PeerPotential(case, model, peer).to(device).eval()
             note = f"{peer.note}; its batch is kept, its neighbours are found at every step"
             move = functools.partial(dynamics, structures, peer_calculator(module, batch), steps)
             rivals.append(Rival(peer.name, move, move, note=note))
-    ours = calculator(model, device=device, dtype=torch.float32)
+    ours = calculator(model, device=device, dtype=torch.float32, compile=False)
     move = functools.partial(dynamics, structures, ours, steps)
     rivals.append(Rival("potkit", move, move))
     if compile:

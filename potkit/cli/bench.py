@@ -324,6 +324,9 @@ def md(
     system: System = None,
     steps: Annotated[int, Option(help="steps of dynamics in a round")] = 50,
     hidden: Annotated[int, Option(help="width of the networks")] = 64,
+    preset: Annotated[
+        str | None, Option(help="networks of this preset instead, as small, with −∂E/∂x")
+    ] = None,
     compile: Kernels = False,
     peer: Peers = None,
     json: Json = None,
@@ -339,6 +342,7 @@ def md(
         systems=_systems(system),
         steps=_within(steps, "--steps"),
         hidden=_within(hidden, "--hidden"),
+        preset=preset,
         compile=compile,
         peer_names=_peers(peer),
         say=_say,
