@@ -4,9 +4,9 @@ There are two kinds of replacement. *Compiled* ones (C++, built at first use) st
 `kernels.used` says so, on CPU tensors of float32. *Blocks* (PyTorch's operations on a block of
 edges at a time, so that arrays stay in the cache) stand in by default, where they pay (see `pays`).
 Everything else is the plain function: whatever torch.compile traces, GPUs (small caches, slow
-launches; but for SchNet's pairs), and training on −∂E/∂x for the networks whose replacements have
-first derivatives only. Second derivatives of those are right, too, but come out of the plain
-function, which makes the work before them idle.
+launches; but for SchNet's pairs), and training on −∂E/∂x where replacements have first derivatives
+only (TorchMD-Net ET's, and blocks of EGNN). Second derivatives of those are right, too, but come
+out of the plain function, which makes the work before them idle.
 """
 
 from __future__ import annotations

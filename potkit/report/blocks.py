@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..bench.common import standings
 from ..errors import DataError
 from ..experiments import audit, planning, statistics
 from ..structures.outputs import Kind
@@ -67,8 +68,14 @@ BENCHES = {
         "gpu_busy": ("GPU busy (%)", 100, ".0f"),
     },
 }
-for _name in ("infer", "neighbors", "data", "finetune", "md", "evaluate", "start"):
+for _name in ("infer", "neighbors", "data", "finetune", "evaluate", "start"):
     BENCHES[_name] = BENCHES["step"]
+for _name in ("md", "md-small"):
+    BENCHES[_name] = {
+        **BENCHES["step"],
+        "median_s": ("time (s)", 1, ".3g"),
+        "ms_per_step": ("a step (ms)", 1, ".2f"),
+    }
 
 
 def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -93,6 +100,22 @@ def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFra
         rows.append(shown)
     table = pd.DataFrame(rows)
     return table.loc[:, (table != "").any()], how
+
+
+def fastest(name: str, folder: str | Path = "data/results") -> pd.DataFrame:
+    """Who is fastest in each case of a stored benchmark, as people read it (`standings`)."""
+    path = Path(folder) / f"bench-{name}.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such stored benchmark")
+    table = standings(pd.DataFrame(json.loads(path.read_text())["rows"]))
+    return pd.DataFrame(
+        {
+            "case": table["case"],
+            "fastest": table["fastest"],
+            "fastest other": table["fastest_other"],
+            "potkit is times as fast": [f"{v:.2f}" for v in table["speedup"]],
+        }
+    )
 
 
 def printed(network: str) -> pd.DataFrame:
@@ -227,7 +250,7 @@ def _change_in_words(row: Any) -> str:
 
 
 BLOCK = re.compile(
-    r"<!-- (results|across|effects|settings|studies|bench|papers|numerics|map|departures"
+    r"<!-- (results|across|effects|settings|studies|bench|fastest|papers|numerics|map|departures"
     r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
     r"|simulations|moved|weights|convergence|power|coverage|breakdown"
     r"|astray|scale|beginning): (\S+) -->\n.*?<!-- end -->",
@@ -271,6 +294,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - settings: what the comparison NAME trained;
     - studies: several comparisons (names joined by commas) side by side;
     - bench: the stored benchmark NAME;
+    - fastest: who is fastest in each of its cases, and how potkit stands to the others;
     - numerics: the spread between threads or instructions that `potkit numerics` stored as NAME;
     - audit: what each setting of the comparison NAME does to the gain, from its stored runs;
     - papers: what the papers print for the network NAME;
@@ -305,6 +329,8 @@ def _block(kind: str, name: str, folder: str | Path) -> str:
         shown = markdown(printed(name))
     elif kind == "weights":
         shown = markdown(pretrained.table())
+    elif kind == "fastest":
+        shown = markdown(fastest(name, folder))
     elif kind in AT_SCALE:
         follow, benches = AT_SCALE[kind]
         shown = markdown(follow(at_scale.Run.of(name), folder))
