@@ -10,6 +10,7 @@ their own have networks of the same size and move the atoms by their own calcula
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..models.replaceable import plain_only
 from ..structures.store import Structures
 from . import peers
-from .common import COLUMNS, SYSTEMS, Rival, check_device, compare
+from .common import COLUMNS, SYSTEMS, Rival, check_device, compare, matmul_rate
 from .finetune import CASES
 from .peers import apart
 
@@ -112,12 +114,26 @@ def contenders(
             rivals.append(Rival(peer.name, move, move, note=note))
     ours = calculator(model, device=device, dtype=torch.float32, compile=False)
     move = functools.partial(dynamics, structures, ours, steps)
-    rivals.append(Rival("potkit", move, move))
+    least = steps * least_time(model, batch, device)
+    rivals.append(Rival("potkit", move, move, roofline=least))
     if compile:
         ours = calculator(model, device=device, dtype=torch.float32, compile=True)
         move = functools.partial(dynamics, structures, ours, steps)
-        rivals.append(Rival("potkit, compiled", move, move))
+        rivals.append(Rival("potkit, compiled", move, move, roofline=least))
     return rivals, sizes
+
+
+def least_time(model: models.Potential, batch: Any, device: str) -> float:
+    """The seconds that the matrix products of one energy and its forces take at the rate measured
+    for products as long as the list of edges.
+    """
+    from ..experiments.operations import Counter
+
+    with plain_only(), Counter() as counter:
+        model(copy.copy(batch), ("energy", "forces"))
+    edges = len(model.graph(batch, batch.pos).sender)
+    rate = matmul_rate(max(edges, 1), model.backbone.n_features, device=device)
+    return counter.operations / rate
 
 
 def started(structures: Structures) -> Any:

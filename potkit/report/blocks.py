@@ -75,6 +75,7 @@ for _name in ("md", "md-small"):
         **BENCHES["step"],
         "median_s": ("time (s)", 1, ".3g"),
         "ms_per_step": ("a step (ms)", 1, ".2f"),
+        "over_roofline": ("times its products", 1, ".1f"),
     }
 
 

@@ -49,6 +49,7 @@ class Neighborhood:
     def __init__(self, atoms: Atoms, batch: Batch, cutoff: float) -> None:
         self.made_for = atoms.copy()
         self.batch, self.cutoff = batch, cutoff
+        self.has_volume = bool(volumes(batch.cell, batch.pbc)[0] > 0)
         wide = attach(copy.copy(batch).drop_edges(), cutoff + SKIN)
         self.edges, self.shift = wide.edge_index, wide.edge_shift
 
@@ -174,14 +175,12 @@ class PotkitCalculator(Calculator):
             near = self._neighbors(self.atoms)
             answers = self._answers(near)
         self.seconds += time.perf_counter() - start
-        results = {
-            name: np.mean([answer[name] for answer in answers], axis=0) for name in answers[0]
-        }
+        results = dict(answers[0])
         if len(answers) > 1:
-            results |= {
-                name + SPREAD: np.std([answer[name] for answer in answers], axis=0, ddof=1)
-                for name in answers[0]
-            }
+            for name in answers[0]:
+                values = [answer[name] for answer in answers]
+                results[name] = np.mean(values, axis=0)
+                results[name + SPREAD] = np.std(values, axis=0, ddof=1)
         for name in {"energy", "energy" + SPREAD} & results.keys():
             results[name] = float(results[name])
         results["free_energy"] = results["energy"]
@@ -241,7 +240,7 @@ class PotkitCalculator(Calculator):
         positions = self.atoms.positions
         quick = self._compiled(compile, len(positions) <= SMALL)
         return [
-            self._predict(model, how, near.at(positions, model.cutoff))
+            self._predict(model, how, near.at(positions, model.cutoff), near.has_volume)
             for model, how in zip(self.models, quick, strict=True)
         ]
 
@@ -260,19 +259,17 @@ class PotkitCalculator(Calculator):
         return self.__dict__ | {"_neighborhood": None}
 
     def _predict(
-        self, model: Potential, quick: ForPredictions, batch: Batch
+        self, model: Potential, quick: ForPredictions, batch: Batch, has_volume: bool
     ) -> dict[str, np.ndarray]:
-        outputs = list(self.quantities)
-        if "stress" in outputs and not bool(volumes(batch.cell, batch.pbc)[0] > 0):
-            outputs.remove("stress")
+        outputs = [name for name in self.quantities if name != "stress" or has_volume]
         with torch.no_grad(), quick:
             prediction = model(batch, outputs)
         answers = {name: getattr(prediction, name) for name in outputs}
-        if not all(bool(answer.isfinite().all()) for answer in answers.values()):
+        results = {name: answer.double().cpu().numpy() for name, answer in answers.items()}
+        if not all(np.isfinite(values).all() for values in results.values()):
             raise DataError(
                 f"the predicted {' or '.join(outputs)} are not finite numbers; are all atoms apart?"
             )
-        results = {name: answer.double().cpu().numpy() for name, answer in answers.items()}
         results["energy"] = results["energy"][0]
         if "stress" in results:
             results["stress"] = full_3x3_to_voigt_6_stress(results["stress"][0])

@@ -89,6 +89,15 @@ def test_dynamics_end_at_the_same_forces():
     assert np.allclose(table["ms_per_step"] * 3, table["median_s"] * 1e3)
 
 
+def test_dynamics_of_a_preset_stand_alone():
+    table = md.run(repeats=1, cases=("schnet",), systems=("molecules",), steps=2, preset="small")
+    assert list(table["case"]) == ["schnet small md, one of molecules"]
+    assert list(table["implementation"]) == ["potkit"]
+    assert (table["over_roofline"] > 1).all()  # no quicker than its products
+    with pytest.raises(ConfigError, match="tiny"):
+        md.run(repeats=1, cases=("schnet",), systems=("molecules",), steps=2, preset="tiny")
+
+
 def test_dynamics_move_the_atoms():
     structures = common.molecules(1)
     model = peers.reference("schnet", 8)
