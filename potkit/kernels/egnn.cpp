@@ -21,9 +21,11 @@ void forward_blocks(const Inputs& in, const Tensor& w2, const Tensor& b2, const 
         T* s = s_room.data();
         T* a = keep ? a_all + start * width : a_room.data();
         T* c = keep ? c_all + start * width : c_room.data();
-        first(in, start, size, u_room.data());
+        first(in, start, size, u_room.data(), in.radial == 1, [&](int64_t b, const float* __restrict__ u) {
+          T* __restrict__ row = s + b * width;
 #pragma omp simd
-        for (int64_t k = 0; k < size * width; ++k) s[k] = narrow<T>(silu(u_room[k]));
+          for (int64_t k = 0; k < width; ++k) row[k] = narrow<T>(silu(u[k]));
+        });
         Tensor s_view = over(s, size, width), a_view = over(a, size, width), c_view = over(c, size, width);
         at::addmm_out(a_view, b2, s_view, w2.t());
         for (int64_t b = 0; b < size; ++b) {
@@ -112,13 +114,15 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
   for (int64_t start = begin; start < end; start += BLOCK) {
     const int64_t size = std::min(BLOCK, end - start);
     Tensor s_view = over(s, size, width), m_view = over(m, size, width), dc_view = over(dc, size, width), d_view = over(d, size, width);
-    first(in, start, size, u);
+    first(in, start, size, u, false, [&](int64_t b, float* __restrict__ u_row) {
+      T* __restrict__ s_row = s + b * width;
 #pragma omp simd
-    for (int64_t k = 0; k < size * width; ++k) {  // silu(u) and, in place of u, its slope
-      const float x = u[k], slope = sigmoid(x);
-      s[k] = narrow<T>(x * slope);
-      u[k] = silu_slope(x, slope);
-    }
+      for (int64_t k = 0; k < width; ++k) {  // silu(u) and, in place of u, its slope
+        const float x = u_row[k], slope = sigmoid(x);
+        s_row[k] = narrow<T>(x * slope);
+        u_row[k] = silu_slope(x, slope);
+      }
+    });
     // t = w_x·silu(c) + b_x
     for (int64_t b = 0; b < size; ++b) {
       const int64_t e = start + b;

@@ -29,8 +29,11 @@ inline Inputs gather(const Tensor& p, const Tensor& q, const Tensor& edge, const
           sender.const_data_ptr<int64_t>(), receiver.const_data_ptr<int64_t>(), p.size(0), sender.size(0), p.size(1), edge.size(1)};
 }
 
-// u of a block of edges, [size, F]
-inline void first(const Inputs& in, int64_t start, int64_t size, float* u) {
+// u of a block of edges; ``each(b, row)`` is called with each of its rows while that is in the
+// cache. u is [size, F], or one row only that all are written to (not where R > 1).
+template <typename Each>
+inline void first(const Inputs& in, int64_t start, int64_t size, float* u, bool one_row,
+                  Each each) {
   const int64_t width = in.width, radial = in.radial;
   const float* edge = in.edge + start * radial;
   if (radial > 1) {
@@ -41,7 +44,7 @@ inline void first(const Inputs& in, int64_t start, int64_t size, float* u) {
   for (int64_t b = 0; b < size; ++b) {
     const float* __restrict__ p = in.p + in.receiver[start + b] * width;
     const float* __restrict__ q = in.q + in.sender[start + b] * width;
-    float* __restrict__ row = u + b * width;
+    float* __restrict__ row = u + (one_row ? 0 : b * width);
     if (radial > 1) {
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) row[k] += p[k] + q[k];
@@ -51,6 +54,7 @@ inline void first(const Inputs& in, int64_t start, int64_t size, float* u) {
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) row[k] = p[k] + q[k] + d * w[k];
     }
+    each(b, row);
   }
 }
 

@@ -93,20 +93,18 @@ void slopes_share(const Inputs& in, const Given<T>& given, const Tensor& w2, con
     T* ds_block = ds_all ? ds_all + start * width : dc;
     Tensor ds_view = over(ds_block, size, width);
     at::mm_out(ds_view, da_view, w2);
-    first(in, start, size, u);
+    first(in, start, size, u, false, [&](int64_t b, float* __restrict__ row) {
+      const T* __restrict__ ds = ds_block + b * width;
+      float* __restrict__ dp_row = dp + in.receiver[start + b] * width;
+      float* __restrict__ dq_row = dq + in.sender[start + b] * width;
 #pragma omp simd
-    for (int64_t k = 0; k < size * width; ++k) {
-      u[k] = widen(ds_block[k]) * silu_slope(u[k], sigmoid(u[k]));  // du
-    }
-    for (int64_t b = 0; b < size; ++b) {
-      const float* __restrict__ du = u + b * width;
-      float *__restrict__ dp_row = dp + in.receiver[start + b] * width;
-      float *__restrict__ dq_row = dq + in.sender[start + b] * width;
+      for (int64_t k = 0; k < width; ++k) {
+        row[k] = widen(ds[k]) * silu_slope(row[k], sigmoid(row[k]));  // du
+        dp_row[k] += row[k];
+      }
 #pragma omp simd
-      for (int64_t k = 0; k < width; ++k) dp_row[k] += du[k];
-#pragma omp simd
-      for (int64_t k = 0; k < width; ++k) dq_row[k] += du[k];
-    }
+      for (int64_t k = 0; k < width; ++k) dq_row[k] += row[k];
+    });
     to_edge(in, start, size, u, d_edge);
   }
 }
@@ -186,28 +184,27 @@ void first_changes(const Inputs& in, const Ups& up, const T* ds_all, int64_t sta
                    Sums& sums, const Out<T>& out, float* u, float* dot, T* s_dot) {
   const int64_t width = in.width;
   float* dq = sums.dq.data_ptr<float>() - sums.senders.first * width;
-  first(in, start, size, u);
   Inputs rates = in;  // u̇ = Ṗ_i + Q̇_j + W_d ė
   rates.p = up.p, rates.q = up.q, rates.edge = up.edge;
-  first(rates, start, size, dot);
-  const T* __restrict__ ds = ds_all + start * width;
+  first(rates, start, size, dot, false, [](int64_t, float*) {});
+  first(in, start, size, u, false, [&](int64_t b, float* __restrict__ row) {
+    const T* __restrict__ ds = ds_all + (start + b) * width;
+    T* __restrict__ s_row = s_dot + b * width;
+    float* __restrict__ dot_row = dot + b * width;
+    float* __restrict__ dp_row = out.dp + in.receiver[start + b] * width;
+    float* __restrict__ dq_row = dq + in.sender[start + b] * width;
 #pragma omp simd
-  for (int64_t k = 0; k < size * width; ++k) {
-    const float x = u[k], s = sigmoid(x), slope = silu_slope(x, s), rate = dot[k];
-    const float grad = widen(ds[k]);
-    s_dot[k] = narrow<T>(slope * rate);
-    dot[k] = grad * slope;                 // du
-    u[k] = grad * silu_bend(x, s) * rate;  // ū
-  }
-  for (int64_t b = 0; b < size; ++b) {
-    const float* __restrict__ back = u + b * width;
-    float *__restrict__ dp_row = out.dp + in.receiver[start + b] * width;
-    float *__restrict__ dq_row = dq + in.sender[start + b] * width;
+    for (int64_t k = 0; k < width; ++k) {
+      const float x = row[k], s = sigmoid(x), slope = silu_slope(x, s), rate = dot_row[k];
+      const float grad = widen(ds[k]);
+      s_row[k] = narrow<T>(slope * rate);
+      dot_row[k] = grad * slope;               // du
+      row[k] = grad * silu_bend(x, s) * rate;  // ū
+      dp_row[k] += row[k];
+    }
 #pragma omp simd
-    for (int64_t k = 0; k < width; ++k) dp_row[k] += back[k];
-#pragma omp simd
-    for (int64_t k = 0; k < width; ++k) dq_row[k] += back[k];
-  }
+    for (int64_t k = 0; k < width; ++k) dq_row[k] += row[k];
+  });
   const int64_t radial = in.radial, at = start * radial;
   to_edge(in, start, size, u, out.d_edge);
   to_radial(up.edge + at, dot, size, radial, width, sums.dw_d);
