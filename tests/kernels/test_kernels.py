@@ -218,6 +218,18 @@ def test_bfloat16_is_no_further_from_the_truth(threads):
     assert sum(errors[1]) < 1.05 * sum(errors[0])
 
 
+def test_second_derivatives_in_bfloat16_are_no_further_from_the_truth(threads):
+    floats, sender, receiver = inputs(60, 900, 64, 1)
+    exact = second(floats, sender, receiver, Layer.messages.plain)
+    errors = []
+    for kernel in (False, True):
+        with kernels.used(kernel), torch.autocast("cpu", torch.bfloat16):
+            found = second(floats, sender, receiver)
+        errors.append([float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)])
+    assert 0 < max(errors[1]) < 0.02
+    assert sum(errors[1]) < sum(errors[0])
+
+
 def test_exponential_and_not_a_number():
     """Activations are the kernels' own: at the ends of float32 they must not overflow, and a NaN
     must come out as one.
