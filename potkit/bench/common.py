@@ -337,31 +337,3 @@ def compare(
             }
         )
     return rows
-
-
-def standings(table: Any) -> Any:
-    """Who is fastest in each case of a table of `compare`, in float32: a row per case with
-    potkit's fastest implementation, the fastest of the others, and ``speedup``, how many times as
-    fast potkit is (below 1: potkit loses). NaN where there is nobody else.
-    """
-    import pandas as pd
-
-    rows = []
-    for case, group in table[table["precision"] == "float32"].groupby("case", sort=False):
-        own = group["implementation"].str.startswith("potkit")
-        ours, others = (part.sort_values("median_s") for part in (group[own], group[~own]))
-        if ours.empty:
-            continue
-        best, rival = ours.iloc[0], None if others.empty else others.iloc[0]
-        lost = rival is not None and rival["median_s"] < best["median_s"]
-        rows.append(
-            {
-                "case": case,
-                "fastest": (rival if lost else best)["implementation"],
-                "potkit_s": best["median_s"],
-                "fastest_other": "" if rival is None else rival["implementation"],
-                "other_s": np.nan if rival is None else rival["median_s"],
-                "speedup": np.nan if rival is None else rival["median_s"] / best["median_s"],
-            }
-        )
-    return pd.DataFrame(rows)

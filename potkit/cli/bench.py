@@ -165,7 +165,7 @@ def _run(
 
 def _print_standings(table: Any) -> None:
     """Who is fastest in each case, where potkit has somebody to be compared with."""
-    from ..bench.common import standings
+    from ..report.tables import standings
 
     fastest = standings(table)
     if fastest.empty or fastest["speedup"].isna().all():

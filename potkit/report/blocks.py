@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..bench.common import standings
 from ..errors import DataError
 from ..experiments import audit, planning, statistics
 from ..structures.outputs import Kind
 from ..structures.storage import replacing
 from ..training import pretrained
 from . import at_scale, audits, paper_map, paper_settings, published_numbers, sentences
-from .tables import MARK, across, markdown, read, spreads, stored, wide
+from .tables import MARK, across, markdown, read, spreads, standings, stored, wide
 from .tables import effects as effects_in_words
 
 # benchmark -> column of its rows -> title, factor and format in a table for people

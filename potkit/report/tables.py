@@ -297,3 +297,29 @@ def markdown(table: pd.DataFrame) -> str:
         "| " + " | ".join(str(v) for v in row) + " |" for row in table.itertuples(index=False)
     ]
     return "\n".join(lines)
+
+
+def standings(table: pd.DataFrame) -> pd.DataFrame:
+    """Who is fastest in each case of a benchmark, in float32: a row per case with
+    potkit's fastest implementation, the fastest of the others, and ``speedup``, how many times as
+    fast potkit is (below 1: potkit loses). NaN where there is nobody else.
+    """
+    rows = []
+    for case, group in table[table["precision"] == "float32"].groupby("case", sort=False):
+        own = group["implementation"].str.startswith("potkit")
+        ours, others = (part.sort_values("median_s") for part in (group[own], group[~own]))
+        if ours.empty:
+            continue
+        best, rival = ours.iloc[0], None if others.empty else others.iloc[0]
+        lost = rival is not None and rival["median_s"] < best["median_s"]
+        rows.append(
+            {
+                "case": case,
+                "fastest": (rival if lost else best)["implementation"],
+                "potkit_s": best["median_s"],
+                "fastest_other": "" if rival is None else rival["implementation"],
+                "other_s": float("nan") if rival is None else rival["median_s"],
+                "speedup": float("nan") if rival is None else rival["median_s"] / best["median_s"],
+            }
+        )
+    return pd.DataFrame(rows)

@@ -280,7 +280,7 @@ def test_compile_is_refused_where_it_cannot_work(tmp_path):
     from potkit import TrainConfig
     from potkit.training import loop
 
-    model = models.build("egnn", "small", hidden=8, layers=1, vector="gradient")
+    model = models.build("painn", "small", hidden=8, layers=1, vector="gradient")
     config = TrainConfig(
         steps=1, compile=True, precision="bf16-mixed", device="cpu", progress=False
     )

@@ -26,6 +26,7 @@ from potkit.bench.peers.apart import environments as made
 from potkit.bench.peers.apart import matches, worker
 from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
+from potkit.report import tables
 
 # before any test names another folder: those that the user has set up
 READY = {peer.name for peer in apart.PEERS if peer.environment.state() == "ready"}
@@ -211,7 +212,7 @@ def test_rows_stand_beside_the_others(fake_peer):
     ours = in_process.reference("schnet", 8).n_parameters()
     assert f"(potkit {ours:,})" in row["note"] and "its first call took 3 s" in row["note"]
     other = table[table["implementation"] != "PyG SchNet"]
-    assert list(common.standings(other)["fastest_other"]) == ["graph-pes SchNet"]
+    assert list(tables.standings(other)["fastest_other"]) == ["graph-pes SchNet"]
 
 
 def test_dynamics_and_evaluation_take_it(fake_peer):
@@ -320,9 +321,32 @@ def test_an_interrupted_environment_is_not_whole(environments, monkeypatch):
     (environment.folder / made.RECORD).write_text("{}")
     with pytest.raises(KeyboardInterrupt):
         environment.make()
-    assert environment.state() == "absent"
-    environment.folder.mkdir()
     assert environment.state() == "not whole"
+    with pytest.raises(KeyboardInterrupt):  # and it is potkit's to make anew
+        environment.make()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_potkit_did_not_make_is_left_as_it_is(kind, tiny_package, tmp_path, monkeypatch):
+    monkeypatch.setenv("POTKIT_PEERS", str(tmp_path / "peers"))
+    folder, thesis = tiny_package.folder, tmp_path / "work" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("mine")
+    elif kind == "file":
+        folder.write_text("mine")
+    else:
+        folder.symlink_to(thesis.parent)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="holds something that potkit did not make; move it"):
+            tiny_package.make()
+    assert thesis.read_text() == "mine"
+    if kind != "link":
+        mine = folder / "thesis.txt" if kind == "folder" else folder
+        assert mine.read_text() == "mine"
 
 
 def test_versions_are_pinned():

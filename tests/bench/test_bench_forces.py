@@ -13,6 +13,7 @@ from tiny import one_line
 from potkit.bench import common, evaluate, finetune, md, peers, start
 from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
+from potkit.report import tables
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_standings_tell_losses():
         ("b", "potkit", "bfloat16", 1.0),
         ("c", "potkit", "float32", 4.0),
     ]
-    table = common.standings(
+    table = tables.standings(
         pd.DataFrame(rows, columns=["case", "implementation", "precision", "median_s"])
     )
     assert list(table["fastest"]) == ["potkit, compiled", "peer", "potkit"]

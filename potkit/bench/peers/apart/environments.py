@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -90,12 +89,30 @@ class Environment:
             ) from None
         return self.folder
 
+    def _claim(self) -> None:
+        """Write down, beside the folder, that it is potkit's, before anything is in it.
+
+        Raises ConfigError for one with something in it of which that was not written down: what
+        lies there is somebody's, and making the environment would empty it.
+        """
+        mark = self.folder.parent / f".{self.name}.potkit"
+        ours = mark.exists() or (self.folder / RECORD).is_file()
+        empty = self.folder.is_dir() and not any(self.folder.iterdir())
+        there = self.folder.exists() or self.folder.is_symlink()
+        if self.folder.is_symlink() or (there and not (ours or empty)):
+            raise ConfigError(
+                f"bench peers: {self.folder} holds something that potkit did not make; "
+                "move it, or name another folder in POTKIT_PEERS"
+            )
+        mark.touch()
+
     def _make(self, cuda: bool, say: Callable[[str], None]) -> None:
+        self._claim()
         # the record goes first and comes last: in between the folder is not whole
         (self.folder / RECORD).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
         say(f"{self.name}: a virtual environment in {self.folder}")
-        self._run([sys.executable, "-m", "venv", str(self.folder)], "the virtual environment")
+        command = [sys.executable, "-m", "venv", "--clear", str(self.folder)]
+        self._run(command, "the virtual environment")
         self._look_for_cuda(cuda)
         say(f"{self.name}: {', '.join(self.wanted)} and what they need (some minutes)")
         self._pip("install", "--quiet", *self._packages())
