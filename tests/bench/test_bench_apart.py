@@ -27,6 +27,7 @@ from potkit.bench.peers.apart import matches, worker
 from potkit.cli import main as cli
 from potkit.errors import ConfigError, DataError
 from potkit.report import tables
+from potkit.structures import outputs
 
 # before any test names another folder: those that the user has set up
 READY = {peer.name for peer in apart.PEERS if peer.environment.state() == "ready"}
@@ -347,6 +348,22 @@ def test_what_potkit_did_not_make_is_left_as_it_is(kind, tiny_package, tmp_path,
     if kind != "link":
         mine = folder / "thesis.txt" if kind == "folder" else folder
         assert mine.read_text() == "mine"
+
+
+def test_a_folder_of_mine_where_an_environment_was_is_left_as_it_is(
+    tiny_package, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("POTKIT_PEERS", str(tmp_path / "peers"))
+    folder = tiny_package.make()
+    tiny_package.make()  # its own is made anew
+    assert tiny_package.state() == "ready"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something that potkit did not make"):
+        tiny_package.make()
+    assert (folder / "thesis.txt").read_text() == "mine"
+    assert not [name for name in os.listdir(folder.parent) if outputs.is_temporary(name)]
 
 
 def test_versions_are_pinned():

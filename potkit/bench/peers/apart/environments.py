@@ -20,8 +20,11 @@ import pooch
 from filelock import FileLock, Timeout
 
 from ....errors import ConfigError
+from ....structures import outputs
+from ....structures.storage import sweep
 
 RECORD = "potkit-peer.json"
+PART = f"{RECORD}.part"  # a record that is not finished
 LOG = "pip.log"
 REQUIREMENTS = Path(__file__).parent / "requirements"
 CUDA = ("nvidia", "cuda", "cupy", "triton", "jax-cuda")  # how packages for GPUs begin
@@ -89,37 +92,37 @@ class Environment:
             ) from None
         return self.folder
 
-    def _claim(self) -> None:
-        """Write down, beside the folder, that it is potkit's, before anything is in it.
+    def _clear(self) -> None:
+        """An empty folder but for the beginning of a record, which says that it is potkit's.
 
-        Raises ConfigError for one with something in it of which that was not written down: what
-        lies there is somebody's, and making the environment would empty it.
+        Raises ConfigError for one with something in it and neither that nor a record: what lies
+        there is somebody's.
         """
-        mark = self.folder.parent / f".{self.name}.potkit"
-        ours = mark.exists() or (self.folder / RECORD).is_file()
-        empty = self.folder.is_dir() and not any(self.folder.iterdir())
-        there = self.folder.exists() or self.folder.is_symlink()
-        if self.folder.is_symlink() or (there and not (ours or empty)):
+        folder = self.folder
+        if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
             raise ConfigError(
-                f"bench peers: {self.folder} holds something that potkit did not make; "
+                f"bench peers: {folder} holds something that potkit did not make; "
                 "move it, or name another folder in POTKIT_PEERS"
             )
-        mark.touch()
+        if folder.exists():
+            old = outputs.temporary(folder)
+            folder.rename(old)
+            sweep(old)
+        folder.mkdir()
+        (folder / PART).touch()
 
     def _make(self, cuda: bool, say: Callable[[str], None]) -> None:
-        self._claim()
-        # the record goes first and comes last: in between the folder is not whole
-        (self.folder / RECORD).unlink(missing_ok=True)
+        self._clear()
         say(f"{self.name}: a virtual environment in {self.folder}")
-        command = [sys.executable, "-m", "venv", "--clear", str(self.folder)]
-        self._run(command, "the virtual environment")
+        self._run([sys.executable, "-m", "venv", str(self.folder)], "the virtual environment")
         self._look_for_cuda(cuda)
         say(f"{self.name}: {', '.join(self.wanted)} and what they need (some minutes)")
         self._pip("install", "--quiet", *self._packages())
         report = json.loads(self._pip("list", "--format", "json"))
         versions = {package["name"].lower(): package["version"] for package in report}
         record = {"fingerprint": self.fingerprint(), "versions": versions}
-        part = self.folder / f"{RECORD}.part"
+        # the record comes last: until then the folder is not whole
+        part = self.folder / PART
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         part.replace(self.folder / RECORD)
 
@@ -156,6 +159,14 @@ class Environment:
                 f"{last_words(done.stderr or done.stdout)} (all of it: {log})"
             )
         return done.stdout
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, or has a record of potkit's, finished or not."""
+    if not folder.is_dir():
+        return False
+    names = os.listdir(folder)
+    return not names or RECORD in names or PART in names
 
 
 def bare_environment(**more: str) -> dict[str, str]:
