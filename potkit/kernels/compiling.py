@@ -86,7 +86,10 @@ def compiled(
     """
     by_gradient = model.by_gradient(outputs)
     kernels_serve = has_kernels(model, outputs, device)
-    as_graph = by_gradient and (not kernels_serve or in_graphs(model, precision))
+    # kernels are float32, the graph is of any type
+    as_graph = by_gradient and (
+        not kernels_serve or precision == "64-true" or in_graphs(model, precision)
+    )
     if not wanted:
         yield model
     elif kernels_serve and not as_graph:
@@ -108,7 +111,8 @@ def compiled(
         )  # brings torch.compile: a second that others do not wait
 
         # an nn.Module asks this before its `forward`
-        model._compiled_call_impl = WholeGraph(model, BACKEND, kernels=kernels_serve)
+        in_graph = kernels_serve and in_graphs(model, precision)
+        model._compiled_call_impl = WholeGraph(model, BACKEND, kernels=in_graph)
         try:
             yield model
         finally:

@@ -144,6 +144,8 @@ class PotkitCalculator(Calculator):
         self.models = list(models)
         self.device, self.dtype, self.compile = device, dtype, compile
         self.seconds = 0.0  # that predictions have taken
+        self._undecided = compile is None
+        self._compiles = bool(compile)
         self._neighborhood: Neighborhood | None = None
         if compile:
             require_compiler(device)  # before a simulation starts
@@ -225,20 +227,20 @@ class PotkitCalculator(Calculator):
         """What each network says. Compiled code that was not asked for and cannot be had is done
         without, with a warning.
         """
-        patient = self.compile is None and self.seconds > PATIENCE and has_compiler(self.device)
-        compile = bool(self.compile) or patient
+        if self._undecided and self.seconds > PATIENCE:
+            self._undecided, self._compiles = False, has_compiler(self.device)
         try:
-            return self._predictions(near, compile)
+            return self._predictions(near)
         except ConfigError as error:
-            if self.compile is not None:
+            if self.compile or not self._compiles:
                 raise
             warnings.warn(f"calculator: goes on uncompiled: {error}", stacklevel=4)
-            self.compile = False
-            return self._predictions(near, False)
+            self._compiles = False
+            return self._predictions(near)
 
-    def _predictions(self, near: Neighborhood, compile: bool) -> list[dict[str, np.ndarray]]:
+    def _predictions(self, near: Neighborhood) -> list[dict[str, np.ndarray]]:
         positions = self.atoms.positions
-        quick = self._compiled(compile, len(positions) <= SMALL)
+        quick = self._compiled(self._compiles, len(positions) <= SMALL)
         return [
             self._predict(model, how, near.at(positions, model.cutoff), near.has_volume)
             for model, how in zip(self.models, quick, strict=True)

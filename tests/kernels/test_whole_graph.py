@@ -86,6 +86,19 @@ def test_kernels_are_called_from_the_graph(compiled_kernels, monkeypatch):
     WholeGraph(double, "eager", kernels=True)(batch, ("energy", "forces"))
 
 
+@pytest.mark.parametrize("name", ["egnn", "schnet"])
+def test_double_precision_goes_through_the_graph_without_kernels(name, monkeypatch):
+    """Of networks that have kernels for both derivatives, which are float32."""
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    model, outputs = small(name), ("energy", "forces")
+    batch = molecules(2).batch(dtype=torch.float64)
+    wanted = model(batch, outputs)
+    with compiling.compiled(model, outputs, True, "cpu", "64-true"):
+        whole = model._compiled_call_impl
+        assert isinstance(whole, WholeGraph) and not whole.kernels
+        torch.testing.assert_close(model(batch, outputs).forces, wanted.forces)
+
+
 def test_one_graph_serves_all_sizes_and_follows_the_weights():
     model = small("painn").float()
     graph = WholeGraph(model, "aot_eager")
