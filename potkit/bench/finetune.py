@@ -109,7 +109,9 @@ def contenders(
         predict = functools.partial(whole, outputs=OUTPUTS)
         output = functools.partial(_forces, predict, structures, device)
         step = trainer(twin, predict, structures, device)
-        note = "energy and forces as one graph" + " that calls kernels" * kernels
+        note = "energy and forces as one graph"
+        if kernels:
+            note += " that calls kernels"
         rivals.append(Rival("potkit, compiled", step, output, note=note))
     return rivals, {"atoms": len(batch.z), "edges": len(edges)}
 
