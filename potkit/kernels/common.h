@@ -97,4 +97,15 @@ inline void accumulate(Tensor& total, const Tensor& grad, const Tensor& value) {
   }
 }
 
+// Calls ``work`` for the type of ``like``: float, or bfloat16 as within autocast.
+template <typename Work>
+inline void in_type_of(const Tensor& like, const char* name, Work work) {
+  if (like.scalar_type() == at::kBFloat16) {
+    work.template operator()<BFloat16>();
+  } else {
+    TORCH_CHECK(like.scalar_type() == at::kFloat, name, " is not for ", like.scalar_type());
+    work.template operator()<float>();
+  }
+}
+
 }  // namespace potkit

@@ -21,7 +21,8 @@ void forward_blocks(const Inputs& in, const Tensor& w2, const Tensor& b2, const 
         T* s = s_room.data();
         T* a = keep ? a_all + start * width : a_room.data();
         T* c = keep ? c_all + start * width : c_room.data();
-        first(in, start, size, u_room.data(), in.radial == 1, [&](int64_t b, const float* __restrict__ u) {
+        float* u_block = u_room.data();
+        first(in, start, size, u_block, in.radial == 1, [&](int64_t b, const float* u) {
           T* __restrict__ row = s + b * width;
 #pragma omp simd
           for (int64_t k = 0; k < width; ++k) row[k] = narrow<T>(silu(u[k]));
@@ -79,38 +80,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> egnn_forward(
   const int64_t rows = keep ? in.n_edges : 0;
   Tensor a = at::empty({rows, in.width}, w2.options()), c = at::empty({rows, in.width}, w2.options());
   Tensor total = at::zeros_like(p), t = at::empty({in.n_edges}, p.options()), gate = at::empty({w_g ? in.n_edges : 0, 1}, p.options());
-  AT_DISPATCH_SWITCH(w2.scalar_type(), "potkit::egnn_forward",
-                     AT_DISPATCH_CASE(at::kFloat, [&] {
-                       forward_blocks<float>(in, w2, b2, wc, bc, keep, a.data_ptr<float>(), c.data_ptr<float>(), total.data_ptr<float>(),
-                                             t.data_ptr<float>(), gate.data_ptr<float>());
-                     }) AT_DISPATCH_CASE(at::kBFloat16, [&] {
-                       forward_blocks<BFloat16>(in, w2, b2, wc, bc, keep, a.data_ptr<BFloat16>(), c.data_ptr<BFloat16>(),
-                                                total.data_ptr<float>(), t.data_ptr<float>(), gate.data_ptr<float>());
-                     }));
+  in_type_of(w2, "potkit::egnn_forward", [&]<typename T>() {
+    forward_blocks<T>(in, w2, b2, wc, bc, keep, a.data_ptr<T>(), c.data_ptr<T>(),
+                      total.data_ptr<float>(), t.data_ptr<float>(), gate.data_ptr<float>());
+  });
   return {total, t, a, c, gate};
 }
 
-// What each thread sums by itself: weights' gradients, and those of q for the senders it meets.
-struct Sums {
-  Tensor dw_d, dw2, db2, dw_g, dw_c, db_c, dw_x, dq;
-  float db_g = 0.0f;
-  Span senders;
+// What is given for the four outputs of the forward pass; d_t, d_a, d_c: null where nothing is.
+template <typename T>
+struct Ups {
+  const float *d_total, *d_t;
+  const T *d_a, *d_c;
 };
 
 template <typename T>
-void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const T* a_all, const T* c_all, const float* gate,
-                    const float* d_total, const float* d_t, const T* d_a, const T* d_c, int64_t begin, int64_t end, Sums& sums, float* dp,
-                    float* d_edge, float* d_envelope) {
+void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const T* a_all,
+                    const T* c_all, const float* gate, const Ups<T>& up, int64_t begin, int64_t end,
+                    Sums& sums, float* dp, float* d_edge, float* d_envelope) {
   const int64_t width = in.width;
   std::vector<float> u_room(BLOCK * width), row_room(width);
   std::vector<T> s_room(BLOCK * width), m_room(BLOCK * width), dc_room(BLOCK * width), d_room(BLOCK * width);
   float *u = u_room.data(), *row = row_room.data();
   T *s = s_room.data(), *m = m_room.data(), *dc = dc_room.data(), *d = d_room.data();
-  const bool through_c = d_t || d_c;
+  const bool through_c = up.d_t || up.d_c;
   float *__restrict__ dw_x = sums.dw_x.data_ptr<float>(), *__restrict__ db_c = sums.db_c.data_ptr<float>();
   float *__restrict__ db2 = sums.db2.data_ptr<float>();
   float* __restrict__ dw_g = in.w_g ? sums.dw_g.data_ptr<float>() : nullptr;
-  float* dq = sums.dq.data_ptr<float>() - sums.senders.first * width;
+  float* dq = sums.rows_of_q(width);
   for (int64_t start = begin; start < end; start += BLOCK) {
     const int64_t size = std::min(BLOCK, end - start);
     Tensor s_view = over(s, size, width), m_view = over(m, size, width), dc_view = over(dc, size, width), d_view = over(d, size, width);
@@ -129,11 +126,11 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
       const T *__restrict__ a_row = a_all + e * width, *__restrict__ c_row = c_all + e * width;
       T *__restrict__ m_row = m + b * width, *__restrict__ dc_row = dc + b * width;
       const float* __restrict__ w_x = in.w_x;
-      const float grad = d_t ? d_t[e] : 0.0f, g = in.w_g ? gate[e] : 1.0f;
+      const float grad = up.d_t ? up.d_t[e] : 0.0f, g = in.w_g ? gate[e] : 1.0f;
 #pragma omp simd
       for (int64_t k = 0; k < width; ++k) m_row[k] = narrow<T>(silu(widen(a_row[k])) * g);
       if (!through_c) continue;
-      const T* __restrict__ more = d_c ? d_c + e * width : nullptr;
+      const T* __restrict__ more = up.d_c ? up.d_c + e * width : nullptr;
       auto differentiate = [&](auto added) {
 #pragma omp simd
         for (int64_t k = 0; k < width; ++k) {
@@ -162,13 +159,13 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
       const T* __restrict__ a_row = a_all + e * width;
       T *__restrict__ d_row = d + b * width, *__restrict__ da_row = dc + b * width;
       const T* __restrict__ m_row = m + b * width;
-      const float* __restrict__ up = d_total + in.receiver[e] * width;
+      const float* __restrict__ d_sum = up.d_total + in.receiver[e] * width;
       float* __restrict__ z = row;
       const float f = in.envelope ? in.envelope[e] : 1.0f, g = in.w_g ? gate[e] : 1.0f;
       if (d_envelope) {
         float out = 0.0f;
 #pragma omp simd reduction(+ : out)
-        for (int64_t k = 0; k < width; ++k) out += widen(m_row[k]) * up[k];
+        for (int64_t k = 0; k < width; ++k) out += widen(m_row[k]) * d_sum[k];
         d_envelope[e] = out;
       }
       float d_logit = 0.0f;
@@ -176,17 +173,17 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
         float along = 0.0f;
 #pragma omp simd reduction(+ : along)
         for (int64_t k = 0; k < width; ++k) {
-          z[k] = widen(d_row[k]) + f * up[k];
+          z[k] = widen(d_row[k]) + f * d_sum[k];
           along += z[k] * widen(m_row[k]);
         }
         d_logit = along * (1.0f - g);  // Σ z silu(a) · g (1 − g), and m is silu(a) g
         sums.db_g += d_logit;
       } else {
 #pragma omp simd
-        for (int64_t k = 0; k < width; ++k) z[k] = widen(d_row[k]) + f * up[k];
+        for (int64_t k = 0; k < width; ++k) z[k] = widen(d_row[k]) + f * d_sum[k];
       }
       const float* __restrict__ w_g = in.w_g;
-      const T* __restrict__ more = d_a ? d_a + e * width : nullptr;
+      const T* __restrict__ more = up.d_a ? up.d_a + e * width : nullptr;
       auto differentiate = [&](auto added) {
         if (in.w_g) {
 #pragma omp simd
@@ -234,13 +231,18 @@ void backward_share(const Inputs& in, const Tensor& w2, const Tensor& wc, const 
   }
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor, Tensor, Tensor>;
 
-Gradients egnn_backward(
-    const Tensor& p, const Tensor& q, const Tensor& edge, const std::optional<Tensor>& envelope, const Tensor& w_d_t, const Tensor& w2,
-    const std::optional<Tensor>& w_g, const std::optional<Tensor>& b_g, const Tensor& wc, const Tensor& w_x, const Tensor& b_x,
-    const Tensor& sender, const Tensor& receiver, const Tensor& a, const Tensor& c, const Tensor& gate, const Tensor& d_total,
-    const std::optional<Tensor>& d_t, const std::optional<Tensor>& d_a, const std::optional<Tensor>& d_c, bool need_envelope) {
+Gradients egnn_backward(const Tensor& p, const Tensor& q, const Tensor& edge,
+                        const std::optional<Tensor>& envelope, const Tensor& w_d_t,
+                        const Tensor& w2, const std::optional<Tensor>& w_g,
+                        const std::optional<Tensor>& b_g, const Tensor& wc, const Tensor& w_x,
+                        const Tensor& b_x, const Tensor& sender, const Tensor& receiver,
+                        const Tensor& a, const Tensor& c, const Tensor& gate,
+                        const Tensor& d_total, const std::optional<Tensor>& d_t,
+                        const std::optional<Tensor>& d_a, const std::optional<Tensor>& d_c,
+                        bool need_envelope) {
   const Inputs in = gather(p, q, edge, envelope, w_d_t, w_g, b_g, w_x, b_x, sender, receiver);
   Tensor dp = at::zeros_like(p), dq = at::zeros_like(q), d_edge = at::empty_like(edge);
   Tensor d_envelope = at::empty({need_envelope ? in.n_edges : 0, 1}, p.options());
@@ -249,55 +251,38 @@ Gradients egnn_backward(
   at::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView guard;
     for (int64_t share = begin; share < end; ++share) {
-      Sums& sums = parts[share];
-      sums.senders = span(in.sender, cuts[share], cuts[share + 1]);
-      const auto like = p.options();
-      const int64_t f = in.width;
-      sums.dw_d = at::zeros({in.radial, f}, like);
-      sums.dw2 = at::zeros({f, f}, like), sums.db2 = at::zeros({f}, like), sums.dw_g = at::zeros({1, f}, like);
-      sums.dw_c = at::zeros({f, f}, like), sums.db_c = at::zeros({f}, like), sums.dw_x = at::zeros({1, f}, like);
-      sums.dq = at::zeros({sums.senders.past - sums.senders.first, f}, like);
+      parts[share] = Sums(in, cuts[share], cuts[share + 1], p.options());
       float* d_env = need_envelope ? d_envelope.data_ptr<float>() : nullptr;
-      AT_DISPATCH_SWITCH(w2.scalar_type(), "potkit::egnn_backward",
-                         AT_DISPATCH_CASE(at::kFloat, [&] {
-                           backward_share<float>(in, w2, wc, a.const_data_ptr<float>(), c.const_data_ptr<float>(),
-                                                 gate.const_data_ptr<float>(), d_total.const_data_ptr<float>(), data_of<float>(d_t),
-                                                 data_of<float>(d_a), data_of<float>(d_c), cuts[share], cuts[share + 1], sums, dp.data_ptr<float>(), d_edge.data_ptr<float>(), d_env);
-                         }) AT_DISPATCH_CASE(at::kBFloat16, [&] {
-                           backward_share<BFloat16>(in, w2, wc, a.const_data_ptr<BFloat16>(), c.const_data_ptr<BFloat16>(),
-                                                    gate.const_data_ptr<float>(), d_total.const_data_ptr<float>(),
-                                                    data_of<float>(d_t), data_of<BFloat16>(d_a), data_of<BFloat16>(d_c), cuts[share], cuts[share + 1], sums, dp.data_ptr<float>(),
-                                                    d_edge.data_ptr<float>(), d_env);
-                         }));
+      in_type_of(a, "potkit::egnn_backward", [&]<typename T>() {
+        const Ups<T> up{d_total.const_data_ptr<float>(), data_of<float>(d_t), data_of<T>(d_a),
+                        data_of<T>(d_c)};
+        backward_share<T>(in, w2, wc, a.const_data_ptr<T>(), c.const_data_ptr<T>(),
+                          gate.const_data_ptr<float>(), up, cuts[share], cuts[share + 1],
+                          parts[share], dp.data_ptr<float>(), d_edge.data_ptr<float>(), d_env);
+      });
     }
   });
-  at::AutoDispatchBelowADInplaceOrView guard;
-  Sums& whole = parts[0];
-  for (size_t k = 0; k < parts.size(); ++k) {
-    Sums& part = parts[k];
-    dq.slice(0, part.senders.first, part.senders.past).add_(part.dq);
-    if (k == 0) continue;
-    whole.dw_d.add_(part.dw_d), whole.dw2.add_(part.dw2), whole.db2.add_(part.db2), whole.dw_g.add_(part.dw_g);
-    whole.dw_c.add_(part.dw_c), whole.db_c.add_(part.db_c), whole.dw_x.add_(part.dw_x);
-    whole.db_g += part.db_g;
-  }
+  const Sums& whole = together(parts, dq);
   Tensor db_g = at::full({1}, whole.db_g, p.options());
-  return {dp, dq, d_edge, d_envelope, whole.dw_d.t().contiguous(), whole.dw2, whole.db2, whole.dw_g, db_g, whole.dw_c, whole.db_c,
-          whole.dw_x, d_t ? d_t->sum().reshape({1}) : at::zeros({1}, p.options())};
+  Tensor db_x = d_t ? d_t->sum().reshape({1}) : at::zeros({1}, p.options());
+  return {dp,        dq,         d_edge,     d_envelope, whole.dw_d.t().contiguous(),
+          whole.dw2, whole.db2,  whole.dw_g, db_g,       whole.dw_c,
+          whole.db_c, whole.dw_x, db_x};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(potkit, library) {
   library.def(
-      "egnn_forward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, Tensor b2, Tensor? w_g, Tensor? b_g, "
-      "Tensor w_c, Tensor b_c, Tensor w_x, Tensor b_x, Tensor sender, Tensor receiver, bool keep) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "egnn_forward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, "
+      "Tensor b2, Tensor? w_g, Tensor? b_g, Tensor w_c, Tensor b_c, Tensor w_x, Tensor b_x, "
+      "Tensor sender, Tensor receiver, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "egnn_backward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, Tensor? w_g, Tensor? b_g, "
-      "Tensor w_c, Tensor w_x, Tensor b_x, Tensor sender, Tensor receiver, Tensor a, Tensor c, Tensor gate, Tensor d_total, "
-      "Tensor? d_t, Tensor? d_a, Tensor? d_c, bool need_envelope) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "egnn_backward(Tensor p, Tensor q, Tensor edge, Tensor? envelope, Tensor w_d_t, Tensor w2, "
+      "Tensor? w_g, Tensor? b_g, Tensor w_c, Tensor w_x, Tensor b_x, Tensor sender, "
+      "Tensor receiver, Tensor a, Tensor c, Tensor gate, Tensor d_total, Tensor? d_t, Tensor? d_a, "
+      "Tensor? d_c, bool need_envelope) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(potkit, CPU, library) {

@@ -5,7 +5,8 @@
 
 namespace potkit::egnn {
 
-constexpr int64_t BLOCK = 256;  // edges; × 256 channels × 4 bytes is 256 kB an array, of which a thread has six in use
+// edges; × 256 channels × 4 bytes is 256 kB an array, of which a thread has six in use
+constexpr int64_t BLOCK = 256;
 
 // The memory of what may be missing; null where it is.
 template <typename T>
@@ -14,19 +15,70 @@ inline const T* data_of(const std::optional<Tensor>& x) {
 }
 
 struct Inputs {
-  const float *p, *q, *edge, *envelope, *w_d, *w_g, *w_x;  // w_d is transposed: [R, F]; envelope, w_g: null where there is none
+  // w_d is transposed: [R, F]; envelope, w_g: null where there is none
+  const float *p, *q, *edge, *envelope, *w_d, *w_g, *w_x;
   float b_g, b_x;
   const int64_t *sender, *receiver;
   int64_t n_atoms, n_edges, width, radial;
 };
 
-inline Inputs gather(const Tensor& p, const Tensor& q, const Tensor& edge, const std::optional<Tensor>& envelope, const Tensor& w_d_t,
-              const std::optional<Tensor>& w_g, const std::optional<Tensor>& b_g, const Tensor& w_x, const Tensor& b_x,
-              const Tensor& sender, const Tensor& receiver) {
-  auto data = [](const std::optional<Tensor>& x) -> const float* { return x ? x->const_data_ptr<float>() : nullptr; };
-  return {p.const_data_ptr<float>(), q.const_data_ptr<float>(), edge.const_data_ptr<float>(), data(envelope),
-          w_d_t.const_data_ptr<float>(), data(w_g), w_x.const_data_ptr<float>(), b_g ? b_g->item<float>() : 0.0f, b_x.item<float>(),
-          sender.const_data_ptr<int64_t>(), receiver.const_data_ptr<int64_t>(), p.size(0), sender.size(0), p.size(1), edge.size(1)};
+inline Inputs gather(const Tensor& p, const Tensor& q, const Tensor& edge,
+                     const std::optional<Tensor>& envelope, const Tensor& w_d_t,
+                     const std::optional<Tensor>& w_g, const std::optional<Tensor>& b_g,
+                     const Tensor& w_x, const Tensor& b_x, const Tensor& sender,
+                     const Tensor& receiver) {
+  return {p.const_data_ptr<float>(),
+          q.const_data_ptr<float>(),
+          edge.const_data_ptr<float>(),
+          data_of<float>(envelope),
+          w_d_t.const_data_ptr<float>(),
+          data_of<float>(w_g),
+          w_x.const_data_ptr<float>(),
+          b_g ? b_g->item<float>() : 0.0f,
+          b_x.item<float>(),
+          sender.const_data_ptr<int64_t>(),
+          receiver.const_data_ptr<int64_t>(),
+          p.size(0),
+          sender.size(0),
+          p.size(1),
+          edge.size(1)};
+}
+
+// What each thread sums by itself: weights' gradients, and those of q for the senders it meets.
+struct Sums {
+  Tensor dw_d, dw2, db2, dw_g, dw_c, db_c, dw_x, dq;
+  float db_g = 0.0f;
+  Span senders;
+
+  Sums() = default;
+  // zeros, for the edges from begin to end
+  Sums(const Inputs& in, int64_t begin, int64_t end, const at::TensorOptions& like) {
+    const int64_t f = in.width;
+    senders = span(in.sender, begin, end);
+    dw_d = at::zeros({in.radial, f}, like);
+    dw2 = at::zeros({f, f}, like), db2 = at::zeros({f}, like), dw_g = at::zeros({1, f}, like);
+    dw_c = at::zeros({f, f}, like), db_c = at::zeros({f}, like), dw_x = at::zeros({1, f}, like);
+    dq = at::zeros({senders.past - senders.first, f}, like);
+  }
+
+  // dq of this thread, by the numbers of atoms
+  float* rows_of_q(int64_t width) { return dq.data_ptr<float>() - senders.first * width; }
+};
+
+// The first of ``parts`` plus the others; dq of all of them goes into ``dq`` [N, F].
+inline Sums& together(std::vector<Sums>& parts, Tensor& dq) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  Sums& whole = parts[0];
+  for (size_t k = 0; k < parts.size(); ++k) {
+    Sums& part = parts[k];
+    dq.slice(0, part.senders.first, part.senders.past).add_(part.dq);
+    if (k == 0) continue;
+    whole.dw_d.add_(part.dw_d), whole.dw2.add_(part.dw2), whole.db2.add_(part.db2);
+    whole.dw_g.add_(part.dw_g), whole.dw_c.add_(part.dw_c), whole.db_c.add_(part.db_c);
+    whole.dw_x.add_(part.dw_x);
+    whole.db_g += part.db_g;
+  }
+  return whole;
 }
 
 // u of a block of edges; ``each(b, row)`` is called with each of its rows while that is in the

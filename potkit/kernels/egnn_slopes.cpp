@@ -111,14 +111,12 @@ void slopes_share(const Inputs& in, const Given<T>& given, const Tensor& w2, con
 
 // dP, dQ, de, df; z and ds of every edge where they are to be kept, else empty. b_g is in the gate
 // already: it is given because there is a gradient for it.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> egnn_slopes(const Tensor& p, const Tensor& q, const Tensor& edge,
-                                const std::optional<Tensor>& envelope, const Tensor& w_d_t,
-                                const Tensor& w2, const std::optional<Tensor>& w_g,
-                                const std::optional<Tensor>& b_g, const Tensor& wc,
-                                const Tensor& w_x, const Tensor& sender,
-                                const Tensor& receiver, const Tensor& a, const Tensor& c,
-                                const Tensor& gate, const Tensor& d_total,
-                                const std::optional<Tensor>& d_t, bool keep) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> egnn_slopes(
+    const Tensor& p, const Tensor& q, const Tensor& edge, const std::optional<Tensor>& envelope,
+    const Tensor& w_d_t, const Tensor& w2, const std::optional<Tensor>& w_g,
+    const std::optional<Tensor>& b_g, const Tensor& wc, const Tensor& w_x, const Tensor& sender,
+    const Tensor& receiver, const Tensor& a, const Tensor& c, const Tensor& gate,
+    const Tensor& d_total, const std::optional<Tensor>& d_t, bool keep) {
   const Tensor none = at::zeros({1}, p.options());  // biases are not looked at
   const Inputs in = gather(p, q, edge, envelope, w_d_t, w_g, b_g, w_x, none, sender, receiver);
   Tensor dp = at::zeros_like(p), dq = at::zeros_like(q), d_edge = at::empty_like(edge);
@@ -137,18 +135,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> egnn_slopes(const Ten
       float* dq_data = dq_of[share].data_ptr<float>() - senders[share].first * in.width;
       float* z_data = keep ? z.data_ptr<float>() : nullptr;
       float* d_env = envelope ? d_envelope.data_ptr<float>() : nullptr;
-      auto work = [&]<typename T>() {
+      in_type_of(a, "potkit::egnn_slopes", [&]<typename T>() {
         const Given<T> given{a.const_data_ptr<T>(), c.const_data_ptr<T>(),
                              gate.const_data_ptr<float>(), d_total.const_data_ptr<float>(),
                              data_of<float>(d_t)};
         slopes_share<T>(in, given, w2, wc, cuts[share], cuts[share + 1], z_data,
                         keep ? ds.data_ptr<T>() : nullptr, dp.data_ptr<float>(), dq_data,
                         d_edge.data_ptr<float>(), d_env);
-      };
-      AT_DISPATCH_SWITCH(
-          a.scalar_type(), "potkit::egnn_slopes",
-          AT_DISPATCH_CASE(at::kFloat, [&] { work.template operator()<float>(); })
-              AT_DISPATCH_CASE(at::kBFloat16, [&] { work.template operator()<BFloat16>(); }));
+      });
     }
   });
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -164,13 +158,6 @@ struct Ups {
   const float *p, *q, *edge, *f;
 };
 
-// What each thread sums by itself.
-struct Sums {
-  Tensor dw_d, dw2, dw_g, dw_c, dw_x, dq;
-  float db_g = 0.0f;
-  Span senders;
-};
-
 // What is written for each edge and, of p and d_total, for each receiver.
 template <typename T>
 struct Out {
@@ -183,7 +170,7 @@ template <typename T>
 void first_changes(const Inputs& in, const Ups& up, const T* ds_all, int64_t start, int64_t size,
                    Sums& sums, const Out<T>& out, float* u, float* dot, T* s_dot) {
   const int64_t width = in.width;
-  float* dq = sums.dq.data_ptr<float>() - sums.senders.first * width;
+  float* dq = sums.rows_of_q(width);
   Inputs rates = in;  // u̇ = Ṗ_i + Q̇_j + W_d ė
   rates.p = up.p, rates.q = up.q, rates.edge = up.edge;
   first(rates, start, size, dot, false, [](int64_t, float*) {});
@@ -356,15 +343,8 @@ Gradients egnn_slopes_backward(
   at::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t first_share, int64_t past) {
     at::AutoDispatchBelowADInplaceOrView guard;
     for (int64_t share = first_share; share < past; ++share) {
-      Sums& sums = parts[share];
-      const auto like = p.options();
-      const int64_t f = in.width;
-      sums.senders = span(in.sender, cuts[share], cuts[share + 1]);
-      sums.dw_d = at::zeros({in.radial, f}, like), sums.dw2 = at::zeros({f, f}, like);
-      sums.dw_g = at::zeros({1, f}, like), sums.dw_c = at::zeros({f, f}, like);
-      sums.dw_x = at::zeros({1, f}, like);
-      sums.dq = at::zeros({sums.senders.past - sums.senders.first, f}, like);
-      auto work = [&]<typename T>() {
+      parts[share] = Sums(in, cuts[share], cuts[share + 1], p.options());
+      in_type_of(a, "potkit::egnn_slopes_backward", [&]<typename T>() {
         const Given<T> given{a.const_data_ptr<T>(), c.const_data_ptr<T>(),
                              gate.const_data_ptr<float>(), d_total.const_data_ptr<float>(),
                              data_of<float>(d_t)};
@@ -373,24 +353,11 @@ Gradients egnn_slopes_backward(
                          back_total.data_ptr<float>(), back_t.data_ptr<float>(),
                          back_a.data_ptr<T>(), back_c.data_ptr<T>()};
         bends_share<T>(in, given, up, w2, wc, z.const_data_ptr<float>(), ds.const_data_ptr<T>(),
-                       cuts[share], cuts[share + 1], sums, out);
-      };
-      AT_DISPATCH_SWITCH(
-          a.scalar_type(), "potkit::egnn_slopes_backward",
-          AT_DISPATCH_CASE(at::kFloat, [&] { work.template operator()<float>(); })
-              AT_DISPATCH_CASE(at::kBFloat16, [&] { work.template operator()<BFloat16>(); }));
+                       cuts[share], cuts[share + 1], parts[share], out);
+      });
     }
   });
-  at::AutoDispatchBelowADInplaceOrView guard;
-  Sums& whole = parts[0];
-  for (size_t k = 0; k < parts.size(); ++k) {
-    Sums& part = parts[k];
-    dq.slice(0, part.senders.first, part.senders.past).add_(part.dq);
-    if (k == 0) continue;
-    whole.dw_d.add_(part.dw_d), whole.dw2.add_(part.dw2), whole.dw_g.add_(part.dw_g);
-    whole.dw_c.add_(part.dw_c), whole.dw_x.add_(part.dw_x);
-    whole.db_g += part.db_g;
-  }
+  const Sums& whole = together(parts, dq);
   Tensor db_g = at::full({1}, whole.db_g, p.options());
   return {dp,         dq,         d_edge,     d_envelope, whole.dw_d.t().contiguous(),
           whole.dw2,  whole.dw_g, db_g,       whole.dw_c, whole.dw_x,
