@@ -109,7 +109,8 @@ notebooks-text: setup
 	@$(BIN)/python -m potkit.notebooks.text
 
 pages: setup
-	@$(BIN)/python -m potkit.report.blocks README.md RESULTS.md docs/papers.md docs/scale.md docs/statistics.md
+	@$(BIN)/python -m potkit.report.blocks \
+	    README.md RESULTS.md docs/papers.md docs/scale.md docs/statistics.md docs/weights.md
 
 # From the start each time, warnings are errors; nothing is fetched, notebooks are shown as stored.
 docs: setup

@@ -6,7 +6,8 @@ in the cache, with PyTorch's operations; each of the ten or twenty operations on
 call of its own, and threads meet after each. ``egnn``, ``torchmd_et`` and ``schnet`` are the same
 loops in C++ with the operations between two matrix products fused, and every thread goes its own
 way through its own blocks. Matrix products stay PyTorch's. ``schnet_table`` does without most
-products. The compiled ones are for `TrainConfig.compile` on a CPU.
+products. EGNN's and SchNet's serve two derivatives; ``egnn_operations`` makes EGNN's known to
+torch.compile. The compiled ones are for `TrainConfig.compile` on a CPU.
 
 The sources are compiled at first use (one to three minutes, by the C++ compiler that torch-scatter
 is built with) and kept in the user's cache, or in the folder that POTKIT_KERNELS names. Nothing

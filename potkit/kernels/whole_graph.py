@@ -68,7 +68,8 @@ class WholeGraph:
     """Stands in for calls of ``model``: for training those whose outputs are derivatives of the
     energy, with ``predictions`` instead those where nothing is differentiated afterwards.
 
-    ``backend`` is torch.compile's. ``compilations`` counts how often it was called. What it does
+    ``kernels``: in float32 on a CPU those that are operations of graphs stand in for plain
+    functions. ``backend`` is torch.compile's. ``compilations`` counts how often it was called. What it does
     not serve is left to the network.
 
     The first batches of a graph are compared with what the network itself says, in training

@@ -78,14 +78,19 @@ for _name in ("md", "md-small"):
     }
 
 
+def _benchmark(name: str, folder: str | Path) -> dict[str, Any]:
+    """A stored benchmark: its rows and its provenance. Raises DataError if there is none."""
+    path = Path(folder) / f"bench-{name}.json"
+    if name not in BENCHES or not path.is_file():
+        raise DataError(f"{path}: no such stored benchmark")
+    return json.loads(path.read_text())
+
+
 def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table that `potkit bench NAME --json` wrote, as people read it, and its provenance.
     Raises DataError if there is none.
     """
-    path = Path(folder) / f"bench-{name}.json"
-    if name not in BENCHES or not path.is_file():
-        raise DataError(f"{path}: no such stored benchmark")
-    how = json.loads(path.read_text())
+    how = _benchmark(name, folder)
     rows = []
     for row in how.pop("rows"):
         shown = {}
@@ -104,10 +109,7 @@ def measured(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFra
 
 def fastest(name: str, folder: str | Path = "data/results") -> pd.DataFrame:
     """Who is fastest in each case of a stored benchmark, as people read it (`standings`)."""
-    path = Path(folder) / f"bench-{name}.json"
-    if not path.is_file():
-        raise DataError(f"{path}: no such stored benchmark")
-    table = standings(pd.DataFrame(json.loads(path.read_text())["rows"]))
+    table = standings(pd.DataFrame(_benchmark(name, folder)["rows"]))
     return pd.DataFrame(
         {
             "case": table["case"],
