@@ -6,8 +6,9 @@ in the cache, with PyTorch's operations; each of the ten or twenty operations on
 call of its own, and threads meet after each. ``egnn``, ``torchmd_et`` and ``schnet`` are the same
 loops in C++ with the operations between two matrix products fused, and every thread goes its own
 way through its own blocks. Matrix products stay PyTorch's. ``schnet_table`` does without most
-products. EGNN's and SchNet's serve two derivatives; ``egnn_operations`` makes EGNN's known to
-torch.compile. The compiled ones are for `TrainConfig.compile` on a CPU.
+products. They serve two derivatives, and are for `TrainConfig.compile` on a CPU;
+``egnn_operations`` and ``torchmd_et_operations`` make those of their networks known to
+torch.compile.
 
 The sources are compiled at first use (one to three minutes, by the C++ compiler that torch-scatter
 is built with) and kept in the user's cache, or in the folder that POTKIT_KERNELS names. Nothing

@@ -93,3 +93,8 @@ def with_weights(
 def low_precision(device: str, full: torch.dtype) -> torch.dtype:
     """The type of matrix products: that of autocast, or ``full`` where there is none."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
+
+
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Each of them as one piece of memory, as the kernels want it."""
+    return [None if x is None else x.contiguous() for x in tensors]

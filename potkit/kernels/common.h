@@ -42,6 +42,8 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
 inline float silu(float x) { return x * sigmoid(x); }
 // d silu / dx, given σ(x)
 inline float silu_slope(float x, float s) { return s * (1.0f + x * (1.0f - s)); }
+// d² silu / dx², given σ(x)
+inline float silu_bend(float x, float s) { return s * (1.0f - s) * (2.0f + x * (1.0f - 2.0f * s)); }
 
 inline float widen(float x) { return x; }
 inline float widen(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.x) << 16); }

@@ -27,9 +27,9 @@ from torch.nn.functional import linear, silu
 
 from ..models.egnn import Layer
 from ..models.graph import Graph
-from .autograd import through_plain, wanted_inputs
+from .autograd import contiguous, through_plain, wanted_inputs
 from .egnn_blocks import FIRST, apply
-from .egnn_operations import contiguous
+from .egnn_operations import message_gradients, slope_gradients
 
 N_INPUTS = 4  # P, Q, e and f; the weights follow
 
@@ -128,37 +128,32 @@ class _Compiled(torch.autograd.Function):
 
             gradients = through_plain(plain, inputs, wanted, (d_t, d_total, d_a, d_c))
             return *none, *gradients
-        need_envelope = wanted[N_INPUTS - 1]
-        dp, dq, d_edge, d_envelope, dw_d, dw2, db2, dw_g, db_g, *rest = (
-            torch.ops.potkit.egnn_backward(
-                p,
-                q,
-                edge,
-                envelope,
-                w_d.T.contiguous(),
-                w2.to(ctx.low),
-                w_g,
-                b_g,
-                w_c.to(ctx.low),
-                w_x,
-                _or_zero(b_x, w_x),
-                ctx.graph.sender,
-                ctx.graph.receiver,
-                a,
-                c,
-                gate,
-                torch.zeros_like(p) if d_total is None else d_total.contiguous(),
-                *contiguous(d_t, d_a, d_c),
-                need_envelope,
-            )
+        gradients = message_gradients(
+            p,
+            q,
+            edge,
+            envelope,
+            w_d.T.contiguous(),
+            w2.to(ctx.low),
+            w_g,
+            b_g,
+            w_c.to(ctx.low),
+            w_x,
+            _or_zero(b_x, w_x),
+            ctx.graph.sender,
+            ctx.graph.receiver,
+            a,
+            c,
+            gate,
+            d_total=d_total,
+            d_t=d_t,
+            d_a=d_a,
+            d_c=d_c,
+            need_envelope=wanted[N_INPUTS - 1],
         )
-        if not need_envelope:
-            d_envelope = None
-        if w_g is None:
-            dw_g = db_g = None
         if b_x is None:
-            rest[-1] = None
-        return *none, dp, dq, d_edge, d_envelope, dw_d, dw2, db2, dw_g, db_g, *rest
+            gradients[-1] = None
+        return *none, *gradients
 
 
 class _Slopes(torch.autograd.Function):
@@ -231,37 +226,28 @@ class _Slopes(torch.autograd.Function):
             wanted = [asked and x is not None for x, asked in _asked(ctx, inputs)]
             ups = up_p, up_q, up_edge, up_envelope
             return *none, *through_plain(plain, inputs, wanted, ups)
-        dp, dq, d_edge, d_envelope, dw_d, dw2, dw_g, db_g, dw_c, dw_x, d_up, dd_t, da, dc = (
-            torch.ops.potkit.egnn_slopes_backward(
-                *contiguous(up_p, up_q, up_edge, up_envelope),
-                p,
-                q,
-                edge,
-                envelope,
-                w_d.T.contiguous(),
-                w2.to(ctx.low),
-                w_g,
-                w_c.to(ctx.low),
-                w_x,
-                ctx.graph.sender,
-                ctx.graph.receiver,
-                a,
-                c,
-                gate,
-                d_total,
-                d_t,
-                z,
-                ds,
-            )
+        *found, d_up, dd_t, da, dc = slope_gradients(
+            (up_p, up_q, up_edge, up_envelope),
+            p,
+            q,
+            edge,
+            envelope,
+            w_d.T.contiguous(),
+            w2.to(ctx.low),
+            w_g,
+            w_c.to(ctx.low),
+            w_x,
+            ctx.graph.sender,
+            ctx.graph.receiver,
+            a,
+            c,
+            gate,
+            d_total,
+            d_t,
+            z,
+            ds,
         )
-        if d_t is None:
-            dd_t = dc = dw_c = dw_x = None
-        if envelope is None:
-            d_envelope = None
-        if w_g is None:
-            dw_g = db_g = None
-        of_inputs = dp, dq, d_edge, d_envelope
-        return *none, dd_t, d_up, *of_inputs, dw_d, dw2, dw_g, db_g, dw_c, dw_x, da, dc
+        return *none, dd_t, d_up, *found, da, dc
 
 
 def _asked(ctx, inputs):

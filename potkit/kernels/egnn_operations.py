@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .autograd import contiguous
 from .build import load
 
 operations = torch.ops.potkit
@@ -39,126 +40,39 @@ def register() -> None:
     )
 
 
-# -- shapes
-def _forward_shapes(
-    p, q, edge, envelope, w_d_t, w2, b2, w_g, b_g, w_c, b_c, w_x, b_x, sender, receiver, keep
-):
+# -- shapes: arguments in the order of the operations, those that no shape depends on left out
+def _forward_shapes(p, q, edge, envelope, w_d_t, w2, b2, w_g, *others):
+    *_, keep = others
     n_edges, width = edge.shape[0], p.shape[1]
-    rows = n_edges if keep else 0
-    a = w2.new_empty(rows, width)
+    a = w2.new_empty(n_edges if keep else 0, width)
     gate = p.new_empty(0 if w_g is None else n_edges, 1)
     return _like(p), p.new_empty(n_edges), a, torch.empty_like(a), gate
 
 
-def _slopes_shapes(
-    p,
-    q,
-    edge,
-    envelope,
-    w_d_t,
-    w2,
-    w_g,
-    b_g,
-    w_c,
-    w_x,
-    sender,
-    receiver,
-    a,
-    c,
-    gate,
-    d_total,
-    d_t,
-    keep,
-):
+def _slopes_shapes(p, q, edge, envelope, w_d_t, w2, *others):
+    *_, keep = others
     rows, width = edge.shape[0] if keep else 0, p.shape[1]
-    z, ds = p.new_empty(rows, width), a.new_empty(rows, width)
+    z, ds = p.new_empty(rows, width), w2.new_empty(rows, width)
     return _like(p), _like(q), _like(edge), _envelope(edge, envelope is not None), z, ds
 
 
-def _backward_shapes(
-    p,
-    q,
-    edge,
-    envelope,
-    w_d_t,
-    w2,
-    w_g,
-    b_g,
-    w_c,
-    w_x,
-    b_x,
-    sender,
-    receiver,
-    a,
-    c,
-    gate,
-    d_total,
-    d_t,
-    d_a,
-    d_c,
-    need_envelope,
-):
-    width = p.shape[1]
-    bias = p.new_empty(width)
-    return (
-        _like(p),
-        _like(q),
-        _like(edge),
-        _envelope(edge, need_envelope),
-        p.new_empty(width, edge.shape[1]),
-        p.new_empty(width, width),
-        bias,
-        p.new_empty(1, width),
-        p.new_empty(1),
-        p.new_empty(width, width),
-        torch.empty_like(bias),
-        p.new_empty(1, width),
-        p.new_empty(1),
-    )
+def _backward_shapes(p, q, edge, *others):
+    *_, need_envelope = others
+    width, radial = p.shape[1], edge.shape[1]
+    weights = [(width, radial), (width, width), (width,), (1, width), (1,)]
+    weights += [(width, width), (width,), (1, width), (1,)]
+    of_inputs = _like(p), _like(q), _like(edge), _envelope(edge, need_envelope)
+    return *of_inputs, *(p.new_empty(shape) for shape in weights)
 
 
-def _slopes_backward_shapes(
-    up_p,
-    up_q,
-    up_edge,
-    up_envelope,
-    p,
-    q,
-    edge,
-    envelope,
-    w_d_t,
-    w2,
-    w_g,
-    w_c,
-    w_x,
-    sender,
-    receiver,
-    a,
-    c,
-    gate,
-    d_total,
-    d_t,
-    z,
-    ds,
-):
-    width = p.shape[1]
+def _slopes_backward_shapes(up_p, up_q, up_edge, up_envelope, p, q, edge, envelope, *others):
+    *_, a, c, _, _, d_t, _, _ = others
+    width, radial = p.shape[1], edge.shape[1]
     rows = 0 if d_t is None else edge.shape[0]
-    return (
-        _like(p),
-        _like(q),
-        _like(edge),
-        _envelope(edge, envelope is not None),
-        p.new_empty(width, edge.shape[1]),
-        p.new_empty(width, width),
-        p.new_empty(1, width),
-        p.new_empty(1),
-        p.new_empty(width, width),
-        p.new_empty(1, width),
-        _like(p),
-        p.new_empty(rows),
-        _like(a),
-        c.new_empty(rows, width),
-    )
+    weights = [(width, radial), (width, width), (1, width), (1,), (width, width), (1, width)]
+    of_inputs = _like(p), _like(q), _like(edge), _envelope(edge, envelope is not None)
+    of_weights = (p.new_empty(shape) for shape in weights)
+    return *of_inputs, *of_weights, _like(p), p.new_empty(rows), _like(a), c.new_empty(rows, width)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -170,6 +84,64 @@ def _envelope(edge: Tensor, there: bool) -> Tensor:
 
 
 # -- derivatives
+def message_gradients(
+    p: Tensor,
+    q: Tensor,
+    edge: Tensor,
+    envelope: Tensor | None,
+    w_d_t: Tensor,
+    w2: Tensor,
+    w_g: Tensor | None,
+    *others: Any,  # as `egnn_backward` has them, from b_g to the gate
+    d_total: Tensor | None,
+    d_t: Tensor | None,
+    d_a: Tensor | None,
+    d_c: Tensor | None,
+    need_envelope: bool,
+) -> list[Tensor | None]:
+    """By P, Q, e, f, W_d, W₂, b₂, w_g, b_g, W_c, b_c, w_x and b_x, from what is given for M, t, a
+    and c; none by what is not there.
+    """
+    d_total = torch.zeros_like(p) if d_total is None else d_total
+    ups = contiguous(d_total, d_t, d_a, d_c)
+    inputs = p, q, edge, envelope, w_d_t, w2, w_g, *others
+    found = list(operations.egnn_backward(*inputs, *ups, need_envelope))
+    if not need_envelope:
+        found[3] = None
+    if w_g is None:
+        found[7] = found[8] = None
+    return found
+
+
+def slope_gradients(
+    ups: tuple[Tensor | None, ...],  # given for dP, dQ, de and df
+    p: Tensor,
+    q: Tensor,
+    edge: Tensor,
+    envelope: Tensor | None,
+    w_d_t: Tensor,
+    w2: Tensor,
+    w_g: Tensor | None,
+    *others: Any,  # as `egnn_slopes_backward` has them, from w_c to ds
+) -> list[Tensor | None]:
+    """By P, Q, e, f, W_d, W₂, w_g, b_g, W_c, w_x, D, d, a and c; none by what is not there."""
+    up_p, up_q, up_edge, up_envelope = ups
+    up_p = torch.zeros_like(p) if up_p is None else up_p
+    up_q = torch.zeros_like(q) if up_q is None else up_q
+    up_edge = torch.zeros_like(edge) if up_edge is None else up_edge
+    inputs = p, q, edge, envelope, w_d_t, w2, w_g, *others
+    given = contiguous(up_p, up_q, up_edge, up_envelope)
+    found = list(operations.egnn_slopes_backward(*given, *inputs))
+    *_, d_t, _, _ = others
+    if envelope is None:
+        found[3] = None
+    if w_g is None:
+        found[6] = found[7] = None
+    if d_t is None:
+        found[8] = found[9] = found[11] = found[13] = None
+    return found
+
+
 def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *_, a, c, gate = output
     ctx.set_materialize_grads(False)
@@ -185,32 +157,23 @@ def _forward_derivative(
     d_gate: None,
 ) -> tuple[Tensor | None, ...]:
     """By all inputs of `egnn_forward`."""
-    *inputs, a, c, gate = ctx.saved_tensors
-    p, q, edge, envelope, w_d_t, w2, _, w_g, b_g, w_c, _, w_x, b_x, sender, receiver = inputs
-    given = contiguous(d_t, d_a, d_c)
-    d_total = torch.zeros_like(p) if d_total is None else d_total.contiguous()
+    p, q, edge, envelope, w_d_t, w2, _, w_g, b_g, w_c, _, w_x, b_x, *rest = ctx.saved_tensors
     weights = w_d_t, w2, w_g, b_g, w_c, w_x, b_x
-    dp, dq, d_edge, d_envelope, dw_d, dw2, db2, dw_g, db_g, *rest = operations.egnn_backward(
+    dp, dq, d_edge, d_envelope, dw_d, *others = message_gradients(
         p,
         q,
         edge,
         envelope,
         *weights,
-        sender,
-        receiver,
-        a,
-        c,
-        gate,
-        d_total,
-        *given,
-        envelope is not None,
+        *rest,  # indices, a, c and the gate
+        d_total=d_total,
+        d_t=d_t,
+        d_a=d_a,
+        d_c=d_c,
+        need_envelope=envelope is not None,
     )
-    if envelope is None:
-        d_envelope = None
-    if w_g is None:
-        dw_g = db_g = None
     # none for the indices and ``keep``
-    return dp, dq, d_edge, d_envelope, dw_d.T, dw2, db2, dw_g, db_g, *rest, None, None, None
+    return dp, dq, d_edge, d_envelope, dw_d.T, *others, None, None, None
 
 
 def _keep_slopes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -229,46 +192,12 @@ def _slopes_derivative(
     up_ds: None,
 ) -> tuple[Tensor | None, ...]:
     """By all inputs of `egnn_slopes`."""
-    *inputs, z, ds = ctx.saved_tensors
-    p, q, edge, envelope, w_d_t, w2, w_g, _, w_c, w_x, *rest = inputs
-    sender, receiver, a, c, gate, d_total, d_t = rest
-    up_p = torch.zeros_like(p) if up_p is None else up_p
-    up_q = torch.zeros_like(q) if up_q is None else up_q
-    up_edge = torch.zeros_like(edge) if up_edge is None else up_edge
-    dp, dq, d_edge, d_envelope, dw_d, dw2, dw_g, db_g, dw_c, dw_x, d_up, dd_t, da, dc = (
-        operations.egnn_slopes_backward(
-            *contiguous(up_p, up_q, up_edge, up_envelope),
-            p,
-            q,
-            edge,
-            envelope,
-            w_d_t,
-            w2,
-            w_g,
-            w_c,
-            w_x,
-            sender,
-            receiver,
-            a,
-            c,
-            gate,
-            d_total,
-            d_t,
-            z,
-            ds,
-        )
+    p, q, edge, envelope, w_d_t, w2, w_g, _, *rest = ctx.saved_tensors
+    ups = up_p, up_q, up_edge, up_envelope
+    inputs = p, q, edge, envelope, w_d_t, w2, w_g, *rest
+    *of_inputs, dw_d, dw2, dw_g, db_g, dw_c, dw_x, d_up, dd_t, da, dc = slope_gradients(
+        ups, *inputs
     )
-    if envelope is None:
-        d_envelope = None
-    if w_g is None:
-        dw_g = db_g = None
-    if d_t is None:
-        dw_c = dw_x = dd_t = dc = None
     weights = dw_d.T, dw2, dw_g, db_g, dw_c, dw_x
     # none for the indices, the gate (which is one of a) and ``keep``
-    return dp, dq, d_edge, d_envelope, *weights, None, None, da, dc, None, d_up, dd_t, None
-
-
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Each of them as one piece of memory, as the kernels want it."""
-    return [None if x is None else x.contiguous() for x in tensors]
+    return *of_inputs, *weights, None, None, da, dc, None, d_up, dd_t, None

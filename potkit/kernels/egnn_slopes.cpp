@@ -7,9 +7,6 @@ namespace {
 
 using namespace egnn;
 
-// d² silu / dx², given σ(x)
-inline float silu_bend(float x, float s) { return s * (1.0f - s) * (2.0f + x * (1.0f - 2.0f * s)); }
-
 // -- the backward pass -----------------------------------------------------------------------------
 // What the two passes read beside the inputs: kept of the forward pass, and given.
 template <typename T>

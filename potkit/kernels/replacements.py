@@ -5,7 +5,7 @@ There are two kinds of replacement. *Compiled* ones (C++, built at first use) st
 edges at a time, so that arrays stay in the cache) stand in by default, where they pay (see `pays`).
 Everything else is the plain function: whatever torch.compile traces, GPUs (small caches, slow
 launches; but for SchNet's pairs), and training on −∂E/∂x where replacements have first derivatives
-only (TorchMD-Net ET's, and blocks of EGNN). Second derivatives of those are right, too, but come
+only (blocks of EGNN and TorchMD-Net ET). Second derivatives of those are right, too, but come
 out of the plain function, which makes the work before them idle.
 """
 
@@ -36,11 +36,6 @@ def differentiated_once(module: nn.Module, graph: Graph) -> bool:
     mode predicts, and is differentiated by positions once.
     """
     return not (module.training and graph.pos.requires_grad)
-
-
-def compiled_once(module: nn.Module, graph: Graph) -> bool:
-    """Whether compiled code is to be used that has first derivatives only."""
-    return wanted(graph.pos) and differentiated_once(module, graph)
 
 
 def blocks_once(module: nn.Module, graph: Graph, width: int) -> bool:
@@ -78,12 +73,12 @@ register(
 # -- TorchMD-Net ET -------------------------------------------------------------------------------
 register(
     "torchmd_et.neighbors",
-    lambda network, h, edges: compiled_once(network, edges.graph),
+    lambda network, h, edges: wanted(edges.graph.pos),
     torchmd_et.neighbors,
 )
 register(
     "torchmd_et.attention",
-    lambda layer, q, k, s, v, edges: edges.own is None and compiled_once(layer, edges.graph),
+    lambda layer, q, k, s, v, edges: edges.own is None and wanted(edges.graph.pos),
     torchmd_et.attention,
 )
 register(
@@ -95,7 +90,7 @@ register(
 )
 register(
     "torchmd_et.update",
-    lambda layer, out, mixed, vector, edges: compiled_once(layer, edges.graph),
+    lambda layer, out, mixed, vector, edges: wanted(edges.graph.pos),
     torchmd_et.update,
 )
 

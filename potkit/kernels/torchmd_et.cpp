@@ -1,54 +1,8 @@
 // The messages of TorchMD-Net ET; formulas, names and layout of the arrays are those of torchmd_et_blocks.py.
-#include "torchmd_et.h"
+#include "torchmd_et_messages.h"
 
 namespace potkit {
 namespace {
-
-// pieces of work; × 1024 channels this is a quarter or half of the second-level cache; bfloat16 products want to be larger
-template <typename T>
-constexpr int64_t block = std::is_same_v<T, float> ? 64 : 256;
-
-// T: the precision of the filters' product and of what the network gives per atom; vectors are always float32
-template <typename T>
-struct Inputs : Edges {
-  const T *q, *k, *s;
-  const float *v, *bias, *own;  // v: null in the first layer; own: [4F], filters of an atom and itself
-  int64_t width, heads;
-  bool damped;
-};
-
-// Who sends to whom and how: an edge, or an atom and itself (envelope 1, no direction).
-struct Way {
-  int64_t i, j;
-  float f, scale, x, y, z;  // scale: what s¹ and s² are multiplied by
-};
-template <typename T>
-inline Way way(const Inputs<T>& in, int64_t e) {
-  const float *r = in.direction + 3 * e, f = in.envelope[e];
-  return {in.receiver[e], in.sender[e], f, in.damped ? f : 1.0f, r[0], r[1], r[2]};
-}
-inline Way to_itself(int64_t i) { return {i, i, 1.0f, 1.0f, 0.0f, 0.0f, 0.0f}; }
-
-// Σ term(c) over the channels c of a head. A compiler adds the lanes of a vector one after the other, which takes longer than the rest:
-// for the usual widths W the sum is by pairs.
-template <int64_t W, typename Term>
-inline float over_head(int64_t h, int64_t per_head, Term&& term) {
-  if constexpr (W > 0) {
-    float sums[16] = {};
-    for (int64_t start = 0; start < W; start += 16) {
-#pragma omp simd
-      for (int64_t lane = 0; lane < 16; ++lane) sums[lane] += term(h * W + start + lane);
-    }
-    float halves[8], quarters[4];
-    for (int64_t lane = 0; lane < 8; ++lane) halves[lane] = sums[lane] + sums[lane + 8];
-    for (int64_t lane = 0; lane < 4; ++lane) quarters[lane] = halves[lane] + halves[lane + 4];
-    return (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]);
-  }
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = h * per_head; c < (h + 1) * per_head; ++c) sum += term(c);
-  return sum;
-}
 
 // What a message adds to the sums of its receiver, given its filters d. W: channels of a head, 0 if known at run time only.
 // room: [H], here and below [2H].
@@ -109,41 +63,6 @@ void forward_share(const Inputs<T>& in, Work work, const Share& share, const Ten
     }
   }
 }
-
-// Calls go(in, carried, per_head) with the types and constants a run needs: whether there are vectors to carry, the width of a head.
-template <typename T, typename Go>
-void with_constants(const Inputs<T>& in, Go&& go) {
-  auto with_head = [&](auto carried) {
-    const int64_t per_head = in.width / in.heads;
-    if (per_head == 32) return go(in, carried, std::integral_constant<int64_t, 32>{});
-    if (per_head == 16) return go(in, carried, std::integral_constant<int64_t, 16>{});
-    go(in, carried, std::integral_constant<int64_t, 0>{});
-  };
-  if (in.v) return with_head(std::true_type{});
-  with_head(std::false_type{});
-}
-
-struct Arguments {
-  const Tensor &q, &k, &s;
-  const std::optional<Tensor>& v;
-  const Tensor &basis, &envelope, &direction, &weight, &bias, &own, &sender, &receiver;
-  int64_t heads;
-  bool damped;
-
-  // go(in) with the arguments' data in the precision of the product
-  template <typename Go>
-  void typed(Go&& go) const {
-    auto with_type = [&](auto zero) {
-      using T = decltype(zero);
-      auto data = [](const Tensor& x) { return x.const_data_ptr<float>(); };
-      const Edges edges(basis, envelope, direction, sender, receiver, q.size(0));
-      go(Inputs<T>{edges, q.const_data_ptr<T>(), k.const_data_ptr<T>(), s.const_data_ptr<T>(), v ? data(*v) : nullptr, data(bias),
-                   data(own), q.size(1), heads, damped});
-    };
-    if (weight.scalar_type() == at::kBFloat16) return with_type(BFloat16{});
-    with_type(float{});
-  }
-};
 
 // Sums over senders, themselves included: [N, F] and [N, 3, F]; and the logits of all edges and of all atoms with themselves.
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
@@ -273,9 +192,11 @@ inline void backward_edge(const Inputs<T>& in, int64_t e, const float* d, float*
   }
 }
 
+// d_weight_t and d_bias: no number is in them where the weights' gradients are not wanted
 template <bool Carried, int64_t W, bool Geometry, typename T>
 void backward_share(const Inputs<T>& in, Work work, const Share& share, const Tensor& weight, const float* logits,
                     const Grads& out, float* d_basis, Tensor& d_weight_t, float* __restrict__ d_bias) {
+  const bool need_weights = d_weight_t.numel() > 0;
   const int64_t filters = 4 * in.width;
   std::vector<T> basis_room(block<T> * in.radial), pre_room(block<T> * filters), d_basis_room(block<T> * in.radial);
   std::vector<float> d_room(filters), slope_room(filters), dd_room(filters), head_room(2 * in.heads);
@@ -302,24 +223,24 @@ void backward_share(const Inputs<T>& in, Work work, const Share& share, const Te
       backward_edge<Carried, W, Geometry, false>(in, piece.edge, d, dd, logits, out, head_room.data());
       if (piece.back >= 0) backward_edge<Carried, W, Geometry, true>(in, piece.back, d, dd, logits, out, head_room.data());
 #pragma omp simd
-      for (int64_t c = 0; c < filters; ++c) {
-        const float x = dd[c] * slope[c];
-        d_bias[c] += x;
-        row[c] = narrow<T>(x);
-      }
+      for (int64_t c = 0; c < filters; ++c) row[c] = narrow<T>(dd[c] *= slope[c]);
+      if (!need_weights) continue;
+#pragma omp simd
+      for (int64_t c = 0; c < filters; ++c) d_bias[c] += dd[c];
     }
-    add_product<T>(d_weight_t, basis_view, pre_view, product);
+    if (need_weights) add_product<T>(d_weight_t, basis_view, pre_view, product);
     at::mm_out(d_basis_view, pre_view, weight);
     give_halves(in, &work[start], size, d_basis_room.data(), d_basis);
   }
 }
 
-// Gradients of q, k, s, v, basis, envelope, direction, weight, bias and own (empty for v, envelope, direction where there are none).
-std::vector<Tensor> backward(
+// Gradients of q, k, s, v, basis, envelope, direction, weight, bias and own (empty for v, envelope,
+// direction and weight where there are none; that of bias is zero where that of weight is empty).
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& q, const Tensor& k, const Tensor& s, const std::optional<Tensor>& v, const Tensor& basis, const Tensor& envelope,
     const Tensor& direction, const Tensor& weight, const Tensor& bias, const Tensor& own, const Tensor& sender, const Tensor& receiver,
     const Tensor& pieces, int64_t heads, bool damped, const Tensor& logits, const Tensor& own_logits, const Tensor& d_scalar,
-    const Tensor& d_vector, bool need_envelope, bool need_direction) {
+    const Tensor& d_vector, bool need_envelope, bool need_direction, bool need_weights) {
   const auto like = basis.options();
   const int64_t n = q.size(0), f = q.size(1), n_edges = sender.size(0);
   Tensor dq = at::empty({n, f}, like), dk = at::empty({n, f}, like), ds = at::empty({n, 3 * f}, like);
@@ -328,7 +249,8 @@ std::vector<Tensor> backward(
   const int64_t threads = at::get_num_threads();
   Tensor d_own = at::zeros({threads, 4 * f}, like), d_biases = at::zeros({threads, 4 * f}, like);
   std::vector<Tensor> d_weights;
-  for (int64_t t = 0; t < threads; ++t) d_weights.push_back(at::zeros({basis.size(1), 4 * f}, like));
+  const int64_t rows = need_weights ? basis.size(1) : 0;
+  for (int64_t t = 0; t < threads; ++t) d_weights.push_back(at::zeros({rows, 4 * f}, like));
   Arguments{q, k, s, v, basis, envelope, direction, weight, bias, own, sender, receiver, heads, damped}.typed([&](const auto& inputs) {
     with_constants(inputs, [&](const auto& in, auto carried, auto per_head) {
       constexpr bool Carried = decltype(carried)::value;
@@ -381,10 +303,11 @@ std::vector<Tensor> backward(
   return {dq, dk, ds, dv, d_basis, d_envelope, d_direction, d_weights[0].t().contiguous(), d_biases.sum(0), d_own.sum(0, true)};
 }
 
-// All pieces of work: [P, 2]
-Tensor all_pieces(const Tensor& basis, const Tensor& direction, const Tensor& sender, const Tensor& receiver, int64_t n_atoms) {
+// All pieces of work, and rows of −1 after them: [E, 2]
+Tensor all_pieces(const Tensor& basis, const Tensor& direction, const Tensor& sender,
+                  const Tensor& receiver, int64_t n_atoms) {
   const auto found = pieces(Edges(basis, std::nullopt, direction, sender, receiver, n_atoms));
-  Tensor out = at::empty({static_cast<int64_t>(found.size()), 2}, sender.options());
+  Tensor out = at::full({sender.size(0), 2}, -1, sender.options());
   std::memcpy(out.data_ptr<int64_t>(), found.data(), found.size() * sizeof(Piece));
   return out;
 }
@@ -392,9 +315,27 @@ Tensor all_pieces(const Tensor& basis, const Tensor& direction, const Tensor& se
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(potkit, library) {
-  library.def("torchmd_et_pieces", &all_pieces);
-  library.def("torchmd_et_forward", &forward);
-  library.def("torchmd_et_backward", &backward);
+  library.def(
+      "torchmd_et_pieces(Tensor basis, Tensor direction, Tensor sender, Tensor receiver, "
+      "SymInt n_atoms) -> Tensor");
+  library.def(
+      "torchmd_et_forward(Tensor q, Tensor k, Tensor s, Tensor? v, Tensor basis, Tensor "
+      "envelope, Tensor direction, Tensor weight, Tensor bias, Tensor own, Tensor sender, "
+      "Tensor receiver, Tensor pieces, int heads, bool damped) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
+  library.def(
+      "torchmd_et_backward(Tensor q, Tensor k, Tensor s, Tensor? v, Tensor basis, Tensor "
+      "envelope, Tensor direction, Tensor weight, Tensor bias, Tensor own, Tensor sender, "
+      "Tensor receiver, Tensor pieces, int heads, bool damped, Tensor logits, Tensor "
+      "own_logits, Tensor d_scalar, Tensor d_vector, bool need_envelope, bool "
+      "need_direction, bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(potkit, CPU, library) {
+  library.impl("torchmd_et_pieces", &all_pieces);
+  library.impl("torchmd_et_forward", &forward);
+  library.impl("torchmd_et_backward", &backward);
 }
 
 }  // namespace potkit

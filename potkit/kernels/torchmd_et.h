@@ -30,8 +30,12 @@ struct Piece {
 };
 using Work = std::span<const Piece>;
 
-inline Work work_of(const Tensor& pieces) {  // [P, 2]
-  return {reinterpret_cast<const Piece*>(pieces.const_data_ptr<int64_t>()), static_cast<size_t>(pieces.size(0))};
+// pieces: [E, 2], in rows after the last piece stands −1
+inline Work work_of(const Tensor& pieces) {
+  const Work rows{reinterpret_cast<const Piece*>(pieces.const_data_ptr<int64_t>()),
+                  static_cast<size_t>(pieces.size(0))};
+  const auto is_piece = [](const Piece& piece) { return piece.edge >= 0; };
+  return rows.first(std::partition_point(rows.begin(), rows.end(), is_piece) - rows.begin());
 }
 
 // Edges i → j and j → i of one vector become one piece; an edge whose opposite is missing, cut off or not exactly opposite stays alone.
@@ -140,6 +144,21 @@ void give_halves(const Edges& in, const Piece* work, int64_t size, const T* rows
     const float part = work[b].back >= 0 ? 0.5f : 1.0f;
     for (int64_t k = 0; k < in.radial; ++k) to[k] = part * widen(row[k]);
     if (work[b].back >= 0) std::memcpy(d_basis + work[b].back * in.radial, to, in.radial * sizeof(float));
+  }
+}
+
+// Changes of rows of the basis of some pieces: the mean of both edges', as each of them gave half
+// of its gradient to the row (see `give_halves`).
+template <typename T>
+void changed_rows(const Edges& in, const float* changes, const Piece* work, int64_t size,
+                  T* __restrict__ out) {
+  for (int64_t b = 0; b < size; ++b) {
+    const float* __restrict__ row = changes + work[b].edge * in.radial;
+    const int64_t back = work[b].back >= 0 ? work[b].back : work[b].edge;
+    const float* __restrict__ other = changes + back * in.radial;
+    for (int64_t k = 0; k < in.radial; ++k) {
+      out[b * in.radial + k] = narrow<T>(0.5f * (row[k] + other[k]));
+    }
   }
 }
 

@@ -10,21 +10,27 @@ what they would be edge by edge. `neighbors` is equation 3 of models/torchmd_et.
 shared in the same way; `update` is equations 8 and 9.
 
 Under autocast the product that makes the filters and the atoms' q, k, s are bfloat16; everything
-pointwise and all sums are float32. Derivatives of the backward passes are taken of the plain
-functions.
+pointwise and all sums are float32.
+
+Two derivatives go through the kernels, as training on −∂E/∂x takes them: the first without
+gradients of weights (`_AttentionSlopes` and the like), whose own backward pass is in
+torchmd_et_slopes.cpp. All others are taken of the plain functions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import linear, silu
 
 from ..models.torchmd_et import Edges, Layer, TorchMDET
-from .autograd import low_precision, through_plain, wanted_inputs, with_weights
+from .autograd import contiguous, low_precision, through_plain, wanted_inputs, with_weights
 from .once import once
 
 # forward passes here run outside autocast and cast on their own; backward passes must, too, also
@@ -34,9 +40,9 @@ _forward, _backward = custom_fwd(device_type="cpu"), custom_bwd(device_type="cpu
 
 @once
 def pieces(edges: Edges) -> Tensor:
-    """Edges [E] put together two by two, each number once: [P, 2].
+    """Edges [E] put together two by two, each number once: [E, 2].
 
-    −1 stands beside an edge that stays alone.
+    −1 stands beside an edge that stays alone, and in all rows after the last pair.
     """
     graph = edges.graph
     return torch.ops.potkit.torchmd_et_pieces(
@@ -44,7 +50,7 @@ def pieces(edges: Edges) -> Tensor:
         edges.direction.detach().contiguous(),
         graph.sender.contiguous(),
         graph.receiver.contiguous(),
-        len(graph.z),
+        graph.z.shape[0],
     )
 
 
@@ -134,22 +140,19 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, d_scalar, d_vector):
         *given, logits, own_logits = ctx.saved_tensors
         layer, edges = ctx.layer, ctx.edges
+        rest = None, None
+        wanted = wanted_inputs(ctx)[:10]
+        if not any(wanted[6:9]):  # of the weights, and of an atom's distance to itself
+            *slopes, dv = _AttentionSlopes.apply(
+                *given, d_scalar, d_vector, logits, own_logits, layer, edges
+            )
+            slopes = (x if asked else None for x, asked in zip(slopes, wanted, strict=False))
+            return *slopes, None, None, None, dv, *rest
         if torch.is_grad_enabled():
-
-            def plain(q, k, s, basis, envelope, direction, weight, bias, own_basis, v):
-                return with_weights(
-                    Layer.attention.plain,
-                    layer,
-                    filters_named(weight, bias),
-                    *(t.to(weight.dtype) for t in (q, k, s)),
-                    v,
-                    Edges(edges.graph, envelope, basis, direction, own_basis),
-                )
-
-            wanted = ctx.needs_input_grad[:10]
-            return *through_plain(plain, given, wanted, (d_scalar, d_vector)), None, None
+            plain = functools.partial(_plain_attention, layer, edges)
+            return *through_plain(plain, given, wanted, (d_scalar, d_vector)), *rest
         weight, bias, own_basis, v = given[6:]
-        need_envelope, need_direction = wanted_inputs(ctx)[4:6]
+        need_envelope, need_direction = wanted[4:6]
         own_pre = linear(own_basis, weight, bias)
         dq, dk, ds, dv, d_basis, d_envelope, d_direction, d_weight, d_bias, d_own = (
             torch.ops.potkit.torchmd_et_backward(
@@ -162,11 +165,9 @@ class _Attention(torch.autograd.Function):
                 d_vector.contiguous(),
                 need_envelope,
                 need_direction,
+                True,
             )
         )
-        d_pre = torch.ops.aten.silu_backward(d_own, own_pre)
-        d_weight.addmm_(d_pre.T, own_basis)
-        d_bias += d_pre[0]
         return (
             dq,
             dk,
@@ -174,22 +175,128 @@ class _Attention(torch.autograd.Function):
             d_basis,
             d_envelope if need_envelope else None,
             d_direction if need_direction else None,
-            d_weight,
-            d_bias,
-            d_pre @ weight,
+            *_with_own(d_weight, d_bias, d_own, own_pre, weight, own_basis),
             None if v is None else dv,
-            None,
-            None,
+            *rest,
         )
 
 
+class _AttentionSlopes(torch.autograd.Function):
+    """Gradients of q, k, s, the basis, the envelope, the direction and v (None without vectors)."""
+
+    @staticmethod
+    @_forward
+    def forward(ctx, *arguments):
+        *given, d_scalar, d_vector, logits, own_logits, layer, edges = arguments
+        weight, bias, own_basis, v = given[6:]
+        d_scalar, d_vector = d_scalar.contiguous(), d_vector.contiguous()
+        dq, dk, ds, dv, d_basis, d_envelope, d_direction, *_ = torch.ops.potkit.torchmd_et_backward(
+            *_prepared(given, silu(linear(own_basis, weight, bias)), edges),
+            layer.heads,
+            layer.damped,
+            logits,
+            own_logits,
+            d_scalar,
+            d_vector,
+            True,
+            True,
+            False,
+        )
+        ctx.layer, ctx.edges = layer, edges
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*given, d_scalar, d_vector, logits, own_logits)
+        return dq, dk, ds, d_basis, d_envelope, d_direction, None if v is None else dv
+
+    @staticmethod
+    @_backward
+    def backward(ctx, *ups):
+        *inputs, logits, own_logits = ctx.saved_tensors
+        *given, d_scalar, d_vector = inputs
+        layer, edges = ctx.layer, ctx.edges
+        rest = None, None, None, None
+        wanted = wanted_inputs(ctx, [x is not None for x in inputs] + [False] * 4)[:12]
+        if torch.is_grad_enabled():
+            plain = functools.partial(_plain_slopes, ATTENTION, layer, edges)
+            return *through_plain(plain, inputs, wanted, ups), *rest
+        q, k, s, basis, envelope, direction, weight, bias, own_basis, v = given
+        shaped = q, k, s, basis, envelope, direction, v
+        dot_q, dot_k, dot_s, *of_edges, dot_v = (
+            None if x is None else torch.zeros_like(x, dtype=weight.dtype) if up is None else up
+            for x, up in zip(shaped, ups, strict=True)
+        )
+        own_pre = linear(own_basis, weight, bias)
+        need_envelope, need_direction = wanted[4:6]
+        dq, dk, ds, dv, d_basis, d_envelope, d_direction, d_weight, d_bias, d_own, d_x, d_v = (
+            torch.ops.potkit.torchmd_et_slopes_backward(
+                *contiguous(dot_q, dot_k, dot_s, dot_v, *of_edges),
+                *_prepared(given, silu(own_pre), edges),
+                layer.heads,
+                layer.damped,
+                logits,
+                own_logits,
+                d_scalar,
+                d_vector,
+                need_envelope,
+                need_direction,
+            )
+        )
+        return (
+            dq,
+            dk,
+            ds,
+            d_basis,
+            d_envelope if need_envelope else None,
+            d_direction if need_direction else None,
+            *_with_own(d_weight, d_bias, d_own, own_pre, weight, own_basis),
+            None if v is None else dv,
+            d_x,
+            d_v,
+            *rest,
+        )
+
+
+def _with_own(
+    d_weight: Tensor,
+    d_bias: Tensor,
+    d_own: Tensor,
+    own_pre: Tensor,
+    weight: Tensor,
+    own_basis: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of weight, bias and own basis, from those of edges and of atoms' own filters."""
+    d_pre = torch.ops.aten.silu_backward(d_own, own_pre)
+    return d_weight.addmm_(d_pre.T, own_basis), d_bias.add_(d_pre[0]), d_pre @ weight
+
+
+def _plain_attention(
+    layer: Layer,
+    edges: Edges,
+    q: Tensor,
+    k: Tensor,
+    s: Tensor,
+    basis: Tensor,
+    envelope: Tensor,
+    direction: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    own_basis: Tensor,
+    v: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return with_weights(
+        Layer.attention.plain,
+        layer,
+        filters_named(weight, bias),
+        *(t.to(weight.dtype) for t in (q, k, s)),
+        v,
+        Edges(edges.graph, envelope, basis, direction, own_basis),
+    )
+
+
 def _prepared(
-    given: tuple[Tensor | None, ...], own: Tensor, edges: Edges
+    given: Sequence[Tensor | None], own: Tensor, edges: Edges
 ) -> tuple[Tensor | None, ...]:
     """The kernel's arguments: all contiguous, the filters' weight in the products' precision."""
-    q, k, s, basis, envelope, direction, weight, bias, _, v = (
-        None if t is None else t.contiguous() for t in given
-    )
+    q, k, s, basis, envelope, direction, weight, bias, _, v = contiguous(*given)
     atoms = q, k, s, v
     weights = weight.to(q.dtype), bias, own
     indices = edges.graph.sender.contiguous(), edges.graph.receiver.contiguous(), pieces(edges)
@@ -200,7 +307,7 @@ class _Neighbors(torch.autograd.Function):
     @staticmethod
     @_forward
     def forward(ctx, h, basis, envelope, weight, bias, network, edges, low):
-        given = [t.contiguous() for t in (h, basis, envelope, weight, bias)]
+        given = contiguous(h, basis, envelope, weight, bias)
         ctx.network, ctx.edges, ctx.low = network, edges, low
         ctx.save_for_backward(*given)
         return torch.ops.potkit.torchmd_et_neighbours_forward(*_filtered_by(given, edges, low))
@@ -211,22 +318,76 @@ class _Neighbors(torch.autograd.Function):
         given = ctx.saved_tensors
         network, edges = ctx.network, ctx.edges
         rest = None, None, None
+        wanted = wanted_inputs(ctx)[:5]
+        if not any(wanted[3:]):
+            slopes = _NeighborsSlopes.apply(*given, grad, network, edges, ctx.low)
+            slopes = (x if asked else None for x, asked in zip(slopes, wanted, strict=False))
+            return *slopes, None, None, *rest
         if torch.is_grad_enabled():
-
-            def plain(h, basis, envelope, weight, bias):
-                given = {"neighbor_filter.weight": weight, "neighbor_filter.bias": bias}
-                near = dataclasses.replace(edges, basis=basis, envelope=envelope)
-                return (with_weights(TorchMDET.neighbors.plain, network, given, h, near),)
-
-            return *through_plain(plain, given, ctx.needs_input_grad[:5], (grad,)), *rest
-        need_envelope = wanted_inputs(ctx)[2]
+            plain = functools.partial(_plain_neighbors, network, edges)
+            return *through_plain(plain, given, wanted, (grad,)), *rest
+        need_envelope = wanted[2]
         dh, d_basis, d_envelope, d_weight, d_bias = torch.ops.potkit.torchmd_et_neighbours_backward(
-            *_filtered_by(given, edges, ctx.low), grad.contiguous(), need_envelope
+            *_filtered_by(given, edges, ctx.low), grad.contiguous(), need_envelope, True
         )
         return dh, d_basis, d_envelope if need_envelope else None, d_weight, d_bias, *rest
 
 
-def _filtered_by(given: tuple[Tensor, ...], edges: Edges, low: torch.dtype) -> tuple[Tensor, ...]:
+class _NeighborsSlopes(torch.autograd.Function):
+    """Gradients of h, the basis and the envelope."""
+
+    @staticmethod
+    @_forward
+    def forward(ctx, h, basis, envelope, weight, bias, grad, network, edges, low):
+        given = h, basis, envelope, weight, bias
+        grad = grad.contiguous()
+        ctx.network, ctx.edges, ctx.low = network, edges, low
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*given, grad)
+        dh, d_basis, d_envelope, *_ = torch.ops.potkit.torchmd_et_neighbours_backward(
+            *_filtered_by(given, edges, low), grad, True, False
+        )
+        return dh, d_basis, d_envelope
+
+    @staticmethod
+    @_backward
+    def backward(ctx, *ups):
+        inputs = ctx.saved_tensors
+        *given, grad = inputs
+        network, edges = ctx.network, ctx.edges
+        rest = None, None, None
+        wanted = wanted_inputs(ctx)[:6]
+        if torch.is_grad_enabled():
+            plain = functools.partial(_plain_slopes, NEIGHBORS, network, edges)
+            return *through_plain(plain, inputs, wanted, ups), *rest
+        dots = [
+            torch.zeros_like(x) if up is None else up for x, up in zip(given[:3], ups, strict=True)
+        ]
+        need_envelope = wanted[2]
+        dh, d_basis, d_envelope, d_weight, d_bias, d_grad = (
+            torch.ops.potkit.torchmd_et_neighbours_slopes_backward(
+                *contiguous(*dots), *_filtered_by(given, edges, ctx.low), grad, need_envelope
+            )
+        )
+        d_envelope = d_envelope if need_envelope else None
+        return dh, d_basis, d_envelope, d_weight, d_bias, d_grad, *rest
+
+
+def _plain_neighbors(
+    network: TorchMDET,
+    edges: Edges,
+    h: Tensor,
+    basis: Tensor,
+    envelope: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor]:
+    given = {"neighbor_filter.weight": weight, "neighbor_filter.bias": bias}
+    near = dataclasses.replace(edges, basis=basis, envelope=envelope)
+    return (with_weights(TorchMDET.neighbors.plain, network, given, h, near),)
+
+
+def _filtered_by(given: Sequence[Tensor], edges: Edges, low: torch.dtype) -> tuple[Tensor, ...]:
     """The arguments of the kernel for equation 3, the weight in the precision of the product."""
     h, basis, envelope, weight, bias = given
     indices = edges.graph.sender.contiguous(), edges.graph.receiver.contiguous(), pieces(edges)
@@ -237,26 +398,74 @@ class _Update(torch.autograd.Function):
     @staticmethod
     @_forward
     def forward(ctx, out, mixed, vector, layer, edges):
-        out, mixed, vector = out.contiguous(), mixed.contiguous(), vector.contiguous()
+        out, mixed, vector = contiguous(out, mixed, vector)
         ctx.layer, ctx.edges = layer, edges
-        ctx.save_for_backward(out, mixed, vector)
+        ctx.save_for_backward(out, mixed)
         return torch.ops.potkit.torchmd_et_update_forward(out, mixed, vector)
 
     @staticmethod
     @_backward
     def backward(ctx, d_x, d_v):
-        given = ctx.saved_tensors
-        if torch.is_grad_enabled():
-
-            def plain(out, mixed, vector):
-                full = vector.dtype
-                return Layer.update.plain(
-                    ctx.layer, out.to(full), mixed.to(full), vector, ctx.edges
-                )
-
-            wanted = ctx.needs_input_grad[:3]
-            return *through_plain(plain, given, wanted, (d_x, d_v)), None, None
-        d_out, d_mixed = torch.ops.potkit.torchmd_et_update_backward(
-            given[0], given[1], d_x.contiguous(), d_v.contiguous()
-        )
+        d_out, d_mixed = _UpdateSlopes.apply(*ctx.saved_tensors, d_x, d_v, ctx.layer, ctx.edges)
         return d_out, d_mixed, d_v, None, None
+
+
+class _UpdateSlopes(torch.autograd.Function):
+    """Gradients of the outputs' and the vectors' projections."""
+
+    @staticmethod
+    @_forward
+    def forward(ctx, out, mixed, d_x, d_v, layer, edges):
+        d_x, d_v = contiguous(d_x, d_v)
+        ctx.layer, ctx.edges = layer, edges
+        ctx.save_for_backward(out, mixed, d_x, d_v)
+        return torch.ops.potkit.torchmd_et_update_backward(out, mixed, d_x, d_v)
+
+    @staticmethod
+    @_backward
+    def backward(ctx, *ups):
+        inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            plain = functools.partial(_plain_slopes, UPDATE, ctx.layer, ctx.edges)
+            wanted = wanted_inputs(ctx)[:4]
+            return *through_plain(plain, inputs, wanted, ups), None, None
+        gradients = torch.ops.potkit.torchmd_et_update_slopes_backward(*contiguous(*ups), *inputs)
+        return *gradients, None, None
+
+
+def _plain_update(layer: Layer, edges: Edges, out: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the vectors, which are only added."""
+    full = layer.out.weight.dtype
+    none = torch.zeros((), dtype=full)
+    return Layer.update.plain(layer, out.to(full), mixed.to(full), none, edges)
+
+
+# -- first derivatives by positions in ordinary operations, to be differentiated without end
+class _Slopes(NamedTuple):
+    """What is differentiated: a plain function of a module, edges and ``n_inputs`` tensors, by
+    those of them that positions change.
+    """
+
+    plain: Callable[..., tuple[Tensor, ...]]
+    n_inputs: int
+    changing: tuple[int, ...]
+
+
+ATTENTION = _Slopes(_plain_attention, 10, (0, 1, 2, 3, 4, 5, 9))
+NEIGHBORS = _Slopes(_plain_neighbors, 5, (0, 1, 2))
+UPDATE = _Slopes(_plain_update, 2, (0, 1))
+
+
+def _plain_slopes(
+    slopes: _Slopes, module: nn.Module, edges: Edges, *inputs: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients by the changing inputs; after the function's inputs come what is given for its
+    results.
+    """
+    given, ups = inputs[: slopes.n_inputs], inputs[slopes.n_inputs :]
+    results = slopes.plain(module, edges, *given)
+    chosen = [given[k] for k in slopes.changing if given[k] is not None]
+    # an unused one has zeros
+    options = dict(create_graph=True, allow_unused=True, materialize_grads=True)
+    found = iter(torch.autograd.grad(results, chosen, ups, **options))
+    return [None if given[k] is None else next(found) for k in slopes.changing]

@@ -58,6 +58,7 @@ template <typename T>
 void neighbours_backward_share(const Edges& in, Work work, const Share& share, const float* h, const Tensor& weight,
                                const float* __restrict__ bias, int64_t width, const float* grad, float* d_h, float* d_basis,
                                float* d_envelope, Tensor& d_weight_t, float* __restrict__ d_bias) {
+  const bool need_weights = d_weight_t.numel() > 0;
   std::vector<T> basis_room(BLOCK * in.radial), pre_room(BLOCK * width), d_basis_room(BLOCK * in.radial);
   std::vector<float> sum_room(width);
   T *basis = basis_room.data(), *pre = pre_room.data();
@@ -94,20 +95,20 @@ void neighbours_backward_share(const Edges& in, Work work, const Share& share, c
         row[c] = narrow<T>(sum[c]);
       }
     }
-    add_product<T>(d_weight_t, basis_view, pre_view, product);
+    if (need_weights) add_product<T>(d_weight_t, basis_view, pre_view, product);
     at::mm_out(d_basis_view, pre_view, weight);
     give_halves(in, &work[start], size, d_basis_room.data(), d_basis);
   }
 }
 
-// Gradients of h, basis, envelope (empty if not wanted), weight and bias
-std::vector<Tensor> neighbours_backward(const Tensor& h, const Tensor& basis, const Tensor& envelope,
+// Gradients of h, basis, envelope and weight (empty if not wanted) and bias
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighbours_backward(const Tensor& h, const Tensor& basis, const Tensor& envelope,
                                         const Tensor& weight, const Tensor& bias, const Tensor& sender, const Tensor& receiver,
-                                        const Tensor& pieces, const Tensor& grad, bool need_envelope) {
+                                        const Tensor& pieces, const Tensor& grad, bool need_envelope, bool need_weights) {
   const Edges in(basis, envelope, std::nullopt, sender, receiver, h.size(0));
   const int64_t threads = at::get_num_threads(), width = h.size(1);
   Tensor d_h = at::zeros_like(h), d_basis = at::empty_like(basis), d_envelope = at::empty({need_envelope ? in.n_edges : 0, 1}, h.options());
-  Tensor d_weights = at::zeros({threads, in.radial, width}, h.options()), d_biases = at::zeros({threads, width}, h.options());
+  Tensor d_weights = at::zeros({threads, need_weights ? in.radial : 0, width}, h.options()), d_biases = at::zeros({threads, width}, h.options());
   const Work work = work_of(pieces);
   const auto shares = divide(in, work, threads);
   std::vector<Rows> rows;
@@ -206,10 +207,25 @@ std::tuple<Tensor, Tensor> update_backward(const Tensor& out, const Tensor& mix,
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(potkit, library) {
-  library.def("torchmd_et_neighbours_forward", &neighbours_forward);
-  library.def("torchmd_et_neighbours_backward", &neighbours_backward);
-  library.def("torchmd_et_update_forward", &update_forward);
-  library.def("torchmd_et_update_backward", &update_backward);
+  library.def(
+      "torchmd_et_neighbours_forward(Tensor h, Tensor basis, Tensor envelope, Tensor "
+      "weight, Tensor bias, Tensor sender, Tensor receiver, Tensor pieces) -> Tensor");
+  library.def(
+      "torchmd_et_neighbours_backward(Tensor h, Tensor basis, Tensor envelope, Tensor "
+      "weight, Tensor bias, Tensor sender, Tensor receiver, Tensor pieces, Tensor grad, "
+      "bool need_envelope, bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "torchmd_et_update_forward(Tensor out, Tensor mix, Tensor vector) -> (Tensor, Tensor)");
+  library.def(
+      "torchmd_et_update_backward(Tensor out, Tensor mix, Tensor d_x, Tensor d_v) -> "
+      "(Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(potkit, CPU, library) {
+  library.impl("torchmd_et_neighbours_forward", &neighbours_forward);
+  library.impl("torchmd_et_neighbours_backward", &neighbours_backward);
+  library.impl("torchmd_et_update_forward", &update_forward);
+  library.impl("torchmd_et_update_backward", &update_backward);
 }
 
 }  // namespace potkit

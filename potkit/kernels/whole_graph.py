@@ -30,7 +30,7 @@ from ..models.replaceable import plain_only
 from ..structures import neighbors
 from ..structures.arrays import rows_per
 from ..structures.batch import Batch
-from . import egnn_operations, used
+from . import egnn_operations, torchmd_et_operations, used
 
 OWN_PASS = "post_grad_custom_post_pass"  # Inductor's option: the last change of its graphs
 # what `Potential.forward` reads of a batch
@@ -57,7 +57,13 @@ CHECKED = 2  # batches on which a new graph is held to the network
 MOST_COMPILATIONS = 16
 
 
-IN_GRAPHS = ("egnn.messages",)  # replaceable functions whose kernels are operations of graphs
+# replaceable functions whose kernels are operations of graphs
+IN_GRAPHS = (
+    "egnn.messages",
+    "torchmd_et.attention",
+    "torchmd_et.neighbors",
+    "torchmd_et.update",
+)
 
 
 def _by_kernels(pos: Tensor) -> bool:
@@ -69,8 +75,8 @@ class WholeGraph:
     energy, with ``predictions`` instead those where nothing is differentiated afterwards.
 
     ``kernels``: in float32 on a CPU those that are operations of graphs stand in for plain
-    functions. ``backend`` is torch.compile's. ``compilations`` counts how often it was called. What it does
-    not serve is left to the network.
+    functions. ``backend`` is torch.compile's. ``compilations`` counts how often it was called.
+    What it does not serve is left to the network.
 
     The first batches of a graph are compared with what the network itself says, in training
     derivatives by the weights included. Calls raise ConfigError for a network that cannot be traced
@@ -163,6 +169,7 @@ class WholeGraph:
                 yield
             return
         egnn_operations.register()
+        torchmd_et_operations.register()
         with plain_only(but=IN_GRAPHS), used():
             yield
 

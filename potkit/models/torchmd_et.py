@@ -207,7 +207,8 @@ class Layer(nn.Module):
 class TorchMDET(Network):
     """The backbone: `Graph` -> `Features` with scalars [N, hidden] and vectors [N, 3, hidden]."""
 
-    kernel_order = 1
+    kernel_order = 2
+    kernels_in_graphs = True
 
     def __init__(
         self,

@@ -286,32 +286,136 @@ def test_threads_agree(sizes, set_threads):
     )
 
 
-def test_derivative_of_the_derivative():
-    """The second derivative goes through the formulas in ordinary operations, whoever computed
-    the first.
+def wave(t):
+    """A weight for every entry of an array, so that no mistake cancels."""
+    return torch.sin(1.0 + torch.arange(t.numel(), dtype=t.dtype)).view_as(t)
+
+
+def second(
+    inputs,
+    sender,
+    receiver,
+    heads,
+    damped=True,
+    function=compiled_sums,
+    dtype=torch.float32,
+    low=False,
+    of_weights_only=False,
+    order=None,
+):
+    """As when training on −∂E/∂x: derivatives by what positions change go into the score beside the
+    sums. All second derivatives, or those by the weights and what is trained like them.
     """
-    inputs, sender, receiver, heads = problem([5, 4])
-    found = []
+    x = {n: None if t is None else t.clone().to(dtype).requires_grad_() for n, t in inputs.items()}
+    vector = (x["pos"][receiver] - x["pos"][sender]).detach()
+    distance = vector.square().sum(1).sqrt()[:, None]
+    envelope = torch.exp(-0.2 * distance**2)
+    basis = envelope * torch.exp(-((distance - x["centres"].detach()) ** 2))
+    order = torch.arange(len(sender)) if order is None else order
+    per_edge = envelope, vector / distance, sender, receiver
+    envelope, direction, sender, receiver = (t[order] for t in per_edge)
+    # a row for both edges of a pair of atoms: of each of them the kernel gives half
+    pair = torch.minimum(sender, receiver) * len(x["pos"]) + torch.maximum(sender, receiver)
+    of_pair, row = pair.unique(return_inverse=True)
+    rows = torch.zeros(len(of_pair), basis.shape[1], dtype=dtype).index_copy(0, row, basis[order])
+    per_edge = {"basis": rows, "envelope": envelope, "direction": direction}
+    x |= {name: t.detach().clone().requires_grad_() for name, t in per_edge.items()}
+    x["own_basis"] = torch.exp(-(x["centres"].detach() ** 2))[None].requires_grad_()
+    changing = "q", "k", "s", "v", "basis", "envelope", "direction"
+    trained = "weight", "bias", "own_basis", "basis"
+    names = changing[:4], changing[4:], trained[:3]
+    given = [x["basis"][row] if n == "basis" else x[n] for group in names for n in group]
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        sums = function(*given, sender, receiver, heads, damped)
+    score = sum((t * wave(t)).sum() + 0.1 * t.square().sum() for t in sums)
+    present = [name for name in changing if x[name] is not None]
+    slopes = torch.autograd.grad(score, [x[name] for name in present], create_graph=True)
+    score = sum((s * wave(s)).sum() + 0.1 * s.square().sum() for s in slopes)
+    score = score + sum(t.sin().sum() for t in sums)
+    wanted = trained if of_weights_only else [*present, *trained[:3]]
+    found = torch.autograd.grad(score, [x[name] for name in wanted])
+    return {
+        **{f"first, by {n}": s.detach() for n, s in zip(present, slopes, strict=True)},
+        **dict(zip(wanted, found, strict=True)),
+    }
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("damped", [True, False])
+@pytest.mark.parametrize("of_weights_only", [False, True], ids=["all", "weights"])
+def test_second_derivatives(name, damped, of_weights_only):
+    """By the weights only (training), and by everything (Hessians)."""
+    given = problem(**PROBLEMS[name])
+    options = dict(damped=damped, of_weights_only=of_weights_only)
+    exact = second(*given, **options, function=exactly, dtype=torch.float64)
+    assert largest_difference(second(*given, **options), exact) < 1e-5
+    assert exact["weight"].abs().max() > 1e-2
+
+
+def test_second_derivatives_of_edges_in_any_order(set_threads):
+    given = problem([7, 9], missing=0.2)
+    order = torch.randperm(len(given[1]), generator=torch.Generator().manual_seed(1))
+    exact = second(*given, function=exactly, dtype=torch.float64, order=order)
+    for threads in (1, 3):
+        set_threads(threads)
+        assert largest_difference(second(*given, order=order), exact) < 1e-5
+
+
+def test_second_derivatives_in_bfloat16_are_no_further_from_the_truth():
+    given = problem([13, 17], width=64, heads=4, radial=32)
+    exact = second(*given, function=exactly, dtype=torch.float64)
+    errors = []
     for function in (exactly, compiled_sums):
-        x = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+        found = second(*given, function=function, low=True)
+        errors.append([float((found[n] - exact[n]).norm() / exact[n].norm()) for n in exact])
+    assert 0 < max(errors[1]) < 0.02
+    assert sum(errors[1]) < sum(errors[0])
+
+
+def test_third_derivatives_go_through_the_formulas():
+    found = []
+    for function, dtype in ((exactly, torch.float64), (compiled_sums, torch.float32)):
+        inputs, sender, receiver, heads = problem([5, 4])
+        x = {name: t.to(dtype).requires_grad_() for name, t in inputs.items()}
         vector = x["pos"][receiver] - x["pos"][sender]
         distance = vector.square().sum(1).sqrt()[:, None]
         envelope = torch.exp(-0.2 * distance**2)
-        per_edge = (
-            envelope * torch.exp(-((distance - x["centres"]) ** 2)),
-            envelope,
-            vector / distance,
-        )
+        basis = envelope * torch.exp(-((distance - x["centres"]) ** 2))
+        per_edge = basis, envelope, vector / distance
         weights = x["weight"], x["bias"], torch.exp(-(x["centres"] ** 2))[None]
-        scalar, out = function(
-            x["q"], x["k"], x["s"], x["v"], *per_edge, *weights, sender, receiver, heads, True
-        )
-        (force,) = torch.autograd.grad(
-            scalar.sum() + out.square().sum(), x["pos"], create_graph=True
-        )
-        force.square().sum().backward()
+        atoms = x["q"], x["k"], x["s"], x["v"]
+        sums = function(*atoms, *per_edge, *weights, sender, receiver, heads, True)
+        score = sum((t * wave(t)).sum() for t in sums)
+        for _ in range(2):
+            (slope,) = torch.autograd.grad(score, x["pos"], create_graph=True)
+            score = (slope * wave(slope)).sum()
+        score.backward()
         found.append({name: t.grad for name, t in x.items()})
-    assert largest_difference(found[1], found[0]) < 1e-5
+    assert largest_difference(found[1], found[0]) < 1e-4
+
+
+def test_training_on_forces_goes_through_the_kernels():
+    """Energy and forces, and the derivative of both by every weight."""
+    model = models.build("torchmd_et", "small", vector="gradient").train()
+    batch = molecules(3).batch()
+
+    def gradients():
+        prediction = model(batch, ("energy", "forces"))
+        loss = prediction.energy.square().sum() + prediction.forces.sin().square().sum()
+        weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(
+            loss, list(weights.values()), allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([g.flatten() for g in found])
+
+    plain = gradients()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with kernels.used(), torch.profiler.profile(activities=activities) as profile:
+        found = gradients()
+    called = {event.key for event in profile.key_averages()}
+    names = "", "neighbours_", "update_"
+    assert {f"potkit::torchmd_et_{name}slopes_backward" for name in names} <= called
+    assert float((found - plain).abs().max()) < 1e-5 * float(plain.abs().max())
 
 
 @pytest.mark.parametrize("faithful", [False, True])
@@ -365,12 +469,19 @@ def test_neighbours(low):
             function = torchmd_et.neighbors if kernel else TorchMDET.neighbors.plain
             out = with_weights(function, network, given, x["q"], edges)
         assert out.dtype == dtype or low
-        (out * torch.sin(torch.arange(1.0, out.numel() + 1)).view_as(out)).sum().backward()
-        found.append(
-            {"out": out.detach(), "weight": weight.grad, "bias": bias.grad}
-            | {name: t.grad for name, t in x.items()}
-        )
-    assert largest_difference(found[1], found[0]) < (1.5e-2 if low else 5e-6)
+        results, score = {"out": out.detach()}, (out * wave(out)).sum()
+        # by what positions change as when training on −∂E/∂x, then by everything
+        (slope,) = torch.autograd.grad(score, x["pos"], create_graph=True)
+        score = score + (slope * wave(slope)).sum()
+        everything = {**x, "weight": weight, "bias": bias}
+        for order in ("second", "third"):
+            grads = torch.autograd.grad(
+                score, list(everything.values()), create_graph=order == "second"
+            )
+            results |= {f"{order}, {n}": g.detach() for n, g in zip(everything, grads, strict=True)}
+            score = sum((g * wave(g)).sum() for g in grads)
+        found.append(results)
+    assert largest_difference(found[1], found[0]) < (3e-2 if low else 1e-5)
 
 
 def plain_update(layer, out, mixed, vector, edges):
@@ -393,7 +504,13 @@ def test_update(dtype, width):
         ]
         dx, dv = function(layer, *x, None)
         assert dx.dtype == dv.dtype == torch.float32
-        grads = torch.autograd.grad((dx.sin().sum() + dv.cos().sum()), x)
-        assert [g.dtype for g in grads] == [t.dtype for t in x]
-        found.append({"x": dx.detach(), "v": dv.detach()} | dict(enumerate(grads)))
-    assert largest_difference(found[1], found[0]) < (1e-6 if dtype == torch.float32 else 1e-2)
+        results = {"x": dx.detach(), "v": dv.detach()}
+        score = dx.sin().sum() + dv.cos().sum()
+        for order in ("first", "second", "third"):
+            grads = torch.autograd.grad(score, x, create_graph=True)
+            assert [g.dtype for g in grads] == [t.dtype for t in x]
+            results |= {f"{order}, {k}": g.detach() for k, g in enumerate(grads)}
+            score = sum((g * wave(g)).sum() for g in grads)
+        found.append(results)
+    bound = 5e-6 if dtype == torch.float32 else 3e-2
+    assert largest_difference(found[1], found[0]) < bound

@@ -59,9 +59,21 @@ def test_every_network_and_its_second_derivatives(name, monkeypatch):
     assert size > 0
 
 
-def test_kernels_are_called_from_the_graph(compiled_kernels, monkeypatch):
-    """EGNN's, in float32: the same predictions and derivatives, for batches of all sizes."""
-    model = contract.prepared(models.build("egnn", "small", layers=2, vector="gradient"))
+CALLED = {
+    "egnn": {"egnn_slopes_backward", "egnn_backward"},
+    "torchmd_et": {
+        "torchmd_et_slopes_backward",
+        "torchmd_et_backward",
+        "torchmd_et_neighbours_slopes_backward",
+        "torchmd_et_update_slopes_backward",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_kernels_are_called_from_the_graph(name, compiled_kernels, monkeypatch):
+    """In float32: the same predictions and derivatives, for batches of all sizes."""
+    model = contract.prepared(models.build(name, "small", layers=2, vector="gradient"))
     model = model.float().train()
     graph = WholeGraph(model, "aot_eager", kernels=True)
     monkeypatch.setattr(whole_graph, "CHECKED", 0)  # compared here
@@ -78,7 +90,7 @@ def test_kernels_are_called_from_the_graph(compiled_kernels, monkeypatch):
         assert len(gradients) == len(expected) > 0
         for g, b in zip(gradients, expected, strict=True):
             assert (g - b).abs().max() < 1e-5 * size
-    assert {"potkit::egnn_slopes_backward", "potkit::egnn_backward"} <= called
+    assert {f"potkit::{operation}" for operation in CALLED[name]} <= called
     assert graph.compilations in (1, 2)
     # in float64 there are none
     double = model.double()
@@ -86,7 +98,7 @@ def test_kernels_are_called_from_the_graph(compiled_kernels, monkeypatch):
     WholeGraph(double, "eager", kernels=True)(batch, ("energy", "forces"))
 
 
-@pytest.mark.parametrize("name", ["egnn", "schnet"])
+@pytest.mark.parametrize("name", ["egnn", "schnet", "torchmd_et"])
 def test_double_precision_goes_through_the_graph_without_kernels(name, monkeypatch):
     """Of networks that have kernels for both derivatives, which are float32."""
     monkeypatch.setattr(compiling, "BACKEND", "eager")
