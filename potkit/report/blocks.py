@@ -67,7 +67,7 @@ BENCHES = {
         "gpu_busy": ("GPU busy (%)", 100, ".0f"),
     },
 }
-for _name in ("infer", "neighbors", "data", "finetune", "evaluate", "start"):
+for _name in ("infer", "neighbors", "data", "finetune", "finetune-xeon", "evaluate", "start"):
     BENCHES[_name] = BENCHES["step"]
 for _name in ("md", "md-small"):
     BENCHES[_name] = {
