@@ -33,6 +33,9 @@ from ..structures.batch import Batch
 from . import egnn_operations, torchmd_et_operations, used
 
 OWN_PASS = "post_grad_custom_post_pass"  # Inductor's option: the last change of its graphs
+# Inductor's options that leave out its checks of shapes and strides, some sixty in a prediction:
+# 0.1 ms of 1.75 (SchNet) and 2.55 ms (EGNN) for energy and forces of 26 atoms
+BARE = {"size_asserts": False, "alignment_asserts": False}
 # what `Potential.forward` reads of a batch
 READ = (
     "z",
@@ -179,7 +182,8 @@ class WholeGraph:
             return torch._dynamo.lookup_backend(self.backend)(graph, examples)
         from .scatters import ScattersApart  # brings Inductor
 
-        return torch._inductor.compile(graph, examples, options={OWN_PASS: ScattersApart()})
+        options = {OWN_PASS: ScattersApart()} | (BARE if self.predictions else {})
+        return torch._inductor.compile(graph, examples, options=options)
 
     def _run(self, graph: _Graph, tensors: dict[str, Tensor]) -> Prediction:
         for name, value in tensors.items():
