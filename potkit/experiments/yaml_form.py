@@ -64,6 +64,8 @@ names as its origin.
       data:
         3bpa: {}
         dipeptides: {train: {data: …}, test: {data: …}, labels: [25, 100]}
+    # optional; combinations of the grid that are left out: those with all values that are named
+    without: [{network: et, data: dipeptides}]
 """
 
 from __future__ import annotations
@@ -437,6 +439,7 @@ class GridSpec:
         values = dict(values)
         settings.check_plain(values, "experiment")
         grid = values.pop("grid", None) or {}
+        without = values.pop("without", None) or []
         if not isinstance(grid, dict):
             raise ConfigError(f"grid: expected columns, got {settings.shown(grid)}")
         sizes = [len(cells) for cells in grid.values() if isinstance(cells, dict)]
@@ -459,7 +462,11 @@ class GridSpec:
         if isinstance(self.name, str) and self.name:
             plain_name(self.name)
         self.specs: list[tuple[dict[str, str], ExperimentSpec]] = []
+        left_out = _left_out(without, grid)
         for cell in itertools.product(*(cells.items() for cells in grid.values())):
+            names = {column: str(name) for column, (name, _) in zip(grid, cell, strict=True)}
+            if any(some.items() <= names.items() for some in left_out):
+                continue
             merged = dict(values)
             for _, changes in cell:
                 for key, value in (changes or {}).items():
@@ -471,19 +478,18 @@ class GridSpec:
                             )
                         value = {**before, **value}
                     merged[key] = value
-            columns = {column: str(name) for column, (name, _) in zip(grid, cell, strict=True)}
             try:
-                self.specs.append(
-                    (columns, ExperimentSpec(**{str(k): v for k, v in merged.items()}))
-                )
+                self.specs.append((names, ExperimentSpec(**{str(k): v for k, v in merged.items()})))
             except ValidationError as error:
-                where = "".join(f"grid {column} {name}: " for column, name in columns.items())
+                where = "".join(f"grid {column} {name}: " for column, name in names.items())
                 raise ConfigError(
                     "; ".join(
                         f"{where}{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}"
                         for p in error.errors()
                     )
                 ) from None
+        if not self.specs:
+            raise ConfigError("without: nothing of the grid is left")
 
     def experiments(
         self, store: str | Path = "runs/store", jobs: int = 1, **changes: Any
@@ -545,6 +551,21 @@ class GridSpec:
             for columns, spec in self.specs
         ]
         return dumped[0] if len(dumped) == 1 else dumped
+
+
+def _left_out(without: Any, grid: dict[str, dict[Any, Any]]) -> list[dict[str, str]]:
+    """Values by column, as the file's ``without`` lists them. Raises ConfigError for others."""
+    if not isinstance(without, list) or not all(isinstance(w, dict) and w for w in without):
+        raise ConfigError(
+            "without: expected a list of combinations such as {network: et, data: 3bpa}, "
+            f"got {settings.shown(without)}"
+        )
+    values = {str(column): {str(name) for name in cells} for column, cells in grid.items()}
+    found = [{str(column): str(name) for column, name in some.items()} for some in without]
+    for column, name in (pair for some in found for pair in some.items()):
+        if name not in values.get(column, ()):
+            raise ConfigError(f"without: the grid has no {column} {name}")
+    return found
 
 
 def read(path: str | Path) -> GridSpec:

@@ -184,3 +184,38 @@ def test_what_does_not_fit_is_one_line(tmp_path, own, changes, words):
     with pytest.raises(ConfigError) as caught:
         built(tmp_path, **{"train": {"data": own}, "test": {"data": own}, **filled})
     assert words in one_line(caught.value)
+
+
+def test_combinations_of_the_grid_that_are_left_out(own):
+    values = dict(name="x", model=TINY, longer=None, labels=[10], train={"data": own})
+    values |= {"test": {"data": own}}
+    names = {"a": {}, "b": {}}
+    values["grid"] = {"network": names, "target": names, "width": {8: {}, 16: {}}}
+    without = [{"network": "a", "target": "b"}, {"network": "b", "target": "b", "width": 16}]
+    left = [tuple(columns.values()) for columns, _ in _specs(values | {"without": without})]
+    every = [tuple(columns.values()) for columns, _ in _specs(values)]
+    assert len(every) == 8
+    assert set(every) - set(left) == {("a", "b", "8"), ("a", "b", "16"), ("b", "b", "16")}
+    assert [cell for cell in every if cell in left] == left, "in the same order"
+
+
+def _specs(values):
+    return yaml_form.GridSpec(values).specs
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        ([{"network": "c"}], "without: the grid has no network c"),
+        ([{"net": "a"}], "without: the grid has no net a"),
+        ([{}], "expected a list of combinations"),
+        ({"network": "a"}, "expected a list of combinations"),
+        ([{"network": "a"}, {"network": "b"}], "nothing of the grid is left"),
+    ],
+)
+def test_what_cannot_be_left_out(own, without, said):
+    values = dict(name="x", model=TINY, longer=None, labels=[10], train={"data": own})
+    values |= {"test": {"data": own}, "grid": {"network": {"a": {}, "b": {}}}, "without": without}
+    with pytest.raises(ConfigError, match=said) as error:
+        yaml_form.GridSpec(values)
+    one_line(error.value)
