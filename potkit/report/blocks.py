@@ -67,7 +67,10 @@ BENCHES = {
         "gpu_busy": ("GPU busy (%)", 100, ".0f"),
     },
 }
-for _name in ("infer", "neighbors", "data", "finetune", "finetune-xeon", "evaluate", "start"):
+AS_STEP = "infer", "neighbors", "data", "evaluate", "start"
+# training on forces: of another machine, and of NequIP, whose peers need long to compile
+AS_STEP += "finetune", "finetune-xeon", "finetune-nequip"
+for _name in AS_STEP:
     BENCHES[_name] = BENCHES["step"]
 for _name in ("md", "md-small"):
     BENCHES[_name] = {
