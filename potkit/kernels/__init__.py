@@ -6,7 +6,7 @@ in the cache, with PyTorch's operations; each of the ten or twenty operations on
 call of its own, and threads meet after each. ``egnn``, ``torchmd_et`` and ``schnet`` are the same
 loops in C++ with the operations between two matrix products fused, and every thread goes its own
 way through its own blocks. Matrix products stay PyTorch's. ``schnet_table`` does without most
-products. They serve two derivatives, and are for `TrainConfig.compile` on a CPU;
+products. Those in C++ serve two derivatives, and are for `TrainConfig.compile` on a CPU;
 ``egnn_operations`` and ``torchmd_et_operations`` make those of their networks known to
 torch.compile.
 

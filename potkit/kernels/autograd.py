@@ -95,6 +95,20 @@ def low_precision(device: str, full: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else full
 
 
+def or_zeros(
+    ups: Sequence[Tensor | None], like: Sequence[Tensor | None], dtype: torch.dtype
+) -> list[Tensor | None]:
+    """What is given for the gradients of ``like``, as the kernels want it: zeros where nothing is,
+    none where there is no such input.
+    """
+    return contiguous(
+        *(
+            None if x is None else torch.zeros_like(x, dtype=dtype) if up is None else up
+            for up, x in zip(ups, like, strict=True)
+        )
+    )
+
+
 def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     """Each of them as one piece of memory, as the kernels want it."""
     return [None if x is None else x.contiguous() for x in tensors]

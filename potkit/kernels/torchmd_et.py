@@ -30,7 +30,14 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import linear, silu
 
 from ..models.torchmd_et import Edges, Layer, TorchMDET
-from .autograd import contiguous, low_precision, through_plain, wanted_inputs, with_weights
+from .autograd import (
+    contiguous,
+    low_precision,
+    or_zeros,
+    through_plain,
+    wanted_inputs,
+    with_weights,
+)
 from .once import once
 
 # forward passes here run outside autocast and cast on their own; backward passes must, too, also
@@ -151,34 +158,22 @@ class _Attention(torch.autograd.Function):
         if torch.is_grad_enabled():
             plain = functools.partial(_plain_attention, layer, edges)
             return *through_plain(plain, given, wanted, (d_scalar, d_vector)), *rest
-        weight, bias, own_basis, v = given[6:]
+        weight, bias, own_basis, _ = given[6:]
         need_envelope, need_direction = wanted[4:6]
         own_pre = linear(own_basis, weight, bias)
-        dq, dk, ds, dv, d_basis, d_envelope, d_direction, d_weight, d_bias, d_own = (
-            torch.ops.potkit.torchmd_et_backward(
-                *_prepared(given, silu(own_pre), edges),
-                layer.heads,
-                layer.damped,
-                logits,
-                own_logits,
-                d_scalar.contiguous(),
-                d_vector.contiguous(),
-                need_envelope,
-                need_direction,
-                True,
-            )
+        found = torch.ops.potkit.torchmd_et_backward(
+            *_prepared(given, silu(own_pre), edges),
+            layer.heads,
+            layer.damped,
+            logits,
+            own_logits,
+            d_scalar.contiguous(),
+            d_vector.contiguous(),
+            need_envelope,
+            need_direction,
+            True,
         )
-        return (
-            dq,
-            dk,
-            ds,
-            d_basis,
-            d_envelope if need_envelope else None,
-            d_direction if need_direction else None,
-            *_with_own(d_weight, d_bias, d_own, own_pre, weight, own_basis),
-            None if v is None else dv,
-            *rest,
-        )
+        return *_as_inputs(found, given, own_pre, need_envelope, need_direction), *rest
 
 
 class _AttentionSlopes(torch.autograd.Function):
@@ -220,52 +215,55 @@ class _AttentionSlopes(torch.autograd.Function):
             return *through_plain(plain, inputs, wanted, ups), *rest
         q, k, s, basis, envelope, direction, weight, bias, own_basis, v = given
         shaped = q, k, s, basis, envelope, direction, v
-        dot_q, dot_k, dot_s, *of_edges, dot_v = (
-            None if x is None else torch.zeros_like(x, dtype=weight.dtype) if up is None else up
-            for x, up in zip(shaped, ups, strict=True)
-        )
+        dot_q, dot_k, dot_s, *of_edges, dot_v = or_zeros(ups, shaped, weight.dtype)
         own_pre = linear(own_basis, weight, bias)
         need_envelope, need_direction = wanted[4:6]
-        dq, dk, ds, dv, d_basis, d_envelope, d_direction, d_weight, d_bias, d_own, d_x, d_v = (
-            torch.ops.potkit.torchmd_et_slopes_backward(
-                *contiguous(dot_q, dot_k, dot_s, dot_v, *of_edges),
-                *_prepared(given, silu(own_pre), edges),
-                layer.heads,
-                layer.damped,
-                logits,
-                own_logits,
-                d_scalar,
-                d_vector,
-                need_envelope,
-                need_direction,
-            )
+        *found, d_x, d_v = torch.ops.potkit.torchmd_et_slopes_backward(
+            dot_q,
+            dot_k,
+            dot_s,
+            dot_v,
+            *of_edges,
+            *_prepared(given, silu(own_pre), edges),
+            layer.heads,
+            layer.damped,
+            logits,
+            own_logits,
+            d_scalar,
+            d_vector,
+            need_envelope,
+            need_direction,
         )
-        return (
-            dq,
-            dk,
-            ds,
-            d_basis,
-            d_envelope if need_envelope else None,
-            d_direction if need_direction else None,
-            *_with_own(d_weight, d_bias, d_own, own_pre, weight, own_basis),
-            None if v is None else dv,
-            d_x,
-            d_v,
-            *rest,
-        )
+        gradients = _as_inputs(found, given, own_pre, need_envelope, need_direction)
+        return *gradients, d_x, d_v, *rest
 
 
-def _with_own(
-    d_weight: Tensor,
-    d_bias: Tensor,
-    d_own: Tensor,
+def _as_inputs(
+    found: Sequence[Tensor],
+    given: Sequence[Tensor | None],
     own_pre: Tensor,
-    weight: Tensor,
-    own_basis: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of weight, bias and own basis, from those of edges and of atoms' own filters."""
+    need_envelope: bool,
+    need_direction: bool,
+) -> tuple[Tensor | None, ...]:
+    """A kernel's gradients in the order of `_Attention`'s inputs ``given``; none by what nobody
+    asks for or is not there. Those of atoms' own filters, ``own_pre`` before the activation, go to
+    weight, bias and own basis.
+    """
+    dq, dk, ds, dv, d_basis, d_envelope, d_direction, d_weight, d_bias, d_own = found
+    weight, _, own_basis, v = given[6:]
     d_pre = torch.ops.aten.silu_backward(d_own, own_pre)
-    return d_weight.addmm_(d_pre.T, own_basis), d_bias.add_(d_pre[0]), d_pre @ weight
+    return (
+        dq,
+        dk,
+        ds,
+        d_basis,
+        d_envelope if need_envelope else None,
+        d_direction if need_direction else None,
+        d_weight.addmm_(d_pre.T, own_basis),
+        d_bias.add_(d_pre[0]),
+        d_pre @ weight,
+        None if v is None else dv,
+    )
 
 
 def _plain_attention(
@@ -360,13 +358,11 @@ class _NeighborsSlopes(torch.autograd.Function):
         if torch.is_grad_enabled():
             plain = functools.partial(_plain_slopes, NEIGHBORS, network, edges)
             return *through_plain(plain, inputs, wanted, ups), *rest
-        dots = [
-            torch.zeros_like(x) if up is None else up for x, up in zip(given[:3], ups, strict=True)
-        ]
+        dots = or_zeros(ups, given[:3], grad.dtype)
         need_envelope = wanted[2]
         dh, d_basis, d_envelope, d_weight, d_bias, d_grad = (
             torch.ops.potkit.torchmd_et_neighbours_slopes_backward(
-                *contiguous(*dots), *_filtered_by(given, edges, ctx.low), grad, need_envelope
+                *dots, *_filtered_by(given, edges, ctx.low), grad, need_envelope
             )
         )
         d_envelope = d_envelope if need_envelope else None

@@ -102,13 +102,15 @@ void neighbours_backward_share(const Edges& in, Work work, const Share& share, c
 }
 
 // Gradients of h, basis, envelope and weight (empty if not wanted) and bias
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighbours_backward(const Tensor& h, const Tensor& basis, const Tensor& envelope,
-                                        const Tensor& weight, const Tensor& bias, const Tensor& sender, const Tensor& receiver,
-                                        const Tensor& pieces, const Tensor& grad, bool need_envelope, bool need_weights) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighbours_backward(
+    const Tensor& h, const Tensor& basis, const Tensor& envelope, const Tensor& weight,
+    const Tensor& bias, const Tensor& sender, const Tensor& receiver, const Tensor& pieces,
+    const Tensor& grad, bool need_envelope, bool need_weights) {
   const Edges in(basis, envelope, std::nullopt, sender, receiver, h.size(0));
   const int64_t threads = at::get_num_threads(), width = h.size(1);
   Tensor d_h = at::zeros_like(h), d_basis = at::empty_like(basis), d_envelope = at::empty({need_envelope ? in.n_edges : 0, 1}, h.options());
-  Tensor d_weights = at::zeros({threads, need_weights ? in.radial : 0, width}, h.options()), d_biases = at::zeros({threads, width}, h.options());
+  Tensor d_weights = at::zeros({threads, need_weights ? in.radial : 0, width}, h.options());
+  Tensor d_biases = at::zeros({threads, width}, h.options());
   const Work work = work_of(pieces);
   const auto shares = divide(in, work, threads);
   std::vector<Rows> rows;

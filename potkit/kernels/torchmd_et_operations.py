@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import contiguous
+from .autograd import contiguous, or_zeros
 from .build import load
 
 operations = torch.ops.potkit
@@ -172,12 +172,9 @@ def _backward_derivative(ctx: Any, *ups: Tensor | None) -> tuple[Tensor | None, 
     """By all inputs of `torchmd_et_backward`, where no weights' gradients were wanted of it."""
     *inputs, logits, own_logits, d_scalar, d_vector = ctx.saved_tensors
     v = inputs[3]
-    dots = [
-        None if x is None else torch.zeros_like(x) if up is None else up
-        for x, up in zip(inputs[:7], ups[:7], strict=True)
-    ]
+    dots = or_zeros(ups[:7], inputs[:7], d_scalar.dtype)
     dq, dk, ds, dv, *others, d_x, d_v = operations.torchmd_et_slopes_backward(
-        *contiguous(*dots),
+        *dots,
         *inputs,
         ctx.heads,
         ctx.damped,
@@ -217,12 +214,8 @@ def _neighbours_backward_derivative(ctx: Any, *ups: Tensor | None) -> tuple[Tens
     of it.
     """
     inputs = ctx.saved_tensors
-    dots = [
-        torch.zeros_like(x) if up is None else up for x, up in zip(inputs[:3], ups[:3], strict=True)
-    ]
-    *found, d_grad = operations.torchmd_et_neighbours_slopes_backward(
-        *contiguous(*dots), *inputs, True
-    )
+    dots = or_zeros(ups[:3], inputs[:3], inputs[0].dtype)
+    *found, d_grad = operations.torchmd_et_neighbours_slopes_backward(*dots, *inputs, True)
     return *found, None, None, None, d_grad, None, None
 
 

@@ -67,10 +67,8 @@ BENCHES = {
         "gpu_busy": ("GPU busy (%)", 100, ".0f"),
     },
 }
-AS_STEP = "infer", "neighbors", "data", "evaluate", "start"
-# training on forces: of another machine, and of NequIP, whose peers need long to compile
-AS_STEP += "finetune", "finetune-xeon", "finetune-nequip"
-for _name in AS_STEP:
+# finetune-xeon: of another machine
+for _name in ("infer", "neighbors", "data", "finetune", "finetune-xeon", "evaluate", "start"):
     BENCHES[_name] = BENCHES["step"]
 for _name in ("md", "md-small"):
     BENCHES[_name] = {
