@@ -114,11 +114,15 @@ class WholeGraph:
         periodic = getattr(batch, "periodic", True)
         key = (outputs, tuple(tensors), periodic, batch.pos.dtype, batch.pos.device)
         graph = self._graphs.get(key)
+        if graph is not None and graph.checked >= CHECKED:
+            return self._run(graph, tensors)
+        # before it is traced: what a network makes at its first call and keeps (e3nn's spherical
+        # harmonics do) would be made of the trace's tensors, which hold no numbers
+        own = model.forward(batch, outputs)
         if graph is None:
             graph = self._graphs[key] = self._trace(tensors, outputs, periodic)
-        if graph.checked < CHECKED:
-            self._check(self._run(graph, tensors), model.forward(batch, outputs), batch.pos.dtype)
-            graph.checked += 1
+        self._check(self._run(graph, tensors), own, batch.pos.dtype)
+        graph.checked += 1
         return self._run(graph, tensors)
 
     def _serves(self, outputs: Sequence[str]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,6 +128,29 @@ def test_one_graph_serves_all_sizes_and_follows_the_weights():
                 weight.mul_(1.01)
     # the backend may be asked twice for the first batch, and is never asked again
     assert counts == [counts[0]] * 6 and counts[0] in (1, 2)
+
+
+FIRST_CALL = """
+import sys
+import potkit
+from potkit.kernels.whole_graph import WholeGraph
+
+batch = potkit.load("ani-mini")[:2].batch()
+model = potkit.build(sys.argv[1], "small", vector="gradient", seed=0)
+compiled = WholeGraph(model, "aot_eager")(batch, ("energy", "forces"))
+print(float((compiled.forces - model(batch, ("forces",)).forces).abs().max()))
+"""
+
+
+@pytest.mark.parametrize("name", ["nequip", "forcenet"])
+def test_the_first_call_of_a_process_may_be_a_graphs(name):
+    """e3nn's spherical harmonics keep what they make at their first call, which is none of the
+    trace's then.
+    """
+    command = [sys.executable, "-c", FIRST_CALL, name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert float(done.stdout) < 1e-4
 
 
 def test_what_it_leaves_to_the_network(monkeypatch):
