@@ -2,6 +2,8 @@
 // schnet.py: filters W = f (y + a₂) and slopes V = f' (y + a₂) + f y' are never stored, only y and y' as the product left them.
 #include "schnet_pairs.h"
 
+#include <ATen/Dispatch.h>
+
 namespace potkit {
 namespace {
 
