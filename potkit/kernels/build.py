@@ -9,6 +9,9 @@ can write to, is refused.
 Kernels are used only where somebody asked for them (``compile: true``, ``--compile``). Whatever
 keeps them from being built therefore stops the run with one line; nothing goes on without them
 silently.
+
+A wheel holds the sources and no library: one is made for the instructions of the processor at hand,
+and loads beside one version of torch only.
 """
 
 from __future__ import annotations
