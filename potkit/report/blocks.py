@@ -68,7 +68,17 @@ BENCHES = {
     },
 }
 # finetune-xeon: of another machine
-for _name in ("infer", "neighbors", "data", "finetune", "finetune-xeon", "evaluate", "start"):
+_LIKE_STEP = (
+    "infer",
+    "neighbors",
+    "data",
+    "finetune",
+    "finetune-xeon",
+    "finetune-nequip",
+    "evaluate",
+    "start",
+)
+for _name in _LIKE_STEP:
     BENCHES[_name] = BENCHES["step"]
 for _name in ("md", "md-small"):
     BENCHES[_name] = {
