@@ -29,6 +29,9 @@ SPREAD = "_std"  # what follows the name of a quantity whose spread over members
 # Å; the neighbours within cutoff + SKIN serve until an atom has moved by half of it (Verlet, Phys.
 # Rev. 159, 98 (1967))
 SKIN = 0.5
+# Å; of a free structure of up to `SMALL` atoms: all its pairs, which are few. With SKIN they are
+# found anew every few steps of 0.5 fs where hydrogen moves
+FREE_SKIN = 100.0
 # s; predictions that have taken so long together go on compiled, where nothing was said of it:
 # compiling takes about as long, so waiting costs at most as much again
 PATIENCE = 30.0
@@ -41,18 +44,20 @@ STATE = ("positions", "numbers", "initial_charges", "initial_magmoms")
 
 
 class Neighborhood:
-    """The batch of some atoms with all edges within cutoff + `SKIN`, while the atoms move;
-    ``cutoff`` (Å) is the largest of the networks that look at it.
+    """The batch of some atoms with all edges within cutoff + ``skin`` (`SKIN` or `FREE_SKIN`),
+    while the atoms move; ``cutoff`` (Å) is the largest of the networks that look at it.
 
     It serves as long as numbers, cell, boundaries and charges stay, and no atom has moved by more
-    than `SKIN` / 2 since it was made: no pair can have come within the cutoff unseen.
+    than ``skin`` / 2 since it was made: no pair can have come within the cutoff unseen.
     """
 
     def __init__(self, atoms: Atoms, batch: Batch, cutoff: float) -> None:
         self.made_for = atoms.copy()
         self.batch, self.cutoff = batch, cutoff
         self.has_volume = bool(volumes(batch.cell, batch.pbc)[0] > 0)
-        wide = attach(copy.copy(batch).drop_edges(), cutoff + SKIN)
+        free = not atoms.pbc.any()
+        self.skin = FREE_SKIN if free and len(atoms) <= SMALL else SKIN
+        wide = attach(copy.copy(batch).drop_edges(), cutoff + self.skin)
         self.edges, self.shift = wide.edge_index, wide.edge_shift
 
     def serves(self, atoms: Atoms) -> bool:
@@ -71,7 +76,7 @@ class Neighborhood:
                 return False
         moved = np.square(atoms.positions - before.positions).sum(1)
         # not: > , which NaN would pass
-        return bool((moved <= (SKIN / 2) ** 2).all())
+        return bool((moved <= (self.skin / 2) ** 2).all())
 
     def at(self, positions: np.ndarray, cutoff: float | None = None) -> Batch:
         """The batch at ``positions`` [N, 3] Å, with the edges that are within ``cutoff`` there

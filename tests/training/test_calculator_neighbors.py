@@ -11,7 +11,7 @@ from tiny import egnn, molecules, water
 
 import potkit
 from potkit.errors import DataError
-from potkit.training.ase_calculator import SKIN, Neighborhood
+from potkit.training.ase_calculator import FREE_SKIN, SKIN, SMALL, Neighborhood
 
 SETS = {"free": molecules, "periodic": water}
 
@@ -60,10 +60,10 @@ def test_forces_are_those_of_a_fresh_list(model, made, kind):
         made.pop()
 
 
-@pytest.mark.parametrize("kind", SETS)
-def test_an_atom_that_moved_by_half_the_skin_makes_a_new_list(model, made, kind):
+@pytest.mark.parametrize(("kind", "skin"), [("free", FREE_SKIN), ("periodic", SKIN)])
+def test_an_atom_that_moved_by_half_the_skin_makes_a_new_list(model, made, kind, skin):
     atoms = prepared(model, kind)
-    atoms.positions[0, 0] += SKIN / 2 - 1e-6
+    atoms.positions[0, 0] += skin / 2 - 1e-6
     atoms.get_forces()
     assert len(made) == 1
     atoms.positions[0, 0] += 2e-6
@@ -80,6 +80,20 @@ def test_neighbors_that_come_in_from_the_skin_are_heard(model, made):
     kept = atoms.get_forces()
     assert len(made) == 1 and kept.any()
     np.testing.assert_allclose(kept, fresh(model, atoms), atol=1e-14)
+
+
+def test_all_pairs_of_a_small_free_structure_are_kept(model, made):
+    """A molecule that turns inside out needs no new list; a larger structure does."""
+    atoms = prepared(model, "free")
+    atoms.positions = -2.0 * atoms.positions[::-1]
+    np.testing.assert_allclose(atoms.get_forces(), fresh(model, atoms), atol=1e-12)
+    assert made == [len(atoms)] * 2  # the second is the fresh one's
+    many = atoms.copy()
+    many.cell = [10.0, 10.0, 10.0]
+    many = many.repeat((SMALL // len(atoms) + 1, 1, 1))
+    many.calc = potkit.calculator(model)
+    assert len(many) > SMALL and many.get_forces().any()
+    assert many.calc._neighborhood.skin == SKIN
 
 
 def _longer_cell(atoms) -> None:
