@@ -252,7 +252,7 @@ def test_freed_memory_is_kept():
 
     Asked of the C library: how many pages the system fetches, it decides itself.
     """
-    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("the C library does not say what it keeps")
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
     assert not done.returncode, done.stderr
@@ -262,8 +262,8 @@ def test_freed_memory_is_kept():
     size = 4 * 10_000_000  # bytes
     assert before < size
     assert min(after) > size
-    # a small array that came to lie in it moves the next large one elsewhere, once: no more pile up
-    assert max(after[10:]) == min(after[10:]) < 4 * size
+    # a small array that came to lie in it moves the next large one elsewhere; they do not pile up
+    assert max(after) < len(after) / 2 * size
 
 
 def test_a_c_library_that_keeps_no_memory_is_left_as_it_is(monkeypatch):
