@@ -3,10 +3,11 @@
 #
 # Pretraining pays most if one pretrained network serves many tasks. The denoise paper pretrains on small molecules (ANI-1 and ANI-1x) and
 # fine-tunes on isomers (ISO17), drug-like molecules with elements the pretraining never saw (SPICE) and molecules ten times as large
-# (MD22): its Figs 2 and 3. The same here with the embedded stand-ins: pretrain on `ani-mini` once, fine-tune on each of the other
-# sets with few labels, against training from scratch and from scratch for as many operations more as the pretraining had.
+# (MD22): its Figs 2 and 3. Here first **the study**: one pretraining on `ani-mini` without its labels, then 50 quantum-chemical labels of real sets.
+# Then the paper's own targets with their embedded stand-ins, fine-tuned with few labels, against training from scratch and from scratch
+# for as many operations more as the pretraining had.
 #
-# **The answer in one picture** is the first figure: the change of the error by pretraining, for each set and network.
+# **The answer in one picture** is the first figure: the change of the force error by pretraining, for each real set and network.
 
 # %% tags=["parameters"]
 profile = "quick"  # smoke | quick | paper
@@ -77,7 +78,25 @@ targets = {name: profiles.common(specs.named_or_file(name), run.share) for name 
 run
 
 # %% [markdown]
-# ## The sets to fine-tune on
+# ## The study, on real labels
+#
+# Stored, not run again here: it takes hours ([its spec](../data/results/study-denoise.yaml) says how to repeat it, and
+# [RESULTS](../RESULTS.md#the-study-of-denoising) what is in it). Rates were chosen for every arm on seeds that are not among the reported ones;
+# scratch-longer costs as many operations as pretraining and fine-tuning together.
+
+# %%
+study = notebooks.study("study-denoise")
+study.chart("changes", "04_study", title="What denoise pretraining brings with 50 real labels")
+
+# %% [markdown]
+# Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. In numbers and
+# in sentences:
+
+# %%
+study.say("settings", "results", "verdicts")
+
+# %% [markdown]
+# ## The paper's targets: the sets to fine-tune on
 #
 # Sets named in `separate` are fine-tuned molecule by molecule, as the paper does with MD22. Both parts hold conformations of the same molecules (the
 # papers' split; ISO17 comes with its own). Frames of a trajectory that follow each other are alike, so those of the sets in `within` are split by blocks of a

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["audit_profiles", "dynamics_profiles", "profiles", "results", "runner", "text"],
     submod_attrs={
-        "results": ["keep_choice", "keep_ensembles", "keep_runs", "keep_simulations"],
+        "results": ["keep_choice", "keep_ensembles", "keep_runs", "keep_simulations", "study"],
         "runner": [
             "CHECKED",
             "COMMITTED_PROFILE",

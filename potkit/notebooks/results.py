@@ -11,7 +11,7 @@ Stored are NAME-runs, NAME (`statistics.summarise`), NAME-effects, NAME-baseline
 ensembles over seeds say (NAME-predictions), how well they tell their errors (NAME-ensembles), and
 how that differs between arms (NAME-contrasts). `keep_simulations` stores what became of the
 copies that networks moved (NAME-simulations), how well they ran (NAME-measures), and how that
-differs between arms (NAME-changes).
+differs between arms (NAME-changes). `study` shows what a long comparison stored.
 """
 
 from __future__ import annotations
@@ -78,6 +78,15 @@ class Kept:
         ``figure``.
         """
         figures.show(stored_figures.draw(kind, self.name, self.folder, **options), figure)
+
+
+def study(name: str) -> Kept:
+    """The comparison ``name`` in the checkout's data/results, which takes hours to make and is shown
+    as it is stored. Raises DataError where there is none.
+    """
+    folder = runner._root() / "data" / "results"
+    report.stored(name, folder)
+    return Kept(name, folder, "study")
 
 
 def keep_runs(

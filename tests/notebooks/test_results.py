@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import potkit
-from potkit.errors import ConfigError
+from potkit.errors import ConfigError, DataError
 from potkit.experiments import baselines, simulations, statistics
 from potkit.experiments import experiment as experiments
 from potkit.notebooks import profiles, results, runner
@@ -314,3 +314,24 @@ def test_only_what_is_asked_is_in_the_family():
     (one,) = statistics.effects(runs, ["forces_mae"], contrasts=asked).to_dict("records")
     assert (one["arm"], one["against"], one["verdict"]) == (*asked[0], "better")
     assert one["p_holm"] == one["p"]
+
+
+def test_a_study_is_shown_as_it_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(results.runner, "_root", lambda: tmp_path)
+    with pytest.raises(DataError, match="no such stored result"):
+        results.study("study-denoise")
+    monkeypatch.undo()
+    kept = results.study("study-denoise")
+    assert kept.profile == "study"
+    runs, effects = kept.table("-runs"), kept.table("-effects")
+    shown = kept.markdown("verdicts")
+    for (target, network), part in runs.groupby(["target", "network"]):
+        assert f"- {target}, {network}: **denoise** against scratch-longer" in shown
+        scratch = part[part["arm"] == "scratch"].set_index("seed")["forces_mae"]
+        denoised = part[part["arm"] == "denoise"].set_index("seed")["forces_mae"]
+        of_both = (np.log(denoised / scratch)).mean()
+        told = effects.query(
+            "target == @target and network == @network and arm == 'denoise'"
+            " and against == 'scratch' and metric == 'forces_mae'"
+        )
+        assert told["change_%"].item() == pytest.approx(100 * np.expm1(of_both), rel=1e-3)
