@@ -81,8 +81,8 @@ class Kept:
 
 
 def study(name: str) -> Kept:
-    """The comparison ``name`` in the checkout's data/results, which takes hours to make and is shown
-    as it is stored. Raises DataError where there is none.
+    """The comparison ``name`` in the checkout's data/results, as it is stored: it takes hours to
+    make. Raises DataError where there is none.
     """
     folder = runner._root() / "data" / "results"
     report.stored(name, folder)

@@ -135,19 +135,27 @@ def _write_metatomic(model: Potential, path: Path) -> None:
     ]
     recorded = traced.trace(model, structures)
     name = type(model.backbone).__name__
+    direct = model.forces_mode == "vector"
+    reach = traced.reach(model, tried[0])
+    description = (  # engines print it when they load the file
+        f"{name} of potkit for {', '.join(SYMBOLS[z] for z in elements)}; "
+        f"Å, eV; cutoff {model.cutoff:g} Å"
+    )
+    if direct:  # LAMMPS would take −∂E/∂x without a word
+        description += "; its forces are non_conservative_force, not the derivative of its energy"
     with replacing(path, METATOMIC) as temporary, _torchs_own_functions():
         write(
             temporary,
             recorded,
             name=f"potkit {name}",
             cutoff=model.cutoff,
-            interaction_range=traced.reach(model, tried[0]),
+            interaction_range=reach,
             elements=elements,
-            direct_forces=model.forces_mode == "vector",
+            direct_forces=direct,
             shift=model.shift is not None,
             dtype=like.dtype,
             device=like.device.type,
-            description=f"{name} of potkit for {', '.join(SYMBOLS[z] for z in elements)}; Å, eV",
+            description=description,
         )
 
 
