@@ -80,8 +80,8 @@ run
 # %% [markdown]
 # ## The study, on real labels
 #
-# Stored, not run again here: it takes hours ([its spec](../data/results/study-denoise.yaml) says how to repeat it, and
-# [RESULTS](../RESULTS.md#the-study-of-denoising) what is in it). Rates were chosen for every arm on seeds that are not among the reported ones;
+# Stored, not run again here: it takes hours (the spec `data/results/study-denoise.yaml` says how to repeat it, and
+# `RESULTS.md` what is in it). Rates were chosen for every arm on seeds that are not among the reported ones;
 # scratch-longer costs as many operations as pretraining and fine-tuning together.
 
 # %%
