@@ -233,6 +233,12 @@ STAND_INS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def figures_elsewhere(monkeypatch, tmp_path):
+    """Cells that draw before anything is trained must not leave pictures in the checkout."""
+    monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "figures"))
+
+
 def in_profile_paper(number: str, monkeypatch, upto: str) -> dict[str, Any]:
     """The names of a notebook in profile paper after its set-up and the cells up to the one that
     assigns ``upto``; embedded sets stand for the public ones.
