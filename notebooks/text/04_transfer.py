@@ -1,13 +1,16 @@
 # %% [markdown]
 # # 04 · Does it carry over to other molecules?
 #
-# Pretraining pays most if one pretrained network serves many tasks. The denoise paper pretrains on small molecules (ANI-1 and ANI-1x) and
-# fine-tunes on isomers (ISO17), drug-like molecules with elements the pretraining never saw (SPICE) and molecules ten times as large
-# (MD22): its Figs 2 and 3. Here first **the study**: one pretraining on `ani-mini` without its labels, then 50 quantum-chemical labels of real sets.
-# Then the paper's own targets with their embedded stand-ins, fine-tuned with few labels, against training from scratch and from scratch
-# for as many operations more as the pretraining had.
+# Pretraining pays most if one pretrained network serves many tasks. The denoise paper pretrains on
+# small molecules (ANI-1 and ANI-1x) and fine-tunes on isomers (ISO17), drug-like molecules with
+# elements the pretraining never saw (SPICE) and molecules ten times as large (MD22): its Figs 2 and
+# 3. Here first **the study**: one pretraining on `ani-mini` without its labels, then 50
+# quantum-chemical labels of real sets. Then the paper's own targets with their embedded stand-ins,
+# fine-tuned with few labels, against training from scratch and from scratch for as many operations
+# more as the pretraining had.
 #
-# **The answer in one picture** is the first figure: the change of the force error by pretraining, for each real set and network.
+# **The answer in one picture** is the first figure: the change of the force error by pretraining, for
+# each real set and network.
 
 # %% tags=["parameters"]
 profile = "quick"  # smoke | quick | paper
@@ -80,17 +83,18 @@ run
 # %% [markdown]
 # ## The study, on real labels
 #
-# Stored, not run again here: it takes hours (the spec `data/results/study-denoise.yaml` says how to repeat it, and
-# `RESULTS.md` what is in it). Rates were chosen for every arm on seeds that are not among the reported ones;
-# scratch-longer costs as many operations as pretraining and fine-tuning together.
+# Stored, not run again here: it takes hours (the spec `data/results/study-denoise.yaml` says how to
+# repeat it, and `RESULTS.md` what is in it). Rates were chosen for every arm on seeds that are not
+# among the reported ones; scratch-longer costs as many operations as pretraining and fine-tuning
+# together.
 
 # %%
 study = notebooks.study("study-denoise")
 study.chart("changes", "04_study", title="What denoise pretraining brings with 50 real labels")
 
 # %% [markdown]
-# Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. In numbers and
-# in sentences:
+# Means over seeds of the change within a seed (same labels, same initial weights), with 95 %
+# intervals; below zero is better than scratch. In numbers and in sentences:
 
 # %%
 study.say("settings", "results", "verdicts")
