@@ -447,7 +447,7 @@ def test_notebooks_that_train_keep_their_runs_and_type_no_result(path):
     else:
         assert "notebooks.keep_runs(" in code and '.say("verdicts")' in said
     assert not re.search(r"idxmin|\.effect\b|\[.effect.\]", code)
-    assert not re.search(r"\d (?:meV|%)(?! (?:of|interval))", prose.replace("5 % of ANI", ""))
+    assert not re.search(r"\d (?:meV|%)(?!\s(?:of|interval))", prose.replace("5 % of ANI", ""))
 
 
 def test_six_notebooks_train():
