@@ -47,6 +47,11 @@ def is_name(text: str) -> bool:
     return any(r.name == name for r in RECORDS) and not (slash and Path(text).exists())
 
 
+def comes_along(name: str) -> bool:
+    """Whether ``name`` is an embedded set."""
+    return any(r.name == name and r.kind == "embedded" for r in RECORDS)
+
+
 def part_names(r: Record) -> dict[str, list[str]]:
     """The parts of a set that can be loaded alone: its published parts and its files (without
     their endings), each with its files.

@@ -7,6 +7,8 @@ fine-tuned.
     NAME             pretrained with an objective; the backbone (or ``parts``) is taken over, heads
                      are new
     NAME             the same, but its pretraining goes on from another arm's (``after``)
+    NAME             no pretraining here: it starts from given ``weights``, shipped ones by name or
+                     a finished pretraining's folder, the same in every seed
     NAME             a variant of another arm: the same start, fine-tuned with changed settings
 
 Variants are written such as
@@ -39,6 +41,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..objectives import Objective
+from ..training import pretrained
 from ..training.checkpoints import PARTS
 from ..training.config import TrainConfig
 
@@ -62,7 +65,8 @@ MAY_CHANGE = (
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """``pretrained_as``: the arm whose pretraining it starts from (itself, or the one it is
-    like); None: from scratch. ``after``: the arm whose pretraining that one goes on from.
+    like); None: from scratch, or from ``weights`` (a name or path, as for `finetune`). ``after``:
+    the arm whose pretraining that one goes on from.
     """
 
     name: str
@@ -70,6 +74,12 @@ class Arm:
     parts: tuple[str, ...] = ("backbone",)
     finetune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     after: str | None = None
+    weights: str | None = None
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it starts from a pretraining, made here or before."""
+        return bool(self.pretrained_as or self.weights)
 
 
 def arms(
@@ -78,6 +88,7 @@ def arms(
     variants: Mapping[str, Mapping[str, Any]],
     config: TrainConfig,
     after: Mapping[str, str] | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, Arm]:
     """All arms but scratch-longer, by name and in order. Raises ConfigError for what does not
     fit together.
@@ -92,14 +103,20 @@ def arms(
                 "pretraining that stands before it"
             )
         built[name] = Arm(name, name, tuple(parts.get(name, ("backbone",))), after=earlier)
+    weights = weights or {}
+    for name, source in weights.items():
+        taken = parts[name] if name in parts else pretrained.parts_of(pretrained.resolve(source))
+        built[name] = Arm(name, parts=tuple(taken), weights=str(source))
     lost = after.keys() - objectives.keys()
     if lost:
         raise ConfigError(f"experiment: no arm {min(lost)!r} to go on after {after[min(lost)]!r}")
-    strange = parts.keys() - objectives.keys()
+    own = [*objectives, *weights]
+    strange = parts.keys() - set(own)
     if strange:
-        raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(objectives)}")
-    always_there = {SCRATCH, LONGER, DOUBLED} & (objectives.keys() | variants.keys())
-    twice = always_there or objectives.keys() & variants.keys()
+        raise ConfigError(f"experiment: no arm {min(strange)!r}; there are {', '.join(own)}")
+    named = [*own, *variants]
+    always_there = {SCRATCH, LONGER, DOUBLED} & set(named)
+    twice = always_there or {name for name in named if named.count(name) > 1}
     if twice:
         raise ConfigError(
             f"experiment: two arms are named {min(twice)!r} "
@@ -128,8 +145,9 @@ def arms(
             tuple(given.get("parts", old.parts)),
             {**old.finetune, **changes},
             old.after,
+            old.weights,
         )
-        if "parts" in given and new.pretrained_as is None:
+        if "parts" in given and not new.pretrained:
             raise ConfigError(
                 f"experiment: arm {name!r} starts from scratch and has no parts to take over"
             )

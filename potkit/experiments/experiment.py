@@ -27,12 +27,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .. import models
-from ..datasets import splits
+from ..datasets import registry, splits
 from ..errors import ConfigError, Interrupted, TrainingError
 from ..objectives import Objective, Supervised
 from ..structures.progress import bar as progress_bar
 from ..structures.settings import count
 from ..structures.store import Structures
+from ..training import checkpoints, pretrained
 from ..training.config import TrainConfig
 from . import scheduler, search, statistics
 from .arms import DOUBLED, LONGER, SCRATCH, Arm, arms
@@ -53,8 +54,11 @@ class Experiment:
     ``train``: pool the label budgets are drawn from. ``test``: never seen by any run. ``variants``:
     arm -> {"like": another arm, changed settings}. ``vectors``: arm -> vector read-out to pretrain
     that arm with (default: the preset's). ``after``: arm -> an arm before it whose pretraining its
-    own goes on from, with what that arm's ``parts`` say. ``longer``: measure the pretraining's cost
-    in "operations", "time" or "steps", or None to leave that arm out. ``valid_fraction``: the share
+    own goes on from, with what that arm's ``parts`` say. ``weights``: arm -> pretrained weights it
+    starts from instead of a pretraining of its own: a shipped name, a run folder or a file; the
+    same in every seed, so intervals do not hold what another pretraining would change. ``longer``:
+    measure the pretraining's cost in "operations", "time" or "steps", or None to leave that arm out
+    (there is none where nothing is pretrained here). ``valid_fraction``: the share
     of each label budget that chooses the best state. ``parts``: arm -> parts that are transferred
     (default: the backbone only, as the denoise paper says; its code transfers all, see `arms`).
     ``columns``: what tells this experiment's rows from another's in one grid, such as {"model":
@@ -98,6 +102,7 @@ class Experiment:
     convergence: bool = False
     threads: int | None = None
     after: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.objectives and self.pretrain_on is None:
@@ -121,6 +126,7 @@ class Experiment:
                 f"experiment: no arm {min(strange)!r}; there are {', '.join(self.objectives)}"
             )
         _ = self.arms  # raises for what does not fit together
+        self._check_weights()
         if self.draws < 1:
             raise ConfigError(f"experiment: draws must be at least 1, got {self.draws}")
         tuned = [
@@ -140,6 +146,15 @@ class Experiment:
                 f"experiment: valid_min must be at least 1 and below the smallest label budget "
                 f"({min(self.labels)}), got {self.valid_min}"
             )
+
+    def _check_weights(self) -> None:
+        for name in self.weights:
+            arm = self.arms[name]
+            try:
+                source = pretrained.resolve(arm.weights)
+                checkpoints.transfer(self.build(self.seeds[0], name), source, arm.parts)
+            except PotkitError as error:
+                raise ConfigError(f"experiment: arm {name!r}: {error}") from None
 
     def _check_primary(self) -> None:
         if self.primary is None:
@@ -168,7 +183,14 @@ class Experiment:
     @cached_property
     def arms(self) -> dict[str, Arm]:
         """Every arm but scratch-longer, by name."""
-        return arms(self.objectives, self.parts, self.variants, self.finetune_config, self.after)
+        return arms(
+            self.objectives,
+            self.parts,
+            self.variants,
+            self.finetune_config,
+            self.after,
+            self.weights,
+        )
 
     def build(self, seed: int, arm: str | None = None) -> models.Potential:
         """The network of an arm, freshly initialised; the same weights for the same seed in all
@@ -358,20 +380,36 @@ def _reported(
 
 def leakage(grid: Sequence[Experiment]) -> list[str]:
     """A line for each set to pretrain on or to train on that has structures of its experiment's
-    test set; [] where test data are unseen.
+    test set; [] where test data are unseen. A line, too, for given weights of which nobody here
+    knows what they have seen.
     """
     lines: dict[tuple[str, str], str] = {}
+    seen = {source: _seen_by(source) for e in grid for source in e.weights.values()}
     for e in grid:
-        for name, other in (("pretraining set", e.pretrain_on), ("training pool", e.train)):
+        where = "".join(f"{v}, " for v in e.columns.values())
+        learned = {"pretraining set": e.pretrain_on, "training pool": e.train}
+        for source in dict.fromkeys(e.weights.values()):
+            learned[f"the set that {source} was pretrained on"] = seen[source]
+            if seen[source] is None:
+                lines[source, ""] = f"not checked: the set that {source} was pretrained on"
+        for name, other in learned.items():
             if other is None:
                 continue
             key = other.fingerprint(), e.test.fingerprint()
             if key not in lines:
                 leaked = splits.leakage(other, e.test)
-                where = "".join(f"{v}, " for v in e.columns.values())
                 message = f"{where}test and {name}: {leaked.attrs['message']}"
                 lines[key] = message if len(leaked) else ""
     return [line for line in lines.values() if line]
+
+
+def _seen_by(source: str) -> Structures | None:
+    """The set that the weights ``source`` were pretrained on, or on a part of it, if it comes with
+    the package.
+    """
+    _, header = checkpoints.read(pretrained.resolve(source))
+    name = str(header.get("data"))
+    return registry.load(name) if registry.comes_along(name) else None
 
 
 class _Progress:

@@ -244,7 +244,8 @@ def effects(
 
     ``contrasts``: only these (arm, baseline), instead of every arm against every baseline (default:
     what the runs' attributes note). A variant is compared with its own control so, and a family has
-    no questions that nobody asks.
+    no questions that nobody asks. Of runs with given weights (`Experiment.weights`) a column
+    ``weights`` says which: an arm's intervals are then over seeds of one and the same pretraining.
     """
     asked = runs.attrs.get("contrasts") if contrasts is None else contrasts
     if asked:
@@ -279,6 +280,9 @@ def effects(
     table = pd.DataFrame(rows)
     if not rows:
         return table
+    if "weights" in runs:
+        names = [*table.columns[: list(table.columns).index("arm")], "arm"]
+        table = table.merge(runs[[*names, "weights"]].drop_duplicates(names), "left", on=names)
     table["p"] = [p_value(logs) for logs in ratios]
     for _, part in table.groupby("family"):
         adjusted, levels = holm(part["p"])

@@ -27,7 +27,7 @@ from filelock import FileLock
 from ..errors import Busy, ConfigError, Interrupted, PotkitError
 from ..structures.outputs import PART, Kind, read_json
 from ..structures.storage import replacing
-from ..training import checkpoints
+from ..training import checkpoints, pretrained
 from ..training.evaluation import evaluate
 from ..training.loop import finetune, pretrain
 from ..training.repeatable import threads
@@ -96,6 +96,9 @@ class Executor:
         seeds = {"seed": experiment.finetune_seed(task.seed, task.draw)}
         seeds |= {"pretrain_seed": task.seed, "label_draw": task.draw}
         chosen = {"chosen": in_words(task.choice)} if experiment.search else {}
+        if experiment.weights:
+            arm = experiment.arms.get(task.arm)
+            seeds["weights"] = arm.weights if arm else None
         return {
             **experiment.columns,
             "arm": task.arm,
@@ -191,7 +194,9 @@ def finetune_folder(experiment: Experiment, task: Task) -> Path:
     config, arm = _settings(experiment, task)
     train, valid = experiment.labelled(task.labels, experiment.finetune_seed(task.seed, task.draw))
     init = pretrain_folder(experiment, arm.name, task.seed).name if arm.pretrained_as else None
-    more = {"parts": arm.parts} if arm.parts != ("backbone",) else {}
+    more: dict[str, Any] = {"parts": arm.parts} if arm.parts != ("backbone",) else {}
+    if arm.weights:
+        more["weights"] = pretrained.checksum(checkpoints.find(pretrained.resolve(arm.weights)))
     return _folder(
         experiment,
         "finetune",
@@ -240,7 +245,9 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
     folder = finetune_folder(experiment, task)
     result = folder / f"test-{experiment.test.fingerprint()}.json"
     config, arm = _settings(experiment, task)
-    init = pretrain_folder(experiment, arm.name, task.seed) if arm.pretrained_as else None
+    init: Path | str | None = arm.weights
+    if arm.pretrained_as:
+        init = pretrain_folder(experiment, arm.name, task.seed)
     seed = experiment.finetune_seed(task.seed, task.draw)
     train, valid = experiment.labelled(task.labels, seed)
     model = _model(experiment, seed)

@@ -34,6 +34,8 @@ names as its origin.
       denoise 0.1 Å: {objective: denoise, sigma: 0.1}
       cheap labels: {objective: supervised, parts: [backbone, energy_head]}
       then denoise: {objective: denoise, sigma: 0.1, vector: gradient, after: cheap labels}
+      # no pretraining here: shipped weights (`potkit weights list`), a run's folder or a file
+      shipped: {weights: egnn-small-denoise}
       frozen first: {like: denoise 0.1 Å, freeze: 0.3}
       layer-wise: {like: denoise 0.1 Å, layer_decay: 0.7}
     pretrain: {steps: 4000, batch_size: 32}            # TrainConfig
@@ -331,7 +333,8 @@ class ExperimentSpec(_Spec):
 
         if "name" not in self.model:
             raise ConfigError("model: give its name, such as {name: egnn, preset: small}")
-        own = {arm: v for arm, v in self.arms.items() if "like" not in v}
+        given = self._given()
+        own = {arm: v for arm, v in self.arms.items() if "like" not in v and arm not in given}
         values = dict(
             model=self.model,
             seeds=self.seeds,
@@ -343,7 +346,8 @@ class ExperimentSpec(_Spec):
             },
             variants={arm: v for arm, v in self.arms.items() if "like" in v},
             vectors=self.vectors | _of_arms(own, "vector"),
-            parts=self.parts | _of_arms(own, "parts"),
+            parts=self.parts | _of_arms(own | given, "parts"),
+            weights=_of_arms(given, "weights"),
             after=_of_arms(own, "after"),
             pretrain_config=TrainConfig(**self.pretrain),
             finetune_config=TrainConfig(**self.finetune),
@@ -377,12 +381,26 @@ class ExperimentSpec(_Spec):
         built.build(0)  # a misspelt model option stops here, not in the first run
         return built
 
+    def _given(self) -> dict[str, dict[str, Any]]:
+        """The arms that start from given weights. Raises ConfigError where one says more than
+        which, and which ``parts`` of them.
+        """
+        given = {arm: v for arm, v in self.arms.items() if "weights" in v}
+        for arm, values in given.items():
+            if strange := values.keys() - {"weights", "parts"}:
+                raise ConfigError(
+                    f"arms.{arm}: with weights there is nothing to pretrain, so no {min(strange)}"
+                )
+            if not isinstance(values["weights"], str):
+                raise ConfigError(f"arms.{arm}.weights: give a name or a path")
+        return given
+
     def counted(self) -> list[dict[str, Any]]:
         """Runs and steps that follow from the settings alone, rows of `dry_run.Planned`; no steps
         where they are counted in epochs or in what pretraining costs.
         """
         pretrain, finetune = TrainConfig(**self.pretrain), TrainConfig(**self.finetune)
-        own = [arm for arm, settings in self.arms.items() if "like" not in settings]
+        own = [arm for arm, v in self.arms.items() if not {"like", "weights"} & v.keys()]
         n_seeds = len(self.seeds) + len(self.tuning_seeds)
         rows: list[dict[str, Any]] = []
         if own:

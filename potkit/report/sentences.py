@@ -59,10 +59,12 @@ def verdicts(effects: pd.DataFrame) -> str:
     by = list(effects.columns[: list(effects.columns).index("arm")])
     seeds = sorted(set(effects["seeds"]))
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    given = _given_weights(effects)
+    unit = "seeds" if given else "pretrainings"
     lines = [
-        f"Changes over {over} pretrainings, in brackets the 95 % interval of one comparison alone. "
+        f"Changes over {over} {unit}, in brackets the 95 % interval of one comparison alone. "
         "What is not told from 0 has behind it the interval that counts all comparisons of its "
-        "family (Holm)."
+        f"family (Holm).{given}"
     ]
     declared = effects[effects["family"] == "primary"]
     if len(declared):
@@ -88,6 +90,20 @@ def verdicts(effects: pd.DataFrame) -> str:
     return "\n".join([*lines, "", seen] if seen else lines)
 
 
+def _given_weights(effects: pd.DataFrame) -> str:
+    """A sentence on what the seeds of given weights change, and what not; "" where arms pretrain
+    themselves.
+    """
+    names = effects["weights"].dropna().unique() if "weights" in effects else ()
+    if not len(names):
+        return ""
+    return (
+        " A seed changes the labels, new heads and the order of batches; the weights to start from "
+        f"({', '.join(names)}) are of one pretraining each, and what another would give is in no "
+        "interval."
+    )
+
+
 def sight(effects: pd.DataFrame, metric: str | None = None) -> str:
     """What so many pretrainings can see of ``metric`` (default: forces, or else energies), at the
     spread that the intervals of a table of `statistics.effects` have: the half width to expect, and
@@ -106,9 +122,10 @@ def sight(effects: pd.DataFrame, metric: str | None = None) -> str:
         half = np.expm1(planning.expected_half_width(deviation, seeds))
         tenth = planning.power(np.log(0.9), deviation, seeds)
         least = -np.expm1(-planning.detectable(deviation, seeds))
+        unit = "seeds" if _given_weights(effects) else "pretrainings"
         said.append(
-            f"What {seeds} pretrainings see of {UNITS[metric][0]} at the spread of these runs "
-            f"({100 * np.expm1(deviation):.0f} % between pretrainings): an interval is "
+            f"What {seeds} {unit} see of {UNITS[metric][0]} at the spread of these runs "
+            f"({100 * np.expm1(deviation):.0f} % between {unit}): an interval is "
             f"± {100 * half:.0f} % on average; alone, a true −10 % is told from 0 in "
             f"{100 * tenth:.0f} of 100 such comparisons, −{100 * least:.0f} % in 80."
         )

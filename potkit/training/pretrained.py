@@ -124,7 +124,7 @@ def file(name: str) -> Path:
     path = folder() / f"{name}.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
-    if _sha256(path) != about.sha256:
+    if checksum(path) != about.sha256:
         raise CheckpointError(f"{path}: not the file that its card describes (checksum)")
     return path
 
@@ -284,7 +284,7 @@ def pack(
         commit=commit,
         licence=licence,
         fine_tuned=fine_tuned,
-        sha256=_sha256(source),
+        sha256=checksum(source),
     )
     out.mkdir(parents=True, exist_ok=True)
     with replacing(places[0], PART) as temporary:
@@ -294,5 +294,6 @@ def pack(
     return about
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
