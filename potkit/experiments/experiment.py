@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from .. import models
 from ..datasets import registry, splits
-from ..errors import ConfigError, Interrupted, TrainingError
+from ..errors import ConfigError, Interrupted, PotkitError, TrainingError
 from ..objectives import Objective, Supervised
 from ..structures.progress import bar as progress_bar
 from ..structures.settings import count

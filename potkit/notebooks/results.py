@@ -5,8 +5,9 @@ are made of these tables alone, so that `potkit verify` recomputes whatever the 
     kept.chart("changes", "02_noise_scale", title="…")
     kept.say("verdicts")
 
-Stored are NAME-runs, NAME (`statistics.summarise`), NAME-effects, NAME-baselines, NAME-test-errors
-(the errors of each test structure) and NAME-test, in data/results where the figures go to figures/
+Stored are NAME-runs, NAME (`statistics.summarise`), NAME-effects, NAME-baselines, NAME-convergence
+(where scratch was trained for twice the steps, too), NAME-test-errors (the errors of each test
+structure) and NAME-test, in data/results where the figures go to figures/
 (`potkit run --inplace`), else beside the figures. `keep_ensembles` stores what the members of
 ensembles over seeds say (NAME-predictions), how well they tell their errors (NAME-ensembles), and
 how that differs between arms (NAME-contrasts). `keep_simulations` stores what became of the
@@ -25,7 +26,14 @@ from typing import Any
 import pandas as pd
 
 from ..errors import ConfigError
-from ..experiments import baselines, calibration, simulations, statistics, structure_errors
+from ..experiments import (
+    baselines,
+    calibration,
+    convergence,
+    simulations,
+    statistics,
+    structure_errors,
+)
 from ..experiments import experiment as experiments
 from ..experiments.choosing import Choice
 from ..experiments.experiment import Experiment
@@ -151,6 +159,8 @@ def keep_runs(
     effects = statistics.effects(again)
     if len(effects):
         store(effects, "-effects")
+    if any(e.convergence for e in several):
+        store(convergence.table(again), "-convergence")
     store(errors, "-test-errors")
     # of what was stored, rounded as it is
     errors = report.stored(f"{name}-test-errors", folder)[0]

@@ -24,6 +24,7 @@ from ..experiments import (
     statistics,
     structure_errors,
 )
+from ..experiments.arms import DOUBLED
 from .tables import UNITS, markdown
 
 OWN = ("scratch", "scratch-longer")
@@ -285,8 +286,8 @@ def converged(checked: pd.DataFrame) -> str:
 
 
 def saved(runs: pd.DataFrame, metric: str | None = None) -> str:
-    """What labels are worth to scratch and to scratch-longer, and the learning curves' slopes, a
-    line each.
+    """What labels are worth to scratch, to scratch-longer and to scratch for twice the steps, and
+    the learning curves' slopes, a line each.
     """
     metric = metric or metric_of(runs)
     by = [c for c in statistics.grouping(runs) if c != "labels"]
@@ -295,9 +296,10 @@ def saved(runs: pd.DataFrame, metric: str | None = None) -> str:
     for key, part in laws.groupby(by, sort=False) if by else [((), laws)]:
         said = ", ".join(_slope(r) for r in part.to_dict("records"))
         lines.append(f"- {_where(key)}slopes of {UNITS[metric][0]} over labels: {said}")
-    for baseline in [b for b in OWN if b in set(runs["arm"])]:
+    baselines = (*OWN, DOUBLED)
+    for baseline in [b for b in baselines if b in set(runs["arm"])]:
         table = statistics.labels_saved(runs, metric, by, baseline)
-        table = table[~table["arm"].isin(OWN)]
+        table = table[~table["arm"].isin(baselines)]
         for key, part in table.groupby([*by, "arm"], sort=False):
             *where, arm = key
             said = list(dict.fromkeys(_saved_in_words(r) for r in part.to_dict("records")))
