@@ -39,7 +39,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..objectives import Objective
 from ..training import pretrained
 from ..training.checkpoints import PARTS
@@ -105,7 +105,11 @@ def arms(
         built[name] = Arm(name, name, tuple(parts.get(name, ("backbone",))), after=earlier)
     weights = weights or {}
     for name, source in weights.items():
-        taken = parts[name] if name in parts else pretrained.parts_of(pretrained.resolve(source))
+        try:
+            on_card = pretrained.parts_of(pretrained.resolve(source))
+        except CheckpointError as error:
+            raise ConfigError(f"experiment: arm {name!r}: {error}") from None
+        taken = parts.get(name, on_card)
         built[name] = Arm(name, parts=tuple(taken), weights=str(source))
     lost = after.keys() - objectives.keys()
     if lost:
