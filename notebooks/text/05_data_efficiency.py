@@ -45,7 +45,7 @@ run = notebooks.settings(
         networks=dict(egnn=dict(cutoff=4.0, vector="gradient")),
         parts=[0.7, 0.3],
         # the first rate of the study's search, for all arms
-        finetune=dict(steps=1500, batch_size=4, lr=1e-3, compile=True, eval_batch_size=256),
+        finetune=dict(steps=1000, batch_size=4, lr=1e-3, compile=True, eval_batch_size=256),
     ),
     paper=shared["paper"]
     | dict(
