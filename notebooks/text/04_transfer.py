@@ -6,8 +6,8 @@
 # elements the pretraining never saw (SPICE) and molecules ten times as large (MD22): its Figs 2 and
 # 3. Here first **the study**: one pretraining on `ani-mini` without its labels, then 50
 # quantum-chemical labels of real sets. Then the paper's own targets with their embedded stand-ins,
-# fine-tuned with few labels, against training from scratch and from scratch for as many operations
-# more as the pretraining had.
+# fine-tuned with few labels, against training from scratch and from scratch for longer. In `quick`
+# the pretrained networks there are the shipped ones (`potkit weights list`).
 #
 # **The answer in one picture** is the first figure: the change of the force error by pretraining, for
 # each real set and network.
@@ -16,7 +16,7 @@
 profile = "quick"  # smoke | quick | paper
 sets = None  # to fine-tune on: registered sets or files
 models = None  # names of networks; None: what the profile says
-sigma = None  # Å
+sigma = None  # Å; given in quick: pretrained here with it, instead of shipped weights
 device = "auto"
 # labelled structures for fine-tuning, validation included; a float is a share of the training part
 labels = None
@@ -34,6 +34,7 @@ minis, few = (
     ["iso17-mini", "spice-mini", "md22-mini"],
     dict(
         models=["egnn", "painn"],
+        shipped=False,
         separate=[],
         n_target=320,
         share=0.09,
@@ -51,7 +52,10 @@ run = notebooks.settings(
     | dict(
         sets=minis,
         labels=[80],
-        finetune=shared["quick"]["finetune"] | dict(steps=120, batch_size=2, eval_batch_size=16),
+        shipped=True,  # weights MODEL-PRESET-denoise (data/studies/weights.yaml)
+        networks={name: dict(cutoff=4.0, vector="gradient") for name in few["models"]},
+        # the first rate of the study's search, for all arms
+        finetune=dict(steps=800, batch_size=2, lr=1e-3, compile=True, eval_batch_size=16),
     ),
     paper=shared["paper"]
     | few
@@ -75,8 +79,12 @@ run = notebooks.settings(
 # a wrong σ stops here, before anything is trained
 arms = {"denoise": potkit.Denoise(sigma=run.sigma)}
 networks = {name: profiles.network(run, name) for name in run.models}
-pool, _ = profiles.parts(run)  # as in notebook 02, so that its pretrained networks are found
-unlabelled = profiles.unlabelled(run, pool)
+shipped = run.shipped and sigma is None
+if shipped:
+    unlabelled = potkit.load("ani-mini")  # which the shipped weights were pretrained on
+else:
+    pool, _ = profiles.parts(run)  # as in notebook 02, so that its pretrained networks are found
+    unlabelled = profiles.unlabelled(run, pool)
 targets = {name: profiles.common(specs.named_or_file(name), run.share) for name in run.sets}
 run
 
@@ -102,10 +110,12 @@ study.say("settings", "results", "verdicts")
 # %% [markdown]
 # ## The paper's targets: the sets to fine-tune on
 #
-# Sets named in `separate` are fine-tuned molecule by molecule, as the paper does with MD22. Both parts hold conformations of the same molecules (the
-# papers' split; ISO17 comes with its own). Frames of a trajectory that follow each other are alike, so those of the sets in `within` are split by blocks of a
-# twentieth of a trajectory, not one by one. With few labels, structures with elements that less than a share `share` of the set's structures have are
-# left out: nothing could be learned about these.
+# Sets named in `separate` are fine-tuned molecule by molecule, as the paper does with MD22. Both
+# parts hold conformations of the same molecules (the papers' split; ISO17 comes with its own). Frames
+# of a trajectory that follow each other are alike, so those of the sets in `within` are split by
+# blocks of a twentieth of a trajectory, not one by one. With few labels, structures with elements
+# that less than a share `share` of the set's structures have are left out: nothing could be learned
+# about these.
 
 # %%
 for name in [t for t in targets if t in run.separate]:
@@ -158,15 +168,19 @@ print(
 # %%
 def experiment(name, model):
     train, test = halved[name]
+    pretraining = dict(pretrain_on=unlabelled, objectives=arms)
+    if shipped:
+        # nothing is pretrained here, so the control is scratch with twice the steps
+        weights = {"denoise": f"{model}-{run.preset}-denoise"}
+        pretraining = dict(weights=weights, convergence=True)
     return profiles.experiment(
         run,
         device,
         model=networks[model],
         columns={"data": name, "model": model},
-        pretrain_on=unlabelled,
-        objectives=arms,
         train=train,
         test=test,
+        **pretraining,
     )
 
 
@@ -174,7 +188,8 @@ grid = [experiment(name, model) for name in targets for model in run.models]
 runs = profiles.complete(experiments.run(grid))
 metric = profiles.metric(run)
 # declared before the runs, for each set and network
-declared = {"arm": "denoise", "against": "scratch-longer", "metric": metric}
+against = "scratch" if shipped else "scratch-longer"
+declared = {"arm": "denoise", "against": against, "metric": metric}
 kept = notebooks.keep_runs(
     run, grid, runs, "transfer", "04_transfer", primary=declared, block=run.block
 )
@@ -188,15 +203,17 @@ kept.chart(
 )
 
 # %% [markdown]
-# Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. The errors themselves, beside
-# predictions that need no network:
+# Means over seeds of the change within a seed (same labels, same initial weights), with 95 %
+# intervals; below zero is better than scratch. The errors themselves, beside predictions that need no
+# network:
 
 # %%
 kept.chart("errors", "04_errors", title="All arms, set by set", metric=metric)
 
 # %% [markdown]
-# Energies of whole structures beside least squares over composition, which knows how many atoms of each element there are and nothing else. Where an interval
-# reaches over that line, the energies are not told from those of counting atoms:
+# Energies of whole structures beside least squares over composition, which knows how many atoms of
+# each element there are and nothing else. Where an interval reaches over that line, the energies are
+# not told from those of counting atoms:
 
 # %%
 kept.chart("errors", "04_energies", title="Energies of whole structures", metric="energy_mae")
@@ -208,7 +225,8 @@ kept.chart("errors", "04_energies", title="Energies of whole structures", metric
 kept.say("results", "test")
 
 # %% [markdown]
-# Beside the paper, where all labels of the public sets were used (its numbers, relative to scratch, for energies):
+# Beside the paper, where all labels of the public sets were used (its numbers, relative to scratch,
+# for energies):
 
 # %%
 printed = papers.table(paper="denoise", table="text 3.4")[
@@ -244,7 +262,11 @@ kept.chart(
 kept.say("breakdown", "astray")
 
 # %% [markdown]
-# **What it means.** Tables and sentences above are made of the stored runs; each change stands with its interval, and sets and networks are not averaged: they are different questions. One
-# pretraining serves every set here, so its cost is shared; the arm
-# "scratch-longer" pays it anew for each, which is the harder comparison. `quick` trains energies and forces with few labels; `paper` trains energies
-# alone on all labels, as the paper did, with its four networks.
+# **What it means.** Tables and sentences above are made of the stored runs; each change stands with
+# its interval, and sets and networks are not averaged: they are different questions. One pretraining
+# serves every set here, so its cost is shared; the study's arm "scratch-longer" pays it anew for
+# each, which is the harder comparison. Where nothing is pretrained, scratch with twice the steps says
+# how much longer training would change. The labels of the stand-ins are GFN2-xTB's, so weights
+# pretrained on such labels would have an unfair start and are left out. `quick` trains energies and
+# forces with few labels; `paper` trains energies alone on all labels, as the paper did, with its four
+# networks.
