@@ -147,8 +147,10 @@ metric = profiles.metric(run)
 # declared before the runs
 against = "scratch" if weights else longer
 declared = {"arm": next(iter(arms)), "against": against, "metric": metric}
+# every arm against scratch (and scratch-longer), and the two kinds of shipped weights
+asked = [(arm, "scratch") for arm in weights] + [("cheap-labels", "denoise")] if weights else None
 kept = notebooks.keep_runs(
-    run, grid, runs, "data-efficiency", "05_data_efficiency", primary=declared
+    run, grid, runs, "data-efficiency", "05_data_efficiency", contrasts=asked, primary=declared
 )
 
 # %%
