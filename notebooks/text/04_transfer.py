@@ -29,6 +29,7 @@ import pandas as pd
 
 import potkit
 from potkit import analysis, experiments, notebooks, papers, profiles, specs
+from potkit.experiments.arms import DOUBLED
 
 minis, few = (
     ["iso17-mini", "spice-mini", "md22-mini"],
@@ -55,7 +56,7 @@ run = notebooks.settings(
         shipped=True,  # weights MODEL-PRESET-denoise (data/studies/weights.yaml)
         networks={name: dict(cutoff=4.0, vector="gradient") for name in few["models"]},
         # the first rate of the study's search, for all arms
-        finetune=dict(steps=800, batch_size=2, lr=1e-3, compile=True, eval_batch_size=16),
+        finetune=dict(steps=500, batch_size=2, lr=1e-3, compile=True, eval_batch_size=16),
     ),
     paper=shared["paper"]
     | few
@@ -190,9 +191,8 @@ metric = profiles.metric(run)
 # declared before the runs, for each set and network
 against = "scratch" if shipped else "scratch-longer"
 declared = {"arm": "denoise", "against": against, "metric": metric}
-kept = notebooks.keep_runs(
-    run, grid, runs, "transfer", "04_transfer", primary=declared, block=run.block
-)
+asked = [("denoise", "scratch"), ("denoise", DOUBLED)] if shipped else None
+kept = notebooks.keep_runs(run, grid, runs, "transfer", "04_transfer", asked, declared, run.block)
 
 # %%
 kept.chart(

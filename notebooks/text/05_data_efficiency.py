@@ -147,8 +147,9 @@ metric = profiles.metric(run)
 # declared before the runs
 against = "scratch" if weights else longer
 declared = {"arm": next(iter(arms)), "against": against, "metric": metric}
-# every arm against scratch (and scratch-longer), and the two kinds of shipped weights
-asked = [(arm, "scratch") for arm in weights] + [("cheap-labels", "denoise")] if weights else None
+# every arm against scratch and scratch for longer, and two kinds of shipped weights with each other
+asked = [(arm, baseline) for arm in arms for baseline in ("scratch", longer)]
+asked += [("cheap-labels", "denoise")] if len(weights) > 1 else [(longer, "scratch")]
 kept = notebooks.keep_runs(
     run, grid, runs, "data-efficiency", "05_data_efficiency", contrasts=asked, primary=declared
 )

@@ -259,8 +259,10 @@ def effects(
             continue
         for group, wide in _curves(runs, metric, grouping(runs) if by is None else by):
             arms = dict.fromkeys(wide.index.get_level_values("arm"))
-            # the check of convergence is no contrast: it would only take level from the others
-            names = [arm for arm in arms if arm != DOUBLED]
+            # the check of convergence is no contrast that anybody asked for, unless they did: it
+            # would only take level from the others
+            hidden = {DOUBLED} - {name for pair in asked or () for name in pair}
+            names = [arm for arm in arms if arm not in hidden]
             for baseline in (b for b in against if b in names):
                 base = np.log(wide.loc[baseline])
                 earlier = against[: 1 + against.index(baseline)]
