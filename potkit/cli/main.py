@@ -652,6 +652,8 @@ def compare(
     known = trivial.of_experiments(grid, [*trivial.TRIVIAL, *([trivial.XTB] if xtb else [])])
     for line in known.attrs["left_out"]:
         print(line, file=sys.stderr)
+    for line in experiments.unseen_elements(grid):
+        print(line, file=sys.stderr)
     runs = experiments.run(grid, client=dask)
     # what is told follows from what is stored, rounded as it is, so that `verify` makes the same
     about, runs = runs.attrs, tables.as_stored(runs)

@@ -403,6 +403,18 @@ def leakage(grid: Sequence[Experiment]) -> list[str]:
     return [line for line in lines.values() if line]
 
 
+def unseen_elements(grid: Sequence[Experiment]) -> list[str]:
+    """A line for each given weights that were not pretrained on all elements of what they are
+    fine-tuned on.
+    """
+    lines = [
+        pretrained.unseen(pretrained.resolve(source), e.train.elements)
+        for e in grid
+        for source in e.weights.values()
+    ]
+    return [line for line in dict.fromkeys(lines) if line]
+
+
 def _seen_by(source: str) -> Structures | None:
     """The set that the weights ``source`` were pretrained on, or on a part of it, if it comes with
     the package.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -251,16 +252,19 @@ def _finetune(experiment: Experiment, task: Task) -> dict[str, Any]:
     seed = experiment.finetune_seed(task.seed, task.draw)
     train, valid = experiment.labelled(task.labels, seed)
     model = _model(experiment, seed)
-    done: Run = finetune(
-        model,
-        train,
-        valid,
-        config.replace(progress=False),
-        init,
-        folder,
-        experiment.supervised,
-        parts=arm.parts,
-    )
+    with warnings.catch_warnings():
+        # said once for a grid, not in every run: see `experiment.unseen_elements`
+        warnings.simplefilter("ignore", pretrained.UnseenElements)
+        done: Run = finetune(
+            model,
+            train,
+            valid,
+            config.replace(progress=False),
+            init,
+            folder,
+            experiment.supervised,
+            parts=arm.parts,
+        )
     if task.tuning:
         return _summary(done.summary, done.path)
     with_forces = experiment.test.forces is not None

@@ -199,21 +199,30 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("not measured")
 
 
-def check_elements(source: Path, elements: Sequence[int]) -> None:
-    """Warn in one line where ``elements`` (atomic numbers) has some that the weights in ``source``
-    have not seen. Weights without a card say nothing.
+class UnseenElements(UserWarning):
+    """Weights are fine-tuned on elements that they were not pretrained on."""
+
+
+def unseen(source: Path, elements: Sequence[int]) -> str:
+    """A line that says which of ``elements`` (atomic numbers) the weights in ``source`` have not
+    seen; "" where there are none. Weights without a card say nothing.
     """
     about = _card_of(source)
-    if about is None:
-        return
-    seen = about.elements
+    seen = about.elements if about else []
     new = [SYMBOLS[z] for z in elements if SYMBOLS[z] not in seen]
-    if new:
-        warnings.warn(
-            f"{source.stem} was not pretrained on {', '.join(new)} (only on {', '.join(seen)}): "
-            "what it knows of these elements is still random",
-            stacklevel=3,
-        )
+    if about is None or not new:
+        return ""
+    return (
+        f"{source.stem} was not pretrained on {', '.join(new)} (only on {', '.join(seen)}): "
+        "what it knows of these elements is still random"
+    )
+
+
+def check_elements(source: Path, elements: Sequence[int]) -> None:
+    """Warn with `UnseenElements` where `unseen` has something to say."""
+    line = unseen(source, elements)
+    if line:
+        warnings.warn(line, UnseenElements, stacklevel=3)
 
 
 def pack(

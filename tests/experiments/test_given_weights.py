@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import ase.io
@@ -14,6 +15,7 @@ from tiny import one_line
 import potkit
 from potkit.errors import ConfigError
 from potkit.experiments import dry_run, experiment, statistics, tasks, yaml_form
+from potkit.experiments.arms import DOUBLED
 from potkit.report import sentences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +89,10 @@ def test_there_is_no_scratch_longer_without_a_pretraining(tmp_path, run):
     table = experiment.run(made, progress=False)
     assert set(table["arm"]) == {"scratch", "scratch, twice the steps", "given"}
     assert table["pretrain_seconds"].eq(0).all()
+    # the check of convergence is a contrast where it is asked for, and only there
+    assert DOUBLED not in set(statistics.effects(table)[["arm", "against"]].to_numpy().ravel())
+    asked = statistics.effects(table, contrasts=[("given", DOUBLED)])
+    assert set(zip(asked["arm"], asked["against"], strict=True)) == {("given", DOUBLED)}
     both = grid(tmp_path, weights={"given": str(run.path)}, seeds=[0])
     arms = experiment.run(both, progress=False)["arm"]
     assert set(arms) == {"scratch", "scratch-longer", "denoise", "frozen", "given"}
@@ -127,6 +133,21 @@ def test_leakage_from_what_the_weights_have_seen(tmp_path, run):
     dft = potkit.load("dft-mini")
     unseen = grid(tmp_path, model=model, train=dft[:20], test=dft[200:], weights=weights, **STILL)
     assert experiment.leakage([unseen]) == []
+
+
+def test_elements_the_weights_have_not_seen_are_named_once(tmp_path):
+    model = {"name": "egnn", "preset": "small", "cutoff": 4.0, "vector": "gradient"}
+    weights = {"given": "egnn-small-denoise"}
+    varied = potkit.load("spice-mini")[:200]
+    made = grid(tmp_path, model=model, train=varied, test=varied[:4], weights=weights, **STILL)
+    (line,) = experiment.unseen_elements([made, made])
+    assert "egnn-small-denoise was not pretrained on" in line and "H, C, N, O" in line
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = experiment.run(made, progress=False)
+    assert (table["status"] == "ok").all(), table["error"].tolist()
+    plain = grid(tmp_path, model=model, weights=weights, **STILL)
+    assert experiment.unseen_elements([plain]) == []
 
 
 def test_intervals_say_that_the_pretraining_is_one(tmp_path, run):
