@@ -235,7 +235,7 @@ printed = papers.table(paper="denoise", table="text 3.4")[
 printed
 
 # %%
-kept.say("verdicts")
+kept.say("verdicts", *(["convergence"] if shipped else []))
 
 # %% [markdown]
 # ## Where the errors lie
