@@ -235,7 +235,9 @@ printed = papers.table(paper="denoise", table="text 3.4")[
 printed
 
 # %%
-kept.say("verdicts", *(["convergence"] if shipped else []))
+kept.say("verdicts")
+if shipped:
+    kept.say("convergence")
 
 # %% [markdown]
 # ## Where the errors lie

@@ -196,7 +196,9 @@ for baseline, figure in (("scratch", "05_labels_saved"), (longer, "05_labels_sav
 kept.say("results", "test")
 
 # %%
-kept.say("saved", "verdicts", *(["convergence"] if weights else []))
+kept.say("saved", "verdicts")
+if weights:
+    kept.say("convergence")
 
 # %% [markdown]
 # **What it means.** Tables and sentences above are made of the stored runs; numbers with > or < lie
