@@ -242,7 +242,7 @@ def run(
             "several experiments in one grid need columns of the same names that tell them apart"
         )
     if client is not None:  # workers elsewhere have another working directory
-        grid = [dataclasses.replace(e, store=Path(os.path.realpath(e.store))) for e in grid]
+        grid = [_anywhere(e) for e in grid]
     executor = Executor(grid)
     cells = [
         (i, e, count, seed, draw)
@@ -289,6 +289,15 @@ def run(
     for line in table.attrs["leakage"]:
         tqdm.write(f"leakage: {line}", file=sys.stderr)
     return table
+
+
+def _anywhere(e: Experiment) -> Experiment:
+    """``e`` with paths that mean the same in every working directory."""
+    weights = {
+        arm: os.path.realpath(source) if Path(source).exists() else source
+        for arm, source in e.weights.items()
+    }
+    return dataclasses.replace(e, store=Path(os.path.realpath(e.store)), weights=weights)
 
 
 Cell = tuple[int, Experiment, int, int, int]  # number, experiment, label budget, seed, label draw

@@ -101,8 +101,9 @@ def smoke(spec: GridSpec) -> GridSpec:
     """``spec`` with tiny networks, two steps a run, one seed, and a few structures of the embedded
     sets: what there is to go wrong goes wrong in seconds.
 
-    All else stays: arms, read-outs, the form of the split, normalisation, rates. Sets that come
-    with the package, and files, are only cut. Raises ConfigError for networks that are not known.
+    All else stays: arms, read-outs, the form of the split, normalisation, rates; and the network
+    where an arm starts from given weights, which fit no other. Sets that come with the package, and
+    files, are only cut. Raises ConfigError for networks that are not known.
     """
     small = copy.copy(spec)
     small.name = f"{spec.name}-smoke"
@@ -119,11 +120,12 @@ def _smoke(spec: ExperimentSpec) -> ExperimentSpec:
     sizes = FEW if boxes else SIZES
     charges = bool(spec.model.get("formal_charges"))
     data = {key: _few(getattr(spec, key), size, charges) for key, size in sizes.items()}
+    given = any("weights" in arm for arm in spec.arms.values())
     steps = dict(epochs=None, steps=2, batch_size=2, eval_batch_size=4)
     steps |= dict(validate_every=None, validate_epochs=None)
     values |= {
         "name": f"{spec.name}-smoke",
-        "model": values["model"] | TINY[name],
+        "model": values["model"] if given else values["model"] | TINY[name],
         "labels": [4] if len(spec.labels) == 1 else [4, 5],
         "seeds": [0],
         "pretrain": values["pretrain"] | steps | dict(device="cpu"),

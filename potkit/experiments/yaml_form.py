@@ -391,7 +391,7 @@ class ExperimentSpec(_Spec):
                 raise ConfigError(
                     f"arms.{arm}: with weights there is nothing to pretrain, so no {min(strange)}"
                 )
-            if not isinstance(values["weights"], str):
+            if not isinstance(values["weights"], str) or not values["weights"].strip():
                 raise ConfigError(f"arms.{arm}.weights: give a name or a path")
         return given
 

@@ -14,7 +14,7 @@ from tiny import one_line
 
 import potkit
 from potkit.errors import ConfigError
-from potkit.experiments import dry_run, experiment, statistics, tasks, yaml_form
+from potkit.experiments import dry_run, experiment, shipped, statistics, tasks, yaml_form
 from potkit.experiments.arms import DOUBLED
 from potkit.report import sentences
 
@@ -121,6 +121,18 @@ def test_a_variant_starts_from_the_same_weights(tmp_path, run):
     assert made.arms["slow"].pretrained
 
 
+def test_workers_elsewhere_find_the_weights(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "egnn", "preset": "small", "cutoff": 4.0, "vector": "gradient"}
+    plain = grid("store", weights={"given": "given"}, **STILL)
+    moved = experiment._anywhere(plain)
+    assert moved.weights == {"given": str(run.path.resolve())} and moved.store.is_absolute()
+    task = tasks.Task("finetune", "given", 0, 10)
+    assert tasks.finetune_folder(moved, task).name == tasks.finetune_folder(plain, task).name
+    named = grid("store", model=model, weights={"shipped": "egnn-small-denoise"}, **STILL)
+    assert experiment._anywhere(named).weights == named.weights
+
+
 def test_leakage_from_what_the_weights_have_seen(tmp_path, run):
     lines = experiment.leakage([grid(tmp_path, weights={"given": str(run.path)}, **STILL)])
     assert any("not checked" in line and str(run.path) in line for line in lines)
@@ -199,12 +211,21 @@ def test_a_file_names_weights(tmp_path):
     assert [(row["part"], row["runs"]) for row in counted] == [(dry_run.FINETUNING, 2)]
 
 
+def test_smoke_keeps_the_network_that_the_weights_fit(tmp_path):
+    small = shipped.smoke(yaml_form.read(spec(tmp_path, seeds=[0, 1]))).experiment(store=tmp_path)
+    assert small.model["preset"] == "small" and "hidden" not in small.model
+    table = experiment.run(small, progress=False)
+    assert (table["status"] == "ok").all(), table["error"].tolist()
+    assert set(table["steps"]) == {2}
+
+
 @pytest.mark.parametrize(
     ("arm", "said"),
     [
         ({"weights": "egnn-small-denoise", "sigma": 0.1}, "nothing to pretrain, so no sigma"),
         ({"weights": "egnn-small-denoise", "like": "scratch"}, "nothing to pretrain, so no like"),
         ({"weights": ["egnn-small-denoise"]}, "arms.denoise.weights: give a name or a path"),
+        ({"weights": " "}, "arms.denoise.weights: give a name or a path"),
         ({"weights": "egnn-small-denoise", "parts": ["nose"]}, "nose"),
     ],
 )
