@@ -65,7 +65,8 @@ class Experiment:
     "egnn"}. ``jobs``: processes, spread over the GPUs there are. ``draws``: how many draws of
     labelled structures are nested in each seed's pretraining, each with its own heads and batch
     order; intervals count pretrainings. ``primary``: the one contrast that is declared before any
-    run, {"arm": …, "against": …, "metric": …} (see `statistics.effects`). ``search``,
+    run, {"arm": …, "against": …, "metric": …} (see `statistics.effects`): an arm against scratch,
+    scratch-longer or another arm. ``search``,
     ``tuning_seeds``, ``search_at``, ``search_beyond``: settings of fine-tuning that are chosen for
     each arm (see `experiments.search`). ``valid_min``: the fewest validation structures of a label
     budget.
@@ -164,9 +165,11 @@ class Experiment:
                 f"experiment: primary needs arm, against and metric, got {', '.join(self.primary)}"
             )
         longer = [LONGER] if self.objectives and self.longer else []
+        if self.primary["arm"] == self.primary["against"]:
+            raise ConfigError(f"experiment: primary compares {self.primary['arm']!r} with itself")
         for key, known in (
             ("arm", [*self.arms, *longer]),
-            ("against", [SCRATCH, *longer]),
+            ("against", [*longer, *self.arms]),
             ("metric", METRICS),
         ):
             if self.primary[key] not in known:

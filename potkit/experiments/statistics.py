@@ -24,7 +24,7 @@ from scipy import stats
 
 from ..errors import ConfigError
 from . import planning
-from .arms import DOUBLED
+from .arms import DOUBLED, LONGER, SCRATCH
 from .labels_saved import bounded, needs_in_words, needs_interval, saved_in_words
 from .planning import enough
 
@@ -236,11 +236,11 @@ def effects(
     that tell experiments apart (default: what before "arm").
 
     ``primary``: the one contrast that was declared before the runs, {"arm", "against", "metric"}
-    (default: what `experiments.run` noted). ``family`` says "primary" or "others", and each is
-    adjusted by Holm (1979) on its own: ``p`` is the paired t test's, ``p_holm`` adjusted, and
-    ``verdict`` follows from it: "better", "worse" or "not told from 0 (−15 to +13 %)". That
-    interval is at the level Holm tests at, so it always holds 0. A table without a declared
-    contrast is one family.
+    (default: what `experiments.run` noted), which may compare two arms. ``family`` says "primary"
+    or "others", and each is adjusted by Holm (1979) on its own: ``p`` is the paired t test's,
+    ``p_holm`` adjusted, and ``verdict`` follows from it: "better", "worse" or "not told from 0
+    (−15 to +13 %)". That interval is at the level Holm tests at, so it always holds 0. A table
+    without a declared contrast is one family.
 
     ``contrasts``: only these (arm, baseline), instead of every arm against every baseline (default:
     what the runs' attributes note). A variant is compared with its own control so, and a family has
@@ -248,10 +248,13 @@ def effects(
     ``weights`` says which: an arm's intervals are then over seeds of one and the same pretraining.
     """
     asked = runs.attrs.get("contrasts") if contrasts is None else contrasts
+    primary = dict((runs.attrs.get("primary") if primary is None else primary) or {})
+    general = list(against)  # baselines of every arm
     if asked:
         asked = {tuple(pair) for pair in asked}
         against = [*against, *sorted({b for _, b in asked} - set(against))]
-    primary = runs.attrs.get("primary") if primary is None else primary
+    elif primary and primary["against"] not in (SCRATCH, LONGER, *general):
+        against = [*against, primary["against"]]
     rows = []
     ratios = []  # [seeds] of each row: log(error / baseline error)
     for metric in metrics:
@@ -267,6 +270,8 @@ def effects(
                 base = np.log(wide.loc[baseline])
                 earlier = against[: 1 + against.index(baseline)]
                 compared = [n for n in names if n not in earlier]
+                if baseline not in general:  # an arm, to which the declared contrast compares one
+                    compared = [n for n in names if n == primary.get("arm")]
                 if asked:
                     compared = [n for n in names if (n, baseline) in asked]
                 for arm in compared:
@@ -276,7 +281,7 @@ def effects(
                     contrast = {"arm": arm, "metric": metric, "against": baseline}
                     row = group | contrast | {"seeds": len(logs), "budgets": wide.shape[1]}
                     row |= change(logs, method)
-                    row["family"] = "primary" if contrast == dict(primary or {}) else "others"
+                    row["family"] = "primary" if contrast == primary else "others"
                     rows.append(row)
                     ratios.append(logs.to_numpy())
     table = pd.DataFrame(rows)

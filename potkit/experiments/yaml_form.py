@@ -25,7 +25,7 @@ names as its origin.
     seeds: [0, 1, 2]
     # optional; draws of labels nested in each seed's pretraining
     draws: 1
-    # optional; the contrast declared before the runs
+    # optional; the contrast declared before the runs: with scratch, scratch-longer or another arm
     primary: {arm: denoise 0.1 Å, against: scratch-longer, metric: forces_mae}
     # name: objective and its settings; or a variant (see potkit.experiments.arms)
     # the read-out it is pretrained with (vector), parts that are taken over, and an arm whose

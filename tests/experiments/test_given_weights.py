@@ -147,6 +147,19 @@ def test_leakage_from_what_the_weights_have_seen(tmp_path, run):
     assert experiment.leakage([unseen]) == []
 
 
+def test_two_arms_are_a_declared_contrast(tmp_path, run):
+    weights = {"given": str(run.path)}
+    declared = {"arm": "given", "against": "denoise", "metric": "forces_mae"}
+    effects = statistics.effects(
+        experiment.run(grid(tmp_path, weights=weights, primary=declared), progress=False)
+    )
+    first = effects[effects["family"] == "primary"]
+    assert first[["arm", "against"]].to_numpy().tolist() == [["given", "denoise"]]
+    for against, said in (("given", "with itself"), ("nobody", "'nobody' is none of")):
+        with pytest.raises(ConfigError, match=said):
+            grid(tmp_path, weights=weights, primary=declared | {"against": against})
+
+
 def test_elements_the_weights_have_not_seen_are_named_once(tmp_path):
     model = {"name": "egnn", "preset": "small", "cutoff": 4.0, "vector": "gradient"}
     weights = {"given": "egnn-small-denoise"}

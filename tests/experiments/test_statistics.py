@@ -413,6 +413,21 @@ def test_the_declared_contrast_is_judged_alone_and_the_others_together():
     pd.testing.assert_frame_equal(effects(runs), table)
 
 
+def test_the_declared_contrast_may_compare_two_arms():
+    """It is one row more, judged alone; all other comparisons stay as they are."""
+    arms = {"scratch": (1.0, -0.5), "denoise": (0.9, -0.5), "cheap": (0.8, -0.5), "x": (0.9, -0.5)}
+    runs = curves(arms, seeds=range(6), noise=0.05)
+    before = effects(runs)
+    table = effects(runs, primary={"arm": "cheap", "against": "denoise", "metric": "forces_mae"})
+    first = table[table["family"] == "primary"]
+    assert first[["arm", "against"]].to_numpy().tolist() == [["cheap", "denoise"]]
+    logs = np.log(1 + first["change_%"].iloc[0] / 100)
+    known = before.set_index("arm")["change_%"].map(lambda v: np.log1p(v / 100))
+    assert logs == pytest.approx(known["cheap"] - known["denoise"])
+    rest = table[table["family"] == "others"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, before)
+
+
 # -- labels saved, harder cases ------------------------------------------------------------------
 def test_labels_needed_below_a_flat_piece_start_from_its_right_end():
     """2, 4 and 8 labels with errors 1, 1 and 1/4: half is reached half way from 4 to 8, not from
