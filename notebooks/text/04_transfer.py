@@ -171,9 +171,9 @@ def experiment(name, model):
     train, test = halved[name]
     pretraining = dict(pretrain_on=unlabelled, objectives=arms)
     if shipped:
-        # nothing is pretrained here, so the control is scratch with twice the steps
+        # nothing is pretrained here, so the control is scratch with twice the steps, of one network
         weights = {"denoise": f"{model}-{run.preset}-denoise"}
-        pretraining = dict(weights=weights, convergence=True)
+        pretraining = dict(weights=weights, convergence=model == run.models[0])
     return profiles.experiment(
         run,
         device,
