@@ -47,7 +47,7 @@ def is_name(text: str) -> bool:
     return any(r.name == name for r in RECORDS) and not (slash and Path(text).exists())
 
 
-def comes_along(name: str) -> bool:
+def is_embedded(name: str) -> bool:
     """Whether ``name`` is an embedded set."""
     return any(r.name == name and r.kind == "embedded" for r in RECORDS)
 

@@ -433,7 +433,7 @@ def _seen_by(source: str) -> Structures | None:
     """
     _, header = checkpoints.read(pretrained.resolve(source))
     name = str(header.get("data"))
-    return registry.load(name) if registry.comes_along(name) else None
+    return registry.load(name) if registry.is_embedded(name) else None
 
 
 class _Progress:
