@@ -27,6 +27,9 @@ from .store import Structures
 
 DENSE_LIMIT = 200  # atoms in the largest structure up to which all pairs are cheaper than cells
 OVERLAP = 0.1  # Å; two atoms closer than this are a broken structure, not physics
+# Å; overlaps are looked for among pairs this close: shorter than bonds, so that there are few, and
+# wide enough that vesin's cells, which have the width of the cutoff, are not mostly empty
+NEARBY = 0.8
 
 
 def neighbor_list(
@@ -304,9 +307,15 @@ def check_overlaps(
     rows = np.searchsorted(structures.ptr, atoms, "left")
     bounds = np.unique(np.clip(rows, 0, len(structures)))
     for a, b in itertools.pairwise(bounds):
-        batch = attach(structures.batch(np.arange(a, b), dtype=torch.float64), limit)
-        if batch.edge_index.shape[1]:
-            j, i = batch.edge_index[:, 0].tolist()
+        batch = structures.batch(np.arange(a, b), dtype=torch.float64)
+        batch = attach(batch, max(limit, NEARBY))
+        j, i = batch.edge_index
+        apart = batch.pos[j] - batch.pos[i]
+        if batch.edge_shift is not None:
+            apart += batch.edge_shift
+        overlaps = batch.edge_index[:, apart.norm(dim=1) < limit]
+        if overlaps.shape[1]:
+            j, i = overlaps[:, 0].tolist()
             s = int(batch.batch[i])
             start = int(batch.ptr[s])
             name = structures.info.get("name", "structures")

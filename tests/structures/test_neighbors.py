@@ -282,6 +282,20 @@ def test_overlaps_are_named():
     neighbors.check_overlaps(joined[:0])
 
 
+@pytest.mark.parametrize("apart", [0.099, 0.101, 0.5, 1.2])
+@pytest.mark.parametrize("limit", [0.1, 1.0])
+def test_overlaps_end_at_the_limit(apart, limit):
+    pos = [[0, 0, 0], [apart, 0, 0], [3, 3, 3.0]]
+    free = Structures([6, 1, 8], pos, [0, 3])
+    box = Structures([6, 1, 8], pos, [0, 3], cell=7 * np.eye(3)[None], pbc=[[True] * 3])
+    for structures in (free, box):
+        if apart < limit:
+            with pytest.raises(DataError, match=f"atoms 0 and 1 .* closer than {limit} Å"):
+                neighbors.check_overlaps(structures, limit=limit)
+        else:
+            neighbors.check_overlaps(structures, limit=limit)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_finds_the_same():
