@@ -67,10 +67,12 @@ def table(grid: Sequence[Planned], measure: bool = True) -> pd.DataFrame:
     the others, each together. NaN: not known before other runs are done, such as the steps of
     scratch-longer in time. ``about``: numbers of a row are estimates, for data are missing.
     ``attrs["missing"]`` has a line per missing set, and one per experiment of which nothing else
-    is known. ``measure=False``: hours only from stored runs, NaN without.
+    is known. ``attrs["compiled"]``: some hours come from a measured step that was not compiled, of
+    runs that will be. ``measure=False``: hours only from stored runs, NaN without.
     """
     rows: list[dict[str, Any]] = []
     missing = []
+    compiled = False
     # of all experiments: many pretrain alike
     measured: dict[str, float] = {}
     pretrained: set[tuple[str, int]] = set()
@@ -86,8 +88,10 @@ def table(grid: Sequence[Planned], measure: bool = True) -> pd.DataFrame:
         paces = _Paces(plan.experiment, plan.estimate, measured, measure)
         for row in _of_experiment(paces, pretrained):
             rows.append(plan.columns | row | {"about": plan.estimate is not None})
+        compiled |= paces.compiled
     made = pd.DataFrame(rows)
     made.attrs["missing"] = list(dict.fromkeys(missing))
+    made.attrs["compiled"] = compiled
     return made
 
 
@@ -245,6 +249,7 @@ class _Paces:
         self.measure = measure
         self.noted: dict[tuple[str, int], list[float]] = {}
         self.measured: dict[tuple[str, int], float] = {}
+        self.compiled = False  # whether a step was measured as it is that runs will compile
         self.counted: dict[tuple[str, int], float] = {}
 
     def _key(self, run: _Run) -> tuple[str, int]:
@@ -309,12 +314,17 @@ class _Paces:
         return self.counted[key]
 
     def seconds(self, run: _Run) -> float:
-        """Of one step: the mean of what is stored, else measured here."""
+        """Of one step: the median of what is stored, for a run may have been halted for hours; else
+        measured here.
+        """
         key = self._key(run)
         if key in self.noted:
-            return float(np.mean(self.noted[key]))
+            return float(np.median(self.noted[key]))
         if not self.measure:
             return np.nan
+        e = self.experiment
+        config = e.pretrain_config if run.part == PRETRAINING else e.finetune_config
+        self.compiled |= bool(config.compile)
         if key not in self.measured:
             if self.estimate is None:
                 self.measured[key] = seconds_of_step(*self._of(run.part, run.arm, run.labels))
@@ -349,8 +359,8 @@ class _Paces:
 def seconds_of_step(
     model: Potential, structures: Structures, objective: Objective, batch_size: int
 ) -> float:
-    """Wall time of forward and backward pass of one batch, s; the second of two, for the first one
-    warms up.
+    """Wall time of forward and backward pass of one batch, s, not compiled: the shortest of four,
+    for the first ones warm up and other work may come between.
     """
     size = min(batch_size, len(structures))
     model.extend(objective.needed(), objective.inputs, seed=0)
@@ -358,14 +368,14 @@ def seconds_of_step(
     weights = [p for name, p in model.named_parameters() if name.split(".")[0] in used]
     rows = np.linspace(0, len(structures) - 1, size).round().astype(int)
     generator = torch.Generator().manual_seed(0)
-    taken = 0.0
-    for _ in range(2):
+    taken = []
+    for _ in range(4):
         begun = time.perf_counter()
         batch = objective.corrupt(structures.batch(rows), generator)
         loss, _terms = total(objective.terms(model(batch, objective.needed()), batch))
         torch.autograd.grad(loss, weights, allow_unused=True)
-        taken = time.perf_counter() - begun
-    return taken
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
 
 
 def in_words(planned: pd.DataFrame, tflops: float = TFLOPS) -> str:
@@ -404,6 +414,8 @@ def in_words(planned: pd.DataFrame, tflops: float = TFLOPS) -> str:
             f"on a GPU: about {sums['operations'] / (tflops * 1e12) / 3600:.2g} hours, if it "
             f"sustains {tflops:g} TFLOP/s (an assumption, not measured; --tflops changes it)"
         )
+    if planned.attrs["compiled"]:
+        lines.append("hours of runs that compile: their step was measured without; they take fewer")
     if planned["about"].any():
         lines.append(
             "~: estimated, for data are missing; structures by their records, a step counted and "

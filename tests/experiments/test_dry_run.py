@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import yaml
@@ -74,6 +76,26 @@ def test_what_is_stored_costs_nothing(tmp_path):
     assert after["runs"].tolist() == before["runs"].tolist()
     assert after["stored"].tolist() == after["runs"].tolist()
     assert after["steps"].sum() == 0 and after["hours"].sum() == 0
+
+
+def test_a_run_that_was_halted_does_not_make_the_others_dear(tmp_path):
+    made = grid(tmp_path, seeds=[0, 1, 2, 3], variants={})
+    paces = dry_run._Paces(made, None, {}, measure=False)
+    run = dry_run._Run(dry_run.FINETUNING, 10, "scratch", 4, None)
+    for seconds in (4.0, 4.4, 40_000.0):
+        paces.note(run, {"seconds": seconds, "steps": 4})
+    assert paces.seconds(run) == pytest.approx(1.1)
+
+
+def test_steps_that_will_be_compiled_are_measured_without_and_it_says_so(tmp_path):
+    plain = dry_run.table([dry_run.Planned({}, grid(tmp_path))])
+    assert "compile" not in dry_run.in_words(plain)
+    made = grid(tmp_path)
+    made = dataclasses.replace(made, finetune_config=made.finetune_config.replace(compile=True))
+    planned = dry_run.table([dry_run.Planned({}, made)])
+    assert "hours of runs that compile" in dry_run.in_words(planned)
+    unmeasured = dry_run.table([dry_run.Planned({}, made)], measure=False)
+    assert not unmeasured.attrs["compiled"]
 
 
 def test_steps_of_a_chain_and_of_time(tmp_path):
