@@ -26,12 +26,12 @@ import numpy as np
 import potkit
 from potkit import experiments, noise, notebooks, plots, profiles
 
-# network, data and training settings that notebooks 02, 04, 05 and 07 have in common
-shared = profiles.MOLECULES
+# network, data and training settings that notebooks 02 and 07 have in common
+shared = profiles.searched("molecules")
 run = notebooks.settings(
     profile,
     smoke=shared["smoke"] | dict(sigmas=[0.05, 0.2], labels=[20], n_sigma=None),
-    quick=shared["quick"] | dict(sigmas=[0.02, 0.05, 0.1, 0.2, 0.4], labels=[100], n_sigma=None),
+    quick=shared["quick"] | dict(sigmas=[0.05, 0.1, 0.2, 0.4], labels=[100], n_sigma=None),
     paper=shared["paper"]
     | dict(
         model="torchmd_et", sigmas=[0.01, 0.05, 0.1, 0.2, 0.5, 1.0], labels=[1.0], n_sigma=500_000

@@ -30,7 +30,7 @@ import potkit
 from potkit import experiments, notebooks, profiles
 
 # network, data and training settings that notebooks 03 and 06 have in common
-shared = profiles.WATER
+shared = profiles.searched("water")
 run = notebooks.settings(
     profile,
     smoke=shared["smoke"] | dict(ratios=[0.25, 0.5], elements=[["O"]], sigmas=[0.1], labels=[4]),

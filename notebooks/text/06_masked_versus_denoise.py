@@ -29,7 +29,8 @@ from potkit import experiments, notebooks, papers, profiles, specs
 from potkit.report import sentences
 
 # network, data and training settings that notebooks 03 and 06 have in common
-shared = profiles.WATER
+shared = profiles.searched("water")
+molecules_of = profiles.searched("rmd17")
 mini = dict(
     waters={"water-mini": ["water-mini"] * 2},
     models=["egnn", "gns"],
@@ -39,8 +40,8 @@ mini = dict(
 tip3p = "$POTKIT_DATA/tip3p.h5"
 run = notebooks.settings(
     profile,
-    smoke=shared["smoke"] | mini | dict(labels=[6], organic=profiles.RMD17["smoke"]),
-    quick=shared["quick"] | mini | dict(labels=[60], organic=profiles.RMD17["quick"]),
+    smoke=shared["smoke"] | mini | dict(labels=[6], organic=molecules_of["smoke"]),
+    quick=shared["quick"] | mini | dict(labels=[60], organic=molecules_of["quick"]),
     paper=shared["paper"]
     | dict(
         waters={"RPBE-D3": ["rpbe-water"] * 2, "TIP3P": [tip3p] * 2},
@@ -48,7 +49,7 @@ run = notebooks.settings(
         sigma=0.5,
         labels=[1.0],
         ratio={"RPBE-D3 egnn": 0.25, "TIP3P egnn": 0.9},
-        organic=profiles.RMD17["paper"],
+        organic=molecules_of["paper"],
     ),
     models=models,
     sigma=sigma,

@@ -27,9 +27,9 @@ import torch
 import potkit
 from potkit import experiments, notebooks, profiles
 
-# shared with notebooks 02, 04 and 05
+# shared with notebook 02
 shared, nequip = (
-    profiles.MOLECULES,
+    profiles.searched("molecules"),
     dict(channels=8, layers=2, max_degree=1, cutoff=4.0),
 )
 nets = {
@@ -50,7 +50,10 @@ published = dict(
 run = notebooks.settings(
     profile,
     smoke=shared["smoke"] | more | dict(networks=nets["smoke"], labels=[20]),
-    quick=shared["quick"] | more | dict(networks=nets["quick"], labels=[100]),
+    quick=shared["quick"]
+    | more
+    # notebook 04 has PaiNN
+    | dict(models=["nequip"], networks=nets["quick"], labels=[100]),
     paper=shared["paper"]
     | more
     | published

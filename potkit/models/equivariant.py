@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from .layers import sum_over
 
-Irrep = o3.Irrep
+
+class Irrep(o3.Irrep):
+    """e3nn's irrep, with the length of the tuple that it is: torch.compile asks for that."""
+
+    def __len__(self) -> int:
+        return 2
+
+
 ByIrrep = dict[Irrep, Tensor]
 
 

@@ -2,8 +2,10 @@
 store; see `notebooks.settings`.
 
 `MOLECULES` belongs to notebooks 02, 04, 05 and 07 (denoise), `WATER` to 03 and 06 (masked), `RMD17`
-to 06. quick is made for minutes on two cores: a small network and few steps. Its σ of 0.1 Å is the
-value of notebook 02's scan nearest to what `noise.propose_sigma` reads from the structures that
+to 06; `SEARCHED` has steps and rates of 02, 03, 06 and 07 in quick.
+
+quick is made for minutes on two cores: a small network and few steps. Its σ of 0.1 Å is the value
+of notebook 02's scan nearest to what `noise.propose_sigma` reads from the structures that
 `ani-mini` has to pretrain on (0.125 Å for a share of 0.9, a choice; 0.06 to 0.19 Å for shares of
 0.7 to 0.95). It was fixed when an earlier scan on notebook 02's test molecules was known, so gains
 of it that are measured on these may flatter a little; notebook 02 itself chooses on validation
@@ -395,6 +397,36 @@ RMD17: dict[str, dict[str, Any]] = {
 }
 
 
+# Steps and rates of quick in notebooks 02 and 07, 03 and 06, and of 06 on rMD17: see `searched`.
+# The rate of fine-tuning is one for all arms: it lies between the two that
+# data/studies/quick-rates.yaml finds on seeds that no notebook reports, the best of scratch above it
+# and that of pretrained networks below. EGNN's steps are compiled, two to three times as fast.
+SEARCHED: dict[str, dict[str, Any]] = {
+    "molecules": dict(
+        pretrain=dict(steps=1000, batch_size=16, lr=2e-3, validate_every=500, eval_batch_size=256),
+        finetune=dict(steps=1000, batch_size=4, lr=5e-3, eval_batch_size=256),
+    ),
+    "water": dict(
+        pretrain=dict(steps=600, batch_size=2, lr=2e-3, validate_every=300, eval_batch_size=16),
+        finetune=dict(steps=600, batch_size=2, lr=5e-3, validate_every=60, eval_batch_size=16),
+    ),
+    "rmd17": dict(
+        pretrain=dict(steps=600, batch_size=16, lr=2e-3, validate_every=300, eval_batch_size=128),
+        finetune=dict(steps=600, batch_size=4, lr=5e-3, eval_batch_size=64),
+    ),
+}
+COMPILED = ["egnn"]  # networks that have kernels, of those in these notebooks
+
+
+def searched(which: str) -> dict[str, dict[str, Any]]:
+    """The profiles of ``which`` ("molecules", "water" or "rmd17") with the steps and rates of
+    `SEARCHED` in quick, where steps of the networks `COMPILED` are compiled.
+    """
+    common = {"molecules": MOLECULES, "water": WATER, "rmd17": RMD17}[which]
+    plain = {profile: settings | {"compiled": []} for profile, settings in common.items()}
+    return plain | {"quick": common["quick"] | SEARCHED[which] | {"compiled": COMPILED}}
+
+
 def network(run: SimpleNamespace, name: str | None = None) -> dict[str, Any]:
     """The network ``name`` (default: ``run.model``) as an `Experiment` takes it, with the
     profile's options; it is built once as a check.
@@ -535,18 +567,22 @@ def experiment(run: SimpleNamespace, device: str = "auto", **given: Any) -> Expe
     """The experiment that a notebook's settings describe; what is ``given`` goes before them.
 
     From ``run`` come label budgets, seeds, the settings of pretraining and fine-tuning (those of
-    their data set, where ``run.by_set`` has some), the loss, how scratch-longer is counted, and the
-    number of processes; finished runs lie in the notebooks' run store. ``given`` are further
-    arguments of `Experiment`: model, train, test, objectives, … Of a pool in two parts, as
-    `pool_and_test` makes it, the second validates.
+    their data set, where ``run.by_set`` has some; compiled for the networks ``run.compiled``), the
+    loss, how scratch-longer is counted, and the number of processes; finished runs lie in the
+    notebooks' run store. ``given`` are further arguments of `Experiment`: model, train, test,
+    objectives, … Of a pool in two parts, as `pool_and_test` makes it, the second validates.
     """
     train = given["train"]
     pretrained_on = train if given.get("pretrain_on") is None else given["pretrain_on"]
+    stages = [for_set(run, pretrained_on, "pretrain"), for_set(run, train, "finetune")]
+    if given.get("model", {}).get("name") in getattr(run, "compiled", []):
+        stages = [{"compile": True} | stage for stage in stages]
+    pretraining, finetuning = (TrainConfig(**stage, device=device) for stage in stages)
     from_settings = dict(
         labels=budgets(run.labels, train),
         seeds=run.seeds,
-        pretrain_config=TrainConfig(**for_set(run, pretrained_on, "pretrain"), device=device),
-        finetune_config=TrainConfig(**for_set(run, train, "finetune"), device=device),
+        pretrain_config=pretraining,
+        finetune_config=finetuning,
         supervised=Supervised(**run.supervised),
         longer=run.longer,
         store=runner.store(),

@@ -171,7 +171,9 @@ def _changes(
     chart.add_hline(y=0, line=dict(color="black", width=1), annotation_text="scratch")
     if not one:
         chart.update_layout(scattermode="group", scattergap=0.4)
-    chart.update_xaxes(type="category")
+    places = table["arm" if one else "group"].nunique()
+    # room at the right for the word "scratch", which would lie on a marker there
+    chart.update_xaxes(type="category", range=[-0.5, 1.11 * places - 0.5])
     return chart.update_layout(height=figures.SIZE[1] + 80)  # names below the axis are long
 
 
