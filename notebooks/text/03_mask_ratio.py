@@ -65,6 +65,10 @@ run
 
 # %% [markdown]
 # ## The set-up, as data
+#
+# In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
+# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): that of scratch is above the one taken
+# here, those of pretrained networks are below.
 
 # %%
 arms = masked | other | denoise
