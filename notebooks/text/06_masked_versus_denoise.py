@@ -127,6 +127,11 @@ for name, objective in arms_for(0.5).items():
 
 # %% [markdown]
 # ## Water: run (finished runs are loaded, not repeated)
+#
+# In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
+# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): that of scratch is above the one taken
+# here, those of pretrained networks are below. (Searched
+# for EGNN; GNS and the molecules below take it over.)
 
 # %%
 def experiment(name, model):

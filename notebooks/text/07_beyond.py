@@ -127,6 +127,11 @@ for name, objective in {
 
 # %% [markdown]
 # ## Run (finished runs are loaded, not repeated)
+#
+# In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
+# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): that of scratch is above the one taken
+# here, those of pretrained networks are below.
+# (Searched for EGNN; NequIP takes it over.)
 
 # %%
 def experiment(model, objectives, objective, tuning, **options):
