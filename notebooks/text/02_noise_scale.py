@@ -218,5 +218,5 @@ kept.say("verdicts")
 # %% [markdown]
 # **What it means.** Tables and sentences above are made of the stored runs. Read them in this order: which σ do validation molecules choose, and which are not
 # told from it; does it help on test molecules at the same fine-tuning budget; and would the same operations have been better spent on more training? A small network and a
-# thousand steps are not the paper: `paper` runs the published network, data and epochs. What carries over is the procedure: a setting chosen where the test is
+# few hundred steps are not the paper: `paper` runs the published network, data and epochs. What carries over is the procedure: a setting chosen where the test is
 # not looked at, the same labels and budget in every arm, and the longer-scratch arm beside.

@@ -403,8 +403,8 @@ RMD17: dict[str, dict[str, Any]] = {
 # and that of pretrained networks below it. EGNN's steps are compiled, two to three times as fast.
 SEARCHED: dict[str, dict[str, Any]] = {
     "molecules": dict(
-        pretrain=dict(steps=1000, batch_size=16, lr=2e-3, validate_every=500, eval_batch_size=256),
-        finetune=dict(steps=1000, batch_size=4, lr=5e-3, eval_batch_size=256),
+        pretrain=dict(steps=600, batch_size=16, lr=2e-3, validate_every=300, eval_batch_size=256),
+        finetune=dict(steps=600, batch_size=4, lr=5e-3, eval_batch_size=256),
     ),
     "water": dict(
         pretrain=dict(steps=600, batch_size=2, lr=2e-3, validate_every=300, eval_batch_size=16),
