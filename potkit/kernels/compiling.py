@@ -114,7 +114,7 @@ def compiled(
 
         # an nn.Module asks this before its `forward`
         in_graph = kernels_serve and in_graphs(model, precision)
-        model._compiled_call_impl = WholeGraph(model, BACKEND, kernels=in_graph)
+        model._compiled_call_impl = WholeGraph(model, BACKEND, kernels=in_graph, shared=True)
         try:
             yield model
         finally:

@@ -7,7 +7,9 @@ out is a flat graph of torch's core operations in which the first derivative is 
 graph torch.compile takes like any other code, and autograd differentiates it once more.
 
 Numbers of atoms, edges and structures stay symbols in it, so one graph serves batches of all sizes;
-weights are the network's own tensors, changed in place by the optimizer.
+weights are the network's own tensors, changed in place by the optimizer. In a grid of experiments
+many networks are alike but for their weights: where a graph may be shared, these are inputs of it,
+and tracing, one to two seconds for each run, is done once in a process.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +59,7 @@ READ = (
 ATOMS, EDGES, STRUCTURES = 101, 1009, 7
 RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-4}  # largest difference, in the answer's size
 CHECKED = 2  # batches on which a new graph is held to the network
+MOST_SHARED = 16  # graphs kept in a process for networks that are alike
 # compilations of one graph: sizes of 1 are another case for torch, frozen weights are, too
 MOST_COMPILATIONS = 16
 
@@ -78,8 +82,9 @@ class WholeGraph:
     energy, with ``predictions`` instead those where nothing is differentiated afterwards.
 
     ``kernels``: in float32 on a CPU those that are operations of graphs stand in for plain
-    functions. ``backend`` is torch.compile's. ``compilations`` counts how often it was called.
-    What it does not serve is left to the network.
+    functions. ``shared``: graphs are kept in the process, and serve every network with the same
+    recipe and weights of the same names and shapes. ``backend`` is torch.compile's.
+    ``compilations`` counts how often it was called. What it does not serve is left to the network.
 
     The first batches of a graph are compared with what the network itself says, in training
     derivatives by the weights included. Calls raise ConfigError for a network that cannot be traced
@@ -92,9 +97,12 @@ class WholeGraph:
         backend: str = "inductor",
         predictions: bool = False,
         kernels: bool = False,
+        shared: bool = False,
     ) -> None:
         self.model = model
         self.kernels = kernels
+        # a network without a recipe may differ from another in what is no tensor
+        self.shared = shared and not predictions and getattr(model, "recipe", None) is not None
         self.backend = backend
         self.predictions = predictions
         self.compilations = 0
@@ -120,10 +128,39 @@ class WholeGraph:
         # harmonics do) would be made of the trace's tensors, which hold no numbers
         own = model.forward(batch, outputs)
         if graph is None:
+            graph = self._graphs[key] = self._made(key, tensors, outputs, periodic)
+        try:
+            self._check(self._run(graph, tensors), own, batch.pos.dtype)
+        except ConfigError:
+            if not self.shared:
+                raise
+            # that of a network alike in recipe and weights which differs in something else
+            self.shared = False
             graph = self._graphs[key] = self._trace(tensors, outputs, periodic)
-        self._check(self._run(graph, tensors), own, batch.pos.dtype)
+            self._check(self._run(graph, tensors), own, batch.pos.dtype)
         graph.checked += 1
         return self._run(graph, tensors)
+
+    def _made(
+        self,
+        key: tuple[Any, ...],
+        tensors: dict[str, Tensor],
+        outputs: tuple[str, ...],
+        periodic: bool,
+    ) -> _Graph:
+        """The graph of ``outputs``, traced or, where it may be shared, found."""
+        if not self.shared:
+            return self._trace(tensors, outputs, periodic)
+        state = _state(self.model)
+        alike = tuple((n, t.shape, t.dtype, t.requires_grad) for n, t in state.items())
+        recipe = json.dumps(self.model.recipe, sort_keys=True, default=str)
+        key = (recipe, alike, self.model.training, self.kernels, self.backend, *key)
+        if key not in _SHARED:
+            _SHARED[key] = self._trace(tensors, outputs, periodic)
+            if len(_SHARED) > MOST_SHARED:
+                _SHARED.pop(next(iter(_SHARED)))
+        of = _SHARED[key]
+        return _Graph(of.function, of.fields, of.names, [state[name] for name in of.names])
 
     def _serves(self, outputs: Sequence[str]) -> bool:
         if self.predictions:
@@ -161,10 +198,12 @@ class WholeGraph:
         except Exception as error:  # whatever a network does that cannot be traced
             raise self._refused("traced", error) from error
         _spell_out_lengths(traced)
+        names = _lift(traced, _state(model)) if self.shared else ()
         torch._dynamo.config.recompile_limit = max(
             torch._dynamo.config.recompile_limit, MOST_COMPILATIONS
         )
-        return _Graph(torch.compile(traced, backend=self._compile, fullgraph=True), tuple(fields))
+        function = torch.compile(traced, backend=self._compile, fullgraph=True)
+        return _Graph(function, tuple(fields), names)
 
     @contextlib.contextmanager
     def _stand_ins(self, tensors: dict[str, Tensor]) -> Iterator[None]:
@@ -194,7 +233,7 @@ class WholeGraph:
             for axis in _changing(name):
                 torch._dynamo.maybe_mark_dynamic(value, axis)
         try:
-            values = graph.function(*tensors.values())
+            values = graph.function(*graph.state, *tensors.values())
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as e:
             raise self._refused("compiled", e) from e
         return Prediction(
@@ -249,12 +288,54 @@ class WholeGraph:
 
 
 class _Graph:
-    """A compiled function of the tensors of a batch, and the fields of `Prediction` it gives."""
+    """A compiled function of the tensors of a batch, and the fields of `Prediction` it gives.
 
-    def __init__(self, function: Callable[..., list[Tensor]], fields: tuple[str, ...]) -> None:
+    ``names``: weights and buffers that it takes before these; ``state``: those of one network.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., list[Tensor]],
+        fields: tuple[str, ...],
+        names: tuple[str, ...] = (),
+        state: Sequence[Tensor] = (),
+    ) -> None:
         self.function = function
         self.fields = fields
+        self.names = names
+        self.state = state
         self.checked = 0
+
+
+_SHARED: dict[tuple[Any, ...], _Graph] = {}  # without a state, the oldest first
+
+
+def _state(model: Potential) -> dict[str, Tensor]:
+    """Weights and buffers of ``model`` by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _lift(traced: torch.fx.GraphModule, state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Make inputs of those tensors of ``state`` that are constants of the graph; their names, in
+    the order of the inputs, which stand before the others.
+    """
+    graph = traced.graph
+    known = {id(tensor): name for name, tensor in state.items()}
+    first = next(iter(graph.nodes))
+    inputs: dict[str, torch.fx.Node] = {}
+    for node in list(graph.find_nodes(op="get_attr")):
+        name = known.get(id(getattr(traced, node.target)))
+        if name is None:
+            continue
+        if name not in inputs:
+            with graph.inserting_before(first):
+                inputs[name] = graph.placeholder(f"state_{len(inputs)}")
+            inputs[name].meta = dict(node.meta)
+        node.replace_all_uses_with(inputs[name])
+        graph.erase_node(node)
+    traced.recompile()
+    traced.delete_all_unused_submodules()
+    return tuple(inputs)
 
 
 def _gradients(prediction: Prediction, weights: list[Tensor]) -> list[Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -357,3 +358,82 @@ def test_a_compiled_calculator_moves_atoms_as_the_plain_one_does(monkeypatch):
             np.testing.assert_allclose(forces, moved.get_forces(), rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(energy, moved.get_potential_energy(), rtol=1e-12)
     assert calc._quick[True, True][0]._graph.compilations in (1, 2)
+
+
+@pytest.fixture
+def nothing_shared(monkeypatch):
+    monkeypatch.setattr(whole_graph, "_SHARED", {})
+
+
+def shared_graph(model):
+    return WholeGraph(model, "aot_eager", kernels=True, shared=True)
+
+
+@pytest.mark.parametrize("name", ["egnn", "painn"])
+def test_networks_that_are_alike_share_a_graph(name, nothing_shared):
+    """Other weights and reference energies, the same code: the second network compiles nothing."""
+    outputs = ("energy", "forces")
+    batch = molecules(4).batch()
+    first, second = small(name).float(), small(name).float()
+    with torch.no_grad():
+        for weight in second.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    second.set_references({1: -13.0, 6: -1029.0, 8: -2042.0}, scale=0.7)
+    made = []
+    for model in (first, second, first):
+        graph = shared_graph(model)
+        given, gradients = derivatives(graph, model, batch, outputs)
+        expected, wanted = derivatives(model.forward, model, batch, outputs)
+        for one, other in zip(given, expected, strict=True):
+            if other is not None:
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        for one, other in zip(gradients, wanted, strict=True):
+            if one is not None and other is not None:
+                scale = float(other.abs().max()) + 1
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
+        made.append(graph.compilations)
+    assert made[0] >= 1 and made[1:] == [0, 0]
+    assert len(whole_graph._SHARED) == 1
+    assert not next(iter(whole_graph._SHARED.values())).state  # no network is kept alive
+
+
+def test_networks_that_differ_share_nothing(nothing_shared):
+    batch = molecules(4).batch()
+    wide = models.build("egnn", layers=1, hidden=24, vector="gradient", forces="gradient")
+    frozen = small("egnn").float()
+    next(frozen.backbone.parameters()).requires_grad_(False)
+    evaluated = small("egnn").float().eval()
+    for model in (small("egnn").float(), wide, frozen, evaluated):
+        graph = shared_graph(model)
+        graph(batch, ("energy", "forces"))
+        assert graph.compilations >= 1
+    assert len(whole_graph._SHARED) == 4
+    adapted = small("egnn").float()
+    adapted.recipe = None  # nobody knows what else it is made of
+    graph = shared_graph(adapted)
+    graph(batch, ("energy", "forces"))
+    assert graph.compilations >= 1 and len(whole_graph._SHARED) == 4
+
+
+def test_a_network_altered_by_hand_gets_a_graph_of_its_own(nothing_shared):
+    """What is neither in the recipe nor a weight is in the graph: the comparison finds it."""
+    batch = molecules(4).batch()
+    shared_graph(small("schnet").float())(batch, ("energy", "forces"))
+    other = small("schnet").float()
+    other.cutoff = other.backbone.cutoff = 2.0
+    graph = shared_graph(other)
+    got = graph(batch, ("energy", "forces"))
+    torch.testing.assert_close(got.energy, other.forward(batch, ("energy", "forces")).energy)
+    assert graph.compilations >= 1 and not graph.shared
+
+
+def test_shared_graphs_are_not_kept_without_end(nothing_shared, monkeypatch):
+    monkeypatch.setattr(whole_graph, "MOST_SHARED", 1)
+    batch = molecules(4).batch()
+    shared_graph(small("egnn").float())(batch, ("energy", "forces"))
+    shared_graph(small("schnet").float())(batch, ("energy", "forces"))
+    assert [key[0] for key in whole_graph._SHARED] == [json_of(small("schnet").recipe)]
+
+
+def json_of(recipe):
+    return json.dumps(recipe, sort_keys=True, default=str)
