@@ -407,8 +407,8 @@ SEARCHED: dict[str, dict[str, Any]] = {
         finetune=dict(steps=600, batch_size=4, lr=5e-3, eval_batch_size=256),
     ),
     "water": dict(
-        pretrain=dict(steps=600, batch_size=2, lr=2e-3, validate_every=300, eval_batch_size=16),
-        finetune=dict(steps=600, batch_size=2, lr=5e-3, validate_every=60, eval_batch_size=16),
+        pretrain=dict(steps=400, batch_size=2, lr=2e-3, validate_every=200, eval_batch_size=16),
+        finetune=dict(steps=400, batch_size=2, lr=5e-3, validate_every=40, eval_batch_size=16),
     ),
     "rmd17": dict(
         pretrain=dict(steps=600, batch_size=16, lr=2e-3, validate_every=300, eval_batch_size=128),
