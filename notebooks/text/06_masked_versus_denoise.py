@@ -33,7 +33,7 @@ shared = profiles.searched("water")
 molecules_of = profiles.searched("rmd17")
 mini = dict(
     waters={"water-mini": ["water-mini"] * 2},
-    models=["egnn", "gns"],
+    models=["egnn"],
     sigma=0.1,
     ratio={},
 )
@@ -131,7 +131,7 @@ for name, objective in arms_for(0.5).items():
 # In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
 # (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): that of scratch is above the one taken
 # here, those of pretrained networks are below. (Searched
-# for EGNN; GNS and the molecules below take it over.)
+# on water; the molecules below take it over.)
 
 # %%
 def experiment(name, model):
@@ -177,8 +177,8 @@ kept.chart("changes", "06_water", title="Water: what each pretraining brings")
 
 # %% [markdown]
 # Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. Forces and energies in
-# numbers, beside what needs no network. (In `quick` GNS gives forces as the gradient of its energy: its own decoder knows nothing of rotations and wants
-# more frames. `paper` has the decoder.)
+# numbers, beside what needs no network. (GNS, whose decoder knows nothing of rotations and wants more frames, is in the stored
+# study `masked-water` and in `paper`.)
 
 # %%
 kept.say("results", "test")
