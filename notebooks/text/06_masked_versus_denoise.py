@@ -40,7 +40,9 @@ mini = dict(
 tip3p = "$POTKIT_DATA/tip3p.h5"
 run = notebooks.settings(
     profile,
-    smoke=shared["smoke"] | mini | dict(labels=[6], organic=molecules_of["smoke"]),
+    smoke=shared["smoke"]
+    | mini
+    | dict(models=["egnn", "gns"], labels=[6], organic=molecules_of["smoke"]),
     quick=shared["quick"] | mini | dict(labels=[60], organic=molecules_of["quick"]),
     paper=shared["paper"]
     | dict(
