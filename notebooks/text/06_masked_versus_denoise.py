@@ -131,8 +131,8 @@ for name, objective in arms_for(0.5).items():
 # ## Water: run (finished runs are loaded, not repeated)
 #
 # In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
-# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): that of scratch is above the one taken
-# here, those of pretrained networks are below. (Searched
+# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of two apart the best
+# of every arm is one of the two neighbours of the one taken here. (Searched
 # on water; the molecules below take it over.)
 
 # %%

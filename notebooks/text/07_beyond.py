@@ -129,8 +129,8 @@ for name, objective in {
 # ## Run (finished runs are loaded, not repeated)
 #
 # In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
-# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): that of scratch is above the one taken
-# here, those of pretrained networks are below.
+# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of two apart the best
+# of every arm is one of the two neighbours of the one taken here.
 # (Searched for EGNN; NequIP takes it over.)
 
 # %%

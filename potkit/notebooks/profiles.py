@@ -398,9 +398,9 @@ RMD17: dict[str, dict[str, Any]] = {
 
 
 # Steps and rates of quick in notebooks 02 and 07, 03 and 06, and of 06 on rMD17: see `searched`.
-# The rate of fine-tuning is one for all arms: it lies between the two that
-# data/studies/quick-rates.yaml finds on seeds that no notebook reports, the best of scratch above
-# and that of pretrained networks below it. EGNN's steps are compiled, two to three times as fast.
+# The rate of fine-tuning is one for all arms: of rates a factor of two apart one of its neighbours
+# is the best of every arm, on seeds that no notebook reports (data/studies/quick-rates.yaml).
+# EGNN's steps are compiled, two to three times as fast.
 SEARCHED: dict[str, dict[str, Any]] = {
     "molecules": dict(
         pretrain=dict(steps=600, batch_size=16, lr=2e-3, validate_every=300, eval_batch_size=256),
