@@ -401,14 +401,18 @@ def test_settings_of_every_profile_fit(profile, monkeypatch):
 
 @pytest.mark.parametrize(
     "shared, objective, at_least",
-    [("MOLECULES", Denoise(sigma=profiles.MOLECULES["quick"]["sigma"]), 4), ("WATER", Masked(), 2)],
-    ids=["molecules", "water"],
+    [
+        ("profiles.MOLECULES", Denoise(sigma=profiles.MOLECULES["quick"]["sigma"]), 3),
+        ('profiles.searched("molecules")', Denoise(sigma=0.1), 2),
+        ('profiles.searched("water")', Masked(), 2),
+    ],
+    ids=["molecules", "searched-molecules", "searched-water"],
 )
 def test_notebooks_share_their_pretrained_networks(shared, objective, at_least):
     """Notebooks with the same shared settings name the same pretraining: the store's hash of it is
     one.
     """
-    sharing = [p for p in COMMITTED if f"profiles.{shared}" in runner.tagged(p, "setup")[0]]
+    sharing = [p for p in COMMITTED if shared in runner.tagged(p, "setup")[0]]
     folders = set()
     for path in sharing:
         space = set_up(path, profile="quick")
