@@ -178,8 +178,9 @@ kept = notebooks.keep_runs(
 kept.chart("changes", "06_water", title="Water: what each pretraining brings")
 
 # %% [markdown]
-# Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than scratch. Forces and energies in
-# numbers, beside what needs no network. (GNS, whose decoder knows nothing of rotations and wants more frames, is in the stored
+# Means over seeds of the change within a seed (same labels, same initial weights), with 95 %
+# intervals; below zero is better than scratch. Forces and energies in numbers, beside what needs no
+# network. (GNS, whose decoder knows nothing of rotations and wants more frames, is in the stored
 # study `masked-water` and in `paper`.)
 
 # %%
