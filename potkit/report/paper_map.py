@@ -33,6 +33,7 @@ class Item:
     name -> the arms that are compared with scratch. ``theirs`` are columns of
     `published_numbers.changes` that single out its printed changes, ``printed`` says them where
     they are in no table. ``needs`` is what a run of ``specs`` takes that this repository has not.
+    ``only`` keeps of a stored grid the cells with these values: name -> column -> values.
     """
 
     paper: str
@@ -45,6 +46,7 @@ class Item:
     theirs: Mapping[str, Any] = field(default_factory=dict)
     printed: str = ""
     needs: str = ""
+    only: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 ANI_SETS = "ANI-1, ANI-1x"
@@ -66,9 +68,10 @@ ITEMS = (
         ("denoise-table2",),
         "05_data_efficiency",
         ("05_data_efficiency",),
-        {"data-efficiency": ("denoise",)},
+        {"study-denoise": ("denoise",), "data-efficiency": ("denoise",)},
         dict(paper="denoise", table="Table 2", model="average of 4"),
         needs=f"{ANI_SETS}, {GPU}",
+        only={"study-denoise": {"target": ("ani1x",)}},
     ),
     Item("denoise", "Figure 1", "a scheme", printed="no numbers"),
     Item(
@@ -78,9 +81,11 @@ ITEMS = (
         ("denoise-figure2-iso17",),
         "04_transfer",
         ("04_transfer",),
-        {"denoise-3bpa-curve": ("denoise",)},
+        {"study-denoise": ("denoise",), "denoise-3bpa-curve": ("denoise",)},
         printed="SE(3)-Transformer about −50 % (energies)",
         needs=f"{ANI_SETS}, ISO17, {GPU}",
+        # sets whose molecules the pretraining has not seen
+        only={"study-denoise": {"target": ("3bpa", "ethanol", "transition1x")}},
     ),
     Item(
         "denoise",
@@ -154,7 +159,10 @@ ITEMS = (
         ("denoise-s6",),
         "10_calibration",
         ("10_calibration",),
-        stored={"alkanes-to-3bpa": ("spread of denoise 0.2 Å",)},
+        stored={
+            "study-denoise": ("spread of denoise",),
+            "alkanes-to-3bpa": ("spread of denoise 0.2 Å",),
+        },
         printed="not at hand",
         needs=f"{ANI_SETS}, MD22, {GPU}",
     ),
@@ -278,7 +286,10 @@ def table(folder: str | Path = "data/results") -> pd.DataFrame:
         own = [name for name in item.specs if (Path(folder) / f"{name}.csv").is_file()]
         near = {name: arms for name, arms in item.stored.items() if name not in own}
         ours = [ours_in_words(name, None, folder) for name in own]
-        ours += [f"near it: {ours_in_words(name, arms, folder)}" for name, arms in near.items()]
+        ours += [
+            f"near it: {ours_in_words(name, arms, folder, item.only.get(name))}"
+            for name, arms in near.items()
+        ]
         missing = [name for name in item.specs if name not in own]
         rows.append(
             {
@@ -321,9 +332,15 @@ def theirs_in_words(item: Item) -> str:
     )
 
 
-def ours_in_words(name: str, arms: tuple[str, ...] | None, folder: str | Path) -> str:
+def ours_in_words(
+    name: str,
+    arms: tuple[str, ...] | None,
+    folder: str | Path,
+    only: Mapping[str, tuple[str, ...]] | None = None,
+) -> str:
     """The changes of the force error (energies, where no force is tested) against scratch in the
-    stored result ``name``, by ``arms`` (default: all). Raises DataError where it is not stored.
+    stored result ``name``, by ``arms`` (default: all), in the cells with the values of ``only``
+    (column -> values; default: all). Raises DataError where it is not stored.
     """
     if arms and arms[0].startswith("spread of "):
         return f"`{name}`: {_spread(name, arms[0].removeprefix('spread of '), folder)}"
@@ -340,6 +357,8 @@ def ours_in_words(name: str, arms: tuple[str, ...] | None, folder: str | Path) -
     rows = rows[rows["metric"] == ("forces_mae" if forces else "energy_mae")]
     if arms is not None:
         rows = rows[rows["arm"].isin(arms)]
+    for column, values in (only or {}).items():
+        rows = rows[rows[column].isin(values)]
     if rows.empty:
         raise DataError(f"{name}: no arm of {', '.join(arms or ('any',))} is stored")
     columns = list(rows.columns)

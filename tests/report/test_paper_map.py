@@ -71,7 +71,8 @@ def test_what_an_item_names_exists(item):
         assert (ROOT / "figures" / f"{figure}.png").is_file(), figure
     for name, arms in item.stored.items():
         assert (RESULTS_FOLDER / f"{name}.csv").is_file(), name
-        assert paper_map.ours_in_words(name, arms, RESULTS_FOLDER)
+        assert paper_map.ours_in_words(name, arms, RESULTS_FOLDER, item.only.get(name))
+    assert item.only.keys() <= item.stored.keys()
     assert all(name.startswith(item.paper) for name in item.specs)
     assert paper_map.theirs_in_words(item)
     assert bool(item.specs) == bool(item.needs), "what is a run needs something"
@@ -115,6 +116,18 @@ def test_numbers_are_the_stored_ones():
     assert f"→ ± {1e3 * part.forces_rmse.std():.1f} meV/Å (3 seeds)" in spread
     with pytest.raises(DataError, match="no arm of masked O"):
         paper_map.ours_in_words("masked-water", ("masked O",), RESULTS_FOLDER)
+
+
+def test_only_the_cells_that_belong_to_an_item():
+    only = {"target": ("ani1x",)}
+    words = paper_map.ours_in_words("study-denoise", ("denoise",), RESULTS_FOLDER, only)
+    assert "ani1x egnn denoise" in words and "3bpa" not in words
+    whole = paper_map.ours_in_words("study-denoise", ("denoise",), RESULTS_FOLDER)
+    assert "ani1x egnn denoise" in whole and "3bpa" in whole
+    with pytest.raises(DataError, match="no arm of denoise"):
+        paper_map.ours_in_words(
+            "study-denoise", ("denoise",), RESULTS_FOLDER, {"target": ("none",)}
+        )
 
 
 def test_the_page_is_filled_from_the_tables():
