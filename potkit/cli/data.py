@@ -85,15 +85,27 @@ def _structures(data: str, format: str | None = None, reading: dict[str, str] | 
     return structures
 
 
+def _beside(name: str, data: str, format: str | None, reading: dict[str, str] | None):
+    """`_structures` of a set that is used beside ``data``. How files are read is said for those of
+    the user: a registered set beside one needs none of it.
+    """
+    from potkit.datasets.registry import is_name
+
+    if is_name(name) and not is_name(data):
+        return _structures(name)
+    return _structures(name, format, reading)
+
+
 def _opened(data: str, format: str | None = None, reading: dict[str, str] | None = None):
     """The structures, and whether they come from a user's file, not from a registered set."""
     import potkit
     from potkit.datasets.registry import is_name
 
-    if format is None and is_name(data):
-        if reading:
+    if is_name(data) and (format is None or not Path(data).exists()):
+        given = ["format"] * (format is not None) + list(reading or {})
+        if given:
             raise ConfigError(
-                f"--{next(iter(reading)).replace('_', '-')} is for files of your own; {data!r} is "
+                f"--{given[0].replace('_', '-')} is for files of your own; {data!r} is "
                 "a registered set, whose names and units are known"
             )
         return potkit.load(data), False
@@ -113,7 +125,11 @@ def check_source(data: str | None) -> None:
     """
     from potkit.datasets.records import RECORDS
 
-    if data is not None and data not in {record.name for record in RECORDS}:
+    if data is None:
+        return
+    name, _, part = data.partition("/")
+    known = {record.name for record in RECORDS}
+    if data not in known and not (part and name in known):  # a part: `load` knows which there are
         _existing(data)
 
 
@@ -123,6 +139,8 @@ def _existing(data: str) -> str | list[str]:
 
     several = data.split(",")
     if len(several) > 1 and not Path(data).exists():
+        if "" in map(str.strip, several):
+            raise ConfigError(f"{data!r}: a name is missing beside a comma")
         return [one for name in several for one in [_existing(name)]]
     if not Path(data).exists() and not glob.has_magic(data):
         names = ", ".join(r.name for r in RECORDS)

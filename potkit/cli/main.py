@@ -24,7 +24,7 @@ from ..structures import endings
 from . import report, streams
 from .bench import FigureOption, bench_app
 from .config import register as register_config
-from .data import FormatOption, _structures, check_source, data_app, reads_files
+from .data import FormatOption, _beside, _structures, check_source, data_app, reads_files
 from .export import register as register_export
 from .md import register as register_md
 from .plan import register
@@ -451,7 +451,7 @@ def finetune(
     # without options it is the library's choice, which leaves forces out where there are none
     asked = objective or objective_set or file.objective.name or file.objective.model_extra
     task = _objective_of(file, objective, objective_set, "supervised") if asked else None
-    tested = _structures(test, format, reading) if test else None
+    tested = _beside(test, data, format, reading) if test else None
     if split:
         rows = splits.load_indices(split, structures)
         train = structures[splits.part(rows, "train", split)]
@@ -459,7 +459,7 @@ def finetune(
         tested = tested if test else structures[splits.part(rows, "test", split)]
     elif valid:
         train = structures
-        held = _structures(valid, format, reading)
+        held = _beside(valid, data, format, reading)
     else:
         train, held = structures.split((0.9, 0.1), seed=settings.seed)
     if labels is not None:

@@ -135,11 +135,11 @@ def check(structures: Structures, duplicates: bool = True, cutoff: float | None 
             owner = np.searchsorted(s.ptr, np.flatnonzero(~good), "right") - 1
             good = np.ones(len(s), bool)
             good[owner] = False
-        finite &= good
         if name in s.partly_labelled:
             unlabelled = ~s.labelled(name)
             add(f"without {name}", int(unlabelled.sum()), "structures", "look", _rows(unlabelled))
             good |= unlabelled
+        finite &= good
         add(
             f"{name} not finite",
             int((~good).sum()),

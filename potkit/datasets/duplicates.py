@@ -96,20 +96,31 @@ def _waves(structures: Structures, i: int) -> np.ndarray:
 
 
 def _key(structures: Structures) -> np.ndarray:
-    """A number per structure that is the same only for the same composition and cell."""
+    """A number per structure that is the same only for the same composition and directions that
+    repeat.
+    """
     generator = np.random.default_rng(7)
     element_weights = generator.integers(1, 2**40, MAX_Z)
-    cell_weights = generator.integers(1, 2**30, 9)
+    pbc_weights = generator.integers(1, 2**30, 3)
     elements = list(range(1, MAX_Z + 1))
     key = np.empty(len(structures), np.int64)
     for start in range(0, len(structures), CHUNK):
         rows = slice(start, start + CHUNK)
         part = structures[rows]
         key[rows] = composition(part, elements) @ element_weights
-        if part.cell is not None:
-            thousandths = (np.round(part.cell.reshape(-1, 9), 3) * 1000).astype(np.int64)
-            key[rows] += thousandths @ cell_weights
+        key[rows] += part.pbc @ pbc_weights
     return key
+
+
+def _places(structures: Structures) -> np.ndarray:
+    """[S, 17] Å: `invariants`, and the vectors along which the structure repeats (else zeros: a box
+    around a molecule is no property of it).
+    """
+    cells = np.zeros((len(structures), 9))
+    if structures.cell is not None:
+        vectors = np.where(structures.pbc[:, :, None], structures.cell, 0.0)
+        cells = vectors.reshape(-1, 9)
+    return np.concatenate([invariants(structures), cells], axis=1)
 
 
 def _distances(s: Structures, rows: np.ndarray) -> np.ndarray:
@@ -227,19 +238,19 @@ def pairs(
         if len(shared_a) < len(a) or len(shared_b) < len(b):
             among_shared = pairs(a[shared_a], b[shared_b], tol, limit)
             return np.stack([shared_a[among_shared[:, 0]], shared_b[among_shared[:, 1]]], axis=1)
-    invariants_a = invariants(a)
-    invariants_b = invariants_a if inside else invariants(b)
+    places_a = _places(a)
+    places_b = places_a if inside else _places(b)
     near = 2.0 * tol * _WEIGHTS.max()  # an atom moved by tol moves the centre too
     equal = [np.zeros((0, 2), np.int64)]
     n_equal = 0
     for key in np.intersect1d(key_a, key_b):
         rows_a = np.flatnonzero(key_a == key)
         rows_b = np.flatnonzero(key_b == key)
-        tree_a = cKDTree(invariants_a[rows_a])
+        tree_a = cKDTree(places_a[rows_a])
         if inside:
             candidates = tree_a.query_pairs(near, p=np.inf, output_type="ndarray").astype(np.int64)
         else:
-            tree_b = cKDTree(invariants_b[rows_b])
+            tree_b = cKDTree(places_b[rows_b])
             partners = tree_a.query_ball_tree(tree_b, near, p=np.inf)
             both = [(i, j) for i, partners_of_i in enumerate(partners) for j in partners_of_i]
             candidates = np.array(both, np.int64).reshape(-1, 2)
@@ -253,6 +264,8 @@ def pairs(
     joined = np.concatenate(equal)[:limit]
     return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
 
+
+LIMIT = 1_000_000  # pairs that are looked for at once
 
 PAIRS = Kind(
     "a table of `potkit data leakage`",
@@ -269,14 +282,15 @@ def leakage(a: Structures, b: Structures, tol: float = 1e-3):
     """
     import pandas as pd
 
-    in_a, in_b = pairs(a, b, tol).T
+    in_a, in_b = pairs(a, b, tol, LIMIT).T
     names = b.system_names()
     systems = [names[system] for system in b.system[in_b]]
     frame = pd.DataFrame({"a": in_a, "b": in_b, "system": systems})
     n = len(np.unique(in_b))
     percent = 100 * n / max(len(b), 1)
     frame.attrs["message"] = (
-        f"{n} of {len(b)} structures ({percent:.2f} %) are in both sets within {tol} Å"
+        f"{'at least ' * (len(frame) == LIMIT)}{n} of {len(b)} structures ({percent:.2f} %) are in "
+        f"both sets within {tol} Å"
     )
     return frame
 
@@ -310,12 +324,18 @@ def distinct(structures: Structures, tol: float = 1e-3) -> np.ndarray:
     """The rows that remain (rising) when of every group of equal structures only the first is
     kept.
     """
-    keep = np.ones(len(structures), bool)
-    # rising in i: a structure that went does not take others with it
-    for i, j in pairs(structures, tol=tol):
-        if keep[i]:
-            keep[j] = False
-    return np.flatnonzero(keep)
+    rows = np.arange(len(structures))
+    while True:  # as long as there may be more pairs than were looked for
+        left = structures if len(rows) == len(structures) else structures[rows]
+        found = pairs(left, None, tol, LIMIT)
+        keep = np.ones(len(rows), bool)
+        # rising in i: a structure that went does not take others with it
+        for i, j in found:
+            if keep[i]:
+                keep[j] = False
+        rows = rows[keep]
+        if len(found) < LIMIT:
+            return rows
 
 
 # -- leakage by distance -------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ..structures.storage import workspace
 from ..structures.store import Structures, concatenate
 from . import formats
 from .formats import label_names, packer
-from .formats.common import Units, chosen_units, named_stress, sized, unit_of_totals
+from .formats.common import Units, chosen_units, data_files, named_stress, sized, unit_of_totals
 
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ISOLATED = ("references", "keep")
@@ -175,8 +175,7 @@ def _is_damaged_runner(path: Path) -> bool:
 
 def _data_files(folder: Path) -> list[Path]:
     """The files of a folder that hold data, by their endings."""
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
-    files = [f for f in files if f.suffix.lower() not in formats.SKIPPED]
+    files = data_files(folder)
     if not files:
         raise DataError(
             f"{folder}: no data file in this folder; known formats are {', '.join(formats.FORMATS)}"

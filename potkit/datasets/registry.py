@@ -266,7 +266,6 @@ def load(
     if verify:
         fetching.verify(folder, r.files)
     settings = dict(r.options) | options
-    only = [f.path for f in r.files if not f.unpack and f.path != ISOLATED_ATOMS]
     if files is not None:
         parts = [read(folder / f, r.format, **settings) for f in files]
         joined = concatenate(parts, missing="drop")
@@ -274,14 +273,20 @@ def load(
     if r.kind == "public" and not options:
         convert(name, verify=False)
         return Structures.open(packed_path(r))
-    if r.kind == "reference" and r.format in FILE_BY_FILE:
-        sets = [read(folder / f, r.format, **settings) for f in only]
-        joined = _named(concatenate(sets, missing="drop"), r)
-        if r.format != "extxyz":
-            return joined
-        sizes = {r.parts.get(f, f): len(part) for f, part in zip(only, sets, strict=True)}
-        return splits.mark_parts(joined, sizes)
-    return _named(read(_inside(folder, r), r.format, **settings), r)
+    return _whole(r, folder, settings)
+
+
+def _whole(r: Record, folder: Path, settings: dict[str, Any]) -> Structures:
+    """All of a set, read from its files in ``folder``."""
+    if r.kind != "reference" or r.format not in FILE_BY_FILE:
+        return _named(read(_inside(folder, r), r.format, **settings), r)
+    only = [f.path for f in r.files if not f.unpack and f.path != ISOLATED_ATOMS]
+    sets = [read(folder / f, r.format, **settings) for f in only]
+    joined = _named(concatenate(sets, missing="drop"), r)
+    if r.format != "extxyz":
+        return joined
+    sizes = {r.parts.get(f, f): len(part) for f, part in zip(only, sets, strict=True)}
+    return splits.mark_parts(joined, sizes)
 
 
 def raw_path(r: Record) -> Path:
@@ -393,8 +398,8 @@ def convert(name: str, verify: bool = True, progress: bool = True) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / ".convert.lock"):
         storage.remove_leftovers(out)
-        if r.kind == "reference":
-            _named(load(name, verify=False, **r.options), r).save(out)
+        if r.kind == "reference":  # its files, not a store that was made of them before
+            _whole(r, folder, dict(r.options)).save(out)
         else:
             pack(
                 _inside(folder, r),
@@ -430,18 +435,25 @@ def pack(
             f"{out}: a store is a folder; one .h5 file is what Structures.save writes"
         )
     check(out, storage.STORE)  # before anything is read
-    with storage.only_writer(out):
-        with packing_into(out, total, progress, record.name if record is not None else None):
-            if record is None:  # a file of the user's
-                s = reading.read(source, format, **options)
+    # what comes after the first file may fail: until all is read and settled, it lies aside
+    with storage.only_writer(out), storage.workspace(out) as aside:
+        built = aside / out.name
+        try:
+            with packing_into(built, total, progress, record.name if record is not None else None):
+                if record is None:  # a file of the user's
+                    s = reading.read(source, format, **options)
+                else:
+                    s = read(source, format, **options)
+            if record is not None:
+                _named(s, record)
+            if s.lies_in(built):
+                storage.set_info(built, s.info)
             else:
-                s = read(source, format, **options)
-        if record is not None:
-            _named(s, record)
-        if s.lies_in(out):
-            storage.set_info(out, s.info)
-        else:
-            s.save(out)  # several files joined, or filtered after reading: it was in memory
+                s.save(built)  # several files joined, or filtered after reading: it was in memory
+        except DataError as error:
+            raise type(error)(str(error).replace(str(built), str(out))) from error
+        with storage.replacing(out, storage.STORE) as temporary:
+            os.replace(built, temporary)
     return out
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, PotkitError
-from ..structures.outputs import Kind, head, is_a, read_json
+from ..structures.outputs import Kind, head, read_json
 from ..structures.storage import replacing
 from . import runner
 
@@ -58,8 +58,8 @@ def render(notebook: Any) -> str:
 def write(notebooks: Iterable[str | Path] = ()) -> list[Path]:
     """Write the texts of ``notebooks`` (default: all); returns those that changed.
 
-    With the default, texts that have no notebook any more are removed. Raises DataError for a
-    missing or unreadable notebook.
+    Texts that have no notebook (any more) are left where they are; `differences` names them.
+    Raises DataError for a missing or unreadable notebook.
     """
     chosen = [Path(path) for path in notebooks]
     changed = []
@@ -72,11 +72,6 @@ def write(notebooks: Iterable[str | Path] = ()) -> list[Path]:
         with replacing(target, TWIN) as temporary:
             temporary.write_text(text)
         changed.append(target)
-    if not chosen:
-        for orphan in _orphans(runner.find()):
-            if is_a(TWIN, orphan):  # a file of somebody else's stays
-                orphan.unlink()
-                changed.append(orphan)
     return changed
 
 
@@ -160,6 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(f"written: {path}" for path in changed) or "notebooks and texts agree")
+    if not options.notebooks:
+        for text in _orphans(runner.find()):
+            print(f"{text}: has no notebook; delete it if it is of no use any more")
     return 0
 
 

@@ -387,10 +387,13 @@ class Structures:
         return out
 
     def lies_in(self, path: str | Path) -> bool:
-        """Whether this is the unchanged, memory-mapped content of the store folder ``path``."""
+        """Whether this is the unchanged, memory-mapped content of the store folder ``path``, all of
+        it.
+        """
         unchanged = {n: file for n, file in self._files.items() if file.array is getattr(self, n)}
         folders = {os.path.realpath(file.path.parent) for file in unchanged.values()}
-        return unchanged.keys() == self.arrays().keys() and folders == {os.path.realpath(path)}
+        whole = unchanged.keys() == self.arrays().keys() == self._files.keys()
+        return whole and folders == {os.path.realpath(path)}
 
     def fingerprint(self) -> str:
         """A hash of the content (arrays, not ``info``): 16 hex digits. Computed once per object."""

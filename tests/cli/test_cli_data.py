@@ -10,9 +10,11 @@ from tiny import molecules, one_line, water
 
 import potkit
 from potkit.cli import main as cli
+from potkit.cli.data import _beside, check_source
 from potkit.datasets import splits
 from potkit.datasets.reading import UnitWarning
 from potkit.datasets.records import RECORDS
+from potkit.errors import ConfigError
 from potkit.structures.store import Structures
 
 
@@ -168,3 +170,17 @@ def test_a_file_in_doubtful_units_gets_a_line(run, tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         potkit.read(tmp_path / "input.data", length_unit="angstrom", energy_unit="eV")
+
+
+def test_registered_sets_beside_files_of_ones_own(run, tmp_path):
+    molecules(30).save(tmp_path / "own.h5")
+    line = run("info", "own.h5,")[2]
+    assert "'own.h5,': a name is missing beside a comma" in line
+    line = run("info", "ani-mini", "--format", "extxyz")[2]
+    assert "--format is for files of your own; 'ani-mini' is a registered set" in line
+    check_source("3bpa/train_300K")  # a part: no complaint before it is loaded
+    with pytest.raises(ConfigError, match="neither a file or folder nor a data set"):
+        check_source("4bpa/train_300K")
+    with pytest.raises(ConfigError, match="--format is for files"):
+        _beside("ani-mini", "tip3p-mini", "extxyz", None)
+    assert len(_beside("tip3p-mini", "own.xyz", "extxyz", {"energy_unit": "ev"})) > 0

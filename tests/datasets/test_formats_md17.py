@@ -166,3 +166,15 @@ def test_truncated_npz(tmp_path):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="truncated or damaged"):
         read(path, format="md17")
+
+
+def test_an_xyz_in_electronvolt_is_not_taken_for_kcal(tmp_path):
+    """Ethanol's energy in eV as the only number of the comment."""
+    path = tmp_path / "ethanol.xyz"
+    rows = [
+        f"{'CCOHHHHHH'[k]} {' '.join(map(str, [*POS[0, k], *FORCES[0, k]]))}" for k in range(len(Z))
+    ]
+    path.write_text(f"9\n{ENERGY[0] * KCAL}\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError, match=r"frame 0: energy -421\d.* the size of eV, not kcal/mol"):
+        read(path)
+    assert read(path, energy_unit="ev").energy[0] == pytest.approx(ENERGY[0] * KCAL)

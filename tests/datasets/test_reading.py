@@ -13,9 +13,12 @@ from ase.db import connect
 from ase.io import write
 
 import potkit
+from potkit.datasets import checks, duplicates, registry
 from potkit.datasets.formats import label_names
+from potkit.datasets.formats.common import unit_of_totals
 from potkit.datasets.reading import report
 from potkit.errors import ConfigError, DataError
+from potkit.structures.store import Structures, concatenate
 
 # --- names -------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ def test_a_lattice_of_sgdml_has_its_vectors_in_columns(tmp_path):
     assert np.allclose(s.pos.reshape(3, 2, 3), pos)
     water = {"R": np.zeros((1, 3, 3)), "F": np.zeros((1, 3, 3)), "z": np.array([8, 1, 1])}
     np.savez(tmp_path / "b.npz", E=np.array([-2080.0]), **water)
-    with pytest.raises(DataError, match="size of ev, not kcal/mol"):
+    with pytest.raises(DataError, match="size of eV, not kcal/mol"):
         potkit.read(tmp_path / "b.npz")
     assert potkit.read(tmp_path / "b.npz", energy_unit="eV").energy.tolist() == [-2080.0]
 
@@ -482,3 +485,132 @@ def test_hdf5_without_energies_is_geometries(tmp_path):
         file["gdb/co/energy"] = [-1.0, -1.0, -1.0]  # not as ANI-1 calls it
     with pytest.raises(DataError, match="has no 'energies'"):
         potkit.read(tmp_path / "ani1.h5")
+
+
+# --- packing and folders: nothing lost, nothing left out ------------------------------------------
+
+
+def _frames(path, count, unlabelled=0):
+    """``count`` frames of hydrogen, the last of them without labels."""
+    labelled = frame("energy=-31.7", ":forces:R:3", "0.1 0.2 0.3") * (count - unlabelled)
+    path.write_text(labelled + frame("note=1") * unlabelled)
+
+
+def test_packing_that_fails_late_leaves_what_was_there(tmp_path):
+    """The first file alone must not take the place of a store: the second is broken."""
+    _frames(tmp_path / "run1.xyz", 3)
+    _frames(tmp_path / "old.xyz", 5)
+    registry.pack(tmp_path / "old.xyz", tmp_path / "store")
+    (tmp_path / "run2.xyz").write_text("2\nenergy=1\nH 0 0 0\n")
+    with pytest.raises(DataError, match=r"run2.xyz"):
+        registry.pack(str(tmp_path / "run*.xyz"), tmp_path / "store")
+    assert len(Structures.open(tmp_path / "store")) == 5
+    _frames(tmp_path / "partly.xyz", 4, unlabelled=1)
+    with pytest.raises(DataError, match=r"1 of 4 structures have no energy"):
+        registry.pack(tmp_path / "partly.xyz", tmp_path / "store", missing_labels="stop")
+    assert len(Structures.open(tmp_path / "store")) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "old.xyz",
+        "partly.xyz",
+        "run1.xyz",
+        "run2.xyz",
+        "store",
+    ]
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop"])
+def test_a_packed_set_is_what_reading_gives(tmp_path, policy):
+    path = tmp_path / "partly.xyz"
+    _frames(path, 4, unlabelled=1)
+    plain = potkit.read(path, missing_labels=policy)
+    packed = Structures.open(registry.pack(path, tmp_path / "store", missing_labels=policy))
+    assert packed.arrays().keys() == plain.arrays().keys()
+    assert (packed.energy is None) == (policy == "drop")
+    assert packed.partly_labelled == plain.partly_labelled
+    packed.validate()
+
+
+def test_the_unit_of_totals_where_few_have_an_element():
+    """Those that are looked at, the first 5000 with an energy, may lack an element of the set."""
+    one = Structures(np.array([8, 1, 1]), np.eye(3), np.array([0, 3]), np.array([-76.4]))
+    other = Structures(np.array([16, 1, 1]), np.eye(3), np.array([0, 3]))
+    both = concatenate([one, one, other])
+    assert unit_of_totals(both) == "hartree"
+
+
+def test_a_folder_of_several_formats_is_read_file_by_file(tmp_path):
+    for name in ("a.h5", "b.hdf5"):
+        with h5py.File(tmp_path / name, "w") as file:
+            group = file.create_group("h2")
+            group["coordinates"] = np.array([[[0.0, 0, 0], [0, 0, 0.75]]])
+            group["energies"] = np.array([-1.17])
+            group["species"] = np.array([b"H", b"H"])
+    assert len(potkit.read(tmp_path)) == 2
+    _frames(tmp_path / "c.xyz", 3)
+    assert len(potkit.read(tmp_path)) == 5
+
+
+def test_a_folder_of_one_spice_file(tmp_path):
+    with h5py.File(tmp_path / "SPICE.hdf5", "w") as file:
+        group = file.create_group("h2")
+        group["conformations"] = np.array([[[0.0, 0, 0], [0, 0, 1.4]]])
+        group["atomic_numbers"] = np.array([1, 1])
+        group["formation_energy"] = np.array([-0.17])
+        group["dft_total_energy"] = np.array([-1.17])
+        group["dft_total_gradient"] = np.zeros((1, 2, 3))
+        group["smiles"] = np.array([b"[H:1][H:2]"])
+        group["subset"] = np.array([b"one"])
+    assert len(potkit.read(tmp_path)) == len(potkit.read(tmp_path / "SPICE.hdf5")) == 1
+
+
+@pytest.mark.parametrize(
+    "comment", ["methane charge 0", "virial stress", "name of a system", "pbc"]
+)
+def test_words_of_a_plain_comment_say_nothing(tmp_path, comment):
+    path = tmp_path / "plain.xyz"
+    path.write_text(f"2\n{comment}\nH 0 0 0\nH 0 0 0.75\n")
+    s = potkit.read(path)
+    assert s.system_names() == ["H2"] and s.stress is None and s.charge.tolist() == [0]
+    assert "unread" not in s.info
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def test_the_geometry_of_unlabelled_structures_is_checked(tmp_path):
+    path = tmp_path / "partly.xyz"
+    _frames(path, 4, unlabelled=1)
+    path.write_text(path.read_text() + frame("note=1").replace("0.75", "0.01"))
+    rows = checks.check(potkit.read(path)).set_index("check")
+    assert rows.loc["overlapping atoms (< 0.1 Å)", "value"] == 1
+    assert rows.loc["without energy", "value"] == 2
+
+
+def _boxed(pbc, cell, count=1, seed=0):
+    pos = np.random.default_rng(seed).uniform(0, 4, (count, 3, 3))
+    return Structures(
+        np.tile([8, 1, 1], count),
+        pos.reshape(-1, 3),
+        np.arange(count + 1) * 3,
+        cell=np.tile(np.diag(cell), (count, 1, 1)),
+        pbc=np.tile(pbc, (count, 3)),
+    )
+
+
+def test_a_box_that_does_not_repeat_is_no_difference():
+    boxed, bare = _boxed(False, [9.0, 9, 9]), _boxed(False, [9.0, 9, 9])
+    bare.cell = None
+    assert len(duplicates.pairs(boxed, bare)) == 1
+    periodic = _boxed(True, [9.0, 9, 9])
+    assert len(duplicates.pairs(periodic, boxed)) == 0
+    assert len(duplicates.pairs(periodic, _boxed(True, [9.5, 9, 9]))) == 0
+    # on both sides of where a rounded cell would jump
+    near = _boxed(True, [12.4445] * 3), _boxed(True, [12.4445001] * 3)
+    assert len(duplicates.pairs(*near)) == 1
+
+
+def test_more_copies_than_pairs_are_looked_for(monkeypatch):
+    copies = concatenate([_boxed(False, [9.0] * 3)] * 12)
+    monkeypatch.setattr(duplicates, "LIMIT", 5)
+    assert duplicates.distinct(copies).tolist() == [0]
+    assert duplicates.leakage(copies, copies).attrs["message"].startswith("at least ")

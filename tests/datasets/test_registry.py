@@ -251,6 +251,9 @@ def test_real_sets_by_name(reference_data, monkeypatch, tmp_path):
     packed = load("3bpa")
     assert isinstance(packed.pos.base, np.memmap) or isinstance(packed.pos, np.memmap)
     assert len(packed) == 1000
+    # made once more of the files, not of the store that is there
+    monkeypatch.setattr(registry.Structures, "open", None)
+    registry.convert("3bpa")
 
 
 # -- downloads, from a server on this machine ----------------------------------------------------

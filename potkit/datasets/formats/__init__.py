@@ -33,6 +33,7 @@ from . import (
     spice_conformers,
     tip3p_npz,
 )
+from .common import data_files
 
 # order matters only where one content is a special case of another: md17 (kcal/mol by the size of
 # the energy) before extxyz
@@ -52,8 +53,6 @@ _READERS = (
     tip3p_npz,
 )
 FORMATS: dict[str, ModuleType] = {module.NAME: module for module in _READERS}
-# endings that are left aside when a folder is read file by file
-SKIPPED = {".md", ".txt", ".yaml", ".yml", ".json", ".py", ".pdf", ".license", ".bib"}
 
 
 def guess(path: Path) -> str | None:
@@ -117,10 +116,7 @@ def read(
 
 def _read_each(folder: Path, dtype: Any, options: dict[str, Any]) -> Structures:
 
-    def holds_data(file: Path) -> bool:
-        return file.is_file() and file.suffix.lower() not in SKIPPED and file.name[0] != "."
-
-    files = sorted(filter(holds_data, folder.iterdir()))
+    files = data_files(folder)
     formats = {f: guess(f) for f in files}
     foreign = [f.name for f, name in formats.items() if name is None]
     if not files or foreign:

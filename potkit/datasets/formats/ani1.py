@@ -20,7 +20,7 @@ from ...errors import ConfigError, DataError
 from ...structures.array_files import load_hdf5, open_hdf5
 from ...structures.elements import formula
 from ...structures.store import Structures
-from .common import dataset, groups_with, numbers_of, require_finite
+from .common import data_files, dataset, groups_with, numbers_of, require_finite
 from .packer import Packer
 
 NAME = "ani1"
@@ -29,9 +29,15 @@ FOLDER_PATTERN = "*.h5"
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first group with data sets has the ANI-1 keys."""
-    from .hdf5 import first_keys
+    """Whether the first group with data sets has the ANI-1 keys; of a folder: whether all files in
+    it that hold data are HDF5 that `read` takes, the first of them with these keys.
+    """
+    from .hdf5 import first_keys, is_hdf5
 
+    if path.is_dir():
+        files = data_files(path)
+        if not all(file.match(FOLDER_PATTERN) and is_hdf5(file) for file in files):
+            return False  # each file for itself: others would be left out without a word
     keys = first_keys(path)
     return "coordinates" in keys and "species" in keys and "atomic_numbers" not in keys
 

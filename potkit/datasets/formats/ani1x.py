@@ -27,12 +27,12 @@ DESCRIPTION = (
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first groups hold coordinates, atomic_numbers and some LEVEL.energy, or nothing
-    that is called an energy.
+    """Whether the first groups of a file hold coordinates, atomic_numbers and some LEVEL.energy, or
+    nothing that is called an energy.
     """
     from .hdf5 import first_keys
 
-    keys = first_keys(path)
+    keys = first_keys(path) if path.is_file() else set()
     if not {"coordinates", "atomic_numbers"} <= keys:
         return False
     return any(k.endswith(".energy") for k in keys) or not any("energ" in k for k in keys)

@@ -36,6 +36,16 @@ NUMBERS: dict[str, int] = {symbol: i for i, symbol in enumerate(SYMBOLS) if i}
 TOTAL_ENERGY_UNITS = ("hartree", "ev", "kcal/mol", "kj/mol")
 
 
+# endings of files that hold no structures, left aside where a folder is read
+SKIPPED = {".md", ".txt", ".yaml", ".yml", ".json", ".py", ".pdf", ".license", ".bib"}
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files of a folder that may hold data, by their endings, sorted."""
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
+    return [f for f in files if f.suffix.lower() not in SKIPPED]
+
+
 def numbers_of(symbols: Sequence[str | bytes], where: str) -> np.ndarray:
     """Atomic numbers [a] of element symbols ("C", b"C", " cl "). Raises DataError that names the
     first unknown one.
@@ -142,15 +152,18 @@ def unit_of_totals(structures: Structures) -> str | None:
     if structures.energy is None or not len(structures):
         return None
     rows = np.flatnonzero(structures.labelled("energy"))[:5000]
-    counts = composition(structures[rows]).astype(np.float64)
+    elements = structures.elements  # of all structures: those looked at may lack one
+    counts = composition(structures[rows], elements).astype(np.float64)
     energy = structures.energy[rows]
     if not len(rows):
         return None
-    expected = 0.5 * np.array(structures.elements, np.float64) ** 2.4 * units.HARTREE  # eV
+    there = counts.any(0)
+    counts, elements = counts[:, there], np.array(elements)[there]
+    expected = 0.5 * elements.astype(np.float64) ** 2.4 * units.HARTREE  # eV
     kinds = np.unique(counts, axis=0)
     if np.linalg.matrix_rank(kinds) == counts.shape[1] and len(kinds) > counts.shape[1]:
         fitted, *_ = np.linalg.lstsq(counts, energy, rcond=None)
-        heavy = np.array(structures.elements) > 1  # hydrogen takes up what the others leave
+        heavy = elements > 1  # hydrogen takes up what the others leave
         share = -(fitted / expected)[heavy if heavy.any() else slice(None)]
     else:
         share = np.array([np.median(-energy / (counts @ expected))])

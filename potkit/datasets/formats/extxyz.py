@@ -224,6 +224,13 @@ def _first(mapping: Any, keys: Sequence[str]) -> str | None:
     return next((key for key in keys if key in mapping), None)
 
 
+def _said(info: dict[str, str]) -> dict[str, str]:
+    """Of a comment what has a value: in the free text of plain XYZ a bare word says nothing."""
+    if "Properties" in info:
+        return info
+    return {key: value for key, value in info.items() if value != "T"}
+
+
 class Names:
     """Which keys of a file are its labels: asked for once per set of keys, not once per frame."""
 
@@ -275,7 +282,7 @@ class Names:
         for key in label_names.families(keys, label_names.ENERGY_WORDS).values():
             if key != chosen.energy:
                 self.packer.unread[key] = "energy"
-        for key in info:
+        for key in keys:
             named = label_names.family(key, ("stress", "virial", "virials")) is not None
             read = (*STRESS_KEYS, *VIRIAL_KEYS) if self.stress is None else (self.stress,)
             if named and key not in read:
@@ -405,7 +412,8 @@ def _pack(
             forces = numbers[rows, first : first + 3]
             require_finite(forces, "force", where, row="atom")
             forces = forces[None] * factors.forces
-        cell, pbc = cell_of(frame.info, where)
+        said = _said(frame.info)
+        cell, pbc = cell_of(said, where)
         cell = None if cell is None else cell * factors.length
         energy = None
         if chosen.energy is not None:
@@ -413,20 +421,20 @@ def _pack(
             energy = sized(z, energy, where, chosen.energy) if guessed else energy
         if frame.n == 1 and is_isolated_atom(frame.info):
             packer.isolated.append(packer.n_structures)
-        system = _first(frame.info, SYSTEM_KEYS)
-        charge = _first(frame.info, CHARGE_KEYS)
+        system = _first(said, SYSTEM_KEYS)
+        charge = _first(said, CHARGE_KEYS)
         molecule = water_molecules(z, pos, cell, pbc) if waters else None
         packer.add(
             z,
             pos[None],
-            packer.system(frame.info[system] if system else system_name(z)),
+            packer.system(said[system] if system else system_name(z)),
             energy,
             forces,
             cell,
             pbc,
             whole_charge(number(frame.info, charge, where), where) if charge else 0,
             0 if molecule is None else molecule,
-            stress=_stress(frame.info, cell, where, factors, names.stress),
+            stress=_stress(said, cell, where, factors, names.stress),
         )
 
 

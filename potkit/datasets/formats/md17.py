@@ -26,6 +26,7 @@ from .common import (
     Units,
     checked_numbers,
     chosen_units,
+    data_files,
     energy_unit_from_size,
     npz_names,
     numbers_of,
@@ -50,8 +51,8 @@ def sniff(path: Path) -> bool:
     of kcal/mol; or a folder of them.
     """
     if path.is_dir():
-        files = _files(path)
-        return bool(files) and all(sniff(f) for f in files)
+        files = data_files(path)
+        return bool(files) and files == _files(path) and all(sniff(f) for f in files)
     names = npz_names(path)
     if names:
         return any({s["pos"], s["z"]} <= names for s in SPELLINGS)
@@ -111,6 +112,22 @@ def _label(path: Path, arrays: dict[str, np.ndarray]) -> str:
     return name.removeprefix("rmd17_").removeprefix("md17_").removeprefix("md22_")
 
 
+def _check_size(z: np.ndarray, energy: float, where: str) -> None:
+    """Raise DataError where ``energy`` of atoms ``z``, taken for kcal/mol, is the size of a total
+    energy in another unit, and not in this one.
+    """
+    size = energy_unit_from_size(z, energy * units.KCAL_MOL)
+    like = energy_unit_from_size(z, energy)
+    if size == "ev" or like not in ("ev", "hartree", "kj/mol"):
+        return
+    spelled = {"ev": "eV", "hartree": "Hartree", "kj/mol": "kJ/mol"}[like]
+    hint = "; format='qm22' reads Hartree with gradients" if like == "hartree" else ""
+    raise DataError(
+        f"{where} {energy:.10g} is the size of {spelled}, not kcal/mol; give energy_unit= "
+        f"(--energy-unit){hint}"
+    )
+
+
 def _npz_units(
     path: Path,
     z: np.ndarray,
@@ -124,13 +141,7 @@ def _npz_units(
     named = {key: text_of(arrays[key]) for key in NAMED if key in arrays}
     energy_unit = given["e_unit"] or named.get("e_unit")
     if energy_unit is None and energy is not None:
-        size = energy_unit_from_size(z, energy * units.KCAL_MOL)
-        like = energy_unit_from_size(z, energy)
-        if size != "ev" and like in ("ev", "hartree", "kj/mol"):
-            raise DataError(
-                f"{path}: names no unit, and its energies ({energy:.6g}) are the size of {like}, "
-                "not kcal/mol; give energy_unit= (--energy-unit)"
-            )
+        _check_size(z, energy, f"{path}: names no unit, and energy")
     return chosen_units(
         given["r_unit"] or named.get("r_unit"), energy_unit, given["f_unit"], energy="kcal/mol"
     )
@@ -261,11 +272,8 @@ def _pack_xyz(
         else:
             raise DataError(f"{where}: the comment line is neither an energy nor holds Energy=")
         z = numbers_of(names[rows], where)
-        if not given and energy_unit_from_size(z, energy) == "hartree":
-            raise DataError(
-                f"{where}: energy {energy} is the size of Hartree, not kcal/mol; "
-                "format='qm22' reads Hartree with gradients"
-            )
+        if not given:
+            _check_size(z, energy, f"{where}: energy")
         require_finite(numbers[rows, :3], "position", where, "atom")
         require_finite(numbers[rows, 3:], "force", where, "atom")
         system = packer.system((label, system_name(z)), label)

@@ -47,10 +47,11 @@ _SIGN = re.compile(r"(\++|-+)(\d*)")
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first groups hold conformations and atomic_numbers."""
+    """Whether the first groups of a file hold conformations and atomic_numbers."""
     from .hdf5 import first_keys
 
-    return {"conformations", "atomic_numbers"} <= {k.replace(" ", "_") for k in first_keys(path)}
+    keys = first_keys(path) if path.is_file() else set()
+    return {"conformations", "atomic_numbers"} <= {k.replace(" ", "_") for k in keys}
 
 
 def charge_of(smiles: str) -> int:
