@@ -668,8 +668,8 @@ def compare(
     effects = statistics.effects(runs, method=interval)
     curve = None
     metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
-    if good["labels"].nunique() > 2:
-        curve = tables.curves(runs, metric)
+    if len(several := statistics.with_budgets(runs, 3)):
+        curve = tables.curves(several, metric)
     members = calibration.predictions(grid, runs, calibration.MOST) if ensembles else None
     told = {}  # ending -> what follows from the predictions
     if members is not None and len(members):
@@ -681,8 +681,13 @@ def compare(
     if out is not None:  # before anything is printed: whoever reads may be gone
         options = f"{' --ensembles' if ensembles else ''}{' --xtb' if xtb else ''}"
         options += " --smoke" if smoke else ""
+        options += f" --interval {interval}" if interval != "t" else ""
         command = f"potkit compare {experiment}{options} --out {out}"
-        notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
+        notes = {
+            "experiment": spec.model_dump(),
+            "leakage": runs.attrs["leakage"],
+            **({"interval": interval} if interval != "t" else {}),
+        }
         tables.store(runs, f"{spec.name}-runs", command, out)
         for ending, table in {"predictions": members, **told}.items() if told else ():
             if len(table):  # there are no contrasts of a single arm

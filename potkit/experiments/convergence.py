@@ -15,7 +15,9 @@ a true change of nothing is larger in one of six cases. That comparison is kept 
 (``within_interval``).
 
 Where no arm with just twice the steps was trained, scratch-longer takes its place if it has at
-least twice the steps: a harder check. Rows are judged one by one, each at 95 %.
+least twice the steps: a harder check. Its rate may have been chosen for it apart from scratch's;
+then the change is that of steps and rate together, and ``chosen`` says which. Rows are judged one
+by one, each at 95 %.
 """
 
 from __future__ import annotations
@@ -60,8 +62,9 @@ def table(
     ``times``: how many times the steps of scratch, 2 or more; ``change_%`` with its paired
     interval; ``verdict`` and ``margin_%``: see the module; ``interval_%``: half of the interval of
     scratch's mean error over seeds, relative; ``within_interval``: whether the change is smaller
-    than that. ``metric`` defaults to the declared contrast's, else the force error. Empty where no
-    run has twice the steps. Raises ConfigError for a ``margin`` that is not between 0 and 1.
+    than that; ``chosen``: what was chosen for each of the two where that differs, else empty.
+    ``metric`` defaults to the declared contrast's, else the force error. Empty where no run has
+    twice the steps. Raises ConfigError for a ``margin`` that is not between 0 and 1.
     """
     if not 0 < margin < 1:
         raise ConfigError(f"margin must lie between 0 and 1 (0.03 for ± 3 %), got {margin}")
@@ -71,7 +74,7 @@ def table(
     good = runs[runs["status"] == "ok"] if "status" in runs else runs
     rows = []
     for group, part in good.groupby(by, sort=False, observed=True):
-        scratch, again, times = _pair(part, metric)
+        scratch, again, times, chosen = _pair(part, metric)
         both = scratch.index.intersection(again.index)
         if not len(both):
             continue
@@ -90,14 +93,16 @@ def table(
                 "verdict": verdict(low, high, margin),
                 "interval_%": 100 * np.expm1(mean - below),
                 "within_interval": bool(abs(change) < mean - below),
+                "chosen": chosen,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _pair(part: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series, float]:
-    """Logarithms of scratch's errors and of those with more steps, by unit and draw, and how many
-    times the steps; none of the latter where no arm has twice the steps.
+def _pair(part: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series, float, str]:
+    """Logarithms of scratch's errors and of those with more steps, by unit and draw, how many times
+    the steps, and what was chosen for each where that differs; none of the errors with more steps
+    where no arm has twice the steps.
     """
     of_arm = {arm: part[part["arm"] == arm] for arm in (SCRATCH, DOUBLED, LONGER)}
     logs = {
@@ -106,8 +111,16 @@ def _pair(part: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series, float]
     if not len(logs[DOUBLED]) and len(logs[LONGER]) and len(logs[SCRATCH]):
         times = of_arm[LONGER]["steps"].mean() / of_arm[SCRATCH]["steps"].mean()
         if times >= 2:
-            return logs[SCRATCH], logs[LONGER], round(float(times), 2)
-    return logs[SCRATCH], logs[DOUBLED], 2.0
+            chosen = [
+                "; ".join(
+                    sorted({str(value) for value in of_arm[arm]["chosen"] if pd.notna(value)})
+                )
+                for arm in (SCRATCH, LONGER)
+                if "chosen" in part
+            ]
+            differs = " → ".join(chosen) if len(set(chosen)) > 1 else ""
+            return logs[SCRATCH], logs[LONGER], round(float(times), 2), differs
+    return logs[SCRATCH], logs[DOUBLED], 2.0, ""
 
 
 def lines(checked: pd.DataFrame) -> list[str]:
@@ -122,8 +135,10 @@ def lines(checked: pd.DataFrame) -> list[str]:
         change, low, high = (
             f"{row[f'change{end}_%']:+.1f}".replace("-", "−") for end in ("", "_low", "_high")
         )
+        own = row.get("chosen")
+        rates = f", each arm with what was chosen for it ({own})," if own == own and own else ""
         text = (
-            f"{', '.join(where)} labels: {_in_words(row)}: {steps} the steps change the "
+            f"{', '.join(where)} labels: {_in_words(row)}: {steps} the steps{rates} change the "
             f"{row['metric']} of scratch by {change} %"
         )
         if np.isfinite(row["change_low_%"]):

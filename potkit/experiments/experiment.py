@@ -115,6 +115,15 @@ class Experiment:
             )
         if not self.labels or not self.seeds:
             raise ConfigError("experiment: labels and seeds must not be empty")
+        for name in ("labels", "tuning_seeds"):
+            given = list(getattr(self, name))
+            if twice := {value for value in given if given.count(value) > 1}:
+                raise ConfigError(
+                    f"experiment: {name} has {min(twice)} twice (shares of structures count as "
+                    "whole ones)"
+                    if name == "labels"
+                    else f"experiment: {name} has {min(twice)} twice"
+                )
         short = [n for n in self.labels if not 2 <= n <= len(self.train)]
         if short:
             raise ConfigError(
@@ -167,6 +176,11 @@ class Experiment:
         longer = [LONGER] if self.objectives and self.longer else []
         if self.primary["arm"] == self.primary["against"]:
             raise ConfigError(f"experiment: primary compares {self.primary['arm']!r} with itself")
+        if self.primary["arm"] == SCRATCH:
+            raise ConfigError(
+                f"experiment: primary asks what an arm brings, and {SCRATCH!r} is a baseline "
+                f"(arm: {self.primary['against']}, against: {SCRATCH})"
+            )
         for key, known in (
             ("arm", [*self.arms, *longer]),
             ("against", [*longer, *self.arms]),
@@ -344,9 +358,10 @@ def _search(
         if e.search and e.objectives and e.longer
         for n in search.budgets(e)
     }
-    numbers = sorted({i for i, _ in longer})
-    if numbers:
-        tasks = [t for t in search.tries(grid, [LONGER], longer) if t.experiment in numbers]
+    longer = {cell: steps for cell, steps in longer.items() if steps is not None}
+    if longer:
+        tasks = search.tries(grid, [LONGER], longer)
+        tasks = [t for t in tasks if (t.experiment, t.labels) in longer]
         scores = go_on(tasks, longer)
     return scores, search.chosen(grid, scores), tried
 
@@ -382,7 +397,8 @@ def _reported(
         if e.objectives and e.longer:
             if (i, n) not in steps:
                 steps[i, n] = longer_steps(e, done, i, n, scratch)
-            later.append(finetuning(cell, LONGER, steps[i, n]))
+            if steps[i, n] is not None:
+                later.append(finetuning(cell, LONGER, steps[i, n]))
         if e.convergence:
             train, _ = e.labelled(n, e.seeds[0])
             once = e.finetune_config.replace(**dict(scratch)).total_steps(len(train))

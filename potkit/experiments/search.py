@@ -50,6 +50,8 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f"experiment: search {key!r} is none of {', '.join(MAY_SEARCH)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
             raise ConfigError(f"experiment: search {key}: give two or more values")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"experiment: search {key} has a value twice")
         for value in values:
             try:
                 experiment.finetune_config.replace(**{key: value})

@@ -300,11 +300,15 @@ def trajectories(
             finished = finished[finished[column] == value]
         for run in finished.to_dict("records"):
             head = dict(experiment.columns) | {k: run[k] for k in ("labels", "arm", "seed")}
+            if experiment.draws > 1:  # a pretraining counts once, however many draws it has
+                head |= {k: run[k] for k in (statistics.UNIT, statistics.DRAW)}
             head["forces_mae"] = run["forces_mae"]
             heads.append(head)
             tasks.append(Task(str(Path(experiment.store) / run["run"]), number))
         labels = finished["labels"].iloc[0] if len(finished) else 0
         head = dict(experiment.columns) | {"labels": labels, "arm": REFERENCE, "seed": 0}
+        if experiment.draws > 1:
+            head |= {statistics.UNIT: 0, statistics.DRAW: 0}
         head["forces_mae"] = 0.0
         tables += [head | row for row in _of_reference(case)]
     simulator = Simulator(cases)

@@ -99,6 +99,20 @@ def grouping(table: pd.DataFrame) -> list[str]:
     return table.attrs.get("by") or [*(c for c in before if c != "labels"), *budget]
 
 
+def with_budgets(runs: pd.DataFrame, least: int) -> pd.DataFrame:
+    """Of ``runs`` those of experiments in which runs with ``least`` label budgets or more ended
+    well.
+    """
+    by = [b for b in grouping(runs) if b != "labels"]
+    good = runs[runs["status"] == "ok"] if "status" in runs else runs
+    if not by:
+        return runs if good["labels"].nunique() >= least else runs.iloc[:0]
+    counts = good.groupby(by, sort=False, observed=True)["labels"].nunique()
+    kept = counts.index[counts >= least]
+    keys = pd.MultiIndex.from_frame(runs[by]) if len(by) > 1 else pd.Index(runs[by[0]])
+    return runs[keys.isin(kept)]
+
+
 # -- pretrainings and the draws nested in them ---------------------------------------------------
 UNIT, DRAW = "pretrain_seed", "label_draw"
 
@@ -250,11 +264,17 @@ def effects(
     asked = runs.attrs.get("contrasts") if contrasts is None else contrasts
     primary = dict((runs.attrs.get("primary") if primary is None else primary) or {})
     general = list(against)  # baselines of every arm
+    general_metrics = list(metrics)
     if asked:
         asked = {tuple(pair) for pair in asked}
         against = [*against, *sorted({b for _, b in asked} - set(against))]
     elif primary and primary["against"] not in (SCRATCH, LONGER, *general):
         against = [*against, primary["against"]]
+    if primary:  # what was declared is answered, whatever else is asked
+        metrics = [*metrics, *({primary["metric"]} - set(metrics))]
+        if asked:
+            asked.add((primary["arm"], primary["against"]))
+            against = [*against, *({primary["against"]} - set(against))]
     rows = []
     ratios = []  # [seeds] of each row: log(error / baseline error)
     for metric in metrics:
@@ -274,6 +294,9 @@ def effects(
                     compared = [n for n in names if n == primary.get("arm")]
                 if asked:
                     compared = [n for n in names if (n, baseline) in asked]
+                if metric not in general_metrics:
+                    declared = (primary["arm"], primary["against"])
+                    compared = [n for n in compared if (n, baseline) == declared]
                 for arm in compared:
                     logs = _by_unit((np.log(wide.loc[arm]) - base).dropna().mean(axis=1))
                     if not len(logs):
@@ -311,6 +334,14 @@ def over_budgets(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame
     if len(curves) != 1:
         raise ConfigError(f"a table of {len(curves)} experiments; take one of them")
     wide = np.log(curves[0][1].dropna())
+    arms = wide.index.get_level_values("arm")
+    # a draw counts where every arm of its pretraining has it
+    drawn = wide.groupby(level=[UNIT, DRAW]).size() == arms.nunique()
+    with_all = drawn.groupby(level=UNIT).transform("any")
+    kept = [
+        drawn[unit, draw] or not with_all[unit, draw] for unit, draw in wide.index.droplevel("arm")
+    ]
+    wide = wide[kept]
     means = {arm: _by_unit(part.loc[arm].mean(axis=1)) for arm, part in wide.groupby(level="arm")}
     return pd.DataFrame(means)
 
@@ -501,10 +532,14 @@ def plan(
 
 
 def _hours(runs: pd.DataFrame, arm: str, against: str, metric: str) -> tuple[float, float]:
-    """Mean hours of a pretraining for ``arm``, and of a fine-tuning of both arms together."""
+    """Mean hours of the pretraining of both arms together, and of their fine-tuning."""
     good = nested(runs)
     of_arm, of_baseline = (good[good["arm"] == name] for name in (arm, against))
-    before = float(of_arm["pretrain_seconds"].mean()) if "pretrain_seconds" in good else 0.0
+    before = 0.0
+    if "pretrain_seconds" in good:  # the baseline may be pretrained, too
+        before = sum(
+            np.nan_to_num(part["pretrain_seconds"].mean()) for part in (of_arm, of_baseline)
+        )
     after = float(of_arm["seconds"].mean() + of_baseline["seconds"].mean())
     return before / 3600, after / 3600
 
@@ -614,7 +649,7 @@ def labels_saved(
                 f"there is no arm {baseline!r} to compare with; there are {', '.join(names)}"
             )
         base = np.log(wide.loc[baseline].dropna())
-        why = _not_limited(baseline, budgets, _by_unit(base).to_numpy(), confidence)
+        limited = _not_limited(baseline, budgets, _by_unit(base).to_numpy(), confidence)
         for arm in names:
             of_arm = np.log(wide.loc[arm].dropna())
             both = of_arm.index.intersection(base.index)
@@ -622,6 +657,9 @@ def labels_saved(
                 continue
             a = _by_unit(of_arm.loc[both]).to_numpy()  # [seeds, budgets]
             b = _by_unit(base.loc[both]).to_numpy()
+            why = limited
+            if not why and len(b) < 2:
+                why = f"{len(b)} seed of {arm} with all budgets: it has no interval"
             for i, labels in enumerate(budgets):
                 row = group | {"arm": arm, "metric": metric, "labels": int(labels), "seeds": len(b)}
                 row |= {"against": baseline, "given": not why, "why": why}

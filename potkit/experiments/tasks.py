@@ -196,6 +196,8 @@ def finetune_folder(experiment: Experiment, task: Task) -> Path:
     train, valid = experiment.labelled(task.labels, experiment.finetune_seed(task.seed, task.draw))
     init = pretrain_folder(experiment, arm.name, task.seed).name if arm.pretrained_as else None
     more: dict[str, Any] = {"parts": arm.parts} if arm.parts != ("backbone",) else {}
+    if train.info.get("isolated_in_file"):  # energies of atoms that the user's file has
+        more["atomic_energies"] = train.info["atomic_energies"]
     if arm.weights:
         more["weights"] = pretrained.checksum(checkpoints.find(pretrained.resolve(arm.weights)))
     return _folder(
@@ -289,8 +291,9 @@ def longer_steps(
     number: int,
     labels: int,
     choice: tuple[tuple[str, Any], ...] = (),
-) -> int:
-    """Fine-tuning steps of scratch-longer at a label budget.
+) -> int | None:
+    """Fine-tuning steps of scratch-longer at a label budget; None where its length is not known,
+    because no pretraining of an objective, or no scratch run, ended well.
 
     In operations: see `operations.longer_steps`. In steps: the pretraining's on top. In time: as
     many steps as the dearest pretraining (mean over seeds) lasted, at the scratch arm's seconds per
@@ -313,10 +316,12 @@ def longer_steps(
         for t, r in finished.items()
         if t.kind == "finetune" and t.arm == SCRATCH and t.labels == labels
     ]
-    if not pretrainings or not scratch:
-        return scratch_steps
+    if experiment.objectives.keys() - pretrainings.keys():
+        return None
     if experiment.longer == "steps":
         return scratch_steps + max(rows[0]["steps"] for rows in pretrainings.values())
+    if not scratch:
+        return None
     measured = {
         "pretrain": sorted(r["run"] for rows in pretrainings.values() for r in rows),
         "scratch": sorted(r["run"] for r in scratch),

@@ -108,8 +108,16 @@ def origin(path: str | Path) -> dict[str, Any]:
 
 
 def as_stored(table: pd.DataFrame) -> pd.DataFrame:
-    """``table`` as `stored` reads it back from the file that `store` writes."""
-    return pd.read_csv(io.StringIO(table.to_csv(index=False, float_format="%.6g")))
+    """``table`` as `stored` reads it back from the file that `store` writes; but what is text stays
+    text, also where it looks like a number ("16") or like nothing ("None").
+    """
+    if table.columns.empty:
+        return table.copy()
+    back = pd.read_csv(io.StringIO(table.to_csv(index=False, float_format="%.6g")))
+    for name in table:
+        if all(isinstance(value, str) and value for value in table[name]):
+            back[name] = table[name].astype(object).to_numpy()
+    return back
 
 
 MARK = "†"  # beside an error that a baseline without training beats
@@ -209,9 +217,11 @@ def curves(runs: pd.DataFrame, metric: str = "forces_mae") -> pd.DataFrame:
 
     Columns: slope with its interval, and per label budget how many labels training from scratch
     needs for the same error; beside it, how many training from scratch for longer needs, where the
-    table has that arm. "not told" where more labels are not told to help that baseline.
+    table has that arm. "not told" where more labels are not told to help that baseline. Experiments
+    with a single budget have no curve and are left out.
     """
     by = [b for b in statistics.grouping(runs) if b != "labels"]
+    runs = statistics.with_budgets(runs, 2)
     slopes = statistics.learning_curves(runs, metric, by)
     baselines = [b for b in ("scratch", "scratch-longer") if b in set(slopes["arm"])]
     saved = [statistics.labels_saved(runs, metric, by, baseline=b) for b in baselines]

@@ -90,18 +90,23 @@ class Verification:
 
 
 def _summary(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
-    summary = statistics.summarise(runs, statistics.METRICS, by=statistics.grouping(runs))
+    summary = statistics.summarise(
+        runs,
+        statistics.METRICS,
+        by=statistics.grouping(runs),
+        method=runs.attrs.get("interval", "t"),
+    )
     return summary if known is None else baselines.mark(summary, known)
 
 
 def _effects(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
-    return statistics.effects(runs)
+    return statistics.effects(runs, method=runs.attrs.get("interval", "t"))
 
 
 def _curves(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
     good = runs[runs["status"] == "ok"]
     metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
-    return report.curves(runs, metric)
+    return report.curves(statistics.with_budgets(runs, 3), metric)
 
 
 def _convergence(runs: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
@@ -164,6 +169,7 @@ def stored_runs(name: str, folder: str | Path = "data/results") -> pd.DataFrame:
     contrasts = [c["primary"] for c in [*cells, how] if c.get("primary")]
     if contrasts:
         runs.attrs["primary"] = contrasts[0]
+    runs.attrs["interval"] = how.get("interval", "t")
     if how.get("contrasts"):
         runs.attrs["contrasts"] = [tuple(pair) for pair in how["contrasts"]]
     return runs
