@@ -173,6 +173,11 @@ class WholeGraph:
     ) -> _Graph:
         """The graph of ``outputs`` for batches that have what ``tensors`` names."""
         names, model = tuple(tensors), self.model
+        if getattr(model.backbone, "formal_charges", False):
+            raise ConfigError(
+                "config: compile does not serve networks that read formal charges of atoms; set "
+                "compile to false"
+            )
         fields: list[str] = []  # of the prediction, those that are there
 
         def forward(*values: Tensor) -> list[Tensor]:

@@ -338,7 +338,7 @@ class Potential(nn.Module):
         if readout is GradientVector:
             return readout()
         if readout is DirectVector:
-            return readout(backbone.n_features, self.energy_head.kind)
+            return readout(backbone.n_features, self._own_head("a direct read-out").kind)
         sizes = {
             "scalar": (backbone.n_features,),
             "vector": (backbone.n_features, backbone.n_vector_features),
@@ -346,10 +346,18 @@ class Potential(nn.Module):
         }
         return readout(*sizes[readout.needs])
 
+    def _own_head(self, what: str) -> AtomicEnergy:
+        if not isinstance(self.energy_head, AtomicEnergy):
+            raise ConfigError(
+                f"{what} is made like the energy head, and {type(self.energy_head).__name__} is "
+                "not potkit's AtomicEnergy; give the network a vector read-out of its own"
+            )
+        return self.energy_head
+
     def _make_noise_readout(self) -> nn.Module:
         readout, head = self._make_vector_readout(), None
         if self.vector_mode == "gradient":
-            own = self.energy_head
+            own = self._own_head("a read-out of noise")
             head = AtomicEnergy(self.backbone.n_features, self.head_norm, own.pooled, own.kind)
         return NoiseReadout(readout, head)
 
@@ -458,7 +466,8 @@ class Potential(nn.Module):
 
 def _strained(rows: Tensor, strain: Tensor) -> Tensor:
     """``rows`` [M, 3] Å times 1 + ``strain`` [M, 3, 3]."""
-    return rows + torch.einsum("ma,mab->mb", rows, strain)
+    # no product of matrices: in half precision, or TF32, its derivative would round positions
+    return rows + (rows[:, :, None] * strain).sum(1)
 
 
 def _differentiable(batch: Batch) -> Batch:

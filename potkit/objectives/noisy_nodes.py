@@ -31,7 +31,7 @@ from .supervised import Supervised
 
 @dataclasses.dataclass(frozen=True)
 class NoisyNodes(Supervised):
-    """`Supervised` (its settings are the first four) plus ``weight`` times denoising at
+    """`Supervised` (its settings are the first five) plus ``weight`` times denoising at
     ``sigma`` Å; see the module for ``beside``.
     """
 
@@ -51,7 +51,8 @@ class NoisyNodes(Supervised):
 
     def validation(self) -> Supervised:
         """The supervised part alone."""
-        return Supervised(self.energy, self.forces, self.loss_function, self.per_atom)
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Supervised)}
+        return Supervised(**own)
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """The clean structures followed by noisy copies (``beside``), or the noisy ones alone.

@@ -40,7 +40,7 @@ PATIENCE = 30.0
 # at 24, 100 and 192 atoms SchNet 0.7, 2.2, 3.5, EGNN 0.6, 0.9, 1.1, TorchMD-Net ET 0.9, 1.1, 1.2
 SMALL = 40
 # arrays of atoms whose change ASE has a calculator look at
-STATE = ("positions", "numbers", "initial_charges", "initial_magmoms")
+STATE = ("positions", "numbers", "initial_charges", "initial_magmoms", "formal_charge")
 
 
 class Neighborhood:
@@ -228,6 +228,9 @@ class PotkitCalculator(Calculator):
             changed.append("cell")
         if not np.array_equal(before.pbc, atoms.pbc):
             changed.append("pbc")
+        charges = ({"charge": a.info.get("charge", 0)} for a in (before, atoms))
+        if not _equal(*charges):  # the total one, as `Structures.from_ase` reads it
+            changed.append("initial_charges")
         return changed
 
     def _answers(self, near: Neighborhood) -> list[dict[str, np.ndarray]]:

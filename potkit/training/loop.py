@@ -536,8 +536,8 @@ def finetune(
     begin = normalization(train, config, references, _known(train))
     fitted = fitted and config.references == "least-squares"
     unit = None if init is None else start.carried_unit(model, source, parts or ())
-    if train.energy is None:
-        pass  # the zero of energies is arbitrary
+    if train.energy is None:  # their zero is arbitrary, but heads that are taken over have a unit
+        begin = begin if unit is None else begin._replace(scale=unit)
     elif unit is not None:
         begin = start.with_carried_heads(model, train, begin, unit, fitted)
     else:

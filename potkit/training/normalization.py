@@ -94,8 +94,10 @@ def normalization(
 
 
 def _unit(structures: Structures) -> float:
-    """The root mean square force of the structures that have forces, eV/Å."""
+    """The root mean square force of the structures that have forces, eV/Å; 1 where none has."""
     forces = structures.forces
+    if forces is None:  # stress alone
+        return 1.0
     if "forces" in structures.partly_labelled:
         forces = forces[np.repeat(structures.labelled("forces"), structures.n_atoms)]
     return max(float(np.sqrt(np.mean(np.square(forces, dtype=np.float64)))), 1e-3)

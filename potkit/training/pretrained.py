@@ -51,7 +51,7 @@ class Card(BaseModel):
     objective: dict[str, Any]
     labels: str | None = None
     parts: list[str] = ["backbone"]
-    sigma: float | list[float] | None
+    sigma: float | list[float] | dict[str, float] | None
     cutoff: float | None
     steps: int
     seed: int

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..errors import ConfigError
@@ -145,6 +146,7 @@ class State:
         }
         self.backbone = [p for name, p in self.trained.items() if name.startswith("backbone.")]
         self.frozen = False
+        self.norms = [m for m in model.backbone.modules() if isinstance(m, _BatchNorm)]
         if config.freeze and len(self.backbone) == len(self.trained):
             raise ConfigError(
                 "config: freeze leaves nothing to train: this objective uses no weights beside "
@@ -167,8 +169,10 @@ class State:
 
     def freeze(self, frozen: bool) -> None:
         """Hold the backbone, or let it go. Without a gradient the optimizer leaves a weight
-        alone, its decay included.
+        alone, its decay included; statistics of batches (ForceNet's) are not gathered meanwhile.
         """
+        for norm in self.norms:  # each step: validation sets the mode of the whole network
+            norm.train(not frozen)
         if frozen != self.frozen:
             for parameter in self.backbone:
                 parameter.requires_grad_(not frozen)
@@ -264,8 +268,9 @@ def take_step(training: Training, state: State) -> tuple[Tensor, list[Term], Ten
     host must know.
     """
     fabric, objective, config = training.fabric, training.objective, training.config
-    # a run that is trained further has been through its frozen part
-    state.freeze(not training.begins and state.step < round(config.freeze * training.steps))
+    # a run that is trained further has been through its frozen part, unless that is all of it
+    resting = config.freeze == 1 or not training.begins
+    state.freeze(resting and state.step < round(config.freeze * training.steps))
     rows = training.rows(state.step)[fabric.global_rank :: fabric.world_size]
     batch = training.structures.batch(rows, fabric.device, training.dtype)
     key = (config.seed, state.step, fabric.global_rank)

@@ -689,3 +689,16 @@ def test_corruption_and_loss_stay_on_the_gpu(objective):
     loss, _ = objective.loss(model(new, objective.needed()), new)
     loss.backward()
     assert loss.is_cuda and bool(loss.isfinite())
+
+
+def test_noisy_nodes_are_judged_by_all_that_they_learn():
+    """Validation has the weight of the stress, too."""
+    task = objectives.NoisyNodes(energy=0, forces=0, stress=100.0, sigma=0.1)
+    assert task.validation() == objectives.Supervised(energy=0, forces=0, stress=100.0)
+
+
+def test_a_read_out_of_noise_needs_a_head_to_be_made_like():
+    model = egnn(vector="gradient")
+    model.energy_head = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="Identity is not potkit's AtomicEnergy"):
+        model.extend(("noise",))

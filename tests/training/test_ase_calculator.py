@@ -173,3 +173,22 @@ def test_what_changes_is_seen(change):
         assert calc.check_state(atoms) == []
         atoms.arrays[change][0] = 0.5
     assert calc.check_state(atoms) == [change]
+
+
+def test_another_total_charge_is_another_energy():
+    atoms = free()
+    atoms.calc = potkit.calculator(egnn(charge=True), compile=False)
+    energies = []
+    for charge in (0, 1, 0):
+        atoms.info["charge"] = charge
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] == energies[2] != energies[1]
+
+
+def test_formal_charges_are_named_where_they_cannot_be_compiled(tmp_path):
+    model = potkit.build("egnn", preset="small", hidden=8, layers=1, formal_charges=True)
+    data = molecules(4)
+    data.formal_charge = np.zeros(len(data.z), np.int8)
+    config = potkit.TrainConfig(steps=1, batch_size=2, device="cpu", compile=True)
+    with pytest.raises(ConfigError, match="read formal charges of atoms; set compile to false"):
+        potkit.finetune(model, data[:2], data[2:], config, out=tmp_path / "run")

@@ -123,3 +123,24 @@ def test_bars_are_for_terminals(monkeypatch, capsys):
     assert progress.hidden() and progress.bar(total=3).disable
     monkeypatch.setenv("TQDM_DISABLE", "0")
     assert not progress.hidden()
+
+
+def test_a_probe_stays_one_when_it_is_trained_further(tmp_path):
+    """freeze=1: the backbone of the pretraining is never moved, by more steps neither."""
+    config = CONFIG.replace(freeze=1.0)
+    train(tmp_path / "run", config=config)
+    more = train(tmp_path / "run", 4, config=config)
+    start, end = (weights(m) for m in (egnn(), checkpoints.load(more.path)))
+    moved = {name.split(".")[0] for name in start if not torch.equal(start[name], end[name])}
+    assert "backbone" not in moved and "energy_head" in moved
+
+
+def test_statistics_of_batches_rest_with_a_frozen_backbone(tmp_path):
+    data = molecules(12)
+    model = potkit.build("forcenet", preset="masked-paper", hidden=16, layers=1, cutoff=4.0)
+    names = [n for n, _ in model.backbone.named_buffers(prefix="backbone") if "running" in n]
+    assert names
+    before = {name: model.get_buffer(name).clone() for name in names}
+    config = CONFIG.replace(freeze=1.0)
+    potkit.finetune(model, data[:8], data[8:], config, out=tmp_path / "run")
+    assert all(torch.equal(before[name], model.get_buffer(name)) for name in names)

@@ -269,3 +269,10 @@ def test_a_changed_file_is_refused(shipped):
     with pytest.raises(CheckpointError, match="damaged") as error:
         pretrained.card("egnn-small-denoise")
     one_line(error.value)
+
+
+def test_a_card_has_a_table_of_sigma():
+    """`Denoise(sigma={"*": 0.2, "H": 0.1})`: a σ per element."""
+    card = pretrained.card(pretrained.names()[0])
+    own = pretrained.Card(**(card.model_dump() | {"sigma": {"*": 0.2, "H": 0.1}}))
+    assert "sigma {'*': 0.2, 'H': 0.1} Å" in str(own)

@@ -15,6 +15,7 @@ import potkit
 from potkit import TrainConfig
 from potkit.datasets.references import ReferenceEnergies
 from potkit.training import evaluation, loop
+from potkit.training.normalization import normalization
 
 SETTINGS = TrainConfig(steps=6, batch_size=4, lr=3e-3, progress=False, device="cpu")
 # so small a rate that the first step moves nothing that can be seen
@@ -111,3 +112,34 @@ def test_isolated_atoms_of_another_level_are_named_and_binding_energy_is_not(tmp
         )
     with pytest.warns(UserWarning, match=r"isolated atoms\) are of another level of theory"):
         loop.finetune(egnn(), DATA, None, STANDSTILL, out=tmp_path / "b", references=given)
+
+
+def test_heads_carry_their_unit_also_where_only_forces_are_learned(tmp_path):
+    """The run begins at the forces of the pretrained network, whatever the new forces' size."""
+    structures = potkit.load("ani-mini")[:40]
+    model = potkit.build("egnn", preset="small", hidden=8, layers=1, vector="gradient", seed=0)
+    config = potkit.TrainConfig(steps=3, batch_size=4, device="cpu", progress=False)
+    labels = potkit.Supervised(energy=1, forces=10)
+    source = potkit.pretrain(model, structures, labels, config, out=tmp_path / "source")
+    forces_alone = structures[:20]
+    forces_alone.energy = None
+    forces_alone.forces = 0.1 * np.asarray(forces_alone.forces)
+    new = potkit.build("egnn", preset="small", hidden=8, layers=1, vector="gradient", seed=0)
+    potkit.finetune(
+        new,
+        forces_alone[:10],
+        forces_alone[10:],
+        config,
+        objective=potkit.Supervised(energy=0, forces=10),
+        init=source,
+        parts=("backbone", "energy_head"),
+        out=tmp_path / "new",
+    )
+    assert float(new.scale) == float(model.scale) != 1.0
+
+
+def test_stress_alone_has_a_unit_of_one():
+    box = potkit.load("tip3p-mini")[:4]
+    box.energy = box.forces = None
+    begin = normalization(box, potkit.TrainConfig(), None, ())
+    assert begin.scale == 1.0
