@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -13,6 +14,7 @@ import potkit
 from potkit.errors import ConfigError, DataError
 from potkit.experiments import experiment as experiments
 from potkit.experiments import yaml_form
+from potkit.experiments.tasks import Task, finetune_folder, longer_steps
 from potkit.structures.store import concatenate
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
@@ -268,3 +270,35 @@ def test_every_run_has_the_threads_the_experiment_says(structures, tmp_path, num
 def test_threads_are_a_positive_number(structures, tmp_path):
     with pytest.raises(ConfigError, match="threads"):
         grid(structures, tmp_path, threads=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": [10, 20, 10]}, "labels has 10 twice"),
+        ({"search": {"lr": [1e-3, 0.001]}, "tuning_seeds": [5]}, "search lr has a value twice"),
+        ({"search": {"lr": [1e-3, 2e-3]}, "tuning_seeds": [5, 5]}, "tuning_seeds has 5 twice"),
+        (
+            {"primary": {"arm": "scratch", "against": "denoise", "metric": "forces_mae"}},
+            "'scratch' is a baseline .arm: denoise, against: scratch.",
+        ),
+    ],
+)
+def test_what_would_be_run_twice_or_never_is_refused(structures, tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        grid(structures, tmp_path, **changes)
+
+
+def test_without_its_pretraining_scratch_longer_has_no_length(structures, tmp_path):
+    """It is left out then; as long as scratch, it would be scratch under another name."""
+    experiment = grid(structures, tmp_path, longer="steps")
+    assert longer_steps(experiment, {}, 0, 10) is None
+
+
+def test_energies_of_isolated_atoms_in_the_file_are_part_of_a_run(structures, tmp_path):
+    folders = []
+    for energy in (-13.6, -13.7):
+        own = copy.copy(structures)
+        own.info = own.info | {"isolated_in_file": True, "atomic_energies": {"H": energy}}
+        folders.append(finetune_folder(grid(own, tmp_path), Task("finetune", "scratch", 0, 10)))
+    assert folders[0] != folders[1]

@@ -10,17 +10,21 @@ import pytest
 
 import potkit
 from potkit.errors import ConfigError, DataError
+from potkit.experiments import convergence
 from potkit.experiments import labels_saved as saving
 from potkit.experiments.statistics import (
+    _hours,
     effects,
     holm,
     interval,
     labels_saved,
     learning_curves,
+    over_budgets,
     p_value,
     saved_in_words,
     summarise,
     verdict,
+    with_budgets,
 )
 from potkit.report import blocks
 from potkit.report import tables as report
@@ -550,3 +554,82 @@ def test_draws_are_averaged_and_pretrainings_counted():
         summarise(runs, ["forces_mae"]).set_index(["labels", "arm"]).loc[(25, "denoise"), "failed"]
         == 1
     )
+
+
+# -- what a second reading of this room found -----------------------------------------------------
+def test_experiments_with_a_single_budget_have_no_curve():
+    """Each its own budget: a grid of such has no learning curve, and loses nothing by it."""
+    several = curves(
+        {"scratch": (1.0, -0.5), "denoise": (0.8, -0.4)}, budgets=(10, 40, 160)
+    ).assign(target="a")
+    single = several[several["labels"] == 10].assign(target="b", labels=30)
+    runs = pd.concat([several, single], ignore_index=True)
+    runs = runs[["target", *several.columns.drop("target")]]
+    assert set(with_budgets(runs, 3)["target"]) == {"a"}
+    assert len(with_budgets(runs[runs["target"] == "b"], 2)) == 0
+    assert set(report.curves(runs)["target"]) == {"a"}
+
+
+def test_names_of_experiments_stay_text_where_they_look_like_numbers():
+    table = pd.DataFrame({"batch": ["16", "64"], "arm": ["None", "scratch"], "error": [0.1, 0.2]})
+    back = report.as_stored(table)
+    assert back["batch"].tolist() == ["16", "64"] and back["arm"].tolist() == ["None", "scratch"]
+    assert back["error"].tolist() == [0.1, 0.2]
+    assert report.as_stored(pd.DataFrame()).empty
+
+
+def test_a_declared_contrast_is_told_whatever_else_is_asked():
+    runs = frame()
+    runs["forces_rmse"] = 1.5 * runs["forces_mae"]
+    declared = {"arm": "denoise", "against": "scratch", "metric": "forces_rmse"}
+    table = effects(runs, primary=declared, contrasts=[("masked", "scratch")])
+    primary = table[table["family"] == "primary"]
+    assert primary[["arm", "against", "metric"]].to_dict("records") == [declared]
+    assert primary["change_%"].item() == pytest.approx(-20.0)
+    # of the root mean square nothing else was asked
+    assert (table["metric"] == "forces_rmse").sum() == 1
+
+
+def test_what_labels_are_worth_needs_more_than_one_seed_of_the_arm():
+    runs = curves({"scratch": (1.0, -0.5), "denoise": (0.8, -0.4)}, budgets=(10, 40, 160))
+    one = runs[(runs["arm"] == "scratch") | (runs["seed"] == runs["seed"].min())]
+    table = labels_saved(one)
+    assert not table["given"].any() and "1 seed of denoise" in table["why"].iloc[0]
+    assert "nan" not in saved_in_words(table.iloc[0])
+
+
+def test_a_draw_that_one_arm_lacks_counts_for_none():
+    rows = [
+        dict(arm=arm, seed=0, pretrain_seed=0, label_draw=draw, labels=10, status="ok", seconds=1.0)
+        | {"forces_mae": 1.0 + draw}
+        for arm in ("scratch", "denoise")
+        for draw in (0, 1)
+    ]
+    runs = pd.DataFrame(rows)
+    runs.loc[(runs["arm"] == "denoise") & (runs["label_draw"] == 1), "status"] = "failed"
+    wide = over_budgets(runs)
+    assert wide["scratch"].item() == wide["denoise"].item() == 0.0
+
+
+def test_both_pretrainings_of_a_contrast_cost():
+    runs = frame()
+    runs["pretrain_seconds"] = runs["arm"].map({"denoise": 3600.0, "masked": 7200.0}).fillna(0.0)
+    before, _ = _hours(runs[runs["status"] == "ok"], "masked", "denoise", "forces_mae")
+    assert before == pytest.approx(3.0)
+
+
+def test_convergence_says_where_rates_differ():
+    rows = [
+        dict(arm=arm, labels=10, seed=seed, status="ok", steps=steps, chosen=chosen, seconds=1.0)
+        | {"forces_mae": error * (1 + 0.01 * seed)}
+        for arm, steps, chosen, error in (
+            ("scratch", 100, "lr 0.002", 1.0),
+            ("scratch-longer", 300, "lr 0.001", 0.9),
+        )
+        for seed in range(3)
+    ]
+    (line,) = convergence.lines(convergence.table(pd.DataFrame(rows)))
+    assert "3 times the steps, each arm with what was chosen for it (lr 0.002 → lr 0.001)," in line
+    same = pd.DataFrame(rows).assign(chosen="lr 0.001")
+    (line,) = convergence.lines(convergence.table(same))
+    assert "3 times the steps change" in line
