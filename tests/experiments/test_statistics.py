@@ -621,7 +621,7 @@ def test_both_pretrainings_of_a_contrast_cost():
 def test_convergence_says_where_rates_differ():
     rows = [
         dict(arm=arm, labels=10, seed=seed, status="ok", steps=steps, chosen=chosen, seconds=1.0)
-        | {"forces_mae": error * (1 + 0.01 * seed)}
+        | {"forces_mae": error * (1 + 0.01 * seed), "pretrain_seed": seed, "label_draw": 0}
         for arm, steps, chosen, error in (
             ("scratch", 100, "lr 0.002", 1.0),
             ("scratch-longer", 300, "lr 0.001", 0.9),
