@@ -39,6 +39,8 @@ known = potkit.datasets.names()
 names = (
     list(known.name[(known.kind == "embedded") & (known.state == "ready")])
     if sets is None
+    else [sets]
+    if isinstance(sets, str)
     else sets
 )
 # a missing set stops here

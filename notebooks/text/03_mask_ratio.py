@@ -66,9 +66,10 @@ run
 # %% [markdown]
 # ## The set-up, as data
 #
-# In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
-# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of two apart the best
-# of every arm is one of the two neighbours of the one taken here.
+# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer, masked 0.5 and denoise 0.1 Å
+# searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of
+# two apart the best of each is one of the two neighbours of the one taken here. The other arms take it
+# over.
 
 # %%
 arms = masked | other | denoise
@@ -83,6 +84,8 @@ experiment = profiles.experiment(
     # the masked paper goes on from all weights
     parts={arm: ["backbone", "energy_head", "vector_readout"] for arm in arms},
 )
+for objective in arms.values():
+    objective.check(unlabelled)  # an element that is not there stops here
 budget = experiment.labels[-1]
 print(
     f"pretraining: {len(unlabelled)} unlabelled frames; fine-tuning: {experiment.labels}; test: "
@@ -170,7 +173,7 @@ kept.chart(
 )
 
 # %% [markdown]
-# The orange line is the arm without pretraining that trains for as many operations more as the pretraining had (in `paper` as many steps), with its interval as a band. The
+# The orange line is the arm without pretraining that trains for as many operations more as the dearest pretraining had (in `paper` as many steps), with its interval as a band. The
 # errors themselves, all arms side by side, and what needs no network:
 
 # %%
@@ -205,6 +208,13 @@ kept.say("results", "test")
 
 # %%
 kept.say("verdicts")
+
+# %% [markdown]
+# Whether scratch is converged at this length, which decides what "longer" may bring
+# (`docs/protocol.md`):
+
+# %%
+kept.say("convergence")
 
 # %% [markdown]
 # **What it means.** Tables and sentences above are made of the stored runs. Where an interval holds zero, this scan does not tell the two arms apart, which is not to say

@@ -54,7 +54,7 @@ run = notebooks.settings(
         sets=minis,
         labels=[80],
         shipped=True,  # weights MODEL-PRESET-denoise (data/studies/weights.yaml)
-        networks={name: dict(cutoff=4.0, vector="gradient") for name in few["models"]},
+        networks=profiles.SHIPPED,
         # the first rate of the study's search, for all arms
         finetune=dict(steps=500, batch_size=2, lr=1e-3, compile=True, eval_batch_size=16),
     ),

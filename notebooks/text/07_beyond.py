@@ -84,9 +84,8 @@ supervised, noisy = (
     potkit.NoisyNodes(**run.supervised, **run.auxiliary),
 )
 arms["force-conditioned"].check(unlabelled)
-like = unlabelled[
-    : min(500, len(unlabelled))
-].batch()  # anisotropic noise as wide as the isotropic one, averaged over atoms and directions
+# anisotropic noise as wide as the isotropic one, averaged over atoms and directions
+like = profiles.at_most(unlabelled, 500).batch()
 width = float(
     (arms["anisotropic"].corrupt(like, torch.Generator().manual_seed(0)).pos - like.pos)
     .square()
@@ -94,7 +93,7 @@ width = float(
     .sqrt()
 )
 arms["anisotropic"] = potkit.AnisotropicDenoise(
-    sigma=round(run.sigma**2 / width, 2), along=run.along
+    sigma=round(run.sigma**2 / width, 3), along=run.along
 )
 print(
     f"anisotropic noise: {arms['anisotropic'].sigma:g} Å across bonds, {run.along:g} of that "
@@ -128,10 +127,10 @@ for name, objective in {
 # %% [markdown]
 # ## Run (finished runs are loaded, not repeated)
 #
-# In `quick` one rate of fine-tuning serves all arms. On other seeds each arm searched its own
-# (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of two apart the best
-# of every arm is one of the two neighbours of the one taken here.
-# (Searched for EGNN; NequIP takes it over.)
+# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer and denoise of EGNN
+# searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of
+# two apart the best of each is one of the two neighbours of the one taken here. The other arms take it
+# over.
 
 # %%
 def experiment(model, objectives, objective, tuning, **options):
@@ -207,9 +206,10 @@ kept.chart("changes", "07_beyond", title=f"{run.model}: what each brings", group
 
 # %% [markdown]
 # Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than supervised training from
-# scratch. A step with the auxiliary loss costs about twice as much, and force-conditioned pretraining has used forces.
+# scratch. A step with the auxiliary loss costs about twice as much, force-conditioned pretraining has used forces, and scratch-longer has as many operations more
+# as the dearest of these pretrainings.
 #
-# ## Stronger networks
+# ## Another network
 
 # %%
 kept.chart(
@@ -235,6 +235,12 @@ kept.say("learned")
 kept.say("verdicts")
 
 # %% [markdown]
+# Whether scratch is converged at this length, which decides what "longer" may bring
+# (`docs/protocol.md`):
+
+# %%
+kept.say("convergence")
+
+# %% [markdown]
 # **What it means.** Tables and sentences above are made of the stored runs. A variant is asked about against its own control, seed by seed: whether two intervals
-# against scratch overlap is not the question. All arms see the same labels, initial weights and fine-tuning steps; what differs is what came before, and for the auxiliary loss what a step costs
-# (see the times). `paper` repeats this at the published widths on ANI-1x, whose forces force-conditioned denoising needs.
+# against scratch overlap is not the question. All arms see the same labels, initial weights and fine-tuning steps; what differs is what came before, and for the auxiliary loss what a step costs. `paper` repeats this at the published widths on ANI-1x, whose forces force-conditioned denoising needs.

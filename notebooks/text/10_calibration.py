@@ -2,7 +2,7 @@
 # # 10 · Do ensembles know how wrong they are?
 #
 # A network that drives a simulation should say where it is not to be trusted. The common way is an ensemble: the same network with several seeds, whose spread is taken for the
-# error. Here: the networks of notebook 05 at one label budget, over seeds, **from scratch**, **from scratch for longer** and **pretrained** by denoising. Does the spread
+# error. Here: a small network on few labels of `ani-mini`, over seeds, **from scratch**, **from scratch for longer** and **pretrained** by denoising. Does the spread
 # rank the errors? Do labels lie in its intervals as often as these claim? Does one factor, found on other molecules, put that right? And does pretraining change any of it?
 #
 # **The answer in one picture** is the first figure: the error in bins of rising spread. Above the diagonal an ensemble is surer of itself than it should be.
@@ -22,9 +22,10 @@ import numpy as np
 
 import potkit
 from potkit import experiments, notebooks, profiles
+from potkit.errors import ConfigError
 from potkit.experiments import calibration
 
-# shared with notebooks 02, 04, 05 and 07; the budget is one of notebook 05's
+# network, data and training as notebooks 02, 04, 05 and 07 have them in smoke and paper
 shared = profiles.MOLECULES
 run = notebooks.settings(
     profile,
@@ -40,6 +41,8 @@ run = notebooks.settings(
 )
 # a wrong σ stops here, before anything is trained
 arms = {"denoise": potkit.Denoise(sigma=run.sigma)}
+if len(run.seeds) < 2:
+    raise ConfigError("an ensemble needs two seeds or more")
 network = profiles.network(run)
 pool, test = profiles.parts(run)
 unlabelled = profiles.unlabelled(run, pool)

@@ -31,6 +31,7 @@ from .plan import register
 from .specs import register as register_specs
 from .weights import weights_app
 
+DEFAULT_STORE = Path("runs/store")
 INTERRUPTED = 130  # what typer makes of Ctrl-C that a command does not mind itself
 
 app = typer.Typer(
@@ -560,9 +561,9 @@ def compare(
             metavar="FILE|NAME",
         ),
     ],
-    store: Annotated[Path, Option(help="folder of finished runs, which are not run again")] = Path(
-        "runs/store"
-    ),
+    store: Annotated[
+        Path, Option(help="folder of finished runs, which are not run again")
+    ] = DEFAULT_STORE,
     jobs: Annotated[int, Option(help="runs side by side, spread over the GPUs there are")] = 1,
     dask: Annotated[
         str | None,
@@ -682,6 +683,7 @@ def compare(
         options = f"{' --ensembles' if ensembles else ''}{' --xtb' if xtb else ''}"
         options += " --smoke" if smoke else ""
         options += f" --interval {interval}" if interval != "t" else ""
+        options += f" --store {store}" if store != DEFAULT_STORE else ""
         command = f"potkit compare {experiment}{options} --out {out}"
         notes = {
             "experiment": spec.model_dump(),

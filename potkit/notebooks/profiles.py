@@ -415,6 +415,11 @@ SEARCHED: dict[str, dict[str, Any]] = {
         finetune=dict(steps=600, batch_size=4, lr=5e-3, eval_batch_size=64),
     ),
 }
+# networks of which weights ship, as these were pretrained (data/studies/weights.yaml)
+SHIPPED = {
+    name: dict(cutoff=4.0, vector="gradient")
+    for name in ("egnn", "schnet", "torchmd_et", "painn", "nequip")
+}
 COMPILED = ["egnn"]  # networks that have kernels, of those in these notebooks
 
 

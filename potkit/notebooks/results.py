@@ -33,6 +33,7 @@ from ..experiments import (
     simulations,
     statistics,
     structure_errors,
+    time_curves,
 )
 from ..experiments import experiment as experiments
 from ..experiments.choosing import Choice
@@ -44,6 +45,10 @@ from . import runner
 UNTOLD = (
     "*Profile smoke: networks of a few steps, so there are no verdicts here; "
     "`quick` and `paper` have them.*"
+)
+NOT_LOOKED_AT = (
+    "No arm without pretraining has twice the steps of scratch: whether scratch is converged was "
+    "not looked at."
 )
 
 
@@ -69,8 +74,11 @@ class Kept:
             "saved",
             "calibrated",
             "moved",
+            "convergence",
         ):
             return UNTOLD
+        if kind == "convergence" and not (self.folder / f"{self.name}-convergence.csv").is_file():
+            return NOT_LOOKED_AT
         empty = f"<!-- {kind}: {self.name}{ending} -->\n<!-- end -->"
         return blocks.fill(empty, self.folder)
 
@@ -107,6 +115,7 @@ def keep_runs(
     primary: Mapping[str, str] | None = None,
     block: Mapping[str, int] | None = None,
     tidy: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+    over_time: bool = False,
 ) -> Kept:
     """Store finished ``runs`` of ``grid`` (of `experiments.run`) and all that follows from them
     under ``name``.
@@ -114,8 +123,9 @@ def keep_runs(
     ``run``: the notebook's settings. ``contrasts``: the (arm, baseline) pairs that are asked about
     (default: every arm against scratch and scratch-longer), and ``primary`` the one declared before
     the runs; see `statistics.effects`. ``block``: see `structure_errors.of_experiments`. ``tidy``
-    is applied to each table, to name arms and columns as the notebook does. Raises ConfigError for
-    a contrast between arms that there are not, and as `report.store` does.
+    is applied to each table, to name arms and columns as the notebook does. ``over_time``: store
+    the validation errors while the runs trained, too. Raises ConfigError for a contrast between
+    arms that there are not, and as `report.store` does.
     """
     several = [grid] if isinstance(grid, Experiment) else list(grid)
     tidy = tidy or (lambda table: table)
@@ -159,8 +169,11 @@ def keep_runs(
     effects = statistics.effects(again)
     if len(effects):
         store(effects, "-effects")
-    if any(e.convergence for e in several):
-        store(convergence.table(again), "-convergence")
+    checked = convergence.table(again)
+    if len(checked):  # scratch with twice the steps or more is among the arms
+        store(checked, "-convergence")
+    if over_time:
+        store(tidy(time_curves.of_experiments(several, runs)), "-time-curves")
     store(errors, "-test-errors")
     # of what was stored, rounded as it is
     errors = report.stored(f"{name}-test-errors", folder)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def settings(how: dict[str, Any]) -> pd.DataFrame:
                 "pretrained on": _data_name(part.get("pretrain_on")),
                 "pretraining": _training(part["pretrain"]),
                 "fine-tuned on": _data_name(part["train"]),
-                "fine-tuning": _training(part["finetune"]),
+                "fine-tuning": _training(part["finetune"], part.get("search")),
                 "labels": ", ".join(map(str, part["labels"])),
                 "seeds": len(part["seeds"]),
             }
@@ -186,10 +186,12 @@ def _data_name(data: dict[str, Any] | None) -> str:
     return " + ".join("/".join(Path(name).parts[-2:]) for name in sets)
 
 
-def _training(config: dict[str, Any]) -> str:
+def _training(config: dict[str, Any], searched: Mapping[str, Any] | None = None) -> str:
     if "steps" not in config:
         return "–"
     rate = f", rate {config['lr']:g}" if "lr" in config else ""
+    if "lr" in (searched or {}):  # what an arm runs with is chosen for it
+        rate = ", rate searched for each arm"
     return f"{config['steps']} steps of {config['batch_size']}{rate}"
 
 

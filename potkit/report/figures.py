@@ -329,7 +329,12 @@ def _add_baselines(
             y=levels,
             name=name,
             legendgroup=name,
-            mode="lines",
+            mode="lines+markers",  # of a single budget no line is drawn
+            marker=dict(
+                symbol="line-ew",
+                size=44 if len(rows) == 1 else 0,
+                line=dict(color="#777777", width=1.5),
+            ),
             line=dict(color="#777777", width=1.5, dash=BASELINES.get(name, "longdash")),
             showlegend=not any(trace.name == name for trace in chart.data),
             row=panel[0],

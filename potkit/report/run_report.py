@@ -44,6 +44,8 @@ def parity(
         (table[column].to_numpy() - base) / sizes for column in ("energy", "predicted_energy")
     ]
     panels = [("energy per atom less references (eV/atom)", of_energy)]
+    if np.isnan(of_energy[0]).all():  # without labels there is nothing to compare
+        panels = []
     if result.predicted_forces is not None:
         labels = np.asarray(structures.forces, float).ravel()
         panels.append(("force components (eV/Å)", [labels, result.predicted_forces.ravel()]))
@@ -59,6 +61,8 @@ def parity(
     chart.update_layout(template="potkit", title=title, width=520 * len(panels), height=540)
     blue, red = figures.colours(2)
     for column, (name, (label, predicted)) in enumerate(panels, start=1):
+        labelled = np.isfinite(label)
+        label, predicted = label[labelled], predicted[labelled]
         shown = np.arange(len(label))
         if len(shown) > POINTS:
             shown = np.sort(np.random.default_rng(0).choice(shown, POINTS, replace=False))

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from ..errors import ConfigError
 from ..experiments import statistics
-from . import calibration_figures, figures, simulation_figures
+from . import calibration_figures, figures, simulation_figures, time_figures
 from . import tables as report
 from .sentences import SHOWN, worth
 
@@ -48,6 +48,8 @@ def draw(kind: str, name: str, folder: str | Path = "data/results", **options: A
         below = simulation_figures.sizes
     elif kind == "breakdown":
         below = _sizes_of_groups
+    elif kind == "time":
+        below = _sizes_in_time
     title = f"{chart.layout.title.text or ''}<br><sub>{below(name, folder)}</sub>"
     chart.update_layout(
         title=dict(text=title, y=1, yanchor="top", pad=dict(t=28)),
@@ -363,7 +365,23 @@ OF_SIMULATIONS: dict[str, Callable[..., go.Figure]] = {
     "survival": simulation_figures.survival,
     "distributions": simulation_figures.distributions,
 }
+
+
+def _time(
+    name: str, folder: Path, title: str, against: str = "step", metric: str = "forces_mae"
+) -> go.Figure:
+    """Validation error against steps (or operations, seconds) of fine-tuning, a line an arm."""
+    table, _ = report.stored(f"{name}-time-curves", folder)
+    return time_figures.time_curves(table, against, metric, title)
+
+
+def _sizes_in_time(name: str, folder: str | Path = "data/results") -> str:
+    table, _ = report.stored(f"{name}-time-curves", folder)
+    return f"means over {table['pretrain_seed'].nunique()} seeds, bands 95 % intervals over these"
+
+
 KINDS: dict[str, Callable[..., go.Figure]] = {
+    "time": _time,
     **OF_ENSEMBLES,
     **OF_SIMULATIONS,
     "changes": _changes,

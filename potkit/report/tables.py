@@ -91,7 +91,8 @@ def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame
 def read(path: str | Path) -> pd.DataFrame:
     """The table in a CSV file. Raises DataError, in one line that names it, where there is none."""
     try:
-        return pd.read_csv(path)
+        # what is missing is written as nothing; "None" or "NA" may be the name of a part of a grid
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:  # pandas' own errors of parsing are of the latter
         why = reason(error) if isinstance(error, OSError) else first_line(error)
         raise DataError(f"{path}: not a table in CSV ({why})") from None

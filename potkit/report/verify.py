@@ -51,7 +51,14 @@ from . import tables as report
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-DOCUMENTS = ("README.md", "RESULTS.md")
+DOCUMENTS = (
+    "README.md",
+    "RESULTS.md",
+    "docs/papers.md",
+    "docs/scale.md",
+    "docs/statistics.md",
+    "docs/weights.md",
+)
 MEASURED = ("-time-curves", "coverage")  # tables that follow from nothing that is stored
 RELATIVE, PERCENT = 1e-4, 2e-3  # a changed sixth digit of an error moves a change by up to 0.001 %
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?")

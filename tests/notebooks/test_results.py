@@ -56,9 +56,16 @@ def kept(grid, tmp_path, monkeypatch):
     monkeypatch.setenv("POTKIT_FIGURES", str(tmp_path / "figures"))
     runs = experiments.run(grid, progress=False)
     kept = results.keep_runs(
-        QUICK, grid, runs, "mine", "02_noise_scale", contrasts=ASKED, primary=PRIMARY
+        QUICK,
+        grid,
+        runs,
+        "mine",
+        "02_noise_scale",
+        contrasts=ASKED,
+        primary=PRIMARY,
+        over_time=True,
     )
-    for kind in ("changes", "errors", "curves", "gain", "saved", "breakdown"):
+    for kind in ("changes", "errors", "curves", "gain", "saved", "breakdown", "time"):
         chart = stored_figures.draw(kind, "mine", kept.folder, title=f"Picture of {kind}")
         figures.save(chart, kind)
     told = ("results", "test", "verdicts", "saved", "breakdown", "astray")
@@ -77,7 +84,7 @@ def test_everything_that_is_kept_is_made_again(kept, tmp_path):
     derived = ("", "-effects", "-test", "-breakdown", "-baselines")
     assert set(found.tables) == {f"mine{ending}" for ending in derived}
     assert not found.without_runs
-    assert len(found.pictures) == 6 and found.documents == ["notebooks/02_a.ipynb"]
+    assert len(found.pictures) == 7 and found.documents == ["notebooks/02_a.ipynb"]
     effects = kept.table("-effects")
     assert set(zip(effects.arm, effects.against, strict=True)) == set(ASKED)
     assert (effects.family == "primary").sum() == 1
@@ -335,3 +342,10 @@ def test_a_study_is_shown_as_it_is_stored(tmp_path, monkeypatch):
             " and against == 'scratch' and metric == 'forces_mae'"
         )
         assert told["change_%"].item() == pytest.approx(100 * np.expm1(of_both), rel=1e-3)
+
+
+def test_convergence_is_told_where_it_was_looked_at(kept):
+    """Here no arm without pretraining has more steps than scratch."""
+    assert kept.markdown("convergence") == results.NOT_LOOKED_AT
+    smoke = dataclasses.replace(kept, profile="smoke")
+    assert smoke.markdown("convergence") == results.UNTOLD
