@@ -74,7 +74,10 @@ def radial_distribution(
     counts, edges = np.histogram(distances, bins=bins, range=(0.0, cutoff))
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     n_a = np.bincount(owner[structures.z == a], minlength=len(structures))
-    n_b = np.bincount(owner[structures.z == b], minlength=len(structures)) - (a == b)
+    n_b = np.bincount(owner[structures.z == b], minlength=len(structures))
+    # an atom is no pair with itself, but with its image where that is within the cutoff
+    width = 1.0 / np.linalg.norm(np.linalg.inv(structures.cell), axis=1).max(1)
+    n_b = n_b - ((a == b) & (width > cutoff))
     # pairs per Å³ without structure
     expected = float((n_a * n_b / np.abs(np.linalg.det(structures.cell))).sum())
     shell = 4.0 / 3.0 * np.pi * np.diff(edges**3)
@@ -92,11 +95,13 @@ def force_norms(structures: Structures) -> dict[str, np.ndarray]:
 
 
 def energy_above_minimum(structures: Structures) -> np.ndarray:
-    """Energy of each structure above the lowest of the same system in the set, [S] eV/atom."""
+    """Energy of each structure above the lowest of the same system in the set, [S] eV/atom; NaN
+    where it has none.
+    """
     if structures.energy is None:
         raise DataError(f"{structures.info.get('name', 'structures')}: no energies")
     lowest = np.full(int(structures.system.max()) + 1, np.inf)
-    np.minimum.at(lowest, structures.system, structures.energy)
+    np.fmin.at(lowest, structures.system, structures.energy)
     return (structures.energy - lowest[structures.system]) / structures.n_atoms
 
 

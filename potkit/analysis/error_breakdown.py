@@ -30,10 +30,14 @@ def centred(
     error: np.ndarray,  # [S]
     system: np.ndarray,  # [S] names or numbers
 ) -> np.ndarray:  # [S]
-    """``error`` less its mean over each system; NaN where a system has one structure only."""
+    """``error`` less its mean over each system; NaN where a system has one structure only, and
+    where the error is NaN, for want of a label.
+    """
     number = np.unique(np.asarray(system), return_inverse=True)[1]
-    count = np.bincount(number)
-    mean = np.bincount(number, error) / count
+    known = np.isfinite(error)
+    count = np.bincount(number, known)
+    with np.errstate(invalid="ignore", divide="ignore"):  # systems without any label
+        mean = np.bincount(number, np.where(known, error, 0.0)) / count
     return np.where(count[number] > 1, error - mean[number], np.nan)
 
 
@@ -43,13 +47,18 @@ def energy_errors(
     system: np.ndarray,  # [S]
 ) -> dict[str, float]:
     """Mean absolute errors of energies: energy_mae (eV), energy_mae_per_atom (eV/atom),
-    relative_energy_mae (eV; NaN where no system has two structures).
+    relative_energy_mae (eV; NaN where no system has two structures). Of structures with a label:
+    where the error is NaN there is none.
     """
     relative = centred(error, system)
     known = relative[np.isfinite(relative)]
+    labelled = np.isfinite(error)
+    error, atoms = error[labelled], atoms[labelled]
     return {
-        "energy_mae": float(np.abs(error).mean()),
-        "energy_mae_per_atom": float(np.mean(np.abs(error) / atoms)),
+        "energy_mae": float(np.abs(error).mean()) if len(error) else float("nan"),
+        "energy_mae_per_atom": (
+            float(np.mean(np.abs(error) / atoms)) if len(error) else float("nan")
+        ),
         "relative_energy_mae": float(np.abs(known).mean()) if len(known) else float("nan"),
     }
 
@@ -149,7 +158,9 @@ def _by_element(structures: Structures, delta: np.ndarray | None) -> pd.DataFram
 
 
 def _force_errors(delta: np.ndarray | None) -> dict[str, float]:
-    if delta is None:
+    if delta is not None:
+        delta = delta[np.isfinite(delta).all(1)]  # of atoms with a label
+    if delta is None or not len(delta):
         return {"forces_mae": float("nan"), "forces_rmse": float("nan")}
     return {
         "forces_mae": float(np.abs(delta).mean()),

@@ -127,10 +127,13 @@ def stars(
         while len(rows) >= FEWEST or (several and len(rows)):
             reference = rows[0]
             if structures.energy is not None:
-                reference = rows[np.argmin(structures.energy[rows])]
+                energy = np.asarray(structures.energy[rows], np.float64)
+                reference = rows[np.argmin(np.where(np.isnan(energy), np.inf, energy))]
             bonded = _bonds(structures, reference)
             whole = _unbroken(structures, rows, bonded, z)
-            chosen = rows[whole][:limit]
+            chosen = rows[whole]
+            if len(chosen) > limit:  # not the first: a file may stand in the order of temperature
+                chosen = np.sort(rng.permutation(chosen)[:limit])
             rows = rows[~whole]
             for kind, members, own in _members(bonded, z, molecule, frame):
                 copies = _steps(structures, chosen, members[:1], members)

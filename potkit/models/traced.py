@@ -101,6 +101,8 @@ def check_charges(model: Potential) -> None:
         raise ConfigError(
             f"export: {name} reads total charges (charge=True), which no engine gives"
         )
+    if any("charge" in getattr(m, "_arguments", ()) for m in model.modules()):
+        raise ConfigError(f"export: {name} is given total charges, which no engine gives")
 
 
 def trace(model: Potential, examples: Sequence[Structures]) -> torch.jit.ScriptModule:
@@ -112,7 +114,7 @@ def trace(model: Potential, examples: Sequence[Structures]) -> torch.jit.ScriptM
     """
     check_traceable(model)
     name = type(model.backbone).__name__
-    like = next(p for p in model.parameters() if p.is_floating_point())
+    like = model.like()
     module = FromEdges(copy.deepcopy(model).eval()).requires_grad_(False)
     batches = [s.batch(device=like.device, dtype=like.dtype) for s in examples]
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():

@@ -127,7 +127,7 @@ def _write_metatomic(model: Potential, path: Path) -> None:
 
     elements = elements_of(model)
     tried = [z for z in (1, 6, 7, 8) if z in elements] or elements[:4]
-    like = next(p for p in model.parameters() if p.is_floating_point())
+    like = model.like()
     structures = [
         examples(model.cutoff, elements=tried),
         examples(model.cutoff, periodic=True, seed=1, elements=tried),

@@ -144,3 +144,28 @@ def test_distance_of_two_harmonic_bonds():
 
     found = dynamics.distance_of_histograms(centres, gauss(0.05), gauss(0.03))
     assert found == pytest.approx(0.02 * np.sqrt(2 / np.pi), rel=1e-3)
+
+
+def test_images_of_an_atom_count_in_small_cells(rng):
+    """Two atoms in a cell narrower than the cutoff: g(r) is 1 on average."""
+    frames, side = 300, 4.0
+    cells = potkit.Structures(
+        z=np.full(2 * frames, 8),
+        pos=rng.uniform(0, side, (2 * frames, 3)),
+        ptr=2 * np.arange(frames + 1),
+        cell=np.tile(side * np.eye(3), (frames, 1, 1)),
+        pbc=np.ones((frames, 3), bool),
+    )
+    _, g = distributions.radial_distribution(cells, "O", "O", cutoff=19.0, bins=10)
+    shell = np.diff(np.linspace(0, 19, 11) ** 3)  # images of one atom stand at few distances
+    assert (g * shell).sum() / shell.sum() == pytest.approx(1.0, abs=0.03)
+
+
+def test_energies_that_are_missing_hide_no_others():
+    structures = potkit.load("ani-mini")[:6]
+    structures.energy = structures.energy.copy()
+    before = distributions.energy_above_minimum(structures)
+    structures.energy[np.argmax(before)] = np.nan
+    after = distributions.energy_above_minimum(structures)
+    assert np.isnan(after).sum() == 1
+    assert np.allclose(after[np.isfinite(after)], before[np.isfinite(after)])

@@ -124,3 +124,16 @@ def test_temperatures_of_3bpa_by_the_order_of_its_file(reference_data):
     assert set(table["group"]) == {"300 K", "600 K", "1200 K"}
     with pytest.raises(DataError, match="is not in"):
         error_breakdown.labels_by_geometry(drawn, mixed[:5], kelvin[:5])
+
+
+def test_structures_without_a_label_hide_no_others():
+    """One energy and the forces of another structure are not known."""
+    s = potkit.load("ani-mini")[:8]
+    s.energy, s.forces = s.energy.copy(), np.asarray(s.forces).copy()
+    predicted = {"energy": s.energy + 0.1, "forces": s.forces + 0.2}
+    s.energy[0] = np.nan
+    s.forces[s.ptr[1] : s.ptr[2]] = np.nan
+    table = error_breakdown.breakdown(s, predicted, by=["all"] * 8)
+    assert table["energy_mae"].item() == pytest.approx(0.1)
+    assert table["forces_mae"].item() == pytest.approx(0.2, rel=1e-3)
+    assert table["relative_energy_mae"].item() == pytest.approx(0.0, abs=1e-6)

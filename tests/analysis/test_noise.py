@@ -397,3 +397,19 @@ def test_reference_molecules(reference_data):
     # one of them
     moving = noise_scale.propose_sigma(potkit.read(reference_data / "ani1-alkanes" / "md"))
     assert 0.02 < moving.table.loc["thermal", "all"] < 0.05
+
+
+def test_copies_are_drawn_from_the_whole_file():
+    """A file in the order of temperature: the first half is cold, the second hot."""
+    rng = np.random.default_rng(0)
+    rest = potkit.load("ani-mini")[:1]
+    n = 400
+    width = np.repeat([0.01, 0.1], n // 2)[:, None, None]
+    pos = np.asarray(rest.pos)[None] + width * rng.normal(size=(n, len(rest.z), 3))
+    frames = potkit.Structures(
+        np.tile(rest.z, n), pos.reshape(-1, 3), np.arange(n + 1) * len(rest.z)
+    )
+    few = next(iter(local_vibrations.stars(frames, limit=100)))
+    spread = few.u.std(axis=(1, 2))
+    hot = (spread > 0.04).mean()
+    assert 0.3 < hot < 0.7

@@ -684,3 +684,13 @@ def test_mistakes_of_the_command_are_one_line(run):
 if __name__ == "__main__":
     for each in NAMES:
         print(f'    "{each}": {signature(each)},')
+
+
+def test_the_cutoff_of_schnet_stands_in_its_weights():
+    """The centres of the Gaussians reach to it; another cutoff would be another network."""
+    settings = {"hidden_channels": 8, "num_filters": 8, "num_gaussians": 6, "num_interactions": 1}
+    made = published_codes.network("denoise-schnet", **settings, cutoff=10.0)
+    state = state_of(made, "denoise-schnet")
+    assert published("denoise-schnet", state).cutoff == 10.0
+    with pytest.raises(ConfigError, match="cutoff"):
+        published("denoise-schnet", state, cutoff=5.0)

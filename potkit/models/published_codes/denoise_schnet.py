@@ -194,6 +194,8 @@ def sizes(state: dict[str, Tensor]) -> dict[str, Any]:
         num_filters=filters,
         num_gaussians=gaussians,
         num_interactions=1 + max(blocks),
+        # the last centre of the Gaussians; single precision has seven digits
+        cutoff=float(f"{state['distance_expansion.offset'][-1].item():.6g}"),
         max_embedding=types,
     )
 
