@@ -723,6 +723,8 @@ def compare(
     print(shown)
     if tables.MARK in shown:
         print(f"{tables.MARK} a larger mean error than a prediction that needs no network")
+    if not runs.attrs["leakage"]:  # what leaks was said while the runs went on
+        print("no test structure is among those to pretrain on or to train on")
     stood_by.say()
     if len(effects):
         print("over all label budgets (** told from 0, with all comparisons of the table counted):")

@@ -105,7 +105,9 @@ ITEMS = (
         ("denoise-figure3",),
         "04_transfer",
         ("04_transfer",),
+        {"transfer": ("denoise",)},
         printed="buckyball catcher −39.3 %, nanotube −47.3 % on average (energies)",
+        only={"transfer": {"data": ("md22-mini",)}},
         needs=f"{ANI_SETS}, MD22, {GPU}",
     ),
     Item(
@@ -195,6 +197,7 @@ ITEMS = (
         ("masked-table2",),
         "06_masked_versus_denoise",
         ("06_rmd17",),
+        {"masked-or-denoise-rmd17": ("masked",)},
         theirs=dict(paper="masked", table="text 3.5", data="rMD17", quantity="forces"),
         needs=f"rMD17, {GPU}",
     ),
@@ -226,8 +229,10 @@ ITEMS = (
         "§3.2: convergence",
         "pretrained networks converge faster and more stably",
         ("masked-table1-rpbe", "masked-table1-tip3p"),
+        "06_masked_versus_denoise",
+        ("06_time",),
         printed="said of all, shown for ForceNet in S2",
-        needs=f"the RPBE-D3 set, {GPU}; error against steps is in each run's metrics",
+        needs=f"the RPBE-D3 set, {GPU}",
     ),
     Item(
         "masked",
@@ -251,7 +256,6 @@ ITEMS = (
         "§3.2: ForceNet",
         "ForceNet converges only after pretraining",
         ("masked-table1-rpbe",),
-        "07_beyond",
         printed="RPBE: no number from scratch, 231.3 meV/Å pretrained; its published code sees one "
         "element only (fault all-oxygen)",
         needs=f"the RPBE-D3 set, {GPU}",

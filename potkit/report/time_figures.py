@@ -91,7 +91,15 @@ def time_curves(
     # bands of two or three seeds may span decades, and must not make lines of the curves
     bottom, top = scale * shown["mean"].min() / 1.5, scale * shown["mean"].max() * 1.5
     figures._plain_log_ticks(chart, [bottom, top])
-    chart.update_xaxes(type="log", title_text=AGAINST[against])
+    span = shown.loc[shown[against] > 0, against]
+    decades = 10.0 ** np.arange(np.floor(np.log10(span.min())), np.log10(span.max()) + 1)
+    ticks = np.sort(np.outer([1, 2, 5], decades).ravel())
+    chart.update_xaxes(
+        type="log",
+        title_text=AGAINST[against],
+        tickvals=ticks,
+        ticktext=[f"{tick:,.0f}" if tick < 1e6 else f"{tick:.0e}" for tick in ticks],
+    )
     chart.update_yaxes(type="log", range=np.log10([bottom, top]))
     chart.update_yaxes(title_text=f"validation {label} ({unit})", col=1)
     return chart.update_layout(

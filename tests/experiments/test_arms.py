@@ -303,9 +303,9 @@ def test_the_command_stores_tables_and_draws(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "over all label budgets" in said and "energy MAE against scratch-longer" in said
     effects, how = report.stored("networks-effects", tmp_path)
-    assert how["command"] == f"potkit compare {path} --out {tmp_path}" and set(
-        effects["network"]
-    ) == {"egnn", "painn"}
+    store = tmp_path / "store"
+    assert how["command"] == f"potkit compare {path} --store {store} --out {tmp_path}"
+    assert set(effects["network"]) == {"egnn", "painn"}
     of_painn = effects[(effects["network"] == "painn") & (effects["against"] == "scratch-longer")]
     assert (
         set(of_painn["arm"]) == {"denoise", "frozen", "layer-wise"}
