@@ -144,7 +144,7 @@ def test_set(table: pd.DataFrame) -> str:
         for r in part.to_dict("records"):
             name, unit, scale = structure_errors.NAMES[r["metric"]]
             text = f"{scale * r['mean']:.3g}"
-            if np.isfinite(r["low"]):
+            if np.isfinite(r["low"]) and r["clusters"] >= structure_errors.FEWEST:
                 text += f" [{scale * r['low']:.3g} to {scale * r['high']:.3g}]"
             row[f"{name} ({unit})"] = text
         row["test structures"] = worth(part)
@@ -154,6 +154,10 @@ def test_set(table: pd.DataFrame) -> str:
         "set, for these networks: what other ones would do. So many structures are worth as many "
         "independent ones as the last column says. Relative energies are centred in each system."
     )
+    if (table["clusters"] < structure_errors.FEWEST).any():
+        note += (
+            f" Fewer than {structure_errors.FEWEST} groups have no interval that can be trusted."
+        )
     return f"{markdown(pd.DataFrame(rows).fillna(''))}\n\n{note}"
 
 
@@ -223,12 +227,12 @@ def astray(runs: pd.DataFrame) -> str:
 
 def worth(table: pd.DataFrame) -> str:
     """ "300 structures of 78 systems, worth 93" of rows of `structure_errors.summarise`: forces, or
-    else energies. Never worth more than there are.
+    else energies. Never worth more than there are, and of too few groups it is not said.
     """
     metric = "forces_mae" if (table["metric"] == "forces_mae").any() else "energy_mae"
     r = table[table["metric"] == metric].iloc[0]
     text = f"{r['structures']:.0f} structures of {r['clusters']:.0f} {r['of']}"
-    if not np.isfinite(r["effective"]):
+    if not np.isfinite(r["effective"]) or r["clusters"] < structure_errors.FEWEST:
         return text
     return f"{text}, worth {min(r['effective'], r['structures']):.0f}"
 
