@@ -150,7 +150,7 @@ ITEMS = (
         "S5",
         "fine-tuning for more epochs",
         ("denoise-s5",),
-        stored={"denoise-3bpa-long": ("denoise",)},
+        stored={"study-denoise-doubled": ("denoise",), "denoise-3bpa-long": ("denoise",)},
         printed="not at hand",
         needs=f"{ANI_SETS}, {GPU}",
     ),
