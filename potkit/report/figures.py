@@ -329,12 +329,11 @@ def _add_baselines(
             y=levels,
             name=name,
             legendgroup=name,
-            mode="lines+markers",  # of a single budget no line is drawn
-            marker=dict(
-                symbol="line-ew",
-                size=44 if len(rows) == 1 else 0,
-                line=dict(color="#777777", width=1.5),
-            ),
+            mode="lines" if len(rows) > 1 else "markers+text",  # a line needs two budgets
+            marker=dict(symbol="line-ew", size=44, line=dict(color="#777777", width=1.5)),
+            text=name,
+            textposition="middle right",
+            textfont=dict(size=12, color="#555555"),
             line=dict(color="#777777", width=1.5, dash=BASELINES.get(name, "longdash")),
             showlegend=not any(trace.name == name for trace in chart.data),
             row=panel[0],
