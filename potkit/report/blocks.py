@@ -221,7 +221,8 @@ def studies(names: Sequence[str], folder: str | Path = "data/results") -> pd.Dat
                 rows.append(
                     {
                         "study": name,
-                        "network": " ".join(map(str, grid.values())),
+                        # without a grid there is one network, and the settings name it
+                        "network": " ".join(map(str, grid.values())) or part["model"]["name"],
                         "pretraining": f"{arm}, {part['pretrain']['steps']} steps",
                         "fine-tuning": f"{part['finetune']['steps']} steps",
                         "labels": f"{scratch[0]} to {scratch[-1]}" if several else f"{scratch[0]}",
