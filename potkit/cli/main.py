@@ -888,12 +888,15 @@ def main(arguments: list[str] | None = None) -> None:
         _check_words(arguments)
         with _ended_in_order():
             code = app(args=arguments, prog_name="potkit", standalone_mode=False)
+        sys.stdout.flush()  # at the interpreter's end nobody could say what went wrong
         if code == INTERRUPTED:
             print("error: interrupted", file=sys.stderr)
         raise SystemExit(code if isinstance(code, int) else 0)
     except (PotkitError, OSError) as error:
         if "--debug" in arguments:
             raise
+        if isinstance(error, BrokenPipeError):
+            streams.let_go()
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"

@@ -28,6 +28,11 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
+def let_go() -> None:
+    """Where nobody reads stdout any more, what is left in it goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def check_surroundings() -> None:
     """Raise ConfigError where the working directory or the folder for temporary files is gone."""
     try:

@@ -69,7 +69,9 @@ def test_turning_about_bonds_is_no_vibration():
     angle = np.random.default_rng(1).uniform(0, 2 * np.pi, 800)
     structures = thermal(peroxide(angle), [1, 8, 8, 1], 800, 0.02)
     assert thermal_width(structures) == pytest.approx(0.02, rel=0.05)
-    assert (noise_scale.gaussian_test(structures)["verdict"] == "Gaussian").all()
+    # of 500 copies drawn from 800 one in twenty intervals is wider than the threshold
+    verdicts = noise_scale.gaussian_test(structures)["verdict"]
+    assert verdicts.isin(["Gaussian", "Gaussian or nearly"]).all()
     whole = noise_scale.gaussian_test(structures, frame="structure").set_index("element")
     assert whole.loc["H", "rms (Å)"] > 0.15 and whole.loc["H", "verdict"] == "no"
 

@@ -27,7 +27,8 @@ finetune: {{steps: 2, batch_size: 4, progress: false, device: cpu}}
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
 def potkit_command(
@@ -72,10 +73,10 @@ def test_an_error_reaches_a_terminal_that_is_not_utf8(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_table_is_stored_whoever_has_stopped_reading(tmp_path, spec):
-    done = potkit_command(
-        "compare", str(spec), "--out", "res", cwd=tmp_path, shell="| true; exit ${PIPESTATUS[0]}"
-    )
+@pytest.mark.parametrize("buffered", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "not"])
+def test_the_table_is_stored_whoever_has_stopped_reading(tmp_path, spec, buffered):
+    stopped = {"shell": "| true; exit ${PIPESTATUS[0]}", **buffered}
+    done = potkit_command("compare", str(spec), "--out", "res", cwd=tmp_path, **stopped)
     assert done.returncode == 1, done.stderr.decode()  # as all programs made with click
     assert b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr
     assert (tmp_path / "res" / "tiny.csv").is_file()

@@ -281,7 +281,8 @@ def test_compare_stores_predictions_that_verify_makes_tables_of(tmp_path, capsys
     said = capsys.readouterr().out
     assert not done.value.code and "inside 90 % intervals" in said and "Differences between" in said
     table, how = tables.stored("sure-predictions", out)
-    assert len(table) == 2 * 2 * 12 and how["command"].endswith(f"--ensembles --out {out}")
+    assert len(table) == 2 * 2 * 12
+    assert how["command"].endswith(f"--ensembles --store {tmp_path / 'store'} --out {out}")
     found = verify.verify(out, tmp_path)
     # p values of two seeds that hardly differ are beyond the six digits that runs are stored with
     assert set(found.differences["where"]) <= {"sure-effects.csv"}
