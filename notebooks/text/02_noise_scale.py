@@ -53,10 +53,10 @@ run
 # %% [markdown]
 # ## The set-up, as data
 #
-# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer and denoise at 0.1 Å
-# searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of
-# two apart the best of each is one of the two neighbours of the one taken here. The other arms take it
-# over.
+# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer and
+# denoise at 0.1 Å searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of
+# rates a factor of two apart the best of each is one of the two neighbours of the one taken here. The
+# other arms take it over.
 
 # %%
 experiment = profiles.experiment(
@@ -224,8 +224,11 @@ kept.say("verdicts")
 kept.say("convergence")
 
 # %% [markdown]
-# **What it means.** Tables and sentences above are made of the stored runs. (A table of results has the error at the mean of its logarithms over
-# seeds; the table of the test set below it has plain means, which lie a little higher.) Read them in this order: which σ do validation molecules choose, and which are not
-# told from it; does it help on test molecules at the same fine-tuning budget; and would the same operations have been better spent on more training? A small network and a
-# few hundred steps are not the paper: `paper` runs the published network, data and epochs. What carries over is the procedure: a setting chosen where the test is
-# not looked at, the same labels and budget in every arm, and the longer-scratch arm beside.
+# **What it means.** Tables and sentences above are made of the stored runs. (A table of results has
+# the error at the mean of its logarithms over seeds; the table of the test set below it has plain
+# means, which lie a little higher.) Read them in this order: which σ do validation molecules choose,
+# and which are not told from it; does it help on test molecules at the same fine-tuning budget; and
+# would the same operations have been better spent on more training? A small network and a few hundred
+# steps are not the paper: `paper` runs the published network, data and epochs. What carries over is
+# the procedure: a setting chosen where the test is not looked at, the same labels and budget in every
+# arm, and the longer-scratch arm beside.

@@ -66,10 +66,10 @@ run
 # %% [markdown]
 # ## The set-up, as data
 #
-# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer, masked 0.5 and denoise 0.1 Å
-# searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of
-# two apart the best of each is one of the two neighbours of the one taken here. The other arms take it
-# over.
+# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer, masked
+# 0.5 and denoise 0.1 Å searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`):
+# of rates a factor of two apart the best of each is one of the two neighbours of the one taken here.
+# The other arms take it over.
 
 # %%
 arms = masked | other | denoise
@@ -173,8 +173,9 @@ kept.chart(
 )
 
 # %% [markdown]
-# The orange line is the arm without pretraining that trains for as many operations more as the dearest pretraining had (in `paper` as many steps), with its interval as a band. The
-# errors themselves, all arms side by side, and what needs no network:
+# The orange line is the arm without pretraining that trains for as many operations more as the
+# dearest pretraining had (in `paper` as many steps), with its interval as a band. The errors
+# themselves, all arms side by side, and what needs no network:
 
 # %%
 kept.chart("errors", "03_all_arms", title=f"All arms, {budget} labelled frames of water")

@@ -86,8 +86,9 @@ run
 # %% [markdown]
 # ## The set-up, as data
 #
-# A tenth of the labels validates, but three at least. The settings of pretraining above are used with a σ of one's own
-# (`-p sigma`): the shipped weights were pretrained for longer, on all of `ani-mini` (`docs/weights.md`).
+# A tenth of the labels validates, but three at least. The settings of pretraining above are used with
+# a σ of one's own (`-p sigma`): the shipped weights were pretrained for longer, on all of `ani-mini`
+# (`docs/weights.md`).
 
 # %%
 def experiment(name):

@@ -1,12 +1,15 @@
 # %% [markdown]
 # # 06 · Masked or denoise?
 #
-# The masked paper holds its pretraining to training from scratch on water (its Table 1, for longer in Fig. 2) and on the molecules of
-# rMD17 (Table 2), and on water to denoising as well (Fig. 3): alike on the RPBE set, while denoising "has shown difficulties scaling" to
-# the larger boxes of TIP3P. Here both, and both together, on the embedded water, pretrained and fine-tuned on the same set as in the paper (the boxes that are
-# tested on are seen by neither); then on the molecules of `rmd17-mini`, pretrained on all of them and fine-tuned one by one, where the paper has no
-# denoising. Beside them scratch, and scratch for as many operations more as the dearest pretraining had (in `paper` as many steps, as in the
-# paper's Fig. 2). On single molecules the pretraining is that of all ten, and is charged to each in full.
+# The masked paper holds its pretraining to training from scratch on water (its Table 1, for longer in
+# Fig. 2) and on the molecules of rMD17 (Table 2), and on water to denoising as well (Fig. 3): alike
+# on the RPBE set, while denoising "has shown difficulties scaling" to the larger boxes of TIP3P. Here
+# both, and both together, on the embedded water, pretrained and fine-tuned on the same set as in the
+# paper (the boxes that are tested on are seen by neither); then on the molecules of `rmd17-mini`,
+# pretrained on all of them and fine-tuned one by one, where the paper has no denoising. Beside them
+# scratch, and scratch for as many operations more as the dearest pretraining had (in `paper` as many
+# steps, as in the paper's Fig. 2). On single molecules the pretraining is that of all ten, and is
+# charged to each in full.
 #
 # **The answer in one picture** is the first figure: the change of the force error by each pretraining.
 
@@ -136,10 +139,10 @@ for name, objective in arms_for(0.5).items():
 # %% [markdown]
 # ## Water: run (finished runs are loaded, not repeated)
 #
-# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer, masked and denoise
-# searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of
-# two apart the best of each is one of the two neighbours of the one taken here. "both" and the
-# molecules below take it over.
+# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer, masked
+# and denoise searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates
+# a factor of two apart the best of each is one of the two neighbours of the one taken here. "both"
+# and the molecules below take it over.
 
 # %%
 def experiment(name, model):
@@ -185,8 +188,9 @@ kept = notebooks.keep_runs(
 kept.chart("changes", "06_water", title="Water: what each pretraining brings")
 
 # %% [markdown]
-# The masked paper also says that pretrained networks converge faster and more stably. The validation error while each arm is
-# fine-tuned, geometric means over seeds with their 95 % intervals; what the pretraining cost before is not on the axis:
+# The masked paper also says that pretrained networks converge faster and more stably. The validation
+# error while each arm is fine-tuned, geometric means over seeds with their 95 % intervals; what the
+# pretraining cost before is not on the axis:
 
 # %%
 kept.chart("time", "06_time", title="Water: validation error while fine-tuning")

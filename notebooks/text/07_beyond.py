@@ -127,10 +127,10 @@ for name, objective in {
 # %% [markdown]
 # ## Run (finished runs are loaded, not repeated)
 #
-# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer and denoise of EGNN
-# searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of rates a factor of
-# two apart the best of each is one of the two neighbours of the one taken here. The other arms take it
-# over.
+# In `quick` one rate of fine-tuning serves all arms. On other seeds scratch, scratch-longer and
+# denoise of EGNN searched their own (`data/studies/quick-rates.yaml`, results in `RESULTS.md`): of
+# rates a factor of two apart the best of each is one of the two neighbours of the one taken here. The
+# other arms take it over.
 
 # %%
 def experiment(model, objectives, objective, tuning, **options):
@@ -205,9 +205,10 @@ kept = notebooks.keep_runs(
 kept.chart("changes", "07_beyond", title=f"{run.model}: what each brings", group=run.model)
 
 # %% [markdown]
-# Means over seeds of the change within a seed (same labels, same initial weights), with 95 % intervals; below zero is better than supervised training from
-# scratch. A step with the auxiliary loss costs about twice as much, force-conditioned pretraining has used forces, and scratch-longer has as many operations more
-# as the dearest of these pretrainings.
+# Means over seeds of the change within a seed (same labels, same initial weights), with 95 %
+# intervals; below zero is better than supervised training from scratch. A step with the auxiliary
+# loss costs about twice as much, force-conditioned pretraining has used forces, and scratch-longer
+# has as many operations more as the dearest of these pretrainings.
 #
 # ## Another network
 

@@ -1,9 +1,12 @@
 # %% [markdown]
 # # 10 · Do ensembles know how wrong they are?
 #
-# A network that drives a simulation should say where it is not to be trusted. The common way is an ensemble: the same network with several seeds, whose spread is taken for the
-# error. Here: a small network on few labels of `ani-mini`, over seeds, **from scratch**, **from scratch for longer** and **pretrained** by denoising. Does the spread
-# rank the errors? Do labels lie in its intervals as often as these claim? Does one factor, found on other molecules, put that right? And does pretraining change any of it?
+# A network that drives a simulation should say where it is not to be trusted. The common way is an
+# ensemble: the same network with several seeds, whose spread is taken for the error. Here: a small
+# network on few labels of `ani-mini`, over seeds, **from scratch**, **from scratch for longer** and
+# **pretrained** by denoising. Does the spread rank the errors? Do labels lie in its intervals as
+# often as these claim? Does one factor, found on other molecules, put that right? And does
+# pretraining change any of it?
 #
 # **The answer in one picture** is the first figure: the error in bins of rising spread. Above the diagonal an ensemble is surer of itself than it should be.
 

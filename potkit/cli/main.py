@@ -685,11 +685,9 @@ def compare(
         options += f" --interval {interval}" if interval != "t" else ""
         options += f" --store {store}" if store != DEFAULT_STORE else ""
         command = f"potkit compare {experiment}{options} --out {out}"
-        notes = {
-            "experiment": spec.model_dump(),
-            "leakage": runs.attrs["leakage"],
-            **({"interval": interval} if interval != "t" else {}),
-        }
+        notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
+        if interval != "t":  # by which `verify` derives the tables again
+            notes["interval"] = interval
         tables.store(runs, f"{spec.name}-runs", command, out)
         for ending, table in {"predictions": members, **told}.items() if told else ():
             if len(table):  # there are no contrasts of a single arm

@@ -118,12 +118,7 @@ class Experiment:
         for name in ("labels", "tuning_seeds"):
             given = list(getattr(self, name))
             if twice := {value for value in given if given.count(value) > 1}:
-                raise ConfigError(
-                    f"experiment: {name} has {min(twice)} twice (shares of structures count as "
-                    "whole ones)"
-                    if name == "labels"
-                    else f"experiment: {name} has {min(twice)} twice"
-                )
+                raise ConfigError(f"experiment: {name} has {min(twice)} twice")
         short = [n for n in self.labels if not 2 <= n <= len(self.train)]
         if short:
             raise ConfigError(

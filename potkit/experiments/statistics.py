@@ -104,13 +104,11 @@ def with_budgets(runs: pd.DataFrame, least: int) -> pd.DataFrame:
     well.
     """
     by = [b for b in grouping(runs) if b != "labels"]
-    good = runs[runs["status"] == "ok"] if "status" in runs else runs
+    labels = runs["labels"].where(runs["status"] == "ok") if "status" in runs else runs["labels"]
     if not by:
-        return runs if good["labels"].nunique() >= least else runs.iloc[:0]
-    counts = good.groupby(by, sort=False, observed=True)["labels"].nunique()
-    kept = counts.index[counts >= least]
-    keys = pd.MultiIndex.from_frame(runs[by]) if len(by) > 1 else pd.Index(runs[by[0]])
-    return runs[keys.isin(kept)]
+        return runs if labels.nunique() >= least else runs.iloc[:0]
+    budgets = labels.groupby([runs[name] for name in by], observed=True).transform("nunique")
+    return runs[budgets >= least]
 
 
 # -- pretrainings and the draws nested in them ---------------------------------------------------

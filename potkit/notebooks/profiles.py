@@ -399,7 +399,8 @@ RMD17: dict[str, dict[str, Any]] = {
 
 # Steps and rates of quick in notebooks 02 and 07, 03 and 06, and of 06 on rMD17: see `searched`.
 # The rate of fine-tuning is one for all arms: of rates a factor of two apart one of its neighbours
-# is the best of every arm, on seeds that no notebook reports (data/studies/quick-rates.yaml).
+# is the best of scratch, scratch-longer and denoise (on water of masked, too), on seeds that no
+# notebook reports (data/studies/quick-rates.yaml).
 # EGNN's steps are compiled, two to three times as fast.
 SEARCHED: dict[str, dict[str, Any]] = {
     "molecules": dict(
