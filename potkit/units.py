@@ -43,20 +43,36 @@ LENGTH = {
 }
 
 
-def factor(unit: str) -> float:
+KINDS = {  # what a unit may be asked to be -> how one is written
+    "energy": "an energy, such as eV or kcal/mol",
+    "length": "a length, such as angstrom or bohr",
+    "forces": "an energy over a length, such as eV/angstrom or hartree/bohr",
+}
+
+
+def factor(unit: str, kind: str | None = None) -> float:
     """The factor that turns a value in ``unit`` into eV, Å or eV/Å.
 
     ``unit`` is an energy ("kcal/mol"), a length ("bohr") or energy/length ("hartree/bohr",
-    "kcal/mol/Å"). Raises DataError.
+    "kcal/mol/Å"). ``kind``: what it must be, of KINDS. Raises DataError for a unit that is not
+    known, or is of another kind.
     """
+    found, value = _read(unit)
+    if kind is not None and found != kind:
+        raise DataError(f"{unit!r} is no unit of {kind}: that is {KINDS[kind]}")
+    return value
+
+
+def _read(unit: str) -> tuple[str, float]:
+    """Of which kind ``unit`` is, and its factor. Raises DataError."""
     name = unit.strip().lower()
     if name in ENERGY:
-        return ENERGY[name]
+        return "energy", ENERGY[name]
     if name in LENGTH:
-        return LENGTH[name]
+        return "length", LENGTH[name]
     head, _, tail = name.rpartition("/")
     if head in ENERGY and tail in LENGTH:
-        return ENERGY[head] / LENGTH[tail]
+        return "forces", ENERGY[head] / LENGTH[tail]
     raise DataError(
         f"unknown unit {unit!r}: energies are {sorted(ENERGY)}, lengths {sorted(LENGTH)}, forces "
         "energy/length"

@@ -41,10 +41,12 @@ _READING: dict[str, tuple[str, str]] = {  # option of `potkit.read` -> what it i
     "energy_unit": ("UNIT", "of the file's energies: eV, hartree, kcal/mol, kJ/mol …"),
     "forces_unit": ("UNIT", "of the file's forces; default: energy unit over length unit"),
     "length_unit": ("UNIT", "of the file's positions: angstrom, bohr, nm"),
-    "type_map": ("ELEMENTS", "of DeePMD folders: the elements in the order of the types"),
+    "type_map": ("ELEMENTS", "of DeePMD and LAMMPS: the elements in the order of the types"),
     "missing_labels": ("keep|stop|drop", "where only some structures have energies or forces"),
     "isolated_atoms": ("references|keep", "what single atoms among larger structures become"),
+    "waters": ("yes|no", "of extended xyz: number the molecules of water, to mask by molecule"),
 }
+YES_OR_NO = {"yes": True, "no": False}
 
 
 def reads_files(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,7 +65,11 @@ def reads_files(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_options(**values):
         given = {name: values.pop(name) for name in _READING}
-        reading = {name: value for name, value in given.items() if value is not None}
+        reading: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        if "waters" in reading:
+            if reading["waters"] not in YES_OR_NO:
+                raise ConfigError(f"--waters must be yes or no, got {reading['waters']!r}")
+            reading["waters"] = YES_OR_NO[reading["waters"]]
         return command(**values, reading=reading)
 
     kept = [p for name, p in own.parameters.items() if name != "reading"]
@@ -312,7 +318,8 @@ def data_leakage(
     reading: Any = None,
 ) -> None:
     """Which structures of the second set are in the first as well, however turned, shifted or
-    reordered. Exit code 1 if any are. Options of reading are for those of the two that are files.
+    reordered; a periodic box that was turned is not found. Exit code 1 if any are. Options of
+    reading are for those of the two that are files.
     """
     from potkit.datasets import splits
     from potkit.datasets.duplicates import PAIRS

@@ -7,7 +7,6 @@ shows the traceback instead.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typer import Argument, Option
 
 from ..errors import CheckpointError, ConfigError, DataError, PotkitError
 from ..structures import endings
+from ..structures.progress import first_process
 from . import report, streams
 from .bench import FigureOption, bench_app
 from .config import register as register_config
@@ -120,15 +120,8 @@ Precision = Annotated[str | None, Option(help="32-true, 64-true, bf16-mixed or t
 
 def _say(text: object) -> None:
     """Print once, however many processes a launcher started."""
-    if _first_process():
+    if first_process():
         print(text, flush=True)
-
-
-def _first_process() -> bool:
-    return not any(
-        os.environ.get(name, "0") not in ("", "0")
-        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    )
 
 
 # what keys that have an option of their own stand for
@@ -480,7 +473,7 @@ def finetune(
         extend=extend,
     )
     _finished(run)
-    if not _first_process():
+    if not first_process():
         return
     if figures:
         report.course(run.path)
@@ -620,6 +613,8 @@ def compare(
     gallery.check(figure and protocol.beside(figure))
     outputs.check_folder(store)
     spec = shipped.read(experiment)
+    # before any network is trained: without intervals there would be verdicts all the same
+    statistics.check_method(interval, min(len(cell.seeds) for _, cell in spec.specs))
     if smoke:
         spec = shipped.smoke(spec)
     if dry_run:
@@ -667,6 +662,8 @@ def compare(
     if len(known):
         summary = trivial.mark(summary, known)
     effects = statistics.effects(runs, method=interval)
+    if len(effects) and not smoke:  # seeds whose runs failed are no seeds of an interval
+        statistics.check_method(interval, int(effects["seeds"].min()))
     curve = None
     metric = "energy_mae" if good["forces_mae"].isna().all() else "forces_mae"
     if len(several := statistics.with_budgets(runs, 3)):
@@ -686,8 +683,9 @@ def compare(
         options += f" --store {store}" if store != DEFAULT_STORE else ""
         command = f"potkit compare {experiment}{options} --out {out}"
         notes = {"experiment": spec.model_dump(), "leakage": runs.attrs["leakage"]}
-        if interval != "t":  # by which `verify` derives the tables again
-            notes["interval"] = interval
+        # by which `verify` derives the tables again
+        by_method = {"interval": interval} if interval != "t" else {}
+        notes |= by_method
         tables.store(runs, f"{spec.name}-runs", command, out)
         for ending, table in {"predictions": members, **told}.items() if told else ():
             if len(table):  # there are no contrasts of a single arm
@@ -695,7 +693,7 @@ def compare(
         if curve is not None:
             tables.store(curve, f"{spec.name}-curves", command, out)
         if len(effects):
-            tables.store(effects, f"{spec.name}-effects", command, out)
+            tables.store(effects, f"{spec.name}-effects", command, out, **by_method)
         stood_by.store(spec.name, command, out)
         protocol.store_structures(grid, runs, groups, spec.name, command, out)
         if len(known):
@@ -725,7 +723,11 @@ def compare(
         print("no test structure is among those to pretrain on or to train on")
     stood_by.say()
     if len(effects):
-        print("over all label budgets (** told from 0, with all comparisons of the table counted):")
+        by = "" if interval == "t" else f"intervals by {interval}, verdicts by t; "
+        print(
+            f"over all label budgets ({by}** told from 0, with all comparisons of the table "
+            "counted):"
+        )
         print(tables.effects(effects).to_string(index=False))
     if curve is not None:
         print(

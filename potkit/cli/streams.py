@@ -6,6 +6,7 @@ import os
 import sys
 
 from ..errors import ConfigError
+from ..structures.progress import first_process
 
 
 def prepare() -> None:
@@ -48,6 +49,5 @@ def check_surroundings() -> None:
 
 def say_aside(text: str) -> None:
     """Print to stderr once, however many processes a launcher started: what is no result."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    if all(rank in ("", "0") for rank in ranks):
+    if first_process():
         print(text, file=sys.stderr, flush=True)

@@ -2,9 +2,10 @@
 nearly so.
 
 Two structures count as the same when composition and all interatomic distances agree; order of the
-atoms, place, orientation and handedness do not matter. Candidates come from a few numbers per
-structure that such changes leave alone, computed in one sweep over the packed arrays and looked up
-in a tree; candidates are then compared distance by distance or, in periodic boxes, atom by atom.
+atoms, place, orientation and handedness do not matter, but a periodic box that was turned is not
+found. Candidates come from a few numbers per structure that such changes leave alone, computed in
+one sweep over the packed arrays and looked up in a tree; candidates are then compared distance by
+distance or, in periodic boxes, atom by atom.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def invariants(structures: Structures) -> np.ndarray:
 
     Without periodic boundaries: moments of the distances from the centre, plain and weighted by
     element. With them: structure factors of the eight longest waves, which wrapping and translation
-    leave alone (a turned box counts as another).
+    leave alone (a turned box counts as another). An atom that moves by d Å changes no number by
+    more than about d, whatever the shape of the box; a vacuum beside a slab or wire is no matter.
     """
     out = np.empty((len(structures), 8))
     for start in range(0, len(structures), CHUNK):
@@ -78,11 +80,13 @@ def _waves(structures: Structures, i: int) -> np.ndarray:
     from ase.geometry import complete_cell
 
     a, b = structures.ptr[i], structures.ptr[i + 1]
-    cell = structures.cell[i]
-    if abs(np.linalg.det(cell)) < FLAT:
-        # a slab or wire: what does not repeat stands upright on what does
+    cell, pbc = structures.cell[i], structures.pbc[i]
+    if not pbc.all() or abs(np.linalg.det(cell)) < FLAT:
+        # a slab or wire: what does not repeat stands upright on what does, whatever the vacuum;
+        # rounded, so that the noise of a wire's vector does not turn the two beside it
+        repeating = np.where(pbc[:, None], np.round(cell, 6) + 0.0, 0.0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            cell = complete_cell(np.where(structures.pbc[i][:, None], cell, 0.0))
+            cell = complete_cell(repeating)
         # vectors that depend on each other complete to NaN
         if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < FLAT:
             cell = np.eye(3)
@@ -90,9 +94,9 @@ def _waves(structures: Structures, i: int) -> np.ndarray:
     fractional = np.linalg.solve(cell.T, pos.T).T
     phases = np.exp(2j * np.pi * fractional @ _WAVES.T)  # [a, 8]
     factor = np.abs(phases.T @ _WEIGHTS[structures.z[a:b]])
-    length = np.linalg.norm(cell, axis=1).mean()
-    # so that a step of d Å changes a number by about d
-    return factor / (2 * np.pi * np.sqrt(b - a)) * length
+    # Å, of each wave: so that a step of d Å changes a number by about d, in elongated boxes as well
+    lengths = 1.0 / np.linalg.norm(_WAVES @ np.linalg.inv(cell).T, axis=1)
+    return factor / (2 * np.pi * np.sqrt(b - a)) * lengths
 
 
 def _key(structures: Structures) -> np.ndarray:

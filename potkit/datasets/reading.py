@@ -9,7 +9,9 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
+import io
 import lzma
+import re
 import shutil
 import tempfile
 import warnings
@@ -21,16 +23,31 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..structures.array_files import UNREADABLE, first_line
+from ..structures.arrays import MAIN_LABELS
 from ..structures.ase_io import arrays_from_ase
 from ..structures.elements import SYMBOLS
 from ..structures.storage import workspace
 from ..structures.store import Structures, concatenate
 from . import formats
 from .formats import label_names, packer
-from .formats.common import Units, chosen_units, data_files, named_stress, sized, unit_of_totals
+from .formats.common import (
+    Units,
+    chosen_units,
+    data_files,
+    named_stress,
+    numbers_of,
+    sized,
+    unit_of_totals,
+)
 
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ISOLATED = ("references", "keep")
+# rows noted while a set is read: single atoms that say they are isolated, single atoms of a store
+ROWS = ("isolated_atoms", "stored")
+# formats of ASE's in which an element may be only the number of its type
+LAMMPS = ("lammps-dump-text", "lammps-dump-binary", "lammps-data")
+# formats whose folders are read file by file, without the folders inside
+FLAT = (formats.md17.NAME, formats.tip3p_npz.NAME)
 BOX = 8.0  # Å; a single atom in a box at least that wide does not feel its images
 SAME = 1e-4  # eV; energies of one atom that differ by less are one energy
 
@@ -52,9 +69,10 @@ def read(
     ``missing_labels``: where only some structures have energies or forces, "keep" what there is
     (training takes of each structure what it has), "stop" with DataError, or "drop" the label.
     ``isolated_atoms``: single atoms among larger structures become the "references" of their
-    elements (``info["atomic_energies"]``, eV), as in MACE, or are "keep"-t as structures.
+    elements (``info["atomic_energies"]``, eV), as in MACE, or are "keep"-t as structures; those of
+    potkit's own stores were settled when these were made, and stay.
     ``options`` go to the reader: energy_key, forces_key, stress_key, energy_unit, forces_unit,
-    length_unit …
+    length_unit; type_map ("O H": the elements of the types 1, 2 … of LAMMPS, 0, 1 … of DeePMD) …
 
     Warns where units that nobody named cannot be right.
 
@@ -73,7 +91,8 @@ def read(
     out = parts[0] if len(parts) == 1 else _joined(parts)
     if isolated_atoms == "references":
         out = _without_isolated_atoms(out)
-    out.info.pop("isolated_atoms", None)
+    for key in ROWS:
+        out.info.pop(key, None)
     out = _settle(out, missing_labels)
     if "energy_unit" not in options:
         _doubt_unit(out)
@@ -141,21 +160,43 @@ def _read_one(path: Path, format: str | None, dtype: Any, options: dict[str, Any
     if format is not None and format.startswith("ase:"):
         return _through_ase(path, dtype, options, format.removeprefix("ase:"))
     if format is not None or not path.exists():
-        return formats.read(path, format, dtype, **options)
+        return _through_own(path, format, dtype, options)
     if path.is_dir():
-        if formats.guess(path) is not None:
-            return formats.read(path, None, dtype, **options)
-        parts = [_read_one(file, None, dtype, options) for file in _data_files(path)]
-        out = parts[0] if len(parts) == 1 else _joined(parts)
-        out.info["name"] = path.name
-        return out
+        return _folder(path, dtype, options)
     if path.suffix.lower() in PACKED and path.stat().st_size:
         return _unpacked(path, dtype, options)
-    if path.stat().st_size == 0 or formats.guess(path) is not None:
-        return formats.read(path, None, dtype, **options)
+    guessed = formats.guess(path)
+    if path.stat().st_size == 0 or guessed is not None:
+        return _through_own(path, guessed, dtype, options)
     if _is_damaged_runner(path):
         return formats.read(path, "runner", dtype, **options)
     return _through_ase(path, dtype, options)
+
+
+def _through_own(path: Path, format: str | None, dtype: Any, options: dict[str, Any]) -> Structures:
+    """What one of `formats` reads; of a store of potkit's the single atoms are noted."""
+    out = formats.read(path, format, dtype, **options)
+    if format == formats.packed.NAME:
+        out.info["stored"] = np.flatnonzero(out.n_atoms == 1).tolist()
+    return out
+
+
+def _folder(path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
+    """A folder in one format, or file by file; what lies deeper then is noted."""
+    format = formats.guess(path)
+    if format is not None:
+        out = _through_own(path, format, dtype, options)
+    else:
+        parts = [_read_one(file, None, dtype, options) for file in _data_files(path)]
+        out = parts[0] if len(parts) == 1 else _joined(parts)
+        out.info["name"] = path.name
+    if format is None or format in FLAT:
+        folders = sorted(f.name for f in path.iterdir() if f.is_dir() and f.name[0] != ".")
+        if folders:
+            names = ", ".join(folders[:8]) + (" …" if len(folders) > 8 else "")
+            note = f"folders inside {path.name} are not read: {names}"
+            out.info["notes"] = [*out.info.get("notes", []), note]
+    return out
 
 
 def _is_damaged_runner(path: Path) -> bool:
@@ -201,11 +242,16 @@ def _unpacked(path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
 def _joined(parts: list[Structures]) -> Structures:
     """The sets end to end, with what is known of each."""
     out = concatenate(parts)
-    first = 0
-    isolated: list[int] = []
-    for part in parts:
-        isolated += [first + row for row in part.info.get("isolated_atoms", [])]
-        first += len(part)
+    starts = np.cumsum([0, *map(len, parts)])
+    for key in ROWS:
+        out.info.pop(key, None)
+        rows = [
+            int(start) + row
+            for start, part in zip(starts, parts, strict=False)
+            for row in part.info.get(key, [])
+        ]
+        if rows:
+            out.info[key] = rows
     for key in ("notes", "unread", "doubts"):
         found = dict.fromkeys(line for part in parts for line in part.info.get(key, []))
         out.info.pop(key, None)
@@ -225,8 +271,6 @@ def _joined(parts: list[Structures]) -> Structures:
         labels |= {label: ", ".join(sorted(found))} if found else {}
     if labels:
         out.info["labels"] = labels
-    if isolated:
-        out.info["isolated_atoms"] = isolated
     return out
 
 
@@ -237,39 +281,126 @@ def _through_ase(
     path: Path, dtype: Any, options: dict[str, Any], format: str | None = None
 ) -> Structures:
     """All frames that `ase.io` finds in ``path``; units of the options are applied to them."""
-    import ase.io
-    from ase.io.formats import UnknownFileTypeError
-
-    known = (
+    kind = format or _ase_format(path)
+    known = [
         "energy_key",
         "forces_key",
         "stress_key",
         "energy_unit",
         "forces_unit",
         "length_unit",
-    )
+    ]
+    if kind in LAMMPS:
+        known.append("type_map")
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(
             f"{path}: read through ASE, which has no option {unknown[0]!r} "
             f"(there are: {', '.join(known)})"
         )
     _check_counts(path)
+    frames = _sdf_frames(path) if kind == "sdf" else _ase_frames(path, format, path, str(path))
+    if not frames:
+        raise DataError(f"{path}: holds no structures")
+    if kind in LAMMPS:
+        _settle_lammps(frames, path, kind, options.get("type_map"))
+    return _from_frames(frames, path, dtype, options)
+
+
+def _ase_format(path: Path) -> str | None:
+    """What ASE takes ``path`` for; None if for nothing."""
+    from ase.io.formats import filetype
+
     try:
-        frames = ase.io.read(path, index=":", format=format)
+        return filetype(str(path))
+    except Exception:  # ASE's functions raise what they like
+        return None
+
+
+def _ase_frames(source: Any, format: str | None, path: Path, where: str) -> list:
+    """All frames that `ase.io` finds in ``source``: ``path`` or a part of its text."""
+    import ase.io
+    from ase.io.formats import UnknownFileTypeError
+
+    try:
+        return ase.io.read(source, index=":", format=format)
     except UnknownFileTypeError:
         raise DataError(
-            f"{path}: {formats.what(path)}, nor one that ASE knows; known formats are "
+            f"{where}: {formats.what(path)}, nor one that ASE knows; known formats are "
             f"{', '.join(formats.FORMATS)} (format= forces one)"
         ) from None
     except Exception as error:  # each of ASE's readers raises what it likes
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{path}: {formats.what(path)}, and ASE cannot read it "
+            f"{where}: {formats.what(path)}, and ASE cannot read it "
             f"({type(error).__name__}: {first})"
         ) from error
-    if not frames:
-        raise DataError(f"{path}: holds no structures")
-    return _from_frames(frames, path, dtype, options)
+
+
+def _sdf_frames(path: Path) -> list:
+    """The molecules of an SDF file, of which ASE reads the first alone. Raises DataError."""
+    from ase.io.formats import open_with_compression
+
+    with open_with_compression(str(path), "rb") as file:
+        text = file.read().decode("utf-8", "replace")
+    frames = []
+    records = re.split(r"^\$\$\$\$.*$\n?", text, flags=re.MULTILINE)
+    for i, record in enumerate(records):
+        if not record.strip():  # after the last end of a record
+            continue
+        where = f"{path}: molecule {i}"
+        found = _ase_frames(io.StringIO(record), "sdf", path, where)
+        if not all(map(len, found)):
+            reason = "it is in V3000, ASE reads V2000" if "V3000" in record else "holds no atoms"
+            raise DataError(f"{where}: {reason}")
+        frames += found
+    return frames
+
+
+def _settle_lammps(frames: list, path: Path, kind: str, type_map: Any) -> None:
+    """Give the atoms of LAMMPS's types their elements, by ``type_map`` ("O H" for 1 and 2), and
+    take away the energies of dumps, which ASE makes up.
+
+    Raises DataError where the file names no elements and there is no ``type_map``: ASE takes the
+    types for atomic numbers.
+    """
+    for atoms in frames:
+        if kind != "lammps-data" and atoms.calc is not None:
+            atoms.calc.results.pop("energy", None)
+    if type_map is None:
+        if not _names_elements(frames, path, kind):
+            types = sorted({int(t) for atoms in frames for t in atoms.arrays.get("type", ())})
+            raise DataError(
+                f"{path}: names no elements, and its types are {types}; give type_map= "
+                "(--type-map) with the elements in the order of the types, such as 'O H'"
+            )
+        return
+    names = type_map.replace(",", " ").split() if isinstance(type_map, str) else list(type_map)
+    numbers = numbers_of(names, "type_map")
+    for i, atoms in enumerate(frames):
+        types = atoms.arrays.get("type")
+        if types is None:
+            raise DataError(f"{path}: frame {i} has no types, so type_map= is not for it")
+        beyond = types[(types < 1) | (types > len(numbers))]
+        if len(beyond):
+            raise DataError(
+                f"{path}: frame {i}: type {beyond[0]} is not in the type map ({' '.join(names)})"
+            )
+        atoms.numbers = numbers[types - 1]
+
+
+def _names_elements(frames: list, path: Path, kind: str) -> bool:
+    """Whether a file of LAMMPS's says what its types are, by names or masses."""
+    from ase.io.formats import open_with_compression
+
+    if kind == "lammps-dump-binary":
+        return False
+    if kind == "lammps-data":
+        return all(
+            atoms.has("masses") or (atoms.numbers != atoms.arrays["type"]).any() for atoms in frames
+        )
+    with open_with_compression(str(path), "rb") as file:
+        columns = [line.split()[2:] for line in file if line.startswith(b"ITEM: ATOMS")]
+    return all(b"element" in names or b"mass" in names for names in columns)
 
 
 def _check_counts(path: Path) -> None:
@@ -292,6 +423,15 @@ def _check_counts(path: Path) -> None:
                 )
 
 
+def _is_real(value: Any) -> bool:
+    """Whether it is one real number: energies have texts, flags and None under like names."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a list of lists that differ in length
+        return False
+    return array.ndim == 0 and array.dtype.kind in "iuf"
+
+
 def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) -> Structures:
     from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -303,16 +443,19 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
         raise DataError(f"{path}: no frame has a stress under {stress_key!r} (there is: {there})")
     names: set[label_names.Chosen] = set()
     unread: dict[str, None] = {}
+    there: dict[str, None] = {}
+    labelled: set[str] = set()
     for i, atoms in enumerate(frames):
         held = dict(getattr(atoms.calc, "results", None) or {})
         arrays = {
             k: v for k, v in atoms.arrays.items() if v.shape[1:] == (3,) and v.dtype.kind == "f"
         }
-        scalars = {k: v for k, v in atoms.info.items() if np.ndim(v) == 0}
-        energies = scalars | {k: v for k, v in held.items() if v is not None and np.ndim(v) == 0}
+        scalars = {k: v for k, v in atoms.info.items() if _is_real(v)}
+        energies = scalars | {k: v for k, v in held.items() if _is_real(v)}
         forces = arrays | ({"forces": held["forces"]} if held.get("forces") is not None else {})
         chosen = label_names.choose(energies, forces, f"{path}: frame {i}", *keys)
         names.add(chosen)
+        there |= dict.fromkeys(k for k in (*energies, *forces) if k != "positions")
         unread |= {
             f"{k} (column of three reals per atom)": None
             for k in arrays
@@ -323,6 +466,7 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
             results["energy"] = float(energies[chosen.energy])
         if chosen.forces in forces:
             results["forces"] = np.asarray(forces[chosen.forces])
+        labelled |= results.keys()
         where = f"{path}: frame {i}"
         if stress_key in atoms.info:
             cell = np.asarray(atoms.cell)
@@ -330,6 +474,12 @@ def _from_frames(frames: list, path: Path, dtype: Any, options: dict[str, Any]) 
         elif stress_key is None and held.get("stress") is not None:
             results["stress"] = np.asarray(held["stress"])
         atoms.calc = SinglePointCalculator(atoms, **results) if results else None
+    for label, key in zip(MAIN_LABELS, keys, strict=True):
+        if key not in (None, "none") and label not in labelled:
+            raise DataError(
+                f"{path}: no frame has {label} under {key!r} (there is: "
+                f"{', '.join(there) or 'nothing'})"
+            )
     try:
         found = arrays_from_ase(frames, np.float64)
         info = found.pop("info")
@@ -378,6 +528,8 @@ def _without_isolated_atoms(structures: Structures) -> Structures:
     single = np.flatnonzero(s.n_atoms == 1)
     if not len(single) or len(single) == len(s) or s.energy is None:
         return s
+    # what was kept when a store was made is not undone where it is read
+    single = np.setdiff1d(single, s.info.get("stored", []))
     marked = np.isin(single, s.info.get("isolated_atoms", []))
     alone = np.array([_stands_alone(s, row) for row in single], bool)
     rows = single[(marked | alone) & s.labelled("energy")[single] & (s.charge[single] == 0)]

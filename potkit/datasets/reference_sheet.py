@@ -21,6 +21,7 @@ part of potkit: their licences differ. Put the files into a folder, name it, and
 export POTKIT_REFERENCE_DATA=/where/they/are     # holds 3bpa/train_300K.xyz, qm22/Ethanol.zip, …
 potkit data list                                 # `state` says which are there
 potkit data list 3bpa                            # everything about one: files, checksums, citation
+potkit data fetch 3bpa                           # where `data list` has an address
 ```
 
 ```python

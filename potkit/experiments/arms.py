@@ -41,6 +41,7 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..objectives import Objective
+from ..structures.settings import shown
 from ..training import pretrained
 from ..training.checkpoints import PARTS
 from ..training.config import TrainConfig
@@ -97,20 +98,22 @@ def arms(
     after = after or {}
     for name in objectives:
         earlier = after.get(name)
-        if earlier is not None and (earlier not in built or earlier == SCRATCH):
+        known = isinstance(earlier, str) and earlier in built and earlier != SCRATCH
+        if earlier is not None and not known:
             raise ConfigError(
                 f"experiment: arm {name!r} goes on after {earlier!r}, which is no arm with a "
                 "pretraining that stands before it"
             )
-        built[name] = Arm(name, name, tuple(parts.get(name, ("backbone",))), after=earlier)
+        taken = _parts(name, parts.get(name, ("backbone",)))
+        built[name] = Arm(name, name, taken, after=earlier)
     weights = weights or {}
     for name, source in weights.items():
         try:
             on_card = pretrained.parts_of(pretrained.resolve(source))
         except CheckpointError as error:
             raise ConfigError(f"experiment: arm {name!r}: {error}") from None
-        taken = parts.get(name, on_card)
-        built[name] = Arm(name, parts=tuple(taken), weights=str(source))
+        taken = _parts(name, parts.get(name, on_card))
+        built[name] = Arm(name, parts=taken, weights=str(source))
     lost = after.keys() - objectives.keys()
     if lost:
         raise ConfigError(f"experiment: no arm {min(lost)!r} to go on after {after[min(lost)]!r}")
@@ -129,7 +132,7 @@ def arms(
     for name, given in variants.items():
         if not isinstance(given, Mapping) or "like" not in given:
             raise ConfigError(f"experiment: arm {name!r} needs 'like': the arm it is a variant of")
-        if given["like"] not in built:
+        if not isinstance(given["like"], str) or given["like"] not in built:
             raise ConfigError(
                 f"experiment: arm {name!r} is like {given['like']!r}, "
                 f"which is none of {', '.join(built)}"
@@ -146,7 +149,7 @@ def arms(
         new = Arm(
             name,
             old.pretrained_as,
-            tuple(given.get("parts", old.parts)),
+            _parts(name, given.get("parts", old.parts)),
             {**old.finetune, **changes},
             old.after,
             old.weights,
@@ -160,11 +163,19 @@ def arms(
         except ConfigError as error:
             raise ConfigError(f"experiment: arm {name!r}: {error}") from None
         built[name] = new
-    for arm in built.values():
-        odd = set(arm.parts) - set(PARTS)
-        if odd:
-            raise ConfigError(
-                f"experiment: arm {arm.name!r} takes over {min(odd)!r}; "
-                f"there are {', '.join(PARTS)}"
-            )
     return built
+
+
+def _parts(arm: str, given: Any) -> tuple[str, ...]:
+    """What ``arm`` takes over. Raises ConfigError for anything but a list of a network's parts."""
+    if not isinstance(given, (list, tuple)) or not given:  # a text would be read letter by letter
+        raise ConfigError(
+            f"experiment: arm {arm!r}: parts is a list such as [backbone, energy_head], "
+            f"got {shown(given)}"
+        )
+    for part in given:
+        if part not in PARTS:
+            raise ConfigError(
+                f"experiment: arm {arm!r} takes over {part!r}; there are {', '.join(PARTS)}"
+            )
+    return tuple(given)

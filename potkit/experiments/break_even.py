@@ -24,6 +24,9 @@ import pandas as pd
 
 from ..errors import ConfigError
 from . import statistics
+from .arms import DOUBLED, LONGER
+
+ANSWERS = ("pretrain_hours", "saved_hours", "targets", "targets_low", "targets_high")
 
 
 def targets(
@@ -47,8 +50,9 @@ def in_labels(
     ``label_hours``: the cost of one label, in the hours in which the runs' pretrainings are
     counted. Columns beside those of `statistics.labels_saved`: pretrain_hours, saved_hours (of one
     target), targets with targets_low and targets_high. Bounds outside the budgets stay open: 0
-    below, inf above. NaN where the baseline is not limited by labels. Raises ConfigError for a cost
-    that is not above 0, or runs that do not say what pretraining took.
+    below, inf above. NaN where the baseline is not limited by labels. Arms whose runs paid for no
+    pretraining (scratch-longer, the check of convergence, given weights) have no row. Raises
+    ConfigError for a cost that is not above 0, or runs that do not say what pretraining took.
     """
     if not label_hours > 0:
         raise ConfigError(f"label_hours must be above 0, got {label_hours}")
@@ -70,7 +74,8 @@ def in_steps(
     step's cost is the baseline's mean time of one. Columns as in `in_labels`, where "steps" stands
     for "labels" and "budget" is the label budget. Raises ConfigError for runs of one length.
     """
-    plain = runs[runs["arm"] != "scratch-longer"]
+    # these have other lengths than the arms that are compared
+    plain = runs[~runs["arm"].isin([LONGER, DOUBLED])]
     if plain["steps"].nunique() < 2:
         raise ConfigError(
             f"steps saved need fine-tunings of several lengths, all have {plain['steps'].iloc[0]}"
@@ -87,24 +92,32 @@ def in_steps(
         base = part[part["arm"] == baseline]
         step_hours = float((base["seconds"] / base["steps"]).mean() / 3600)
         paid = _paid(saved, as_labels, step_hours)
+        if not len(paid):
+            continue
         paid["why"] = paid["why"].str.replace("labels", "steps").str.replace("label ", "step ")
         paid.insert(0, "budget", budget)
         tables.append(paid.rename(columns={"labels": "steps"}))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _paid(saved: pd.DataFrame, runs: pd.DataFrame, unit_hours: float) -> pd.DataFrame:
-    """``saved`` (of `statistics.labels_saved`) with what one target saves and how many pay."""
+    """``saved`` (of `statistics.labels_saved`) with what one target saves and how many pay, of arms
+    that paid for a pretraining.
+    """
     if "pretrain_seconds" not in runs:
         raise ConfigError("the runs do not say what pretraining took (column pretrain_seconds)")
-    rows = []
+    rows: list[dict[str, Any]] = []
     columns = list(saved.columns)
+    if not len(saved):
+        return pd.DataFrame(rows, columns=[*columns, *ANSWERS])
     by = columns[: columns.index("arm")]
     for r in saved.to_dict("records"):
         here = runs[runs["arm"] == r["arm"]]
         for column in by:
             here = here[here[column] == r[column]]
         cost = float(here["pretrain_seconds"].mean()) / 3600
+        if not cost > 0:  # nothing that could pay
+            continue
         row: dict[str, Any] = r | {"pretrain_hours": cost}
         row["saved_hours"] = (r["needs"] - r["labels"]) * unit_hours
         bounds = (_bound(r, "low", -np.inf), _bound(r, "needs", np.nan), _bound(r, "high", np.inf))
@@ -116,7 +129,7 @@ def _paid(saved: pd.DataFrame, runs: pd.DataFrame, unit_hours: float) -> pd.Data
         else:
             row |= {"targets": np.nan, "targets_low": np.nan, "targets_high": np.nan}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*columns, *ANSWERS])
 
 
 def _bound(row: dict[str, Any], end: str, outside: float) -> float:
@@ -135,7 +148,9 @@ def _bound(row: dict[str, Any], end: str, outside: float) -> float:
 
 
 def in_words(row: Any) -> str:
-    """What one row says: "pays from 12 targets on (5 to any number)"."""
+    """What one row says: "pays from 12 targets on (5 to 40)". Where the interval has no upper end,
+    it may never pay.
+    """
     if not row["given"]:
         return f"not told: {row['why']}"
     low, high = row["targets_low"], row["targets_high"]
@@ -143,7 +158,9 @@ def in_words(row: Any) -> str:
         return "never pays: a target saves nothing"
     # the first target that pays is a whole one
     first = max(1, int(np.ceil(low)))
-    last = "any number" if not np.isfinite(high) else f"{int(np.ceil(high))}"
+    if not np.isfinite(high):
+        return f"whether it pays is not told; at best from {first} targets on"
+    last = max(first, int(np.ceil(high)))
     middle = row["targets"]
     if not np.isfinite(middle):
         return f"pays from between {first} and {last} targets on"
@@ -165,8 +182,12 @@ def questions(
     if "scratch-longer" not in set(runs["arm"]):
         raise ConfigError("equal total cost needs the arm scratch-longer (longer: steps or time)")
     effects = statistics.effects(runs, metrics=(metric,), against=("scratch-longer",))
-    effects = effects[~effects["arm"].isin(["scratch", "scratch-longer"])]
-    paid = in_labels(runs, label_hours, metric)
+    if not len(effects):
+        return effects
+    # a contrast that was declared has a row, too, whatever it compares
+    asked = (effects["against"] == "scratch-longer") & (effects["metric"] == metric)
+    effects = effects[asked & ~effects["arm"].isin(["scratch", "scratch-longer"])]
+    paid = in_labels(runs, label_hours, metric).to_dict("records")
     by = list(effects.columns[: list(effects.columns).index("arm")])
     rows = []
     for r in effects.to_dict("records"):
@@ -176,8 +197,9 @@ def questions(
             text += f" ({r['change_low_%']:+.0f} to {r['change_high_%']:+.0f})"
         told = r["verdict"] if r["verdict"] in ("better", "worse") else "not told from 0"
         row["equal total cost"] = f"{text}: {told}"
-        here = paid[(paid["arm"] == r["arm"]) & (paid[by] == pd.Series(r)[by]).all(axis=1)]
-        for p in here.to_dict("records"):
+        for p in paid:
+            if any(p[column] != r[column] for column in (*by, "arm")):
+                continue
             row[f"amortised, {p['labels']} labels"] = in_words(p)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -41,23 +41,37 @@ class Choice:
 
     Columns: arm, seeds, mean (eV or eV/Å, on validation molecules), low, high, change_% against the
     winner with its interval (Tukey's, all candidates at once) and the verdict that follows from it.
-    ``molecules`` held out, ``structures`` in them.
+    ``molecules`` held out, ``structures`` in them. ``dropped``: candidates without a row, because
+    no seed has all their runs: nothing is told of them.
     """
 
     name: str
     table: pd.DataFrame
     molecules: int
     structures: int
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> list[str]:
+        """The candidates that the chosen one was compared with."""
+        return [str(arm) for arm in self.table["arm"] if arm != self.name]
+
+    @property
+    def left(self) -> list[str]:
+        """Those of the `others` that are not told to be worse."""
+        worse = set(self.table.loc[self.table["verdict"] == "worse", "arm"])
+        return [arm for arm in self.others if arm not in worse]
 
     def __str__(self) -> str:
         size = f"{self.structures} structures of {self.molecules} validation molecules"
-        others = self.table[self.table["arm"] != self.name]
-        told = others.loc[others["verdict"] == "worse", "arm"]
-        text = f"{self.name}, chosen on {size}; "
-        left = [a for a in others["arm"] if a not in set(told)]
-        if not left:
-            return f"{text}all others are told to be worse"
-        return f"{text}not told from it: {', '.join(left)}"
+        parts = [f"{self.name}, chosen on {size}"]
+        if self.left:
+            parts.append(f"not told from it: {', '.join(self.left)}")
+        elif self.others:
+            parts.append("all others are told to be worse")
+        if self.dropped:
+            parts.append(f"dropped, as no seed has all its runs: {', '.join(self.dropped)}")
+        return "; ".join(parts)
 
 
 def validation_molecules(
@@ -154,6 +168,7 @@ def ranked(
     trial: Experiment | None = None,
 ) -> Choice:
     """The best of ``candidates`` in the ``runs`` of `on_validation`, over the seeds that all have.
+    Candidates that no seed has all runs of are dropped, and named in the choice.
 
     Without the ``trial`` the numbers of molecules and structures are 0: they stand in no table of
     runs. Raises DataError where no seed has all its runs.
@@ -177,9 +192,10 @@ def ranked(
             row["verdict"] = statistics.said(mean, mean - half, mean + half)
         rows.append(row)
     table = pd.DataFrame(rows)
+    dropped = tuple(arm for arm in candidates if arm not in there)
     if trial is None:
-        return Choice(name, table, 0, 0)
-    return Choice(name, table, len(set(trial.test.system.tolist())), len(trial.test))
+        return Choice(name, table, 0, 0, dropped)
+    return Choice(name, table, len(set(trial.test.system.tolist())), len(trial.test), dropped)
 
 
 def half_width(

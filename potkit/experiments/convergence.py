@@ -30,9 +30,8 @@ import pandas as pd
 
 from ..errors import ConfigError
 from .arms import DOUBLED, LONGER, SCRATCH
-from .statistics import DRAW, UNIT, grouping, interval
+from .statistics import DRAW, UNIT, grouping, interval, metric_of
 
-METRIC = "forces_mae"
 MARGIN = 0.03  # relative: a doubling of the steps that changes less leaves the error as it is
 CONVERGED, FALLING, RISING, NOT_TOLD = (
     "converged",
@@ -63,18 +62,20 @@ def table(
     interval; ``verdict`` and ``margin_%``: see the module; ``interval_%``: half of the interval of
     scratch's mean error over seeds, relative; ``within_interval``: whether the change is smaller
     than that; ``chosen``: what was chosen for each of the two where that differs, else empty.
-    ``metric`` defaults to the declared contrast's, else the force error. Empty where no run has
-    twice the steps. Raises ConfigError for a ``margin`` that is not between 0 and 1.
+    ``metric`` defaults to the declared contrast's, else the force error, or the energy error where
+    no finished run of an experiment has a force error. Empty where no run has twice the steps.
+    Raises ConfigError for a ``margin`` that is not between 0 and 1.
     """
     if not 0 < margin < 1:
         raise ConfigError(f"margin must lie between 0 and 1 (0.03 for ± 3 %), got {margin}")
     declared = runs.attrs.get("primary") or {}
-    metric = metric or declared.get("metric", METRIC)
+    metric = metric or declared.get("metric")
     by = list(grouping(runs) if by is None else by)
     good = runs[runs["status"] == "ok"] if "status" in runs else runs
     rows = []
     for group, part in good.groupby(by, sort=False, observed=True):
-        scratch, again, times, chosen = _pair(part, metric)
+        judged = metric or metric_of(part)
+        scratch, again, times, chosen = _pair(part, judged)
         both = scratch.index.intersection(again.index)
         if not len(both):
             continue
@@ -83,7 +84,7 @@ def table(
         rows.append(
             dict(zip(by, group, strict=True))
             | {
-                "metric": metric,
+                "metric": judged,
                 "seeds": both.get_level_values(UNIT).nunique(),
                 "times": times,
                 "change_%": 100 * np.expm1(change),

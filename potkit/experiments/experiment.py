@@ -113,6 +113,11 @@ class Experiment:
                 "experiment: longer must be 'operations', 'time', 'steps' or None, "
                 f"got {self.longer!r}"
             )
+        if "seed" in self.model:
+            raise ConfigError(
+                "experiment: model has a seed, but weights follow from the experiment's seeds"
+            )
+        self._check_processes()
         if not self.labels or not self.seeds:
             raise ConfigError("experiment: labels and seeds must not be empty")
         for name in ("labels", "tuning_seeds"):
@@ -151,6 +156,16 @@ class Experiment:
                 f"experiment: valid_min must be at least 1 and below the smallest label budget "
                 f"({min(self.labels)}), got {self.valid_min}"
             )
+
+    def _check_processes(self) -> None:
+        configs = {"pretrain": self.pretrain_config, "finetune": self.finetune_config}
+        for name, config in configs.items():
+            for key in ("devices", "nodes"):
+                if (processes := getattr(config, key)) > 1:
+                    raise ConfigError(
+                        f"experiment: {name}.{key} is {processes}, but each run has one process; a "
+                        "grid spreads its runs by jobs"
+                    )
 
     def _check_weights(self) -> None:
         for name in self.weights:

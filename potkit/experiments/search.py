@@ -22,7 +22,8 @@ budget; ``valid_min`` sets the fewest validation structures of a budget (they co
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,13 +51,13 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f"experiment: search {key!r} is none of {', '.join(MAY_SEARCH)}")
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
             raise ConfigError(f"experiment: search {key}: give two or more values")
-        if len(set(values)) < len(values):
-            raise ConfigError(f"experiment: search {key} has a value twice")
         for value in values:
             try:
                 experiment.finetune_config.replace(**{key: value})
             except ConfigError as error:
                 raise ConfigError(f"experiment: search: {error}") from None
+        if len(set(values)) < len(values):
+            raise ConfigError(f"experiment: search {key} has a value twice")
     _check_beyond(experiment)
     if "steps" in experiment.search and experiment.finetune_config.epochs is not None:
         raise ConfigError("experiment: search steps, or give epochs to all arms: not both")
@@ -86,12 +87,18 @@ def _check_beyond(experiment: Experiment) -> None:
     if not experiment.search_beyond:
         return
     for key, values in experiment.search.items():
-        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-        if not numbers or min(values) <= 0:
+        if not _ordered(values) or min(values) <= 0:
             raise ConfigError(
                 f"experiment: search_beyond needs positive numbers to go beyond; search {key} has "
                 f"{', '.join(map(str, values))}"
             )
+
+
+def _ordered(values: Iterable[Any]) -> bool:
+    """Whether ``values`` are all numbers, of which one is the smallest: a schedule is a word, and
+    clip may be None.
+    """
+    return all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values)
 
 
 def values(experiment: Experiment, arm: str) -> list[Choice]:
@@ -163,7 +170,7 @@ def further(
 
 def _beyond(experiment: Experiment, key: str, best: Any, tried: set[Any]) -> Any:
     """The value of ``key`` to try next; None where the best lies inside, or enough were tried."""
-    if best not in (min(tried), max(tried)):
+    if not experiment.search_beyond or best not in (min(tried), max(tried)):
         return None
     # from the best outwards: the first two give the ratio
     outwards = sorted(tried, reverse=best == min(tried))[-2:]
@@ -285,10 +292,12 @@ def _scored(logs: Mapping[Choice, Sequence[float]], seeds: int) -> list[dict[str
 
 
 def _at_edge(best: Choice, tried: Sequence[Choice]) -> bool:
-    """Whether a setting's best value is the smallest or largest of those ``tried``."""
+    """Whether a setting's best value is the smallest or largest of those ``tried``; of settings
+    that are not all numbers there is none.
+    """
     for key, value in best:
-        of_key = [dict(choice)[key] for choice in tried]
-        if value in (min(of_key), max(of_key)):
+        of_key = [dict(choice).get(key) for choice in tried]
+        if _ordered(of_key) and value in (min(of_key), max(of_key)):
             return True
     return False
 
@@ -306,9 +315,8 @@ def chosen(grid: Sequence[Experiment], scores: pd.DataFrame) -> Choices:
 def lines(scores: pd.DataFrame) -> list[str]:
     """One line per choice, for the terminal; choices at the edge of what was tried are named."""
     texts = []
-    settings = [c for c in scores.columns if c in MAY_SEARCH]
     for row in scores[scores["chosen"]].to_dict("records") if len(scores) else ():
-        choice = in_words(tuple((k, row[k]) for k in settings if row[k] == row[k]))
+        choice = in_words(row["choice"])
         edge = " (at the edge of what was tried)" if row["at_edge"] else ""
         texts.append(f"{row['arm']}, {row['labels']} labels: {choice or 'nothing to choose'}{edge}")
     return texts

@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.data import atomic_masses
-from scipy import stats
+from scipy import special, stats
 
 from ..analysis.distributions import radial_distribution
 from ..analysis.dynamics import (
@@ -68,6 +68,7 @@ MEASURES = ("ends_per_ps", "drift", "bonds", "radial")
 REFERENCE = "reference"  # the arm that the reference's rows have
 HOTTEST = 5.0  # times the temperature
 FEW = 3  # ends of a network
+LEVEL = 0.05  # what has a larger p by itself is told in no family
 BOND_EDGES = np.linspace(0.6, 2.2, 161)  # Å
 RADIAL_BINS = 50
 SCALE = 1000  # of a radial distribution that is stored in whole numbers
@@ -294,20 +295,22 @@ def trajectories(
     tables: list[dict[str, Any]] = []
     tasks: list[Task] = []
     heads: list[dict[str, Any]] = []
+    # a pretraining counts once, however many draws it has
+    nested = any(experiment.draws > 1 for experiment in experiments)
     for number, (experiment, case) in enumerate(zip(experiments, cases, strict=True)):
         finished = runs[runs["status"] == "ok"]
         for column, value in experiment.columns.items():
             finished = finished[finished[column] == value]
         for run in finished.to_dict("records"):
             head = dict(experiment.columns) | {k: run[k] for k in ("labels", "arm", "seed")}
-            if experiment.draws > 1:  # a pretraining counts once, however many draws it has
+            if nested:
                 head |= {k: run[k] for k in (statistics.UNIT, statistics.DRAW)}
             head["forces_mae"] = run["forces_mae"]
             heads.append(head)
             tasks.append(Task(str(Path(experiment.store) / run["run"]), number))
         labels = finished["labels"].iloc[0] if len(finished) else 0
         head = dict(experiment.columns) | {"labels": labels, "arm": REFERENCE, "seed": 0}
-        if experiment.draws > 1:
+        if nested:
             head |= {statistics.UNIT: 0, statistics.DRAW: 0}
         head["forces_mae"] = 0.0
         tables += [head | row for row in _of_reference(case)]
@@ -517,14 +520,16 @@ def measures(table: pd.DataFrame) -> pd.DataFrame:
     form of `experiments.run`; beside them its ``ends`` in NVT and the ``ps`` that copies ran.
     """
     by = [*statistics.grouping(table)]
+    keys = ["arm", "seed", *(c for c in (statistics.UNIT, statistics.DRAW) if c in table)]
     rows = []
     for group, here in table.groupby(by, sort=False):
         reference = pooled(here[here["arm"] == REFERENCE])
         networks = here[here["arm"] != REFERENCE]
         ended = (networks["ensemble"] == "nvt") & _why(networks).ne("")
-        for (arm, seed), part in networks.groupby(["arm", "seed"], sort=False):
+        for network, part in networks.groupby(keys, sort=False):
             nvt, nve = (part[part["ensemble"] == e] for e in ("nvt", "nve"))
-            row = dict(zip(by, group, strict=True)) | {"arm": arm, "seed": seed, "status": "ok"}
+            row = dict(zip(by, group, strict=True)) | dict(zip(keys, network, strict=True))
+            row["status"] = "ok"
             row["forces_mae"] = part["forces_mae"].iloc[0]
             row |= {"ends": int(_why(nvt).ne("").sum()), "ps": float(nvt["held"].sum())}
             row["ends_per_ps"] = (row["ends"] + 0.5) / row["ps"] if ended.any() else math.nan
@@ -577,11 +582,102 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     """Changes of `MEASURES` by every arm against scratch and scratch-longer with their verdicts:
     `statistics.effects` of a table of `trajectories`.
 
+    Few ends are few different numbers: three networks without an end and three with one each have
+    no spread, and t is sure of the change. Where it tells one of ends_per_ps alone (p ≤ 0.05), and
+    the networks of an arm ended fewer than `FEW` times each on average, counting has to tell it,
+    too: p is the larger of both tests', and the interval reaches as far as both (`Counts`).
+
     ``table.attrs["primary"]``: the contrast that was declared before the runs.
     """
     found = measures(table)
     found.attrs = {k: v for k, v in table.attrs.items() if k in ("primary", "contrasts")}
-    return statistics.effects(found, MEASURES)
+    told = statistics.effects(found, MEASURES)
+    few = dict(_of_few_ends(told, found))
+    return _judged_again(told, few) if few else told
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Ends of all networks of an arm in the ``ps`` that their copies ran, and of a baseline's."""
+
+    ends: int
+    ps: float
+    base_ends: int
+    base_ps: float
+
+    def tails(self) -> tuple[float, float]:
+        """How likely so few ends of the arm, and so many, are of all there were if both had one
+        rate: each falls to the arm with its share of the time (Przyborowski & Wilenski 1940).
+        """
+        total, share = self.ends + self.base_ends, self.ps / (self.ps + self.base_ps)
+        few = stats.binom.cdf(self.ends, total, share)
+        many = stats.binom.sf(self.ends - 1, total, share)
+        return float(few), float(many)
+
+    def rates_apart(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The interval of log(rate of the arm / rate of the baseline) that leaves out 0 where a
+        tail is smaller than (1 − ``confidence``) / 2 (Clopper & Pearson 1934); −inf and inf where
+        one had no end.
+        """
+        tail = (1 - confidence) / 2
+        low = stats.beta.ppf(tail, self.ends, self.base_ends + 1) if self.ends else 0.0
+        high = stats.beta.ppf(1 - tail, self.ends + 1, self.base_ends) if self.base_ends else 1.0
+        of_times = math.log(self.base_ps / self.ps)
+        return float(special.logit(low)) + of_times, float(special.logit(high)) + of_times
+
+    def p_of_both(self, mean: float, p: float) -> float:
+        """The larger two-sided p of the t test, ``p`` of a ``mean`` log ratio, and of `tails`; on
+        the side where both speak for a change.
+        """
+        of_t = (p / 2, 1 - p / 2) if mean < 0 else (1 - p / 2, p / 2)
+        return min(1.0, 2 * min(max(pair) for pair in zip(of_t, self.tails(), strict=True)))
+
+
+def _of_few_ends(told: pd.DataFrame, found: pd.DataFrame) -> Iterator[tuple[Any, Counts]]:
+    """The rows of ``told`` in which t alone tells a change of ends, of which there are few."""
+    if not len(told):
+        return
+    by = list(told.columns[: list(told.columns).index("arm")])
+    alone = told[(told["metric"] == "ends_per_ps") & (told["p"] <= LEVEL)]
+    for i, row in alone.iterrows():
+        here = found
+        for column in by:
+            here = here[here[column] == row[column]]
+        arms = [here[here["arm"] == row[name]] for name in ("arm", "against")]
+        if min(networks["ends"].mean() for networks in arms) < FEW:
+            arm, base = (networks[["ends", "ps"]].sum() for networks in arms)
+            yield i, Counts(int(arm["ends"]), arm["ps"], int(base["ends"]), base["ps"])
+
+
+def _judged_again(told: pd.DataFrame, few: Mapping[Any, Counts]) -> pd.DataFrame:
+    """``told`` with p, interval and verdict of its rows of ``few`` ends held to both tests, and
+    with what follows from that for the others of their families.
+    """
+    told = told.copy()
+    logs = np.log1p(told[["change_%", "change_low_%", "change_high_%"]] / 100).to_numpy()
+    of_rows = dict(zip(told.index, logs, strict=True))
+
+    def within(i: Any, confidence: float) -> tuple[float, float, float]:
+        """Mean logarithm and interval of a row."""
+        mean, _, high = of_rows[i]
+        freedom = told.loc[i, "seeds"] - 1
+        wider = stats.t.ppf(0.5 + confidence / 2, freedom) / stats.t.ppf(0.975, freedom)
+        low, high = mean - wider * (high - mean), mean + wider * (high - mean)
+        if i in few:
+            exact = few[i].rates_apart(confidence)
+            low, high = min(low, exact[0]), max(high, exact[1])
+        return mean, low, high
+
+    for i, counts in few.items():
+        told.loc[i, "p"] = counts.p_of_both(of_rows[i][0], told.loc[i, "p"])
+        for name, value in statistics.change_within(*within(i, 0.95)).items():
+            told.loc[i, name] = value
+    for _, part in told.groupby("family"):
+        adjusted, levels = statistics.holm(part["p"])
+        told.loc[part.index, "p_holm"] = adjusted
+        for i, level in zip(part.index, levels, strict=True):
+            told.loc[i, "verdict"] = statistics.said(*within(i, 1 - level))
+    return told
 
 
 def survival(rows: pd.DataFrame, points: int = 200) -> tuple[np.ndarray, np.ndarray]:

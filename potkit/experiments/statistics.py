@@ -41,9 +41,11 @@ __all__ = [
     "labels_saved",
     "learning_curves",
     "log_ratios",
+    "metric_of",
     "needs_in_words",
     "over_budgets",
     "p_value",
+    "run_counts",
     "saved_in_words",
     "summarise",
     "typical",
@@ -53,10 +55,17 @@ METRICS = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
 DRAWS = 10_000
 
 
-def check_method(method: str) -> None:
-    """Raise ConfigError for a ``method`` of which `interval` knows nothing."""
+def check_method(method: str, seeds: int | None = None) -> None:
+    """Raise ConfigError for a ``method`` of which `interval` knows nothing, or one that gives no
+    interval of so few ``seeds``.
+    """
     if method not in ("t", "bootstrap"):
         raise ConfigError(f"method of an interval must be 't' or 'bootstrap', got {method!r}")
+    if method == "bootstrap" and seeds is not None and seeds < planning.FEWEST:
+        raise ConfigError(
+            f"intervals by bootstrap need {planning.FEWEST} seeds or more with all their runs, "
+            f"got {seeds}: take those by t"
+        )
 
 
 def interval(
@@ -97,6 +106,15 @@ def grouping(table: pd.DataFrame) -> list[str]:
     before = list(table.columns[: list(table.columns).index("arm")]) if "arm" in table else []
     budget = ["labels"] if "labels" in table else []
     return table.attrs.get("by") or [*(c for c in before if c != "labels"), *budget]
+
+
+def metric_of(runs: pd.DataFrame) -> str:
+    """The metric a comparison is about: forces, or energies where no finished run has a force
+    error.
+    """
+    good = runs[runs["status"] == "ok"] if "status" in runs else runs
+    nothing = "forces_mae" not in good or good["forces_mae"].isna().all()
+    return "energy_mae" if nothing else "forces_mae"
 
 
 def with_budgets(runs: pd.DataFrame, least: int) -> pd.DataFrame:
@@ -147,11 +165,13 @@ def summarise(
     halving and doubling weigh alike and no interval reaches below 0. ``seeds`` counts pretrainings.
     ``effect`` is "better" or "worse" where the interval of the change leaves out 0, else "unclear"
     (one comparison alone: see `effects` for verdicts on many); ``better_seeds`` counts the seeds
-    whose error fell. Failed runs are left out and their number stands in ``failed``. ``method``:
-    see `interval`.
+    whose error fell. Failed runs are left out and their number stands in ``failed``; where a
+    metric is NaN, the seed does not count in that row. ``method``: see `interval`.
     """
     rows = []
     by = list(by)
+    # an index that repeats (tables put together) would mix the runs of several experiments
+    runs = runs.reset_index(drop=True)
     good = nested(runs)
     for group, part in runs.groupby(by, sort=False, observed=True):
         part_ok = good.loc[good.index.intersection(part.index)]
@@ -161,7 +181,7 @@ def summarise(
             for metric in metrics:
                 if metric not in of_arm or of_arm[metric].isna().all():
                     continue
-                logs = _by_unit(np.log(of_arm[metric]))
+                logs = _by_unit(np.log(of_arm[metric])).dropna()
                 mean, low, high = np.exp(interval(logs, method=method))
                 row = dict(zip(by, group, strict=True))
                 row |= {"arm": arm, "metric": metric, "seeds": len(logs)}
@@ -170,7 +190,7 @@ def summarise(
                 if arm != baseline:
                     both = of_arm.index.intersection(base.index)
                     ratios = np.log(of_arm.loc[both, metric] / base.loc[both, metric])
-                    ratios = _by_unit(ratios).to_numpy()
+                    ratios = _by_unit(ratios).dropna().to_numpy()
                     row |= change(ratios, method)
                     row["better_seeds"] = int((ratios < 0).sum())
                 before = of_arm.get("pretrain_seconds", pd.Series([0.0]))
@@ -206,25 +226,47 @@ def by_seed(
 
 
 FAR = 3.0  # times the median of its arm: an error that spoils a mean
+JUDGES = 3  # runs of an arm and group, from which on a median tells one of them from the others
 
 
 def astray(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
     """Runs that ended, but badly: an error of more than `FAR` times the median of the same arm and
-    group. Columns: those of the group, arm, metric, seed, error, median (eV or eV/Å), times.
+    group. Columns: those of the group, arm, seed, label_draw (where a pretraining has several),
+    error, metric, median (eV or eV/Å), times.
 
-    A mean of logarithms bears such a run better than one of errors does, but it is drawn to it;
-    the median is not. What is listed here is not left out of anything.
+    Runs are taken one by one: a mean over label draws would hide a bad one. Of fewer than `JUDGES`
+    none can be listed, since the median lies half way to each (see `run_counts`). A mean of
+    logarithms bears such a run better than one of errors does, but it is drawn to it; the median is
+    not. What is listed here is not left out of anything.
     """
     by = grouping(runs)
+    good = nested(runs)
+    draw = [DRAW] if good[DRAW].nunique() > 1 else []
     rows = []
     for metric in metrics:
-        if metric not in runs or runs[metric].isna().all():
+        if metric not in good or good[metric].isna().all():
             continue
-        table = by_seed(runs, metric, by=by)
-        median = table.groupby([*by, "arm"], observed=True)["error"].transform("median")
-        far = table.assign(metric=metric, median=median, times=table["error"] / median)
-        rows.append(far[far["times"] > FAR].drop(columns="change_%"))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+        known = good[good[metric].notna()]
+        for group, part in known.groupby(by, sort=False, observed=True):
+            about = dict(zip(by, group, strict=True))
+            for arm in part["arm"].unique():
+                of_arm = part[part["arm"] == arm]
+                median = of_arm[metric].median()
+                for run in of_arm[of_arm[metric] > FAR * median].to_dict("records"):
+                    row = about | {"arm": arm, "seed": run[UNIT]}
+                    row |= {name: run[name] for name in draw}
+                    row |= {"error": run[metric], "metric": metric, "median": median}
+                    rows.append(row | {"times": run[metric] / median})
+    return pd.DataFrame(rows)
+
+
+def run_counts(runs: pd.DataFrame) -> pd.DataFrame:
+    """How many ``runs`` of each group and arm ended well. Columns: those of the group, arm, runs.
+
+    Where there are fewer than `JUDGES`, `astray` can list nothing.
+    """
+    counts = nested(runs).groupby([*grouping(runs), "arm"], sort=False, observed=True).size()
+    return counts.reset_index(name="runs")
 
 
 # -- over all label budgets ----------------------------------------------------------------------
@@ -252,7 +294,8 @@ def effects(
     or "others", and each is adjusted by Holm (1979) on its own: ``p`` is the paired t test's,
     ``p_holm`` adjusted, and ``verdict`` follows from it: "better", "worse" or "not told from 0
     (−15 to +13 %)". That interval is at the level Holm tests at, so it always holds 0. A table
-    without a declared contrast is one family.
+    without a declared contrast is one family. Verdicts are by t, whatever ``method`` the intervals
+    beside them have (`interval`).
 
     ``contrasts``: only these (arm, baseline), instead of every arm against every baseline (default:
     what the runs' attributes note). A variant is compared with its own control so, and a family has
@@ -318,6 +361,7 @@ def effects(
         tested = zip(part.index, levels, strict=True)
         verdicts = [verdict(ratios[i], 1 - level) for i, level in tested]
         table.loc[part.index, "verdict"] = verdicts
+    table.attrs["interval"] = method  # that of the intervals: verdicts follow from t
     return table
 
 

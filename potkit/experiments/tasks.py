@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 import threading
 import warnings
 from collections.abc import Sequence
@@ -142,7 +143,13 @@ class Executor:
 
 def in_words(choice: tuple[tuple[str, Any], ...]) -> str:
     """Chosen settings as a table shows them."""
-    return ", ".join(f"{key} {value:g}" for key, value in choice)
+    return ", ".join(f"{key} {_shown(value)}" for key, value in choice)
+
+
+def _shown(value: Any) -> str:
+    """A number without the digits that say nothing; a word (of a schedule) or None as it is."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return f"{value:g}" if number else str(value)
 
 
 # seeded weights pass through torch's one generator, and a Dask worker may have several threads

@@ -379,6 +379,11 @@ class ExperimentSpec(_Spec):
             **{**values, **changes},
         )
         built.build(0)  # a misspelt model option stops here, not in the first run
+        for arm in built.vectors:
+            try:
+                built.build(0, arm)
+            except ConfigError as error:
+                raise ConfigError(f"experiment: arm {arm!r}: {error}") from None
         return built
 
     def _given(self) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ import json
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,6 +107,7 @@ class WholeGraph:
         self.predictions = predictions
         self.compilations = 0
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._modules = tuple(model.modules())
 
     def __call__(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:
         """As `Potential.forward`."""
@@ -120,24 +121,27 @@ class WholeGraph:
         tensors = {name: getattr(batch, name, None) for name in READ}
         tensors = {name: value for name, value in tensors.items() if value is not None}
         periodic = getattr(batch, "periodic", True)
-        key = (outputs, tuple(tensors), periodic, batch.pos.dtype, batch.pos.device)
+        # a batch norm that is held, in a frozen backbone, is another graph than one that is trained
+        modes = tuple(module.training for module in self._modules)
+        key = (outputs, tuple(tensors), periodic, modes, batch.pos.dtype, batch.pos.device)
         graph = self._graphs.get(key)
         if graph is not None and graph.checked >= CHECKED:
             return self._run(graph, tensors)
         # before it is traced: what a network makes at its first call and keeps (e3nn's spherical
         # harmonics do) would be made of the trace's tensors, which hold no numbers
-        own = model.forward(batch, outputs)
+        with _buffers_kept(model):
+            own = self._answer(lambda: model.forward(batch, outputs))
         if graph is None:
             graph = self._graphs[key] = self._made(key, tensors, outputs, periodic)
         try:
-            self._check(self._run(graph, tensors), own, batch.pos.dtype)
+            self._check(graph, tensors, own)
         except ConfigError:
             if not self.shared:
                 raise
             # that of a network alike in recipe and weights which differs in something else
             self.shared = False
             graph = self._graphs[key] = self._trace(tensors, outputs, periodic)
-            self._check(self._run(graph, tensors), own, batch.pos.dtype)
+            self._check(graph, tensors, own)
         graph.checked += 1
         return self._run(graph, tensors)
 
@@ -154,7 +158,7 @@ class WholeGraph:
         state = _state(self.model)
         alike = tuple((n, t.shape, t.dtype, t.requires_grad) for n, t in state.items())
         recipe = json.dumps(self.model.recipe, sort_keys=True, default=str)
-        key = (recipe, alike, self.model.training, self.kernels, self.backend, *key)
+        key = (recipe, alike, self.kernels, self.backend, *key)
         if key not in _SHARED:
             _SHARED[key] = self._trace(tensors, outputs, periodic)
             if len(_SHARED) > MOST_SHARED:
@@ -197,12 +201,13 @@ class WholeGraph:
             _allow_non_fake_inputs=True,
         )
         try:
-            with self._stand_ins(tensors), warnings.catch_warnings():
+            with self._stand_ins(tensors), _buffers_kept(model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 traced = trace(*examples)
         except Exception as error:  # whatever a network does that cannot be traced
             raise self._refused("traced", error) from error
         _spell_out_lengths(traced)
+        _detach_statistics(traced)
         names = _lift(traced, _state(model)) if self.shared else ()
         torch._dynamo.config.recompile_limit = max(
             torch._dynamo.config.recompile_limit, MOST_COMPILATIONS
@@ -252,28 +257,37 @@ class WholeGraph:
             f"compile: {name} cannot be {what} with −∂E/∂x: {lines[0]}; set compile to false"
         )
 
-    def _check(self, compiled: Prediction, own: Prediction, dtype: torch.dtype) -> None:
-        """Raise ConfigError where the graph and the network differ, in what they predict or in the
-        derivatives of that by the weights.
-        """
-        for quantity, wanted in own._asdict().items():
-            if wanted is not None:
-                self._compare(quantity, getattr(compiled, quantity), wanted, RELATIVE[dtype])
+    def _answer(self, predict: Callable[[], Prediction]) -> _Answer:
+        """What ``predict`` says and, in training, the derivatives of that by the weights."""
+        prediction = predict()
         if self.predictions:
-            return
+            return _Answer(prediction, {})
         weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        gradients = [
-            _gradients(prediction, list(weights.values())) for prediction in (compiled, own)
-        ]
+        gradients = _gradients(prediction, list(weights.values()))
+        return _Answer(prediction, dict(zip(weights, gradients, strict=True)))
+
+    def _check(self, graph: _Graph, tensors: dict[str, Tensor], own: _Answer) -> None:
+        """Raise ConfigError where the graph and the network, which gave ``own``, differ in what
+        they predict or in the derivatives of that by the weights.
+        """
+        with _buffers_kept(self.model):
+            compiled = self._answer(lambda: self._run(graph, tensors))
+        relative = RELATIVE[tensors["pos"].dtype]
+        for quantity, wanted in own.prediction._asdict().items():
+            if wanted is not None:
+                got = getattr(compiled.prediction, quantity)
+                self._compare(quantity, got, wanted, relative)
         # one size for all: what a single weight's derivative is rounded by comes from the others
-        size = max((float(g.abs().max()) for g in gradients[1] if g is not None), default=0.0)
-        for name, got, wanted in zip(weights, *gradients, strict=True):
+        known = (g for g in own.gradients.values() if g is not None)
+        size = max((float(g.abs().max()) for g in known), default=0.0)
+        for name, wanted in own.gradients.items():
+            got = compiled.gradients[name]
             if got is not None and wanted is not None:
-                self._compare(f"derivatives by {name}", got, wanted, RELATIVE[dtype], size)
+                self._compare(f"derivatives by {name}", got, wanted, relative, size)
             elif got is not wanted:  # zero is as good as none
                 value = got if wanted is None else wanted
                 zero = torch.zeros_like(value)
-                self._compare(f"derivatives by {name}", value, zero, RELATIVE[dtype], size)
+                self._compare(f"derivatives by {name}", value, zero, relative, size)
 
     def _compare(
         self, quantity: str, got: Tensor, wanted: Tensor, relative: float, size: float | None = None
@@ -290,6 +304,28 @@ class WholeGraph:
                 f"compile: {name}, compiled, has other {quantity} than the network itself (by "
                 f"{worst:.1e}, of {size:.1e}): set compile to false"
             )
+
+
+class _Answer(NamedTuple):
+    """A prediction and its derivatives by the weights, by their names; None where it has none."""
+
+    prediction: Prediction
+    gradients: dict[str, Tensor | None]
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: Potential) -> Iterator[None]:
+    """Afterwards every buffer of ``model`` is as it was: what is called within is a trial, whose
+    batch must not be counted among a batch norm's.
+    """
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 class _Graph:
@@ -354,11 +390,17 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Torch's core ones, and those of operations whose derivative reads more than their result.
 
     native_layer_norm also gives mean and deviation, which torch differentiates as constants: right
-    for the first derivative, wrong for one that was spelled out by them and is taken once more.
+    for the first derivative, wrong for one that was spelled out by them and is taken once more. So
+    do the others; `nn.BatchNorm1d` in training is _native_batch_norm_legit.
     """
     aten = torch.ops.aten
     both = torch._decomp.get_decompositions(
-        [aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm]
+        [
+            aten.native_layer_norm,
+            aten.native_group_norm,
+            aten.native_batch_norm,
+            aten._native_batch_norm_legit,
+        ]
     )
     return {**torch._decomp.core_aten_decompositions(), **both}
 
@@ -381,6 +423,19 @@ def _spell_out_lengths(traced: torch.fx.GraphModule) -> None:
             )
         node.replace_all_uses_with(product)
         graph.erase_node(node)
+    traced.recompile()
+
+
+def _detach_statistics(traced: torch.fx.GraphModule) -> None:
+    """Have what the graph writes into a buffer (running statistics of a batch norm) carry no
+    derivative into the next step, as is so for the operation that was decomposed.
+    """
+    aten, graph = torch.ops.aten, traced.graph
+    for node in graph.find_nodes(op="call_function", target=aten.copy_.default):
+        if node.args[0].op != "get_attr":
+            continue
+        with graph.inserting_before(node):
+            node.update_arg(1, graph.call_function(aten.detach.default, (node.args[1],)))
     traced.recompile()
 
 

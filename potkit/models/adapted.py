@@ -68,9 +68,16 @@ class CurrentGraph(nn.Module):
 
 
 class EnergyFromFeatures(nn.Module):
-    """Energy head for networks that say the energy themselves: the last feature, [N, F] -> [N]."""
+    """Energy head for networks that say the energy themselves: the last feature, [N, F] -> [N].
+
+    ``divided``: it is one energy per structure, shared out evenly, which says nothing of an atom.
+    """
 
     pooled = False
+
+    def __init__(self, divided: bool) -> None:
+        super().__init__()
+        self.divided = divided
 
     def forward(self, features: Tensor, graph: Graph) -> Tensor:
         """The last feature of each atom: [N, F] -> [N], in the potential's scale."""
@@ -93,6 +100,7 @@ class Adapted(Network):
         self.n_features = self.n_vector_features = 0  # `adapt` finds them out
         self._select = {"features": features, "energy": energy, "vectors": vectors}
         self._arguments = _arguments(module)
+        self.reads_charge = "charge" in self._arguments
         self._stand_ins = [m for m in module.modules() if isinstance(m, CurrentGraph)]
         layers = dict(module.named_modules())
         self._inside = {k: s for k, s in self._select.items() if isinstance(s, str) and s in layers}
@@ -101,6 +109,27 @@ class Adapted(Network):
         """What the foreign module says of ``graph``: scalars [N, F], vectors [N, 3, F'] or None.
 
         Raises ConfigError where a part of its answer is missing or has the wrong shape.
+        """
+        return self.fitted(self.parts(graph), graph)
+
+    def fitted(self, parts: dict[str, Tensor], graph: Graph) -> Features:
+        """``parts`` as `Features`. Raises ConfigError for one of the wrong shape."""
+        n, name = graph.z.shape[0], type(self.module).__name__
+        scalar = []
+        if "features" in parts:
+            scalar.append(_fit(parts["features"], (n, None), "features", name))
+        if "energy" in parts:
+            scalar.append(_per_atom(parts["energy"], graph, name))
+        vector = None
+        if "vectors" in parts:
+            vector = _fit(parts["vectors"], (n, 3, None), "vectors", name)
+        return Features(torch.cat(scalar, -1), vector=vector)
+
+    def parts(self, graph: Graph) -> dict[str, Tensor]:
+        """What the foreign module says of ``graph``, in its own shapes: some of "features",
+        "energy", "vectors".
+
+        Raises ConfigError for what is not there or no tensor.
         """
         caught: dict[str, Tensor] = {}
         hooks = [
@@ -124,22 +153,13 @@ class Adapted(Network):
                 parts[kind] = caught.get(kind)
             elif select is not None:
                 parts[kind] = _pick(out, select, kind)
-        n, name = graph.z.shape[0], type(self.module).__name__
         for kind, value in parts.items():
             if not isinstance(value, Tensor):
                 raise ConfigError(
-                    f"{kind}={self._select[kind]!r} of {name} gives {type(value).__name__}, "
-                    "not a tensor"
+                    f"{kind}={self._select[kind]!r} of {type(self.module).__name__} gives "
+                    f"{type(value).__name__}, not a tensor"
                 )
-        scalar = []
-        if "features" in parts:
-            scalar.append(_fit(parts["features"], (n, None), "features", name))
-        if "energy" in parts:
-            scalar.append(_per_atom(parts["energy"], graph, name))
-        vector = None
-        if "vectors" in parts:
-            vector = _fit(parts["vectors"], (n, 3, None), "vectors", name)
-        return Features(torch.cat(scalar, -1), vector=vector)
+        return parts
 
 
 def _arguments(module: nn.Module) -> list[str]:
@@ -258,11 +278,11 @@ def adapt(
     ``vectors`` [N, 3, F'] each say where the quantity is found: the name of a layer (what enters
     it), a key, attribute or index of the answer, "answer" for the answer itself, or a function of
     the answer. With ``energy`` the network's own energy is used, else our energy head acts on
-    ``features``. The module is called with those of z, pos, batch, edge_index, edge_weight,
-    edge_vec, edge_shift, mask, charge that its forward names, or with one PyG batch. ``cutoff`` (Å)
-    defaults to the module's attribute; ``symmetries`` are those it claims (default: all);
-    ``max_element`` is the largest atomic number it knows; ``readouts`` are `Potential`'s (vector,
-    forces, head_norm).
+    ``features``; one energy per structure has no shares of atoms. The module is called with those
+    of z, pos, batch, edge_index, edge_weight, edge_vec, edge_shift, mask, charge that its forward
+    names, or with one PyG batch. ``cutoff`` (Å) defaults to the module's attribute; ``symmetries``
+    are those it claims (default: all); ``max_element`` is the largest atomic number it knows;
+    ``readouts`` are `Potential`'s (vector, forces, head_norm).
     Sizes are found by one call on a water molecule.
     Raises ConfigError where something is missing or has the wrong shape.
     """
@@ -294,12 +314,14 @@ def adapt(
         backbone.symmetries = frozenset(symmetries)
     probe = _water(module, float(cutoff))
     with torch.no_grad():
-        seen = backbone(probe)
+        parts = backbone.parts(probe)
+        seen = backbone.fitted(parts, probe)
     backbone.n_features = seen.scalar.shape[1]
     backbone.n_vector_features = 0 if seen.vector is None else seen.vector.shape[2]
     model = Potential(backbone, **readouts)
     if energy is not None:
-        model.energy_head = EnergyFromFeatures()
+        # water has three atoms in its one structure
+        model.energy_head = EnergyFromFeatures(divided=parts["energy"].numel() == 1)
     model.to(probe.pos.device, probe.pos.dtype)
     model.references, model.scale = model.references.double(), model.scale.double()
     # without a source enough to save and transfer weights, not to build the network again

@@ -13,16 +13,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from ..errors import ConfigError, DataError
 from ..structures import neighbors
 from ..structures.batch import Batch
 from ..structures.elements import MAX_Z, SYMBOLS
 from ..structures.geometry import edge_vectors, volumes
+from ..structures.settings import shown
 from .force_encoder import ForceEncoder
 from .graph import Backbone, Features, Graph, Prediction, declare
-from .layers import MAX_FORMAL_CHARGE, AtomEmbedding, sum_over
+from .layers import MAX_CHARGE, MAX_FORMAL_CHARGE, AtomEmbedding, sum_over
 from .readouts import READOUTS, AtomicEnergy, DirectVector, GradientVector, NoiseReadout
+
+NO_STRESS = "this network has no stress: it reads its forces out, or knows rectangular boxes only"
 
 
 class Potential(nn.Module):
@@ -70,6 +74,10 @@ class Potential(nn.Module):
                 f"vector='gated' needs equivariant features, which {kind} does not have"
             )
         self.backbone = backbone
+        self.embeds_charge = any(
+            isinstance(part, AtomEmbedding) and part.charge is not None
+            for part in backbone.modules()
+        )
         self.cutoff = float(backbone.cutoff)
         self.energy_head = AtomicEnergy(backbone.n_features, head_norm, pooled, head)
         # a vector that is −∂E/∂x is what forces by gradient are
@@ -129,6 +137,39 @@ class Potential(nn.Module):
                 f"the model was trained with {', '.join(known)}"
             )
 
+    def check_charges(self, charge: Tensor) -> None:
+        """Raise DataError for total charges [S] (e) that the network has no embedding for."""
+        if not self.embeds_charge:
+            return
+        beyond = torch.nonzero(charge.round().abs() > MAX_CHARGE).flatten()
+        if len(beyond):
+            s = int(beyond[0])
+            raise DataError(
+                f"structure {s} has charge {int(charge[s]):+d}; the network knows -{MAX_CHARGE} to "
+                f"+{MAX_CHARGE}"
+            )
+
+    # -- what the network has and reads
+    @property
+    def has_stress(self) -> bool:
+        """Whether there is a stress: forces are −∂E/∂x, and cells may be sheared."""
+        return self.forces_mode == "gradient"
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the energy is a sum over atoms, so that each atom has a share of it."""
+        return not (self.energy_head.pooled or getattr(self.energy_head, "divided", False))
+
+    @property
+    def reads_charge(self) -> bool:
+        """Whether the energy depends on the structure's total charge."""
+        return self.embeds_charge or getattr(self.backbone, "reads_charge", False)
+
+    @property
+    def needs_formal_charges(self) -> bool:
+        """Whether it has to be told the formal charges of atoms."""
+        return self.backbone.formal_charges
+
     # -- forward
     def graph(self, batch: Batch, pos: Tensor, strain: Tensor | None = None) -> Graph:
         """The graph of ``batch`` at positions ``pos`` [N, 3] (differentiable).
@@ -136,9 +177,11 @@ class Potential(nn.Module):
         ``strain`` [S, 3, 3], symmetric and zero, is what positions and cells are differentiated by:
         x (1 + ε) and the same for the cell's rows. Edges are made if the batch has none. Raises
         ConfigError for a batch with forces to be read by a network that has no input for them,
-        DataError for a network that reads formal charges where the batch has none, or one that it
-        does not know.
+        DataError for a network that reads formal charges where the batch has none, and for a
+        formal or total charge that it does not know.
         """
+        if not isinstance(batch.charge, FakeTensor):  # a tracer's tensors hold no numbers
+            self.check_charges(batch.charge)
         if batch.edge_index is None or batch.cutoff != self.cutoff:
             batch = neighbors.attach(copy.copy(batch), self.cutoff)
         sender, receiver = batch.edge_index
@@ -199,10 +242,11 @@ class Potential(nn.Module):
     def forward(self, batch: Batch, outputs: Sequence[str] | None = None) -> Prediction:
         """Predict ``outputs`` (default: energy and vector) for ``batch``, which stays as it is.
 
-        Raises ConfigError for a stress of a network whose forces are no derivatives, and for
-        energies of atoms of one that pools its features first.
+        Raises ConfigError for outputs that do not exist, a stress of a network whose forces are no
+        derivatives, and energies of atoms where the energy is no sum over them.
         """
         outputs = ("energy", "vector") if outputs is None else outputs
+        _check_outputs(outputs)
         if "stress" in outputs and self.forces_mode == "vector":
             raise ConfigError(
                 "stress is the derivative of the energy by strain, and this network reads its "
@@ -269,11 +313,14 @@ class Potential(nn.Module):
 
     def check_shares(self) -> None:
         """Raise ConfigError for a network whose energy is not a sum over atoms."""
+        if self.has_shares:
+            return
+        why = "says one energy per structure"
         if self.energy_head.pooled:
-            raise ConfigError(
-                "energies of atoms: this network pools the features of a structure before its "
-                "energy head (pooled), so its energy is no sum over atoms"
-            )
+            why = "pools the features of a structure before its energy head (pooled)"
+        raise ConfigError(
+            f"energies of atoms: this network {why}, so its energy is no sum over atoms"
+        )
 
     def shares(
         self,
@@ -462,6 +509,16 @@ class Potential(nn.Module):
             f"vector={self.vector_mode}, forces={self.forces_mode}, cutoff={self.cutoff} Å, "
             f"{self.n_parameters():,} parameters"
         )
+
+
+def _check_outputs(outputs: Sequence[str]) -> None:
+    """Raise ConfigError for what is no list of quantities that a `Prediction` has."""
+    known = ", ".join(Prediction._fields)
+    if isinstance(outputs, str):
+        raise ConfigError(f"outputs must be a list of names, got {outputs!r}; there are {known}")
+    for name in outputs:
+        if name not in Prediction._fields:
+            raise ConfigError(f"no output {shown(name)}; there are {known}")
 
 
 def _strained(rows: Tensor, strain: Tensor) -> Tensor:

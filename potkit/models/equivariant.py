@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from .layers import sum_over
 
+MAX_DEGREE = 12  # of e3nn's spherical harmonics
+
 
 class Irrep(o3.Irrep):
     """e3nn's irrep, with the length of the tuple that it is: torch.compile asks for that."""

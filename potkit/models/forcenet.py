@@ -55,6 +55,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..structures.element_properties import atomic_radii, covalent_radii, element_properties
 from . import faults as published_faults
+from .equivariant import MAX_DEGREE
 from .graph import Features, Graph, Network
 from .layers import AtomEmbedding, mlp, polynomial_envelope, sum_over
 
@@ -202,6 +203,8 @@ class ForceNet(Network):
                 "ForceNet needs hidden, layers, max_n and frequencies ≥ 1, "
                 f"got {hidden}, {layers}, {max_n}, {frequencies}"
             )
+        if max_n > MAX_DEGREE + 1:
+            raise ConfigError(f"ForceNet has max_n up to {MAX_DEGREE + 1}, got {max_n}")
         for name, value, known in (
             ("radii", radii, RADII),
             ("envelope", envelope, ENVELOPES),

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..structures.elements import MAX_Z
 from .equivariant import (
+    MAX_DEGREE,
     ByIrrep,
     Coupling,
     Irrep,
@@ -143,6 +144,8 @@ class NequIP(Network):
             raise ConfigError(NEEDED)
         if not neighbors > 0:
             raise ConfigError(NEEDED)
+        if max_degree > MAX_DEGREE:
+            raise ConfigError(f"NequIP has max_degree up to {MAX_DEGREE}, got {max_degree}")
         self.cutoff, self.degree = cutoff, max_degree
         self.n_features, self.n_vector_features = channels, channels if vectors else 0
         self.embedding = AtomEmbedding(channels, charge)

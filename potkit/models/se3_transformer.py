@@ -56,6 +56,7 @@ from ..errors import ConfigError, DataError
 from ..structures.elements import MAX_Z, SYMBOLS
 from . import faults as published_faults
 from .equivariant import (
+    MAX_DEGREE,
     ByIrrep,
     Coupling,
     Irrep,
@@ -438,6 +439,10 @@ class SE3Transformer(Network):
             raise ConfigError(
                 "SE3Transformer needs channels, max_degree, layers, heads, division, "
                 "radial_hidden ≥ 1 and radial 0 or ≥ 2"
+            )
+        if 2 * max_degree > MAX_DEGREE:  # as far as two degrees couple
+            raise ConfigError(
+                f"SE3Transformer has max_degree up to {MAX_DEGREE // 2}, got {max_degree}"
             )
         if channels % (division * heads):
             raise ConfigError(

@@ -23,7 +23,6 @@ from ..structures.geometry import edge_vectors
 from ..structures.store import Structures
 from .base import Potential
 from .graph import Graph
-from .layers import AtomEmbedding
 
 # faults of published codes that ask for more of a structure than its edges, or for their order
 BEYOND_EDGES = ("neighbours-32", "wrapped-positions")
@@ -93,16 +92,12 @@ def check_traceable(model: Potential) -> None:
 def check_charges(model: Potential) -> None:
     """Raise ConfigError for a network that reads charges, which engines do not give."""
     name = type(model.backbone).__name__
-    if model.backbone.formal_charges:
+    if model.needs_formal_charges:
         raise ConfigError(
             f"export: {name} reads formal charges of atoms, which engines do not give"
         )
-    if any(isinstance(m, AtomEmbedding) and m.charge is not None for m in model.modules()):
-        raise ConfigError(
-            f"export: {name} reads total charges (charge=True), which no engine gives"
-        )
-    if any("charge" in getattr(m, "_arguments", ()) for m in model.modules()):
-        raise ConfigError(f"export: {name} is given total charges, which no engine gives")
+    if model.reads_charge:
+        raise ConfigError(f"export: {name} reads total charges, which no engine gives")
 
 
 def trace(model: Potential, examples: Sequence[Structures]) -> torch.jit.ScriptModule:

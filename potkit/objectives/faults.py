@@ -163,8 +163,10 @@ def of(objective: str) -> tuple[str, ...]:
 def check(objective: str, faults: Iterable[str]) -> tuple[str, ...]:
     """``faults`` in the table's order, each once, so that their order tells no runs apart.
 
-    Raises ConfigError for one that is unknown or is not of ``objective``.
+    Raises ConfigError for one that is unknown or is not of ``objective``, and for what is no list.
     """
+    if not isinstance(faults, Iterable):
+        raise ConfigError(f"{objective}: faults must be a list of names, got {faults!r}")
     given = [faults] if isinstance(faults, str) else list(faults)
     known = of(objective)
     wrong = [name for name in given if name not in known]

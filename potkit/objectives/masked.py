@@ -30,7 +30,9 @@ the atoms that lost one, their parents in the sense above. And ``elements`` may 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import warnings
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,8 +53,8 @@ BELONGS = {"floor": "molecule", "mask-direction": "atom", "constant-one": "atom"
 
 @dataclasses.dataclass(frozen=True)
 class Masked(Objective):
-    """Mask atoms of ``elements`` (atomic numbers) with ``ratio`` ρ in (0, 1], ``by`` "molecule" or
-    "atom" (see the module).
+    """Mask atoms of ``elements`` (symbols or atomic numbers, kept as numbers) with ``ratio`` ρ in
+    (0, 1], ``by`` "molecule" or "atom" (see the module).
 
     ``target``: "farthest" or "bonded" (by atom only). ``flag``: mark atoms for the network; None:
     as in the paper, by molecule yes, by atom no. ``faults`` of the published code, off by default
@@ -64,7 +66,7 @@ class Masked(Objective):
     outputs: ClassVar[tuple[str, ...]] = ("vector",)
 
     ratio: float = 0.5
-    elements: tuple[int, ...] = (1,)
+    elements: int | str | tuple[int | str, ...] = (1,)
     by: str = "molecule"
     target: str = dataclasses.field(default="farthest", metadata=LATER)
     flag: bool | None = dataclasses.field(default=None, metadata=LATER)
@@ -73,14 +75,7 @@ class Masked(Objective):
     def __post_init__(self) -> None:
         if not (isinstance(self.ratio, (int, float)) and 0 < self.ratio <= 1):
             raise ConfigError(f"masked: ratio must be in (0, 1], got {self.ratio!r}")
-        elements = [self.elements] if isinstance(self.elements, (int, str)) else list(self.elements)
-        # symbols are welcome too
-        numbers = tuple(SYMBOLS.index(e) if e in SYMBOLS else e for e in elements)
-        if not numbers or not all(isinstance(e, int) and 1 <= e <= MAX_Z for e in numbers):
-            raise ConfigError(
-                f"masked: elements must be atomic numbers or symbols, got {self.elements!r}"
-            )
-        object.__setattr__(self, "elements", numbers)
+        object.__setattr__(self, "elements", atomic_numbers(self.elements))
         if self.by not in ("molecule", "atom"):
             raise ConfigError(f"masked: by must be 'molecule' or 'atom', got {self.by!r}")
         if self.target not in ("farthest", "bonded"):
@@ -102,15 +97,35 @@ class Masked(Objective):
     def check(self, structures: Structures) -> None:
         """Raise DataError if no structure of the set has an atom to remove; single structures
         without are left as they are.
+
+        By molecule, of a set in which every structure is one molecule, also DataError where there
+        are boxes, else a warning: whatever the ratio, each structure loses one atom.
         """
+        name = structures.info.get("name", "structures")
         if not np.isin(structures.z, self.elements).any():
             removable = ", ".join(SYMBOLS[z] for z in self.elements)
             present = ", ".join(SYMBOLS[z] for z in structures.elements)
-            name = structures.info.get("name", "structures")
             raise DataError(
                 f"{self.name}: nothing to remove in {name}: "
                 f"it has no {removable} (elements there: {present})"
             )
+        if self.by == "molecule" and not (structures.molecule > 0).any():
+            self._check_single(structures, name)
+
+    def _check_single(self, structures: Structures, name: str) -> None:
+        """What there is to say where every structure is one molecule."""
+        removable = " or ".join(SYMBOLS[z] for z in self.elements)
+        if structures.pbc.any():
+            raise DataError(
+                f"{self.name}: the atoms of {name} have no molecule numbers, so each box would "
+                f"lose one {removable} whatever the ratio is; number them (water in extxyz: "
+                "potkit.read(path, waters=True), --waters yes) or mask by='atom'"
+            )
+        warnings.warn(
+            f"{self.name}: every structure of {name} is one molecule, so each loses one "
+            f"{removable} whatever the ratio is; by='atom' masks a share",
+            stacklevel=5,  # whoever pretrains
+        )
 
     # -- corruption -------------------------------------------------------------------------------
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
@@ -220,6 +235,27 @@ class Masked(Objective):
         cosine = cosine_to_target(prediction.vector, batch.target)
         weight = batch.has_target.to(cosine.dtype)
         return [Term("masked_1-cos", ((1.0 - cosine) * weight).sum(), weight.sum())]
+
+
+def atomic_numbers(elements: Any) -> tuple[int, ...]:
+    """``elements``, one or several, as atomic numbers.
+
+    Raises ConfigError for none, and for what is neither a symbol nor a number of the periodic
+    table.
+    """
+    several = isinstance(elements, Iterable) and not isinstance(elements, str)
+    numbers = tuple(_number(element) for element in (elements if several else [elements]))
+    if not numbers or not all(1 <= z <= MAX_Z for z in numbers):
+        raise ConfigError(f"masked: elements must be atomic numbers or symbols, got {elements!r}")
+    return numbers
+
+
+def _number(element: Any) -> int:
+    """The atomic number that ``element`` says, 0 where it says none."""
+    if isinstance(element, str):
+        return SYMBOLS.index(element) if element in SYMBOLS else 0
+    whole = isinstance(element, (int, np.integer)) and not isinstance(element, bool)
+    return int(element) if whole else 0
 
 
 def farthest_lost(batch: Batch, lost_pos: Tensor, n_lost: Tensor) -> Tensor:

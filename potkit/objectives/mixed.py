@@ -82,19 +82,17 @@ class MaskedDenoise(Masked):
         """The vector read-out; in the published form the displacement beside it."""
         return ("vector", "displacement") if self._published else ("vector",)
 
-    def check(self, structures: Structures) -> None:
-        """As `Masked.check`; and, in our form, some structure must have several molecules, or no
-        atom would be left to denoise.
+    def _check_single(self, structures: Structures, name: str) -> None:
+        """As `Masked`; in our form DataError for free molecules too, of which no atom would be left
+        to denoise.
         """
-        super().check(structures)
-        if self._published:
+        if self._published or structures.pbc.any():
+            super()._check_single(structures, name)
             return
-        if self.by == "molecule" and not (structures.molecule > 0).any():
-            name = structures.info.get("name", "structures")
-            raise DataError(
-                f"{self.name}: every structure of {name} is one molecule, so all its atoms have "
-                "a masked target and none is left to denoise"
-            )
+        raise DataError(
+            f"{self.name}: every structure of {name} is one molecule, so all its atoms have "
+            "a masked target and none is left to denoise"
+        )
 
     def corrupt(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """As `Masked.corrupt`, then noise on the atoms that remain.

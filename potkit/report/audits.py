@@ -118,7 +118,9 @@ def gains(runs: pd.DataFrame, metric: str = "forces_mae", column: str = "setting
     effects = statistics.effects(runs, [metric], against=[audit.SCRATCH])
     arm = audit.pretrained_arm(runs)
     kept = [column, "seeds", "change_%", "change_low_%", "change_high_%"]
-    return effects.loc[effects["arm"] == arm, kept].reset_index(drop=True)
+    # a contrast that was declared has a row, too, whatever it compares
+    asked = (effects["against"] == audit.SCRATCH) & (effects["metric"] == metric)
+    return effects.loc[asked & (effects["arm"] == arm), kept].reset_index(drop=True)
 
 
 def _sizes(studies: Mapping[str, pd.DataFrame]) -> str:

@@ -269,7 +269,7 @@ BLOCK = re.compile(
     r"<!-- (results|across|effects|settings|studies|bench|fastest|papers|numerics|map|departures"
     r"|audit|verdicts|test|choice|saved|learned|ensembles|calibrated"
     r"|simulations|moved|weights|convergence|power|coverage|breakdown"
-    r"|astray|scale|beginning): (\S+) -->\n.*?<!-- end -->",
+    r"|astray|gains|scale|beginning): (\S+) -->\n.*?<!-- end -->",
     flags=re.DOTALL,
 )
 
@@ -277,6 +277,7 @@ BLOCK = re.compile(
 # kind of block -> ending of the stored table it is made of, and how
 SENTENCES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
     "verdicts": ("-effects", sentences.verdicts),
+    "gains": ("-effects", sentences.gains),
     "test": ("-test", sentences.test_set),
     "breakdown": ("-breakdown", sentences.broken_down),
     "astray": ("-runs", sentences.astray),
@@ -315,6 +316,7 @@ def fill(text: str, folder: str | Path = "data/results") -> str:
     - audit: what each setting of the comparison NAME does to the gain, from its stored runs;
     - papers: what the papers print for the network NAME;
     - verdicts: the stored changes of the experiment NAME as sentences;
+    - gains: those of the force error by denoising, cell by cell, as one sentence;
     - test: its errors on the test set, with intervals over molecules;
     - breakdown: these by molecule, size, element, and other groups of the test structures;
     - astray: its runs that ended badly, beside the medians;

@@ -40,7 +40,7 @@ def percent(value: float) -> str:
 
 def _shortened(verdict: str) -> str:
     """A verdict of `statistics.verdict` without an end of so many digits that nobody reads it."""
-    return re.sub(r"\+\d{4,}", f"> +{MOST}", verdict)
+    return re.sub(r"\+(?:\d{4,}|inf)", f"> +{MOST}", verdict)
 
 
 def change(row: Any) -> str:
@@ -72,10 +72,15 @@ def verdicts(effects: pd.DataFrame) -> str:
         first = declared.iloc[0]
         lines[0] += (
             f" Declared before the runs: {first['arm']} against {first['against']}, "
-            f"{UNITS[first['metric']][0]}; the other {len(effects) - len(declared)} are one family."
+            f"{UNITS[first['metric']][0]}"
         )
+        if len(declared) > 1:
+            lines[0] += f", a family of {len(declared)}"
+        lines[0] += f"; the other {len(effects) - len(declared)} are one family."
     else:
         lines[0] += f" The {len(effects)} comparisons here are one family."
+    if effects.attrs.get("interval", "t") != "t":
+        lines[0] += f" Intervals in brackets are by {effects.attrs['interval']}, verdicts by t."
     lines.append("")
     for key, part in effects.groupby([*by, "arm", "against"], sort=False):
         *where, arm, against = key
@@ -89,6 +94,32 @@ def verdicts(effects: pd.DataFrame) -> str:
         )
     seen = sight(effects)
     return "\n".join([*lines, "", seen] if seen else lines)
+
+
+def gains(effects: pd.DataFrame, arm: str = "denoise") -> str:
+    """One sentence: the change of the force error by ``arm`` against each of its baselines, cell by
+    cell. Raises DataError for a table without such rows.
+    """
+    forces = effects[(effects["arm"] == arm) & (effects["metric"] == "forces_mae")]
+    if not len(forces):
+        raise DataError(f"a table of effects without force errors of {arm!r}")
+    by = list(effects.columns[: list(effects.columns).index("arm")])
+    baselines = list(dict.fromkeys(forces["against"]))
+    cells = forces.groupby(by, sort=False) if by else [((), forces)]
+    said = []
+    for key, rows in cells:
+        of = rows.set_index("against")
+        each = [
+            f"{percent(of.loc[b, 'change_%'])} %"
+            # told from 0, all comparisons counted
+            + ("" if of.loc[b, "verdict"] in ("better", "worse") else " (not told)")
+            for b in baselines
+            if b in of.index
+        ]
+        said.append(f"{' '.join(map(str, key))} {' / '.join(each)}".strip())
+    return (
+        f"Change of the force error by {arm}, against {' / '.join(baselines)}: {', '.join(said)}."
+    )
 
 
 def _given_weights(effects: pd.DataFrame) -> str:
@@ -205,24 +236,38 @@ def broken_down(table: pd.DataFrame) -> str:
 
 def astray(runs: pd.DataFrame) -> str:
     """A line for each run that ended badly (`statistics.astray`), with the median of its arm; or
-    one that says there is none.
+    one that says there is none. Of arms with too few runs to tell, it says that.
     """
-    far = statistics.astray(runs)
+    far, counts = statistics.astray(runs), statistics.run_counts(runs)
+    few = counts[counts["runs"] < statistics.JUDGES]
+    cannot = ""
+    if len(few):
+        names = ", ".join(dict.fromkeys(map(str, few["arm"])))
+        cannot = (
+            f"Of fewer than {statistics.JUDGES} runs of an arm and label budget it cannot be told "
+            f"whether one ended badly: {names}."
+        )
+    if len(few) and len(few) == len(counts):
+        return cannot
     if not len(far):
-        return (
+        none = (
             f"No run that ended has an error of more than {statistics.FAR:g} times the median of "
             "its arm."
         )
+        return f"{none} {cannot}" if cannot else none
     lines = []
     for r in far.to_dict("records"):
         where = [f"{r[c]}" for c in far.columns[: list(far.columns).index("arm")] if c != "labels"]
         label, unit, scale = UNITS[r["metric"]]
+        seed = f"seed {r['seed']}"
+        if "label_draw" in r:
+            seed += f", draw {r['label_draw']} of labels"
         lines.append(
-            f"- {_where(where)}**{r['arm']}**, {r['labels']} labels, seed {r['seed']}: {label} "
+            f"- {_where(where)}**{r['arm']}**, {r['labels']} labels, {seed}: {label} "
             f"{scale * r['error']:.4g} {unit}, {r['times']:.1f} times the median of "
             f"{scale * r['median']:.4g}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", cannot] if cannot else lines)
 
 
 def worth(table: pd.DataFrame) -> str:
@@ -239,7 +284,7 @@ def worth(table: pd.DataFrame) -> str:
 
 def choice(runs: pd.DataFrame, metric: str | None = None) -> str:
     """What was chosen on validation molecules, of the runs of `choosing.on_validation`."""
-    metric = metric or metric_of(runs)
+    metric = metric or statistics.metric_of(runs)
     label, unit, scale = UNITS[metric]
     arms = [a for a in dict.fromkeys(runs["arm"]) if a not in OWN]
     found = choosing.ranked(runs, arms, metric)
@@ -267,16 +312,17 @@ def choice(runs: pd.DataFrame, metric: str | None = None) -> str:
 
 
 def chosen_in_words(found: choosing.Choice) -> str:
-    """ "Chosen: denoise 0.1. Not told from it: …" of a `choosing.Choice`."""
-    others = found.table[found.table["arm"] != found.name]
-    told = others.loc[others["verdict"] == "worse", "arm"]
-    left = [a for a in others["arm"] if a not in set(told)]
+    """ "Chosen: denoise 0.1. Not told from it: …" of a `choosing.Choice`, and which candidates were
+    dropped.
+    """
     text = f"Chosen, because it has the smallest mean error: {found.name}."
-    return (
-        f"{text} Not told from it: {', '.join(left)}."
-        if left
-        else f"{text} All others are told to be worse."
-    )
+    if found.left:
+        text += f" Not told from it: {', '.join(found.left)}."
+    elif found.others:
+        text += " All others are told to be worse."
+    if found.dropped:
+        text += f" Dropped, as no seed has all its runs: {', '.join(found.dropped)}."
+    return text
 
 
 def converged(checked: pd.DataFrame) -> str:
@@ -293,7 +339,7 @@ def saved(runs: pd.DataFrame, metric: str | None = None) -> str:
     """What labels are worth to scratch, to scratch-longer and to scratch for twice the steps, and
     the learning curves' slopes, a line each.
     """
-    metric = metric or metric_of(runs)
+    metric = metric or statistics.metric_of(runs)
     by = [c for c in statistics.grouping(runs) if c != "labels"]
     lines = []
     laws = statistics.learning_curves(runs, metric, by)
@@ -346,13 +392,6 @@ def _where(key: Any) -> str:
     parts: Sequence = key if isinstance(key, (tuple, list)) else (key,)
     name = ", ".join(map(str, parts))
     return f"{name}: " if name else ""
-
-
-def metric_of(runs: pd.DataFrame) -> str:
-    """The metric a comparison is about: forces, or energies where no network gives forces."""
-    good = runs[runs["status"] == "ok"] if "status" in runs else runs
-    nothing = "forces_mae" not in good or good["forces_mae"].isna().all()
-    return "energy_mae" if nothing else "forces_mae"
 
 
 # -- ensembles -----------------------------------------------------------------------------------

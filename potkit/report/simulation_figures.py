@@ -21,15 +21,20 @@ GREY = "#8A8A8A"
 
 
 def sizes(name: str, folder: str | Path = "data/results") -> str:
-    """ "3 networks an arm; ethanol: 8 copies of each for 0.4 ps; …" of stored simulations."""
+    """ "3 networks an arm; ethanol: 8 copies of each for 0.4 ps; …" of stored simulations; "6
+    networks of 2 pretrainings an arm" where label draws are nested in pretrainings.
+    """
     told = []
     table, _ = report.stored(name + SIMULATIONS, folder)
     for group, part in _groups(table):
         nvt = part[part["ensemble"] == "nvt"]
         count, length = nvt["copy"].nunique(), nvt["length"].max()
         told.append(f"{group} labels: {count} copies of each for {length:g} ps")
-    number = table.loc[table["arm"] != simulations.REFERENCE, "seed"].nunique()
-    return f"{number} networks an arm; {'; '.join(told)}"
+    networks = table[table["arm"] != simulations.REFERENCE]
+    number = f"{networks['seed'].nunique()} networks"
+    if statistics.UNIT in networks:
+        number += f" of {networks[statistics.UNIT].nunique()} pretrainings"
+    return f"{number} an arm; {'; '.join(told)}"
 
 
 def _groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

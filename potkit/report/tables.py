@@ -85,7 +85,10 @@ def stored(name: str, folder: str | Path = "data/results") -> tuple[pd.DataFrame
     path = Path(folder) / f"{name}.csv"
     if not path.is_file():
         raise DataError(f"{path}: no such stored result")
-    return read(path), origin(path.with_suffix(".json"))
+    table, how = read(path), origin(path.with_suffix(".json"))
+    if "interval" in how:  # other intervals than t: sentences on them say so
+        table.attrs["interval"] = how["interval"]
+    return table, how
 
 
 def read(path: str | Path) -> pd.DataFrame:

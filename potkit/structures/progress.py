@@ -1,4 +1,6 @@
-"""Progress bars: shown to a person who watches, not written into log files."""
+"""Progress bars: shown to a person who watches, not written into log files; and which of several
+processes speaks.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,16 @@ def hidden() -> bool:
         return not stream.isatty()
     except ValueError:  # it was closed
         return True
+
+
+# what torchrun, Slurm and Lightning Fabric tell the processes they start; Fabric's own launcher
+# gives no RANK, only the place on its machine and, of several machines, which one it is
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+
+
+def first_process() -> bool:
+    """Whether this is the first, or the only one, of the processes that a launcher started."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in RANKS)
 
 
 def bar(*, shown: bool = True, **options: Any):

@@ -64,7 +64,7 @@ def split(
         # a random stream for each system: adding a system leaves the split of the others as it was
         rng = np.random.default_rng([seed, system])
         per_system.append(_cut(rows, parts, rng, f"structures of {names[system]}", rounding))
-    return tuple(np.sort(np.concatenate(part)) for part in zip(*per_system, strict=True))
+    return _joined(per_system, len(parts))
 
 
 def _by_block(
@@ -101,7 +101,16 @@ def _by_block(
         for edge in np.flatnonzero(np.diff(part)):  # between structure edge and the next
             kept[max(0, edge + 1 - gap) : edge + 1 + gap] = False
         out.append(tuple(rows[kept & (part == number)] for number in range(len(parts))))
-    return tuple(np.sort(np.concatenate(part)) for part in zip(*out, strict=True))
+    return _joined(out, len(parts))
+
+
+def _joined(per_system: list[tuple[np.ndarray, ...]], count: int) -> tuple[np.ndarray, ...]:
+    """The ``count`` parts of all systems together, each rising; empty where there is no system."""
+    nothing = np.empty(0, np.int64)
+    return tuple(
+        np.sort(np.concatenate([nothing, *(parts[number] for parts in per_system)]))
+        for number in range(count)
+    )
 
 
 def by_system(structures: Structures) -> list[tuple[int, np.ndarray]]:

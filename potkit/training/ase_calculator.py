@@ -39,6 +39,7 @@ PATIENCE = 30.0
 # presets, in water at 5 Å on one thread, the graph took so many times as long as the kernels:
 # at 24, 100 and 192 atoms SchNet 0.7, 2.2, 3.5, EGNN 0.6, 0.9, 1.1, TorchMD-Net ET 0.9, 1.1, 1.2
 SMALL = 40
+UNCHARGED = 0.1  # e; sums of rounded partial charges are off by less
 # arrays of atoms whose change ASE has a calculator look at
 STATE = ("positions", "numbers", "initial_charges", "initial_magmoms", "formal_charge")
 
@@ -111,6 +112,18 @@ def _same_array(one: Atoms, other: Atoms, name: str) -> bool:
     return bool(np.array_equal(a, b))
 
 
+def _check_charge(atoms: Atoms) -> None:
+    """Raise DataError where only initial charges tell that ``atoms`` are charged: these may be
+    partial charges, which do not say how many electrons there are.
+    """
+    total = float(atoms.get_initial_charges().sum())
+    if "charge" not in atoms.info and abs(total) > UNCHARGED:
+        raise DataError(
+            f"the initial charges of the atoms add up to {total:g} e, which is not read: give the "
+            "total charge that the network reads as atoms.info['charge']"
+        )
+
+
 def _equal(one: dict, other: dict) -> bool:
     """Whether what atoms say of themselves is the same; what cannot be told is not."""
     try:
@@ -125,7 +138,8 @@ class PotkitCalculator(Calculator):
     energy and free_energy (the same: there are no electrons to smear) in eV, forces [N, 3] in eV/Å;
     energies [N] in eV, each atom's share of the energy, where the energy is a sum over atoms;
     stress [6] in eV/Å³, Voigt's order xx, yy, zz, yz, xz, xy, positive under tension, of atoms
-    whose cell repeats and has a volume. A network that reads its forces out directly has no stress.
+    whose cell repeats and has a volume. A network that reads its forces out directly has no stress,
+    nor have the masked paper's published ones.
 
     Of an ensemble these are the members' means. Beside them stand energy_std, forces_std [N, 3],
     stress_std [6] and energies_std [N]: the sample standard deviation over the members, component
@@ -158,9 +172,9 @@ class PotkitCalculator(Calculator):
             require_compiler(device)  # before a simulation starts
         self._quick: dict[tuple[bool, bool], list[ForPredictions]] = {}
         had = ["energy", "forces"]
-        if not any(model.energy_head.pooled for model in self.models):
+        if all(model.has_shares for model in self.models):
             had.append("energies")
-        if all(model.forces_mode == "gradient" for model in self.models):
+        if all(model.has_stress for model in self.models):
             had.append("stress")
         spread = [name + SPREAD for name in had] if len(self.models) > 1 else []
         self.quantities = had
@@ -174,8 +188,9 @@ class PotkitCalculator(Calculator):
     ) -> None:
         """All that there is for ``atoms``, at once, into ``results``.
 
-        Raises DataError for an element without a reference energy and for predictions that are not
-        finite numbers, ASE's PropertyNotImplementedError for a stress without a cell.
+        Raises DataError for an element without a reference energy, a total charge that the network
+        does not know or nobody tells, and predictions that are not finite numbers, ASE's
+        PropertyNotImplementedError for a stress without a cell.
         """
         super().calculate(atoms, properties, system_changes)
         start = time.perf_counter()
@@ -209,6 +224,9 @@ class PotkitCalculator(Calculator):
             structures = Structures.from_ase([bare])
             for model in self.models:
                 model.check_elements(structures.elements)
+                model.check_charges(torch.tensor(structures.charge))
+                if model.reads_charge:
+                    _check_charge(bare)
             batch = structures.batch(device=self.device, dtype=self.dtype)
             cutoff = max(model.cutoff for model in self.models)
             self._neighborhood = known = Neighborhood(bare, batch, cutoff)

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import objectives
 from ..errors import CheckpointError
@@ -272,23 +272,30 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Potential:
     tensors, header = read(path)
     model = build_again(header, find(path))
     restore(model, weights(tensors), str(find(path)))
+    model.trained_on = header.get("objective")
     return model.to(device).eval()
 
 
-def require_energies(path: str | Path) -> None:
-    """Raise CheckpointError for a network that was only pretrained: it has no energies yet.
+def require_energies(source: str | Path | Potential) -> None:
+    """Raise CheckpointError for what was only pretrained, a checkpoint or a network: it has no
+    energies yet.
 
+    A network that was loaded or trained says so by its ``trained_on``, the objective as a table.
     Weights that do not say what they were trained on are believed.
     """
-    header = read(path)[1]
-    described = header.get("objective")
+    if isinstance(source, nn.Module):
+        described, name = getattr(source, "trained_on", None), "this network"
+        way_out = "potkit.finetune, or model.trained_on = None if it was trained elsewhere"
+    else:
+        described, name = read(source)[1].get("objective"), str(find(source))
+        way_out = "potkit finetune --init"
     if not isinstance(described, dict):
         return
     needed = objectives.from_dict(described).needed()
     if not {"energy", "forces"} & set(needed):
         raise CheckpointError(
-            f"{find(path)}: was only pretrained ({described.get('objective', 'no labels')}) and "
-            "has no energies or forces yet; fine-tune it on labels first (potkit finetune --init)"
+            f"{name}: was only pretrained ({described.get('objective', 'no labels')}) and "
+            f"has no energies or forces yet; fine-tune it on labels first ({way_out})"
         )
 
 

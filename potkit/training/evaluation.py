@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..analysis.error_breakdown import centred, energy_errors
 from ..errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from ..structures.settings import count, shown
 from ..structures.store import Structures
 from . import checkpoints
 from .memory import Limit
+from .run_folder import Run
 
 FIRST_COLUMNS = "system,atoms,energy,predicted_energy"  # of `Evaluation.structures` as CSV
 ERRORS = Kind("a table of `potkit evaluate`", lambda path: head(path).startswith(FIRST_COLUMNS))
@@ -138,6 +140,7 @@ def predict(
     batch_size = count(batch_size, "batch_size")
     device = checked_device(device or model.like().device)
     model.check_elements(structures.elements)
+    model.check_charges(torch.tensor(structures.charge))
     dtype = model.like().dtype
     was_training = model.training
     quick = for_predictions(model, compile, device, dtype)  # raises before the model is moved
@@ -183,7 +186,7 @@ def _volumes(structures: Structures) -> np.ndarray:
 
 
 def evaluate(
-    model: Potential | str | Path,
+    model: Potential | str | Path | Run,
     structures: Structures,
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -191,7 +194,7 @@ def evaluate(
     faults: Sequence[str] = (),
     keep_forces: bool = False,
 ) -> Evaluation:
-    """Errors of ``model`` (or the model in a checkpoint) on ``structures``, which need energies or
+    """Errors of ``model`` (a network, checkpoint or run) on ``structures``, which need energies or
     forces, and may have stresses; of a partly labelled set each structure counts with what it has.
 
     Means over structures for energy, over atoms and axes for forces, over labelled structures and
@@ -199,16 +202,14 @@ def evaluate(
     ``keep_forces``: also what is predicted for every atom. ``faults`` of the published codes, off
     by default (see `objectives.faults`): "normalizer-lost" evaluates the weights without the
     reference energies and scale that were saved with them. Raises DataError without labels,
-    ConfigError for an unknown fault.
+    CheckpointError for a network without energies, ConfigError for an unknown fault.
     """
     import pandas as pd
 
     unknown = [name for name in faults if name not in FAULTS]
     if unknown:
         raise ConfigError(f"no fault {unknown[0]!r} of evaluation; there is {', '.join(FAULTS)}")
-    if not isinstance(model, torch.nn.Module):
-        checkpoints.require_energies(model)
-        model = checkpoints.load(model)
+    model = _trained(model)
     if "normalizer-lost" in faults:
         model = copy.deepcopy(model).set_references({})
     if not (structures.labelled("energy") | structures.labelled("forces")).any():
@@ -218,7 +219,7 @@ def evaluate(
     structures.validate()
     with_forces = structures.forces is not None
     stressed = np.zeros(len(structures), bool)
-    if structures.stress is not None and model.forces_mode == "gradient":
+    if structures.stress is not None and model.has_stress:
         stressed = np.isfinite(structures.stress).all((1, 2)) & (_volumes(structures) > 0)
     outputs = ["energy"] + ["forces"] * with_forces + ["stress"] * bool(stressed.any())
     predicted = predict(model, structures, batch_size, device, outputs, compile)
@@ -310,14 +311,14 @@ def _mean(values: np.ndarray) -> float:
 
 
 def calculator(
-    checkpoint: str | Path | Potential | Sequence[str | Path | Potential],
+    checkpoint: str | Path | Run | Potential | Sequence[str | Path | Run | Potential],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     compile: bool | None = None,
 ):
-    """An ASE Calculator of a checkpoint or a model: energy and free_energy in eV, energies of atoms
-    in eV, forces in eV/Å, stress in eV/Å³ (Voigt's order, positive under tension) where atoms have
-    a cell.
+    """An ASE Calculator of a checkpoint, run or model: energy and free_energy in eV, energies of
+    atoms in eV, forces in eV/Å, stress in eV/Å³ (Voigt's order, positive under tension) where atoms
+    have a cell.
 
     A list of them is an ensemble: its calculator has the members' means, and as energy_std,
     forces_std, stress_std and energies_std their sample standard deviation, in the same units
@@ -327,14 +328,19 @@ def calculator(
     precision as soon as its predictions have taken half a minute, if the machine has a compiler:
     numbers then change in the last digits. False: never. It can be pickled, and works inside
     ``torch.inference_mode``.
+
+    A network that reads total charges takes that of ``atoms.info["charge"]`` (e), 0 where it is not
+    there. ASE's initial charges of atoms are not read: where they add up to anything else, and
+    ``info`` says nothing, a prediction raises DataError.
+
     Raises CheckpointError for a checkpoint that cannot be read or has no energies, ConfigError for
     an empty list, a device that is not there, and networks that cannot be compiled where
     ``compile``.
     """
     from .ase_calculator import PotkitCalculator
 
-    single = isinstance(checkpoint, (str, Path, torch.nn.Module))
-    members = [checkpoint] if single else list(checkpoint)
+    several = isinstance(checkpoint, Iterable) and not isinstance(checkpoint, (str, nn.Module))
+    members = list(checkpoint) if several else [checkpoint]
     if not members:
         raise ConfigError("calculator: the list of checkpoints is empty")
     dtype = dtype or (torch.float32 if compile else torch.float64)
@@ -345,12 +351,19 @@ def calculator(
     return PotkitCalculator(models, device, dtype, compile)
 
 
-def open_model(checkpoint: str | Path | Potential) -> Potential:
+def open_model(checkpoint: str | Path | Run | Potential) -> Potential:
     """The trained network of a checkpoint or run; a copy of one that is given as such.
 
-    Raises CheckpointError for one without energies.
+    Raises CheckpointError for one without energies, ConfigError for what is none of these.
     """
-    if isinstance(checkpoint, torch.nn.Module):
-        return copy.deepcopy(checkpoint).eval()
-    checkpoints.require_energies(checkpoint)
-    return checkpoints.load(checkpoint)
+    model = _trained(checkpoint)
+    return copy.deepcopy(model).eval() if model is checkpoint else model
+
+
+def _trained(source: str | Path | Run | Potential) -> Potential:
+    """The network that ``source`` is or holds; raises as `open_model` does."""
+    if not isinstance(source, (str, Path, Run, nn.Module)):
+        raise ConfigError(f"a checkpoint, a run or a network is needed, got {shown(source)}")
+    source = source.checkpoint if isinstance(source, Run) else source
+    checkpoints.require_energies(source)
+    return source if isinstance(source, nn.Module) else checkpoints.load(source)

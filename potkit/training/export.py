@@ -18,6 +18,7 @@ import torch
 
 from ..errors import ConfigError
 from ..models import Potential, traced
+from ..models.base import NO_STRESS
 from ..structures.elements import SYMBOLS
 from ..structures.outputs import Kind, check
 from ..structures.settings import shown
@@ -25,6 +26,7 @@ from ..structures.storage import replacing
 from ..testing.sample_structures import examples
 from . import checkpoints
 from .evaluation import checked_device, open_model
+from .run_folder import Run
 
 FORMATS = ("metatomic", "torch-sim")
 DTYPES = (torch.float32, torch.float64)
@@ -75,7 +77,7 @@ def require(extra: str) -> None:
 
 
 def export(
-    checkpoint: str | Path | Potential,
+    checkpoint: str | Path | Run | Potential,
     path: str | Path,
     format: str = "metatomic",
     *,
@@ -160,7 +162,7 @@ def _write_metatomic(model: Potential, path: Path) -> None:
 
 
 def torch_sim_model(
-    checkpoint: str | Path | Potential,
+    checkpoint: str | Path | Run | Potential,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float64,
     compile: bool = False,
@@ -171,7 +173,7 @@ def torch_sim_model(
 
     Energies [S] in eV, forces [N, 3] in eV/Å, stress [S, 3, 3] in eV/Å³ (tension positive; NaN of
     systems that do not repeat), energies of atoms [N]; all systems of a state at once. A stress is
-    computed by default where the network can: its forces are −∂E/∂x. ``compile`` is as in
+    computed by default where the network has one (see `Potential.has_stress`). ``compile`` is as in
     `potkit.calculator`.
 
     Raises ConfigError where torch-sim is missing (`potkit[torch-sim]`), and what `export` does.
@@ -184,8 +186,8 @@ def torch_sim_model(
     place = checked_device(device)
     model = open_model(checkpoint).to(place, dtype)
     traced.check_charges(model)
-    can = model.forces_mode == "gradient"
+    can = model.has_stress
     if compute_stress and not can:
-        raise ConfigError("this network reads its forces out directly and has no stress")
+        raise ConfigError(NO_STRESS)
     stress = can if compute_stress is None else compute_stress
     return PotkitModel(model, place, dtype, compile, compute_forces, stress)

@@ -20,6 +20,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from torch import Tensor
 
 from ..datasets import label_checks
@@ -42,10 +48,11 @@ from ..structures.elements import SYMBOLS
 from ..structures.neighbors import check_geometry
 from ..structures.outputs import PART, read_json
 from ..structures.progress import bar as progress_bar
+from ..structures.progress import first_process
 from ..structures.store import Structures
 from . import checkpoints, pretrained, start
 from .config import TrainConfig
-from .memory import keep_freed_memory
+from .memory import keep_freed_memory, out_of_memory
 from .normalization import normalization
 from .repeatable import repeatable
 from .run_folder import Run, RunFolder, identity_hash, weights_hash
@@ -65,22 +72,19 @@ __all__ = [
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """The process group a config asks for; under torchrun or SLURM the launcher's numbers count.
-    Launched already.
+    """The process group a config asks for; under torchrun or srun the launcher's numbers count.
+    Launched already. Raises ConfigError where so many processes cannot be had.
     """
-    devices, nodes = config.devices, config.nodes
-    if TorchElasticEnvironment.detect():
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        nodes = int(os.environ["SLURM_NNODES"])
-        devices = int(os.environ["SLURM_NTASKS"]) // nodes
+    devices, nodes, environment = _processes(config)
     accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(
         config.device, config.device
     )
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise ConfigError(f"config: device cuda: {devices} GPUs asked for, {found} found")
+        hint = ""
+        if found == 1 and isinstance(environment, SLURMEnvironment):
+            hint = "; each task sees one GPU; ask with --gpus-per-node, or srun --gpu-bind=none"
+        raise ConfigError(f"config: device cuda: {devices} GPUs asked for, {found} found{hint}")
     if accelerator == "cpu" and devices > (most := max(8, 4 * (os.cpu_count() or 1))):
         raise ConfigError(f"config: devices: {devices} processes on a CPU, at most {most} fit here")
     if accelerator == "cpu":
@@ -101,11 +105,45 @@ def make_fabric(config: TrainConfig) -> Fabric:
             num_nodes=nodes,
             strategy=strategy,
             precision=precision,
+            plugins=[] if environment is None else [environment],
         )
     finally:
         log.setLevel(level)
     fabric.launch()
     return fabric
+
+
+def _processes(config: TrainConfig) -> tuple[int, int, ClusterEnvironment | None]:
+    """Processes on each machine, machines, and who has started them (None: whom Fabric finds).
+
+    Of torchrun and srun, which start every process, the numbers count; else those of ``config``,
+    and Fabric starts the others. An allocation of Slurm's is not enough: a batch script or a shell
+    in it is one process, however many tasks it has. Raises ConfigError where srun's tasks are not
+    spread evenly, or were asked for in a way that Lightning does not read.
+    """
+    if TorchElasticEnvironment.detect():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        return devices, int(os.environ["WORLD_SIZE"]) // devices, None
+    if not SLURMEnvironment.detect():
+        return config.devices, config.nodes, None
+    # SLURM_NTASKS is that of the allocation in a batch script, too, and the shell of an salloc is a
+    # step of its own, with a SLURM_STEP_ID: what srun alone tells is how many tasks it started
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks == 1:
+        return config.devices, config.nodes, LightningEnvironment()
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES", 1))
+    devices = tasks // nodes
+    if devices * nodes != tasks:
+        raise ConfigError(f"srun: {tasks} tasks cannot be spread evenly over {nodes} nodes")
+    try:
+        environment = SLURMEnvironment()
+        environment.validate_settings(devices, nodes)
+    except (RuntimeError, ValueError):
+        raise ConfigError(
+            f"srun: {tasks} tasks were asked for in a way that cannot be read here; ask for them "
+            f"with --nodes={nodes} --ntasks-per-node={devices}"
+        ) from None
+    return devices, nodes, environment
 
 
 def fit(
@@ -119,6 +157,7 @@ def fit(
     whole: Structures | None = None,
     overwrite: bool = False,
     extend: int | None = None,
+    rounded: Collection[str] = (),
 ) -> Run:
     """Train ``model`` in place on ``structures`` and keep the run in folder ``out``; see `pretrain`
     and `finetune`.
@@ -131,7 +170,11 @@ def fit(
     ``extend``: train the finished run in ``out`` by so many more steps, in a folder beside it
     (`extended_folder`); the finished run stays as it is. Weights, optimizer, averages and the order
     of the data go on, the schedule of ``config`` begins anew over the further steps, and the
-    weights kept are the best of both. Raises ConfigError where no such run is finished.
+    weights kept are the best of both. Raises ConfigError where no such run is finished, or its last
+    state is gone.
+
+    ``rounded``: weights and buffers that follow from all others and the data, but for last digits
+    that depend on the number of threads: a run that differs in them alone is the same.
 
     Raises TrainingError when the loss is no longer a number or memory does not suffice for one
     structure; Interrupted after Ctrl-C; Busy while another process trains in ``out``.
@@ -143,7 +186,8 @@ def fit(
     model.extend(objective.needed(), objective.inputs, seed=config.seed)
     valid = valid if valid is not None and len(valid) else None
     identity = _identity(model, structures, valid, objective, config, notes)
-    folder = RunFolder(Path(out), identity, config, overwrite and extend is None)
+    exact = weights_hash(model, but=rounded) if rounded else None
+    folder = RunFolder(Path(out), identity, config, overwrite and extend is None, exact)
     finished: RunFolder | None = None
     begins = 0
     if extend is not None:
@@ -151,8 +195,9 @@ def fit(
         begins = _steps_done(finished)
         config = config.replace(steps=begins + extend, epochs=None)
         notes = {**(notes or {}), "extends": {"hash": identity_hash(finished.identity)}}
-        identity |= {"config": config.identity(), "notes": notes}
-        folder = RunFolder(extended_folder(out, extend), identity, config, overwrite)
+        changed = {"config": config.identity(), "notes": notes}
+        identity = finished.identity | changed
+        folder = RunFolder(extended_folder(out, extend), identity, config, overwrite, exact)
         _say(
             config,
             f"{folder.path}: {extend} more steps after the {begins} of {finished.path}; the "
@@ -160,9 +205,19 @@ def fit(
         )
     if folder.finished:
         return _found(folder, config, model)
+    if finished is not None:
+        folder.check_start(finished)
+    header = {
+        "objective": objective.to_dict(),
+        "config": config.model_dump(),
+        "data": structures.info.get("name", "unnamed"),
+        "data_fingerprint": structures.fingerprint(),
+        **(notes or {}),
+    }
     for part in (structures, valid):
         if part is not None:
             model.check_elements(part.elements)
+            model.check_charges(torch.tensor(part.charge))
             objective.check(part)
     for part in (structures, valid) if whole is None else (whole,):
         if part is not None:
@@ -172,19 +227,21 @@ def fit(
         if fabric.world_size == 1 and folder.finished:  # by another process, while we were looking
             return _found(folder, config, model)
         if finished is not None and fabric.global_rank == 0:
-            folder.go_on_from(finished)
+            folder.go_on_from(finished, header)
         fabric.barrier()
         fast = compiled(
             model, objective.needed(), config.compile, fabric.device.type, config.precision
         )
         with fast, repeatable(fabric.device.type):
             training = Training(fabric, model, structures, objective, config, begins)
-            return _train(training, folder, valid, notes or {})
+            return _train(training, folder, valid, header)
 
 
 def extended_folder(out: str | Path, steps: int) -> Path:
     """Where the run in ``out`` lies once it is trained by ``steps`` more: beside it."""
     path = Path(out)
+    if path.name in ("", ".."):  # "." says where it lies, not what it is called
+        path = Path(os.path.abspath(path))
     return path.with_name(f"{path.name}-plus{steps}")
 
 
@@ -200,8 +257,7 @@ def _steps_done(folder: RunFolder) -> int:
 
 def _say(config: TrainConfig, text: str) -> None:
     """One line on stderr (stdout may be a pipe nobody reads), by the first process only."""
-    first = not any(os.environ.get(n, "0") not in ("", "0") for n in ("RANK", "SLURM_PROCID"))
-    if config.progress and first:
+    if config.progress and first_process():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -216,7 +272,7 @@ def _found(folder: RunFolder, config: TrainConfig, model: Potential) -> Run:
 
 
 def _train(
-    training: Training, folder: RunFolder, valid: Structures | None, notes: dict[str, Any]
+    training: Training, folder: RunFolder, valid: Structures | None, header: dict[str, Any]
 ) -> Run:
     """The loop of `fit`, in a folder that is ours."""
     fabric, model, config = training.fabric, training.model, training.config
@@ -229,19 +285,12 @@ def _train(
     model.to(fabric.device, dtype=training.dtype)
     model.train()
     if config.resident:
-        structures.to(fabric.device)
+        _make_resident(structures, fabric.device)
     state = State(fabric, model, model.parts(objective.needed()), config)
     resumed = folder.resume(state)
     validate_every = config.steps_between_validations(len(structures))
     checkpoint_every = config.checkpoint_every or validate_every
     writer = fabric.global_rank == 0
-    header = {
-        "objective": objective.to_dict(),
-        "config": config.model_dump(),
-        "data": structures.info.get("name", "unnamed"),
-        "data_fingerprint": structures.fingerprint(),
-        **notes,
-    }
     if writer:
         folder.begin(header, resumed)
     if resumed > training.begins:
@@ -309,6 +358,20 @@ def _train(
         folder.finish(model, state, header)
     fabric.barrier()
     return folder.load(into=model)
+
+
+def _make_resident(structures: Structures, device: torch.device) -> None:
+    """Copy the packed set to ``device``. Raises TrainingError where it does not fit there."""
+    try:
+        structures.to(device)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        name = structures.info.get("name", "structures")
+        raise TrainingError(
+            f"{name}: the {len(structures)} training structures do not fit the device's memory "
+            "beside the network; set resident: false"
+        ) from None
 
 
 def _board(folder: RunFolder, config: TrainConfig, resumed: int) -> Any:
@@ -536,14 +599,16 @@ def finetune(
     begin = normalization(train, config, references, _known(train))
     fitted = fitted and config.references == "least-squares"
     unit = None if init is None else start.carried_unit(model, source, parts or ())
+    rounded: tuple[str, ...] = ()
     if train.energy is None:  # their zero is arbitrary, but heads that are taken over have a unit
         begin = begin if unit is None else begin._replace(scale=unit)
     elif unit is not None:
         begin = start.with_carried_heads(model, train, begin, unit, fitted)
+        rounded = ("references",) if fitted else ()  # to what the network says, see `start`
     else:
         start.check_references(begin, valid or train, config, fitted)
     begin.put_into(model)
-    return fit(model, train, objective, config, out, valid, notes, None, overwrite, extend)
+    return fit(model, train, objective, config, out, valid, notes, None, overwrite, extend, rounded)
 
 
 def _known(structures: Structures) -> tuple[str, ...]:

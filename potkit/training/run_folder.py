@@ -25,7 +25,7 @@ import platform
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def weights_hash(model: Potential) -> str:
-    """16 hex digits of a network's weights, names included."""
+def weights_hash(model: Potential, but: Collection[str] = ()) -> str:
+    """16 hex digits of a network's weights, names included, ``but`` for some."""
     weights = hashlib.blake2b(digest_size=8)
     for name, value in model.state_dict().items():
+        if name in but:
+            continue
         weights.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return weights.hexdigest()
 
@@ -123,6 +125,8 @@ NAMES = (
 FOLDERS = ("report", "tensorboard")
 # what is written into them: NAME-parity with NAME.json, the course of training, TensorBoard's own
 WRITTEN = re.compile(r".*-parity\.(html|png)|training\.(html|png)|plotly\.min\.js|events\.out\..*")
+# what a run takes over that begins where another ended, the state last
+TAKEN_OVER = ("metrics.jsonl", "best.safetensors", "last.safetensors")
 
 
 def _empty(folder: Path) -> None:
@@ -177,12 +181,22 @@ class RunFolder:
 
     ``overwrite``: another run is removed, by its files' names, when this one begins; a folder with
     anything beside them is refused.
+
+    ``exact_weights``: where some of the first weights are known up to rounding only, the hash of
+    all others. It is kept beside the identity: a run with the same one, whose identity differs in
+    ``weights`` alone, is this run, and gives it its identity.
     """
 
     def __init__(
-        self, path: Path, identity: dict[str, Any], config: TrainConfig, overwrite: bool = False
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        config: TrainConfig,
+        overwrite: bool = False,
+        exact_weights: str | None = None,
     ) -> None:
         self.path = path
+        self.exact_weights = exact_weights
         self.identity = json.loads(json.dumps(identity, default=str))
         self.config = config
         self.best = path / "best.safetensors"
@@ -199,6 +213,7 @@ class RunFolder:
                 "choose another folder"
             )
         check(path, RUN)
+        self._take_over_rounding()
         differs = self._differs()
         if differs and not overwrite:
             raise ConfigError(
@@ -213,6 +228,16 @@ class RunFolder:
                     f"{some(foreign)}; choose another folder"
                 )
             self.other = True
+
+    def _take_over_rounding(self) -> None:
+        """Take the identity of the run that lies here where it is this one up to rounding."""
+        if self.exact_weights is None or not self.run.is_file():
+            return
+        stored = read_json(self.run)
+        same = stored.get("exact_weights") == self.exact_weights
+        # of runs that were stored before, only the identity is known
+        if same and differences(stored["identity"], self.identity) == ["weights"]:
+            self.identity = stored["identity"]
 
     def _differs(self) -> list[str]:
         """In what the run that lies here is another one."""
@@ -298,6 +323,23 @@ class RunFolder:
         if not self._tells_settings():
             self.config.to_yaml(self.path / "config.yaml", PART)
 
+    def _tell_identity(self, header: dict[str, Any]) -> None:
+        """Write run.json where the run is new: from then on the folder is known as this run's."""
+        if self.run.is_file():
+            return
+        known = {} if self.exact_weights is None else {"exact_weights": self.exact_weights}
+        write_json(
+            self.run,
+            {
+                "identity": self.identity,
+                "hash": identity_hash(self.identity),
+                **known,
+                "versions": versions(),
+                "machine": machine(),
+                "header": header,
+            },
+        )
+
     def begin(self, header: dict[str, Any], resumed_at: int) -> None:
         """Write run.json where the run is new, config.yaml where it does not tell this run's
         settings, and cut the metrics back to the step
@@ -306,17 +348,7 @@ class RunFolder:
         # half a file, or a folder of half ones, of a process that was killed
         for name in [n for n in os.listdir(self.path) if is_temporary(n)]:
             sweep(self.path / name)
-        if not self.run.is_file():
-            write_json(
-                self.run,
-                {
-                    "identity": self.identity,
-                    "hash": identity_hash(self.identity),
-                    "versions": versions(),
-                    "machine": machine(),
-                    "header": header,
-                },
-            )
+        self._tell_identity(header)
         self.tell_settings()
         # rows beyond the state we go on from will be made again; a last line cut short by a kill is
         # dropped with them
@@ -343,13 +375,31 @@ class RunFolder:
                 f"{self.metrics}: cannot be written ({error.strerror or error})"
             ) from error
 
-    def go_on_from(self, finished: RunFolder) -> None:
+    @property
+    def _begun(self) -> bool:
+        """Whether this very run has a state of its own."""
+        return not self.other and (self.last.is_file() or self.previous.is_file())
+
+    def check_start(self, finished: RunFolder) -> None:
+        """Raise ConfigError where this run is to begin at the end of ``finished``, and files that
+        say how that ended are gone.
+        """
+        missing = [name for name in TAKEN_OVER if not (finished.path / name).is_file()]
+        if missing and not self._begun:
+            raise ConfigError(
+                f"{finished.path / missing[0]}: not there, and the run cannot be trained further "
+                "without it"
+            )
+
+    def go_on_from(self, finished: RunFolder, header: dict[str, Any]) -> None:
         """Begin where the run in ``finished`` ended: its metrics, best weights and full state are
         copied, the state last. Nothing is done where this run has a state of its own.
         """
-        if self.last.is_file() or self.previous.is_file():
+        if self._begun:
             return
-        for name in ("metrics.jsonl", "best.safetensors", "last.safetensors"):
+        # first of all: what a call that ends before its first step leaves, the next one knows
+        self._tell_identity(header)
+        for name in TAKEN_OVER:
             with replacing(self.path / name, PART) as temporary:
                 shutil.copyfile(finished.path / name, temporary)
 
@@ -409,6 +459,7 @@ class RunFolder:
 
     def load(self, into: Potential) -> Run:
         """The finished run, with its best weights put into ``into``."""
-        tensors, _ = checkpoints.read(self.best)
+        tensors, header = checkpoints.read(self.best)
         checkpoints.restore(into, checkpoints.weights(tensors), str(self.best))
+        into.trained_on = header.get("objective")
         return Run(self.path, into.eval(), json.loads(self.summary.read_text()))

@@ -9,6 +9,7 @@ from torch_sim.models.interface import ModelInterface
 from ..errors import DataError
 from ..kernels.compiling import ForPredictions
 from ..models import Potential
+from ..models.base import NO_STRESS
 from ..structures.batch import Batch
 
 
@@ -46,15 +47,13 @@ class PotkitModel(ModelInterface):
 
     @property
     def compute_stress(self) -> bool:
-        """Whether stresses are computed; only by a network with −∂E/∂x forces."""
+        """Whether stresses are computed; only by a network that has them."""
         return self._compute_stress
 
     @compute_stress.setter
     def compute_stress(self, wanted: bool) -> None:
-        if wanted and self.model.forces_mode == "vector":
-            raise NotImplementedError(
-                "this network reads its forces out directly and has no stress"
-            )
+        if wanted and not self.model.has_stress:
+            raise NotImplementedError(NO_STRESS)
         self._compute_stress = wanted
 
     def forward(self, state, **_) -> dict[str, Tensor]:
@@ -65,7 +64,7 @@ class PotkitModel(ModelInterface):
         """
         batch = self.batch(state)
         outputs = ["energy"]
-        if not self.model.energy_head.pooled:
+        if self.model.has_shares:
             outputs.append("energies")
         if self.compute_forces:
             outputs.append("forces")

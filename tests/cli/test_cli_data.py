@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import ase.io
 import numpy as np
 import pytest
 from tiny import molecules, one_line, water
@@ -65,6 +66,17 @@ def test_convert_a_file_of_ones_own(run, tmp_path):
     assert np.array_equal(Structures.open(tmp_path / "packed").energy, whole.energy)
     line = run("convert", "rmd17")[2]
     assert "data set 'rmd17' is not on this machine: `potkit data fetch rmd17`" in line
+
+
+def test_molecules_of_water_are_numbered_where_asked(run, tmp_path):
+    boxes = water(2)
+    ase.io.write(tmp_path / "boxes.xyz", boxes.to_ase(), columns=["symbols", "positions"])
+    code, _, _ = run("convert", "boxes.xyz", "--out", "numbered", "--waters", "yes")
+    assert code == 0
+    numbered = Structures.open(tmp_path / "numbered")
+    assert len(np.unique(numbered[0].molecule)) == numbered.n_atoms[0] / 3
+    code, _, err = run("convert", "boxes.xyz", "--out", "wrong", "--waters", "maybe")
+    assert code == 1 and one_line(err) and "--waters must be yes or no" in err
 
 
 def test_boxes_narrower_than_twice_the_cutoff(run, tmp_path):

@@ -72,6 +72,39 @@ def test_errors(tmp_path):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_energy_by_its_key_without_forces(tmp_path):
+    path = tmp_path / "base.db"
+    with connect(path) as base:
+        base.write(frame(), total=-3.0)
+        base.write(frame(), total=-4.0)
+    s = read(path, energy_key="total")
+    assert s.energy.tolist() == [-3.0, -4.0] and s.forces is None
+    with connect(tmp_path / "both.db") as base:
+        atoms = frame()
+        atoms.calc = SinglePointCalculator(atoms, energy=-10.0, forces=np.ones((3, 3)))
+        base.write(atoms, total=-3.0)
+    with pytest.raises(DataError, match="which forces goes with 'total'"):
+        read(tmp_path / "both.db", energy_key="total")
+
+
+@pytest.mark.parametrize("atoms", [frame(), frame("C70")], ids=["small", "large"])
+def test_json_databases_whose_first_row_is_gone(tmp_path, atoms):
+    """Rows deleted, and rows so long that the positions come late."""
+    path = tmp_path / "base.json"
+    forces = rng.normal(size=(len(atoms), 3))
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=forces)
+    with connect(path, use_lock_file=False) as base:
+        for i in range(3):
+            base.write(atoms, total=-10.0 - i, data={"f": forces})
+        base.delete([1])
+    for text in (path.read_text(), "\n " + path.read_text()):
+        path.write_text(text)
+        assert guess(path) == "ase-db"
+        s = read(path, energy_key="total", forces_key="f", dtype=np.float64)
+        assert s.energy.tolist() == [-11.0, -12.0]
+        np.testing.assert_allclose(s.forces[: len(atoms)], forces)
+
+
 ISOMERS = {  # heavy atoms of three C7O2H10 as they are bonded, hydrogens at each
     "ester": (
         "CCCCCCOCO",

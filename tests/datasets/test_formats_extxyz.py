@@ -40,6 +40,18 @@ def test_known_values(tmp_path):
     np.testing.assert_array_equal(s.cell[1], [[5, 0, 0], [0, 6, 0], [0.5, 0, 7]])
 
 
+@pytest.mark.parametrize("before", ["\n", " \n\n", "\ufeff", "\ufeff\n"])
+def test_blank_lines_and_a_mark_before_the_first_frame(tmp_path, before):
+    """Through ASE, labels under other names and units would be lost."""
+    from potkit.datasets.formats import guess
+
+    path = tmp_path / "a.xyz"
+    path.write_text(before + WATER + BOX, encoding="utf-8")
+    assert guess(path) == "extxyz"
+    s = read(path)
+    assert len(s) == 2 and s.energy.tolist() == [-2070.5, -3.25]
+
+
 def test_a_box_that_does_not_repeat_is_dropped(tmp_path):
     path = tmp_path / "a.xyz"
     path.write_text(WATER.replace('pbc="F', 'Lattice="9 0 0 0 9 0 0 0 9" pbc="F'))

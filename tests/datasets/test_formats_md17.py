@@ -4,6 +4,8 @@ can be wrong.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -178,3 +180,78 @@ def test_an_xyz_in_electronvolt_is_not_taken_for_kcal(tmp_path):
     with pytest.raises(DataError, match=r"frame 0: energy -421\d.* the size of eV, not kcal/mol"):
         read(path)
     assert read(path, energy_unit="ev").energy[0] == pytest.approx(ENERGY[0] * KCAL)
+
+
+WATER = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+
+
+def test_an_xyz_that_describes_itself_keeps_cell_charge_and_columns(tmp_path):
+    """As sGDML's own converter writes periodic sets; other columns in another order."""
+    lattice = 'Lattice="9 0 0 1 8 0 0 0 7"'
+    rows = [[*pos, *force] for pos, force in zip(WATER, np.arange(9.0).reshape(3, 3), strict=True)]
+
+    def text(columns: str, order: list[int], more: str = "") -> str:
+        atoms = [
+            " ".join([symbol, *(str(row[k]) for k in order)])
+            for symbol, row in zip("OHH", rows, strict=True)
+        ]
+        return "\n".join(["3", f'{lattice} Energy="-47700.0"{more}{columns}', *atoms]) + "\n"
+
+    plain = [0, 1, 2, 3, 4, 5]
+    swapped = [3, 4, 5, 0, 1, 2]
+    files = {
+        "described": text(" Properties=species:S:1:pos:R:3:force:R:3", plain, " charge=-1"),
+        "swapped": text(" Properties=species:S:1:force:R:3:pos:R:3", swapped, " charge=-1"),
+        "usual": text("", plain, " charge=-1"),
+    }
+    for name, content in files.items():
+        path = tmp_path / f"{name}.xyz"
+        path.write_text(content)
+        assert guess(path) == "md17"
+        s = read(path, dtype=np.float64)
+        np.testing.assert_array_equal(s.pos, WATER)
+        np.testing.assert_allclose(s.forces, np.arange(9.0).reshape(3, 3) * KCAL, rtol=1e-9)
+        np.testing.assert_allclose(s.energy, [-47700.0 * KCAL], rtol=1e-9)
+        np.testing.assert_array_equal(s.cell[0], [[9, 0, 0], [1, 8, 0], [0, 0, 7]])
+        assert s.pbc.all() and s.charge.tolist() == [-1] and s.system_names() == [name]
+    path.write_text(text("", plain).replace("-47700.0", "-76.3"))
+    with pytest.raises(DataError, match=r"frame 0: Energy -76\.3 is the size of Hartree"):
+        read(path, format="md17")
+
+
+def test_a_number_alone_is_an_energy_only_by_its_size(tmp_path):
+    """The steps of a trajectory, and its velocities, are neither energies nor forces."""
+    from potkit.datasets.reading import report
+
+    path = tmp_path / "trajectory.xyz"
+    frame = "3\n{}\nO 0 0 0 1 2 3\nH 0.96 0 0 4 5 6\nH -0.24 0.93 0 7 8 9\n"
+    path.write_text(frame.format(0) + frame.format(10))
+    assert guess(path) == "extxyz"
+    s = read(path)
+    assert len(s) == 2 and s.energy is None and s.forces is None
+    assert "not read: unnamed (column of three reals per atom)" in report(s)
+    assert read(path, format="md17", energy_unit="kcal/mol").energy is not None
+    path.write_text(frame.format("-47700.0"))
+    assert guess(path) == "md17" and read(path).forces is not None
+    path.write_text(frame.format("nan"))
+    with pytest.raises(DataError, match="energy=nan is not a finite number"):
+        read(path)
+
+
+def test_energies_of_no_known_size_are_doubted(tmp_path):
+    """Water by pseudopotentials in eV, in a file that names no unit."""
+    from potkit.datasets.reading import UnitWarning
+
+    path = tmp_path / "w.npz"
+    arrays = {"R": WATER[None], "z": np.array([8, 1, 1]), "E": [-14.2], "F": np.zeros((1, 3, 3))}
+    np.savez(path, **arrays)
+    with pytest.warns(UnitWarning, match=r"w.npz names no unit: taken for kcal/mol, .*\(-14.2\)"):
+        s = read(path)
+    assert "energy_unit=eV" in "\n".join(s.info["notes"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(path, energy_unit="eV").energy.tolist() == [-14.2]
+        np.savez(path, **arrays, e_unit=np.array("eV"))
+        assert read(path).energy.tolist() == [-14.2]
+        np.savez(path, **(arrays | {"E": [-47700.0]}))
+        assert "notes" not in read(path).info

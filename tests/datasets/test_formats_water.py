@@ -95,6 +95,15 @@ def test_runner_folder(tmp_path):
         read(tmp_path, format="runner")
 
 
+def test_runner_is_named_by_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "water").mkdir()
+    (tmp_path / "water/input.data").write_text(BLOCK)
+    monkeypatch.chdir(tmp_path / "water")
+    assert read("input.data").info["name"] == "water"
+    (tmp_path / "water/input.data").write_text("\ufeff\n" + BLOCK, encoding="utf-8")
+    assert guess(tmp_path / "water/input.data") == "runner" and len(read("input.data")) == 1
+
+
 def test_real_runner(reference_data):
     s = read(reference_data / "rpbe-water", dtype=np.float64)
     assert len(s) == 20 and s.pbc.all() and set(s.n_atoms.tolist()) == {48, 96, 192}
@@ -206,6 +215,20 @@ def test_tip3p_frames(tmp_path):
     assert s.pbc.all() and s.cell[3].tolist() == (np.eye(3) * 20).tolist()
     train, test = s.split((2, 1), by="system")
     assert len(train) == 4 and len(test) == 2
+
+
+def test_keys_that_anybody_uses_are_no_water(tmp_path):
+    """A single file is three-site water by its name, or where it holds one frame and no more."""
+    frame(tmp_path / "data_0_1.npz", seed=np.array(0))
+    frame(tmp_path / "any.npz")
+    assert guess(tmp_path / "data_0_1.npz") == guess(tmp_path / "any.npz") == "tip3p-npz"
+    frame(tmp_path / "methane.npz", numbers=np.array([6, 1, 1, 1, 1, 1]))
+    frame(tmp_path / "frames.npz", pos=np.zeros((2, 6, 3)))
+    for name in ("methane.npz", "frames.npz"):
+        assert guess(tmp_path / name) is None
+        with pytest.raises(DataError, match="in no known format"):
+            read(tmp_path / name)
+    assert read(tmp_path / "methane.npz", format="tip3p-npz").z.tolist() == [8, 1, 1] * 2
 
 
 @pytest.mark.parametrize(

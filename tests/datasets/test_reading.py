@@ -274,6 +274,93 @@ def test_what_no_own_reader_knows_goes_through_ase(tmp_path):
         potkit.read(tmp_path / "a.traj", subsets=["x"])
 
 
+DUMP = """ITEM: TIMESTEP
+{}
+ITEM: NUMBER OF ATOMS
+3
+ITEM: BOX BOUNDS pp pp pp
+0 10
+0 10
+0 10
+ITEM: ATOMS {}x y z fx fy fz
+"""
+
+
+def dump(columns: str, *values: str) -> str:
+    """Two frames of water as LAMMPS writes them, with ``columns`` and their ``values`` in front."""
+    places = ("0 0 0 0.1 0.2 0.3", "0.96 0 0 0 0 0", "-0.24 0.93 0 0 0 0")
+    atoms = "".join(f"{v} {p}\n" for v, p in zip(values, places, strict=True))
+    return "".join(DUMP.format(step, columns) + atoms for step in (0, 10))
+
+
+def test_types_of_lammps_are_no_elements(tmp_path):
+    """ASE takes them for atomic numbers, and makes up energies beside the forces."""
+    path = tmp_path / "a.lammpstrj"
+    path.write_text(dump("id type ", "1 1", "2 2", "3 2"))
+    with pytest.raises(DataError, match=r"its types are \[1, 2\]; give type_map="):
+        potkit.read(path)
+    s = potkit.read(path, type_map="O H", dtype=np.float64)
+    assert s.z.tolist() == [8, 1, 1] * 2
+    assert s.energy is None and s.forces[0].tolist() == [0.1, 0.2, 0.3]
+    assert potkit.read(path, type_map=["O", "H"], format="ase:lammps-dump-text").z[0] == 8
+    for wrong, words in (("O", "type 2 is not in the type map"), ("O X", "unknown element 'X'")):
+        with pytest.raises(DataError, match=words):
+            potkit.read(path, type_map=wrong)
+    path.write_text(dump("id type element ", "1 1 O", "2 2 H", "3 2 H"))
+    s = potkit.read(path)
+    assert s.z.tolist() == [8, 1, 1] * 2 and s.energy is None
+    path.write_text(dump("id mass ", "1 15.999", "2 1.008", "3 1.008"))
+    assert potkit.read(path).z.tolist() == [8, 1, 1] * 2
+    with pytest.raises(DataError, match="frame 0 has no types"):
+        potkit.read(path, type_map="O H")
+    with pytest.raises(DataError, match="no frame has energy under 'energy'"):
+        potkit.read(path, energy_key="energy")
+
+
+def test_types_of_lammps_data_files(tmp_path):
+    path = tmp_path / "water.data"
+    box = "water\n\n3 atoms\n2 atom types\n0 10 xlo xhi\n0 10 ylo yhi\n0 10 zlo zhi\n\n"
+    atoms = "Atoms # atomic\n\n1 1 0 0 0\n2 2 0.96 0 0\n3 2 -0.24 0.93 0\n"
+    path.write_text(box + atoms)
+    with pytest.raises(DataError, match=r"its types are \[1, 2\]"):
+        potkit.read(path, format="ase:lammps-data")
+    s = potkit.read(path, format="ase:lammps-data", type_map="O H")
+    assert s.z.tolist() == [8, 1, 1]
+    path.write_text(box + "Masses\n\n1 15.999\n2 1.008\n\n" + atoms)
+    assert potkit.read(path, format="ase:lammps-data").z.tolist() == [8, 1, 1]
+
+
+def test_every_molecule_of_an_sdf_file_is_read(tmp_path):
+    texts = []
+    for name in ("H2O", "CH4", "CH3OH"):
+        write(tmp_path / "one.sdf", molecule(name))
+        texts.append((tmp_path / "one.sdf").read_text())
+    path = tmp_path / "all.sdf"
+    path.write_text("".join(texts) + "\n")
+    s = potkit.read(path)
+    assert s.system_names() == ["H2O", "CH4", "CH4O"] and s.n_atoms.tolist() == [3, 5, 6]
+    counts = "  0  0  0     0  0            999 V3000"
+    path.write_text(texts[0] + f"x\n\n\n{counts}\nM  END\n$$$$\n")
+    with pytest.raises(DataError, match="molecule 1: it is in V3000"):
+        potkit.read(path)
+    path.write_text(texts[0] + "x\n\n\nnonsense\n$$$$\n" + texts[1])
+    with pytest.raises(DataError, match=r"all\.sdf: molecule 1: .*ASE cannot read it"):
+        potkit.read(path)
+
+
+@pytest.mark.parametrize("value", ["PBE", None, True, [[1.0], [2.0, 3.0]]])
+def test_what_is_no_number_is_no_energy(tmp_path, value):
+    atoms = molecule("H2O")
+    atoms.info["energy_source"] = value
+    write(tmp_path / "a.traj", atoms)
+    assert potkit.read(tmp_path / "a.traj").energy is None
+    with pytest.raises(DataError, match=r"a\.traj: no frame has energy under 'energy_source'"):
+        potkit.read(tmp_path / "a.traj", energy_key="energy_source")
+    atoms.info["energy_dft"] = np.float32(-3.5)
+    write(tmp_path / "a.traj", atoms)
+    assert potkit.read(tmp_path / "a.traj").energy.tolist() == [-3.5]
+
+
 def test_conformers_of_spice_are_in_nm(tmp_path):
     path = tmp_path / "a.h5"
     pos = np.random.default_rng(0).normal(size=(2, 3, 3))
@@ -336,6 +423,21 @@ def test_isolated_atoms_become_references(tmp_path):
     (tmp_path / "b.xyz").write_text(ISOLATED.format(-3.0, box) + rest)
     assert len(potkit.read(tmp_path / "b.xyz")) == 2
     assert len(potkit.read(folder / "a.xyz")) == 1
+
+
+def test_atoms_that_were_kept_stay_in_the_store(tmp_path):
+    rest = frame("energy=-31.7", ":forces:R:3", "1 2 3")
+    path = tmp_path / "a.xyz"
+    path.write_text(rest + ISOLATED.format(-13.6, 'pbc="F F F"'))
+    kept = potkit.read(path, isolated_atoms="keep")
+    stores = [kept.save(tmp_path / "store"), kept.save(tmp_path / "store.h5")]
+    stores.append(registry.pack(path, tmp_path / "packed", isolated_atoms="keep"))
+    for store in stores:
+        s = potkit.read(store)
+        assert len(s) == 2 and "stored" not in s.info
+    # beside a file, whose atoms become references
+    both = potkit.read([path, stores[0]])
+    assert both.n_atoms.tolist() == [2, 2, 1] and both.info["atomic_energies"] == {"H": -13.6}
 
 
 # --- from ASE ----------------------------------------------------------------------------------
@@ -548,6 +650,20 @@ def test_a_folder_of_several_formats_is_read_file_by_file(tmp_path):
     assert len(potkit.read(tmp_path)) == 2
     _frames(tmp_path / "c.xyz", 3)
     assert len(potkit.read(tmp_path)) == 5
+
+
+def test_folders_inside_a_folder_are_named(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    _frames(tmp_path / "a.xyz", 2)
+    _frames(tmp_path / "inner" / "b.xyz", 3)
+    s = potkit.read(tmp_path)
+    assert len(s) == 2
+    assert f"folders inside {tmp_path.name} are not read: inner" in report(s)
+    arrays = {"R": np.eye(3)[None], "z": np.array([8, 1, 1]), "E": np.array([-47700.0])}
+    (tmp_path / "a.xyz").unlink()
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert "are not read: inner" in "\n".join(report(potkit.read(tmp_path)))
 
 
 def test_a_folder_of_one_spice_file(tmp_path):

@@ -41,6 +41,13 @@ def test_parts_are_disjoint_rising_and_repeatable(by):
     assert not all(map(np.array_equal, parts, other))
 
 
+@pytest.mark.parametrize("by", splits.BY)
+def test_parts_of_nothing_are_empty(by):
+    parts = splits.split(make()[[]], (0.8, 0.1, 0.1), by=by)
+    assert [p.tolist() for p in parts] == [[], [], []]
+    assert len(make()[parts[0]]) == 0
+
+
 def test_by_system_keeps_systems_whole():
     s = make((50, 30, 20, 10, 5, 7, 8, 9, 10, 11))
     parts = splits.split(s, (0.8, 0.1, 0.1), seed=0, by="system")
@@ -394,6 +401,47 @@ def test_in_a_box_every_atom_must_be_where_the_other_has_one(cell):
     frozen = box(pos)
     frozen.pbc[0, 2] = False
     assert len(duplicates.pairs(first, frozen)) == 0  # a slab is no box
+
+
+def in_cell(z, pos, cell, pbc) -> Structures:
+    return Structures(
+        z, pos, [0, len(z)], cell=np.array(cell, float)[None], pbc=np.array(pbc, bool)[None]
+    )
+
+
+@pytest.mark.parametrize(
+    ("pbc", "cell", "other"),
+    [
+        ("110", np.diag([8.0, 9, 20]), np.diag([8.0, 9, 35])),
+        ("110", np.diag([8.0, 9, 20]), [[8, 0, 0], [0, 9, 0], [1, 4, 35]]),
+        ("101", [[8, 0, 0], [0, 20, 0], [3, 0, 9]], [[8, 0, 0], [0, 31, 0], [3, 0, 9]]),
+        ("001", np.diag([20.0, 30, 9]), np.diag([25.0, 22, 9])),
+        ("001", [[20, 0, 0], [0, 20, 0], [1e-9, -1e-9, 9]], np.diag([25.0, 22, 9])),
+    ],
+)
+def test_the_vacuum_beside_a_slab_or_wire_is_no_difference(pbc, cell, other):
+    rng = np.random.default_rng(8)
+    pbc = [flag == "1" for flag in pbc]
+    z = rng.choice([1, 6, 8], 30)
+    pos = rng.random((30, 3)) * [8, 9, 9]
+    first = in_cell(z, pos, cell, pbc)
+    shifted = pos + np.array([1.5, -2.0, 4.0])
+    changed = pos.copy()
+    changed[4] += 0.1
+    found = [len(duplicates.pairs(first, in_cell(z, p, other, pbc))) for p in (shifted, changed)]
+    assert found == [1, 0]
+
+
+def test_rounded_copies_are_found_in_elongated_boxes():
+    """Thirty boxes, 4 x 4 x 40 Å: an atom's step is a large part of the short edges."""
+    cell = np.diag([4.0, 4, 40])
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        z = rng.choice([1, 6, 8, 17], 60)
+        pos = rng.random((60, 3)) @ cell
+        first = in_cell(z, pos, cell, [True] * 3)
+        rounded = in_cell(z, np.round(pos, 3), cell, [True] * 3)
+        assert len(duplicates.pairs(first, rounded, tol=1e-3)) == 1, seed
 
 
 def test_of_256_atoms_in_a_box_one_moved_by_three_hundredths_is_told():

@@ -155,13 +155,27 @@ def test_an_unknown_base_is_named():
         audit.table(simulated(), base="as ever")
 
 
+def as_runs(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Runs of one label budget with the log errors of each setting, a row a seed, a column an
+    arm.
+    """
+    rows = [
+        dict(setting=setting, arm=arm, labels=50, seed=seed, status="ok", seconds=1.0)
+        | {"forces_mae": np.exp(log)}
+        for setting, wide in logs.items()
+        for arm in wide
+        for seed, log in wide[arm].items()
+    ]
+    return pd.DataFrame(rows)
+
+
 @pytest.mark.parametrize("quantity", ["scratch", "denoise", "gain"])
 def test_intervals_hold_the_truth_as_often_as_they_say(quantity):
     """Six seeds that share much over settings and arms, and 10 % of noise in each run."""
     rng = np.random.default_rng(1)
     truth = {"scratch": 0.0, "denoise": np.log(1.1 / 0.9), "gain": np.log(1.1 / 0.9)}[quantity]
     inside = []
-    for _ in range(3000):
+    for case in range(3000):
         shared = rng.normal(0, 0.3, (6, 1))
         base, fault = (
             pd.DataFrame(
@@ -172,6 +186,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say(quantity):
         )
         _, low, high = statistics.interval(audit.changes(base, fault, "denoise")[quantity])
         inside.append(low <= truth <= high)
+        if case == 0:  # that is what the table prints
+            table = audit.table(as_runs({"as it is": base, "fault": fault}))
+            printed = row(table, "fault", quantity)
+            ends = printed[["change_low_%", "change_high_%"]].astype(float)
+            assert np.log1p(ends / 100).to_list() == pytest.approx([low, high])
     note("change of a gain", 6, np.mean(inside), len(inside))
     assert 0.935 < np.mean(inside) < 0.965
 

@@ -8,6 +8,7 @@ import pytest
 
 from potkit.errors import ConfigError
 from potkit.experiments import break_even
+from potkit.experiments.arms import DOUBLED
 from potkit.report import figures
 
 BUDGETS = (25, 50, 100, 200)
@@ -65,7 +66,19 @@ def test_an_arm_that_saves_nothing_never_pays_and_a_wide_one_has_no_upper_bound(
     wide = break_even.in_labels(runs(1.1, spread=0.3, seeds=4), 0.1).set_index("labels")
     known = wide[wide["given"]]
     assert len(known) and np.isinf(known["targets_high"]).any()
-    assert any("any number" in break_even.in_words(r) for _, r in known.iterrows())
+    open_above = known[np.isinf(known["targets_high"]) & np.isfinite(known["targets_low"])]
+    said = [break_even.in_words(row) for _, row in open_above.iterrows()]
+    assert said
+    for row, words in zip(open_above.to_dict("records"), said, strict=True):
+        first = max(1, int(np.ceil(row["targets_low"])))
+        assert words == f"whether it pays is not told; at best from {first} targets on"
+
+
+def test_a_cheap_pretraining_pays_from_the_first_target_on():
+    row = dict(given=True, targets=0.001, targets_low=0.0, targets_high=0.002)
+    assert break_even.in_words(row) == "pays from 1 targets on (1 to 1)"
+    row = dict(given=True, targets=np.nan, targets_low=0.0, targets_high=0.0)
+    assert break_even.in_words(row) == "pays from between 1 and 1 targets on"
 
 
 def test_a_flat_baseline_gives_no_answer():
@@ -98,6 +111,46 @@ def test_both_questions_stand_side_by_side():
     assert "targets on" in answers["amortised, 50 labels"][0]
     with pytest.raises(ConfigError, match="scratch-longer"):
         break_even.questions(table, 0.1)
+
+
+def beside(table: pd.DataFrame, arm: str, factor: float) -> pd.DataFrame:
+    """``table`` with scratch's runs again as another ``arm``, with ``factor`` times the error."""
+    noise = np.exp(np.random.default_rng(1).normal(0, 0.01, int((table["arm"] == "scratch").sum())))
+    again = table[table["arm"] == "scratch"].assign(arm=arm)
+    again["forces_mae"] *= factor * noise
+    return pd.concat([table, again], ignore_index=True)
+
+
+def test_arms_without_a_pretraining_have_nothing_to_pay():
+    table = beside(beside(runs(), "scratch-longer", 0.8), DOUBLED, 0.9)
+    assert set(break_even.in_labels(table, 0.1)["arm"]) == {"denoise"}
+    alone = table[table["arm"].isin(["scratch", "scratch-longer"])]
+    assert not len(break_even.in_labels(alone, 0.1))
+    assert not len(break_even.in_labels(runs().query("arm == 'scratch'"), 0.1))
+
+
+def test_the_check_of_convergence_is_no_length_of_the_grid():
+    grid = runs().rename(columns={"labels": "length"})
+    grid = grid.assign(steps=grid["length"] * 4, labels=50).drop(columns="length")
+    checked = beside(grid, DOUBLED, 0.9)
+    # stretched, it has other steps than any other run
+    checked.loc[checked["arm"] == DOUBLED, "steps"] *= 3
+    pd.testing.assert_frame_equal(break_even.in_steps(checked), break_even.in_steps(grid))
+    # and is no grid by itself
+    once = runs().query("labels == 50")
+    with pytest.raises(ConfigError, match="several lengths"):
+        break_even.in_steps(pd.concat([once, once.assign(arm=DOUBLED, steps=200)]))
+    assert not len(break_even.in_steps(grid[grid["arm"] == "scratch"]))
+
+
+def test_a_declared_contrast_stays_in_its_own_table():
+    table = beside(runs(), "scratch-longer", 1.3)
+    plain = break_even.questions(table, 0.1)
+    table["energy_rmse"] = 2 * table["energy_mae"]
+    for metric, against in (("forces_mae", "scratch"), ("energy_rmse", "scratch-longer")):
+        table.attrs["primary"] = {"arm": "denoise", "against": against, "metric": metric}
+        told = break_even.questions(table, 0.1)
+        pd.testing.assert_frame_equal(told, plain)
 
 
 def test_the_figure_crosses_where_it_pays():

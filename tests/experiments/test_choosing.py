@@ -10,6 +10,7 @@ import potkit
 from potkit.errors import ConfigError, DataError
 from potkit.experiments import choosing, statistics
 from potkit.experiments import experiment as experiments
+from potkit.report import sentences
 
 TINY = {"name": "egnn", "preset": "small", "hidden": 8, "layers": 1, "radial": 4, "cutoff": 3.0}
 
@@ -87,6 +88,38 @@ def test_the_winner_is_the_best_on_validation_molecules(structures, tmp_path, mo
     assert table.loc["σ 0.05", "verdict"] == "worse"
     assert table.loc[other, "verdict"].startswith("not told from 0")
     assert f"not told from it: {other}" in str(choice)
+
+
+def finished(errors: dict[str, float], seeds: int = 4) -> pd.DataFrame:
+    """Runs of two label budgets whose errors hardly scatter; a candidate without one failed."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"arm": arm, "labels": labels, "seed": seed, "seconds": 1.0}
+        | {"status": "failed" if np.isnan(error) else "ok", "error": "no reason"}
+        | {"forces_mae": error * np.exp(rng.normal(0, 0.001))}
+        for arm, error in errors.items()
+        for labels in (10, 20)
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_candidate_that_failed_is_not_told_to_be_worse():
+    runs = finished({"a": 0.5, "b": np.nan, "c": 0.8})
+    choice = choosing.ranked(runs, ["a", "b", "c"])
+    assert choice.dropped == ("b",) and choice.others == ["c"]
+    ending = "all others are told to be worse; dropped, as no seed has all its runs: b"
+    assert str(choice).endswith(ending)
+    said = sentences.chosen_in_words(choice)
+    assert said.endswith(
+        "All others are told to be worse. Dropped, as no seed has all its runs: b."
+    )
+    alone = choosing.ranked(runs[runs["arm"] != "c"], ["a", "b"])
+    for words in (str(alone), sentences.chosen_in_words(alone)):
+        assert "others" not in words and "no seed has all its runs: b" in words
+    # one of two budgets is not enough
+    runs.loc[(runs["arm"] == "c") & (runs["labels"] == 20), "status"] = "failed"
+    assert choosing.ranked(runs, ["a", "b", "c"]).dropped == ("b", "c")
 
 
 def test_of_two_candidates_the_interval_is_the_paired_one():

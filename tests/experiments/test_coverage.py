@@ -28,7 +28,16 @@ from potkit.experiments import (
     simulations,
     time_curves,
 )
-from potkit.experiments.statistics import enough, holm, interval, p_value, verdict
+from potkit.experiments.statistics import (
+    effects,
+    enough,
+    holm,
+    interval,
+    learning_curves,
+    p_value,
+    summarise,
+    verdict,
+)
 
 MANY = int(os.environ.get("POTKIT_COVERAGE", "1"))  # how many times as many cases
 SEEDS = (3, 5, 8, 11)
@@ -72,6 +81,23 @@ def covered(samples: np.ndarray, truth: float) -> tuple[float, float, float]:
     return inside.mean(), (ends[:, 2] < 0).mean(), (ends[:, 1] > 0).mean()
 
 
+def as_runs(scratch: np.ndarray, arm: np.ndarray) -> pd.DataFrame:
+    """A table of runs with these log errors, [n, budgets] or, of one budget, [n, 1, draws] each."""
+    parts = []
+    for name, logs in (("scratch", scratch), ("denoise", arm)):
+        seed, budget, draw = np.indices(np.atleast_3d(logs).shape)
+        part = pd.DataFrame({"arm": name, "labels": BUDGETS[budget.ravel()].astype(int)})
+        part["seed"] = part["pretrain_seed"] = seed.ravel()
+        part = part.assign(label_draw=draw.ravel(), forces_mae=np.exp(logs.ravel()))
+        parts.append(part.assign(status="ok", seconds=1.0))
+    return pd.concat(parts, ignore_index=True)
+
+
+def changes(row: pd.Series) -> list[float]:
+    """Mean and interval of a change in a table, as logarithms."""
+    return [np.log1p(row[f"change{end}_%"] / 100) for end in ("", "_low", "_high")]
+
+
 # -- paired changes, pooled budgets, slopes, errors ----------------------------------------------
 @truths
 @seeds
@@ -86,6 +112,13 @@ def test_changes_of_one_budget_and_over_all(truth, n):
         assert LOW < share < HIGH
         if value == 0:
             assert better <= CLAIMS and worse <= CLAIMS
+    # that is what the tables print
+    runs = as_runs(base[0], arm[0])
+    over_all = effects(runs, ["forces_mae"]).iloc[0]
+    assert changes(over_all) == pytest.approx(list(interval(ratio[0].mean(1))))
+    of_budgets = summarise(runs, ["forces_mae"]).set_index(["arm", "labels"])
+    of_one = of_budgets.loc[("denoise", int(BUDGETS[1]))]
+    assert changes(of_one) == pytest.approx(list(interval(ratio[0, :, 1])))
 
 
 @truths
@@ -105,6 +138,14 @@ def test_slopes_and_levels(truth, n):
         share = covered(samples, value)[0]
         note(name, n, share, len(samples))
         assert LOW < share < HIGH
+    table = learning_curves(as_runs(base[0], arm[0])).set_index("arm").loc["denoise"]
+    for columns, samples in (
+        (["slope_change", "slope_change_low", "slope_change_high"], slopes[0]),
+        (["slope", "slope_low", "slope_high"], arm[0] @ x / (x @ x)),
+    ):
+        assert table[columns].tolist() == pytest.approx(list(interval(samples)))
+    level = np.exp(interval(arm[0].mean(1)))
+    assert table[["error_at", "error_low", "error_high"]].tolist() == pytest.approx(list(level))
 
 
 @seeds
@@ -149,6 +190,10 @@ def test_nested_draws(n, draws):
     assert LOW < share < HIGH
     if draws == 3:  # what counting every run would do
         assert covered(ratios.reshape(cases, -1), -0.1)[0] < LOW
+    # draws share labels over the arms
+    scratch = rng.normal(0, 0.3, (n, 1, draws))
+    row = effects(as_runs(scratch, scratch + ratios[0][:, None]), ["forces_mae"]).iloc[0]
+    assert row["seeds"] == n and changes(row) == pytest.approx(list(interval(ratios[0].mean(1))))
 
 
 @seeds
@@ -431,6 +476,49 @@ def test_rates_of_ends(n, expected, spread):
     share, better, worse = covered(logs[1] - logs[0], 0.0)
     note("change of a rate of ends", n, share, cases)
     assert share > LOW - slack and max(better, worse) <= CLAIMS + slack / 2
+    # the tables print the same; of a change that t tells see the next test
+    apart = logs[1] - logs[0]
+    case = next(i for i in range(cases) if ends[:, i].any() and p_value(apart[i]) > 0.05)
+    moved = trajectories({"scratch": ends[0, case], "denoise": ends[1, case]})
+    rate = simulations.summarise(moved).set_index(["arm", "metric"]).loc[("scratch", "ends_per_ps")]
+    of_t = np.exp(interval(logs[0, case])[1:])
+    expected = simulations.with_few(ends[0, case], np.ones(n), *of_t)
+    assert rate[["low", "high"]].tolist() == pytest.approx(list(expected))
+    row = simulations.effects(moved).set_index("metric").loc["ends_per_ps"]
+    assert changes(row) == pytest.approx(list(interval(apart[case])))
+
+
+def trajectories(ends: dict[str, np.ndarray]) -> pd.DataFrame:
+    """As `simulations.trajectories`: networks whose copies ran 1 ps together, and so many ended."""
+    rows = [
+        {"arm": arm, "seed": seed, "why": "hot" if copy < count else "", "held": 1 / max(count, 1)}
+        for arm, counts in ends.items()
+        for seed, count in enumerate(counts)
+        for copy in range(max(count, 1))
+    ]
+    table = pd.DataFrame(rows).assign(ensemble="nvt", forces_mae=0.1, drift=np.nan, frames=0)
+    table = table.assign(histograms="", seconds=1.0, labels=50)
+    return table[["labels", *rows[0], *(c for c in table if c not in rows[0] and c != "labels")]]
+
+
+@pytest.mark.parametrize("expected", [0.3, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_few_ends_are_told_no_more_often_than_the_level_of_a_family_says(expected, spread):
+    """Three networks that differ by nothing but chance have a spread of 0, of which t is sure."""
+    rng = np.random.default_rng(0)
+    level = 0.002  # Holm's for the first of 25
+    rate = expected * np.exp(rng.normal(0, spread, (2, 4000 * MANY, 3)))
+    ends = rng.poisson(rate)
+    alone, both = [], []
+    for base, arm in zip(*ends, strict=True):
+        apart = np.log(arm + 0.5) - np.log(base + 0.5)
+        p = p_value(apart)
+        alone.append(p <= level)
+        if p <= simulations.LEVEL and min(base.mean(), arm.mean()) < simulations.FEW:
+            counts = simulations.Counts(arm.sum(), 3.0, base.sum(), 3.0)
+            p = counts.p_of_both(apart.mean(), p)
+        both.append(p <= level)
+    assert np.mean(both) <= level < 2 * level < np.mean(alone)
 
 
 # -- test sets -----------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ def grid(structures, store, **changes):
 
 
 def test_arms_share_labels_and_budget(structures, tmp_path):
-    table = experiments.run(grid(structures, tmp_path), progress=False)
+    experiment = grid(structures, tmp_path)
+    table = experiments.run(experiment, progress=False)
     assert list(table["arm"].cat.categories) == ["scratch", "scratch-longer", "denoise"]
     assert len(table) == 3 * 2 * 2 and (table["status"] == "ok").all()
     scratch, denoise = (table[table.arm == a] for a in ("scratch", "denoise"))
@@ -54,6 +55,18 @@ def test_arms_share_labels_and_budget(structures, tmp_path):
     assert not np.allclose(
         scratch["forces_mae"].to_numpy(), denoise["forces_mae"].to_numpy(), rtol=1e-6
     )
+    # what pairs the arms: of a budget and seed all have the same structures, to train and to judge
+    trained_on: dict[tuple[int, int], set[tuple[str, str]]] = {}
+    for row in table.itertuples():
+        record = json.loads((experiment.store / row.run / "run.json").read_text())
+        identity = record["identity"]
+        sets = trained_on.setdefault((row.labels, row.seed), set())
+        sets.add((identity["data"], identity["valid"]))
+    assert set(trained_on) == {(labels, seed) for labels in (10, 20) for seed in (0, 1)}
+    assert all(len(sets) == 1 for sets in trained_on.values())
+    # and other seeds have others, as have other budgets
+    data, valid = zip(*(pair for sets in trained_on.values() for pair in sets), strict=True)
+    assert len(set(data)) == len(set(valid)) == len(trained_on)
 
 
 def test_label_budgets_are_nested_and_validation_is_part_of_them(structures, tmp_path):
@@ -108,14 +121,12 @@ def test_processes_give_the_numbers_of_one(structures, tmp_path):
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(structures, tmp_path):
-    water = potkit.load("tip3p-mini")[:1]
     experiment = grid(
         structures,
         tmp_path,
         objectives={"masked": potkit.Masked(elements=("Xe",)), "denoise": potkit.Denoise(0.1)},
         labels=[10],
     )
-    assert len(water)
     table = experiments.run(experiment, progress=False)
     bad = table[table.arm == "masked"]
     assert (bad["status"] == "failed").all() and (

@@ -283,6 +283,21 @@ def test_an_arm_keeps_what_its_variant_fixes(tmp_path):
     assert [dict(v)["lr"] for v in search.values(made, "denoise")] == [1e-4, 3e-3]
 
 
+def test_words_can_be_searched(tmp_path):
+    """A schedule has a name, not a number."""
+    changes = dict(longer=None, objectives={}, pretrain_on=None, seeds=[0], variants={})
+    changes |= dict(search={"schedule": ["cosine", "constant"]}, tuning_seeds=[7])
+    made = grid(tmp_path, **changes)
+    table = experiment.run(made, progress=False)
+    assert (table["status"] == "ok").all(), table["error"].tolist()
+    choices = pd.DataFrame(table.attrs["choices"])
+    (best,) = choices[choices["chosen"]]["schedule"]
+    assert set(choices["schedule"]) == {"cosine", "constant"}
+    assert set(table["chosen"]) == {f"schedule {best}"}
+    choice = (("schedule", "cosine"), ("lr", 0.0030), ("steps", 40), ("clip", None))
+    assert tasks.in_words(choice) == "schedule cosine, lr 0.003, steps 40, clip None"
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -362,6 +377,26 @@ def test_the_interval_of_the_change_decides_on_convergence(change, spread, verdi
     low, high = checked["change_low_%"].item(), checked["change_high_%"].item()
     assert f"({low:+.1f} to {high:+.1f} %;".replace("-", "−") in line
     assert ("is not told" in line) == (verdict == "not told") and "twice the steps" in line
+
+
+def test_convergence_of_energies_is_told_where_no_run_has_a_force_error():
+    """Data without forces, alone and beside data that have some."""
+    runs = with_twice_the_steps(0.7, 0.01)
+    energies = runs.rename(columns={"forces_mae": "energy_mae"})
+    checked = convergence.table(energies)
+    expected = convergence.table(runs).assign(metric="energy_mae")
+    pd.testing.assert_frame_equal(checked, expected)
+    pd.testing.assert_frame_equal(convergence.table(energies.assign(forces_mae=np.nan)), expected)
+    assert "energy_mae of scratch by −30.0 %" in convergence.lines(checked)[0]
+    # a run that failed has no error, whatever its row says
+    failed = runs.iloc[:1].assign(status="failed")
+    both = pd.concat([failed, energies], ignore_index=True)
+    assert convergence.table(both)["metric"].tolist() == ["energy_mae"]
+    both = pd.concat([runs.assign(data="a"), energies.assign(data="b")], ignore_index=True)
+    both = both[["data", *runs, "energy_mae"]]
+    assert convergence.table(both)["metric"].tolist() == ["forces_mae", "energy_mae"]
+    # what is asked for is not exchanged
+    assert not len(convergence.table(energies.assign(forces_mae=np.nan), "forces_mae"))
 
 
 def test_the_margin_of_convergence_can_be_set():
@@ -463,6 +498,53 @@ def test_compare_prints_and_stores_the_protocol(tmp_path, capsys):
     assert "protocol-convergence" in verified.tables
     # p values of two seeds that hardly differ are beyond the six digits that runs are stored with
     assert "protocol-convergence.csv" not in set(verified.differences["where"])
+
+
+def test_compare_gives_no_verdict_beside_a_bootstrap_without_an_interval(
+    tmp_path, capsys, monkeypatch
+):
+    """Below six seeds it is refused before anything is run, or where runs failed; with six the
+    head says whose the verdicts are.
+    """
+    spec = {
+        "name": "few",
+        "model": TINY,
+        "pretrain_on": {"data": "ani-mini", "limit": 24},
+        "train": {"data": "ani-mini", "limit": 24},
+        "test": {"data": "ani-mini", "limit": 8},
+        "labels": [10],
+        "seeds": list(range(5)),
+        "arms": {"denoise": {"objective": "denoise", "sigma": 0.1}},
+        "pretrain": {"steps": 1, "batch_size": 4},
+        "finetune": {"steps": 1, "batch_size": 4},
+    }
+    path, store = tmp_path / "few.yaml", tmp_path / "store"
+    options = [str(path), "--store", str(store), "--out", str(tmp_path), "--interval", "bootstrap"]
+
+    def compare() -> tuple[str, str]:
+        with pytest.raises(SystemExit):
+            cli.main(["compare", *options])
+        return capsys.readouterr()
+
+    refused = "intervals by bootstrap need 6 seeds or more with all their runs, got 5"
+    path.write_text(yaml.safe_dump(spec))
+    said, error = compare()
+    assert refused in error and error.count("\n") == 1 and not said and not store.exists()
+    path.write_text(yaml.safe_dump(spec | {"seeds": list(range(6))}))
+    said, error = compare()
+    assert "over all label budgets (intervals by bootstrap, verdicts by t; ** told from 0" in said
+    effects, how = report.stored("few-effects", tmp_path)
+    assert effects["change_low_%"].notna().all() and how["interval"] == "bootstrap"
+    run = experiment.run
+
+    def one_failed(*args, **options) -> pd.DataFrame:
+        table = run(*args, **options)
+        bad = (table["arm"] == "denoise") & (table["seed"] == 3)
+        table.loc[bad, "status"] = "failed"
+        return table
+
+    monkeypatch.setattr(experiment, "run", one_failed)
+    assert refused in compare()[1]
 
 
 def test_all_networks_can_be_counted():

@@ -13,8 +13,10 @@ from springs import REST, STIFF, dimers, springs, water
 import potkit
 from potkit import MDConfig, simulate
 from potkit.errors import ConfigError, DataError, PotkitError
-from potkit.experiments import experiment, simulations
-from potkit.experiments.simulations import Case, Plan
+from potkit.experiments import experiment, simulations, statistics
+from potkit.experiments.simulations import Case, Counts, Plan
+from potkit.report import simulation_figures
+from potkit.report import tables as report
 from potkit.units import BOLTZMANN
 
 SHORT = Plan(temperature=300.0, nvt=0.05, nve=0.05, copies=2)
@@ -151,6 +153,82 @@ def test_a_rate_of_few_ends_has_the_interval_of_a_poisson_law():
     assert np.isnan(simulations.with_few([0], [10.0], np.nan, np.nan)).all()
 
 
+def test_a_change_of_few_ends_has_to_be_counted_too():
+    """Three networks without an end and three with one have no spread: t alone is sure."""
+    table = table_of({"scratch": [0, 0, 0], "denoise": [1, 1, 1]}).assign(histograms="")
+    found = simulations.measures(table)
+    alone = statistics.effects(found, ["ends_per_ps"]).iloc[0]
+    assert alone["verdict"] == "worse" and alone["p"] < 1e-6
+    row = simulations.effects(table).set_index("metric").loc["ends_per_ps"]
+    # all three of three ends in the 10.5 of 22.5 ps that denoise ran
+    assert row["p"] == pytest.approx(2 * (10.5 / 22.5) ** 3)
+    assert row["effect"] == "unclear" and row["change_low_%"] < 0 < row["change_high_%"]
+    assert np.isinf(row["change_high_%"]) and row["verdict"].startswith("not told from 0 (−")
+    # where t tells nothing by itself, or ends are many, it is all as it was
+    for ends in ([0, 1, 0], [4, 4, 4]):
+        table = table_of({"scratch": [1, 0, 0] if sum(ends) < 3 else [3, 3, 3], "denoise": ends})
+        table = table.assign(histograms="")
+        plain = statistics.effects(simulations.measures(table), simulations.MEASURES)
+        pd.testing.assert_frame_equal(simulations.effects(table), plain)
+
+
+def test_a_change_that_is_counted_and_told_stays_told_with_the_words_of_its_family():
+    few = {"scratch": [2, 2, 2], "denoise": [0, 0, 0], "masked": [2, 2, 2]}
+    longer = pd.concat([table_of(few)] * 4, ignore_index=True).assign(histograms="")
+    table = simulations.effects(longer).set_index(["arm", "metric"])
+    told = table.loc[("denoise", "ends_per_ps")]
+    assert told["verdict"] == told["effect"] == "better" and 0 < told["p"] <= told["p_holm"] < 0.05
+    assert told["change_low_%"] == -100 and told["change_high_%"] < 0
+    same = table.loc[("masked", "ends_per_ps")]
+    assert same["verdict"] == "not told from 0 (+0 to +0 %)", "others keep what t says of them"
+
+
+def test_counts_are_tested_as_a_binomial_law_says():
+    """The interval leaves out 0 just where a tail is small enough; without an end it is open."""
+    counts = Counts(1, 10.0, 9, 12.0)
+    few, many = counts.tails()
+    share = 10 / 22
+    assert few == pytest.approx((1 - share) ** 10 + 10 * share * (1 - share) ** 9)
+    assert many == pytest.approx(1 - (1 - share) ** 10)
+    assert counts.rates_apart(1 - 2 * few)[1] == pytest.approx(0, abs=1e-9)
+    low, high = counts.rates_apart()
+    assert low < np.log((1 / 10) / (9 / 12)) < high
+    assert Counts(0, 10.0, 9, 12.0).rates_apart()[0] == -np.inf
+    assert Counts(0, 1.0, 0, 1.0).rates_apart() == (-np.inf, np.inf)
+    # tests that speak for opposite sides tell nothing
+    assert Counts(9, 10.0, 1, 10.0).p_of_both(-1.0, 0.001) == 1.0
+
+
+def test_label_draws_are_no_pretrainings():
+    """Two pretrainings with three draws each are two, not six."""
+    table = table_of({"scratch": [1, 2, 1, 2, 1, 3], "denoise": [4, 3, 4, 4, 3, 4]})
+    table = table.assign(histograms="", forces_mae=0.1 + 0.01 * table["seed"])
+    nested = table.assign(pretrain_seed=table["seed"] // 3, label_draw=table["seed"] % 3)
+    found = simulations.measures(nested)
+    assert found[["pretrain_seed", "label_draw"]].drop_duplicates().shape == (6, 2)
+    assert (simulations.effects(nested)["seeds"] == 2).all()
+    summary = simulations.summarise(nested)
+    assert (summary["seeds"] == 2).all() and set(summary["arm"]) == {"scratch", "denoise"}
+    assert (simulations.effects(table)["seeds"] == 6).all()
+    # the same as of the means over draws
+    rates = np.log(found.set_index(["arm", "pretrain_seed", "label_draw"])["ends_per_ps"])
+    of_pretraining = (rates["denoise"] - rates["scratch"]).groupby(level=0).mean()
+    _, low, high = statistics.interval(of_pretraining)
+    row = simulations.effects(nested).set_index("metric").loc["ends_per_ps"]
+    assert row["change_low_%"] == pytest.approx(100 * np.expm1(low))
+    assert row["change_high_%"] == pytest.approx(100 * np.expm1(high))
+
+
+def test_networks_and_pretrainings_are_counted_apart(tmp_path):
+    table = table_of({"scratch": [1] * 6, "denoise": [2] * 6}).assign(histograms="")
+    report.store(table, "plain-simulations", "potkit run", tmp_path)
+    assert simulation_figures.sizes("plain", tmp_path).startswith("6 networks an arm; 50 labels: 4")
+    table = table.assign(pretrain_seed=table["seed"] // 3, label_draw=table["seed"] % 3)
+    report.store(table, "nested-simulations", "potkit run", tmp_path)
+    said = simulation_figures.sizes("nested", tmp_path)
+    assert said.startswith("6 networks of 2 pretrainings an arm; 50 labels: 4 copies of each")
+
+
 def test_without_an_end_no_rate_is_told():
     told = simulations.measures(table_of({"scratch": [0, 0], "denoise": [0, 0]}))
     assert told["ends_per_ps"].isna().all()
@@ -174,6 +252,26 @@ def test_networks_of_a_grid_are_simulated_once(tmp_path, monkeypatch):
     monkeypatch.setattr(simulations.Simulator, "_found", _refuses)
     with pytest.raises(PotkitError, match="seed 0: no network"):
         simulations.trajectories([one], runs, [case], progress=False)
+
+
+def test_networks_of_all_draws_are_simulated_and_keep_their_pretraining(tmp_path):
+    settings = dict(seeds=[0], variants={}, longer=None)
+    several = [grid(tmp_path, draws=2, columns={"cell": "two"}, **settings)]
+    several.append(grid(tmp_path, columns={"cell": "one"}, **settings))
+    runs = experiment.run(several, progress=False)
+    case = Case(DATA[:1], DATA[:1], SHORT)
+    table = simulations.trajectories(several, runs, [case] * 2, progress=False)
+    # an experiment without draws beside one with them has no gaps
+    assert table[["pretrain_seed", "label_draw"]].notna().all(axis=None)
+    found = simulations.measures(table)
+    assert found.groupby(["cell", "arm"]).size().to_dict() == {
+        (cell, arm): draws
+        for cell, draws in (("two", 2), ("one", 1))
+        for arm in ("scratch", "denoise")
+    }
+    assert found["pretrain_seed"].eq(0).all()
+    summary = simulations.summarise(table)
+    assert (summary["seeds"] == 1).all()
 
 
 def _refuses(*_):

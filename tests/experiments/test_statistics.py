@@ -14,6 +14,7 @@ from potkit.experiments import convergence
 from potkit.experiments import labels_saved as saving
 from potkit.experiments.statistics import (
     _hours,
+    check_method,
     effects,
     holm,
     interval,
@@ -26,7 +27,7 @@ from potkit.experiments.statistics import (
     verdict,
     with_budgets,
 )
-from potkit.report import blocks
+from potkit.report import blocks, sentences
 from potkit.report import tables as report
 
 
@@ -87,6 +88,37 @@ def test_changes_are_paired_by_seed():
     assert "broken" not in table.index
 
 
+def test_an_index_that_repeats_mixes_no_experiments():
+    """As of two tables of runs that were put together."""
+    parts = [frame().assign(network=name) for name in ("egnn", "gns")]
+    parts[1]["forces_mae"] *= 2
+    runs = pd.concat(parts)
+    runs = runs[["network", *frame()]]
+    runs.attrs["primary"] = {"arm": "denoise"}
+    assert runs.index.has_duplicates
+    by = ["network", "labels"]
+    table = summarise(runs, ["forces_mae"], by=by)
+    whole = summarise(runs.reset_index(drop=True), ["forces_mae"], by=by)
+    pd.testing.assert_frame_equal(table, whole)
+    of_scratch = table[table["arm"] == "scratch"].set_index("network")
+    assert of_scratch["mean"].tolist() == pytest.approx([2.0, 4.0])
+    assert of_scratch["seeds"].tolist() == [3, 3] and runs.attrs["primary"] == {"arm": "denoise"}
+
+
+def test_a_metric_that_one_seed_lacks_leaves_the_others():
+    """As in `effects`, which takes the seeds that are there."""
+    runs = curves({"scratch": (1.0, -0.5), "denoise": (0.8, -0.5)}, budgets=(25,), noise=0.1)
+    runs.loc[(runs["arm"] == "denoise") & (runs["seed"] == 1), "forces_mae"] = np.nan
+    row = summarise(runs, ["forces_mae"]).set_index("arm").loc["denoise"]
+    there = runs[(runs["arm"] == "denoise") & (runs["seed"] != 1)]
+    expected = np.exp(interval(np.log(there["forces_mae"])))
+    assert row[["mean", "low", "high"]].tolist() == pytest.approx(list(expected))
+    assert row["seeds"] == 2 and row["failed"] == 0
+    columns = ["change_%", "change_low_%", "change_high_%"]
+    told = effects(runs, ["forces_mae"]).iloc[0]
+    assert row[columns].tolist() == pytest.approx(told[columns].tolist()) and told["seeds"] == 2
+
+
 def test_results_are_stored_with_their_origin(tmp_path):
     table = pd.DataFrame({"a": [1.5, 2.5]})
     report.store(table, "x", "potkit compare x.yaml", tmp_path, note="n")
@@ -130,6 +162,29 @@ def test_bootstrap_interval():
     assert np.isnan(interval(six[:5], method="bootstrap")[1:]).all()
     with pytest.raises(ConfigError, match="'normal'"):
         interval([1.0, 2.0], method="normal")
+
+
+def test_a_bootstrap_of_few_seeds_is_refused_in_one_line():
+    check_method("bootstrap", 6)
+    check_method("t", 2)
+    with pytest.raises(ConfigError, match="need 6 seeds or more with all their runs, got 5"):
+        check_method("bootstrap", 5)
+
+
+def test_tables_whose_intervals_are_by_bootstrap_say_so(tmp_path):
+    runs = curves({"scratch": (1.0, -0.5), "denoise": (0.8, -0.5)}, seeds=range(6), noise=0.1)
+    table = effects(runs, method="bootstrap")
+    by_t = effects(runs)
+    # verdicts are by t in any case
+    same = ["arm", "against", "change_%", "p", "p_holm", "verdict"]
+    pd.testing.assert_frame_equal(table[same], by_t[same])
+    assert (table["change_low_%"] != by_t["change_low_%"]).all()
+    said = "Intervals in brackets are by bootstrap, verdicts by t."
+    assert said in sentences.verdicts(table).splitlines()[0]
+    assert said not in sentences.verdicts(by_t)
+    report.store(table, "b-effects", "potkit compare", tmp_path, interval="bootstrap")
+    stored, _ = report.stored("b-effects", tmp_path)
+    assert said in sentences.verdicts(stored)
 
 
 def test_seeds_that_got_better_are_counted():

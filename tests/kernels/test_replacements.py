@@ -7,17 +7,14 @@ replacement is used wherever it serves and everything else is plain.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import molecules
 
-import potkit
 from potkit import kernels, models
 from potkit.models import replaceable
 from potkit.structures.store import Structures, concatenate
@@ -217,16 +214,3 @@ def test_the_first_that_serves_stands_in(monkeypatch):
 def test_a_name_that_nothing_is_marked_with_is_refused():
     with pytest.raises(KeyError, match=r"no plain function is marked 'egnn\.mesages'"):
         replaceable.register("egnn.mesages", lambda *_: True, lambda *_: None)
-
-
-def test_models_import_no_kernels():
-    """A network does not know what stands in for it."""
-    for path in (Path(potkit.__file__).parent / "models").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                modules = [node.module or "", *(alias.name for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            else:
-                continue
-            assert not any("kernels" in module for module in modules), path.name

@@ -27,6 +27,11 @@ from potkit.training import loop
 LAYERS = {"painn": 2}
 
 
+@pytest.fixture
+def nothing_shared(monkeypatch):
+    monkeypatch.setattr(whole_graph, "_SHARED", {})
+
+
 def small(name: str) -> models.Potential:
     """A network of few layers with derivative forces, its weights not those it starts with."""
     layers = LAYERS.get(name, 1)
@@ -183,6 +188,35 @@ def test_training_ends_where_it_does_without(objective, tmp_path, monkeypatch):
         torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("freeze", [0.0, 0.5])
+def test_batch_norms_are_trained_as_without(tmp_path, monkeypatch, nothing_shared, freeze):
+    """Statistics of each batch are counted once, though the first ones are compared; while the
+    backbone is frozen they rest, and are gathered from then on.
+    """
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    small = dict(layers=1, hidden=8, cutoff=3.0, vector="gradient", forces="gradient")
+    ends = []
+    for compile in (False, True):
+        model = models.build("forcenet", preset="masked-paper", seed=0, **small)
+        assert any(isinstance(module, nn.BatchNorm1d) for module in model.backbone.modules())
+        config = TrainConfig(
+            steps=6,
+            batch_size=4,
+            lr=3e-3,
+            freeze=freeze,
+            precision="64-true",
+            compile=compile,
+            device="cpu",
+            progress=False,
+        )
+        run = loop.fit(model, molecules(8), Supervised(), config, tmp_path / str(compile))
+        ends.append(weights(run.model))
+    counted = [name for name in ends[0] if name.endswith("num_batches_tracked")]
+    assert counted and all(ends[0][name] == 6 * (1 - freeze) for name in counted)
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-6, atol=1e-7)
+
+
 def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     """What a killed run does: it stops in the middle, and a new graph is made for the rest."""
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
@@ -262,13 +296,17 @@ def test_predictions_that_no_graph_can_hold_are_named(monkeypatch):
     assert potkit.predict(model, molecules(3))["energy"].shape == (3,)
 
 
-def test_wrong_derivatives_are_seen_though_predictions_are_right(monkeypatch):
+@pytest.mark.parametrize("shared", [False, True])
+def test_wrong_derivatives_are_seen_though_predictions_are_right(
+    monkeypatch, nothing_shared, shared
+):
     """Torch takes mean and deviation of a layer norm for constants once its first derivative is
-    spelled out by them.
+    spelled out by them. A graph that might be another network's is made once more before that is
+    told.
     """
     core = torch._decomp.core_aten_decompositions
     monkeypatch.setattr(whole_graph, "_decompositions", core)
-    graph = WholeGraph(small("gns"), "eager")
+    graph = WholeGraph(small("gns"), "eager", shared=shared)
     batch = molecules(3).batch(dtype=torch.float64)
     with pytest.raises(ConfigError, match="other derivatives by") as caught:
         graph(batch, ("energy", "forces"))
@@ -358,11 +396,6 @@ def test_a_compiled_calculator_moves_atoms_as_the_plain_one_does(monkeypatch):
             np.testing.assert_allclose(forces, moved.get_forces(), rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(energy, moved.get_potential_energy(), rtol=1e-12)
     assert calc._quick[True, True][0]._graph.compilations in (1, 2)
-
-
-@pytest.fixture
-def nothing_shared(monkeypatch):
-    monkeypatch.setattr(whole_graph, "_SHARED", {})
 
 
 def shared_graph(model):

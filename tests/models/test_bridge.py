@@ -16,6 +16,7 @@ from potkit.errors import CheckpointError, ConfigError
 from potkit.models import CurrentGraph, Potential, adapt
 from potkit.objectives import Denoise
 from potkit.testing import contract
+from potkit.training import calculator as calculator_of
 from potkit.training import checkpoints
 from potkit.training.config import TrainConfig
 from potkit.training.loop import pretrain
@@ -124,6 +125,26 @@ def test_module_that_takes_a_batch_and_answers_a_dictionary():
     )
     assert model.backbone.n_vector_features == 6 and model.cutoff == 4.0
     assert contract.check_model(model).passed.all()
+
+
+def test_one_energy_per_structure_has_no_shares_of_atoms():
+    batch = contract.examples(4.0).batch()
+    whole = adapt(foreign(), energy="answer", max_element=KNOWN)
+    with pytest.raises(ConfigError, match="says one energy per structure, so its energy is no sum"):
+        whole(batch, ("energies",))
+    assert not whole.has_shares
+    by_atom = adapt(WholeBatch(), energy="energy")
+    assert by_atom.has_shares
+    found = by_atom(batch, ("energy", "energies"))
+    total = torch.zeros(batch.num_graphs, dtype=torch.float64)
+    torch.testing.assert_close(total.index_add(0, batch.batch, found.energies), found.energy)
+    atoms = contract.examples(4.0).to_ase()[0]
+    calculator = calculator_of(whole)
+    calculator.calculate(atoms)
+    assert "energies" not in {*calculator.results, *calculator.implemented_properties}
+    calculator = calculator_of(by_atom)
+    calculator.calculate(atoms)
+    assert calculator.results["energies"].shape == (len(atoms),)
 
 
 @pytest.mark.peers

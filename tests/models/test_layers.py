@@ -89,6 +89,25 @@ def test_what_is_missing_or_unknown_is_said_in_one_line():
     assert message in one_line(caught.value)
 
 
+# --- total charges
+
+
+@pytest.mark.parametrize("name", ["schnet", "painn"])
+def test_a_total_charge_without_an_embedding_is_named(name):
+    model = models.build(name, seed=0, charge=True).double()
+    batch = AMMONIUM[[0, 0]].batch(dtype=torch.float64)
+    for known in (10, -10):
+        batch.charge = torch.tensor([1.0, known])
+        assert bool(model(batch).energy.isfinite().all())
+    for beyond in (11, -11):
+        batch.charge = torch.tensor([1.0, beyond])
+        with pytest.raises(DataError) as caught:
+            model(batch)
+        message = f"structure 1 has charge {beyond:+d}; the network knows -10 to +10"
+        assert one_line(caught.value) == message
+    assert bool(models.build(name, seed=0).double()(batch).energy.isfinite().all())
+
+
 # --- neighbour searches
 
 

@@ -176,6 +176,30 @@ def test_bad_options_are_named(name):
         models.build(name, layers=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "largest"),
+    [("se3_transformer", "max_degree", 6), ("nequip", "max_degree", 12), ("forcenet", "max_n", 13)],
+)
+def test_degrees_beyond_the_spherical_harmonics_there_are(name, option, largest):
+    with pytest.raises(ConfigError, match=f"has {option} up to {largest}, got {largest + 1}"):
+        models.build(name, **{option: largest + 1})
+    if name != "nequip":  # whose couplings up to there take minutes
+        model = models.build(name, **{option: largest, "layers": 1})
+        batch = contract.examples(model.cutoff).batch()
+        assert bool(model(batch, ("energy",)).energy.isfinite().all())
+
+
+def test_outputs_that_there_are_not():
+    model = models.build("egnn", hidden=8, layers=1)
+    batch = contract.examples(model.cutoff).batch()
+    known = "there are energy, vector, forces, noise, displacement, stress, energies"
+    with pytest.raises(ConfigError, match=f"must be a list of names, got 'energy'; {known}$"):
+        model(batch, "energy")
+    for wrong in (["energy", "force"], [None]):
+        with pytest.raises(ConfigError, match=f"no output {wrong[-1]!r}; {known}$"):
+            model(batch, wrong)
+
+
 def test_unknown_names():
     with pytest.raises(ConfigError, match=r"unknown model 'egnm'; there are .*egnn"):
         models.build("egnm")

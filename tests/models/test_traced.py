@@ -81,18 +81,21 @@ class CountsAtoms(nn.Module):
         return torch.zeros(len(z), dtype=pos.dtype).index_add(0, edge_index[1], terms)
 
 
-def pyg():
-    return SchNet(8, 8, 1, 6, 4.0, interaction_graph=CurrentGraph())
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("module", [CountsAtoms, pyg])  # PyG counts structures as Python sees them
-def test_a_network_that_looks_at_sizes_is_refused(module):
-    model = adapt(module(), energy="answer", max_element=99)
+def test_a_network_that_looks_at_sizes_is_refused():
+    model = adapt(CountsAtoms(), energy="answer", max_element=99)
     model.backbone.register_parameter("unused", nn.Parameter(torch.zeros(1)))
     with pytest.raises(ConfigError, match=r"depends on the structure|at other sizes") as raised:
         traced.trace(model.double(), of_sizes(4.0))
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_energy_per_structure_is_no_sum_over_atoms():
+    schnet = SchNet(8, 8, 1, 6, 4.0, interaction_graph=CurrentGraph())
+    with pytest.raises(ConfigError, match="says one energy per structure"):
+        traced.check_traceable(adapt(schnet, energy="answer", max_element=99))
+    traced.trace(adapt(schnet, features="lin1", max_element=99).double(), of_sizes(4.0))
 
 
 @pytest.mark.parametrize(

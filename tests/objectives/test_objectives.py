@@ -333,6 +333,11 @@ def test_masked_elements_by_symbol_and_only_those():
     assert potkit.Masked(elements=("H", 8)).elements == (1, 8)
     assert potkit.Masked(elements="C").elements == (6,)
     assert potkit.Masked(elements=6).elements == (6,)
+    assert potkit.Masked(elements=np.int64(1)) == potkit.Masked()
+    assert potkit.Masked(elements=np.array([1, 8])).elements == (1, 8)
+    for written in (["H"], "H", [1], 1):
+        read = objectives.from_dict({"objective": "masked", "elements": written})
+        assert read.to_dict() == potkit.Masked().to_dict()
     new = potkit.Masked(ratio=1.0, elements=("C",)).corrupt(structures.batch(), generator())
     batch = structures.batch()
     for z in (1, 6, 8):
@@ -499,6 +504,15 @@ def test_energies_keep_their_digits_in_single_precision():
         (lambda: potkit.Masked(elements=(0,)), "elements"),
         (lambda: potkit.Masked(elements=(119,)), "119"),
         (lambda: potkit.Masked(elements=()), "elements"),
+        (lambda: potkit.Masked(elements=None), "got None"),
+        (lambda: potkit.Masked(elements=True), "got True"),
+        (lambda: potkit.Masked(elements=("X",)), "elements"),
+        (lambda: potkit.Masked(faults=None), "got None"),
+        (lambda: potkit.Masked(faults=3), "got 3"),
+        (lambda: potkit.Denoise(faults=None), "got None"),
+        (lambda: objectives.from_dict({"objective": "masked", "elements": ["Xx"]}), "Xx"),
+        (lambda: objectives.from_dict({"objective": "masked", "elements": [1.0]}), "1.0"),
+        (lambda: objectives.from_dict({"objective": "masked", "elements": [True]}), "True"),
         (lambda: potkit.Masked(by="residue"), "residue"),
         (lambda: potkit.MaskedDenoise(sigma=0), "sigma"),
         (lambda: potkit.MaskedDenoise(weight=-1.0), "weight"),
@@ -552,6 +566,41 @@ def test_a_set_without_any_hydrogen_is_an_error_a_batch_without_is_not(by):
     assert new.num_nodes == 3 and not new.has_target.any() and not new.mask.any()
     loss, _ = objective.loss(Prediction(None, torch.ones(3, 3, requires_grad=True), None), new)
     assert loss == 0
+
+
+def one_molecule(periodic: bool) -> potkit.Structures:
+    """A box of water whose molecules nobody has numbered, and what is in it without the box."""
+    s = water(2)
+    cell, pbc = (s.cell, s.pbc) if periodic else (None, None)
+    return potkit.Structures(s.z, s.pos, s.ptr, cell=cell, pbc=pbc, info=s.info)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        potkit.Masked(),
+        potkit.MaskedDenoise(),
+        potkit.MaskedDenoise(form="published", faults=("floor",)),
+    ],
+)
+def test_boxes_without_molecule_numbers_are_not_masked_by_molecule(objective):
+    with pytest.raises(DataError) as caught:
+        objective.check(one_molecule(periodic=True))
+    text = one_line(caught.value)
+    assert "ideal water have no molecule numbers" in text and "one H whatever the ratio" in text
+    assert "waters=True" in text and "by='atom'" in text
+    objective.check(water(2))
+    potkit.Masked(by="atom").check(one_molecule(periodic=True))
+
+
+@pytest.mark.filterwarnings("error")
+def test_free_structures_of_one_molecule_are_masked_by_molecule_with_a_warning():
+    structures = one_molecule(periodic=False)
+    with pytest.warns(UserWarning, match="each loses one H or O whatever the ratio is; by='atom'"):
+        potkit.Masked(ratio=0.9, elements=("H", "O")).check(structures)
+    potkit.Masked(by="atom").check(structures)
+    structures.molecule = np.arange(len(structures.z), dtype=np.int32) % 2
+    potkit.Masked().check(structures)
 
 
 def test_masked_denoise_needs_more_than_one_molecule():

@@ -37,6 +37,19 @@ def test_sentences_tell_what_is_told_and_only_that():
     assert last == "Told from the gain as it is, of 2 settings: bad."
 
 
+def test_a_declared_contrast_is_no_gain():
+    table = runs(bad=1.1)
+    plain = audits.gains(table)
+    longer = table[table["arm"] == "scratch"].assign(arm="scratch-longer")
+    longer["forces_mae"] *= 0.5
+    table = pd.concat([table, longer], ignore_index=True)
+    table["forces_rmse"] = 2 * table["forces_mae"]
+    for metric, against in (("forces_mae", "denoise"), ("forces_rmse", "scratch")):
+        arm = "denoise" if against == "scratch" else "scratch-longer"
+        table.attrs["primary"] = {"arm": arm, "against": against, "metric": metric}
+        pd.testing.assert_frame_equal(audits.gains(table), plain)
+
+
 def test_where_none_is_told_the_intervals_are():
     said = audits.sentences(runs(like=0.9, alike=0.9))
     assert any(

@@ -66,6 +66,31 @@ def test_ends_of_many_digits_are_no_numbers():
     assert "> +999 %" in said and not re.search(r"\d{4,} %", said)
 
 
+def test_declared_contrasts_of_several_cells_are_a_family():
+    cells = pd.concat([RUNS.assign(data=t) for t in ("a", "b")], ignore_index=True)
+    primary = dict(arm="denoise", against="scratch", metric="forces_mae")
+    said = sentences.verdicts(statistics.effects(cells, primary=primary))
+    assert "Declared before the runs: denoise against scratch, force MAE, a family of 2;" in said
+
+
+def test_gains_stand_cell_by_cell_against_each_baseline():
+    rows = [
+        dict(target=t, arm="denoise", metric="forces_mae", against=b, verdict=v) | {"change_%": c}
+        for t, b, c, v in (
+            ("a", "scratch", -14.2, "better"),
+            ("a", "scratch-longer", -9.7, "not told from 0 (−20 to +1 %)"),
+            ("b", "scratch", 3.4, "worse"),
+        )
+    ]
+    table = pd.DataFrame(rows)
+    assert sentences.gains(table) == (
+        "Change of the force error by denoise, against scratch / scratch-longer: "
+        "a −14 % / −10 % (not told), b +3 %."
+    )
+    with pytest.raises(DataError, match="without force errors of 'masked'"):
+        sentences.gains(table, "masked")
+
+
 def test_tables_without_verdicts_are_refused():
     with pytest.raises(DataError, match="verdict"):
         sentences.verdicts(statistics.effects(RUNS).drop(columns="verdict"))
@@ -121,6 +146,41 @@ def test_runs_that_ended_badly_stand_beside_the_median():
     assert line.endswith(f"times the median of {1e3 * median:.4g}")
     [row] = statistics.astray(runs, ["forces_mae"]).to_dict("records")
     assert row["times"] == pytest.approx(row["error"] / median) and row["times"] > 8
+    # as it was while seeds were what is compared
+    assert list(row) == ["data", "labels", "arm", "seed", "error", "metric", "median", "times"]
     # failed runs are counted elsewhere
     failed = runs.assign(status=["failed" if bad else "ok" for bad in rows])
     assert not len(statistics.astray(failed, ["forces_mae"]))
+
+
+def test_a_draw_that_ended_badly_is_not_hidden_by_the_others():
+    """Of five draws one is ten times off: their geometric mean is only 1.6 times."""
+    calm = RUNS.drop(columns="energy_mae")
+    runs = pd.concat(
+        [calm.assign(pretrain_seed=calm["seed"], label_draw=draw) for draw in range(5)],
+        ignore_index=True,
+    )
+    bad = (runs["arm"] == "masked") & (runs["seed"] == 4) & (runs["label_draw"] == 3)
+    runs["forces_mae"] *= np.where(bad, 10, 1)
+    [line] = sentences.astray(runs).splitlines()
+    assert line.startswith("- ani: **masked**, 50 labels, seed 4, draw 3 of labels: force MAE ")
+
+
+def test_of_two_runs_none_is_told_to_have_ended_badly():
+    calm = RUNS.drop(columns="energy_mae")
+    two = calm[calm["seed"] < 2].reset_index(drop=True)
+    two.loc[0, "forces_mae"] *= 100
+    start = "Of fewer than 3 runs of an arm and label budget it cannot be told whether one ended "
+    said = sentences.astray(two)
+    assert said == f"{start}badly: scratch, scratch-longer, denoise, masked."
+    # where some arms have enough, both are said
+    few = calm[(calm["seed"] < 2) | (calm["arm"] != "masked")]
+    assert sentences.astray(few) == (
+        "No run that ended has an error of more than 3 times the median of its arm. "
+        f"{start}badly: masked."
+    )
+    few = few.reset_index(drop=True)
+    few.loc[0, "forces_mae"] *= 100
+    first, _, last = sentences.astray(few).splitlines()
+    assert first.startswith("- ani: **scratch**, 50 labels, seed 0: force MAE ")
+    assert last == f"{start}badly: masked."

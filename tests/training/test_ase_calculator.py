@@ -8,15 +8,16 @@ import ase
 import numpy as np
 import pytest
 import torch
-from ase.calculators.calculator import all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
-from tiny import egnn, molecules
+from tiny import egnn, molecules, one_line, water
 
 import potkit
 from potkit import models
-from potkit.errors import ConfigError
+from potkit.errors import ConfigError, DataError
 from potkit.kernels import compiling, whole_graph
+from potkit.models import published_codes
 from potkit.training import ase_calculator, checkpoints
 
 REFERENCES = {1: -13.0, 6: -1000.0, 8: -2000.0}  # eV
@@ -183,6 +184,55 @@ def test_another_total_charge_is_another_energy():
         atoms.info["charge"] = charge
         energies.append(atoms.get_potential_energy())
     assert energies[0] == energies[2] != energies[1]
+
+
+def test_a_charge_that_only_initial_charges_tell_is_refused():
+    atoms = free()
+    atoms.calc = potkit.calculator(egnn(charge=True), compile=False)
+    charges = np.zeros(len(atoms))
+    charges[:2] = 0.4, -0.4
+    atoms.set_initial_charges(charges)
+    neutral = atoms.get_potential_energy()
+    charges[0] = 1.4
+    atoms.set_initial_charges(charges)
+    with pytest.raises(DataError) as caught:
+        atoms.get_potential_energy()
+    message = "initial charges of the atoms add up to 1 e, which is not read"
+    assert message in one_line(caught.value) and "atoms.info['charge']" in str(caught.value)
+    atoms.info["charge"] = 1
+    assert atoms.get_potential_energy() != neutral
+    del atoms.info["charge"]
+    atoms.calc = potkit.calculator(egnn())  # does not read it
+    assert np.isfinite(atoms.get_potential_energy())
+
+
+def test_a_total_charge_that_the_network_does_not_know_is_named(monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    for compile in (False, True):
+        atoms = free()
+        atoms.calc = potkit.calculator(egnn(charge=True), compile=compile, dtype=torch.float64)
+        energies = []
+        for step in range(3):  # from the third on a compiled graph answers alone
+            atoms.info["charge"] = step
+            energies.append(atoms.get_potential_energy())
+        assert len(set(energies)) == 3
+        atoms.info["charge"] = 11
+        with pytest.raises(DataError, match=r"has charge \+11; the network knows -10 to \+10"):
+            atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize("name", published_codes.NETWORKS)
+def test_published_networks_answer_for_water_in_a_box(name):
+    """With a stress where the code knows more than rectangular boxes, without elsewhere."""
+    model = potkit.build(f"published/{name}", "published", seed=0)
+    (atoms,) = water(1).to_ase()
+    atoms.calc = potkit.calculator(model)
+    assert np.isfinite(atoms.get_forces()).all()
+    assert model.has_stress == ("stress" in atoms.calc.implemented_properties)
+    assert model.has_stress == (name.startswith("denoise") and model.forces_mode == "gradient")
+    if not model.has_stress:
+        with pytest.raises(PropertyNotImplementedError):
+            atoms.get_stress()
 
 
 def test_formal_charges_are_named_where_they_cannot_be_compiled(tmp_path):

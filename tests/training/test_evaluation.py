@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import ase
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from ase.md.verlet import VelocityVerlet
 from tiny import egnn, molecules, one_line, water
 
 import potkit
-from potkit.errors import ConfigError, DataError
+from potkit.errors import CheckpointError, ConfigError, DataError
 from potkit.training import checkpoints
+
+SHORT = potkit.TrainConfig(steps=1, batch_size=2, device="cpu", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,51 @@ def test_a_checkpoint_is_evaluated_as_its_model(model, tmp_path):
     for source in (path, str(path), tmp_path):
         stored, live = (potkit.evaluate(which, labelled(3)) for which in (source, model))
         assert stored.to_dict() == live.to_dict()
+
+
+def test_a_run_is_evaluated_as_its_model(tmp_path):
+    run = potkit.finetune(egnn(), labelled(4), None, SHORT, out=tmp_path / "run")
+    live = potkit.evaluate(run.model, labelled(3))
+    assert potkit.evaluate(run, labelled(3)).energy_mae == live.energy_mae
+    (atoms,) = labelled(1).to_ase()
+    forces = [potkit.calculator(source).get_forces(atoms) for source in (run, [run], run.model)]
+    assert np.array_equal(forces[0], forces[1]) and np.array_equal(forces[0], forces[2])
+    for wrong in (None, 5, [5]):
+        with pytest.raises(ConfigError) as caught:
+            potkit.calculator(wrong)
+        assert "a checkpoint, a run or a network is needed" in one_line(caught.value)
+
+
+def test_a_network_that_was_only_pretrained_is_refused_until_it_is_fine_tuned(tmp_path):
+    pretrained = potkit.pretrained("egnn-small-denoise")
+    run = potkit.pretrain(egnn(), molecules(4), potkit.Denoise(), SHORT, out=tmp_path / "run")
+    for network in (pretrained, run.model, copy.deepcopy(pretrained)):
+        for use in (potkit.calculator, lambda m: potkit.evaluate(m, labelled(2))):
+            with pytest.raises(CheckpointError) as caught:
+                use(network)
+            message = "was only pretrained (denoise) and has no energies or forces yet"
+            assert message in one_line(caught.value)
+    for number, network in enumerate((pretrained, run.model)):
+        potkit.finetune(network, labelled(4), None, SHORT, out=tmp_path / f"tuned-{number}")
+        assert np.isfinite(potkit.evaluate(network, labelled(2)).energy_mae)
+        potkit.calculator(network)
+    potkit.calculator(egnn())  # built, not loaded: nobody says what it was trained on
+    own_loop = potkit.pretrained("egnn-small-denoise")
+    own_loop.trained_on = None
+    potkit.calculator(own_loop)
+
+
+def test_a_total_charge_without_an_embedding_is_named_before_anything_is_written(tmp_path):
+    structures = labelled(4)
+    structures.charge = np.array([0, 0, -11, 0], np.int16)
+    for use in (
+        lambda: potkit.finetune(egnn(charge=True), structures, None, SHORT, out=tmp_path / "run"),
+        lambda: potkit.evaluate(egnn(charge=True), structures),
+    ):
+        with pytest.raises(DataError) as caught:
+            use()
+        assert "structure 2 has charge -11" in one_line(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_normalizer_lost(model, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
-from tiny import egnn, molecules
+from tiny import egnn, molecules, water
 
 import potkit
 from potkit.cli import main as cli
@@ -215,6 +215,29 @@ def test_a_network_that_reads_charges_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@TORCH_SIM
+@pytest.mark.parametrize("name", ["denoise-schnet", "denoise-egnn", "masked-egnn"])
+def test_published_networks_that_go_by_formal_charges_are_refused(name, tmp_path):
+    model = potkit.build(f"published/{name}", "published", seed=0)
+    if name.startswith("denoise"):
+        with pytest.raises(ConfigError, match="reads formal charges of atoms"):
+            potkit.torch_sim_model(model)
+        with pytest.raises(ConfigError, match="reads formal charges of atoms"):
+            potkit.export(model, tmp_path / "out", "torch-sim")
+        assert not list(tmp_path.iterdir())
+        return
+    import torch_sim
+
+    wrapped = potkit.torch_sim_model(model)
+    assert not wrapped.compute_stress
+    with pytest.raises(NotImplementedError, match="has no stress"):
+        wrapped.compute_stress = True
+    boxes = water(2).to_ase()
+    found = wrapped(torch_sim.io.atoms_to_state(boxes, torch.device("cpu"), torch.float64))
+    for energy, atoms in zip(found["energy"].tolist(), boxes, strict=True):
+        assert energy == pytest.approx(own(model, atoms)["energy"], abs=1e-9)
+
+
 @pytest.mark.parametrize(("extra", "format"), [("metatomic", "metatomic"), ("torch-sim", None)])
 def test_a_missing_package_is_named_with_its_extra(extra, format, tmp_path, monkeypatch):
     monkeypatch.setitem(exports.NEEDED, extra, ("no_such_package_here",))
@@ -234,8 +257,9 @@ def test_only_pretrained_weights_are_refused(tmp_path):
         potkit.TrainConfig(steps=1, batch_size=2, progress=False),
         out=tmp_path / "run",
     )
-    with pytest.raises(CheckpointError, match="was only pretrained"):
-        potkit.export(run.checkpoint, tmp_path / "out.safetensors", "torch-sim")
+    for source in (run.checkpoint, run, run.model, checkpoints.load(run.checkpoint)):
+        with pytest.raises(CheckpointError, match="was only pretrained"):
+            potkit.export(source, tmp_path / "out.safetensors", "torch-sim")
 
 
 def test_from_a_shell(tmp_path, capsys):

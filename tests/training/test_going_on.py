@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from tiny import egnn, equal, molecules, weights
+from tiny import egnn, equal, molecules, one_line, weights
 
 import potkit
 from potkit.errors import ConfigError
 from potkit.structures import progress
-from potkit.training import checkpoints, loop
+from potkit.training import checkpoints, loop, run_folder
 
 CONFIG = potkit.TrainConfig(
     steps=6, batch_size=4, lr=1e-3, warmup=0.0, flat=0.0, log_every=1, device="cpu"
@@ -72,6 +73,69 @@ def test_only_a_finished_run_of_the_same_settings_is_extended(tmp_path):
     train(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"another run \(different config.lr\)"):
         train(tmp_path / "run", 4, CONFIG.replace(lr=2e-3))
+
+
+def test_an_extension_that_ends_before_its_first_step_is_taken_up(tmp_path, monkeypatch):
+    """Whatever ended it: the folder is known as that run's."""
+    train(tmp_path / "run")
+    with monkeypatch.context() as patch:
+
+        def ended(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(loop, "_train", ended)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", 4)
+    assert train(tmp_path / "run", 4).summary["steps"] == 10
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "best.safetensors"])
+def test_an_extension_that_ends_while_it_copies_is_taken_up(tmp_path, monkeypatch, name):
+    config = CONFIG.replace(checkpoint_every=1)
+    train(tmp_path / "a" / "run", config=config)
+    whole = train(tmp_path / "a" / "run", 4, config)
+    train(tmp_path / "b" / "run", config=config)
+    copyfile = run_folder.shutil.copyfile
+
+    def ended(source, target):
+        copyfile(source, target)
+        if source.name == name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.shutil, "copyfile", ended)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "b" / "run", 4, config)
+    again = train(tmp_path / "b" / "run", 4, config)
+    assert equal(weights(again.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "last.safetensors"])
+def test_a_finished_run_without_its_last_state_is_not_extended(tmp_path, name):
+    train(tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'run' / name}: not there")) as e:
+        train(tmp_path / "run", 4)
+    one_line(e.value)
+    assert not (tmp_path / "run-plus4").exists()
+
+
+def test_an_extension_that_is_there_does_without_what_it_began_with(tmp_path):
+    train(tmp_path / "run")
+    more = train(tmp_path / "run", 4)
+    (tmp_path / "run" / "last.safetensors").unlink()
+    assert train(tmp_path / "run", 4).summary == more.summary
+
+
+def test_a_run_in_the_working_directory_is_extended_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    train(".")
+    assert train(".", 4).path == tmp_path / "run-plus4"
+    (tmp_path / "run" / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "run" / "inner")
+    assert loop.extended_folder("..", 4) == tmp_path / "run-plus4"
+    assert loop.extended_folder("runs/a", 4).as_posix() == "runs/a-plus4"
 
 
 def test_weights_of_the_extension_start_at_the_last_ones(tmp_path):

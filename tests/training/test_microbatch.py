@@ -44,6 +44,19 @@ OBJECTIVES = [
 OBJECTIVES += [(other, molecules(7)) for other in unlisted(*(o for o, _ in OBJECTIVES))]
 
 
+def test_a_set_too_large_for_the_device_is_one_line(tmp_path, monkeypatch):
+    def full(structures, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.")
+
+    monkeypatch.setattr(potkit.Structures, "to", full)
+    with pytest.raises(TrainingError, match="9 training structures do not fit") as caught:
+        loop.fit(egnn(), molecules(9), potkit.Denoise(sigma=0.1), settings(), tmp_path / "run")
+    assert "set resident: false" in one_line(caught.value)
+    # and that is what helps
+    apart = settings(resident=False)
+    loop.fit(egnn(), molecules(9), potkit.Denoise(sigma=0.1), apart, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "objective, structures", OBJECTIVES, ids=lambda x: getattr(x, "name", None)
 )

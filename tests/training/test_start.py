@@ -4,17 +4,19 @@ energies of another level of theory are named.
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from tiny import egnn, molecules
+from tiny import egnn, equal, molecules, weights
 
 import potkit
 from potkit import TrainConfig
 from potkit.datasets.references import ReferenceEnergies
-from potkit.training import evaluation, loop
+from potkit.errors import ConfigError
+from potkit.training import evaluation, loop, start
 from potkit.training.normalization import normalization
 
 SETTINGS = TrainConfig(steps=6, batch_size=4, lr=3e-3, progress=False, device="cpu")
@@ -136,6 +138,97 @@ def test_heads_carry_their_unit_also_where_only_forces_are_learned(tmp_path):
         out=tmp_path / "new",
     )
     assert float(new.scale) == float(model.scale) != 1.0
+
+
+@pytest.fixture
+def other_threads(monkeypatch):
+    """Call it, and the network rounds as with another number of threads, of matrices that are large
+    enough to be shared.
+    """
+    energies = start._energies
+    return lambda: monkeypatch.setattr(
+        start, "_energies", lambda *given: energies(*given) * (1 + 1e-7)
+    )
+
+
+def tune(source, out, config=SETTINGS, train=DATA[:24], **more):
+    return loop.finetune(egnn(1), train, None, config, source, out, parts=ALL, **more)
+
+
+def test_a_finished_run_with_carried_heads_is_found_with_other_threads(
+    cheap, tmp_path, other_threads
+):
+    """Its references are fitted to what the network says, so the last digits of its first weights
+    follow from how that was rounded.
+    """
+    first = tune(cheap, tmp_path / "run")
+    other_threads()
+    again = tune(cheap, tmp_path / "run")
+    assert again.summary == first.summary
+    assert equal(weights(again.model), weights(first.model))
+    # and the two are not equal, or this would test nothing
+    apart = tune(cheap, tmp_path / "apart")
+    assert apart.summary["hash"] != first.summary["hash"]
+    # further steps belong to the run as it was made
+    more = tune(cheap, tmp_path / "run", extend=2)
+    said = json.loads((more.path / "run.json").read_text())["identity"]["notes"]["extends"]
+    assert said == {"hash": first.summary["hash"]}
+
+
+def test_a_stopped_run_with_carried_heads_goes_on_with_other_threads(
+    cheap, tmp_path, other_threads, monkeypatch
+):
+    config = SETTINGS.replace(checkpoint_every=1)
+    whole = tune(cheap, tmp_path / "whole", config)
+    take_step = loop.take_step
+
+    def stopped(training, state):
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return take_step(training, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tune(cheap, tmp_path / "cut", config)
+    other_threads()
+    cut = tune(cheap, tmp_path / "cut", config)
+    assert equal(weights(cut.model), weights(whole.model))
+    assert cut.summary["hash"] == whole.summary["hash"]
+
+
+def test_another_start_is_another_run_whatever_is_rounded(cheap, tmp_path, other_threads):
+    tune(cheap, tmp_path / "run")
+    other_threads()
+    longer = SETTINGS.replace(steps=7)
+    other = loop.pretrain(egnn(), DATA[:24], potkit.Supervised(), longer, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"another run \(different weights\)"):
+        tune(other, tmp_path / "run")
+    with pytest.raises(ConfigError, match="another run"):
+        tune(cheap, tmp_path / "run", train=DATA[:20])
+
+
+def test_a_run_that_was_stored_before_is_found_by_its_whole_weights(cheap, tmp_path, other_threads):
+    """Nothing but the identity is known of it."""
+    first = tune(cheap, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    stored = json.loads(path.read_text())
+    del stored["exact_weights"]
+    path.write_text(json.dumps(stored))
+    assert tune(cheap, tmp_path / "run").summary == first.summary
+    other_threads()
+    with pytest.raises(ConfigError, match=r"another run \(different weights\)"):
+        tune(cheap, tmp_path / "run")
+
+
+def test_references_that_are_given_are_part_of_a_run(cheap, tmp_path):
+    """To the last digit: nothing was fitted."""
+    atoms = {1: -13.6, 6: -1029.0, 7: -1484.0, 8: -2041.0}
+    given = ReferenceEnergies(atoms, "isolated atoms")
+    tune(cheap, tmp_path / "run", references=given)
+    other = ReferenceEnergies(atoms | {1: -13.600000001}, "isolated atoms")
+    with pytest.raises(ConfigError, match=r"another run \(different weights\)"):
+        tune(cheap, tmp_path / "run", references=other)
 
 
 def test_stress_alone_has_a_unit_of_one():

@@ -145,5 +145,5 @@ def _read_group(
                     f"{where}: forces have shape {forces.shape}, coordinates {pos.shape}"
                 )
             require_finite(forces, "forces", where)
-            forces = forces.astype(np.float64) * units.factor(forces_unit)
+            forces = forces.astype(np.float64) * units.factor(forces_unit, "forces")
         packer.add(z, pos, system, energy, forces)

@@ -4,6 +4,7 @@ under other names. eV and Å.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -32,6 +33,7 @@ NAME = "ase-db"
 DESCRIPTION = "ASE database (SQLite or JSON): Å, eV, eV/Å"
 STRESS_KEYS = ("stress",)
 VIRIAL_KEYS = ("virial",)
+_FIRST_ROW = re.compile(rb'\s*\{\s*"\d+"\s*:')  # of a JSON database: its id
 
 
 def sniff(path: Path) -> bool:
@@ -53,7 +55,14 @@ def sniff(path: Path) -> bool:
         except (sqlite3.Error, UnicodeDecodeError):  # sqlite quotes what is no text
             return True  # it is a database, only damaged: let the reader say so
         return {b"systems", b"keys"} <= tables
-    return head.lstrip().startswith(b'{"1"') and b'"positions"' in head
+    # the first row may have been deleted; in a large one the positions stand far behind
+    return _FIRST_ROW.match(head) is not None and (b'"ctime"' in head or b'"positions"' in head)
+
+
+def _kind(path: Path) -> str:
+    """What ASE calls the kind of database: "json" or "db"."""
+    with open(path, "rb") as file:
+        return "json" if file.read(4096).lstrip().startswith(b"{") else "db"
 
 
 PAGE = 1000  # rows fetched at once: ASE would bring a whole database into memory
@@ -68,8 +77,7 @@ def rows(path: Path):
 
     last = 0
     try:
-        with open(path, "rb") as file:
-            kind = "json" if file.read(1) == b"{" else "db"
+        kind = _kind(path)
         with connect(path, type=kind, use_lock_file=False) as base:
             while True:
                 if kind == "json":
@@ -121,8 +129,7 @@ def add_row(
     z = checked_numbers(row.numbers, where)
     data, pairs = _contents(row, where)
 
-    own = {key: row.get(key) for key in ("energy", "forces") if row.get(key) is not None}
-    there = own | dict(data) | dict(pairs)
+    there = _own(row) | dict(data) | dict(pairs)
     chosen = label_names.choose(there, there, where, *keys)
     packer.labels.add(chosen)
     energy = there.get(chosen.energy)
@@ -179,6 +186,11 @@ def add_row(
     )
 
 
+def _own(row: Any) -> dict[str, Any]:
+    """Energy and forces of a row, as ASE itself stores them, as far as it has them."""
+    return {key: row.get(key) for key in ("energy", "forces") if row.get(key) is not None}
+
+
 def _contents(row: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The data and the key-value pairs of a row, which ASE decodes here. Raises DataError."""
     try:
@@ -193,9 +205,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     from ase.db import connect
 
     try:
-        with open(path, "rb") as file:
-            kind = "json" if file.read(1) == b"{" else "db"
-        return dict(connect(path, type=kind, use_lock_file=False).metadata or {})
+        return dict(connect(path, type=_kind(path), use_lock_file=False).metadata or {})
     except Exception:  # `rows` says what is wrong with the file
         return {}
 
@@ -228,7 +238,7 @@ def read(
         where = f"{path}: row {row.id}"
         if not factors or named:
             data, pairs = _contents(row, where)
-            there = {*pairs, *data, "energy", "forces"}
+            there = {*pairs, *data, *_own(row)}
             there &= set(named) if named else there
             names = label_names.choose(there, there, where, energy_key, forces_key)
             units_of = (

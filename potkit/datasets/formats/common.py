@@ -134,11 +134,13 @@ def chosen_units(
     energy: str = "eV",
 ) -> Units:
     """The units of a file: those that were given, else ``length`` and ``energy``. Forces are energy
-    over length unless ``forces_unit`` says otherwise. Raises DataError for an unknown unit.
+    over length unless ``forces_unit`` says otherwise. Raises DataError for an unknown unit, and for
+    a unit of another kind than asked for.
     """
-    factors = units.factor(length_unit or length), units.factor(energy_unit or energy)
-    forces = units.factor(forces_unit) if forces_unit else factors[1] / factors[0]
-    return Units(*factors, forces)
+    of_length = units.factor(length_unit or length, "length")
+    of_energy = units.factor(energy_unit or energy, "energy")
+    of_forces = units.factor(forces_unit, "forces") if forces_unit else of_energy / of_length
+    return Units(of_length, of_energy, of_forces)
 
 
 def unit_of_totals(structures: Structures) -> str | None:

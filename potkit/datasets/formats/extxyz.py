@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -101,15 +102,27 @@ def _plain(line: bytes) -> str:
 
 
 def first_lines(path: Path, count: int = 3) -> list[str]:
-    """The first lines of a file, [] if it is not a text file."""
+    """The first lines of a file, without a byte order mark and blank lines before them; [] if it is
+    not a text file.
+    """
     if not path.is_file():
         return []
     with open(path, "rb") as file:
-        lines = [line for line in (file.readline(1 << 20) for _ in range(count)) if line]
+        every = (_unmarked(line) for line in iter(lambda: file.readline(1 << 20), b""))
+        lines = list(islice(dropwhile(_is_blank, every), count))
     try:
         return [] if any(b"\0" in line for line in lines) else [line.decode() for line in lines]
     except UnicodeDecodeError:
         return []
+
+
+def _unmarked(line: bytes) -> bytes:
+    """``line`` without the byte order mark that editors put at the start of a text."""
+    return line.removeprefix(BOM_UTF8)
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line.strip()
 
 
 def parse_comment(comment: str) -> dict[str, str]:
@@ -119,14 +132,15 @@ def parse_comment(comment: str) -> dict[str, str]:
 
 def frames(file: BinaryIO, path: Path) -> Iterator[Frame]:
     """The frames of an open file, one after the other. Raises DataError where the file ends too
-    early or a count is no count. Blank lines between frames are skipped.
+    early or a count is no count. Blank lines before and between frames are skipped.
     """
     index = 0
     while True:
-        count = file.readline()
-        if not count.strip():
-            if not count:
-                return
+        line = file.readline()
+        if not line:
+            return
+        count = _unmarked(line)
+        if _is_blank(count):
             continue
         if not is_count(count):
             raise DataError(
@@ -344,35 +358,54 @@ def read(
     packer = Packer(dtype)
     names = Names(packer, energy_key, forces_key, required, stress_key)
     factors = chosen_units(length_unit, energy_unit, forces_unit)
-    options = {"names": names, "waters": waters, "guessed": energy_unit is None}
-    block: list[Frame] = []  # frames of one layout that wait
-    size = 0  # bytes of their atom lines, nearly
-    layout = ""
+    options = {"names": names, "waters": waters, "check": sized if energy_unit is None else None}
     with open(path, "rb") as file:
-        for frame in frames(file, path):
-            properties = frame.info.get("Properties") or _plain(frame.lines[0])
-            if block and (properties != layout or size > BLOCK):
-                _pack(block, layout, path, packer, factors, **options)
-                block, size = [], 0
-            layout = properties
-            block.append(frame)
-            size += sum(map(len, frame.lines[:1])) * frame.n
-    if block:
-        _pack(block, layout, path, packer, factors, **options)
+        for layout, block in blocks(frames(file, path), _layout):
+            pack(block, layout, path, packer, factors, **options)
     names.check(path)
     return packer.finish(str(path), name=path.stem, source_format=NAME)
 
 
-def _pack(
+def _layout(frame: Frame) -> str:
+    return frame.info.get("Properties") or _plain(frame.lines[0])
+
+
+def blocks(
+    every: Iterable[Frame], layout_of: Callable[[Frame], str]
+) -> Iterator[tuple[str, list[Frame]]]:
+    """Successive frames of one layout, with it: at most BLOCK bytes of atom lines, nearly."""
+    block: list[Frame] = []
+    size = 0  # bytes of its atom lines, nearly
+    layout = ""
+    for frame in every:
+        this = layout_of(frame)
+        if block and (this != layout or size > BLOCK):
+            yield layout, block
+            block, size = [], 0
+        layout = this
+        block.append(frame)
+        size += sum(map(len, frame.lines[:1])) * frame.n
+    if block:
+        yield layout, block
+
+
+def pack(
     block: list[Frame],
     properties: str,
     path: Path,
     packer: Packer,
     factors: Units,
     names: Names,
-    waters: bool,
-    guessed: bool,
+    waters: bool = False,
+    check: Callable[[np.ndarray, float, str, str], Any] | None = None,
+    label: str | None = None,
 ) -> None:
+    """Append the frames of ``block``, all of the layout ``properties``, to ``packer``.
+
+    ``check(z, energy in eV, where, key)`` raises DataError where the energy is not of the unit that
+    was assumed. ``label``: of the systems, for a file of one molecule (default: as `read` names
+    them). Raises DataError as `read` does.
+    """
     where = f"{path}: frame {block[0].index}"
     layout = columns(properties, where)
     there = len(block[0].lines[0].split())
@@ -418,16 +451,20 @@ def _pack(
         energy = None
         if chosen.energy is not None:
             energy = number(frame.info, chosen.energy, where) * factors.energy
-            energy = sized(z, energy, where, chosen.energy) if guessed else energy
+            if check is not None:
+                check(z, energy, where, chosen.energy)
         if frame.n == 1 and is_isolated_atom(frame.info):
             packer.isolated.append(packer.n_structures)
-        system = _first(said, SYSTEM_KEYS)
+        named = _first(said, SYSTEM_KEYS)
         charge = _first(said, CHARGE_KEYS)
         molecule = water_molecules(z, pos, cell, pbc) if waters else None
+        system = said[named] if named else system_name(z)
+        if label is not None:
+            system = (label, system_name(z))
         packer.add(
             z,
             pos[None],
-            packer.system(said[system] if system else system_name(z)),
+            packer.system(system, label),
             energy,
             forces,
             cell,

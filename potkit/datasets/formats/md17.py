@@ -4,8 +4,9 @@ names) and as .xyz (two header styles).
 sGDML's .npz: R [n,a,3], E [n] or [n,1], F [n,a,3], z [a] (S. Chmiela et al., 10.1126/sciadv.1603015
 and 10.1126/sciadv.adf0873); the revised set: coords, energies, forces, nuclear_charges
 (10.1088/2632-2153/abba6f). sGDML's .xyz: the comment line is the energy alone, or says Energy=…;
-the atom lines are element x y z fx fy fz. An .npz that names its units (r_unit, e_unit) is
-believed.
+the atom lines are element x y z fx fy fz. A comment of key=value pairs is that of extended XYZ,
+Lattice, charge and the order of the columns (Properties=…) included. An .npz that names its units
+(r_unit, e_unit) is believed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ NAME = "md17"
 DESCRIPTION = "MD17, rMD17, MD22 (.npz or sGDML .xyz, or a folder of them): Å, kcal/mol, kcal/mol/Å"
 FRAMES = 5_000  # read at once
 NAMED = ("r_unit", "e_unit")
+COLUMNS = "species:S:1:pos:R:3:forces:R:3"  # of an .xyz that does not say which it has
 SPELLINGS = (
     {"pos": "R", "energy": "E", "forces": "F", "z": "z"},
     {"pos": "coords", "energy": "energies", "forces": "forces", "z": "nuclear_charges"},
@@ -48,7 +50,8 @@ SPELLINGS = (
 
 def sniff(path: Path) -> bool:
     """Whether it is an .npz with one of the two sets of names, or an .xyz whose energy is the size
-    of kcal/mol; or a folder of them.
+    of kcal/mol; or a folder of them. A number alone in the comment may be anything, such as a step
+    of a simulation: it is an energy where it has the size of one, in whatever unit.
     """
     if path.is_dir():
         files = data_files(path)
@@ -57,19 +60,20 @@ def sniff(path: Path) -> bool:
     if names:
         return any({s["pos"], s["z"]} <= names for s in SPELLINGS)
     head = extxyz.first_lines(path, 3)
-    if len(head) < 3 or not extxyz.is_count(head[0]):
+    if len(head) < 3 or not extxyz.is_count(head[0]) or len(head[2].split()) != 7:
         return False
-    if _bare_energy(head[1]) is not None:
-        return len(head[2].split()) == 7
-    info = extxyz.parse_comment(head[1])
-    if "Energy" not in info or len(head[2].split()) != 7:
-        return False
-    try:  # eV files spell it this way too: only the size of the number tells
+    bare = _bare_energy(head[1])
+    if bare is not None and not np.isfinite(bare):
+        return True  # which the reader refuses
+    try:  # files of other units look the same: only the size of the number tells
+        energy = float(extxyz.parse_comment(head[1])["Energy"]) if bare is None else bare
         lines = extxyz.first_lines(path, int(head[0]) + 2)[2:]
         z = numbers_of([line.split()[0] for line in lines], str(path))
-        return energy_unit_from_size(z, float(info["Energy"])) == "kcal/mol"
-    except (DataError, ValueError, IndexError):
+        unit = energy_unit_from_size(z, energy)
+    except (DataError, ValueError, LookupError):
         return False
+    # the reader says which unit a bare energy has; eV files spell Energy=… as well
+    return unit == "kcal/mol" if bare is None else unit is not None
 
 
 def read(
@@ -86,18 +90,23 @@ def read(
     Units that are given go before those the file names; one energy unit serves the forces, too.
     A ``lattice`` of an .npz holds the cell vectors as columns, as sGDML writes it.
 
-    Raises DataError naming file and frame for what does not fit, among it energies that are the
-    size of Hartree.
+    The energies of an .npz that names no unit are doubted where they have the size of no total
+    energy. Raises DataError naming file and frame for what does not fit, among it energies that are
+    the size of Hartree.
     """
     packer = Packer(dtype)
+    doubts: list[str] = []
     given = {"r_unit": length_unit, "e_unit": energy_unit, "f_unit": forces_unit}
     for file in _files(path) if path.is_dir() else [path]:
         if npz_names(file) or file.suffix == ".npz":
-            _read_npz(file, packer, old, system, given)
+            doubts += _read_npz(file, packer, old, system, given)
         else:
             factors = chosen_units(length_unit, energy_unit, forces_unit, energy="kcal/mol")
             _read_xyz(file, packer, system, factors, energy_unit is not None)
-    return packer.finish(str(path), name=path.stem, source_format=NAME)
+    out = packer.finish(str(path), name=path.stem, source_format=NAME)
+    if doubts:
+        out.info["doubts"] = doubts
+    return out
 
 
 def _files(folder: Path) -> list[Path]:
@@ -112,14 +121,13 @@ def _label(path: Path, arrays: dict[str, np.ndarray]) -> str:
     return name.removeprefix("rmd17_").removeprefix("md17_").removeprefix("md22_")
 
 
-def _check_size(z: np.ndarray, energy: float, where: str) -> None:
-    """Raise DataError where ``energy`` of atoms ``z``, taken for kcal/mol, is the size of a total
-    energy in another unit, and not in this one.
+def _check_size(z: np.ndarray, energy: float, where: str) -> bool:
+    """Whether ``energy`` of atoms ``z``, taken for kcal/mol, is the size of a total energy. Raises
+    DataError where it is that in another unit.
     """
-    size = energy_unit_from_size(z, energy * units.KCAL_MOL)
     like = energy_unit_from_size(z, energy)
-    if size == "ev" or like not in ("ev", "hartree", "kj/mol"):
-        return
+    if like is None or like == "kcal/mol":
+        return like is not None
     spelled = {"ev": "eV", "hartree": "Hartree", "kj/mol": "kJ/mol"}[like]
     hint = "; format='qm22' reads Hartree with gradients" if like == "hartree" else ""
     raise DataError(
@@ -134,22 +142,30 @@ def _npz_units(
     arrays: dict[str, np.ndarray],
     given: dict[str, str | None],
     energy: float | None,
-) -> Units:
-    """Of one file: what was given, else what it names, else Å and kcal/mol. ``energy``: the first
-    one, as it stands in the file.
+) -> tuple[Units, list[str]]:
+    """Of one file: what was given, else what it names, else Å and kcal/mol; and what speaks against
+    kcal/mol. ``energy``: the first one, as it stands in the file.
     """
     named = {key: text_of(arrays[key]) for key in NAMED if key in arrays}
     energy_unit = given["e_unit"] or named.get("e_unit")
-    if energy_unit is None and energy is not None:
-        _check_size(z, energy, f"{path}: names no unit, and energy")
-    return chosen_units(
+    doubts = []
+    guessed = energy_unit is None and energy is not None
+    if guessed and not _check_size(z, energy, f"{path}: names no unit, and energy"):
+        doubts.append(
+            f"{path.name} names no unit: taken for kcal/mol, its energies ({energy:.10g}) are not "
+            "the size of total energies: is energy_unit=eV (--energy-unit eV) meant? "
+            "energy_unit=kcal/mol says that they are right"
+        )
+    factors = chosen_units(
         given["r_unit"] or named.get("r_unit"), energy_unit, given["f_unit"], energy="kcal/mol"
     )
+    return factors, doubts
 
 
 def _read_npz(
     path: Path, packer: Packer, old: bool, label: str | None, given: dict[str, str | None]
-) -> None:
+) -> list[str]:
+    """Append the frames of one file to ``packer``; what speaks against its units is returned."""
     names = npz_names(path)
     spelling = next((s for s in SPELLINGS if s["pos"] in names), None)
     if not names:
@@ -198,7 +214,7 @@ def _read_npz(
                 f"{where}: {keys['forces']} has shape {forces.shape}, {keys['pos']} {pos.shape}"
             )
         first = None if energy is None else float(energy.reshape(-1)[0])
-        factors = _npz_units(path, z, arrays, given, first)
+        factors, doubts = _npz_units(path, z, arrays, given, first)
         if energy is not None:
             energy = energy.reshape(-1).astype(np.float64) * factors.energy
             require_finite(energy, keys["energy"], where, "frame")
@@ -230,6 +246,7 @@ def _read_npz(
                 cell,
                 cell is not None,
             )
+    return doubts
 
 
 def _bare_energy(comment: str) -> float | None:
@@ -241,22 +258,39 @@ def _bare_energy(comment: str) -> float | None:
 
 def _read_xyz(path: Path, packer: Packer, label: str | None, factors: Units, given: bool) -> None:
     label = label or _label(path, {})
-    block: list[extxyz.Frame] = []
-    size = 0
+    names = extxyz.Names(packer, None, None)
+
+    def layout_of(frame: extxyz.Frame) -> str:
+        return frame.info.get("Properties", "")
+
+    def check(z: np.ndarray, energy: float, where: str, key: str) -> None:
+        _check_size(z, energy / units.KCAL_MOL, f"{where}: {key}")
+
     with open(path, "rb") as file:
-        for frame in extxyz.frames(file, path):
-            block.append(frame)
-            size += len(frame.lines[0]) * frame.n
-            if size > extxyz.BLOCK:
-                _pack_xyz(block, path, packer, label, factors, given)
-                block, size = [], 0
-    if block:
-        _pack_xyz(block, path, packer, label, factors, given)
+        described = map(_described, extxyz.frames(file, path))
+        for layout, block in extxyz.blocks(described, layout_of):
+            if layout:
+                options = {"check": None if given else check, "label": label}
+                extxyz.pack(block, layout, path, packer, factors, names, **options)
+            else:
+                _pack_bare(block, path, packer, label, factors, given)
 
 
-def _pack_xyz(
+def _described(frame: extxyz.Frame) -> extxyz.Frame:
+    """``frame``; where its comment says Energy= and no Properties, as extended XYZ says it."""
+    info = frame.info
+    energies = info.keys() & {"Energy", "energy"}
+    if "Properties" in info or not energies:
+        return frame
+    # a word in the free text of a comment says nothing
+    pairs = {k: v for k, v in info.items() if v != "T" or k in energies}
+    return frame._replace(info=pairs | {"Properties": COLUMNS})
+
+
+def _pack_bare(
     block: list[extxyz.Frame], path: Path, packer: Packer, label: str, factors: Units, given: bool
 ) -> None:
+    """Append frames whose comment is the energy alone."""
     names, numbers = extxyz.parse_lines(block, 0, range(1, 7), 7, path)
     stop = 0
     for frame in block:
@@ -264,13 +298,9 @@ def _pack_xyz(
         rows = slice(stop, stop + frame.n)
         stop = rows.stop
         bare = next(iter(frame.info)) if len(frame.info) == 1 else ""
-        key = next((k for k in ("Energy", "energy") if k in frame.info), None)
-        if key is not None:
-            energy = extxyz.number(frame.info, key, where)
-        elif _bare_energy(bare) is not None:
-            energy = extxyz.number({"energy": bare}, "energy", where)
-        else:
+        if _bare_energy(bare) is None:
             raise DataError(f"{where}: the comment line is neither an energy nor holds Energy=")
+        energy = extxyz.number({"energy": bare}, "energy", where)
         z = numbers_of(names[rows], where)
         if not given:
             _check_size(z, energy, f"{where}: energy")

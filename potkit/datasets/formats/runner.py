@@ -69,7 +69,7 @@ def read(
     packer = Packer(dtype)
     factors = chosen_units(length_unit, energy_unit, forces_unit, "bohr", "hartree")
     block: dict[str, Any] | None = None
-    with open(path) as file:
+    with open(path, encoding="utf-8-sig") as file:  # a byte order mark is no part of the text
         for number, line in enumerate(file, start=1):
             words = line.split()
             if not words or words[0][0] == "#":
@@ -109,7 +109,7 @@ def read(
         raise DataError(
             f"{path}: the file ends inside the block that began at line {block['line']}"
         )
-    name = path.parent.name if path.name == "input.data" else path.stem
+    name = path.resolve().parent.name if path.name == "input.data" else path.stem
     out = packer.finish(str(path), name=name, source_format=NAME)
     if doubts := _doubts(out, length_unit is None, energy_unit is None):
         out.info["doubts"] = doubts

@@ -115,7 +115,7 @@ def read(
                         f"{where} has no {needed!r} (it has: {', '.join(group) or 'nothing'})"
                     )
             z = checked_numbers(load_hdf5(get("atomic_numbers"), path), where)
-            pos = _converted(get("conformations"), "bohr", path)
+            pos = _converted(get("conformations"), "length", "bohr", path)
             if pos.ndim and not len(pos):
                 packer.notes.append(
                     f"group {group.name} skipped: conformations have shape {pos.shape}"
@@ -128,7 +128,7 @@ def read(
                 )
             value = None
             if not unlabelled:
-                value = _converted(get(ENERGIES[energy]), "hartree", path)
+                value = _converted(get(ENERGIES[energy]), "energy", "hartree", path)
                 require_finite(value, ENERGIES[energy], where)
             if value is not None and value.shape != (len(pos),):
                 raise DataError(
@@ -137,7 +137,7 @@ def read(
                 )
             forces = None
             if get("dft_total_gradient") is not None:
-                forces = -_converted(get("dft_total_gradient"), "hartree/bohr", path)
+                forces = -_converted(get("dft_total_gradient"), "forces", "hartree/bohr", path)
                 if forces.shape != pos.shape:
                     raise DataError(
                         f"{where}: dft_total_gradient has shape {forces.shape}, conformations "
@@ -274,9 +274,9 @@ def _fields(group: h5py.Group):
     return get
 
 
-def _converted(data: h5py.Dataset, default: str, path: Path) -> np.ndarray:
+def _converted(data: h5py.Dataset, kind: str, default: str, path: Path) -> np.ndarray:
     unit = text_of(data.attrs.get("units", default))
-    return load_hdf5(data, path).astype(np.float64) * units.factor(unit)
+    return load_hdf5(data, path).astype(np.float64) * units.factor(unit, kind)
 
 
 def _text(data: h5py.Dataset, path: Path) -> str:

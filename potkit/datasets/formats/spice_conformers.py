@@ -90,7 +90,8 @@ def read(
                 continue
             data = dataset(group, "conformations", path)
             unit = text_of(data.attrs.get("units", "nanometers"))
-            pos = load_hdf5(data, path).astype(np.float64) * units.factor(LENGTHS.get(unit, unit))
+            length = units.factor(LENGTHS.get(unit, unit), "length")
+            pos = load_hdf5(data, path).astype(np.float64) * length
             if pos.ndim != 3 or pos.shape[1:] != (len(z), 3):
                 raise DataError(
                     f"{where}: conformations have shape {pos.shape}, {len(z)} atoms of smiles ask "

@@ -9,6 +9,7 @@ system, so that "by seed" is a split by system.
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ...errors import DataError
 from ...structures.array_files import read_npz
 from ...structures.geometry import minimum_image
 from ...structures.store import Structures
-from .common import npz_names, require_finite
+from .common import NpyRows, npz_names, require_finite
 from .packer import Packer
 
 NAME = "tip3p-npz"
@@ -27,6 +28,7 @@ DESCRIPTION = (
     "folder of data_SEED_FRAME.npz (pos Å, energy kJ/mol, forces kJ/mol/nm), three-site water"
 )
 PATTERN = re.compile(r"data_(\d+)_(\d+)\.npz$")
+KEYS = {"pos", "energy", "forces"}
 
 
 def _frames(path: Path) -> list[tuple[int, int, Path]]:
@@ -36,9 +38,23 @@ def _frames(path: Path) -> list[tuple[int, int, Path]]:
 
 
 def sniff(path: Path) -> bool:
-    """Whether the first frame holds pos, energy and forces."""
-    frames = _frames(path) if path.is_dir() else [(0, 0, path)]
-    return bool(frames) and {"pos", "energy", "forces"} <= npz_names(frames[0][2])
+    """Whether the first frame holds pos, energy and forces; a file of another name than data_SEED_
+    FRAME.npz must hold nothing else, and the places of one frame: the keys alone are anybody's.
+    """
+    frames = _frames(path)
+    names = npz_names(frames[0][2] if frames else path)
+    if frames or path.is_dir():
+        return names >= KEYS
+    return names == KEYS and _is_one_frame(path)
+
+
+def _is_one_frame(path: Path) -> bool:
+    """Whether pos is [a, 3], by the header of the array."""
+    try:
+        with closing(NpyRows(path, "pos")) as pos:
+            return len(pos.shape) == 2
+    except DataError:
+        return True  # what is wrong with it, the reader says
 
 
 def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
@@ -51,7 +67,7 @@ def read(path: Path, dtype: Any = np.float32, box: float = 20.0) -> Structures:
     size = None
     for seed, _, file in frames:
         names = npz_names(file)
-        missing = {"pos", "energy", "forces"} - names
+        missing = KEYS - names
         if missing:
             raise DataError(
                 f"{file}: has no {sorted(missing)[0]!r} (it has: {', '.join(sorted(names))})"

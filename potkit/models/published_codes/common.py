@@ -252,6 +252,19 @@ class Published(Potential):
         self.outputs = tuple(outputs)
         self.register_buffer("type_table", type_table(), persistent=False)
 
+    @property
+    def has_stress(self) -> bool:
+        """As `Potential.has_stress`; a code that knows rectangular boxes only has none."""
+        return super().has_stress and not self.backbone.boxes
+
+    @property
+    def needs_formal_charges(self) -> bool:
+        """Whether its code was made for data with ions, as the denoise paper's was (SPICE).
+
+        All go by `ATOM_TYPES`, but in the masked paper's data, water and rMD17, no atom is charged.
+        """
+        return not self.backbone.boxes
+
     def graph(self, batch: Batch, pos: Tensor, strain: Tensor | None = None) -> CodeGraph:
         """The `CodeGraph` of ``batch`` at positions ``pos`` [N, 3] Å.
 
