@@ -165,6 +165,9 @@ def test_an_arm_may_take_over_its_energy_head(structures, tmp_path):
         ({"objectives": {"scratch": potkit.Denoise(0.1)}}, "scratch"),
         ({"seeds": []}, "seeds"),
         ({"parts": {"typo": ["backbone"]}}, "typo"),
+        ({"model": {"name": "egnn", "seed": 3}}, "model has a seed"),
+        ({"finetune_config": potkit.TrainConfig(devices=2)}, r"finetune\.devices is 2.* by jobs"),
+        ({"pretrain_config": potkit.TrainConfig(nodes=3)}, r"pretrain\.nodes is 3.* by jobs"),
     ],
 )
 def test_impossible_grids_are_refused_in_one_line(structures, tmp_path, change, word):

@@ -298,6 +298,29 @@ def test_words_can_be_searched(tmp_path):
     assert tasks.in_words(choice) == "schedule cosine, lr 0.003, steps 40, clip None"
 
 
+def test_no_clipping_can_be_searched_beside_numbers(tmp_path):
+    """None is neither larger nor smaller than a number, so there is no edge and nothing beyond."""
+    changes = dict(longer=None, objectives={}, pretrain_on=None, seeds=[0], variants={})
+    values = {"clip": [None, 10.0], "lr": [1e-3, 2e-3, 4e-3]}
+    made = grid(tmp_path, **changes, search=values, tuning_seeds=[7])
+    # the best rate lies inside
+    tried = {
+        task: {"status": "ok", "best": 1 + (dict(task.choice)["lr"] != 2e-3), "error": ""}
+        for task in search.tries([made])
+    }
+    scores = search.table([made], tried)
+    assert search.further([made], scores) == []
+    chosen = scores[scores["chosen"]].iloc[0]
+    assert dict(chosen["choice"]) == {"clip": None, "lr": 2e-3} and not chosen["at_edge"]
+    assert search.lines(scores) == ["scratch, 10 labels: clip None, lr 0.002"]
+    table = experiment.run(made, progress=False)
+    assert (table["status"] == "ok").all(), table["error"].tolist()
+    # and what is stored says the same
+    tries = report.as_stored(pd.DataFrame(table.attrs["tries"]))
+    again, choices = search.of_tries(tries), pd.DataFrame(table.attrs["choices"])
+    assert again["at_edge"].tolist() == choices["at_edge"].tolist()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

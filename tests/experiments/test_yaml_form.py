@@ -186,6 +186,38 @@ def test_what_does_not_fit_is_one_line(tmp_path, own, changes, words):
     assert words in one_line(caught.value)
 
 
+NOISE = {"objective": "denoise", "sigma": 0.1}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(model=TINY | {"seed": 3}), "model has a seed"),
+        (dict(finetune={"devices": 2}), "finetune.devices is 2"),
+        (dict(pretrain={"nodes": 2}), "pretrain.nodes is 2"),
+        (dict(arms={"a": NOISE | {"parts": None}}), "arm 'a': parts is a list"),
+        (dict(arms={"a": NOISE | {"parts": "backbone"}}), "got 'backbone'"),
+        (dict(arms={"a": NOISE | {"parts": [["backbone"]]}}), "takes over ['backbone']"),
+        (dict(arms={"a": NOISE | {"parts": []}}), "arm 'a': parts is a list"),
+        (dict(arms={"a": {"weights": "egnn-small-denoise", "parts": None}}), "parts is a list"),
+        (dict(arms={"b": NOISE, "a": {"like": "b", "parts": "backbone"}}), "got 'backbone'"),
+        (dict(arms={"b": NOISE, "a": {"like": "b", "parts": None}}), "arm 'a': parts is a list"),
+        (dict(arms={"b": NOISE, "a": {"like": ["scratch"]}}), "is like ['scratch']"),
+        (dict(arms={"b": NOISE, "a": NOISE | {"after": ["b"]}}), "goes on after ['b']"),
+        (dict(arms={"a": NOISE | {"vector": "gradiant"}}), "arm 'a': unknown vector read-out"),
+        (dict(arms={"a": NOISE | {"vector": ["gradient"]}}), "arm 'a': "),
+        (dict(arms={"a": NOISE}, vectors={"a": "gradiant"}), "arm 'a': unknown vector read-out"),
+        (dict(search={"lr": [[1], [2]]}, tuning_seeds=[5]), "search: config: lr"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_mistakes_in_arms_are_one_line_before_any_run(tmp_path, own, changes, words):
+    data = {"data": own}
+    with pytest.raises(ConfigError) as caught:
+        built(tmp_path, train=data, test=data, pretrain_on=data, **changes)
+    assert words in one_line(caught.value)
+
+
 def test_combinations_of_the_grid_that_are_left_out(own):
     values = dict(name="x", model=TINY, longer=None, labels=[10], train={"data": own})
     values |= {"test": {"data": own}}

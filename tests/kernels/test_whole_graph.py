@@ -456,7 +456,8 @@ def test_a_network_altered_by_hand_gets_a_graph_of_its_own(nothing_shared):
     other.cutoff = other.backbone.cutoff = 2.0
     graph = shared_graph(other)
     got = graph(batch, ("energy", "forces"))
-    torch.testing.assert_close(got.energy, other.forward(batch, ("energy", "forces")).energy)
+    own = other.forward(batch, ("energy", "forces"))
+    torch.testing.assert_close(got.energy, own.energy, rtol=1e-5, atol=1e-5)  # sums of float32
     assert graph.compilations >= 1 and not graph.shared
 
 
