@@ -165,8 +165,10 @@ def _read_one(path: Path, format: str | None, dtype: Any, options: dict[str, Any
         return _folder(path, dtype, options)
     if path.suffix.lower() in PACKED and path.stat().st_size:
         return _unpacked(path, dtype, options)
-    guessed = formats.guess(path)
-    if path.stat().st_size == 0 or guessed is not None:
+    # a pipe has no size, and whoever opens it waits: `formats.read` refuses it unopened
+    size = path.stat().st_size
+    guessed = formats.guess(path) if size else None
+    if not size or guessed is not None:
         return _through_own(path, guessed, dtype, options)
     if _is_damaged_runner(path):
         return formats.read(path, "runner", dtype, **options)
