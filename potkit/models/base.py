@@ -180,7 +180,9 @@ class Potential(nn.Module):
         DataError for a network that reads formal charges where the batch has none, and for a
         formal or total charge that it does not know.
         """
-        if not isinstance(batch.charge, FakeTensor):  # a tracer's tensors hold no numbers
+        # a tracer's tensors hold no numbers; on a GPU every step would wait for them, and `fit`,
+        # `predict` and the calculator have checked the whole set
+        if batch.charge.device.type == "cpu" and not isinstance(batch.charge, FakeTensor):
             self.check_charges(batch.charge)
         if batch.edge_index is None or batch.cutoff != self.cutoff:
             batch = neighbors.attach(copy.copy(batch), self.cutoff)

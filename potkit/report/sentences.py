@@ -8,6 +8,7 @@ a page or a notebook's output anew, and `verify` can compare.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -117,9 +118,8 @@ def gains(effects: pd.DataFrame, arm: str = "denoise") -> str:
             if b in of.index
         ]
         said.append(f"{' '.join(map(str, key))} {' / '.join(each)}".strip())
-    return (
-        f"Change of the force error by {arm}, against {' / '.join(baselines)}: {', '.join(said)}."
-    )
+    what = f"Change of the force error by {arm}, against {' / '.join(baselines)}"
+    return textwrap.fill(f"{what}: {', '.join(said)}.", 100, break_on_hyphens=False)
 
 
 def _given_weights(effects: pd.DataFrame) -> str:
